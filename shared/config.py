@@ -1,0 +1,218 @@
+"""What a transformer is, as data.
+
+Families differ in these fields and in nothing else: both engines read them, and neither ever asks for a model's
+name. Translating a Hugging Face ``config.json`` into these classes and back is the work of ``shared/architectures``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from shared.errors import ConfigError
+
+ACTIVATIONS = (
+    "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_10", "quick_gelu", "gelu_accurate", "relu", "relu2",
+    "relu6", "silu", "mish", "sigmoid", "tanh", "leaky_relu", "hardswish", "laplace", "linear",
+)  # fmt: skip
+"""Activations both engines implement, by their Transformers names."""
+
+ACTIVATION_ALIASES = {
+    "swish": "silu",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+    None: "linear",
+}
+
+
+def activation_name(name: str | None) -> str:
+    """The canonical name of a Transformers activation; raises ConfigError for one that no engine implements."""
+    name = ACTIVATION_ALIASES.get(name, name)
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is not supported; choose one of {', '.join(ACTIVATIONS)}")
+    return name
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Token ids to vectors: words + positions + token types, then a norm, dropout and a projection."""
+
+    vocab_size: int
+    size: int  # width of the tables; `projection` widens it to hidden_size
+    max_positions: int  # rows of the position table
+    position_offset: int = 0  # id of the first position (RoBERTa starts after its padding id)
+    positions_skip_padding: bool = False  # padding gets position `padding_id` and is not counted
+    sinusoidal_init: bool = False  # a fresh position table starts as sines and cosines (DistilBERT)
+    type_vocab_size: int = 0  # rows of the token type table; 0: no such table
+    token_types_from_words: bool = False  # token type ids are looked up in the word table (GPT-2)
+    padding_id: int | None = None  # its rows receive no gradient from the lookup, as torch's padding_idx
+    norm: bool = True
+    projection: bool = False
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head dot-product attention."""
+
+    num_heads: int
+    head_dim: int
+    bias: bool = True
+    dropout: float = 0.0  # on the probabilities
+    scale_by_head_dim: bool = True  # scores / sqrt(head_dim)
+    scale_by_layer: bool = False  # scores / (layer index + 1), GPT-2's scale_attn_by_inverse_layer_idx
+    float32_scores: bool = False  # the product of queries and keys in float32, GPT-2's reorder_and_upcast_attn
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """hidden -> size -> hidden, applied at each position."""
+
+    size: int
+    activation: str = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Layer norms: where they stand and their epsilon."""
+
+    epsilon: float = 1e-12
+    position: str = "post"  # "post": after the residual sum (BERT); "pre": before each block (GPT-2)
+    final: bool = False  # one more after the last layer
+
+
+@dataclass(frozen=True)
+class LMHeadConfig:
+    """Hidden states to vocabulary logits."""
+
+    transform: bool = False  # dense + activation + norm before the output (BERT)
+    activation: str = "gelu"
+    bias: bool = False
+    tied: bool = True  # the output is the word table transposed
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """One vector for a sequence: pick a token (or the mean), dropout, dense, activation, dropout."""
+
+    token: str = "first"  # "first", "last", "mean", or "last_non_padding"
+    dense: bool = True
+    activation: str = "tanh"
+    dropout_before: float = 0.0
+    dropout: float = 0.0
+    classifier_bias: bool = True
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A whole model. Immutable and hashable; change it with :meth:`replace`.
+
+    ``extra`` keeps the keys of config.json that change no arithmetic, so that saving writes them back.
+    """
+
+    model_type: str
+    hidden_size: int
+    layer_order: tuple[int, ...]  # which set of layer weights each step applies; (0, 0, 0): one set, thrice (ALBERT)
+    embedding: EmbeddingConfig
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    norm: NormConfig
+    lm_head: LMHeadConfig
+    pooler: PoolingConfig | None  # the base model's `pooler_output`
+    classification: PoolingConfig
+    multiple_choice: PoolingConfig
+    sentence_head: str = "next_sentence"  # what pretraining predicts of a sentence pair; "sentence_order" in ALBERT
+    stack: str = "encoder"  # the name of the stack of layers in the parameter tree
+    causal: bool = False  # a token attends to those before it only
+    hidden_dropout: float = 0.0
+    token_dropout: float = 0.0  # before the token classification layer
+    qa_dropout: float = 0.0
+    initializer_range: float = 0.02
+    scaled_residual_init: bool = False  # residual outputs start at range / sqrt(2 * layers) (GPT-2)
+    labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem_type: str | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False, repr=False)
+
+    def __post_init__(self):
+        if self.attention.num_heads * self.attention.head_dim != self.hidden_size:
+            raise ConfigError(
+                f"hidden size {self.hidden_size} is not a multiple of the number of attention heads "
+                f"{self.attention.num_heads}; change one of them"
+            )
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers an input passes."""
+        return len(self.layer_order)
+
+    @property
+    def num_layer_weights(self) -> int:
+        """How many sets of layer weights there are; fewer than layers where layers share them."""
+        return max(self.layer_order, default=-1) + 1
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id to its name."""
+        return dict(enumerate(self.labels))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class name to its id."""
+        return {label: i for i, label in enumerate(self.labels)}
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence the positions allow, special tokens included."""
+        return self.embedding.max_positions - self.embedding.position_offset
+
+    def replace(self, **changes) -> "TransformerConfig":
+        """A copy with fields changed; ``part__field=value`` reaches into a part: ``attention__dropout=0.0``.
+
+        Raises:
+            ConfigError: for a field that does not exist.
+        """
+        nested: dict[str, dict] = {}
+        for key in [key for key in changes if "__" in key]:
+            part, name = key.split("__", 1)
+            nested.setdefault(part, {})[name] = changes.pop(key)
+        for part, values in nested.items():
+            current = getattr(self, part, None)
+            if not is_dataclass(current):
+                raise ConfigError(f"config has no part {part!r}; parts are {', '.join(_parts(self))}")
+            changes[part] = _replace(current, values)
+        return _replace(self, changes)
+
+    def without_dropout(self) -> "TransformerConfig":
+        """A copy in which every dropout rate is 0."""
+
+        def clear(part):
+            changes = {f.name: 0.0 for f in fields(part) if "dropout" in f.name}
+            changes |= {n: clear(getattr(part, n)) for n in _parts(part)}
+            return replace(part, **changes)
+
+        return clear(self)
+
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def _parts(config) -> list[str]:
+    return [f.name for f in fields(config) if is_dataclass(getattr(config, f.name))]
+
+
+def _replace(config, changes: dict):
+    allowed = {f.name for f in fields(config)}
+    for name in changes:
+        if name not in allowed:
+            raise ConfigError(f"{type(config).__name__} has no field {name!r}; fields are {', '.join(sorted(allowed))}")
+    return replace(config, **changes)
