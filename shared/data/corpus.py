@@ -1,0 +1,77 @@
+"""A corpus of text files: found, split into training and held-out parts, and read."""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shared.errors import InputError
+
+# Tests and data tables are large and unlike the code that people write; `site-packages` is not the library.
+STANDARD_LIBRARY_SKIPS = frozenset(
+    {"__pycache__", "encodings", "ensurepip", "idle_test", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
+)
+
+
+def text_files(root: str | Path, pattern: str = "*.py", skip: frozenset[str] = frozenset()) -> list[Path]:
+    """Returns every file below `root` that matches `pattern`, sorted by path.
+
+    Args:
+        root: the folder to search, with all its subfolders.
+        pattern: a glob for the file's name.
+        skip: names of folders that are left out, wherever below `root` they are.
+
+    Raises:
+        InputError: `root` is not a folder, or nothing in it matches.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"corpus root {str(root)!r} is not a folder; give an existing folder of text files")
+    found = [
+        path for path in root.rglob(pattern) if path.is_file() and not skip.intersection(path.relative_to(root).parts)
+    ]
+    if not found:
+        raise InputError(f"no file under {str(root)!r} matches {pattern!r}; give another folder or another pattern")
+    return sorted(found)
+
+
+def standard_library_files() -> list[Path]:
+    """Returns the source files of the running Python's own standard library, without its tests: about 10 MB."""
+    return text_files(sysconfig.get_paths()["stdlib"], "*.py", STANDARD_LIBRARY_SKIPS)
+
+
+def split_by_path(
+    paths: Sequence[Path], root: str | Path, held_out: float = 0.05, salt: str = ""
+) -> tuple[list[Path], list[Path]]:
+    """Splits files into (training, held-out) by a hash of each one's path below `root`.
+
+    A file stays on its side when others come or go, and on every machine; a whole file is held out, so that no
+    piece of it is seen in training.
+
+    Args:
+        paths: files below `root`.
+        root: the folder that the hashed paths are relative to.
+        held_out: the expected share of files to hold out, in (0, 1).
+        salt: another salt gives another split.
+
+    Raises:
+        InputError: `held_out` is not between 0 and 1.
+    """
+    if not 0 < held_out < 1:
+        raise InputError(f"held_out is {held_out}; it must be a share between 0 and 1, such as 0.05")
+    sides: tuple[list[Path], list[Path]] = ([], [])
+    for path in paths:
+        digest = hashlib.sha256((salt + path.relative_to(root).as_posix()).encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < held_out * 2**64].append(path)
+    return sides
+
+
+def read_texts(paths: Sequence[Path]) -> Iterator[str]:
+    """Yields the text of each file as UTF-8; a file that is not UTF-8 is left out, as is an empty one."""
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if text.strip():
+            yield text

@@ -1,0 +1,1 @@
+"""Tokenizers: trained here from text, kept in the Hugging Face layout."""
