@@ -1,0 +1,32 @@
+"""NLP models for Flax NNX on JAX. The same names as tfnlp, over the same checkpoints."""
+
+from shared.errors import MissingExtraError
+
+try:
+    import flax  # noqa: F401
+    import jax  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(f"jaxnlp needs JAX and Flax ({error}); pip install 'duonlp[jax]'") from error
+
+from jaxnlp.auto import (
+    AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction, AutoModelForPreTraining, AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification, AutoModelForTokenClassification,
+)  # fmt: skip
+from jaxnlp.pretrained import functional, merge, parameter_tree, split
+
+__all__ = [
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "functional",
+    "merge",
+    "parameter_tree",
+    "split",
+]

@@ -1,0 +1,361 @@
+"""One class a head. Every family runs through these; what differs between families is in the configuration."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnlp import losses
+from jaxnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, dropout
+from jaxnlp.pretrained import Pretrained
+from jaxnlp.transformer import Stack, attention_bias
+from shared.config import LMHeadConfig, PoolingConfig, TransformerConfig
+from shared.generation import GenerationConfig
+from shared.inputs import check_inputs
+from shared.parameters import pooling_of
+
+
+class Pooler(nnx.Module):
+    """One vector for a sequence, as PoolingConfig says."""
+
+    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, param_dtype, rngs):
+        self.config = config
+        if config.dense:
+            self.dense = nnx.Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, hidden_states, last_index=None, rngs=None):
+        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
+        token = self.config.token
+        if token == "mean":
+            x = hidden_states.mean(axis=1)
+        elif token == "last_non_padding":
+            x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
+        else:
+            x = hidden_states[:, 0 if token == "first" else -1]
+        x = dropout(x, self.config.dropout_before, rngs)
+        return ACTIVATIONS[self.config.activation](self.dense(x)) if self.config.dense else x
+
+
+class LMHead(nnx.Module):
+    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
+
+    def __init__(
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
+        dtype, param_dtype, rngs,
+    ):  # fmt: skip
+        self.config = config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if config.transform:
+            self.transform = nnx.Linear(hidden_size, embedding_size, **options)
+            self.norm = LayerNorm(embedding_size, epsilon, **options)
+        if not config.tied:
+            self.output = nnx.Linear(embedding_size, vocab_size, use_bias=False, **options)
+        if config.bias:
+            self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+
+    def __call__(self, hidden_states, word_embeddings):
+        """[B, T, D] -> logits [B, T, V]."""
+        x = hidden_states
+        if self.config.transform:
+            x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
+        x = word_embeddings.attend(x) if self.config.tied else self.output(x)
+        return x + self.bias[...].astype(x.dtype) if self.config.bias else x
+
+
+class Model(Pretrained, nnx.Module):
+    """Embeddings and layers: the base model. Its output has ``last_hidden_state`` [B, T, D], and ``pooler_output``
+    [B, D] where the family has a pooler.
+
+    Args:
+        config: what to build.
+        dtype: what is computed in; norms, softmax and losses stay in float32.
+        param_dtype: what the parameters are stored as.
+    """
+
+    head = "base"
+
+    def __init__(self, config: TransformerConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
+        self.config = config
+        self.generation_config = GenerationConfig.for_model(config)
+        self.dtype, self.param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+        options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
+        self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
+        setattr(self, config.stack, Stack(config, **options))
+        pooling = pooling_of(config, self.head)
+        if pooling is not None:
+            self.pooler = Pooler(pooling, config.hidden_size, **options)
+        self._build_head(options)
+
+    def _build_head(self, options):
+        """Make the layers of the head."""
+
+    def _head(self, out, inputs, rngs):
+        """Add the head's outputs to ``out``, which has the body's; and ``loss`` when there are labels."""
+        if self.config.pooler is not None:
+            out["pooler_output"] = self.pooler(out["last_hidden_state"], rngs=rngs)
+
+    def __call__(
+        self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, *, output_hidden_states=False,
+        output_attentions=False, cache=None, cache_index=None, rngs=None, **labels,
+    ):  # fmt: skip
+        """Run the model.
+
+        Args:
+            input_ids: int [B, T].
+            attention_mask: [B, T], 1 on real tokens and 0 on padding; all real when None. With a cache: [B, S].
+            token_type_ids: int [B, T], or None for zeros.
+            position_ids: int [B, T], or None to derive them as the family does.
+            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output.
+            cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
+            rngs: nnx.Rngs with a ``dropout`` stream to train with dropout; None for none.
+            labels: what the head learns from (``labels``, ``start_positions``, ...): adds ``loss`` to the output.
+
+        Returns:
+            dict of arrays.
+
+        Raises:
+            InputError: ids beyond the vocabulary, sequences longer than the positions, shapes that do not fit.
+        """
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            "position_ids": position_ids, **labels,
+        }  # fmt: skip
+        check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
+        out = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
+        self._head(out, inputs, rngs)
+        return out
+
+    def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, rngs):
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        position_ids = inputs["position_ids"]
+        if position_ids is None:
+            position_ids = self._default_positions(input_ids, 0 if cache_index is None else cache_index)
+        x = self.embeddings(input_ids, inputs["token_type_ids"], position_ids, rngs)
+        length = input_ids.shape[1]
+        key_length = length if cache is None else cache["step_0"]["key"].shape[2]
+        first_query = 0 if cache is None else cache_index
+        bias = attention_bias(attention_mask, length, key_length, self.config.causal, first_query)
+        stack = getattr(self, self.config.stack)
+        x, states, attentions, cache = stack(x, bias, cache, cache_index, rngs)
+        out = {"last_hidden_state": x}
+        if output_hidden_states:
+            out["hidden_states"] = tuple(states)
+        if output_attentions:
+            out["attentions"] = tuple(attentions)
+        if cache is not None:
+            out["cache"] = cache
+        return out
+
+    def _default_positions(self, input_ids, past):
+        """What shared.positions.position_ids gives, for a caller who passes none."""
+        e = self.config.embedding
+        if e.positions_skip_padding:
+            real = (input_ids != e.position_offset - 1).astype(jnp.int32)
+            return (jnp.cumsum(real, axis=1) + past) * real + e.position_offset - 1
+        return jnp.broadcast_to(e.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)
+
+    def _last_index(self, input_ids):
+        """[B]: the last token that is not padding; the last of all where the configuration names no padding."""
+        columns = jnp.arange(input_ids.shape[1])
+        real = jnp.ones_like(input_ids) if self.config.pad_token_id is None else input_ids != self.config.pad_token_id
+        return jnp.argmax(columns * real, axis=-1)
+
+
+class ModelForMaskedLM(Model):
+    """``logits`` [B, T, V]; ``labels`` int [B, T], -100 where nothing is masked."""
+
+    head = "masked-lm"
+
+    def _build_head(self, options):
+        c = self.config
+        sizes = c.hidden_size, c.embedding.size, c.embedding.vocab_size
+        self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
+
+    def _head(self, out, inputs, rngs):
+        out["logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+
+
+class ModelForCausalLM(ModelForMaskedLM):
+    """``logits`` [B, T, V]; ``labels`` int [B, T], usually the input_ids: they are shifted inside."""
+
+    head = "causal-lm"
+
+    def _head(self, out, inputs, rngs):
+        out["logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"][:, :-1], inputs["labels"][:, 1:])
+
+    def next_logits(self, input_ids, attention_mask, position_ids, cache, cache_index):
+        """One step of decoding: the logits [B, V] after the last of input_ids [B, T], and the cache with them in it."""
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": None,
+            "position_ids": position_ids,
+        }  # fmt: skip
+        out = self._body(inputs, False, False, cache, cache_index, None)
+        return self.lm_head(out["last_hidden_state"][:, -1], self.embeddings.word_embeddings), out["cache"]
+
+    def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
+        """Continue prompts; see jaxnlp.generation.generate."""
+        from jaxnlp.generation import generate
+
+        return generate(self, input_ids, attention_mask, generation_config, **options)
+
+
+class ModelForSequenceClassification(Model):
+    """``logits`` [B, C]; ``labels`` as ``problem_type`` wants them (losses.classification_loss)."""
+
+    head = "sequence-classification"
+
+    def _build_head(self, options):
+        c = self.config
+        self.classifier = nnx.Linear(
+            c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options
+        )
+
+    def _head(self, out, inputs, rngs):
+        last = self._last_index(inputs["input_ids"])
+        x = self.pooler(out["last_hidden_state"], last, rngs)
+        out["logits"] = self.classifier(dropout(x, self.config.classification.dropout, rngs))
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type)
+
+
+class ModelForTokenClassification(Model):
+    """``logits`` [B, T, C]; ``labels`` int [B, T], -100 on tokens that do not count."""
+
+    head = "token-classification"
+
+    def _build_head(self, options):
+        self.classifier = nnx.Linear(self.config.hidden_size, self.config.num_labels, **options)
+
+    def _head(self, out, inputs, rngs):
+        x = dropout(out["last_hidden_state"], self.config.token_dropout, rngs)
+        out["logits"] = self.classifier(x)
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+
+
+class ModelForQuestionAnswering(Model):
+    """``start_logits``, ``end_logits`` [B, T]; ``start_positions``, ``end_positions`` int [B]."""
+
+    head = "question-answering"
+
+    def _build_head(self, options):
+        self.qa_outputs = nnx.Linear(self.config.hidden_size, 2, **options)
+
+    def _head(self, out, inputs, rngs):
+        logits = self.qa_outputs(dropout(out["last_hidden_state"], self.config.qa_dropout, rngs))
+        out["start_logits"], out["end_logits"] = logits[..., 0], logits[..., 1]
+        spans = inputs.get("start_positions"), inputs.get("end_positions")
+        if spans[0] is not None and spans[1] is not None:
+            out["loss"] = losses.span_loss(out["start_logits"], out["end_logits"], *spans)
+
+
+class ModelForMultipleChoice(Model):
+    """Inputs [B, C, T], C choices each; ``logits`` [B, C]; ``labels`` int [B]."""
+
+    head = "multiple-choice"
+
+    def _build_head(self, options):
+        self.classifier = nnx.Linear(self.config.hidden_size, 1, **options)
+
+    def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, rngs):
+        per_token = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+        flat = {n: None if inputs[n] is None else inputs[n].reshape(-1, inputs[n].shape[-1]) for n in per_token}
+        return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, rngs)
+
+    def _head(self, out, inputs, rngs):
+        x = self.pooler(out["last_hidden_state"], rngs=rngs)
+        logits = self.classifier(dropout(x, self.config.multiple_choice.dropout, rngs))
+        out["logits"] = logits.reshape(inputs["input_ids"].shape[:2])
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+
+
+class ModelForNextSentencePrediction(Model):
+    """``logits`` [B, 2]; ``labels`` int [B], 0 where the second sentence follows the first."""
+
+    head = "next-sentence-prediction"
+
+    def _build_head(self, options):
+        self.next_sentence = nnx.Linear(self.config.hidden_size, 2, **options)
+
+    def _head(self, out, inputs, rngs):
+        out["logits"] = self.next_sentence(self.pooler(out["last_hidden_state"], rngs=rngs))
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+
+
+class ModelForPreTraining(ModelForMaskedLM):
+    """Masked language model and sentence pair head together (BERT, ALBERT).
+
+    ``prediction_logits`` [B, T, V], and ``seq_relationship_logits`` or ``sop_logits`` [B, 2]; ``labels`` int [B, T] with
+    ``next_sentence_label`` or ``sentence_order_label`` int [B].
+    """
+
+    head = "pretraining"
+    names = {
+        "next_sentence": ("seq_relationship_logits", "next_sentence_label"),
+        "sentence_order": ("sop_logits", "sentence_order_label"),
+    }
+
+    def _build_head(self, options):
+        super()._build_head(options)
+        c = self.config
+        outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
+        setattr(self, c.sentence_head, nnx.Linear(c.hidden_size, outputs, **options))
+
+    def _head(self, out, inputs, rngs):
+        c = self.config
+        logits, label = self.names[c.sentence_head]
+        x = self.pooler(out["last_hidden_state"], rngs=rngs)
+        if c.sentence_head == "sentence_order":
+            x = dropout(x, c.classification.dropout, rngs)
+        out["prediction_logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
+        out[logits] = getattr(self, c.sentence_head)(x)
+        if inputs.get("labels") is not None and inputs.get(label) is not None:
+            masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"])
+            out["loss"] = masked + losses.cross_entropy(out[logits], inputs[label])
+
+
+class Discriminator(nnx.Module):
+    """Was this token replaced? Dense, activation, dense to one logit."""
+
+    def __init__(self, hidden_size: int, activation: str, *, dtype, param_dtype, rngs):
+        self.activation = activation
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.dense = nnx.Linear(hidden_size, hidden_size, **options)
+        self.output = nnx.Linear(hidden_size, 1, **options)
+
+    def __call__(self, hidden_states):
+        """[B, T, D] -> [B, T]."""
+        return self.output(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]
+
+
+class ModelForReplacedTokenDetection(Model):
+    """ELECTRA's discriminator: ``logits`` [B, T], above 0 where a token was replaced; ``labels`` 0 or 1 [B, T]."""
+
+    head = "replaced-token-detection"
+
+    def _build_head(self, options):
+        c = self.config
+        self.discriminator = Discriminator(c.hidden_size, c.feed_forward.activation, **options)
+
+    def _head(self, out, inputs, rngs):
+        out["logits"] = self.discriminator(out["last_hidden_state"])
+        if inputs.get("labels") is not None:
+            mask = inputs["attention_mask"]
+            mask = jnp.ones_like(inputs["input_ids"]) if mask is None else mask
+            out["loss"] = losses.binary_cross_entropy(out["logits"], inputs["labels"], weights=mask)
+
+
+HEADS = {
+    cls.head: cls
+    for cls in (
+        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSequenceClassification, ModelForTokenClassification,
+        ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction, ModelForPreTraining,
+        ModelForReplacedTokenDetection,
+    )
+}  # fmt: skip
+"""Head name (shared.architectures.HEADS) to class."""

@@ -1,0 +1,92 @@
+"""Layers stacked into an encoder or a decoder, the masks they look through, and the cache of keys and values."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnlp.layers import Attention, FeedForward, LayerNorm, dropout
+from shared.config import TransformerConfig
+
+MASKED = -1e30
+"""Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward, each with a residual and a norm before ("pre") or after ("post") it."""
+
+    def __init__(self, config: TransformerConfig, *, dtype, param_dtype, rngs):
+        self.pre_norm = config.norm.position == "pre"
+        self.dropout_rate = config.hidden_dropout
+        size, options = config.hidden_size, {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.attention = Attention(config.attention, size, **options)
+        self.attention_norm = LayerNorm(size, config.norm.epsilon, **options)
+        self.feed_forward = FeedForward(config.feed_forward, size, **options)
+        self.feed_forward_norm = LayerNorm(size, config.norm.epsilon, **options)
+
+    def __call__(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, rngs=None):
+        """hidden_states [B, T, D] -> the same shape, attention probabilities [B, N, T, S], this layer's cache."""
+        x = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
+        x, probabilities, cache = self.attention(x, bias, layer_index, cache, cache_index, rngs)
+        x = hidden_states + dropout(x, self.dropout_rate, rngs)
+        hidden_states = x if self.pre_norm else self.attention_norm(x)
+
+        x = self.feed_forward_norm(hidden_states) if self.pre_norm else hidden_states
+        x = hidden_states + dropout(self.feed_forward(x), self.dropout_rate, rngs)
+        return x if self.pre_norm else self.feed_forward_norm(x), probabilities, cache
+
+
+class Stack(nnx.Module):
+    """The layers, in the order the configuration applies them, and a last norm where it has one."""
+
+    def __init__(self, config: TransformerConfig, *, dtype, param_dtype, rngs):
+        self.config = config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        for i in range(config.num_layer_weights):
+            setattr(self, f"layer_{i}", Layer(config, **options))
+        if config.norm.final:
+            self.final_norm = LayerNorm(config.hidden_size, config.norm.epsilon, **options)
+
+    def __call__(self, hidden_states, bias, cache=None, cache_index=None, rngs=None):
+        """[B, T, D] -> last hidden state, every hidden state, every layer's probabilities, the cache.
+
+        Hidden states are the input, then each layer's output; the last of them has the final norm applied.
+        """
+        states, attentions, new_cache = [hidden_states], [], {}
+        for step, i in enumerate(self.config.layer_order):
+            layer, name = getattr(self, f"layer_{i}"), f"step_{step}"
+            layer_cache = None if cache is None else cache[name]
+            hidden_states, probabilities, new_cache[name] = layer(
+                hidden_states, bias, step, layer_cache, cache_index, rngs
+            )
+            states.append(hidden_states)
+            attentions.append(probabilities)
+        if self.config.norm.final:
+            hidden_states = states[-1] = self.final_norm(hidden_states)
+        return hidden_states, states, attentions, None if cache is None else new_cache
+
+
+def attention_bias(attention_mask, query_length: int, key_length: int, causal: bool, first_query=0):
+    """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
+
+    Args:
+        attention_mask: [B, S], 1 on real tokens, or None.
+        first_query: the position of the first query among the keys; above 0 when there is a cache.
+    """
+    bias = jnp.zeros((1, 1, 1, 1), jnp.float32)
+    if causal:
+        rows = first_query + jnp.arange(query_length).reshape(-1, 1)
+        columns = jnp.arange(key_length).reshape(1, -1)
+        allowed = (columns <= rows).reshape(1, 1, query_length, key_length)
+        bias = jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)
+    if attention_mask is not None:
+        real = jnp.expand_dims(attention_mask != 0, (1, 2))  # [B, 1, 1, S]
+        bias = jnp.minimum(bias, jnp.where(real, 0.0, MASKED).astype(jnp.float32))
+    return bias
+
+
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=jnp.float32):
+    """Room for the keys and values of ``length`` positions: {"step_i": {"key", "value"}}, each [B, N, length, H]."""
+    shape = (batch_size, config.attention.num_heads, length, config.attention.head_dim)
+    return {
+        f"step_{i}": {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        for i in range(config.num_layers)
+    }
