@@ -108,7 +108,9 @@ def train_step(apply: Callable, transform: optax.GradientTransformation) -> Call
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def pretrain(model, batches: Iterable[np.ndarray], config: PretrainingConfig, mesh: Mesh | None = None) -> Iterator[Step]:
+def pretrain(
+    model, batches: Iterable[np.ndarray], config: PretrainingConfig, mesh: Mesh | None = None
+) -> Iterator[Step]:
     """Trains a causal language model in place, and yields a Step after each step.
 
     The model holds the trained parameters once the iterator is exhausted.
@@ -134,7 +136,9 @@ def pretrain(model, batches: Iterable[np.ndarray], config: PretrainingConfig, me
     for number in range(1, config.steps + 1):
         batch = next(batches, None)
         if batch is None:
-            raise InputError(f"the batches ran out after {number - 1} of {config.steps} steps; repeat them, or lower steps")
+            raise InputError(
+                f"the batches ran out after {number - 1} of {config.steps} steps; repeat them, or lower steps"
+            )
         if len(batch) % mesh.size:
             raise InputError(f"a batch has {len(batch)} rows; it must be a multiple of the {mesh.size} devices")
         # The middle of the step, so that neither the first nor the last one is wasted on a rate of nothing.
@@ -167,7 +171,7 @@ def held_out_loss(model, blocks: np.ndarray, batch_size: int, mesh: Mesh | None 
     count = len(blocks) // batch_size
     if count == 0 or batch_size % mesh.size:
         raise InputError(
-            f"{len(blocks)} blocks in batches of {batch_size}: give at least one batch, a multiple of {mesh.size} devices"
+            f"{len(blocks)} blocks in batches of {batch_size}: give at least one batch, of a multiple of {mesh.size}"
         )
     apply, params = functional(model)
     params = jax.device_put(params, everywhere)

@@ -1,0 +1,334 @@
+"""`duonlp`: run a task, compare frameworks, list models, and the demo.
+
+Everything heavy is imported inside the commands, so that `duonlp --help` is quick and needs no framework. A mistake a
+person can mend is one line on standard error and exit status 2; `--debug` shows where it came from.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared import __version__
+from shared.errors import DuonlpError, InputError, MissingExtraError
+
+app = typer.Typer(
+    name="duonlp",
+    help="Hugging Face checkpoints in Keras 3 on TensorFlow (tf) and in Flax NNX on JAX (jax), with the same numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PACKAGES = {"jax": ("jaxnlp", "flax"), "tf": ("tfnlp", "tensorflow")}
+PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
+
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"duonlp {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    task: Annotated[
+        str, typer.Argument(help="For example text-classification, question-answering or text-generation.")
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; one that is a JSON object is read as such.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
+    framework: Annotated[
+        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
+    ] = "",
+    input_file: Annotated[
+        str, typer.Option("--input", "-i", help="A file of inputs: .json, .jsonl, or one text a line; - is stdin.")
+    ] = "",
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the task; repeat it.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a task on texts: arguments, a file, or standard input with one text a line."""
+    from shared.tasks import ALIASES, TASKS, get_task
+
+    get_task(_choice("task", task, [*TASKS, *ALIASES]))
+    if not model:
+        raise InputError(
+            "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
+        )
+    options = _options(option or [])
+    items = _inputs(texts or [], input_file)
+    with _quiet_stdout():
+        package, name = _package(framework)
+        try:
+            results = list(package.pipeline(task, model, **options)(items))
+        except InputError as error:
+            raise InputError(f"{error}{_hint(error, options, get_task(task))}") from error
+    if as_json:
+        _print_json({"task": task, "model": model, "framework": name, "results": results})
+    else:
+        from shared.cli_output import print_results
+
+        print_results(items, results)
+
+
+@app.command()
+def parity(
+    model: Annotated[str, typer.Argument(help="A folder in Hugging Face layout, or a Hub id.")],
+    head: Annotated[str, typer.Option(help="Which head; by default the one the checkpoint was saved with.")] = "",
+    text: Annotated[
+        list[str] | None, typer.Option(help="An input text; repeat it. A few sentences by default.")
+    ] = None,
+    frameworks: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = "tf,jax,torch",
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference allowed, relative to the largest output.")
+    ] = 1e-5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a checkpoint across tfnlp, jaxnlp and Transformers: status 1 when they differ."""
+    from shared.architectures import HEADS
+    from shared.parity import FRAMEWORKS, compare
+
+    if head:
+        _choice("head", head, HEADS)
+    names = [_choice("framework", name.strip(), FRAMEWORKS) for name in frameworks.split(",")]
+    _calm_frameworks()
+    with _quiet_stdout():
+        report = compare(model, head or None, text or None, names, tolerance=tolerance)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        from shared.cli_output import print_report
+
+        print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    checkpoint: Annotated[str, typer.Argument(help="A folder or Hub id to describe; all families by default.")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List families, their heads and how many parameters they have, or describe one checkpoint."""
+    from shared import cli_output
+
+    found = cli_output.describe_checkpoint(checkpoint) if checkpoint else cli_output.describe_families()
+    if as_json:
+        _print_json(found)
+    elif checkpoint:
+        cli_output.print_checkpoint(found)
+    else:
+        cli_output.print_families(found)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the model, the loss curve and the figures.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Stop training after this long, even with steps left.")] = 0.0,
+    corpus: Annotated[str, typer.Option(help="A folder of Python files; the standard library by default.")] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="Code for the model to complete; repeat it.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain a small code model with jaxnlp, then run it in both frameworks: status 1 when they differ."""
+    from shared import cli_demo
+
+    defaults = cli_demo.Settings()
+    for name, value in (("steps", steps), ("seconds", seconds)):
+        if value < 0:
+            raise InputError(f"--{name} is {value}; it must be positive")
+    settings = cli_demo.Settings(
+        output=output,
+        corpus=corpus or None,
+        steps=steps or defaults.steps,
+        seconds=seconds or defaults.seconds,
+        prompts=tuple(prompt) if prompt else defaults.prompts,
+    )
+    _calm_frameworks()
+    for name in PACKAGES:
+        _require(name)
+    with _quiet_stdout() if as_json else contextlib.nullcontext():
+        report = cli_demo.run(settings)
+    if as_json:
+        _print_json(report)
+    if not report["agree"]:
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point. Always raises SystemExit: 0 for success, 1 for a difference found, 2 for a mistake to mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments, prog_name="duonlp")
+    except DuonlpError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"duonlp: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _choice(what: str, value: str, allowed) -> str:
+    """`value` if it is allowed; else an InputError that names the nearest."""
+    if value in allowed:
+        return value
+    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{_nearest(value, allowed)}")
+
+
+def _nearest(value: str, allowed) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(value.lower(), list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _hint(error: Exception, options: dict, task) -> str:
+    """The nearest option to one that the error complains about."""
+    from dataclasses import fields
+
+    known = [*(f.name for f in fields(task.Options)), *PIPELINE_OPTIONS]
+    return "".join(_nearest(name, known) for name in options if name not in known and repr(name) in str(error))
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """["top_k=3", "truncation=true"] -> {"top_k": 3, "truncation": True}: values are JSON, or else text."""
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option top_k=3")
+        words = {"True": True, "False": False, "None": None}
+        try:
+            options[key] = words[text] if text in words else json.loads(text)
+        except ValueError:
+            options[key] = text
+    return options
+
+
+def _inputs(texts: list[str], input_file: str) -> list:
+    """The items to run on: from the arguments, a file, or standard input when it is no terminal."""
+    if texts and input_file:
+        raise InputError("texts were given both as arguments and with --input; give one of the two")
+    if not texts and not input_file and sys.stdin is not None and not sys.stdin.isatty():
+        input_file = "-"
+    if texts:
+        return [_item(text) for text in texts]
+    if not input_file:
+        raise InputError("no input; give texts as arguments, --input FILE, or lines on standard input")
+    try:
+        content = sys.stdin.read() if input_file == "-" else Path(input_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read --input {input_file!r}: {why}; give a text, .json or .jsonl file") from None
+    lines = [line for line in content.splitlines() if line.strip()]
+    try:
+        if input_file.endswith(".json"):
+            items = json.loads(content)
+            items = items if isinstance(items, list) else [items]
+        elif input_file.endswith(".jsonl"):
+            items = [json.loads(line) for line in lines]
+        else:
+            items = [_item(line) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"--input {input_file!r} is not valid JSON ({error}); mend it, or give one text a line"
+        ) from None
+    if not items:
+        name = "standard input" if input_file == "-" else repr(input_file)
+        raise InputError(f"{name} holds no text; give texts as arguments, --input FILE, or lines on standard input")
+    return items
+
+
+def _item(text: str) -> Any:
+    """A JSON object for tasks whose input has parts, such as a question and its context; anything else is text."""
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
+
+
+def _package(framework: str):
+    """The package for "tf" or "jax" (by default the first that is installed), imported, and that name."""
+    import importlib
+    import importlib.util
+
+    if framework:
+        _choice("framework", framework, PACKAGES)
+    else:
+        installed = [name for name, (_, needs) in PACKAGES.items() if importlib.util.find_spec(needs)]
+        framework = installed[0] if installed else "jax"
+    _calm_frameworks()
+    _require(framework)
+    return importlib.import_module(PACKAGES[framework][0]), framework
+
+
+def _require(framework: str) -> None:
+    import importlib.util
+
+    package, needs = PACKAGES[framework]
+    if not importlib.util.find_spec(needs):
+        raise MissingExtraError(f'{package} needs {needs}, which is not installed; pip install "duonlp[{framework}]"')
+
+
+def _calm_frameworks() -> None:
+    """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.
+    warnings.formatwarning = lambda message, *_: f"duonlp: {message}\n"
+
+
+def _quiet_stdout():
+    """While a framework works, whatever prints goes to standard error: standard output is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+if __name__ == "__main__":
+    main()
