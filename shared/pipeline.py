@@ -1,0 +1,265 @@
+"""The loop round a task: read inputs, tokenize a chunk at once, batch by length, run a model, answer in order."""
+
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from shared.errors import InputError
+from shared.positions import position_ids
+from shared.tasks import get_task
+from shared.tasks.base import Example, Options, Task, check_int, describe
+
+LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+"""Lengths that rows are padded to: a compiled engine sees few shapes and little padding."""
+
+MAX_OUTPUT = 2**27
+"""Numbers one batch's output may hold (512 MB of float32); rows of a wide vocabulary go in smaller batches."""
+
+PROGRESS_AFTER = 2.0
+"""Seconds of expected work from which a terminal gets a progress bar."""
+
+
+class Pipeline:
+    """A task and a model's forward pass: texts in, results out.
+
+    Args:
+        task: a task object, which has the tokenizer.
+        forward: ``forward(batch) -> outputs``, from a dict of int32 arrays [batch, length] (input_ids, attention_mask,
+            position_ids, and token_type_ids where the model has them) to a dict of float arrays. For text generation
+            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id) -> ids``.
+        batch_size: rows of a batch at most.
+        progress: show a progress bar; None shows one on a terminal when the work will take a while.
+        options: options of the task for every call; a call can override them.
+
+    Raises:
+        InputError: for an option the task does not have.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        forward: Callable[..., Any],
+        *,
+        batch_size: int = 32,
+        progress: bool | None = None,
+        **options,
+    ):
+        check_int("batch_size", batch_size, minimum=1)
+        self.task = task
+        self.forward = forward
+        self.batch_size = int(batch_size)
+        self.progress = progress
+        self.options = task.options(**options)
+        self.shapes: set[tuple[int, int]] = set()  # [rows, tokens] of the batches so far: what an engine compiled
+        # Options of the construction count as given, e.g. token classification of split words.
+        self._given = options
+
+    @property
+    def tokenizer(self):
+        return self.task.tokenizer
+
+    @property
+    def config(self):
+        return self.task.config
+
+    def __repr__(self):
+        return f"Pipeline({self.task.name!r}, model_type={getattr(self.config, 'model_type', None)!r})"
+
+    def __call__(self, inputs: Any = None, *more: str, batch_size=None, progress=None, **keywords) -> Any:
+        """Results for one input, a list of them (a list), or an iterator (an iterator, computed as it is read).
+
+        Args:
+            inputs: what the task reads; question answering also takes ``question=`` and ``context=``.
+            batch_size, progress: as at construction, for this call.
+            keywords: options of the task, for this call.
+
+        Raises:
+            InputError: for an input or a keyword that the task cannot work on; it names the input by its number.
+        """
+        if more:
+            keywords = self._positional(inputs, more, keywords)
+            inputs = None
+        if batch_size is not None:
+            check_int("batch_size", batch_size, minimum=1)
+        arranged = self.task.arrange(inputs, keywords | self._construction(keywords))
+        rest = {key: value for key, value in arranged.options.items() if key in keywords}
+        options = self.task.options(self.options, **rest)
+        rows = int(batch_size or self.batch_size)
+        if arranged.shape == "stream":
+            return self._stream(arranged.items, options, rows)
+        items = arranged.items
+        bar = Progress(len(items), self.progress if progress is None else progress, self.task.name)
+        results = []
+        with bar:
+            for start in range(0, len(items), self._chunk(rows)):
+                chunk = items[start : start + self._chunk(rows)]
+                results += self._results(chunk, options, rows, start, bar)
+        if arranged.shape == "one":
+            return [results[0]] if arranged.wrap else results[0]
+        return self.task.gather(results, options)
+
+    def _construction(self, keywords: dict) -> dict:
+        """Options of the construction that change how inputs are read."""
+        names = ("is_split_into_words",)
+        return {name: self._given[name] for name in names if name in self._given and name not in keywords}
+
+    def _positional(self, inputs: Any, more: tuple, keywords: dict) -> dict:
+        if self.task.name != "question-answering" or len(more) != 1 or {"question", "context"} & set(keywords):
+            raise InputError(f"{self.task.name} got {1 + len(more)} inputs by position; give {self.task.wants}")
+        return keywords | {"question": inputs, "context": more[0]}
+
+    @staticmethod
+    def _chunk(rows: int) -> int:
+        return max(1024, rows * 16)
+
+    def _stream(self, items: Iterable, options: Options, rows: int) -> Iterator:
+        """Reads a few batches ahead, so that they can be sorted by length."""
+        items, done = iter(items), 0
+        while chunk := list(itertools.islice(items, rows * 8)):
+            yield from self._results(chunk, options, rows, done)
+            done += len(chunk)
+
+    def _results(self, items: Sequence, options: Options, rows: int, first: int, bar=None) -> list:
+        """Results for items that are tokenized, sorted and batched together."""
+        examples = self.task.encode(items, options, first)
+        flat = [(number, example) for number, windows in enumerate(examples) for example in windows]
+        kept: list[list[dict]] = [[{} for _ in windows] for windows in examples]
+        places = [(number, place) for number, windows in enumerate(examples) for place in range(len(windows))]
+        left = [len(windows) for windows in examples]
+        for batch in self._batches([example for _, example in flat], rows, options):
+            outputs = self._forward([flat[i][1] for i in batch], options)
+            finished = 0
+            for i, output in zip(batch, outputs, strict=True):
+                number, place = places[i]
+                kept[number][place] = output
+                left[number] -= 1
+                finished += left[number] == 0
+            if bar is not None:
+                bar.advance(finished)
+        return [
+            self.task.decode(item, windows, outputs, options)
+            for item, windows, outputs in zip(items, examples, kept, strict=True)
+        ]
+
+    def _batches(self, examples: list[Example], rows: int, options: Options) -> Iterator[list[int]]:
+        """Numbers of the rows that go together, longest first: when memory is short, it shows at once."""
+        groups: dict[Any, list[int]] = {}
+        for i, example in enumerate(examples):
+            groups.setdefault(example.group, []).append(i)
+        for group in groups.values():
+            group.sort(key=lambda i: -examples[i].length)
+            while group:
+                longest = bucket(examples[group[0]].length, LENGTHS, self.task.room(options))
+                fits = MAX_OUTPUT // max(1, longest * self.task.output_width())
+                size = min(rows, max(1, fits))
+                yield group[:size]
+                group = group[size:]
+
+    def _forward(self, examples: list[Example], options: Options) -> list[dict]:
+        """One batch through the model, and what the task keeps of it."""
+        group = examples[0].group
+        batch = self._pad(examples, options)
+        outputs = self.task.run(self.forward, batch, group, options)
+        missing = [key for key in self.task.outputs if key not in outputs]
+        if missing:
+            raise InputError(
+                f"{self.task.name} needs the model's {', '.join(missing)}, and it gave {', '.join(outputs) or 'nothing'}; "
+                f'load it with the head for "{self.task.head}"'
+            )
+        arrays = {key: as_numpy(outputs[key]) for key in self.task.outputs}
+        return self.task.reduce(examples, arrays, options)
+
+    def _pad(self, examples: list[Example], options: Options) -> dict[str, np.ndarray]:
+        """Rows side by side, padded to a bucket of lengths and a bucket of rows."""
+        length = bucket(max(example.length for example in examples), LENGTHS, self.task.room(options))
+        count = len(examples)
+        # A batch cut short gets rows that are thrown away, so that its shape is one seen before.
+        total = min(1 << (count - 1).bit_length(), max(count, self.batch_size))
+        self.shapes.add((total, length))
+        batch = {}
+        for name in examples[0].inputs:
+            fill = self.task.pad_token_id if name == "input_ids" else 0
+            batch[name] = np.full((total, length), fill, np.int32)
+            for row, example in enumerate(examples):
+                values = example.inputs[name]
+                columns = slice(length - len(values), length) if self.task.padding_side == "left" else slice(len(values))
+                batch[name][row, columns] = values
+            # A row that attends to nothing would divide by zero, so the rows thrown away repeat a real one.
+            batch[name][count:] = batch[name][0]
+        if "attention_mask" not in batch:
+            lengths = np.array([example.length for example in examples] + [examples[0].length] * (total - count))
+            batch["attention_mask"] = (np.arange(length) < lengths[:, None]).astype(np.int32)
+        if self.task.padding_side == "right":
+            batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
+        return batch
+
+
+def bucket(length: int, sizes: Sequence[int], limit: int | None = None) -> int:
+    """The least of `sizes` that `length` fits, but never more than `limit`."""
+    size = next((size for size in sizes if size >= length), -(-length // sizes[-1]) * sizes[-1])
+    return size if limit is None else min(size, max(limit, length))
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """An engine's array in NumPy; half precision becomes float32."""
+    array = np.asarray(value)
+    if array.dtype.kind in "iub" or array.dtype == np.float32:
+        return array
+    return array.astype(np.float32)
+
+
+class Progress:
+    """A bar on the terminal that only shows when work is long: it waits until it can tell.
+
+    Args:
+        total: items of the whole work.
+        show: True for always, False for never, None for long work on a terminal.
+        label: what is being done.
+    """
+
+    def __init__(self, total: int, show: bool | None, label: str):
+        if show not in (True, False, None):
+            raise InputError(f"progress is {describe(show)}; it must be True, False or None")
+        self.total, self.show, self.label = total, show, label
+        self.done, self.bar, self.start = 0, None, time.monotonic()
+        if show is None and not sys.stderr.isatty():
+            self.show = False
+
+    def __enter__(self):
+        if self.show:
+            self._open()
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, items: int) -> None:
+        self.done += items
+        if self.bar is None and self.show is None and self.done:
+            elapsed = time.monotonic() - self.start
+            if elapsed / self.done * (self.total - self.done) > PROGRESS_AFTER:
+                self._open()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.bar = Bar(*columns, console=Console(stderr=True))
+        self.bar.start()
+        self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
+
+
+def make_pipeline(
+    name: str, forward: Callable[..., Any], tokenizer, config, folder=None, *, batch_size: int = 32, **options
+) -> Pipeline:
+    """The pipeline of a task by name; the engines call this with their forward pass."""
+    return Pipeline(get_task(name)(tokenizer, config, folder), forward, batch_size=batch_size, **options)

@@ -1,0 +1,46 @@
+"""Tasks by name: text to arrays, arrays to results, and no model in between."""
+
+from shared.errors import InputError
+from shared.tasks.base import Example, Options, Task
+from shared.tasks.feature_extraction import FeatureExtractionTask
+from shared.tasks.fill_mask import FillMaskTask
+from shared.tasks.question_answering import QuestionAnsweringTask
+from shared.tasks.sentence_embedding import SentenceEmbeddingTask
+from shared.tasks.text_classification import TextClassificationTask
+from shared.tasks.text_generation import TextGenerationTask
+from shared.tasks.token_classification import TokenClassificationTask
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        FeatureExtractionTask,
+        SentenceEmbeddingTask,
+        TextClassificationTask,
+        TokenClassificationTask,
+        FillMaskTask,
+        QuestionAnsweringTask,
+        TextGenerationTask,
+    )
+}
+
+ALIASES = {
+    "sentiment-analysis": "text-classification",
+    "ner": "token-classification",
+    "sentence-similarity": "sentence-embedding",
+}
+"""Other names of tasks."""
+
+
+def get_task(name: str) -> type[Task]:
+    """The class of a task, by its name or an alias of it.
+
+    Raises:
+        InputError: for a name that is neither.
+    """
+    task = TASKS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    if task is None:
+        raise InputError(f"task {name!r} is not one of {', '.join([*TASKS, *ALIASES])}")
+    return task
+
+
+__all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task"]

@@ -1,0 +1,232 @@
+"""Text generation: prompts continued by a causal language model, greedily."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shared.errors import InputError
+from shared.tasks.base import (
+    Example,
+    Options,
+    Task,
+    check_bool,
+    check_choice,
+    check_int,
+    check_string,
+    check_text,
+    describe,
+    read_json,
+)
+
+DEFAULT_NEW_TOKENS = 256
+"""Tokens generated when nothing says how many, as in Transformers 5; fewer where the model's positions end sooner."""
+
+
+@dataclass(frozen=True)
+class TextGenerationOptions(Options):
+    """max_new_tokens: how many tokens to add at most; or max_length: how many there are at most, prompt included.
+
+    eos_token_id: id or ids that end a text; the checkpoint's by default. pad_token_id: fills ended texts of a batch.
+    return_full_text: the prompt is part of the text. return_tensors: "generated_token_ids", prompt included, instead.
+    skip_special_tokens, clean_up_tokenization_spaces: as in the tokenizer's `decode`.
+    prefix: put before every prompt, and not returned. add_special_tokens: None leaves it to the tokenizer.
+    handle_long_generation: "hole" cuts prompts at their beginning so that the new tokens fit.
+    do_sample, num_beams: only False and 1, greedy decoding, for now.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    return_full_text: bool = True
+    return_tensors: bool = False
+    skip_special_tokens: bool = True
+    clean_up_tokenization_spaces: bool | None = None
+    prefix: str = ""
+    add_special_tokens: bool | None = None
+    handle_long_generation: str | None = None
+    do_sample: bool = False
+    num_beams: int = 1
+
+    def __post_init__(self):
+        check_int("max_new_tokens", self.max_new_tokens, minimum=1, optional=True)
+        check_int("max_length", self.max_length, minimum=1, optional=True)
+        check_int("pad_token_id", self.pad_token_id, minimum=0, optional=True)
+        check_bool("return_full_text", self.return_full_text)
+        check_bool("return_tensors", self.return_tensors)
+        check_bool("skip_special_tokens", self.skip_special_tokens)
+        check_bool("clean_up_tokenization_spaces", self.clean_up_tokenization_spaces, optional=True)
+        check_bool("add_special_tokens", self.add_special_tokens, optional=True)
+        check_string("prefix", self.prefix, optional=True)
+        object.__setattr__(self, "prefix", self.prefix or "")
+        check_choice("handle_long_generation", self.handle_long_generation, (None, "hole"))
+        if self.eos_token_id is not None:
+            ids = self.eos_token_id if isinstance(self.eos_token_id, Sequence) else (self.eos_token_id,)
+            for token in ids:
+                check_int("eos_token_id", token, minimum=0)
+            object.__setattr__(self, "eos_token_id", tuple(int(token) for token in ids))
+        if self.do_sample is not False or self.num_beams != 1:
+            raise InputError(
+                f"do_sample is {self.do_sample!r} and num_beams {self.num_beams!r}; only greedy decoding is there so "
+                "far: do_sample=False, num_beams=1"
+            )
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt's text, and how many of its row's tokens came from it (none when the row starts from nothing)."""
+
+    text: str
+    tokens: int
+
+
+class TextGenerationTask(Task):
+    """Text -> [{"generated_text"}], as Transformers' TextGenerationPipeline with ``do_sample=False``.
+
+    The engine's `generate` takes left-padded ids and gives the ids of prompt and continuation, [batch, more].
+    """
+
+    name = "text-generation"
+    head = "causal-lm"
+    Options = TextGenerationOptions
+    outputs = ("sequences",)
+    padding_side = "left"
+    remedy = 'shorten it, or pass handle_long_generation="hole" to cut its beginning'
+
+    def __init__(self, tokenizer, config, folder=None):
+        super().__init__(tokenizer, config, folder)
+        saved = (self.folder and read_json(self.folder / "generation_config.json")) or {}
+        self._defaults = {key: saved.get(key) for key in ("eos_token_id", "pad_token_id", "max_new_tokens")}
+        if self._defaults["eos_token_id"] is None:
+            self._defaults["eos_token_id"] = config.eos_token_id
+
+    @property
+    def wants(self):
+        return "a prompt, a list of prompts or an iterator of prompts"
+
+    def arrange(self, inputs, keywords):
+        arranged = super().arrange(inputs, keywords)
+        if not isinstance(inputs, (str, list, tuple)) and arranged.shape == "one":
+            raise InputError(f"{self.name} got {describe(inputs)}; give {self.wants}")
+        return arranged
+
+    def output_width(self):
+        return 1
+
+    @property
+    def input_names(self):
+        return ["input_ids", "attention_mask"]
+
+    def room(self, options):
+        return self.config.max_length
+
+    # -- text to arrays --------------------------------------------------------------------------------------------
+
+    def encode(self, items, options, first=0):
+        prompts = [self.prompt(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
+        special = {} if options.add_special_tokens is None else {"add_special_tokens": options.add_special_tokens}
+        encoded = self.tokenizer([options.prefix + prompt for prompt in prompts], verbose=False, **special)
+        examples = []
+        for i, (prompt, ids) in enumerate(zip(prompts, encoded["input_ids"], strict=True)):
+            ids = self.cut(ids, options)
+            self.check_length(len(ids), first + i)
+            new = self.new_tokens(len(ids), options, first + i)
+            ids = np.array(ids, np.int32)
+            row = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            examples.append([Example(row, state=Prompt(prompt, len(ids)), group=new)])
+        return examples
+
+    def prompt(self, item: Any, where: str) -> str:
+        if item == "":
+            start = self.tokenizer.bos_token
+            hint = f"; to start from nothing, give {start!r}" if start else ""
+            raise InputError(f"{where} is an empty text, ''; give it some words{hint}")
+        if isinstance(item, str):
+            return str(item)  # white space alone is a prompt: it has tokens here
+        return check_text(item, where)
+
+    def cut(self, ids: list[int], options: TextGenerationOptions) -> list[int]:
+        """With a "hole", the end of a prompt that leaves room for the new tokens."""
+        limit = self.limit()
+        if options.handle_long_generation != "hole" or limit is None:
+            return ids
+        new = self.asked(options)
+        if new is None:
+            new = DEFAULT_NEW_TOKENS if options.max_length is None else max(options.max_length - len(ids), 0)
+        if len(ids) + new <= limit:
+            return ids
+        if new >= limit:
+            raise InputError(f"{self.name}: {new} new tokens leave no room in the model's {limit}; ask for fewer")
+        return ids[-(limit - new) :]
+
+    def asked(self, options: TextGenerationOptions) -> int | None:
+        """How many tokens are wanted, where the call or (unless it gives a length) the checkpoint says so."""
+        if options.max_new_tokens is None and options.max_length is None:
+            return self._defaults["max_new_tokens"]
+        return options.max_new_tokens
+
+    def new_tokens(self, length: int, options: TextGenerationOptions, number: int) -> int:
+        """How many tokens one prompt may get; a number nobody asked for gives way to the model's positions."""
+        limit = self.config.max_length
+        new = self.asked(options)
+        if new is None and options.max_length is not None:
+            new = options.max_length - length
+            if new < 1:
+                raise InputError(
+                    f"{self.name}: input {number} has {length} tokens and max_length, prompt included, is "
+                    f"{options.max_length}; raise it, or pass max_new_tokens"
+                )
+        explicit = new is not None
+        new = new if explicit else DEFAULT_NEW_TOKENS
+        # The last token generated is never fed back, so it needs no position.
+        left = None if limit is None else limit - length + 1
+        if left is not None and new > left:
+            if explicit:
+                raise InputError(
+                    f"{self.name}: input {number} has {length} tokens, {new} more are asked for, and the model has "
+                    f"positions for {limit}; ask for at most {left}, or {self.remedy}"
+                )
+            new = left
+        return new
+
+    # -- arrays to text --------------------------------------------------------------------------------------------
+
+    def run(self, forward, batch, group, options):
+        ends, pad = self.ends(options), options.pad_token_id
+        if pad is None:
+            pad = self._defaults["pad_token_id"] if self._defaults["pad_token_id"] is not None else self.pad_token_id
+        sequences = forward(
+            batch["input_ids"],
+            batch["attention_mask"],
+            max_new_tokens=group,
+            eos_token_id=list(ends) if ends else None,
+            pad_token_id=pad,
+        )
+        return {"sequences": np.asarray(sequences)[:, batch["input_ids"].shape[1] :]}
+
+    def ends(self, options: TextGenerationOptions) -> tuple[int, ...]:
+        ends = options.eos_token_id if options.eos_token_id is not None else self._defaults["eos_token_id"]
+        if ends is None:
+            return ()
+        return tuple(ends) if isinstance(ends, Sequence) else (ends,)
+
+    def reduce(self, examples, outputs, options):
+        ends = np.array(self.ends(options), np.int64)
+        rows = []
+        for row in range(len(examples)):
+            new = outputs["sequences"][row]
+            stops = np.flatnonzero(np.isin(new, ends))
+            rows.append({"new": new[: stops[0] + 1].copy() if len(stops) else new.copy()})
+        return rows
+
+    def decode(self, item, examples, outputs, options):
+        prompt, new = examples[0], outputs[0]["new"].tolist()
+        if options.return_tensors:
+            return [{"generated_token_ids": prompt.inputs["input_ids"].tolist() + new}]
+        keywords = {}
+        if options.clean_up_tokenization_spaces is not None:
+            keywords["clean_up_tokenization_spaces"] = options.clean_up_tokenization_spaces
+        text = self.tokenizer.decode(new, skip_special_tokens=options.skip_special_tokens, **keywords)
+        return [{"generated_text": prompt.state.text + text if options.return_full_text else text}]
