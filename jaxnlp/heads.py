@@ -31,7 +31,7 @@ class Pooler(nnx.Module):
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
         x = dropout(x, self.config.dropout_before, rngs)
-        return ACTIVATIONS[self.config.activation](self.dense(x)) if self.config.dense else x
+        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
 
 
 class LMHead(nnx.Module):
@@ -87,10 +87,12 @@ class Model(Pretrained, nnx.Module):
     def _build_head(self, options):
         """Make the layers of the head."""
 
-    def _head(self, out, inputs, rngs):
-        """Add the head's outputs to ``out``, which has the body's; and ``loss`` when there are labels."""
+    def _head(self, hidden_states, inputs, rngs):
+        """The head's outputs for the last hidden states [B, T, D], with ``loss`` when there are labels."""
+        out = {"last_hidden_state": hidden_states}
         if self.config.pooler is not None:
-            out["pooler_output"] = self.pooler(out["last_hidden_state"], rngs=rngs)
+            out["pooler_output"] = self.pooler(hidden_states, rngs=rngs)
+        return out
 
     def __call__(
         self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, *, output_hidden_states=False,
@@ -120,11 +122,11 @@ class Model(Pretrained, nnx.Module):
         }  # fmt: skip
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
-        out = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
-        self._head(out, inputs, rngs)
-        return out
+        hidden_states, more = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
+        return self._head(hidden_states, inputs, rngs) | more
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, rngs):
+        """The last hidden states, and whatever else of the body was asked for."""
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
         position_ids = inputs["position_ids"]
         if position_ids is None:
@@ -136,14 +138,9 @@ class Model(Pretrained, nnx.Module):
         bias = attention_bias(attention_mask, length, key_length, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
         x, states, attentions, cache = stack(x, bias, cache, cache_index, rngs)
-        out = {"last_hidden_state": x}
-        if output_hidden_states:
-            out["hidden_states"] = tuple(states)
-        if output_attentions:
-            out["attentions"] = tuple(attentions)
-        if cache is not None:
-            out["cache"] = cache
-        return out
+        more = {"hidden_states": tuple(states)} if output_hidden_states else {}
+        more |= {"attentions": tuple(attentions)} if output_attentions else {}
+        return x, more | ({} if cache is None else {"cache": cache})
 
     def _default_positions(self, input_ids, past):
         """What shared.positions.position_ids gives, for a caller who passes none."""
@@ -170,10 +167,11 @@ class ModelForMaskedLM(Model):
         sizes = c.hidden_size, c.embedding.size, c.embedding.vocab_size
         self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
 
-    def _head(self, out, inputs, rngs):
-        out["logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+        return out
 
 
 class ModelForCausalLM(ModelForMaskedLM):
@@ -181,10 +179,11 @@ class ModelForCausalLM(ModelForMaskedLM):
 
     head = "causal-lm"
 
-    def _head(self, out, inputs, rngs):
-        out["logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"][:, :-1], inputs["labels"][:, 1:])
+        return out
 
     def next_logits(self, input_ids, attention_mask, position_ids, cache, cache_index):
         """One step of decoding: the logits [B, V] after the last of input_ids [B, T], and the cache with them in it."""
@@ -192,8 +191,8 @@ class ModelForCausalLM(ModelForMaskedLM):
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": None,
             "position_ids": position_ids,
         }  # fmt: skip
-        out = self._body(inputs, False, False, cache, cache_index, None)
-        return self.lm_head(out["last_hidden_state"][:, -1], self.embeddings.word_embeddings), out["cache"]
+        hidden_states, more = self._body(inputs, False, False, cache, cache_index, None)
+        return self.lm_head(hidden_states[:, -1], self.embeddings.word_embeddings), more["cache"]
 
     def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
         """Continue prompts; see jaxnlp.generation.generate."""
@@ -213,12 +212,12 @@ class ModelForSequenceClassification(Model):
             c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options
         )
 
-    def _head(self, out, inputs, rngs):
-        last = self._last_index(inputs["input_ids"])
-        x = self.pooler(out["last_hidden_state"], last, rngs)
-        out["logits"] = self.classifier(dropout(x, self.config.classification.dropout, rngs))
+    def _head(self, hidden_states, inputs, rngs):
+        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"]), rngs)
+        out = {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
         if inputs.get("labels") is not None:
             out["loss"] = losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type)
+        return out
 
 
 class ModelForTokenClassification(Model):
@@ -229,11 +228,11 @@ class ModelForTokenClassification(Model):
     def _build_head(self, options):
         self.classifier = nnx.Linear(self.config.hidden_size, self.config.num_labels, **options)
 
-    def _head(self, out, inputs, rngs):
-        x = dropout(out["last_hidden_state"], self.config.token_dropout, rngs)
-        out["logits"] = self.classifier(x)
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.classifier(dropout(hidden_states, self.config.token_dropout, rngs))}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+        return out
 
 
 class ModelForQuestionAnswering(Model):
@@ -244,12 +243,13 @@ class ModelForQuestionAnswering(Model):
     def _build_head(self, options):
         self.qa_outputs = nnx.Linear(self.config.hidden_size, 2, **options)
 
-    def _head(self, out, inputs, rngs):
-        logits = self.qa_outputs(dropout(out["last_hidden_state"], self.config.qa_dropout, rngs))
-        out["start_logits"], out["end_logits"] = logits[..., 0], logits[..., 1]
+    def _head(self, hidden_states, inputs, rngs):
+        logits = self.qa_outputs(dropout(hidden_states, self.config.qa_dropout, rngs))
+        out = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
         spans = inputs.get("start_positions"), inputs.get("end_positions")
         if spans[0] is not None and spans[1] is not None:
             out["loss"] = losses.span_loss(out["start_logits"], out["end_logits"], *spans)
+        return out
 
 
 class ModelForMultipleChoice(Model):
@@ -265,12 +265,13 @@ class ModelForMultipleChoice(Model):
         flat = {n: None if inputs[n] is None else inputs[n].reshape(-1, inputs[n].shape[-1]) for n in per_token}
         return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, rngs)
 
-    def _head(self, out, inputs, rngs):
-        x = self.pooler(out["last_hidden_state"], rngs=rngs)
+    def _head(self, hidden_states, inputs, rngs):
+        x = self.pooler(hidden_states, rngs=rngs)
         logits = self.classifier(dropout(x, self.config.multiple_choice.dropout, rngs))
-        out["logits"] = logits.reshape(inputs["input_ids"].shape[:2])
+        out = {"logits": logits.reshape(inputs["input_ids"].shape[:2])}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+        return out
 
 
 class ModelForNextSentencePrediction(Model):
@@ -281,10 +282,11 @@ class ModelForNextSentencePrediction(Model):
     def _build_head(self, options):
         self.next_sentence = nnx.Linear(self.config.hidden_size, 2, **options)
 
-    def _head(self, out, inputs, rngs):
-        out["logits"] = self.next_sentence(self.pooler(out["last_hidden_state"], rngs=rngs))
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.next_sentence(self.pooler(hidden_states, rngs=rngs))}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
+        return out
 
 
 class ModelForPreTraining(ModelForMaskedLM):
@@ -306,17 +308,18 @@ class ModelForPreTraining(ModelForMaskedLM):
         outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
         setattr(self, c.sentence_head, nnx.Linear(c.hidden_size, outputs, **options))
 
-    def _head(self, out, inputs, rngs):
+    def _head(self, hidden_states, inputs, rngs):
         c = self.config
         logits, label = self.names[c.sentence_head]
-        x = self.pooler(out["last_hidden_state"], rngs=rngs)
+        x = self.pooler(hidden_states, rngs=rngs)
         if c.sentence_head == "sentence_order":
             x = dropout(x, c.classification.dropout, rngs)
-        out["prediction_logits"] = self.lm_head(out["last_hidden_state"], self.embeddings.word_embeddings)
-        out[logits] = getattr(self, c.sentence_head)(x)
+        predictions = self.lm_head(hidden_states, self.embeddings.word_embeddings)
+        out = {"prediction_logits": predictions, logits: getattr(self, c.sentence_head)(x)}
         if inputs.get("labels") is not None and inputs.get(label) is not None:
             masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"])
             out["loss"] = masked + losses.cross_entropy(out[logits], inputs[label])
+        return out
 
 
 class Discriminator(nnx.Module):
@@ -342,12 +345,13 @@ class ModelForReplacedTokenDetection(Model):
         c = self.config
         self.discriminator = Discriminator(c.hidden_size, c.feed_forward.activation, **options)
 
-    def _head(self, out, inputs, rngs):
-        out["logits"] = self.discriminator(out["last_hidden_state"])
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.discriminator(hidden_states)}
         if inputs.get("labels") is not None:
             mask = inputs["attention_mask"]
             mask = jnp.ones_like(inputs["input_ids"]) if mask is None else mask
             out["loss"] = losses.binary_cross_entropy(out["logits"], inputs["labels"], weights=mask)
+        return out
 
 
 HEADS = {

@@ -1,0 +1,175 @@
+"""Small random models of the real architectures: every (family, head), and every option that changes arithmetic.
+
+The registry decides what there is: a new file in shared/architectures brings its cases with it.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shared import architectures
+from shared.config import ACTIVATIONS
+from shared.parameters import Parameter, parameters
+from shared.save import save_checkpoint
+
+VOCABULARY, LENGTH, BATCH, CHOICES = 61, 9, 3, 2
+
+# Few shapes: the frameworks compile every operation once for each.
+ENCODER = {
+    "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 40, "max_position_embeddings": 20,
+}  # fmt: skip
+SIZES = {
+    "distilbert": {
+        "vocab_size": VOCABULARY, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
+        "max_position_embeddings": 20,
+    },
+    "gpt2": {
+        "vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 20,
+        "bos_token_id": 59, "eos_token_id": 60, "pad_token_id": 0,
+    },
+    "albert": ENCODER | {"embedding_size": 12},
+    "electra": ENCODER | {"embedding_size": 12},
+}  # fmt: skip
+LABELLED = ("sequence-classification", "token-classification")
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+VARIANTS = {
+    "bert": {
+        "base": [{"hidden_act": a} for a in ACTIVATIONS if a != "gelu"]
+        + [{"layer_norm_eps": 1e-3}, {"type_vocab_size": 1}, {"is_decoder": True}],
+        "masked-lm": [{"tie_word_embeddings": False}, {"hidden_act": "relu"}],
+        "causal-lm": [{"tie_word_embeddings": False}],
+        "sequence-classification": [{"problem_type": MULTI}, {"problem_type": REGRESSION, "num_labels": 1}],
+        "pretraining": [{"tie_word_embeddings": False}],
+    },
+    "roberta": {
+        "masked-lm": [{"tie_word_embeddings": False}, {"hidden_act": "relu"}],
+        "base": [{"pad_token_id": 3}],
+        "sequence-classification": [{"hidden_act": "silu"}],
+    },
+    "distilbert": {
+        "masked-lm": [{"tie_word_embeddings": False}, {"activation": "relu"}],
+        "base": [{"sinusoidal_pos_embds": True}],
+    },
+    "albert": {
+        "base": [
+            {"num_hidden_groups": 2, "inner_group_num": 2, "num_hidden_layers": 3},
+            {"num_hidden_groups": 1, "inner_group_num": 2, "num_hidden_layers": 1},
+        ],
+        "masked-lm": [{"tie_word_embeddings": False}, {"hidden_act": "relu"}],
+    },
+    "electra": {
+        "base": [{"embedding_size": 24}],
+        "masked-lm": [{"tie_word_embeddings": False}, {"embedding_size": 24, "hidden_act": "relu"}],
+        "multiple-choice": [
+            {"summary_type": "mean", "summary_activation": None},
+            {"summary_type": "last", "summary_activation": "tanh"},
+            {"summary_use_proj": False},
+        ],
+        "replaced-token-detection": [{"hidden_act": "relu"}],
+    },
+    "gpt2": {
+        "causal-lm": [
+            {"scale_attn_weights": False},
+            {"scale_attn_by_inverse_layer_idx": True},
+            {"reorder_and_upcast_attn": True},
+            {"tie_word_embeddings": False},
+            {"n_inner": None, "activation_function": "relu"},
+        ],
+        "sequence-classification": [{"problem_type": MULTI}],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: what its config.json says, and its head."""
+
+    name: str
+    hf: dict
+    head: str
+
+    @property
+    def config(self):
+        """Its TransformerConfig."""
+        return architectures.config_from_hf(self.hf)
+
+    @property
+    def seed(self) -> int:
+        """Tells its random weights and inputs from those of other cases."""
+        return zlib.crc32(self.name.encode())
+
+    def write(self, folder: Path) -> Path:
+        """Save the model with its random weights in Hugging Face layout."""
+        cfg, spec = self.config, parameters(self.config, self.head)
+        save_checkpoint(folder, cfg, self.head, lambda path: _value(self.seed, path, spec[path]), np.float32)
+        return folder
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Ids with padding on the right, token types where there are some, and the labels of the head."""
+        rng = np.random.default_rng(self.seed)
+        cfg = self.config
+        shape = (BATCH, CHOICES, LENGTH) if self.head == "multiple-choice" else (BATCH, LENGTH)
+        ids = rng.integers(5, 55, shape)
+        mask = np.ones(shape, np.int32)
+        lengths = np.array([LENGTH, LENGTH - 3, LENGTH - 1]).reshape(-1, *[1] * (len(shape) - 1))
+        mask = (np.arange(LENGTH) < lengths).astype(np.int32) * mask
+        pad = cfg.pad_token_id if cfg.pad_token_id is not None else 0
+        inputs = {"input_ids": np.where(mask, ids, pad), "attention_mask": mask}
+        types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
+        if types > 1 and not cfg.embedding.positions_skip_padding:
+            inputs["token_type_ids"] = rng.integers(0, types, shape)
+        return {k: v.astype(np.int32) for k, v in (inputs | self._labels(rng, shape, mask)).items() if v is not None} | (
+            self._float_labels(rng)
+        )
+
+    def _labels(self, rng, shape, mask) -> dict[str, np.ndarray]:
+        cfg, rows = self.config, BATCH
+        tokens = np.where((rng.random(shape) < 0.7) & (mask == 1), rng.integers(0, VOCABULARY, shape), -100)
+        return {
+            "masked-lm": lambda: {"labels": tokens},
+            "causal-lm": lambda: {"labels": tokens},
+            "sequence-classification": lambda: {"labels": rng.integers(0, cfg.num_labels, rows)},
+            "token-classification": lambda: {"labels": np.where(tokens < 0, -100, tokens % cfg.num_labels)},
+            "question-answering": lambda: {"start_positions": np.array([1, 2, 40]), "end_positions": np.array([3, 2, 40])},
+            "multiple-choice": lambda: {"labels": rng.integers(0, CHOICES, rows)},
+            "next-sentence-prediction": lambda: {"labels": rng.integers(0, 2, rows)},
+            "pretraining": lambda: {"labels": tokens, self._pair_label: rng.integers(0, 2, rows)},
+            "replaced-token-detection": lambda: {"labels": rng.integers(0, 2, shape)},
+        }.get(self.head, dict)()
+
+    @property
+    def _pair_label(self):
+        return f"{self.config.sentence_head}_label"
+
+    def _float_labels(self, rng) -> dict[str, np.ndarray]:
+        kind = self.config.problem_type
+        if self.head != "sequence-classification" or kind not in (MULTI, REGRESSION):
+            return {}
+        shape = (BATCH, self.config.num_labels) if kind == MULTI else (BATCH,)
+        values = rng.integers(0, 2, shape) if kind == MULTI else rng.standard_normal(shape)
+        return {"labels": values.astype(np.float32)}
+
+
+def _value(seed: int, path: str, parameter: Parameter) -> np.ndarray:
+    """Weights with some life in them: fresh ones are so small that many a mistake would not show."""
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    noise = rng.standard_normal(parameter.shape, np.float32)
+    return {"ones": 1 + 0.2 * noise, "zeros": 0.2 * noise}.get(parameter.init, 0.25 * noise)
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    found = []
+    for model_type in architectures.families():
+        for head in architectures.get(model_type).heads(model_type):
+            for changes in [{}, *VARIANTS.get(model_type, {}).get(head, [])]:
+                hf = {"model_type": model_type, **SIZES.get(model_type, ENCODER)}
+                hf |= {"num_labels": 3} if head in LABELLED else {}
+                hf |= {"is_decoder": True} if head == "causal-lm" and model_type != "gpt2" else {}
+                tag = ",".join(f"{k}={v}" for k, v in changes.items())
+                found.append(Case(f"{model_type}-{head}" + (f"[{tag}]" if tag else ""), hf | changes, head))
+    return found

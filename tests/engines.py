@@ -1,0 +1,109 @@
+"""One way to ask either engine, or Transformers' PyTorch model, for outputs and gradients: NumPy in, NumPy out."""
+
+import numpy as np
+
+from shared import architectures
+from shared.parameters import parameters
+
+
+def run(framework: str, folder, head: str, inputs: dict, gradients: bool = True):
+    """Outputs (with hidden states and attentions) of a checkpoint, and the loss's gradient by parameter path."""
+    return {"jax": _jax, "tf": _tf, "torch": _torch}[framework](folder, head, inputs, gradients)
+
+
+def _flat(out) -> dict[str, np.ndarray]:
+    flat = {}
+    for name, value in out.items():
+        if isinstance(value, (tuple, list)):
+            flat |= {f"{name}.{i}": np.asarray(v) for i, v in enumerate(value)}
+        else:
+            flat[name] = np.asarray(value)
+    return flat
+
+
+def _jax(folder, head, inputs, gradients):
+    import jax
+
+    import jaxnlp
+    from jaxnlp.heads import HEADS
+
+    model = HEADS[head].from_pretrained(folder)
+    apply, params = jaxnlp.functional(model)
+    out = apply(params, **inputs, output_hidden_states=True, output_attentions=True)
+    grads = {}
+    if gradients and "loss" in out:
+        tree = jax.grad(lambda p: apply(p, **inputs)["loss"])(params)
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        grads = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+    return _flat(out), grads
+
+
+def _tf(folder, head, inputs, gradients):
+    import tensorflow as tf
+
+    from tfnlp.heads import HEADS
+    from tfnlp.pretrained import parameter_tree
+
+    model = HEADS[head].from_pretrained(folder)
+    grads = {}
+    with tf.GradientTape() as tape:
+        out = model(**inputs, output_hidden_states=True, output_attentions=True)
+    if gradients and "loss" in out:
+        tree = parameter_tree(model)
+        values = tape.gradient(out["loss"], [variable.value for variable in tree.values()])
+        dense = [None if g is None else tf.convert_to_tensor(g).numpy() for g in values]
+        shapes = (tuple(variable.shape) for variable in tree.values())
+        grads = {p: np.zeros(s, np.float32) if g is None else g for p, g, s in zip(tree, dense, shapes)}
+    return _flat(out), grads
+
+
+def torch_model(folder, head):
+    """Transformers' model of a checkpoint, refusing one whose names do not match to the letter."""
+    import transformers
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    cls = getattr(transformers, architectures.class_name(config.model_type, head))
+    model, info = cls.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    unused = {name for name in info["missing_keys"] if ".pooler." in name or name.startswith("pooler.")}
+    assert not set(info["missing_keys"]) - unused and not info["unexpected_keys"], info
+    assert not info["mismatched_keys"], info
+    return model
+
+
+def _torch(folder, head, inputs, gradients):
+    import torch
+
+    model = torch_model(folder, head).eval()
+    tensors = {k: torch.tensor(v) for k, v in inputs.items()}
+    tensors = {k: v if v.is_floating_point() else v.long() for k, v in tensors.items()}
+    out = model(**tensors, output_hidden_states=True, output_attentions=True)
+    grads = {}
+    if gradients and out.get("loss") is not None:
+        out["loss"].backward()
+        from shared.checkpoint import open_checkpoint
+
+        cfg = open_checkpoint(folder).transformer_config()
+        family = architectures.get(cfg.model_type)
+        named = {n: p for n, p in model.named_parameters(remove_duplicate=False)}
+        spec = parameters(cfg, head)
+        for row in family.weights(cfg, head):
+            if row.path is None:
+                continue
+            name = row.name if head != "base" else row.name.removeprefix(family.PREFIX)
+            grad = named[name].grad
+            grad = np.zeros(named[name].shape, np.float32) if grad is None else grad.numpy()
+            i, n = row.part
+            width = grad.shape[-1] // n
+            grad = grad[..., i * width : (i + 1) * width]
+            grads[row.path] = grad.T if row.layout == "linear" else grad
+        assert set(grads) == set(spec)
+    out = {k: v for k, v in out.items() if v is not None and k != "past_key_values"}
+    detached = {k: [t.detach() for t in v] if isinstance(v, (tuple, list)) else v.detach() for k, v in out.items()}
+    return _flat(detached), grads
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference, relative to the largest of theirs."""
+    scale = max(float(np.abs(theirs).max(initial=0)), 1e-6)
+    return float(np.abs(np.asarray(ours, np.float64) - theirs).max(initial=0)) / scale
