@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from shared.buckets import bucket
 from shared.errors import InputError
 from shared.positions import position_ids
 from shared.tasks import get_task
 from shared.tasks.base import Example, Options, Task, check_int, describe
 
-LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-"""Lengths that rows are padded to: a compiled engine sees few shapes and little padding."""
+SHORTEST = 16
+"""Least length that rows are padded to: below it, one shape costs less than compiling several."""
 
 MAX_OUTPUT = 2**27
 """Numbers one batch's output may hold (512 MB of float32); rows of a wide vocabulary go in smaller batches."""
@@ -130,7 +131,7 @@ class Pipeline:
         kept: list[list[dict]] = [[{} for _ in windows] for windows in examples]
         places = [(number, place) for number, windows in enumerate(examples) for place in range(len(windows))]
         left = [len(windows) for windows in examples]
-        for batch in self._batches([example for _, example in flat], rows, options):
+        for batch in self._batches([example for _, example in flat], rows):
             outputs = self._forward([flat[i][1] for i in batch], options)
             finished = 0
             for i, output in zip(batch, outputs, strict=True):
@@ -145,7 +146,7 @@ class Pipeline:
             for item, windows, outputs in zip(items, examples, kept, strict=True)
         ]
 
-    def _batches(self, examples: list[Example], rows: int, options: Options) -> Iterator[list[int]]:
+    def _batches(self, examples: list[Example], rows: int) -> Iterator[list[int]]:
         """Numbers of the rows that go together, longest first: when memory is short, it shows at once."""
         groups: dict[Any, list[int]] = {}
         for i, example in enumerate(examples):
@@ -153,55 +154,49 @@ class Pipeline:
         for group in groups.values():
             group.sort(key=lambda i: -examples[i].length)
             while group:
-                longest = bucket(examples[group[0]].length, LENGTHS, self.task.room(options))
+                longest = self._width(examples[group[0]].length)
                 fits = MAX_OUTPUT // max(1, longest * self.task.output_width())
                 size = min(rows, max(1, fits))
                 yield group[:size]
-                group = group[size:]
+                del group[:size]
 
     def _forward(self, examples: list[Example], options: Options) -> list[dict]:
         """One batch through the model, and what the task keeps of it."""
         group = examples[0].group
-        batch = self._pad(examples, options)
+        batch = self._pad(examples)
         outputs = self.task.run(self.forward, batch, group, options)
         missing = [key for key in self.task.outputs if key not in outputs]
         if missing:
             raise InputError(
-                f"{self.task.name} needs the model's {', '.join(missing)}, and it gave {', '.join(outputs) or 'nothing'}; "
+                f"{self.task.name} needs the model's {', '.join(missing)}, and it gave "
+                f"{', '.join(outputs) or 'nothing'}; "
                 f'load it with the head for "{self.task.head}"'
             )
         arrays = {key: as_numpy(outputs[key]) for key in self.task.outputs}
         return self.task.reduce(examples, arrays, options)
 
-    def _pad(self, examples: list[Example], options: Options) -> dict[str, np.ndarray]:
+    def _width(self, longest: int) -> int:
+        """Columns of a batch whose longest row is so long: a bucket, but never more than the model has positions."""
+        return bucket(max(longest, SHORTEST), max(longest, self.config.max_length)) if self.task.buckets else longest
+
+    def _pad(self, examples: list[Example]) -> dict[str, np.ndarray]:
         """Rows side by side, padded to a bucket of lengths and a bucket of rows."""
-        length = bucket(max(example.length for example in examples), LENGTHS, self.task.room(options))
-        count = len(examples)
+        length, count = self._width(max(example.length for example in examples)), len(examples)
         # A batch cut short gets rows that are thrown away, so that its shape is one seen before.
-        total = min(1 << (count - 1).bit_length(), max(count, self.batch_size))
+        total = bucket(count, max(count, self.batch_size)) if self.task.buckets else count
+        left = self.task.padding_side == "left"
         self.shapes.add((total, length))
         batch = {}
         for name in examples[0].inputs:
-            fill = self.task.pad_token_id if name == "input_ids" else 0
-            batch[name] = np.full((total, length), fill, np.int32)
+            rows = np.full((total, length), self.task.pad_token_id if name == "input_ids" else 0, np.int32)
             for row, example in enumerate(examples):
                 values = example.inputs[name]
-                columns = slice(length - len(values), length) if self.task.padding_side == "left" else slice(len(values))
-                batch[name][row, columns] = values
-            # A row that attends to nothing would divide by zero, so the rows thrown away repeat a real one.
-            batch[name][count:] = batch[name][0]
-        if "attention_mask" not in batch:
-            lengths = np.array([example.length for example in examples] + [examples[0].length] * (total - count))
-            batch["attention_mask"] = (np.arange(length) < lengths[:, None]).astype(np.int32)
-        if self.task.padding_side == "right":
+                rows[row, length - len(values) if left else 0 :][: len(values)] = values
+            rows[count:] = rows[0]  # a row that attends to nothing would divide by zero, so these repeat a real one
+            batch[name] = rows
+        if not left:
             batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
         return batch
-
-
-def bucket(length: int, sizes: Sequence[int], limit: int | None = None) -> int:
-    """The least of `sizes` that `length` fits, but never more than `limit`."""
-    size = next((size for size in sizes if size >= length), -(-length // sizes[-1]) * sizes[-1])
-    return size if limit is None else min(size, max(limit, length))
 
 
 def as_numpy(value: Any) -> np.ndarray:

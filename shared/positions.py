@@ -7,8 +7,8 @@ def position_ids(config, input_ids, attention_mask=None, past: int = 0) -> np.nd
     """The position ids Transformers gives a model that is called without any.
 
     Where ``config.embedding.positions_skip_padding`` holds (RoBERTa), positions count the tokens that are not padding,
-    starting at ``position_offset``, and padding sits at ``position_offset - 1``: fairseq's ``make_positions``. As there,
-    padding is told by its token id, so `attention_mask` has no say. Everywhere else token i has position
+    starting at ``position_offset``, and padding sits at ``position_offset - 1``: fairseq's ``make_positions``. As
+    there, padding is told by its token id, so `attention_mask` has no say. Everywhere else token i has position
     ``position_offset + past + i``.
 
     Args:
@@ -33,7 +33,7 @@ def position_ids(config, input_ids, attention_mask=None, past: int = 0) -> np.nd
 def generation_position_ids(attention_mask) -> np.ndarray:
     """Position ids of left-padded prompts: the first real token is 0, and so is padding.
 
-    What ``GenerationMixin`` of Transformers 5 derives from the mask; the token generated next stands one after the last.
+    What ``GenerationMixin`` of Transformers 5 derives from the mask; the next token stands one after the last.
 
     Args:
         attention_mask: int [batch, length], 1 on real tokens.

@@ -86,6 +86,7 @@ class Task:
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[bool] = True  # outputs have a length axis, cut back to each row's own length
     padding_side: ClassVar[str] = "right"
+    buckets: bool = True  # batches are padded to a few shapes; False where the forward pass sees to that, or cannot
 
     def __init__(self, tokenizer, config, folder: str | os.PathLike | None = None):
         if not getattr(tokenizer, "is_fast", False):
@@ -183,27 +184,23 @@ class Task:
         """Numbers the model gives for each token, which bounds how many rows fit one batch."""
         return self.config.hidden_size
 
-    def room(self, options: Options) -> int | None:
-        """The longest row, in tokens, or None without a limit."""
-        return self.config.max_length
-
     # -- shared by the tasks ---------------------------------------------------------------------------------------
 
     @property
     def pad_token_id(self) -> int:
-        """The id in padded places; they are masked, so any will do for a tokenizer without one."""
-        for value in (self.tokenizer.pad_token_id, self.config.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(value, int) and 0 <= value:
+        """The id in padded places. The model's own first: by it some models tell positions, or the last token."""
+        for value in (self.config.pad_token_id, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(value, int) and 0 <= value < self.config.embedding.vocab_size:
                 return value
         return 0
 
     @property
     def input_names(self) -> list[str]:
-        """The inputs to feed: those the tokenizer knows its models to take, and this model has."""
-        names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in self.tokenizer.model_input_names]
+        """The inputs to feed: ids, mask, and the token types if both the tokenizer and the model have them."""
+        names = ["input_ids", "attention_mask"]
+        names += ["token_type_ids"] if "token_type_ids" in self.tokenizer.model_input_names else []
         embedding = self.config.embedding
-        no_types = not getattr(embedding, "type_vocab_size", 1) and not getattr(embedding, "token_types_from_words", 0)
-        return [n for n in names if not (n == "token_type_ids" and no_types)]
+        return names if embedding.type_vocab_size or embedding.token_types_from_words else names[:2]
 
     def limit(self) -> int | None:
         """What truncation cuts to: the model's positions, or what its tokenizer says if that is less."""
@@ -243,7 +240,8 @@ class Task:
         limit = self.config.max_length
         if limit is not None and length > limit:
             raise InputError(
-                f"{self.name}: input {number} has {length} tokens and the model has positions for {limit}; {self.remedy}"
+                f"{self.name}: input {number} has {length} tokens and the model has positions for {limit}; "
+                f"{self.remedy}"
             )
         if length == 0:
             raise InputError(f"{self.name}: input {number} has no token the tokenizer knows; leave it out")

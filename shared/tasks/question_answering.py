@@ -54,7 +54,10 @@ class QuestionAnsweringOptions(Options):
 
 @dataclass(slots=True)
 class Window:
-    """One window of a context. allowed: bool [tokens], what the softmax sees; context: bool [tokens], what may answer."""
+    """One window of a context.
+
+    allowed: bool [tokens], what the softmax sees. context: bool [tokens], what may be part of an answer.
+    """
 
     encoding: Any  # tokenizers.Encoding: tokens to words to characters
     allowed: np.ndarray
@@ -97,7 +100,9 @@ class QuestionAnsweringTask(Task):
         if isinstance(question, str):
             if isinstance(context, str):
                 return {"question": question, "context": context}
-            raise InputError(f"{self.name} got one question and a context of type {type(context).__name__}; give a text")
+            raise InputError(
+                f"{self.name} got one question and a context of type {type(context).__name__}; give a text"
+            )
         if not isinstance(question, Iterable):
             raise InputError(f"question is {describe(question)}; it must be a text or a list of texts")
         questions = list(question)
@@ -119,7 +124,9 @@ class QuestionAnsweringTask(Task):
         limit = self.limit()
         size = options.max_seq_len or min(limit or 384, 384)
         if self.config.max_length is not None and size > self.config.max_length:
-            raise InputError(f"max_seq_len is {size} and the model has positions for {self.config.max_length}; lower it")
+            raise InputError(
+                f"max_seq_len is {size} and the model has positions for {self.config.max_length}; lower it"
+            )
         stride = min(size // 2, 128) if options.doc_stride is None else options.doc_stride
         if stride > size:
             raise InputError(f"doc_stride is {stride}, more than max_seq_len, {size}; lower it")
@@ -180,8 +187,8 @@ class QuestionAnsweringTask(Task):
             kept = min(len(ids), longest)
             if size - special - kept <= stride:
                 raise InputError(
-                    f"{self.name}: input {first + i}: a question of {kept} tokens and doc_stride {stride} leave no room "
-                    f"in a window of {size}; raise max_seq_len, or lower doc_stride or max_question_len"
+                    f"{self.name}: input {first + i}: a question of {kept} tokens and doc_stride {stride} leave no "
+                    f"room in a window of {size}; raise max_seq_len, or lower doc_stride or max_question_len"
                 )
             questions[i] = questions[i][: offsets[kept - 1][1]]
         return questions

@@ -12,6 +12,7 @@ from shared.errors import InputError
 from shared.tasks.base import Example, Task, TruncationOptions, check_bool, check_string
 from shared.tasks.sentence_config import Dense, normalized, read_sentence_config
 
+
 @dataclass(frozen=True)
 class SentenceEmbeddingOptions(TruncationOptions):
     """normalize: scale vectors to length 1; None does as the checkpoint says.

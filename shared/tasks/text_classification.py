@@ -43,6 +43,12 @@ class TextClassificationTask(Task):
     Options = TextClassificationOptions
     per_token = False
 
+    def __init__(self, tokenizer, config, folder=None):
+        super().__init__(tokenizer, config, folder)
+        # A model that reads the last token and knows no padding would read padding: its rows go unpadded.
+        last = config.classification.token in ("last", "last_non_padding")
+        self.buckets = not (last and config.pad_token_id is None)
+
     @property
     def wants(self):
         return 'a text, a pair {"text": ..., "text_pair": ...}, a list or an iterator of them'
@@ -70,7 +76,7 @@ class TextClassificationTask(Task):
                 numbers = [first + i for i in chosen]
                 encoded = self.rows(self.tokenize(*given, options=options), items=numbers)
                 for i, row in zip(chosen, encoded, strict=True):
-                    rows[i] = [Example(row)]
+                    rows[i] = [Example(row, group=None if self.buckets else len(row["input_ids"]))]
         return rows
 
     def parts(self, item: Any, where: str) -> tuple[str, str | None]:

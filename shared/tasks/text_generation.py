@@ -23,6 +23,9 @@ from shared.tasks.base import (
 DEFAULT_NEW_TOKENS = 256
 """Tokens generated when nothing says how many, as in Transformers 5; fewer where the model's positions end sooner."""
 
+SAVED = ("eos_token_id", "pad_token_id", "max_new_tokens", "max_length")
+"""What is read from a checkpoint's generation_config.json."""
+
 
 @dataclass(frozen=True)
 class TextGenerationOptions(Options):
@@ -93,12 +96,13 @@ class TextGenerationTask(Task):
     Options = TextGenerationOptions
     outputs = ("sequences",)
     padding_side = "left"
+    buckets = False  # `generate` pads to its own, and must see how much room the prompts leave
     remedy = 'shorten it, or pass handle_long_generation="hole" to cut its beginning'
 
     def __init__(self, tokenizer, config, folder=None):
         super().__init__(tokenizer, config, folder)
         saved = (self.folder and read_json(self.folder / "generation_config.json")) or {}
-        self._defaults = {key: saved.get(key) for key in ("eos_token_id", "pad_token_id", "max_new_tokens")}
+        self._defaults = {key: saved.get(key) for key in SAVED}
         if self._defaults["eos_token_id"] is None:
             self._defaults["eos_token_id"] = config.eos_token_id
 
@@ -118,9 +122,6 @@ class TextGenerationTask(Task):
     @property
     def input_names(self):
         return ["input_ids", "attention_mask"]
-
-    def room(self, options):
-        return self.config.max_length
 
     # -- text to arrays --------------------------------------------------------------------------------------------
 
@@ -147,49 +148,42 @@ class TextGenerationTask(Task):
             return str(item)  # white space alone is a prompt: it has tokens here
         return check_text(item, where)
 
+    def wanted(self, length: int, options: TextGenerationOptions) -> int | None:
+        """How many tokens the call, or else the checkpoint, wants after a prompt; None when neither says."""
+        for new, total in (
+            (options.max_new_tokens, options.max_length),
+            (self._defaults["max_new_tokens"], self._defaults["max_length"]),
+        ):
+            if new is not None or total is not None:
+                return new if new is not None else total - length
+        return None
+
     def cut(self, ids: list[int], options: TextGenerationOptions) -> list[int]:
         """With a "hole", the end of a prompt that leaves room for the new tokens."""
-        limit = self.limit()
-        if options.handle_long_generation != "hole" or limit is None:
+        if options.handle_long_generation != "hole":
             return ids
-        new = self.asked(options)
-        if new is None:
-            new = DEFAULT_NEW_TOKENS if options.max_length is None else max(options.max_length - len(ids), 0)
+        limit, new = self.limit(), self.wanted(len(ids), options)
+        new = DEFAULT_NEW_TOKENS if new is None else new
         if len(ids) + new <= limit:
             return ids
         if new >= limit:
             raise InputError(f"{self.name}: {new} new tokens leave no room in the model's {limit}; ask for fewer")
         return ids[-(limit - new) :]
 
-    def asked(self, options: TextGenerationOptions) -> int | None:
-        """How many tokens are wanted, where the call or (unless it gives a length) the checkpoint says so."""
-        if options.max_new_tokens is None and options.max_length is None:
-            return self._defaults["max_new_tokens"]
-        return options.max_new_tokens
-
     def new_tokens(self, length: int, options: TextGenerationOptions, number: int) -> int:
         """How many tokens one prompt may get; a number nobody asked for gives way to the model's positions."""
-        limit = self.config.max_length
-        new = self.asked(options)
-        if new is None and options.max_length is not None:
-            new = options.max_length - length
-            if new < 1:
-                raise InputError(
-                    f"{self.name}: input {number} has {length} tokens and max_length, prompt included, is "
-                    f"{options.max_length}; raise it, or pass max_new_tokens"
-                )
-        explicit = new is not None
-        new = new if explicit else DEFAULT_NEW_TOKENS
-        # The last token generated is never fed back, so it needs no position.
-        left = None if limit is None else limit - length + 1
-        if left is not None and new > left:
-            if explicit:
-                raise InputError(
-                    f"{self.name}: input {number} has {length} tokens, {new} more are asked for, and the model has "
-                    f"positions for {limit}; ask for at most {left}, or {self.remedy}"
-                )
-            new = left
-        return new
+        new, left = self.wanted(length, options), self.config.max_length - length
+        if new is not None and new < 1:
+            raise InputError(
+                f"{self.name}: input {number} has {length} tokens and max_length, prompt included, is {length + new}; "
+                "raise it, or pass max_new_tokens"
+            )
+        if left < (new or 1):
+            raise InputError(
+                f"{self.name}: input {number} has {length} tokens, {new or 'some'} more are asked for, and the model "
+                f"has positions for {self.config.max_length}; ask for fewer, or {self.remedy}"
+            )
+        return min(DEFAULT_NEW_TOKENS, left) if new is None else new
 
     # -- arrays to text --------------------------------------------------------------------------------------------
 

@@ -85,9 +85,7 @@ class TokenClassificationTask(Task):
     def __init__(self, tokenizer, config, folder=None):
         super().__init__(tokenizer, config, folder)
         # Tokenizers that mark continuations ("##ing") show which tokens start a word; others leave it to white space.
-        self._marks_continuations = bool(
-            getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None)
-        )
+        self._marks_continuations = bool(getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
         self._tags = [split_tag(label) for label in config.labels]
 
     @property
@@ -103,9 +101,9 @@ class TokenClassificationTask(Task):
 
     def arrange(self, inputs, keywords):
         arranged = super().arrange(inputs, keywords)
-        if arranged.shape == "list" and arranged.options.get("is_split_into_words", False):
-            if not all(isinstance(item, (list, tuple)) for item in arranged.items):  # one text, as its words
-                return Arranged("list", [arranged.items], options=keywords)
+        split = arranged.shape == "list" and keywords.get("is_split_into_words", False)
+        if split and not all(isinstance(item, (list, tuple)) for item in arranged.items):  # one text, as its words
+            return Arranged("list", [arranged.items], options=keywords)
         return arranged
 
     def output_width(self):

@@ -249,8 +249,11 @@ def torch_model(kind: str, tokenizer, numpy_model: NumpyModel, **config):
     elif kind == "BertForQuestionAnswering":
         spans = run(numpy_model)
         keys = ("start_logits", "end_logits")
-        model.forward = lambda **batch: QuestionAnsweringModelOutput(**{k: v for k, v in spans(**batch).items() if k in keys})
+        model.forward = lambda **batch: QuestionAnsweringModelOutput(
+            **{k: v for k, v in spans(**batch).items() if k in keys}
+        )
     elif kind == "GPT2LMHeadModel":
+
         def generate(input_ids=None, attention_mask=None, max_new_tokens=20, **_):
             end = configuration.eos_token_id
             ids = numpy_model.generate(np.asarray(input_ids), np.asarray(attention_mask), max_new_tokens, end, end)
@@ -300,16 +303,27 @@ def record() -> None:
         cases = [(text, options) for text in TEXTS for options in TOKEN_OPTIONS[:5]]
         cases += [(TEXTS[0], options) for options in TOKEN_OPTIONS[5:]]
         cases += [(LONG_TEXT, {"aggregation_strategy": s}) for s in ("simple", "max")]
-        cases += [(LONG_TEXT, {"aggregation_strategy": s, "stride": n}) for s, n in (("simple", 8), ("average", 0), ("first", 20))]
+        cases += [
+            (LONG_TEXT, {"aggregation_strategy": s, "stride": n})
+            for s, n in (("simple", 8), ("average", 0), ("first", 20))
+        ]
         words = TEXTS[1].split()
-        cases += [(words, {"aggregation_strategy": s, "is_split_into_words": True}) for s in ("none", "simple", "first")]
+        cases += [
+            (words, {"aggregation_strategy": s, "is_split_into_words": True}) for s in ("none", "simple", "first")
+        ]
         cases += [([words, ["a"]], {"is_split_into_words": True, "delimiter": "--", "aggregation_strategy": "max"})]
         tokens += [{"tokenizer": name, "input": i, "options": o, "result": pipe(i, **o)} for i, o in cases]
     write("token_classification", tokens)
 
     labels = []
     inputs = [TEXTS[0], TEXTS[:3], PAIRS[0], PAIRS, [[[TEXTS[0], TEXTS[1]]]]]
-    for problem, count in ((None, 6), ("multi_label_classification", 6), ("regression", 1), (None, 1), ("regression", 6)):
+    for problem, count in (
+        (None, 6),
+        ("multi_label_classification", 6),
+        ("regression", 1),
+        (None, 1),
+        ("regression", 6),
+    ):
         pipe = make(
             "text-classification", "BertForSequenceClassification", "wordpiece",
             NumpyModel(len(load_tokenizer("wordpiece")), count), problem_type=problem,
@@ -329,8 +343,9 @@ def record() -> None:
         one, two, three = mask_texts(pipe.tokenizer.mask_token)
         targets = ["program", "pattern", "in"] if name == "wordpiece" else ["wrote", "weaves"]
         for i, o in [
-            (one, {}), (one, {"top_k": 2}), (two, {"top_k": 3}), ([one, two, three], {"top_k": 2}), ([one], {"top_k": 1}),
-            (three, {"targets": targets}), (two, {"targets": targets[0]}), (one, {"targets": [*targets, "qq"], "top_k": 2}),
+            (one, {}), (one, {"top_k": 2}), (two, {"top_k": 3}), ([one, two, three], {"top_k": 2}),
+            ([one], {"top_k": 1}), (three, {"targets": targets}), (two, {"targets": targets[0]}),
+            (one, {"targets": [*targets, "qq"], "top_k": 2}),
         ]:  # fmt: skip
             masks.append({"tokenizer": name, "input": i, "options": o, "result": pipe(i, **o)})
     write("fill_mask", masks)
@@ -340,9 +355,13 @@ def record() -> None:
 
     pipe = make("text-generation", "GPT2LMHeadModel", "gpt2")
     cases = [
-        (PROMPTS[0], {}), (PROMPTS, {}), (PROMPTS, {"return_full_text": False}), (PROMPTS[:2], {"return_tensors": True}),
-        (PROMPTS[0], {"prefix": "Once, "}), (PROMPTS[1:2], {"skip_special_tokens": False}),
-    ]  # fmt: skip
+        (PROMPTS[0], {}),
+        (PROMPTS, {}),
+        (PROMPTS, {"return_full_text": False}),
+        (PROMPTS[:2], {"return_tensors": True}),
+        (PROMPTS[0], {"prefix": "Once, "}),
+        (PROMPTS[1:2], {"skip_special_tokens": False}),
+    ]
     texts = [{"input": i, "options": o, "result": pipe(i, do_sample=False, max_new_tokens=12, **o)} for i, o in cases]
     write("text_generation", texts)
 

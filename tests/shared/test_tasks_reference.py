@@ -92,7 +92,9 @@ def test_feature_extraction():
     for case in reference.load_reference("feature_extraction"):
         assert_same(pipe(case["input"]), case["result"])
         tensors = pipe(case["input"], return_tensors=True)
-        for array, nested in zip(*((tensors, case["result"]) if isinstance(tensors, list) else ([tensors], [case["result"]]))):
+        for array, nested in zip(
+            *((tensors, case["result"]) if isinstance(tensors, list) else ([tensors], [case["result"]]))
+        ):
             assert array.dtype == np.float32 and np.abs(array - np.array(nested)).max() < 1e-5
 
 
