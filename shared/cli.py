@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from shared import __version__
-from shared.errors import DuonlpError, InputError, MissingExtraError
+from shared.errors import DuonlpError, InputError
 
 app = typer.Typer(
     name="duonlp",
@@ -26,7 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-PACKAGES = {"jax": ("jaxnlp", "flax"), "tf": ("tfnlp", "tensorflow")}
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
@@ -156,7 +155,7 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Pretrain a small code model with jaxnlp, then run it in both frameworks: status 1 when they differ."""
-    from shared import cli_demo
+    from shared import cli_demo, frameworks
 
     defaults = cli_demo.Settings()
     for name, value in (("steps", steps), ("seconds", seconds)):
@@ -170,8 +169,8 @@ def demo(
         prompts=tuple(prompt) if prompt else defaults.prompts,
     )
     _calm_frameworks()
-    for name in PACKAGES:
-        _require(name)
+    for name in frameworks.PACKAGES:
+        frameworks.require(name)
     with _quiet_stdout() if as_json else contextlib.nullcontext():
         report = cli_demo.run(settings)
     if as_json:
@@ -280,26 +279,15 @@ def _item(text: str) -> Any:
 
 
 def _package(framework: str):
-    """The package for "tf" or "jax" (by default the first that is installed), imported, and that name."""
-    import importlib
-    import importlib.util
+    """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name."""
+    from shared import frameworks
 
     if framework:
-        _choice("framework", framework, PACKAGES)
+        _choice("framework", framework, frameworks.PACKAGES)
     else:
-        installed = [name for name, (_, needs) in PACKAGES.items() if importlib.util.find_spec(needs)]
-        framework = installed[0] if installed else "jax"
+        framework = "tf" if frameworks.installed("tf") and not frameworks.installed("jax") else "jax"
     _calm_frameworks()
-    _require(framework)
-    return importlib.import_module(PACKAGES[framework][0]), framework
-
-
-def _require(framework: str) -> None:
-    import importlib.util
-
-    package, needs = PACKAGES[framework]
-    if not importlib.util.find_spec(needs):
-        raise MissingExtraError(f'{package} needs {needs}, which is not installed; pip install "duonlp[{framework}]"')
+    return frameworks.package(framework), framework
 
 
 def _calm_frameworks() -> None:

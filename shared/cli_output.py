@@ -147,9 +147,9 @@ def print_checkpoint(found: dict[str, Any]) -> None:
     for name in ("head", "Transformers class"):
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("")
     for head, row in found["heads"].items():
-        table.add_row(head, row["class"], count(row["parameters"]), "saved with it" if head == found["head"] else "")
+        name = f"[bold]{head} (saved)[/]" if head == found["head"] else head
+        table.add_row(name, row["class"], count(row["parameters"]))
     console.print(table)
 
 

@@ -4,8 +4,6 @@ The reference is Transformers' PyTorch model when torch is there. Frameworks are
 they are asked for: importing this module imports none.
 """
 
-import importlib
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from shared import architectures
+from shared import frameworks as available
 from shared.checkpoint import Checkpoint, open_checkpoint
 from shared.errors import InputError, MissingExtraError
 
 FRAMEWORKS = ("tf", "jax", "torch")
-PACKAGES = {"tf": "tfnlp", "jax": "jaxnlp"}
-NEEDS = {"tf": "tensorflow", "jax": "flax", "torch": "torch"}
-INSTALL = {"tf": 'pip install "duonlp[tf]"', "jax": 'pip install "duonlp[jax]"', "torch": "pip install torch"}
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     "Paris is the capital of France, and has been so for most of a thousand years.",
@@ -139,9 +135,11 @@ def compare(
     architectures.class_name(config.model_type, head)
     report = Report(str(checkpoint), config.model_type, head, tolerance)
 
-    installed = [name for name in frameworks if importlib.util.find_spec(NEEDS[name])]
+    installed = [name for name in frameworks if available.installed(name)]
     report.skipped = {
-        name: f"{NEEDS[name]} is not installed ({INSTALL[name]})" for name in frameworks if name not in installed
+        name: f"{available.NEEDS[name]} is not installed ({available.INSTALL[name]})"
+        for name in frameworks
+        if name not in installed
     }
     if len(installed) < 2:
         missing = "; ".join(report.skipped.values()) or "ask for one more with frameworks="
@@ -164,10 +162,10 @@ def compare(
         report.forward_seconds[name] = time.perf_counter() - start
         if head == "causal-lm" and max_new_tokens:
             prompt = batch["input_ids"][:1, np.asarray(batch["attention_mask"][0], bool)]
-            room = config.max_length - prompt.shape[1]
-            if room > 0:
-                ids = np.asarray(generate(prompt, min(max_new_tokens, room)))
-                report.generated[name] = [int(i) for i in ids[0, prompt.shape[1] :]]
+            prompt = prompt[:, : max(1, config.max_length - max_new_tokens)]  # room to go on, however long the input
+            count = min(max_new_tokens, config.max_length - prompt.shape[1])
+            ids = np.asarray(generate(prompt, count))
+            report.generated[name] = [int(i) for i in ids[0, prompt.shape[1] :]]
     _fill_rows(report, outputs, batch["attention_mask"])
     return report
 
@@ -222,7 +220,7 @@ Runner = tuple[Callable[[dict], dict[str, np.ndarray]], Callable[[np.ndarray, in
 
 
 def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
-    package = importlib.import_module(PACKAGES[name])
+    package = available.package(name)
     model = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint.folder, local_files_only=True)
     call = model
     if name == "jax":

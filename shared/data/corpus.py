@@ -35,9 +35,14 @@ def text_files(root: str | Path, pattern: str = "*.py", skip: frozenset[str] = f
     return sorted(found)
 
 
+def standard_library_folder() -> Path:
+    """Returns the folder of the running Python's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
 def standard_library_files() -> list[Path]:
     """Returns the source files of the running Python's own standard library, without its tests: about 10 MB."""
-    return text_files(sysconfig.get_paths()["stdlib"], "*.py", STANDARD_LIBRARY_SKIPS)
+    return text_files(standard_library_folder(), "*.py", STANDARD_LIBRARY_SKIPS)
 
 
 def split_by_path(
