@@ -13,6 +13,8 @@ from jaxnlp.auto import (
     AutoModelForNextSentencePrediction, AutoModelForPreTraining, AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification, AutoModelForTokenClassification,
 )  # fmt: skip
+from jaxnlp.inference import compiled
+from jaxnlp.pipelines import pipeline
 from jaxnlp.pretrained import functional, merge, parameter_tree, split
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "AutoModelForQuestionAnswering",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "compiled",
     "functional",
     "merge",
     "parameter_tree",
+    "pipeline",
     "split",
 ]

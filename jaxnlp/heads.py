@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnlp import losses
-from jaxnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, dropout
+from jaxnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, Linear, dropout
 from jaxnlp.pretrained import Pretrained
 from jaxnlp.transformer import Stack, attention_bias
 from shared.config import LMHeadConfig, PoolingConfig, TransformerConfig
@@ -19,7 +19,7 @@ class Pooler(nnx.Module):
     def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, param_dtype, rngs):
         self.config = config
         if config.dense:
-            self.dense = nnx.Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, hidden_states, last_index=None, rngs=None):
         """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
@@ -44,10 +44,10 @@ class LMHead(nnx.Module):
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.transform:
-            self.transform = nnx.Linear(hidden_size, embedding_size, **options)
+            self.transform = Linear(hidden_size, embedding_size, **options)
             self.norm = LayerNorm(embedding_size, epsilon, **options)
         if not config.tied:
-            self.output = nnx.Linear(embedding_size, vocab_size, use_bias=False, **options)
+            self.output = Linear(embedding_size, vocab_size, use_bias=False, **options)
         if config.bias:
             self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
 
@@ -208,7 +208,7 @@ class ModelForSequenceClassification(Model):
 
     def _build_head(self, options):
         c = self.config
-        self.classifier = nnx.Linear(
+        self.classifier = Linear(
             c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options
         )
 
@@ -226,7 +226,7 @@ class ModelForTokenClassification(Model):
     head = "token-classification"
 
     def _build_head(self, options):
-        self.classifier = nnx.Linear(self.config.hidden_size, self.config.num_labels, **options)
+        self.classifier = Linear(self.config.hidden_size, self.config.num_labels, **options)
 
     def _head(self, hidden_states, inputs, rngs):
         out = {"logits": self.classifier(dropout(hidden_states, self.config.token_dropout, rngs))}
@@ -241,7 +241,7 @@ class ModelForQuestionAnswering(Model):
     head = "question-answering"
 
     def _build_head(self, options):
-        self.qa_outputs = nnx.Linear(self.config.hidden_size, 2, **options)
+        self.qa_outputs = Linear(self.config.hidden_size, 2, **options)
 
     def _head(self, hidden_states, inputs, rngs):
         logits = self.qa_outputs(dropout(hidden_states, self.config.qa_dropout, rngs))
@@ -258,7 +258,7 @@ class ModelForMultipleChoice(Model):
     head = "multiple-choice"
 
     def _build_head(self, options):
-        self.classifier = nnx.Linear(self.config.hidden_size, 1, **options)
+        self.classifier = Linear(self.config.hidden_size, 1, **options)
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, rngs):
         per_token = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
@@ -280,7 +280,7 @@ class ModelForNextSentencePrediction(Model):
     head = "next-sentence-prediction"
 
     def _build_head(self, options):
-        self.next_sentence = nnx.Linear(self.config.hidden_size, 2, **options)
+        self.next_sentence = Linear(self.config.hidden_size, 2, **options)
 
     def _head(self, hidden_states, inputs, rngs):
         out = {"logits": self.next_sentence(self.pooler(hidden_states, rngs=rngs))}
@@ -306,7 +306,7 @@ class ModelForPreTraining(ModelForMaskedLM):
         super()._build_head(options)
         c = self.config
         outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
-        setattr(self, c.sentence_head, nnx.Linear(c.hidden_size, outputs, **options))
+        setattr(self, c.sentence_head, Linear(c.hidden_size, outputs, **options))
 
     def _head(self, hidden_states, inputs, rngs):
         c = self.config
@@ -328,8 +328,8 @@ class Discriminator(nnx.Module):
     def __init__(self, hidden_size: int, activation: str, *, dtype, param_dtype, rngs):
         self.activation = activation
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dense = nnx.Linear(hidden_size, hidden_size, **options)
-        self.output = nnx.Linear(hidden_size, 1, **options)
+        self.dense = Linear(hidden_size, hidden_size, **options)
+        self.output = Linear(hidden_size, 1, **options)
 
     def __call__(self, hidden_states):
         """[B, T, D] -> [B, T]."""

@@ -51,6 +51,20 @@ class LayerNorm(nnx.LayerNorm):
         )
 
 
+class Linear(nnx.Linear):
+    """x @ kernel + bias, kernel [in, out]; or [out, in] where jaxnlp.inference turned it for speed."""
+
+    transposed = False
+
+    def __call__(self, x):
+        """[..., in] -> [..., out]."""
+        if not self.transposed:
+            return super().__call__(x)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        x = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
 def dropout(x, rate: float, rngs):
     """Zero a share ``rate`` of x and scale up the rest; nothing where ``rngs`` is None. rngs: nnx.Rngs."""
     if rngs is None or rate == 0:
@@ -74,7 +88,7 @@ class Embeddings(nnx.Module):
         if config.norm:
             self.norm = LayerNorm(config.size, norm.epsilon, **options)
         if config.projection:
-            self.projection = nnx.Linear(config.size, hidden_size, **options)
+            self.projection = Linear(config.size, hidden_size, **options)
 
     def __call__(self, input_ids, token_type_ids, position_ids, rngs=None):
         """input_ids, token_type_ids (or None), position_ids: int [B, T] -> [B, T, D]."""
@@ -109,10 +123,10 @@ class Attention(nnx.Module):
     ):  # fmt: skip
         self.config = config
         options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = nnx.Linear(hidden_size, hidden_size, **options)
-        self.key = nnx.Linear(hidden_size, hidden_size, **options)
-        self.value = nnx.Linear(hidden_size, hidden_size, **options)
-        self.output = nnx.Linear(hidden_size, hidden_size, **options)
+        self.query = Linear(hidden_size, hidden_size, **options)
+        self.key = Linear(hidden_size, hidden_size, **options)
+        self.value = Linear(hidden_size, hidden_size, **options)
+        self.output = Linear(hidden_size, hidden_size, **options)
 
     def __call__(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, rngs=None):
         """Attend from every position of hidden_states to all keys.
@@ -160,8 +174,8 @@ class FeedForward(nnx.Module):
     ):  # fmt: skip
         self.config = config
         options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.up = nnx.Linear(hidden_size, config.size, **options)
-        self.down = nnx.Linear(config.size, hidden_size, **options)
+        self.up = Linear(hidden_size, config.size, **options)
+        self.down = Linear(config.size, hidden_size, **options)
 
     def __call__(self, hidden_states):
         """[B, T, D] -> [B, T, D]."""

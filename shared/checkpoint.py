@@ -17,7 +17,7 @@ import numpy as np
 from shared import architectures
 from shared.architectures._common import BUFFERS, Weight
 from shared.config import TransformerConfig
-from shared.errors import CheckpointError, ConfigError, InputError
+from shared.errors import CheckpointError, InputError
 from shared.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
 from shared.safetensors_file import StoredTensor, list_tensors
 
@@ -49,8 +49,8 @@ def open_checkpoint(name_or_path, revision: str | None = None, local_files_only:
 
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
 
     at = f" at revision {revision!r}" if revision else ""
     try:

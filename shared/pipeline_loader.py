@@ -1,0 +1,57 @@
+"""What ``pipeline(task, model)`` does before either engine has its say."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shared.checkpoint import open_checkpoint
+from shared.errors import InputError
+from shared.pipeline import Pipeline, make_pipeline
+from shared.tasks import get_task
+
+
+def load_pipeline(
+    heads: Mapping[str, type],
+    forward_of: Callable[[Any], Callable],
+    task: str,
+    model=None,
+    *,
+    tokenizer=None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    **options,
+) -> Pipeline:
+    """The pipeline of a task over a checkpoint or a model.
+
+    Args:
+        heads: an engine's model class for each head.
+        forward_of: model -> a function from a batch of NumPy arrays to the model's outputs.
+        task: its name (shared.tasks).
+        model: a folder, a Hub id, or a model of the engine with the task's head.
+        tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None.
+        revision, local_files_only, dtype, param_dtype: as in ``from_pretrained``.
+        options: batch_size, progress, and the task's own options.
+
+    Raises:
+        InputError: an unknown task or option, no model, or a model whose head is another task's.
+        CheckpointError: the checkpoint cannot be found or read.
+    """
+    task_class = get_task(task)
+    if model is None:
+        raise InputError(f"pipeline({task!r}) needs a model: a folder, a Hub id or a loaded model")
+    folder = None
+    if not hasattr(model, "config"):
+        checkpoint = open_checkpoint(model, revision, local_files_only)
+        folder = checkpoint.folder
+        tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
+        model = heads[task_class.head].from_pretrained(folder, dtype=dtype, param_dtype=param_dtype)
+    elif model.head != task_class.head:
+        raise InputError(
+            f"{task} needs a model with the {task_class.head!r} head, this one has {model.head!r}; "
+            f"load it with {heads[task_class.head].__name__}"
+        )
+    if tokenizer is None:
+        raise InputError(f"pipeline({task!r}) got a loaded model and no tokenizer; pass tokenizer=")
+    forward = model.generate if task_class.head == "causal-lm" else forward_of(model)
+    return make_pipeline(task, forward, tokenizer, model.config, folder, **options)

