@@ -208,9 +208,7 @@ class ModelForSequenceClassification(Model):
 
     def _build_head(self, options):
         c = self.config
-        self.classifier = Linear(
-            c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options
-        )
+        self.classifier = Linear(c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states, inputs, rngs):
         x = self.pooler(hidden_states, self._last_index(inputs["input_ids"]), rngs)

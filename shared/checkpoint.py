@@ -23,6 +23,7 @@ from shared.safetensors_file import StoredTensor, list_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
 
 
@@ -44,7 +45,9 @@ def open_checkpoint(name_or_path, revision: str | None = None, local_files_only:
     if path.exists():
         raise CheckpointError(f"{text!r} is a file; give the folder that holds it")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or text.startswith("."):
-        raise CheckpointError(f"no folder {text!r}, and it is no Hub id either; give a folder or an id such as org/model")
+        raise CheckpointError(
+            f"no folder {text!r}, and it is no Hub id either; give a folder or an id such as org/model"
+        )
     return Checkpoint(_download(text, revision, local_files_only))
 
 
@@ -116,7 +119,9 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         if not (self.folder / "config.json").is_file():
-            raise CheckpointError(f"{self.folder} has no config.json; give the folder of a model in Hugging Face layout")
+            raise CheckpointError(
+                f"{self.folder} has no config.json; give the folder of a model in Hugging Face layout"
+            )
         self.config: dict[str, Any] = _read_json(self.folder / "config.json")
 
     @cached_property
@@ -136,6 +141,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder has no tokenizer that loads.
         """
+        if not any(next(self.folder.glob(pattern), None) for pattern in VOCABULARIES):
+            # Transformers would make an empty tokenizer of config.json alone
+            raise CheckpointError(
+                f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
+            )
         from transformers import AutoTokenizer
 
         try:
@@ -285,7 +295,9 @@ def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     allowed = set(architectures.hf_config(cfg)) | {"num_labels", "problem_type"} | set(hf)
     for key in overrides:
         if key not in allowed:
-            raise InputError(f"unknown keyword {key!r}; keys of a {cfg.model_type} config are {', '.join(sorted(allowed))}")
+            raise InputError(
+                f"unknown keyword {key!r}; keys of a {cfg.model_type} config are {', '.join(sorted(allowed))}"
+            )
     if overrides.get("num_labels") not in (None, cfg.num_labels) and "id2label" not in overrides:
         hf.pop("id2label", None)
         hf.pop("label2id", None)

@@ -52,7 +52,9 @@ class GenerationConfig:
         for name, value in list(options.items()):
             if name in GREEDY_DEFAULTS:
                 if value not in (None, GREEDY_DEFAULTS[name]):
-                    raise InputError(f"{name}={value!r} is not available: decoding here is greedy ({name}={GREEDY_DEFAULTS[name]!r})")
+                    raise InputError(
+                        f"{name}={value!r} is not available: decoding here is greedy ({name}={GREEDY_DEFAULTS[name]!r})"
+                    )
                 del options[name]
             elif name not in _OPTIONS:
                 raise InputError(f"unknown generation option {name!r}; options are {', '.join(sorted(_OPTIONS))}")
@@ -139,8 +141,14 @@ def prepare_prompt(cfg, generation_config, input_ids, attention_mask=None, optio
     generation_config = generation_config.with_options(**(options or {}))
     original = np.asarray(input_ids)
     if original.ndim == 1:
-        raise InputError(f"input_ids has shape {original.shape}; prompts are [batch, length], wrap a single one in a list")
-    mask = np.ones(original.shape, np.int32) if attention_mask is None else (np.asarray(attention_mask) != 0).astype(np.int32)
+        raise InputError(
+            f"input_ids has shape {original.shape}; prompts are [batch, length], wrap a single one in a list"
+        )
+    mask = (
+        np.ones(original.shape, np.int32)
+        if attention_mask is None
+        else (np.asarray(attention_mask) != 0).astype(np.int32)
+    )
     if mask.shape != original.shape:
         raise InputError(f"attention_mask has shape {mask.shape}, input_ids {original.shape}; they must be alike")
     check_inputs(cfg, "causal-lm", {"input_ids": original}, cached=True)

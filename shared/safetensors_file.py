@@ -120,7 +120,7 @@ def write_tensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
     with open(path, "wb") as f:
         f.write(len(head).to_bytes(8, "little") + head)
         for t in tensors:
-            value = np.ascontiguousarray(t.value(), t.dtype)
+            value = np.asarray(t.value(), t.dtype, order="C")
             if value.shape != t.shape:
                 raise CheckpointError(f"tensor {t.name!r} has shape {value.shape}, announced was {t.shape}")
             f.write(value.reshape(-1).view(np.uint8).data)

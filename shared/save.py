@@ -58,7 +58,9 @@ def save_checkpoint(
                 write_tensors(new / file, shard)
                 weight_map |= {t.name: file for t in shard}
             total = sum(t.nbytes for t in rows)
-            _write_json(new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+            _write_json(
+                new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            )
         if tokenizer is not None:
             # by way of a folder of its own: files in `new` may be hard links, which writing would change in place
             tokenizer.save_pretrained(new / ".tokenizer")

@@ -122,9 +122,9 @@ class Case:
         types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
         if types > 1 and not cfg.embedding.positions_skip_padding:
             inputs["token_type_ids"] = rng.integers(0, types, shape)
-        return {k: v.astype(np.int32) for k, v in (inputs | self._labels(rng, shape, mask)).items() if v is not None} | (
-            self._float_labels(rng)
-        )
+        return {
+            k: v.astype(np.int32) for k, v in (inputs | self._labels(rng, shape, mask)).items() if v is not None
+        } | (self._float_labels(rng))
 
     def _labels(self, rng, shape, mask) -> dict[str, np.ndarray]:
         cfg, rows = self.config, BATCH
@@ -134,7 +134,10 @@ class Case:
             "causal-lm": lambda: {"labels": tokens},
             "sequence-classification": lambda: {"labels": rng.integers(0, cfg.num_labels, rows)},
             "token-classification": lambda: {"labels": np.where(tokens < 0, -100, tokens % cfg.num_labels)},
-            "question-answering": lambda: {"start_positions": np.array([1, 2, 40]), "end_positions": np.array([3, 2, 40])},
+            "question-answering": lambda: {
+                "start_positions": np.array([1, 2, 40]),
+                "end_positions": np.array([3, 2, 40]),
+            },
             "multiple-choice": lambda: {"labels": rng.integers(0, CHOICES, rows)},
             "next-sentence-prediction": lambda: {"labels": rng.integers(0, 2, rows)},
             "pretraining": lambda: {"labels": tokens, self._pair_label: rng.integers(0, 2, rows)},

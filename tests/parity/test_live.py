@@ -51,7 +51,11 @@ def test_greedy_ids(model_type: str, eos, tmp_path):
         mask = (np.arange(length) >= np.arange(batch)[:, None]).astype(np.int32)  # padded on the left, row by row
         ids = np.where(mask, ids, 0)
         expected = theirs.generate(
-            torch.tensor(ids).long(), attention_mask=torch.tensor(mask), max_new_tokens=12, do_sample=False, eos_token_id=eos
+            torch.tensor(ids).long(),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=eos,
         ).numpy()
         for framework in FRAMEWORKS:
             model = _heads(framework)["causal-lm"].from_pretrained(folder)
