@@ -234,6 +234,7 @@ class Progress:
             self.bar.stop()
 
     def advance(self, items: int) -> None:
+        """So many more items are done; shows the bar once it is clear that the rest will take a while."""
         self.done += items
         if self.bar is None and self.show is None and self.done:
             elapsed = time.monotonic() - self.start

@@ -237,6 +237,7 @@ class Task:
         return rows
 
     def check_length(self, length: int, number: int) -> None:
+        """Raises InputError for a row that is empty, or longer than the model has positions."""
         limit = self.config.max_length
         if limit is not None and length > limit:
             raise InputError(

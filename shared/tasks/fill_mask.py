@@ -101,6 +101,7 @@ class FillMaskTask(Task):
         return answers[0] if single else answers
 
     def proposition(self, example: Example, place: int, token: int, score: float, single: bool) -> dict:
+        """One token in the place of a mask, and the text it makes."""
         ids = example.inputs["input_ids"].copy()
         ids[place] = token
         ids = ids[ids != self.tokenizer.pad_token_id]

@@ -168,6 +168,7 @@ class QuestionAnsweringTask(Task):
         return examples
 
     def pair(self, item: Any, where: str) -> tuple[str, str]:
+        """An item as (question, context); raises InputError when it is not both of them."""
         if not isinstance(item, Mapping):
             raise InputError(f'{where} is {describe(item)}; it must be {{"question": ..., "context": ...}}')
         if set(item) != {"question", "context"}:

@@ -80,6 +80,7 @@ class TextClassificationTask(Task):
         return rows
 
     def parts(self, item: Any, where: str) -> tuple[str, str | None]:
+        """An item as (text, second text or None); raises InputError when it is neither a text nor a pair."""
         if isinstance(item, list) and len(item) == 1 and is_pair(item[0]):
             return item[0][0], item[0][1]  # [[text, pair]]: an older way to give a pair
         if not isinstance(item, Mapping):
@@ -108,6 +109,7 @@ class TextClassificationTask(Task):
         return [{"label": labels[i], "score": float(scores[i])} for i in order.tolist()]
 
     def scores(self, logits: np.ndarray, function: str | None) -> np.ndarray:
+        """Logits [labels] to scores, by the function asked for or else the one the model was trained with."""
         if function is None:
             problem = self.config.problem_type
             if problem == "regression":
@@ -122,4 +124,5 @@ class TextClassificationTask(Task):
 
 
 def is_pair(item: Any) -> bool:
+    """Whether `item` is a list of two texts."""
     return isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)

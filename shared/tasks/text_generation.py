@@ -201,6 +201,7 @@ class TextGenerationTask(Task):
         return {"sequences": np.asarray(sequences)[:, batch["input_ids"].shape[1] :]}
 
     def ends(self, options: TextGenerationOptions) -> tuple[int, ...]:
+        """The ids that end a text."""
         ends = options.eos_token_id if options.eos_token_id is not None else self._defaults["eos_token_id"]
         if ends is None:
             return ()

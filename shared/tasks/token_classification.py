@@ -86,7 +86,10 @@ class TokenClassificationTask(Task):
         super().__init__(tokenizer, config, folder)
         # Tokenizers that mark continuations ("##ing") show which tokens start a word; others leave it to white space.
         self._marks_continuations = bool(getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
-        self._tags = [split_tag(label) for label in config.labels]
+        split = [split_tag(label) for label in config.labels]
+        names = sorted({tag for _, tag in split})
+        self._begins = np.array([begins for begins, _ in split], bool)
+        self._tags = np.array([names.index(tag) for _, tag in split])
 
     @property
     def wants(self):
@@ -159,6 +162,7 @@ class TokenClassificationTask(Task):
         return examples
 
     def check_words(self, words: Any, where: str) -> None:
+        """Raises InputError unless `words` is a list of at least one word."""
         if isinstance(words, (str, Mapping)) or not isinstance(words, (list, tuple)):
             raise InputError(f"{where} is {describe(words)}; with is_split_into_words=True it must be a list of words")
         if not words:
@@ -175,6 +179,7 @@ class TokenClassificationTask(Task):
         return join_windows(found) if len(examples) > 1 else found
 
     def entities(self, tokens: Tokens, scores: np.ndarray, options: TokenClassificationOptions) -> list[dict]:
+        """What one row says: its labelled tokens, or the entities they make. scores: [tokens, labels]."""
         strategy = options.aggregation_strategy
         words, continues = self.words(tokens)
         if strategy in ("none", "simple"):
@@ -201,8 +206,12 @@ class TokenClassificationTask(Task):
             labels, best = agree(scores, begins, lasts, strategy)
             starts, ends = tokens.starts[begins], tokens.ends[lasts]
             to_string = self.tokenizer.convert_tokens_to_string
-            words = [to_string(words[a : b + 1]) for a, b in zip(begins, lasts, strict=True)]
-        return self.groups(labels, best, starts, ends, words, options.ignore_labels)
+
+            def texts(first: int, end: int) -> list[str]:
+                return [to_string(words[begins[i] : lasts[i] + 1]) for i in range(first, end)]
+
+            return self.groups(labels, best, starts, ends, texts, options.ignore_labels)
+        return self.groups(labels, best, starts, ends, lambda first, end: words[first:end], options.ignore_labels)
 
     def words(self, tokens: Tokens) -> tuple[list[str], np.ndarray]:
         """Each token's text, and whether it continues the word of the token before it."""
@@ -217,27 +226,31 @@ class TokenClassificationTask(Task):
             words[i], continues[i] = sentence[starts[i] : ends[i]], False
         return words, np.array(continues, bool)
 
-    def groups(self, labels, scores, starts, ends, words: list[str], ignore: Sequence[str]) -> list[dict]:
-        """Joins neighbours of one tag; a label that begins with B- starts a new entity."""
-        found: list[dict] = []
-        first = 0
-        tags = [self._tags[label] for label in labels]
-        for i in range(1, len(tags) + 1):
-            if i < len(tags) and tags[i][1] == tags[i - 1][1] and not tags[i][0]:
-                continue
+    def groups(self, labels, scores, starts, ends, texts, ignore: Sequence[str]) -> list[dict]:
+        """Joins neighbours of one tag; a label that begins with B- starts a new entity.
+
+        Args:
+            labels, scores, starts, ends: [words], or [tokens] where tokens stand for themselves.
+            texts: (first, end) -> the words between them.
+        """
+        tags = self._tags[labels]
+        begins = np.flatnonzero(np.concatenate([[True], (tags[1:] != tags[:-1]) | self._begins[labels][1:]]))
+        ended = np.append(begins[1:], len(labels))
+        means = np.add.reduceat(scores, begins) / (ended - begins)
+        found = []
+        for first, end, score in zip(begins.tolist(), ended.tolist(), means.tolist(), strict=True):
             # The group's name is its first label after the first dash, whatever stands before it.
             name = self.config.labels[labels[first]].split("-", 1)[-1]
             if name not in ignore:
                 found.append(
                     {
                         "entity_group": name,
-                        "score": float(scores[first:i].mean()),
-                        "word": self.tokenizer.convert_tokens_to_string(words[first:i]),
+                        "score": score,
+                        "word": self.tokenizer.convert_tokens_to_string(texts(first, end)),
                         "start": int(starts[first]),
-                        "end": int(ends[i - 1]),
+                        "end": int(ends[end - 1]),
                     }
                 )
-            first = i
         return found
 
 

@@ -282,6 +282,11 @@ def plain(value):
     return int(value) if isinstance(value, np.integer) else value
 
 
+def plain_results(value):
+    """Results without NumPy's numbers, as :func:`load_reference` would give them."""
+    return unpack(plain(value))
+
+
 def write(name: str, reference) -> None:
     text = json.dumps(plain(reference), ensure_ascii=False, separators=(",", ":"))
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
