@@ -1,0 +1,47 @@
+"""NLP models for Keras 3 on TensorFlow. The same names as jaxnlp, over the same checkpoints."""
+
+import os
+
+from shared.errors import MissingExtraError
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it once, when it is first imported
+try:
+    import keras
+    import tensorflow  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError(f"tfnlp needs Keras and TensorFlow ({error}); pip install 'duonlp[tf]'") from error
+if keras.config.backend() != "tensorflow":
+    raise MissingExtraError(
+        f"tfnlp needs Keras on TensorFlow, and Keras runs on {keras.config.backend()!r} here; set the environment "
+        "variable KERAS_BACKEND=tensorflow before keras is first imported"
+    )
+
+from tfnlp.auto import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)  # fmt: skip
+from tfnlp.inference import compiled
+from tfnlp.pipelines import pipeline
+from tfnlp.pretrained import parameter_tree
+
+__all__ = [
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "compiled",
+    "parameter_tree",
+    "pipeline",
+]

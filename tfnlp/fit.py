@@ -1,0 +1,85 @@
+"""What compile, fit, evaluate and predict need to know of a model whose inputs and outputs are dicts."""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from shared.errors import InputError
+from shared.inputs import TOKEN_INPUTS
+from tfnlp.losses import IGNORED
+
+
+class Fit:
+    """Mixin of the model classes; they bring ``targets``, which names what is learnt from, and ``_loss``.
+
+    Labels come as ``y`` or inside the inputs, under the names of ``targets`` (``labels``, ``start_positions``, ...) or
+    of the outputs; they mean the same whichever loss is used. ``compile(optimizer)`` trains with the head's own loss.
+    With ``compile(optimizer, loss=...)``, the loss and the metrics see the head's logits alone, labels of -100 are
+    masked for them, and a causal language model's labels are shifted for them as they are for its own loss.
+    """
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The total loss of a batch: compile's loss, or the head's own, plus what layers and regularizers add."""
+        if not self.targets:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        labels = self._labels(x, y)
+        if self._compile_loss is not None:
+            return super().compute_loss(x, *self._compared(labels, y_pred, sample_weight), training)
+        loss = self._loss(y_pred, dict(x) | labels, sample_weight)
+        if loss is None:
+            raise InputError(f"nothing to learn from: a {self.head} model wants {', '.join(self.targets)}, as y or among x")
+        loss /= tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums over the replicas
+        return tf.add_n([loss, *(self._aggregate_additional_loss(added) for added in self.losses)])
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """The metrics of a batch, by name."""
+        if self.targets:
+            y, y_pred, sample_weight = self._compared(self._labels(x, y), y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_step(self, data):
+        """The outputs for a batch; labels among the inputs are left out."""
+        x = data[0] if isinstance(data, tuple) else data
+        x = {name: x[name] for name in TOKEN_INPUTS if name in x} if isinstance(x, Mapping) else x
+        return self(x, training=False)
+
+    def _labels(self, x, y) -> dict:
+        """Label name to labels, from ``y`` and, for what it lacks, from the inputs."""
+        labels = {name: x[name] for name in self.targets if isinstance(x, Mapping) and name in x}
+        if isinstance(y, Mapping):
+            names = {output: name for name, output in self.targets.items()}
+            return labels | {names.get(name, name): value for name, value in y.items()}
+        if isinstance(y, (list, tuple)):
+            return labels | dict(zip(self.targets, y))
+        if y is not None:
+            if len(self.targets) > 1:
+                raise InputError(f"y is one array; a {self.head} model wants a dict of {', '.join(self.targets)}")
+            labels |= dict.fromkeys(self.targets, y)
+        return labels
+
+    def _compared(self, labels, y_pred, sample_weight):
+        """y, y_pred and sample_weight for a Keras loss or metric: bare tensors for one output, dicts for several."""
+        y_true, outputs, weights = {}, {}, {}
+        for name, output in self.targets.items():
+            if name in labels:
+                pair = self._align(y_pred[output], labels[name], sample_weight)
+                y_true[output], outputs[output], weights[output] = *_masked(*pair[:2]), pair[2]
+            else:
+                outputs[output] = y_pred[output]
+        if len(self.targets) == 1 and not isinstance(getattr(self, "loss", None), Mapping):
+            (output,) = outputs
+            return y_true.get(output), outputs[output], weights.get(output)
+        return y_true or None, outputs, None if sample_weight is None else weights
+
+    def _align(self, logits, labels, sample_weight):
+        return logits, labels, sample_weight
+
+
+def _masked(logits, labels):
+    """Labels without IGNORED, and logits with the mask that Keras' losses and metrics read."""
+    if not labels.dtype.is_integer or labels.shape.rank != logits.shape.rank - 1:
+        return labels, logits  # no class ids
+    counted = tf.not_equal(labels, IGNORED)
+    logits = tf.identity(logits)
+    logits._keras_mask = counted
+    return tf.where(counted, labels, tf.zeros_like(labels)), logits

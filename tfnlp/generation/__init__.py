@@ -1,0 +1,5 @@
+"""Continuing prompts."""
+
+from tfnlp.generation.search import generate
+
+__all__ = ["generate"]

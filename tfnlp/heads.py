@@ -1,0 +1,492 @@
+"""One class a head. Every family runs through these; what differs between families is in the configuration."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from shared.config import LMHeadConfig, PoolingConfig, TransformerConfig
+from shared.errors import InputError
+from shared.generation import GenerationConfig
+from shared.inputs import TOKEN_INPUTS, check_inputs
+from shared.parameters import pooling_of
+from tfnlp import losses
+from tfnlp.fit import Fit
+from tfnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, dense, flatten_tokens
+from tfnlp.pretrained import Pretrained, dtype_policy, fill, fresh_plan
+from tfnlp.transformer import Stack, attention_bias
+
+register = keras.saving.register_keras_serializable(package="tfnlp")
+
+
+class Pooler(keras.layers.Layer):
+    """One vector for a sequence, as PoolingConfig says."""
+
+    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, name="pooler"):
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.config, self.hidden_size = config, hidden_size
+        self.dropout = keras.layers.Dropout(config.dropout_before, dtype=dtype, name="dropout")
+        if config.dense:
+            self.dense = dense(hidden_size, "dense", dtype)
+
+    def build(self, input_shape=None):
+        """Make the weights."""
+        if self.config.dense:
+            self.dense.build((None, self.hidden_size))
+
+    def call(self, hidden_states, last_index=None, training=None):
+        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
+        token = self.config.token
+        if token == "mean":
+            x = tf.reduce_mean(hidden_states, axis=1)
+        elif token == "last_non_padding":
+            x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)
+        else:
+            x = hidden_states[:, 0 if token == "first" else -1]
+        x = self.dropout(x, training=training)
+        return ACTIVATIONS[self.config.activation](self.dense(x)) if self.config.dense else x
+
+
+class LMHead(keras.layers.Layer):
+    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
+
+    def __init__(
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *, dtype,
+        name="lm_head",
+    ):  # fmt: skip
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.config, self.sizes = config, (hidden_size, embedding_size, vocab_size)
+        if config.transform:
+            self.transform = dense(embedding_size, "transform", dtype)
+            self.norm = LayerNorm(embedding_size, epsilon, dtype=dtype, name="norm")
+        if not config.tied:
+            self.output_layer = dense(vocab_size, "output", dtype, bias=False)
+
+    def build(self, input_shape=None):
+        """Make the weights."""
+        hidden_size, embedding_size, vocab_size = self.sizes
+        if self.config.transform:
+            self.transform.build((None, hidden_size))
+            self.norm.build()
+        if not self.config.tied:
+            self.output_layer.build((None, embedding_size))
+        if self.config.bias:
+            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros")
+
+    def call(self, hidden_states, word_embeddings):
+        """[..., D] -> logits [..., V]."""
+        x = flatten_tokens(hidden_states)
+        if self.config.transform:
+            x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
+        x = _attend(word_embeddings, x) if self.config.tied else self.output_layer(x)
+        x = x + tf.cast(self.bias, x.dtype) if self.config.bias else x
+        return tf.reshape(x, tf.concat([tf.shape(hidden_states)[:-1], [self.sizes[2]]], 0))
+
+
+def _attend(word_embeddings, x):
+    """x [..., D] times the word table transposed; the layer itself does it when it is quantised."""
+    if word_embeddings.quantization_mode is not None:
+        return word_embeddings(x, reverse=True)
+    return tf.matmul(x, tf.cast(word_embeddings.embeddings, x.dtype), transpose_b=True)
+
+
+@register
+class Model(Pretrained, Fit, keras.Model):
+    """Embeddings and layers: the base model. Its output has ``last_hidden_state`` [B, T, D], and ``pooler_output``
+    [B, D] where the family has a pooler.
+
+    Args:
+        config: what to build.
+        dtype: what is computed in; norms, softmax and losses stay in float32.
+        param_dtype: what the parameters are stored as.
+        seed: for the parameters; None leaves them at zero, to be filled.
+    """
+
+    head = "base"
+    targets: dict[str, str] = {}
+    """What the head learns from, each with the output that is held against it."""
+
+    def __init__(
+        self, config: TransformerConfig, *, dtype="float32", param_dtype="float32", seed: int | None = 0, **options
+    ):  # fmt: skip
+        super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
+        self.config = config
+        self.generation_config = GenerationConfig.for_model(config)
+        options = {"dtype": self.dtype_policy}
+        self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
+        setattr(self, config.stack, Stack(config, name=config.stack, **options))
+        pooling = pooling_of(config, self.head)
+        if pooling is not None:
+            self.pooler = Pooler(pooling, config.hidden_size, **options)
+        self._build_head(options)
+        self.build()
+        if seed is not None:
+            fill(self, fresh_plan(config, self.head, seed))
+
+    def build(self, input_shape=None):
+        """Make the weights; the constructor does."""
+        for layer in self.layers:
+            # Only the layers of a head read shapes, and they read the width alone.
+            layer.build((None, self.config.hidden_size))
+
+    def _build_head(self, options):
+        """Make the layers of the head."""
+
+    def _head(self, hidden_states, inputs, training):
+        """The head's outputs for the last hidden states [B, T, D]."""
+        out = {"last_hidden_state": hidden_states}
+        if self.config.pooler is not None:
+            out["pooler_output"] = self.pooler(hidden_states, training=training)
+        return out
+
+    def _loss(self, out, inputs, sample_weight=None):
+        """The head's loss, or None when ``inputs`` has no labels."""
+        return
+
+    def __call__(
+        self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, *,
+        output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None, **labels,
+    ):  # fmt: skip
+        """Run the model.
+
+        Args:
+            input_ids: int [B, T]; or a dict of all inputs, as ``fit`` feeds it.
+            attention_mask: [B, T], 1 on real tokens and 0 on padding; all real when None. With a cache: [B, S].
+            token_type_ids: int [B, T], or None for zeros.
+            position_ids: int [B, T], or None to derive them as the family does.
+            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output.
+            cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
+            training: whether dropout drops.
+            labels: what the head learns from (``labels``, ``start_positions``, ...): adds ``loss`` to the output.
+
+        Returns:
+            dict of tensors.
+
+        Raises:
+            InputError: ids beyond the vocabulary, sequences longer than the positions, shapes that do not fit.
+        """
+        inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
+        inputs |= {"attention_mask": attention_mask} if attention_mask is not None else {}
+        inputs |= {"token_type_ids": token_type_ids} if token_type_ids is not None else {}
+        inputs |= {"position_ids": position_ids} if position_ids is not None else {}
+        inputs = {name: _tensor(name, value) for name, value in (inputs | labels).items() if value is not None}
+        if "input_ids" not in inputs:
+            raise InputError(f"the inputs are {', '.join(inputs) or 'empty'}; a model needs input_ids")
+        check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        return super().__call__(
+            inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
+            cache_index=cache_index, training=training,
+        )  # fmt: skip
+
+    def call(
+        self, inputs, output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None
+    ):
+        """What __call__ does, once the inputs are a dict of tensors."""
+        hidden_states, more = self._body(
+            inputs, output_hidden_states, output_attentions, cache, cache_index, training
+        )
+        out = self._head(hidden_states, inputs, training)
+        loss = self._loss(out, inputs)
+        return out | more | ({} if loss is None else {"loss": loss})
+
+    def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, training):
+        """The last hidden states, and whatever else of the body was asked for."""
+        input_ids, position_ids = inputs["input_ids"], inputs.get("position_ids")
+        if position_ids is None:
+            position_ids = self._default_positions(input_ids, 0 if cache_index is None else cache_index)
+        x = self.embeddings(input_ids, inputs.get("token_type_ids"), position_ids, training=training)
+        length = tf.shape(input_ids)[1]
+        key_length = length if cache is None else tf.shape(cache["step_0"]["key"])[2]
+        first_query = 0 if cache is None else cache_index
+        bias = attention_bias(inputs.get("attention_mask"), length, key_length, self.config.causal, first_query)
+        stack = getattr(self, self.config.stack)
+        x, states, attentions, cache = stack(x, bias, cache=cache, cache_index=cache_index, training=training)
+        more = {"hidden_states": tuple(states)} if output_hidden_states else {}
+        more |= {"attentions": tuple(attentions)} if output_attentions else {}
+        return x, more | ({} if cache is None else {"cache": cache})
+
+    def _default_positions(self, input_ids, past):
+        """What shared.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] where all rows
+        are alike."""
+        e = self.config.embedding
+        if e.positions_skip_padding:
+            real = tf.cast(tf.not_equal(input_ids, e.position_offset - 1), tf.int32)
+            return (tf.cumsum(real, axis=1) + past) * real + e.position_offset - 1
+        return tf.expand_dims(e.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)
+
+    def _last_index(self, input_ids):
+        """[B]: the last token that is not padding; the last of all where the configuration names no padding."""
+        columns = tf.range(tf.shape(input_ids)[1])
+        if self.config.pad_token_id is None:
+            return tf.zeros_like(input_ids[:, 0], tf.int32) + columns[-1]
+        real = tf.cast(tf.not_equal(input_ids, self.config.pad_token_id), tf.int32)
+        return tf.argmax(columns * real, axis=-1, output_type=tf.int32)
+
+
+def _tensor(name, value):
+    """A tensor from whatever has numbers; symbolic inputs stay as they are."""
+    if tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
+        return value
+    value = np.asarray(value)
+    if name in TOKEN_INPUTS and value.dtype.kind in "iu":
+        value = value.astype(np.int32, copy=False)
+    return tf.convert_to_tensor(value)
+
+
+@register
+class ModelForMaskedLM(Model):
+    """``logits`` [B, T, V]; ``labels`` int [B, T], -100 where nothing is masked."""
+
+    head = "masked-lm"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        c = self.config
+        sizes = c.hidden_size, c.embedding.size, c.embedding.vocab_size
+        self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
+
+    def _logits(self, hidden_states):
+        return self.lm_head(hidden_states, word_embeddings=self.embeddings.word_embeddings)
+
+    def _head(self, hidden_states, inputs, training):
+        return {"logits": self._logits(hidden_states)}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
+
+
+@register
+class ModelForCausalLM(ModelForMaskedLM):
+    """``logits`` [B, T, V]; ``labels`` int [B, T], usually the input_ids: they are shifted inside."""
+
+    head = "causal-lm"
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.cross_entropy(*self._align(out["logits"], inputs["labels"], sample_weight))
+
+    def _align(self, logits, labels, sample_weight):
+        per_token = sample_weight is not None and sample_weight.shape.rank == 2
+        return logits[:, :-1], labels[:, 1:], sample_weight[:, 1:] if per_token else sample_weight
+
+    def next_logits(self, input_ids, attention_mask, position_ids, cache, cache_index):
+        """One step of decoding: the logits [B, V] after the last of input_ids [B, T], and the cache with them in it."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        hidden_states, more = self._body(inputs, False, False, cache, cache_index, False)
+        return self._logits(hidden_states[:, -1]), more["cache"]
+
+    def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
+        """Continue prompts; see tfnlp.generation.generate."""
+        from tfnlp.generation import generate
+
+        return generate(self, input_ids, attention_mask, generation_config, **options)
+
+
+@register
+class ModelForSequenceClassification(Model):
+    """``logits`` [B, C]; ``labels`` as ``problem_type`` wants them (losses.classification_loss)."""
+
+    head = "sequence-classification"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        c = self.config
+        self.dropout = keras.layers.Dropout(c.classification.dropout, name="dropout", **options)
+        self.classifier = dense(c.num_labels, "classifier", bias=c.classification.classifier_bias, **options)
+
+    def _head(self, hidden_states, inputs, training):
+        last = self._last_index(inputs["input_ids"])
+        x = self.pooler(hidden_states, last_index=last, training=training)
+        return {"logits": self.classifier(self.dropout(x, training=training))}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type, sample_weight)
+
+
+@register
+class ModelForTokenClassification(Model):
+    """``logits`` [B, T, C]; ``labels`` int [B, T], -100 on tokens that do not count."""
+
+    head = "token-classification"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        self.dropout = keras.layers.Dropout(self.config.token_dropout, name="dropout", **options)
+        self.classifier = dense(self.config.num_labels, "classifier", **options)
+
+    def _head(self, hidden_states, inputs, training):
+        return {"logits": self.classifier(self.dropout(hidden_states, training=training))}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
+
+
+@register
+class ModelForQuestionAnswering(Model):
+    """``start_logits``, ``end_logits`` [B, T]; ``start_positions``, ``end_positions`` int [B]."""
+
+    head = "question-answering"
+    targets = {"start_positions": "start_logits", "end_positions": "end_logits"}
+
+    def _build_head(self, options):
+        self.dropout = keras.layers.Dropout(self.config.qa_dropout, name="dropout", **options)
+        self.qa_outputs = dense(2, "qa_outputs", **options)
+
+    def _head(self, hidden_states, inputs, training):
+        logits = self.qa_outputs(self.dropout(hidden_states, training=training))
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        spans = inputs.get("start_positions"), inputs.get("end_positions")
+        if spans[0] is None or spans[1] is None:
+            return None
+        return losses.span_loss(out["start_logits"], out["end_logits"], *spans, sample_weight)
+
+
+@register
+class ModelForMultipleChoice(Model):
+    """Inputs [B, C, T], C choices each; ``logits`` [B, C]; ``labels`` int [B]."""
+
+    head = "multiple-choice"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        self.dropout = keras.layers.Dropout(self.config.multiple_choice.dropout, name="dropout", **options)
+        self.classifier = dense(1, "classifier", **options)
+
+    def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, training):
+        length = tf.shape(inputs["input_ids"])[-1]
+        flat = {name: tf.reshape(inputs[name], [-1, length]) for name in TOKEN_INPUTS if inputs.get(name) is not None}
+        return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, training)
+
+    def _head(self, hidden_states, inputs, training):
+        x = self.pooler(hidden_states, training=training)
+        logits = self.classifier(self.dropout(x, training=training))
+        return {"logits": tf.reshape(logits, tf.shape(inputs["input_ids"])[:2])}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
+
+
+@register
+class ModelForNextSentencePrediction(Model):
+    """``logits`` [B, 2]; ``labels`` int [B], 0 where the second sentence follows the first."""
+
+    head = "next-sentence-prediction"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        self.next_sentence = dense(2, "next_sentence", **options)
+
+    def _head(self, hidden_states, inputs, training):
+        return {"logits": self.next_sentence(self.pooler(hidden_states, training=training))}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
+
+
+@register
+class ModelForPreTraining(ModelForMaskedLM):
+    """Masked language model and sentence pair head together (BERT, ALBERT).
+
+    ``prediction_logits`` [B, T, V], and ``seq_relationship_logits`` or ``sop_logits`` [B, 2]; ``labels`` int [B, T] with
+    ``next_sentence_label`` or ``sentence_order_label`` int [B].
+    """
+
+    head = "pretraining"
+    names = {
+        "next_sentence": ("seq_relationship_logits", "next_sentence_label"),
+        "sentence_order": ("sop_logits", "sentence_order_label"),
+    }
+
+    @property
+    def targets(self):
+        """What the head learns from, each with the output that is held against it."""
+        logits, label = self.names[self.config.sentence_head]
+        return {"labels": "prediction_logits", label: logits}
+
+    def _build_head(self, options):
+        super()._build_head(options)
+        c = self.config
+        outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
+        self.dropout = keras.layers.Dropout(c.classification.dropout, name="dropout", **options)
+        setattr(self, c.sentence_head, dense(outputs, c.sentence_head, **options))
+
+    def _head(self, hidden_states, inputs, training):
+        c = self.config
+        logits, _ = self.names[c.sentence_head]
+        x = self.pooler(hidden_states, training=training)
+        if c.sentence_head == "sentence_order":
+            x = self.dropout(x, training=training)
+        return {"prediction_logits": self._logits(hidden_states), logits: getattr(self, c.sentence_head)(x)}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        logits, label = self.names[self.config.sentence_head]
+        if inputs.get("labels") is None or inputs.get(label) is None:
+            return None
+        masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"], sample_weight)
+        return masked + losses.cross_entropy(out[logits], inputs[label], sample_weight)
+
+
+class Discriminator(keras.layers.Layer):
+    """Was this token replaced? Dense, activation, dense to one logit."""
+
+    def __init__(self, hidden_size: int, activation: str, *, dtype, name="discriminator"):
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.hidden_size, self.activation = hidden_size, activation
+        self.dense = dense(hidden_size, "dense", dtype)
+        self.output_layer = dense(1, "output", dtype)
+
+    def build(self, input_shape=None):
+        """Make the weights."""
+        self.dense.build((None, self.hidden_size))
+        self.output_layer.build((None, self.hidden_size))
+
+    def call(self, hidden_states):
+        """[B, T, D] -> [B, T]."""
+        return self.output_layer(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]
+
+
+@register
+class ModelForReplacedTokenDetection(Model):
+    """ELECTRA's discriminator: ``logits`` [B, T], above 0 where a token was replaced; ``labels`` 0 or 1 [B, T]."""
+
+    head = "replaced-token-detection"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        c = self.config
+        self.discriminator = Discriminator(c.hidden_size, c.feed_forward.activation, **options)
+
+    def _head(self, hidden_states, inputs, training):
+        return {"logits": self.discriminator(hidden_states)}
+
+    def _loss(self, out, inputs, sample_weight=None):
+        if inputs.get("labels") is None:
+            return None
+        mask = inputs.get("attention_mask")
+        mask = tf.ones_like(inputs["input_ids"]) if mask is None else mask
+        return losses.binary_cross_entropy(out["logits"], inputs["labels"], mask, sample_weight)
+
+
+HEADS = {
+    cls.head: cls
+    for cls in (
+        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSequenceClassification, ModelForTokenClassification,
+        ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction, ModelForPreTraining,
+        ModelForReplacedTokenDetection,
+    )
+}  # fmt: skip
+"""Head name (shared.architectures.HEADS) to class."""

@@ -1,0 +1,70 @@
+"""The losses a model computes when it is given labels: means over what is labelled, as Transformers has them.
+
+``sample_weight`` [B], or of the labels' shape, multiplies each term; the mean divides by the number of terms, not by
+the sum of the weights, as Keras' own losses do.
+"""
+
+import tensorflow as tf
+
+IGNORED = -100
+"""A label that does not count."""
+
+
+def cross_entropy(logits, labels, sample_weight=None):
+    """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
+    counted = tf.not_equal(labels, IGNORED)
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.where(counted, labels, tf.zeros_like(labels)), logits=tf.cast(logits, tf.float32)
+    )
+    counted = tf.cast(counted, tf.float32)
+    return tf.reduce_sum(_weighted(each * counted, sample_weight)) / tf.reduce_sum(counted)
+
+
+def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):
+    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights (None: all 1)."""
+    logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.float32)
+    each = _weighted(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), sample_weight)
+    if weights is None:
+        return tf.reduce_mean(each)
+    weights = tf.cast(weights, tf.float32)
+    return tf.reduce_sum(each * weights) / tf.reduce_sum(weights)
+
+
+def mean_squared_error(logits, labels, sample_weight=None):
+    """Mean squared difference. logits, labels: as many values."""
+    labels = tf.reshape(tf.cast(labels, tf.float32), tf.shape(logits))
+    return tf.reduce_mean(_weighted(tf.square(tf.cast(logits, tf.float32) - labels), sample_weight))
+
+
+def classification_loss(logits, labels, problem_type: str | None, sample_weight=None):
+    """The loss of a sequence classifier, by problem_type or, when that is None, by the labels as Transformers does.
+
+    logits: [B, C]; labels: int [B] (one class), float [B, C] (several), or float [B] with C = 1 (regression).
+    """
+    if problem_type is None:
+        kinds = "single_label_classification", "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else kinds[0] if labels.dtype.is_integer else kinds[1]
+    if problem_type == "regression":
+        return mean_squared_error(logits, labels, sample_weight)
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels, sample_weight)
+    return binary_cross_entropy(logits, labels, sample_weight=sample_weight)
+
+
+def span_loss(start_logits, end_logits, start_positions, end_positions, sample_weight=None):
+    """Mean of the cross-entropies of start and end; positions beyond the sequence do not count. int [B] each."""
+
+    def one(logits, positions):
+        length = tf.cast(tf.shape(logits)[1], positions.dtype)
+        positions = tf.where(positions >= length, tf.cast(IGNORED, positions.dtype), tf.maximum(positions, 0))
+        return cross_entropy(logits, positions, sample_weight)
+
+    return (one(start_logits, start_positions) + one(end_logits, end_positions)) / 2.0
+
+
+def _weighted(each, sample_weight):
+    if sample_weight is None:
+        return each
+    weights = tf.cast(sample_weight, tf.float32)
+    weights = tf.reshape(weights, tf.concat([tf.shape(weights), tf.ones(each.shape.rank - weights.shape.rank, tf.int32)], 0))
+    return each * weights

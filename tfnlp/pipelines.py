@@ -1,0 +1,28 @@
+"""``pipeline("question-answering", "some/checkpoint")``: a task of shared.tasks run by a Keras model."""
+
+from shared.pipeline import Pipeline
+from shared.pipeline_loader import load_pipeline
+from tfnlp.heads import HEADS
+from tfnlp.inference import compiled
+
+
+def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
+    """A callable that takes one input, a list of them or an iterator, and gives what Transformers' pipelines give.
+
+    Args:
+        task: feature-extraction, sentence-embedding, text-classification, token-classification, fill-mask,
+            question-answering or text-generation.
+        model: a folder, a Hub id, or a model of this package with the task's head.
+        tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None.
+        options: see shared.pipeline_loader.load_pipeline, and the task's options.
+
+    Raises:
+        InputError: an unknown task or option, no model, or a model whose head is another task's.
+        CheckpointError: the checkpoint cannot be found or read.
+    """
+    return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, **options)
+
+
+def _forward(model):
+    run = compiled(model)
+    return lambda batch: run(**batch)

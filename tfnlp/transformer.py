@@ -1,0 +1,108 @@
+"""Layers stacked into an encoder or a decoder, the masks they look through, and the cache of keys and values."""
+
+import keras
+import tensorflow as tf
+
+from shared.config import TransformerConfig
+from tfnlp.layers import Attention, FeedForward, LayerNorm
+
+MASKED = -1e30
+"""Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""
+
+
+class Layer(keras.layers.Layer):
+    """Attention and feed-forward, each with a residual and a norm before ("pre") or after ("post") it."""
+
+    def __init__(self, config: TransformerConfig, *, dtype, name=None):
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.pre_norm = config.norm.position == "pre"
+        size, epsilon = config.hidden_size, config.norm.epsilon
+        self.attention = Attention(config.attention, size, dtype=dtype)
+        self.attention_norm = LayerNorm(size, epsilon, dtype=dtype, name="attention_norm")
+        self.feed_forward = FeedForward(config.feed_forward, size, dtype=dtype)
+        self.feed_forward_norm = LayerNorm(size, epsilon, dtype=dtype, name="feed_forward_norm")
+        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=dtype, name="dropout")
+
+    def build(self, input_shape=None):
+        """Make the weights."""
+        for layer in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
+            layer.build()
+
+    def call(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, training=None):
+        """hidden_states [B, T, D] -> the same shape, attention probabilities [B, N, T, S], this layer's cache."""
+        x = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
+        x, probabilities, cache = self.attention(
+            x, bias, layer_index=layer_index, cache=cache, cache_index=cache_index, training=training
+        )
+        x = hidden_states + self.dropout(x, training=training)
+        hidden_states = x if self.pre_norm else self.attention_norm(x)
+
+        x = self.feed_forward_norm(hidden_states) if self.pre_norm else hidden_states
+        x = hidden_states + self.dropout(self.feed_forward(x), training=training)
+        return x if self.pre_norm else self.feed_forward_norm(x), probabilities, cache
+
+
+class Stack(keras.layers.Layer):
+    """The layers, in the order the configuration applies them, and a last norm where it has one."""
+
+    def __init__(self, config: TransformerConfig, *, dtype, name=None):
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.config = config
+        for i in range(config.num_layer_weights):
+            setattr(self, f"layer_{i}", Layer(config, dtype=dtype, name=f"layer_{i}"))
+        if config.norm.final:
+            self.final_norm = LayerNorm(config.hidden_size, config.norm.epsilon, dtype=dtype, name="final_norm")
+
+    def build(self, input_shape=None):
+        """Make the weights."""
+        for i in range(self.config.num_layer_weights):
+            getattr(self, f"layer_{i}").build()
+        if self.config.norm.final:
+            self.final_norm.build()
+
+    def call(self, hidden_states, bias, cache=None, cache_index=None, training=None):
+        """[B, T, D] -> last hidden state, every hidden state, every layer's probabilities, the cache.
+
+        Hidden states are the input, then each layer's output; the last of them has the final norm applied.
+        """
+        states, attentions, new_cache = [hidden_states], [], {}
+        for step, i in enumerate(self.config.layer_order):
+            layer, name = getattr(self, f"layer_{i}"), f"step_{step}"
+            layer_cache = None if cache is None else cache[name]
+            hidden_states, probabilities, new_cache[name] = layer(
+                hidden_states, bias, layer_index=step, cache=layer_cache, cache_index=cache_index, training=training
+            )
+            states.append(hidden_states)
+            attentions.append(probabilities)
+        if self.config.norm.final:
+            hidden_states = states[-1] = self.final_norm(hidden_states)
+        return hidden_states, states, attentions, None if cache is None else new_cache
+
+
+def attention_bias(attention_mask, query_length, key_length, causal: bool, first_query=0):
+    """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
+
+    Args:
+        attention_mask: [B, S], 1 on real tokens, or None.
+        first_query: the position of the first query among the keys; above 0 when there is a cache.
+    """
+    bias = tf.zeros((1, 1, 1, 1), tf.float32)
+    if causal:
+        rows = first_query + tf.reshape(tf.range(query_length), (-1, 1))
+        columns = tf.reshape(tf.range(key_length), (1, -1))
+        allowed = tf.expand_dims(tf.expand_dims(columns <= rows, 0), 0)
+        bias = tf.where(allowed, 0.0, MASKED)
+    if attention_mask is not None:
+        real = tf.cast(attention_mask, tf.bool)
+        real = tf.expand_dims(tf.expand_dims(real, 1), 1)  # [B, 1, 1, S]
+        bias = tf.minimum(bias, tf.where(real, 0.0, MASKED))
+    return bias
+
+
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=tf.float32):
+    """Room for the keys and values of ``length`` positions: {"step_i": {"key", "value"}}, each [B, N, length, H]."""
+    shape = (batch_size, config.attention.num_heads, length, config.attention.head_dim)
+    return {
+        f"step_{i}": {"key": tf.zeros(shape, dtype), "value": tf.zeros(shape, dtype)}
+        for i in range(config.num_layers)
+    }
