@@ -150,10 +150,10 @@ def prepare(settings: Settings, console: Console):
 
 def pretrain(settings: Settings, tokenizer, blocks: np.ndarray, console: Console):
     """A model of GPT-2's shape trained from scratch; returns it, its losses [(tokens, loss)], and what it took."""
-    import jaxnlp
     from jaxnlp import pretraining
+    from shared import frameworks
 
-    model = jaxnlp.AutoModelForCausalLM.from_config(
+    model = frameworks.package("jax").AutoModelForCausalLM.from_config(
         {
             "model_type": "gpt2",
             "vocab_size": len(tokenizer),
@@ -278,7 +278,9 @@ def show(figures: dict[str, Any], console: Console) -> None:
         texts = {name: figures["completions"][name][number] for name in figures["completions"]}
         for name, text in texts.items() if len(set(texts.values())) > 1 else [("both", texts["jax"])]:
             console.print(f"\n[bold]{name}[/] complete{'s' * (name != 'both')} the prompt [dim](prompt in bold)[/]:")
-            console.print(f"[bold]{_escape(prompt)}[/]{_escape(text.removeprefix(prompt))}", highlight=False)
+            console.print(
+                f"[bold]{_escape(prompt)}[/]{_escape(text.removeprefix(prompt))}", highlight=False, soft_wrap=True
+            )
     speeds = figures["generated_tokens_per_second"]
     table = Table("", "jaxnlp", "tfnlp", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:]:

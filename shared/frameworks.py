@@ -2,6 +2,11 @@
 
 import importlib
 import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from shared.errors import MissingExtraError
@@ -31,7 +36,11 @@ def package(framework: str) -> ModuleType:
         MissingExtraError: its framework is not installed.
     """
     require(framework)
-    return importlib.import_module(PACKAGES[framework])
+    with without_native_notes():
+        module = importlib.import_module(PACKAGES[framework])
+        if framework == "tf":
+            importlib.import_module("tensorflow").constant(0) + 0  # the first operation says its note, too
+    return module
 
 
 def require(framework: str) -> None:
@@ -39,3 +48,23 @@ def require(framework: str) -> None:
     if not installed(framework):
         name = PACKAGES.get(framework, framework)
         raise MissingExtraError(f"{name} needs {NEEDS[framework]}, which is not installed; {INSTALL[framework]}")
+
+
+NATIVE_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl)")
+
+
+@contextmanager
+def without_native_notes() -> Iterator[None]:
+    """Keeps TensorFlow's informative C++ lines, for which it has no switch, off standard error; the rest comes after."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            lines.seek(0)
+            for line in lines:
+                if not NATIVE_NOTE.match(line):
+                    os.write(2, line)

@@ -6,7 +6,8 @@ they are asked for: importing this module imports none.
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from shared import architectures
 from shared import frameworks as available
 from shared.checkpoint import Checkpoint, open_checkpoint
-from shared.errors import InputError, MissingExtraError
+from shared.errors import CheckpointError, InputError, MissingExtraError
 
 FRAMEWORKS = ("tf", "jax", "torch")
 TEXTS = (
@@ -182,8 +183,6 @@ def assert_parity(
 
 def make_inputs(checkpoint: Checkpoint, config, head: str, inputs=None) -> dict[str, np.ndarray]:
     """A batch of int32 arrays with padding on the right: from texts, from arrays, or made up."""
-    from shared.errors import CheckpointError
-
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
             raise InputError(f"inputs has {', '.join(inputs) or 'nothing'}; it needs input_ids, int [batch, length]")
@@ -222,13 +221,7 @@ Runner = tuple[Callable[[dict], dict[str, np.ndarray]], Callable[[np.ndarray, in
 def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
     package = available.package(name)
     model = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint.folder, local_files_only=True)
-    call = model
-    if name == "jax":
-        import jax
-
-        apply, params = package.functional(model)
-        compiled = jax.jit(apply)
-        call = lambda **batch: compiled(params, **batch)  # noqa: E731
+    call = package.compiled(model)
 
     def forward(batch):
         return _arrays(call(**batch))
@@ -244,14 +237,10 @@ def _load_torch(checkpoint: Checkpoint, config, head: str, report: Report) -> Ru
     import transformers
 
     model_class = getattr(transformers, architectures.class_name(config.model_type, head))
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
+    with _silent_transformers():
         model, info = model_class.from_pretrained(
             checkpoint.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         report.skipped["torch"] = (
@@ -266,13 +255,30 @@ def _load_torch(checkpoint: Checkpoint, config, head: str, report: Report) -> Ru
 
     def generate(prompt, count):
         ids = torch.from_numpy(prompt).long()
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _silent_transformers(), torch.no_grad():
             return model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, num_beams=1
             ).numpy()
 
     return forward, generate
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """What it says of loading and generating is not about the numbers."""
+    from transformers import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -26,19 +26,26 @@ MAY_IMPORT_LAZILY = ("shared/cli.py", "shared/cli_demo.py", "shared/frameworks.p
 
 ONE_SIDED = {
     "jaxnlp/pretraining.py": "tfnlp's users train with model.fit",
-    "jaxnlp/pretrained.py": "",
+    "tfnlp/fit.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
 }
 TWINS = ("layers.py", "transformer.py", "heads.py", "auto.py", "pipelines.py")
 # Arguments that only one framework's calling convention has.
 CONVENTIONS = {
-    "tfnlp": {"training": "Keras hands it to every layer", "name": "Keras' own", "inputs": "the dict that fit feeds"},
+    "tfnlp": {
+        "training": "Keras hands it to every layer, where NNX is handed rngs",
+        "name": "Keras' own",
+        "inputs": "the dict that fit feeds",
+        "dtype": "a Keras dtype policy, which covers param_dtype",
+    },
     "jaxnlp": {
         "rngs": "NNX modules are handed their random numbers, at construction and for dropout",
-        "dtype": "Keras layers have a dtype policy instead",
-        "param_dtype": "the same",
+        "dtype": "as dtype in Keras",
+        "param_dtype": "part of a dtype policy in Keras",
     },
 }
-TWIN_EXCEPTIONS: dict[str, str] = {}
+TWIN_EXCEPTIONS = {
+    "layers.py:Linear": "jaxnlp computes with transposed kernels; Keras' Dense is kept, for Keras' own tools to find",
+}
 
 # Names that a framework calls, documented there.
 PROTOCOL = {"call", "build", "get_config", "from_config", "compute_output_shape", "compute_mask", "train_step"}
