@@ -15,7 +15,7 @@ from jaxnlp.auto import (
 )  # fmt: skip
 from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
-from jaxnlp.pretrained import functional, merge, parameter_tree, split
+from jaxnlp.pretrained import functional, merge, parameter_tree, split, update
 
 __all__ = [
     "AutoModel",
@@ -33,4 +33,5 @@ __all__ = [
     "parameter_tree",
     "pipeline",
     "split",
+    "update",
 ]

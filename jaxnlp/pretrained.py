@@ -117,6 +117,13 @@ def merge(graphdef, params):
     return nnx.merge(graphdef, params)
 
 
+def update(model, params):
+    """A model of the same structure with other parameters, as :func:`functional` gave them and training changed them."""
+    new = merge(nnx.graphdef(model), params)
+    new.generation_config = model.generation_config
+    return new
+
+
 def functional(model):
     """Split a model once into a pure function and its parameters, for jit, grad, sharding and donation.
 

@@ -1,0 +1,125 @@
+"""Contestants in processes of their own, taking turns: drift of the machine hits all alike, thread pools never meet."""
+
+import contextlib
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+
+class Contestant:
+    """A process that has prepared some work and does it when told to."""
+
+    def __init__(self, module: str, name: str, setting: dict, environment: dict | None = None):
+        self.name = name
+        command = [sys.executable, "-m", "benchmarks._interleave", module, name, json.dumps(setting)]
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | (environment or {})
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, word: str) -> float:
+        """Send a word, wait for the number that answers it."""
+        try:
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+            return float(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):  # it has ended, or ends without an answer
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}") from None
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+
+def interleave(module: str, names: Sequence[str], setting: dict, rounds: int, environments: dict | None = None) -> dict:
+    """Seconds of every contestant in every round, one after the other within a round.
+
+    Args:
+        module: has ``prepare(name, setting) -> work``, a function that does the work once.
+        names: the contestants; one that fails to start is left out and reported with its error.
+
+    Returns:
+        {name: [seconds of each round]}; a contestant that cannot run has an empty list.
+    """
+    contestants = {name: Contestant(module, name, setting, (environments or {}).get(name)) for name in names}
+    seconds = {name: [] for name in names}
+    try:
+        for name in list(contestants):
+            try:
+                contestants[name].ask("warm up")
+            except RuntimeError:
+                del contestants[name]
+        for _ in range(rounds):
+            for name, contestant in contestants.items():
+                seconds[name].append(contestant.ask("go"))
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    return seconds
+
+
+def ratios(seconds: dict, reference: str) -> dict[str, float]:
+    """The median over rounds of each contestant's time divided by the reference's in the same round."""
+    theirs = seconds[reference]
+    return {
+        name: statistics.median(a / b for a, b in zip(values, theirs, strict=True))
+        for name, values in seconds.items()
+        if values and theirs
+    }
+
+
+def machine() -> dict:
+    """What a figure depends on: processor, cores, load, versions."""
+    names = "jax", "flax", "tensorflow", "tensorflow-cpu", "keras", "keras-hub", "torch", "transformers", "numpy"
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    model = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), model)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": model,
+        "cores": cores,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _serve(prepare: Callable, name: str, setting: dict) -> None:
+    work = prepare(name, setting)
+    repeat = 1
+    for word in sys.stdin:
+        if word.strip() == "warm up":
+            work()
+            start = time.perf_counter()
+            work()
+            # short work is timed several times over, so that the clock and the pipe do not matter
+            repeat = max(1, min(50, int(0.1 / (time.perf_counter() - start))))
+        start = time.perf_counter()
+        for _ in range(repeat):
+            work()
+        print((time.perf_counter() - start) / repeat, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(importlib.import_module(sys.argv[1]).prepare, sys.argv[2], json.loads(sys.argv[3]))
