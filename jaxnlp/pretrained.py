@@ -94,7 +94,8 @@ def _build(cls, cfg, dtype, param_dtype, plan):
     numpy_dtype = np.dtype(jnp.dtype(param_dtype))
     for source in plan:
         leaf = flat[source.path]
-        value = jnp.asarray(source.read(numpy_dtype))
+        # waits, so that what was read is let go before the next tensor is
+        value = jax.block_until_ready(jnp.asarray(source.read(numpy_dtype)))
         if value.shape != leaf.shape:
             raise ConfigError(f"{source.path}: the engine wants {leaf.shape}, the parameter table says {value.shape}")
         leaf.set_value(value)

@@ -1,0 +1,73 @@
+"""Memory and time of loading a checkpoint: what from_pretrained needs above the model itself.
+
+    python -m benchmarks loading [--checkpoint FOLDER] [--json]
+
+Without a checkpoint, one of BERT-base's size with random weights is written to a temporary folder. Memory is the resident
+set of a fresh process, read from /proc: before, at its peak and after, on Linux alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CODE = """
+import json, sys, time
+import {package}
+def status(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) / 1024 for line in f if line.startswith(key))
+small = {package}.AutoModel.from_config({{"model_type": "bert", "hidden_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100}})  # whatever a first model loads lazily
+before, start = status("VmRSS"), time.perf_counter()
+model = {package}.AutoModel.from_pretrained(sys.argv[1])
+seconds = time.perf_counter() - start
+print(json.dumps({{"before": before, "peak": status("VmHWM"), "after": status("VmRSS"), "seconds": seconds}}))
+"""
+
+
+def measure(package: str, checkpoint: Path) -> dict:
+    """MiB and seconds of one load in a fresh process; ``above`` is the share of the checkpoint above the model."""
+    result = subprocess.run(
+        [sys.executable, "-c", CODE.format(package=package), str(checkpoint)], capture_output=True, text=True, check=True
+    )
+    record = json.loads(result.stdout.splitlines()[-1])
+    size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 2**20
+    above = (record["peak"] - record["before"] - size) / size
+    return {"package": package, "checkpoint_mib": size, "above": above} | record
+
+
+def main(arguments=None) -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks loading", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = options.checkpoint or _random(Path(folder) / "bert-base")
+        records = [measure(package, checkpoint) for package in ("tfnlp", "jaxnlp")]
+    if options.json:
+        print(json.dumps(records, indent=2))
+        return
+    print("| | checkpoint MiB | peak above the model | seconds |\n|---|---:|---:|---:|")
+    for r in records:
+        print(f"| {r['package']} | {r['checkpoint_mib']:.0f} | {r['above']:.0%} | {r['seconds']:.2f} |")
+
+
+def _random(folder: Path) -> Path:
+    import numpy as np
+
+    from shared.architectures import config_from_hf
+    from shared.parameters import initial_value, parameters
+    from shared.save import save_checkpoint
+
+    cfg = config_from_hf({"model_type": "bert"})
+    spec = parameters(cfg, "base")
+    save_checkpoint(folder, cfg, "base", lambda path: initial_value(path, spec[path]), np.float32)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
