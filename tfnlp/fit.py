@@ -25,9 +25,10 @@ class Fit:
         labels = self._labels(x, y)
         if self._compile_loss is not None:
             return super().compute_loss(x, *self._compared(labels, y_pred, sample_weight), training)
-        loss = self._loss(y_pred, dict(x) | labels, sample_weight)
-        if loss is None:
-            raise InputError(f"nothing to learn from: a {self.head} model wants {', '.join(self.targets)}, as y or among x")
+        missing = [name for name in self.targets if name not in labels]
+        if missing:
+            raise InputError(f"no {', '.join(missing)} to learn from; a {self.head} model wants them as y, or among x")
+        loss = self._loss(y_pred, (x if isinstance(x, Mapping) else {"input_ids": x}) | labels, sample_weight)
         loss /= tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums over the replicas
         return tf.add_n([loss, *(self._aggregate_additional_loss(added) for added in self.losses)])
 

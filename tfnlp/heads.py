@@ -31,7 +31,6 @@ class Pooler(keras.layers.Layer):
             self.dense = dense(hidden_size, "dense", dtype)
 
     def build(self, input_shape=None):
-        """Make the weights."""
         if self.config.dense:
             self.dense.build((None, self.hidden_size))
 
@@ -64,7 +63,6 @@ class LMHead(keras.layers.Layer):
             self.output_layer = dense(vocab_size, "output", dtype, bias=False)
 
     def build(self, input_shape=None):
-        """Make the weights."""
         hidden_size, embedding_size, vocab_size = self.sizes
         if self.config.transform:
             self.transform.build((None, hidden_size))
@@ -79,16 +77,14 @@ class LMHead(keras.layers.Layer):
         x = flatten_tokens(hidden_states)
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
-        x = _attend(word_embeddings, x) if self.config.tied else self.output_layer(x)
+        if not self.config.tied:
+            x = self.output_layer(x)
+        elif word_embeddings.quantization_mode is not None:
+            x = word_embeddings(x, reverse=True)
+        else:
+            x = tf.matmul(x, tf.cast(word_embeddings.embeddings, x.dtype), transpose_b=True)
         x = x + tf.cast(self.bias, x.dtype) if self.config.bias else x
         return tf.reshape(x, tf.concat([tf.shape(hidden_states)[:-1], [self.sizes[2]]], 0))
-
-
-def _attend(word_embeddings, x):
-    """x [..., D] times the word table transposed; the layer itself does it when it is quantised."""
-    if word_embeddings.quantization_mode is not None:
-        return word_embeddings(x, reverse=True)
-    return tf.matmul(x, tf.cast(word_embeddings.embeddings, x.dtype), transpose_b=True)
 
 
 @register
@@ -107,9 +103,8 @@ class Model(Pretrained, Fit, keras.Model):
     targets: dict[str, str] = {}
     """What the head learns from, each with the output that is held against it."""
 
-    def __init__(
-        self, config: TransformerConfig, *, dtype="float32", param_dtype="float32", seed: int | None = 0, **options
-    ):  # fmt: skip
+    def __init__(self, config: TransformerConfig, *, dtype="float32", param_dtype="float32", seed=0, **options):
+        # autocast: False everywhere, or Keras would round the float32 masks that attention adds to its scores
         super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
         self.config = config
         self.generation_config = GenerationConfig.for_model(config)
@@ -125,7 +120,6 @@ class Model(Pretrained, Fit, keras.Model):
             fill(self, fresh_plan(config, self.head, seed))
 
     def build(self, input_shape=None):
-        """Make the weights; the constructor does."""
         for layer in self.layers:
             # Only the layers of a head read shapes, and they read the width alone.
             layer.build((None, self.config.hidden_size))
@@ -141,8 +135,9 @@ class Model(Pretrained, Fit, keras.Model):
         return out
 
     def _loss(self, out, inputs, sample_weight=None):
-        """The head's loss, or None when ``inputs`` has no labels."""
-        return
+        """The head's loss over the labels in ``inputs``."""
+        ((labels, output),) = self.targets.items()
+        return losses.cross_entropy(out[output], inputs[labels], sample_weight)
 
     def __call__(
         self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, *,
@@ -166,11 +161,10 @@ class Model(Pretrained, Fit, keras.Model):
         Raises:
             InputError: ids beyond the vocabulary, sequences longer than the positions, shapes that do not fit.
         """
+        more = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids, **labels}
         inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
-        inputs |= {"attention_mask": attention_mask} if attention_mask is not None else {}
-        inputs |= {"token_type_ids": token_type_ids} if token_type_ids is not None else {}
-        inputs |= {"position_ids": position_ids} if position_ids is not None else {}
-        inputs = {name: _tensor(name, value) for name, value in (inputs | labels).items() if value is not None}
+        inputs |= {name: value for name, value in more.items() if value is not None}
+        inputs = {name: _tensor(name, value) for name, value in inputs.items() if value is not None}
         if "input_ids" not in inputs:
             raise InputError(f"the inputs are {', '.join(inputs) or 'empty'}; a model needs input_ids")
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
@@ -179,16 +173,13 @@ class Model(Pretrained, Fit, keras.Model):
             cache_index=cache_index, training=training,
         )  # fmt: skip
 
-    def call(
-        self, inputs, output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None
-    ):
+    def call(self, inputs, output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None):
         """What __call__ does, once the inputs are a dict of tensors."""
-        hidden_states, more = self._body(
-            inputs, output_hidden_states, output_attentions, cache, cache_index, training
-        )
+        hidden_states, more = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, training)
         out = self._head(hidden_states, inputs, training)
-        loss = self._loss(out, inputs)
-        return out | more | ({} if loss is None else {"loss": loss})
+        if self.targets and all(name in inputs for name in self.targets):
+            out["loss"] = self._loss(out, inputs)
+        return out | more
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, training):
         """The last hidden states, and whatever else of the body was asked for."""
@@ -207,8 +198,7 @@ class Model(Pretrained, Fit, keras.Model):
         return x, more | ({} if cache is None else {"cache": cache})
 
     def _default_positions(self, input_ids, past):
-        """What shared.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] where all rows
-        are alike."""
+        """What shared.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] if rows are alike."""
         e = self.config.embedding
         if e.positions_skip_padding:
             real = tf.cast(tf.not_equal(input_ids, e.position_offset - 1), tf.int32)
@@ -218,9 +208,8 @@ class Model(Pretrained, Fit, keras.Model):
     def _last_index(self, input_ids):
         """[B]: the last token that is not padding; the last of all where the configuration names no padding."""
         columns = tf.range(tf.shape(input_ids)[1])
-        if self.config.pad_token_id is None:
-            return tf.zeros_like(input_ids[:, 0], tf.int32) + columns[-1]
-        real = tf.cast(tf.not_equal(input_ids, self.config.pad_token_id), tf.int32)
+        pad = -1 if self.config.pad_token_id is None else self.config.pad_token_id
+        real = tf.cast(tf.not_equal(input_ids, pad), tf.int32)
         return tf.argmax(columns * real, axis=-1, output_type=tf.int32)
 
 
@@ -252,11 +241,6 @@ class ModelForMaskedLM(Model):
     def _head(self, hidden_states, inputs, training):
         return {"logits": self._logits(hidden_states)}
 
-    def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
-        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
-
 
 @register
 class ModelForCausalLM(ModelForMaskedLM):
@@ -265,8 +249,6 @@ class ModelForCausalLM(ModelForMaskedLM):
     head = "causal-lm"
 
     def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
         return losses.cross_entropy(*self._align(out["logits"], inputs["labels"], sample_weight))
 
     def _align(self, logits, labels, sample_weight):
@@ -304,8 +286,6 @@ class ModelForSequenceClassification(Model):
         return {"logits": self.classifier(self.dropout(x, training=training))}
 
     def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
         return losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type, sample_weight)
 
 
@@ -322,11 +302,6 @@ class ModelForTokenClassification(Model):
 
     def _head(self, hidden_states, inputs, training):
         return {"logits": self.classifier(self.dropout(hidden_states, training=training))}
-
-    def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
-        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
 
 
 @register
@@ -345,9 +320,7 @@ class ModelForQuestionAnswering(Model):
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
     def _loss(self, out, inputs, sample_weight=None):
-        spans = inputs.get("start_positions"), inputs.get("end_positions")
-        if spans[0] is None or spans[1] is None:
-            return None
+        spans = inputs["start_positions"], inputs["end_positions"]
         return losses.span_loss(out["start_logits"], out["end_logits"], *spans, sample_weight)
 
 
@@ -372,11 +345,6 @@ class ModelForMultipleChoice(Model):
         logits = self.classifier(self.dropout(x, training=training))
         return {"logits": tf.reshape(logits, tf.shape(inputs["input_ids"])[:2])}
 
-    def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
-        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
-
 
 @register
 class ModelForNextSentencePrediction(Model):
@@ -390,11 +358,6 @@ class ModelForNextSentencePrediction(Model):
 
     def _head(self, hidden_states, inputs, training):
         return {"logits": self.next_sentence(self.pooler(hidden_states, training=training))}
-
-    def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
-        return losses.cross_entropy(out["logits"], inputs["labels"], sample_weight)
 
 
 @register
@@ -413,7 +376,6 @@ class ModelForPreTraining(ModelForMaskedLM):
 
     @property
     def targets(self):
-        """What the head learns from, each with the output that is held against it."""
         logits, label = self.names[self.config.sentence_head]
         return {"labels": "prediction_logits", label: logits}
 
@@ -434,8 +396,6 @@ class ModelForPreTraining(ModelForMaskedLM):
 
     def _loss(self, out, inputs, sample_weight=None):
         logits, label = self.names[self.config.sentence_head]
-        if inputs.get("labels") is None or inputs.get(label) is None:
-            return None
         masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"], sample_weight)
         return masked + losses.cross_entropy(out[logits], inputs[label], sample_weight)
 
@@ -450,7 +410,6 @@ class Discriminator(keras.layers.Layer):
         self.output_layer = dense(1, "output", dtype)
 
     def build(self, input_shape=None):
-        """Make the weights."""
         self.dense.build((None, self.hidden_size))
         self.output_layer.build((None, self.hidden_size))
 
@@ -474,8 +433,6 @@ class ModelForReplacedTokenDetection(Model):
         return {"logits": self.discriminator(hidden_states)}
 
     def _loss(self, out, inputs, sample_weight=None):
-        if inputs.get("labels") is None:
-            return None
         mask = inputs.get("attention_mask")
         mask = tf.ones_like(inputs["input_ids"]) if mask is None else mask
         return losses.binary_cross_entropy(out["logits"], inputs["labels"], mask, sample_weight)

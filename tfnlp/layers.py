@@ -63,7 +63,6 @@ class LayerNorm(keras.layers.LayerNormalization):
         self.size = size
 
     def build(self, input_shape=None):
-        """Make scale and bias."""
         super().build((None, self.size))
 
     def call(self, inputs):
@@ -72,7 +71,9 @@ class LayerNorm(keras.layers.LayerNormalization):
         centered = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centered), axis=-1, keepdims=True)
         scale, bias = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
-        return tf.cast(centered * tf.math.rsqrt(variance + self.epsilon) * scale + bias, self.compute_dtype)
+        # Written in the order that TensorFlow's graph optimiser knows as one layer norm kernel of oneDNN.
+        x = bias + centered * (tf.math.rsqrt(variance + self.epsilon) * scale)
+        return tf.cast(x, self.compute_dtype)
 
 
 class Embeddings(keras.layers.Layer):
@@ -102,7 +103,6 @@ class Embeddings(keras.layers.Layer):
             self.projection = dense(hidden_size, "projection", dtype)
 
     def build(self, input_shape=None):
-        """Make the weights."""
         self.word_embeddings.build()
         self.position_embeddings.build()
         if self.config.type_vocab_size:
@@ -150,7 +150,6 @@ class Attention(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        """Make the weights."""
         for layer in (self.query, self.key, self.value, self.output_layer):
             layer.build((None, self.hidden_size))
 
@@ -204,7 +203,6 @@ class FeedForward(keras.layers.Layer):
         self.down = dense(hidden_size, "down", dtype, config.bias)
 
     def build(self, input_shape=None):
-        """Make the weights."""
         self.up.build((None, self.hidden_size))
         self.down.build((None, self.config.size))
 

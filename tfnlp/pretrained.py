@@ -191,7 +191,7 @@ def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
 
 
 def fill(model, plan: list[Source]) -> None:
-    """Give every parameter its values, in pieces of a few megabytes where the checkpoint's layout allows it."""
+    """Give every parameter its values, in pieces of a megabyte where the checkpoint's layout allows it."""
     variables, expected = parameter_tree(model), {source.path for source in plan}
     if set(variables) != expected or len(variables) != len(model.weights):
         raise ConfigError(f"engine and parameter table disagree on {sorted(set(variables) ^ expected) or len(model.weights)}")
@@ -201,8 +201,14 @@ def fill(model, plan: list[Source]) -> None:
             raise ConfigError(
                 f"{source.path}: the engine wants {tuple(variable.shape)}, the parameter table says {source.parameter.shape}"
             )
-        for start, values in source.chunks(np.dtype(variable.dtype)):
+        if isinstance(variable.value, tf.distribute.DistributedValues):
+            variable.assign(source.read(np.dtype(variable.dtype)))
+            continue
+        for start, values in source.chunks(np.dtype(variable.dtype), max_bytes=1 << 20):
             if values.shape == source.parameter.shape:
                 variable.assign(values)
             else:
-                variable.value[start : start + len(values)].assign(values)
+                # What variable.value[start:stop].assign(values) does, without reading the variable: that would copy it.
+                tf.raw_ops.ResourceStridedSliceAssign(
+                    ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
+                )

@@ -24,7 +24,6 @@ class Layer(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        """Make the weights."""
         for layer in (self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm):
             layer.build()
 
@@ -54,7 +53,6 @@ class Stack(keras.layers.Layer):
             self.final_norm = LayerNorm(config.hidden_size, config.norm.epsilon, dtype=dtype, name="final_norm")
 
     def build(self, input_shape=None):
-        """Make the weights."""
         for i in range(self.config.num_layer_weights):
             getattr(self, f"layer_{i}").build()
         if self.config.norm.final:

@@ -1,0 +1,132 @@
+"""Keras' own tools find the layers: saving, exporting, precision policies, LoRA, quantisation."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnlp
+from shared.errors import InputError
+from tests.cases import cases
+from tests.engines import difference
+from tfnlp.heads import HEADS
+
+BERT, LM, GPT2 = (
+    next(c for c in cases() if c.name == name)
+    for name in ("bert-sequence-classification", "albert-masked-lm", "gpt2-causal-lm")
+)
+
+
+def inputs_of(case):
+    return {name: value for name, value in case.inputs().items() if name != "labels"}
+
+
+def new(case=BERT, **options):
+    layers = {"n_layer" if case is GPT2 else "num_hidden_layers": 1}
+    return HEADS[case.head].from_config(case.hf | layers, initializer_range=0.2, **options)
+
+
+@pytest.mark.parametrize("case", [BERT, LM, GPT2], ids=lambda c: c.name)
+def test_a_keras_file_holds_the_whole_model(case, tmp_path):
+    model = new(case, dtype="bfloat16")
+    model.save(tmp_path / "m.keras")
+    back = keras.saving.load_model(tmp_path / "m.keras")
+    assert type(back) is type(model)
+    assert back.config == model.config and back.generation_config == model.generation_config
+    assert (back.compute_dtype, back.variable_dtype) == ("bfloat16", "float32")
+    np.testing.assert_array_equal(back(inputs_of(case))["logits"], model(inputs_of(case))["logits"])
+
+
+def test_the_optimizer_comes_back_with_the_model(tmp_path):
+    model, inputs = new(), BERT.inputs()
+    model.compile("sgd")
+    model.fit(inputs, verbose=0)
+    model.save(tmp_path / "m.keras")
+    back = keras.saving.load_model(tmp_path / "m.keras")
+    assert int(back.optimizer.iterations) == 1
+    back.fit(inputs, verbose=0)
+
+
+@pytest.mark.parametrize("case", [BERT, GPT2], ids=lambda c: c.name)
+def test_a_saved_model_serves_any_shape(case, tmp_path):
+    model = new(case)
+    model.export(tmp_path / "served")
+    served = tf.saved_model.load(tmp_path / "served")
+    for rows, columns in ((1, 4), (3, 9)):
+        inputs = {name: value[:rows, :columns] for name, value in inputs_of(case).items()}
+        given = {name: inputs.get(name, np.zeros((rows, columns), np.int32)) for name in model.input_signature()}
+        outputs = served.serve(given)
+        assert set(outputs) == {"logits"}
+        assert difference(outputs["logits"], model(**given)["logits"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "param_dtype", "policy"),
+    [
+        ("bfloat16", "float32", "mixed_bfloat16"),
+        ("float16", "float32", "mixed_float16"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("float32", "bfloat16", "float32_stored_as_bfloat16"),
+    ],
+)
+def test_half_precision_is_close(dtype, param_dtype, policy):
+    full, half = new(), new(dtype=dtype, param_dtype=param_dtype)
+    logits = half(inputs_of(BERT))["logits"]
+    assert half.dtype_policy.name == policy and logits.dtype == dtype
+    assert {v.dtype for v in tfnlp.parameter_tree(half).values()} == {param_dtype}
+    assert 0 < difference(np.asarray(logits, np.float32), full(inputs_of(BERT))["logits"].numpy()) < 0.1
+
+
+def test_all_of_a_row_masked_stays_finite_in_float16():
+    logits = new(dtype="float16")(np.full((1, 3), 7), np.zeros((1, 3)))["logits"]
+    assert np.isfinite(logits).all()
+
+
+def test_lora_trains_its_own_weights_and_is_merged_when_saved(tmp_path):
+    model, inputs = new(), BERT.inputs()
+    for variable in model.trainable_weights:
+        variable.trainable = False
+    model.encoder.layer_0.attention.query.enable_lora(2)
+    assert {v.name for v in model.trainable_weights} == {"lora_kernel_a", "lora_kernel_b"}
+    before = {path: v.numpy() for path, v in tfnlp.parameter_tree(model).items()}
+    model.compile(keras.optimizers.Adam(1e-2))
+    losses = model.fit(inputs, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert all(np.array_equal(v, before[path]) for path, v in tfnlp.parameter_tree(model).items())
+    model.save_pretrained(tmp_path / "merged")
+    merged = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert difference(merged(inputs)["logits"], model(inputs)["logits"]) < 1e-6
+    assert difference(merged(inputs)["logits"], new()(inputs)["logits"]) > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("case", [BERT, LM], ids=lambda c: c.name)
+def test_int8_is_close_and_comes_back_from_a_file(case, tmp_path):
+    model, inputs = new(case), inputs_of(case)
+    full = model(inputs)["logits"].numpy()
+    model.quantize("int8")
+    assert str(model.encoder.layer_0.feed_forward.up._kernel.dtype) == "int8"
+    quantised = model(inputs)["logits"].numpy()
+    assert 0 < difference(quantised, full) < 0.1
+    model.save(tmp_path / "m.keras")
+    back = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(back(inputs)["logits"], quantised, atol=1e-6)
+    with pytest.raises(InputError, match="quantised"):
+        model.save_pretrained(tmp_path / "m")
+
+
+def test_a_functional_model_can_hold_one():
+    names = ("input_ids", "attention_mask")
+    given = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+    body = tfnlp.AutoModel.from_config(BERT.hf)
+    model = keras.Model(given, keras.layers.Dense(5)(body(given)["pooler_output"]))
+    inputs = {name: BERT.inputs()[name] for name in names}
+    assert model(inputs).shape == (3, 5)
+    assert len(model.trainable_weights) == len(tfnlp.parameter_tree(body)) + 2
+
+
+def test_layers_have_the_names_of_the_tree():
+    model = new()
+    paths = {layer.path for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)}
+    assert f"{model.name}/encoder/layer_0/attention/query" in paths
+    assert keras.models.clone_model(model).config == model.config
