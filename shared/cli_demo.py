@@ -30,8 +30,8 @@ class Settings:
 
     output: Path = Path("demo")
     corpus: str | None = None
-    steps: int = 1300
-    seconds: float | None = 210.0
+    steps: int = 1800
+    seconds: float | None = 200.0
     prompts: tuple[str, ...] = (
         "import os\nimport sys\n\n\ndef main(",
         "class Queue:\n    def __init__(self",
@@ -39,10 +39,10 @@ class Settings:
     vocab_size: int = 2048
     block_length: int = 128
     batch_size: int = 8
-    hidden_size: int = 192
+    hidden_size: int = 128
     num_layers: int = 4
-    num_heads: int = 3
-    learning_rate: float = 2e-3
+    num_heads: int = 4
+    learning_rate: float = 3e-3
     new_tokens: int = 64
     seed: int = 0
 
