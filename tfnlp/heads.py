@@ -44,7 +44,7 @@ class Pooler(keras.layers.Layer):
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
         x = self.dropout(x, training=training)
-        return ACTIVATIONS[self.config.activation](self.dense(x)) if self.config.dense else x
+        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
 
 
 class LMHead(keras.layers.Layer):
