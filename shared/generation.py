@@ -114,7 +114,7 @@ class Prompt:
     position_ids: np.ndarray  # int32 [rows, columns]
     next_position: np.ndarray  # int32 [rows], of the first new token
     done: np.ndarray  # bool [rows], True on rows that only fill a bucket
-    eos_ids: np.ndarray  # int32 [at least 1]; -1 where there is none
+    eos_ids: np.ndarray  # int32 [4, 8, ...], filled up with -1, which is no token
     padding: int
     new_tokens: int  # how many to add at most
     room: int  # new_tokens up to a bucket: what is compiled for
@@ -169,9 +169,14 @@ def prepare_prompt(cfg, generation_config, input_ids, attention_mask=None, optio
         position_ids=positions.astype(np.int32),
         next_position=(mask.sum(axis=1) + cfg.embedding.position_offset).astype(np.int32),
         done=np.arange(rows) >= original.shape[0],
-        eos_ids=np.asarray(generation_config.eos_ids or (-1,), np.int32),
+        eos_ids=_in_fours(generation_config.eos_ids),
         padding=generation_config.padding,
         new_tokens=new_tokens,
         room=bucket(new_tokens),
         original=original,
     )
+
+
+def _in_fours(ids: tuple[int, ...]) -> np.ndarray:
+    """A vector of one of a few lengths, so that one more id that ends a sequence does not compile again."""
+    return np.asarray(ids + (-1,) * (-len(ids) % 4 or 4 * (not ids)), np.int32)
