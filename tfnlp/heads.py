@@ -376,6 +376,7 @@ class ModelForPreTraining(ModelForMaskedLM):
 
     @property
     def targets(self):
+        """Both labels, each with its output."""
         logits, label = self.names[self.config.sentence_head]
         return {"labels": "prediction_logits", label: logits}
 

@@ -9,9 +9,9 @@ from shared.inputs import check_inputs
 def compiled(model):
     """A function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
-    The graph takes every shape, so a new length compiles nothing. It is left to oneDNN's kernels, which fuse matmul, bias
-    and gelu, and not to XLA: on a CPU that took 1.2 to 1.6 times as long for BERT-base and for large batches of a small
-    model. New values of the weights are seen; ask for a new function after the layers have changed (LoRA, quantisation).
+    The graph takes every shape, so a new length compiles nothing. It is left to TensorFlow's own kernels, which fuse
+    matmul, bias and gelu on a CPU: XLA was slower there for BERT-base and for large batches, and compiles each shape.
+    New values of the weights are seen; ask for a new function after the layers have changed (LoRA, quantisation).
     """
     functions = {}
 

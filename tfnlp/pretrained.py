@@ -205,10 +205,8 @@ def fill(model, plan: list[Source]) -> None:
             variable.assign(source.read(np.dtype(variable.dtype)))
             continue
         for start, values in source.chunks(np.dtype(variable.dtype), max_bytes=1 << 20):
-            if values.shape == source.parameter.shape:
-                variable.assign(values)
-            else:
-                # What variable.value[start:stop].assign(values) does, without reading the variable: that would copy it.
-                tf.raw_ops.ResourceStridedSliceAssign(
-                    ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
-                )
+            # variable.value[start:stop].assign(values), without reading the variable first: that would copy it. Writing
+            # small tensors in place, too, leaves no holes in memory where an assigned one took the place of zeros.
+            tf.raw_ops.ResourceStridedSliceAssign(
+                ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
+            )
