@@ -35,7 +35,9 @@ CONVENTIONS = {
         "training": "Keras hands it to every layer, where NNX is handed rngs",
         "name": "Keras' own",
         "inputs": "the dict that fit feeds",
-        "dtype": "a Keras dtype policy, which covers param_dtype",
+        "dtype": "a Keras dtype policy, which covers param_dtype in layers",
+        "param_dtype": "the other half of the policy, in models",
+        "seed": "of dropout, where NNX is handed rngs",
     },
     "jaxnlp": {
         "rngs": "NNX modules are handed their random numbers, at construction and for dropout",
@@ -147,16 +149,18 @@ def test_twins_have_the_same_classes_and_arguments(name):
 
 
 @cache
-def documented_methods() -> set[str]:
-    """Names of methods with a docstring somewhere: another class's method of that name overrides it."""
-    return {
-        method.name
-        for file in sources(*PACKAGES)
-        for cls in ast.walk(tree(file))
-        if isinstance(cls, ast.ClassDef)
-        for method in cls.body
-        if isinstance(method, ast.FunctionDef) and ast.get_docstring(method)
-    }
+def declared_elsewhere() -> set[str]:
+    """Names that some class documents as a method, or declares as an attribute: here, they override that."""
+    names = set()
+    for cls in (n for file in sources(*PACKAGES) for n in ast.walk(tree(file)) if isinstance(n, ast.ClassDef)):
+        for node in cls.body:
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                names.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+            elif isinstance(node, ast.Assign):
+                names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
 
 
 def undocumented(file: str) -> list[str]:
@@ -167,7 +171,7 @@ def undocumented(file: str) -> list[str]:
         for node in body:
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
                 continue
-            inherited = owner and node.name in documented_methods() | PROTOCOL
+            inherited = owner and node.name in declared_elsewhere() | PROTOCOL
             is_setter = any(isinstance(d, ast.Attribute) and d.attr == "setter" for d in node.decorator_list)
             # A property that only hands on an attribute says all there is to say in its name.
             plain = (
