@@ -33,8 +33,8 @@ class Settings:
     steps: int = 1800
     seconds: float | None = 200.0
     prompts: tuple[str, ...] = (
-        "import os\nimport sys\n\n\ndef main(",
         "class Queue:\n    def __init__(self",
+        "def main():\n    parser = argparse.ArgumentParser(",
     )
     vocab_size: int = 2048
     block_length: int = 128
