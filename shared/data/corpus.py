@@ -7,9 +7,11 @@ from pathlib import Path
 
 from shared.errors import InputError
 
-# Tests and data tables are large and unlike the code that people write; `site-packages` is not the library.
+# Tests, tables and Tk's long lists of calls are large and unlike the code that people write; `site-packages` is not the
+# library.
 STANDARD_LIBRARY_SKIPS = frozenset(
-    {"__pycache__", "encodings", "ensurepip", "idle_test", "lib2to3", "pydoc_data", "site-packages", "test", "tests"}
+    {"__pycache__", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages"}
+    | {"test", "tests", "tkinter", "turtledemo"}
 )
 
 
@@ -41,7 +43,7 @@ def standard_library_folder() -> Path:
 
 
 def standard_library_files() -> list[Path]:
-    """Returns the source files of the running Python's own standard library, without its tests: about 10 MB."""
+    """Returns the source files of the running Python's own standard library, without its tests and tables: about 8 MB."""
     return text_files(standard_library_folder(), "*.py", STANDARD_LIBRARY_SKIPS)
 
 

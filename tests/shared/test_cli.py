@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -193,3 +194,13 @@ def test_parity_of_the_real_frameworks(run, checkpoint):
     assert report["ok"] and report["same_ids"] and set(report["generated"]) == {"tf", "jax"}
     status, out, _ = run("parity", checkpoint, "--frameworks", "tf,jax", "--tolerance", "1e-12")
     assert status == 1 and "differs" in out
+
+
+def test_notes_of_native_code_stay_off_the_screen_and_the_rest_does_not(capfd):
+    with frameworks.without_native_notes():
+        os.write(2, b"I0000 00:00:1.5 7 port.cc:153] custom operations are on\nE0000 00:00:1.5 an error\nplain\n")
+    assert capfd.readouterr().err == "E0000 00:00:1.5 an error\nplain\n"
+    with pytest.raises(RuntimeError), frameworks.without_native_notes():
+        os.write(2, b"before\n")
+        raise RuntimeError
+    assert capfd.readouterr().err == "before\n"
