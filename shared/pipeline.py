@@ -1,6 +1,7 @@
 """The loop round a task: read inputs, tokenize a chunk at once, batch by length, run a model, answer in order."""
 
 import itertools
+import operator
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ MAX_OUTPUT = 2**27
 """Numbers one batch's output may hold (512 MB of float32); rows of a wide vocabulary go in smaller batches."""
 
 PROGRESS_AFTER = 2.0
-"""Seconds of expected work from which a terminal gets a progress bar."""
+"""Seconds of expected work from which a terminal gets a progress bar; of work so far where no end is known."""
 
 
 class Pipeline:
@@ -75,7 +76,7 @@ class Pipeline:
 
         Args:
             inputs: what the task reads; question answering also takes ``question=`` and ``context=``.
-            batch_size, progress: as at construction, for this call.
+            batch_size, progress: as at construction, for this call. An iterator of unknown length has a bar without an end.
             keywords: options of the task, for this call.
 
         Raises:
@@ -90,10 +91,11 @@ class Pipeline:
         rest = {key: value for key, value in arranged.options.items() if key in keywords}
         options = self.task.options(self.options, **rest)
         rows = int(batch_size or self.batch_size)
-        if arranged.shape == "stream":
-            return self._stream(arranged.items, options, rows)
         items = arranged.items
-        bar = Progress(len(items), self.progress if progress is None else progress, self.task.name)
+        total = operator.length_hint(items, 0) or None if arranged.shape == "stream" else len(items)
+        bar = Progress(total, self.progress if progress is None else progress, self.task.name)
+        if arranged.shape == "stream":
+            return self._stream(items, options, rows, bar)
         results = []
         with bar:
             for start in range(0, len(items), self._chunk(rows)):
@@ -117,14 +119,15 @@ class Pipeline:
     def _chunk(rows: int) -> int:
         return max(1024, rows * 16)
 
-    def _stream(self, items: Iterable, options: Options, rows: int) -> Iterator:
+    def _stream(self, items: Iterable, options: Options, rows: int, bar: "Progress") -> Iterator:
         """Reads a few batches ahead, so that they can be sorted by length."""
         items, done = iter(items), 0
-        while chunk := list(itertools.islice(items, rows * 8)):
-            yield from self._results(chunk, options, rows, done)
-            done += len(chunk)
+        with bar:
+            while chunk := list(itertools.islice(items, rows * 8)):
+                yield from self._results(chunk, options, rows, done, bar)
+                done += len(chunk)
 
-    def _results(self, items: Sequence, options: Options, rows: int, first: int, bar=None) -> list:
+    def _results(self, items: Sequence, options: Options, rows: int, first: int, bar: "Progress") -> list:
         """Results for items that are tokenized, sorted and batched together."""
         examples = self.task.encode(items, options, first)
         flat = [(number, example) for number, windows in enumerate(examples) for example in windows]
@@ -132,15 +135,14 @@ class Pipeline:
         places = [(number, place) for number, windows in enumerate(examples) for place in range(len(windows))]
         left = [len(windows) for windows in examples]
         for batch in self._batches([example for _, example in flat], rows):
-            outputs = self._forward([flat[i][1] for i in batch], options)
+            outputs = self._forward([flat[i][1] for i in batch], options, rows)
             finished = 0
             for i, output in zip(batch, outputs, strict=True):
                 number, place = places[i]
                 kept[number][place] = output
                 left[number] -= 1
                 finished += left[number] == 0
-            if bar is not None:
-                bar.advance(finished)
+            bar.advance(finished)
         return [
             self.task.decode(item, windows, outputs, options)
             for item, windows, outputs in zip(items, examples, kept, strict=True)
@@ -160,10 +162,10 @@ class Pipeline:
                 yield group[:size]
                 del group[:size]
 
-    def _forward(self, examples: list[Example], options: Options) -> list[dict]:
+    def _forward(self, examples: list[Example], options: Options, rows: int) -> list[dict]:
         """One batch through the model, and what the task keeps of it."""
         group = examples[0].group
-        batch = self._pad(examples)
+        batch = self._pad(examples, rows)
         outputs = self.task.run(self.forward, batch, group, options)
         missing = [key for key in self.task.outputs if key not in outputs]
         if missing:
@@ -179,21 +181,21 @@ class Pipeline:
         """Columns of a batch whose longest row is so long: a bucket, but never more than the model has positions."""
         return bucket(max(longest, SHORTEST), max(longest, self.config.max_length)) if self.task.buckets else longest
 
-    def _pad(self, examples: list[Example]) -> dict[str, np.ndarray]:
-        """Rows side by side, padded to a bucket of lengths and a bucket of rows."""
+    def _pad(self, examples: list[Example], rows: int) -> dict[str, np.ndarray]:
+        """Examples side by side, padded to a bucket of lengths and a bucket of at most so many rows."""
         length, count = self._width(max(example.length for example in examples)), len(examples)
         # A batch cut short gets rows that are thrown away, so that its shape is one seen before.
-        total = bucket(count, max(count, self.batch_size)) if self.task.buckets else count
+        total = bucket(count, max(count, rows)) if self.task.buckets else count
         left = self.task.padding_side == "left"
         self.shapes.add((total, length))
         batch = {}
         for name in examples[0].inputs:
-            rows = np.full((total, length), self.task.pad_token_id if name == "input_ids" else 0, np.int32)
+            array = np.full((total, length), self.task.pad_token_id if name == "input_ids" else 0, np.int32)
             for row, example in enumerate(examples):
                 values = example.inputs[name]
-                rows[row, length - len(values) if left else 0 :][: len(values)] = values
-            rows[count:] = rows[0]  # a row that attends to nothing would divide by zero, so these repeat a real one
-            batch[name] = rows
+                array[row, length - len(values) if left else 0 :][: len(values)] = values
+            array[count:] = array[0]  # a row that attends to nothing would divide by zero, so these repeat a real one
+            batch[name] = array
         if not left:
             batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
         return batch
@@ -211,20 +213,21 @@ class Progress:
     """A bar on the terminal that only shows when work is long: it waits until it can tell.
 
     Args:
-        total: items of the whole work.
+        total: items of the whole work; None where nobody knows, and the bar has no end.
         show: True for always, False for never, None for long work on a terminal.
         label: what is being done.
     """
 
-    def __init__(self, total: int, show: bool | None, label: str):
+    def __init__(self, total: int | None, show: bool | None, label: str):
         if show not in (True, False, None):
             raise InputError(f"progress is {describe(show)}; it must be True, False or None")
         self.total, self.show, self.label = total, show, label
-        self.done, self.bar, self.start = 0, None, time.monotonic()
+        self.done, self.bar, self.start = 0, None, 0.0
         if show is None and not sys.stderr.isatty():
             self.show = False
 
     def __enter__(self):
+        self.start = time.monotonic()
         if self.show:
             self._open()
         return self
@@ -238,18 +241,21 @@ class Progress:
         self.done += items
         if self.bar is None and self.show is None and self.done:
             elapsed = time.monotonic() - self.start
-            if elapsed / self.done * (self.total - self.done) > PROGRESS_AFTER:
+            expected = elapsed if self.total is None else elapsed / self.done * (self.total - self.done)
+            if expected > PROGRESS_AFTER:
                 self._open()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done)
 
     def _open(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Bar(*columns, console=Console(stderr=True))
+        last = TimeElapsedColumn() if self.total is None else TimeRemainingColumn()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), last
+        # The results of an iterator may be printed meanwhile: above the bar on a terminal, and into a file as they are.
+        self.bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
 
@@ -257,5 +263,5 @@ class Progress:
 def make_pipeline(
     name: str, forward: Callable[..., Any], tokenizer, config, folder=None, *, batch_size: int = 32, **options
 ) -> Pipeline:
-    """The pipeline of a task by name; the engines call this with their forward pass."""
+    """The pipeline of a task by name, round a forward pass of any origin."""
     return Pipeline(get_task(name)(tokenizer, config, folder), forward, batch_size=batch_size, **options)

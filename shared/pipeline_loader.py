@@ -5,7 +5,7 @@ from typing import Any
 
 from shared.checkpoint import open_checkpoint
 from shared.errors import InputError
-from shared.pipeline import Pipeline, make_pipeline
+from shared.pipeline import Pipeline
 from shared.tasks import get_task
 
 
@@ -29,7 +29,7 @@ def load_pipeline(
         forward_of: model -> a function from a batch of NumPy arrays to the model's outputs.
         task: its name (shared.tasks).
         model: a folder, a Hub id, or a model of the engine with the task's head.
-        tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None.
+        tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None. A loaded model comes with none.
         revision, local_files_only, dtype, param_dtype: as in ``from_pretrained``.
         options: batch_size, progress, and the task's own options.
 
@@ -40,18 +40,21 @@ def load_pipeline(
     task_class = get_task(task)
     if model is None:
         raise InputError(f"pipeline({task!r}) needs a model: a folder, a Hub id or a loaded model")
-    folder = None
     if not hasattr(model, "config"):
         checkpoint = open_checkpoint(model, revision, local_files_only)
-        folder = checkpoint.folder
         tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
-        model = heads[task_class.head].from_pretrained(folder, dtype=dtype, param_dtype=param_dtype)
+        model = heads[task_class.head].from_pretrained(checkpoint.folder, dtype=dtype, param_dtype=param_dtype)
+        folder = checkpoint.folder
     elif model.head != task_class.head:
         raise InputError(
             f"{task} needs a model with the {task_class.head!r} head, this one has {model.head!r}; "
             f"load it with {heads[task_class.head].__name__}"
         )
+    else:
+        folder = getattr(model, "folder", None)  # where it was loaded from, if it was
     if tokenizer is None:
         raise InputError(f"pipeline({task!r}) got a loaded model and no tokenizer; pass tokenizer=")
-    forward = model.generate if task_class.head == "causal-lm" else forward_of(model)
-    return make_pipeline(task, forward, tokenizer, model.config, folder, **options)
+    if task_class.head == "causal-lm":
+        made = task_class(tokenizer, model.config, folder, model.generation_config)
+        return Pipeline(made, model.generate, **options)
+    return Pipeline(task_class(tokenizer, model.config, folder), forward_of(model), **options)

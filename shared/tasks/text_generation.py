@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import InputError
+from shared.generation import GenerationConfig
 from shared.tasks.base import (
     Example,
     Options,
@@ -17,21 +18,17 @@ from shared.tasks.base import (
     check_string,
     check_text,
     describe,
-    read_json,
 )
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens generated when nothing says how many, as in Transformers 5; fewer where the model's positions end sooner."""
-
-SAVED = ("eos_token_id", "pad_token_id", "max_new_tokens", "max_length")
-"""What is read from a checkpoint's generation_config.json."""
 
 
 @dataclass(frozen=True)
 class TextGenerationOptions(Options):
     """max_new_tokens: how many tokens to add at most; or max_length: how many there are at most, prompt included.
 
-    eos_token_id: id or ids that end a text; the checkpoint's by default. pad_token_id: fills ended texts of a batch.
+    eos_token_id: id or ids that end a text; the model's by default. pad_token_id: fills ended texts of a batch.
     return_full_text: the prompt is part of the text. return_tensors: "generated_token_ids", prompt included, instead.
     skip_special_tokens, clean_up_tokenization_spaces: as in the tokenizer's `decode`.
     prefix: put before every prompt, and not returned. add_special_tokens: None leaves it to the tokenizer.
@@ -89,6 +86,10 @@ class TextGenerationTask(Task):
     """Text -> [{"generated_text"}], as Transformers' TextGenerationPipeline with ``do_sample=False``.
 
     The engine's `generate` takes left-padded ids and gives the ids of prompt and continuation, [batch, more].
+
+    Args:
+        tokenizer, config, folder: as every task.
+        generation_config: the model's own, whose lengths and special ids hold where no option says otherwise.
     """
 
     name = "text-generation"
@@ -99,12 +100,9 @@ class TextGenerationTask(Task):
     buckets = False  # `generate` pads to its own, and must see how much room the prompts leave
     remedy = 'shorten it, or pass handle_long_generation="hole" to cut its beginning'
 
-    def __init__(self, tokenizer, config, folder=None):
+    def __init__(self, tokenizer, config, folder=None, generation_config: GenerationConfig | None = None):
         super().__init__(tokenizer, config, folder)
-        saved = (self.folder and read_json(self.folder / "generation_config.json")) or {}
-        self._defaults = {key: saved.get(key) for key in SAVED}
-        if self._defaults["eos_token_id"] is None:
-            self._defaults["eos_token_id"] = config.eos_token_id
+        self.generation_config = generation_config or GenerationConfig.for_model(config)
 
     @property
     def wants(self):
@@ -149,11 +147,11 @@ class TextGenerationTask(Task):
         return check_text(item, where)
 
     def wanted(self, length: int, options: TextGenerationOptions) -> int | None:
-        """How many tokens the call, or else the checkpoint, wants after a prompt; None when neither says."""
-        for new, total in (
-            (options.max_new_tokens, options.max_length),
-            (self._defaults["max_new_tokens"], self._defaults["max_length"]),
-        ):
+        """How many tokens the call, or else the model, wants after a prompt; None when neither says."""
+        own = self.generation_config
+        # Every configuration has a max_length, and the default of it is nobody's wish.
+        own_length = own.max_length if own.max_length != GenerationConfig.max_length else None
+        for new, total in ((options.max_new_tokens, options.max_length), (own.max_new_tokens, own_length)):
             if new is not None or total is not None:
                 return new if new is not None else total - length
         return None
@@ -188,24 +186,19 @@ class TextGenerationTask(Task):
     # -- arrays to text --------------------------------------------------------------------------------------------
 
     def run(self, forward, batch, group, options):
-        ends, pad = self.ends(options), options.pad_token_id
-        if pad is None:
-            pad = self._defaults["pad_token_id"] if self._defaults["pad_token_id"] is not None else self.pad_token_id
+        ends, pads = self.ends(options), (options.pad_token_id, self.generation_config.pad_token_id, self.pad_token_id)
         sequences = forward(
             batch["input_ids"],
             batch["attention_mask"],
             max_new_tokens=group,
             eos_token_id=list(ends) if ends else None,
-            pad_token_id=pad,
+            pad_token_id=next(pad for pad in pads if pad is not None),
         )
         return {"sequences": np.asarray(sequences)[:, batch["input_ids"].shape[1] :]}
 
     def ends(self, options: TextGenerationOptions) -> tuple[int, ...]:
         """The ids that end a text."""
-        ends = options.eos_token_id if options.eos_token_id is not None else self._defaults["eos_token_id"]
-        if ends is None:
-            return ()
-        return tuple(ends) if isinstance(ends, Sequence) else (ends,)
+        return self.generation_config.eos_ids if options.eos_token_id is None else tuple(options.eos_token_id)
 
     def reduce(self, examples, outputs, options):
         ends = np.array(self.ends(options), np.int64)

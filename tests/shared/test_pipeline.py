@@ -1,13 +1,19 @@
 """The loop round a task: orders, shapes, batches, streams, progress."""
 
+import itertools
+import json
+import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
 
 from shared.architectures import config_from_hf
 from shared.errors import InputError
+from shared.generation import GenerationConfig
 from shared.pipeline import Pipeline, Progress, as_numpy, make_pipeline
+from shared.pipeline_loader import load_pipeline
 from shared.positions import generation_position_ids, position_ids
 from shared.tasks import ALIASES, TASKS, get_task
 from tests.reference import record_pipelines as reference
@@ -226,6 +232,86 @@ def test_progress_shows_only_on_long_work(monkeypatch):
     with Progress(100, False, "never") as bar:
         bar.advance(1)
         assert bar.bar is None
+
+
+def test_an_iterator_has_a_bar_too(monkeypatch):
+    bars = []
+
+    class Kept(Progress):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            bars.append(self)
+
+    monkeypatch.setattr("shared.pipeline.Progress", Kept)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    pipe, _ = make(batch_size=2)
+    inputs = texts(40)
+    assert len(list(pipe(text for text in inputs))) == 40
+    assert (bars[-1].total, bars[-1].bar, bars[-1].done) == (None, None, 40)  # over before anybody could wonder
+    assert len(list(pipe(iter(inputs)))) == 40 and bars[-1].total == 40  # an iterator of a list knows its length
+    clock = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert len(list(pipe(text for text in inputs))) == 40
+    assert bars[-1].bar.tasks[0].completed == 40 and bars[-1].bar.tasks[0].total is None
+    assert "40/?" in sys.stderr.text
+    assert len(list(pipe((text for text in inputs), progress=False))) == 40 and bars[-1].bar is None
+
+
+def test_the_batch_size_of_a_call_is_what_its_rows_are_padded_to():
+    pipe, recorder = make(batch_size=2)
+    pipe(texts(5), batch_size=6)
+    assert recorder.batches[-1]["input_ids"].shape[0] == 6
+    pipe, recorder = make(batch_size=8)
+    pipe(texts(3), batch_size=3)
+    assert recorder.batches[-1]["input_ids"].shape[0] == 3
+
+
+class Loaded:
+    """What load_pipeline needs of an engine's model."""
+
+    def __init__(self, head, config, **attributes):
+        self.head, self.config = head, config
+        self.__dict__.update(attributes)
+
+
+def test_a_loaded_model_remembers_its_checkpoint(tmp_path):
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"type": f"models.{name}", "path": name} for name in ("Transformer", "Pooling", "Normalize")])
+    )
+    (tmp_path / "Pooling").mkdir()
+    (tmp_path / "Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    tokenizer = reference.load_tokenizer("wordpiece")
+    config = config_from_hf(HF | {"vocab_size": len(tokenizer)})
+    run = reference.NumpyModel(len(tokenizer))
+
+    def load(**attributes):
+        model = Loaded("base", config, **attributes)
+        return load_pipeline({}, lambda _: run, "sentence-embedding", model, tokenizer=tokenizer)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe = load(folder=str(tmp_path))
+    assert pipe.task.sentence.pooling == ("cls",) and np.allclose(np.linalg.norm(pipe("Ada")), 1)
+    with pytest.warns(UserWarning, match="has no modules.json"):
+        load(folder=None)
+
+
+def test_a_loaded_model_generates_as_its_own_configuration_says():
+    tokenizer = reference.load_tokenizer("gpt2")
+    config = config_from_hf({"model_type": "gpt2", "vocab_size": len(tokenizer), "n_embd": 16, "n_head": 2})
+    seen = {}
+
+    def generate(ids, mask, **options):
+        seen.update(options)
+        return np.concatenate([ids, ids], axis=1)
+
+    own = GenerationConfig(max_new_tokens=4, eos_token_id=(1, 2), pad_token_id=5)
+    model = Loaded("causal-lm", config, generate=generate, generation_config=own)
+    load_pipeline({}, None, "text-generation", model, tokenizer=tokenizer)("Ada")
+    assert seen == {"max_new_tokens": 4, "eos_token_id": [1, 2], "pad_token_id": 5}
+    load_pipeline({}, None, "text-generation", model, tokenizer=tokenizer, eos_token_id=7, max_length=9)("Ada")
+    assert seen["eos_token_id"] == [7] and seen["pad_token_id"] == 5
+    assert seen["max_new_tokens"] == 9 - len(tokenizer("Ada")["input_ids"])
 
 
 def test_positions_of_a_plain_model():

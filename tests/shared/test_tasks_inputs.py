@@ -8,7 +8,8 @@ import pytest
 
 from shared.architectures import config_from_hf
 from shared.errors import InputError
-from shared.pipeline import make_pipeline
+from shared.generation import GenerationConfig
+from shared.pipeline import Pipeline, make_pipeline
 from shared.tasks import TASKS, get_task
 from shared.tasks.question_answering import best_spans
 from tests.reference import record_pipelines as reference
@@ -275,17 +276,28 @@ def test_generation_ends_at_any_of_several_ids():
     assert ended["generated_token_ids"] == ids[: ids.index(ids[prompt + 3], prompt) + 1]
 
 
-def test_generation_reads_the_checkpoint(tmp_path):
-    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 4, "eos_token_id": [1, 2], "pad_token_id": 5}')
+def test_generation_follows_the_models_configuration():
     pipe = make("text-generation", "gpt2")
+    stored = {"max_new_tokens": 4, "eos_token_id": [1, 2], "pad_token_id": 5}
+    own = GenerationConfig.for_model(pipe.config, stored)
     seen = {}
 
     def generate(ids, mask, **options):
         seen.update(options)
         return pipe.forward(ids, mask, **options)
 
-    make_pipeline("text-generation", generate, pipe.tokenizer, pipe.config, tmp_path)("Ada")
-    assert seen == {"max_new_tokens": 4, "eos_token_id": [1, 2], "pad_token_id": 5}
+    task = get_task("text-generation")
+    ours = Pipeline(task(pipe.tokenizer, pipe.config, None, own), generate)
+    ours("Ada")
+    assert seen == stored
+    prompt = len(pipe.tokenizer("Ada")["input_ids"])
+    ours("Ada", max_length=prompt + 2, eos_token_id=3, pad_token_id=6)
+    assert seen == {"max_new_tokens": 2, "eos_token_id": [3], "pad_token_id": 6}
+
+    for stored, new in (({"max_length": prompt + 7}, 7), ({"max_length": 20}, 64 - prompt), ({}, 64 - prompt)):
+        own = GenerationConfig.for_model(pipe.config, stored)  # 20 is what stands for nothing said
+        Pipeline(task(pipe.tokenizer, pipe.config, None, own), generate)("Ada")
+        assert seen["max_new_tokens"] == new and seen["eos_token_id"] == [pipe.config.eos_token_id]
 
 
 def test_a_model_that_reads_the_last_token_is_not_fed_padding():
