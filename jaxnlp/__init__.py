@@ -9,9 +9,15 @@ except ImportError as error:
     raise MissingExtraError(f"jaxnlp needs JAX and Flax ({error}); pip install 'duonlp[jax]'") from error
 
 from jaxnlp.auto import (
-    AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForMultipleChoice,
-    AutoModelForNextSentencePrediction, AutoModelForPreTraining, AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification, AutoModelForTokenClassification,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )  # fmt: skip
 from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline

@@ -1,8 +1,8 @@
 """The familiar names. One class a head serves every family, so most of these are the classes of heads.py."""
 
 from jaxnlp import heads
-from shared import architectures
 from shared.checkpoint import open_checkpoint
+from shared.pretrained import pretraining_head, resolve_config
 
 AutoModel = heads.Model
 AutoModelForMaskedLM = heads.ModelForMaskedLM
@@ -15,25 +15,20 @@ AutoModelForNextSentencePrediction = heads.ModelForNextSentencePrediction
 
 
 class AutoModelForPreTraining:
-    """The head a family was pretrained with: the first it has of ``order``."""
-
-    order = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm")
+    """The head a family was pretrained with (shared.pretrained.pretraining_head)."""
 
     @classmethod
     def class_for(cls, model_type: str):
         """The model class for a ``model_type``."""
-        available = architectures.get(model_type).heads(model_type)
-        return heads.HEADS[next(head for head in cls.order if head in available)]
+        return heads.HEADS[pretraining_head(model_type)]
 
     @classmethod
     def from_pretrained(cls, name_or_path, *, revision=None, local_files_only=False, **options):
         """As heads.Model.from_pretrained."""
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
-        model_class = cls.class_for(checkpoint.transformer_config().model_type)
-        return model_class.from_pretrained(checkpoint.folder, **options)
+        return cls.class_for(checkpoint.transformer_config().model_type).from_pretrained(checkpoint.folder, **options)
 
     @classmethod
     def from_config(cls, config, **options):
         """As heads.Model.from_config."""
-        model_type = config["model_type"] if isinstance(config, dict) else config.model_type
-        return cls.class_for(model_type).from_config(config, **options)
+        return cls.class_for(resolve_config(config, {}).model_type).from_config(config, **options)

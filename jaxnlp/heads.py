@@ -4,60 +4,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnlp import losses
-from jaxnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, Linear, dropout
+from jaxnlp.head_layers import Discriminator, LMHead, Pooler
+from jaxnlp.layers import Embeddings, Linear, dropout
 from jaxnlp.pretrained import Pretrained
 from jaxnlp.transformer import Stack, attention_bias
-from shared.config import LMHeadConfig, PoolingConfig, TransformerConfig
+from shared.config import TransformerConfig
+from shared.errors import InputError
 from shared.generation import GenerationConfig
 from shared.inputs import check_inputs
 from shared.parameters import pooling_of
-
-
-class Pooler(nnx.Module):
-    """One vector for a sequence, as PoolingConfig says."""
-
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, param_dtype, rngs):
-        self.config = config
-        if config.dense:
-            self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-    def __call__(self, hidden_states, last_index=None, rngs=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
-        token = self.config.token
-        if token == "mean":
-            x = hidden_states.mean(axis=1)
-        elif token == "last_non_padding":
-            x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
-        else:
-            x = hidden_states[:, 0 if token == "first" else -1]
-        x = dropout(x, self.config.dropout_before, rngs)
-        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
-
-
-class LMHead(nnx.Module):
-    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
-
-    def __init__(
-        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
-        dtype, param_dtype, rngs,
-    ):  # fmt: skip
-        self.config = config
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if config.transform:
-            self.transform = Linear(hidden_size, embedding_size, **options)
-            self.norm = LayerNorm(embedding_size, epsilon, **options)
-        if not config.tied:
-            self.output = Linear(embedding_size, vocab_size, use_bias=False, **options)
-        if config.bias:
-            self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
-
-    def __call__(self, hidden_states, word_embeddings):
-        """[B, T, D] -> logits [B, T, V]."""
-        x = hidden_states
-        if self.config.transform:
-            x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
-        x = word_embeddings.attend(x) if self.config.tied else self.output(x)
-        return x + self.bias[...].astype(x.dtype) if self.config.bias else x
 
 
 class Model(Pretrained, nnx.Module):
@@ -150,11 +105,17 @@ class Model(Pretrained, nnx.Module):
             return (jnp.cumsum(real, axis=1) + past) * real + e.position_offset - 1
         return jnp.broadcast_to(e.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)
 
-    def _last_index(self, input_ids):
-        """[B]: the last token that is not padding; the last of all where the configuration names no padding."""
+    def _last_index(self, input_ids, attention_mask):
+        """[B]: the last token that is not padding; padding is told by its id, or by the mask where it has none."""
         columns = jnp.arange(input_ids.shape[1])
-        real = jnp.ones_like(input_ids) if self.config.pad_token_id is None else input_ids != self.config.pad_token_id
-        return jnp.argmax(columns * real, axis=-1)
+        if self.config.pad_token_id is not None:
+            return jnp.argmax(columns * (input_ids != self.config.pad_token_id), axis=-1)
+        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask != 0
+        return jnp.argmax(columns * mask, axis=-1)
+
+    def train(self, **attributes):
+        """Refused: it would change nothing, since dropout is on exactly when a call is given rngs."""
+        raise InputError("dropout is on when a call is given random numbers: model(..., rngs=nnx.Rngs(dropout=key))")
 
 
 class ModelForMaskedLM(Model):
@@ -211,7 +172,7 @@ class ModelForSequenceClassification(Model):
         self.classifier = Linear(c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states, inputs, rngs):
-        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"]), rngs)
+        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"], inputs["attention_mask"]), rngs)
         out = {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
         if inputs.get("labels") is not None:
             out["loss"] = losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type)
@@ -318,20 +279,6 @@ class ModelForPreTraining(ModelForMaskedLM):
             masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"])
             out["loss"] = masked + losses.cross_entropy(out[logits], inputs[label])
         return out
-
-
-class Discriminator(nnx.Module):
-    """Was this token replaced? Dense, activation, dense to one logit."""
-
-    def __init__(self, hidden_size: int, activation: str, *, dtype, param_dtype, rngs):
-        self.activation = activation
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dense = Linear(hidden_size, hidden_size, **options)
-        self.output = Linear(hidden_size, 1, **options)
-
-    def __call__(self, hidden_states):
-        """[B, T, D] -> [B, T]."""
-        return self.output(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]
 
 
 class ModelForReplacedTokenDetection(Model):

@@ -1,10 +1,17 @@
 """A model made ready to be called many times: compiled once for each shape, weights laid out for speed."""
 
+import functools
+
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxnlp.layers import Linear
 from jaxnlp.pretrained import merge, split
+from shared.inputs import check_inputs
+
+FLAGS = ("output_hidden_states", "output_attentions")
+"""Arguments of a model that are no arrays."""
 
 
 def compiled(model):
@@ -13,14 +20,20 @@ def compiled(model):
     The kernels are kept transposed, [out, in], in a copy of their own: with few rows, a product that contracts the last
     axis of both sides reads them 1.3 to 1.5 times as fast on a CPU. Later changes of the model do not reach the copy.
     """
-    model = transposed(model)
-    graphdef, params = split(model)
+    graphdef, params = split(transposed(model))
+    config, head = model.config, model.head
 
-    @jax.jit
-    def run(params, inputs):
-        return merge(graphdef, params)(**inputs)
+    @functools.partial(jax.jit, static_argnames=FLAGS)
+    def run(params, inputs, **flags):
+        return merge(graphdef, params)(**inputs, **flags)
 
-    return lambda **inputs: run(params, inputs)
+    def call(**inputs):
+        flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
+        inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        check_inputs(config, head, inputs)  # here, where the values are at hand
+        return run(params, inputs, **flags)
+
+    return call
 
 
 def transposed(model):

@@ -1,5 +1,6 @@
 """GenerationConfig: one definition of every decoding option, checked once, for both engines."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -10,9 +11,23 @@ from shared.buckets import bucket
 from shared.config import TransformerConfig
 from shared.errors import InputError
 from shared.inputs import check_inputs
+from shared.positions import generation_position_ids
 
 GREEDY_DEFAULTS = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
 """Options of other strategies, with the value that means greedy decoding."""
+
+
+OTHER_STRATEGIES = GREEDY_DEFAULTS | {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "forced_bos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+}
+"""What else in a generation_config.json would change the ids, with the value that would not."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class GenerationConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self):
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         for name in ("max_new_tokens", "max_length"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -40,6 +57,14 @@ class GenerationConfig:
         """The model's own special ids, and over them what its generation_config.json says."""
         own = {"eos_token_id": cfg.eos_token_id, "pad_token_id": cfg.pad_token_id, "bos_token_id": cfg.bos_token_id}
         stored = dict(stored or {})
+        ignored = {
+            name: stored[name] for name in OTHER_STRATEGIES if stored.get(name) not in (None, OTHER_STRATEGIES[name])
+        }
+        if ignored:
+            told = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
+            warnings.warn(
+                f"generation_config.json asks for {told}; decoding here is greedy and leaves it out", stacklevel=4
+            )
         known = {name: stored.pop(name) for name in _OPTIONS & set(stored)}
         return cls(**_hashable(own | {k: v for k, v in known.items() if v is not None}), extra=stored)
 
@@ -138,7 +163,14 @@ def prepare_prompt(cfg, generation_config, input_ids, attention_mask=None, optio
     Raises:
         InputError: an empty or too long prompt, a prompt of padding alone, ids beyond the vocabulary, unknown options.
     """
-    generation_config = generation_config.with_options(**(options or {}))
+    if not isinstance(generation_config, GenerationConfig):
+        stored = generation_config.to_dict() if hasattr(generation_config, "to_dict") else generation_config
+        if not isinstance(stored, Mapping):
+            raise InputError(f"generation_config is a {type(stored).__name__}; give a GenerationConfig or a dict")
+        generation_config = GenerationConfig.for_model(cfg, stored)
+    # a tokenizer gives token types, too; a model that generates has none to tell apart
+    options = {name: value for name, value in (options or {}).items() if name != "token_type_ids"}
+    generation_config = generation_config.with_options(**options)
     original = np.asarray(input_ids)
     if original.ndim == 1:
         raise InputError(
@@ -162,12 +194,12 @@ def prepare_prompt(cfg, generation_config, input_ids, attention_mask=None, optio
     pad = ((0, rows - original.shape[0]), (columns - original.shape[1], 0))
     mask = np.pad(mask, pad)
     mask[original.shape[0] :, -1] = 1
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0) + cfg.embedding.position_offset
     return Prompt(
         input_ids=np.pad(original, pad).astype(np.int32),
         attention_mask=mask.astype(np.int32),
-        position_ids=positions.astype(np.int32),
-        next_position=(mask.sum(axis=1) + cfg.embedding.position_offset).astype(np.int32),
+        # Counted from 0 in every family, as GenerationMixin of Transformers 5 counts them, RoBERTa included.
+        position_ids=generation_position_ids(mask),
+        next_position=mask.sum(axis=1).astype(np.int32),
         done=np.arange(rows) >= original.shape[0],
         eos_ids=_in_fours(generation_config.eos_ids),
         padding=generation_config.padding,

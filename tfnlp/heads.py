@@ -6,85 +6,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.config import LMHeadConfig, PoolingConfig, TransformerConfig
+from shared.config import TransformerConfig
 from shared.errors import InputError
 from shared.generation import GenerationConfig
 from shared.inputs import TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
 from tfnlp import losses
 from tfnlp.fit import Fit
-from tfnlp.layers import ACTIVATIONS, Embeddings, LayerNorm, dense, flatten_tokens
+from tfnlp.head_layers import Discriminator, LMHead, Pooler
+from tfnlp.layers import Embeddings, dense
 from tfnlp.pretrained import Pretrained, dtype_policy, fill, fresh_plan
 from tfnlp.transformer import Stack, attention_bias
 
 register = keras.saving.register_keras_serializable(package="tfnlp")
-
-
-class Pooler(keras.layers.Layer):
-    """One vector for a sequence, as PoolingConfig says."""
-
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, name="pooler"):
-        super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.hidden_size = config, hidden_size
-        self.dropout = keras.layers.Dropout(config.dropout_before, dtype=dtype, name="dropout")
-        if config.dense:
-            self.dense = dense(hidden_size, "dense", dtype)
-
-    def build(self, input_shape=None):
-        if self.config.dense:
-            self.dense.build((None, self.hidden_size))
-
-    def call(self, hidden_states, last_index=None, training=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
-        token = self.config.token
-        if token == "mean":
-            x = tf.reduce_mean(hidden_states, axis=1)
-        elif token == "last_non_padding":
-            x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)
-        else:
-            x = hidden_states[:, 0 if token == "first" else -1]
-        x = self.dropout(x, training=training)
-        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
-
-
-class LMHead(keras.layers.Layer):
-    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
-
-    def __init__(
-        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *, dtype,
-        name="lm_head",
-    ):  # fmt: skip
-        super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.sizes = config, (hidden_size, embedding_size, vocab_size)
-        if config.transform:
-            self.transform = dense(embedding_size, "transform", dtype)
-            self.norm = LayerNorm(embedding_size, epsilon, dtype=dtype, name="norm")
-        if not config.tied:
-            self.output_layer = dense(vocab_size, "output", dtype, bias=False)
-
-    def build(self, input_shape=None):
-        hidden_size, embedding_size, vocab_size = self.sizes
-        if self.config.transform:
-            self.transform.build((None, hidden_size))
-            self.norm.build()
-        if not self.config.tied:
-            self.output_layer.build((None, embedding_size))
-        if self.config.bias:
-            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros")
-
-    def call(self, hidden_states, word_embeddings):
-        """[..., D] -> logits [..., V]."""
-        x = flatten_tokens(hidden_states)
-        if self.config.transform:
-            x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
-        if not self.config.tied:
-            x = self.output_layer(x)
-        elif word_embeddings.quantization_mode is not None:
-            x = word_embeddings(x, reverse=True)
-        else:
-            x = tf.matmul(x, tf.cast(word_embeddings.embeddings, x.dtype), transpose_b=True)
-        x = x + tf.cast(self.bias, x.dtype) if self.config.bias else x
-        return tf.reshape(x, tf.concat([tf.shape(hidden_states)[:-1], [self.sizes[2]]], 0))
 
 
 @register
@@ -161,7 +95,12 @@ class Model(Pretrained, Fit, keras.Model):
         Raises:
             InputError: ids beyond the vocabulary, sequences longer than the positions, shapes that do not fit.
         """
-        more = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids, **labels}
+        more = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            **labels,
+        }
         inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
         inputs |= {name: value for name, value in more.items() if value is not None}
         inputs = {name: _tensor(name, value) for name, value in inputs.items() if value is not None}
@@ -173,7 +112,9 @@ class Model(Pretrained, Fit, keras.Model):
             cache_index=cache_index, training=training,
         )  # fmt: skip
 
-    def call(self, inputs, output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None):
+    def call(
+        self, inputs, output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None
+    ):
         """What __call__ does, once the inputs are a dict of tensors."""
         hidden_states, more = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, training)
         out = self._head(hidden_states, inputs, training)
@@ -205,12 +146,14 @@ class Model(Pretrained, Fit, keras.Model):
             return (tf.cumsum(real, axis=1) + past) * real + e.position_offset - 1
         return tf.expand_dims(e.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)
 
-    def _last_index(self, input_ids):
-        """[B]: the last token that is not padding; the last of all where the configuration names no padding."""
+    def _last_index(self, input_ids, attention_mask):
+        """[B]: the last token that is not padding; padding is told by its id, or by the mask where it has none."""
         columns = tf.range(tf.shape(input_ids)[1])
-        pad = -1 if self.config.pad_token_id is None else self.config.pad_token_id
-        real = tf.cast(tf.not_equal(input_ids, pad), tf.int32)
-        return tf.argmax(columns * real, axis=-1, output_type=tf.int32)
+        if self.config.pad_token_id is not None:
+            real = tf.not_equal(input_ids, self.config.pad_token_id)
+        else:
+            real = tf.ones_like(input_ids, tf.bool) if attention_mask is None else tf.not_equal(attention_mask, 0)
+        return tf.argmax(columns * tf.cast(real, tf.int32), axis=-1, output_type=tf.int32)
 
 
 def _tensor(name, value):
@@ -281,7 +224,7 @@ class ModelForSequenceClassification(Model):
         self.classifier = dense(c.num_labels, "classifier", bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states, inputs, training):
-        last = self._last_index(inputs["input_ids"])
+        last = self._last_index(inputs["input_ids"], inputs.get("attention_mask"))
         x = self.pooler(hidden_states, last_index=last, training=training)
         return {"logits": self.classifier(self.dropout(x, training=training))}
 
@@ -399,24 +342,6 @@ class ModelForPreTraining(ModelForMaskedLM):
         logits, label = self.names[self.config.sentence_head]
         masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"], sample_weight)
         return masked + losses.cross_entropy(out[logits], inputs[label], sample_weight)
-
-
-class Discriminator(keras.layers.Layer):
-    """Was this token replaced? Dense, activation, dense to one logit."""
-
-    def __init__(self, hidden_size: int, activation: str, *, dtype, name="discriminator"):
-        super().__init__(dtype=dtype, name=name, autocast=False)
-        self.hidden_size, self.activation = hidden_size, activation
-        self.dense = dense(hidden_size, "dense", dtype)
-        self.output_layer = dense(1, "output", dtype)
-
-    def build(self, input_shape=None):
-        self.dense.build((None, self.hidden_size))
-        self.output_layer.build((None, self.hidden_size))
-
-    def call(self, hidden_states):
-        """[B, T, D] -> [B, T]."""
-        return self.output_layer(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]
 
 
 @register

@@ -5,6 +5,9 @@ import tensorflow as tf
 
 from shared.inputs import check_inputs
 
+FLAGS = ("output_hidden_states", "output_attentions")
+"""Arguments of a model that are no arrays."""
+
 
 def compiled(model):
     """A function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
@@ -16,13 +19,15 @@ def compiled(model):
     functions = {}
 
     def run(**inputs):
+        flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
         check_inputs(model.config, model.head, inputs)
         inputs = {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in inputs.items()}
-        key = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
+        kinds = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
+        key = kinds, tuple(flags.items())
         if key not in functions:
-            spec = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in key}
-            functions[key] = tf.function(lambda given: model(given, training=False), [spec], autograph=False)
+            spec = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in kinds}
+            functions[key] = tf.function(lambda given: model(given, training=False, **flags), [spec], autograph=False)
         outputs = functions[key]({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 

@@ -179,7 +179,7 @@ class Attention(keras.layers.Layer):
             key, value = cache["key"], cache["value"]
         scale = c.head_dim**-0.5 if c.scale_by_head_dim else 1.0
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
-        if c.float32_scores:
+        if c.float32_scores or query.dtype == tf.float16:  # a sum of float16 products may pass 65504
             query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
         scores = tf.cast(tf.matmul(query * scale, key, transpose_b=True), tf.float32)  # [B, N, T, S]
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)

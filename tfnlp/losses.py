@@ -66,5 +66,7 @@ def _weighted(each, sample_weight):
     if sample_weight is None:
         return each
     weights = tf.cast(sample_weight, tf.float32)
-    weights = tf.reshape(weights, tf.concat([tf.shape(weights), tf.ones(each.shape.rank - weights.shape.rank, tf.int32)], 0))
+    weights = tf.reshape(
+        weights, tf.concat([tf.shape(weights), tf.ones(each.shape.rank - weights.shape.rank, tf.int32)], 0)
+    )
     return each * weights

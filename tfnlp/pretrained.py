@@ -7,63 +7,41 @@ import numpy as np
 import tensorflow as tf
 
 from shared import architectures
-from shared.checkpoint import Source, open_checkpoint, override
+from shared.checkpoint import Source
 from shared.config import TransformerConfig
 from shared.dtypes import check_dtype
 from shared.errors import ConfigError, InputError
 from shared.generation import GenerationConfig
 from shared.parameters import parameters
+from shared.pretrained import PretrainedBase
 from shared.save import save_checkpoint
 
 
-class Pretrained:
+class Pretrained(PretrainedBase):
     """Mixin of the model classes; they bring ``head`` and ``config``."""
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path, *, revision=None, local_files_only=False, dtype="float32", param_dtype="float32", seed=0,
-        ignore_mismatched_sizes=False, **config_overrides,
-    ):  # fmt: skip
-        """Load a checkpoint in Hugging Face layout.
-
-        Args:
-            name_or_path: a folder or a Hub id.
-            revision: branch, tag or commit on the Hub.
-            local_files_only: never go to the network.
-            dtype: float32, bfloat16 or float16: what is computed in.
-            param_dtype: the same choices: what the parameters are stored as.
-            seed: for parameters of a head the checkpoint lacks.
-            ignore_mismatched_sizes: start a head afresh whose stored shapes do not fit.
-            config_overrides: keys of config.json to replace, such as ``num_labels=3``.
-
-        Raises:
-            CheckpointError: not found, damaged, or not this model's.
-            ConfigError: an unsupported family, head or option.
-            InputError: an unknown keyword.
-        """
-        checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
-        cfg = checkpoint.transformer_config(**config_overrides)
-        check_head(cls, cfg)
-        check_dtype(dtype), check_dtype(param_dtype, "param_dtype")
-        plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
-        model = cls(cfg, dtype=dtype, param_dtype=param_dtype, seed=None)
-        fill(model, plan)
-        model.generation_config = GenerationConfig.for_model(cfg, checkpoint.generation_config)
-        return model
-
-    @classmethod
-    def from_config(cls, config, *, seed=0, dtype="float32", param_dtype="float32", **config_overrides):
-        """A model with random weights; the same seed gives the same weights in jaxnlp.
-
-        Args:
-            config: a TransformerConfig, or config.json as a dict. (Keras passes what get_config gave.)
-        """
+    def from_config(cls, config, *, seed=0, dtype=None, param_dtype="float32", **config_overrides):
+        """As PretrainedBase.from_config; Keras passes what get_config gave."""
         if isinstance(config, dict) and "hf_config" in config:
             return _from_keras_config(cls, dict(config))
-        cfg = architectures.config_from_hf(override(config, config_overrides)) if isinstance(config, dict) else config
-        check_head(cls, cfg)
-        check_dtype(dtype), check_dtype(param_dtype, "param_dtype")
-        return cls(cfg, dtype=dtype, param_dtype=param_dtype, seed=seed)
+        return super().from_config(config, seed=seed, dtype=dtype, param_dtype=param_dtype, **config_overrides)
+
+    @classmethod
+    def _dtypes(cls, dtype, param_dtype):
+        if dtype is None:  # Keras' global policy, which mixed precision is usually set by
+            policy = keras.config.dtype_policy()
+            dtype, param_dtype = (
+                policy.compute_dtype,
+                policy.variable_dtype if param_dtype == "float32" else param_dtype,
+            )
+        return super()._dtypes(dtype, param_dtype)
+
+    @classmethod
+    def _from_plan(cls, cfg, plan, dtype, param_dtype):
+        model = cls(cfg, dtype=dtype, param_dtype=param_dtype, seed=None)
+        fill(model, plan)
+        return model
 
     def get_config(self):
         """What Keras writes into a ``.keras`` file: config.json and what was done to the layers."""
@@ -88,15 +66,13 @@ class Pretrained:
             InputError: the model is quantised.
         """
         if any(layer.quantization_mode is not None for layer in self._flatten_layers()):
-            raise InputError("a quantised model has no Hugging Face layout; use model.save('model.keras'), or save it before")
+            raise InputError(
+                "a quantised model has no Hugging Face layout; use model.save('model.keras'), or save it before"
+            )
         save_checkpoint(
             folder, self.config, self.head, lambda path: _merged(self, path), np.dtype(self.variable_dtype), tokenizer,
             max_shard_size, self.generation_config.to_dict() if self.head == "causal-lm" else None,
         )  # fmt: skip
-
-    def num_parameters(self) -> int:
-        """How many values the parameters have."""
-        return sum(p.size for p in parameters(self.config, self.head).values())
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
         """The inputs a served model takes: int32 [B, T] each ([B, C, T] for multiple choice)."""
@@ -118,15 +94,6 @@ class Pretrained:
         return archive.write_out(filepath, verbose=bool(verbose))
 
 
-def check_head(cls, cfg: TransformerConfig) -> None:
-    """Raise ConfigError when the family has no such head, or could not learn anything with it."""
-    architectures.class_name(cfg.model_type, cls.head)
-    if cls.head == "causal-lm" and not cfg.causal:
-        raise ConfigError(
-            f"this {cfg.model_type} looks both ways, so it is no causal language model; pass is_decoder=True"
-        )
-
-
 class StoredAs(keras.DTypePolicy):
     """A dtype policy whose compute and variable dtypes are any two; Keras has names for the usual pairs only."""
 
@@ -139,7 +106,11 @@ def dtype_policy(dtype, param_dtype) -> keras.DTypePolicy:
     dtype, param_dtype = check_dtype(dtype), check_dtype(param_dtype, "param_dtype")
     if dtype == param_dtype:
         return keras.DTypePolicy(dtype)
-    return keras.DTypePolicy(f"mixed_{dtype}") if param_dtype == "float32" else StoredAs(f"{dtype}_stored_as_{param_dtype}")
+    return (
+        keras.DTypePolicy(f"mixed_{dtype}")
+        if param_dtype == "float32"
+        else StoredAs(f"{dtype}_stored_as_{param_dtype}")
+    )
 
 
 def _from_keras_config(cls, config):
@@ -162,7 +133,9 @@ def _layer_of(model, path: str):
     """The layer that holds a parameter, and the last component of the path."""
     *parts, leaf = path.split("/")
     for part in parts:
-        model = model.output_layer if part == "output" else getattr(model, part)  # a Keras layer's own `output` is another thing
+        model = (
+            model.output_layer if part == "output" else getattr(model, part)
+        )  # a Keras layer's own `output` is another thing
     return model, leaf
 
 
@@ -194,7 +167,9 @@ def fill(model, plan: list[Source]) -> None:
     """Give every parameter its values, in pieces of a megabyte where the checkpoint's layout allows it."""
     variables, expected = parameter_tree(model), {source.path for source in plan}
     if set(variables) != expected or len(variables) != len(model.weights):
-        raise ConfigError(f"engine and parameter table disagree on {sorted(set(variables) ^ expected) or len(model.weights)}")
+        raise ConfigError(
+            f"engine and parameter table disagree on {sorted(set(variables) ^ expected) or len(model.weights)}"
+        )
     for source in plan:
         variable = variables[source.path]
         if tuple(variable.shape) != source.parameter.shape:

@@ -101,6 +101,5 @@ def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=tf
     """Room for the keys and values of ``length`` positions: {"step_i": {"key", "value"}}, each [B, N, length, H]."""
     shape = (batch_size, config.attention.num_heads, length, config.attention.head_dim)
     return {
-        f"step_{i}": {"key": tf.zeros(shape, dtype), "value": tf.zeros(shape, dtype)}
-        for i in range(config.num_layers)
+        f"step_{i}": {"key": tf.zeros(shape, dtype), "value": tf.zeros(shape, dtype)} for i in range(config.num_layers)
     }

@@ -27,7 +27,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def checkpoints(tmp_path_factory):
     """A folder with the checkpoints the texts speak of."""
     folder = tmp_path_factory.mktemp("docs")
     tokenizers = ROOT / "tests/reference/pipelines"
@@ -55,8 +55,8 @@ BERT_SPECIAL = {
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_block_runs(page: Path, workplace: Path, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_every_block_runs(page: Path, checkpoints: Path, monkeypatch):
+    monkeypatch.chdir(checkpoints)
     namespace = {"__name__": page.stem}
     for language, text in blocks(page):
         if language == "python":

@@ -90,8 +90,9 @@ def test_lora_trains_its_own_weights_and_is_merged_when_saved(tmp_path):
     assert {v.name for v in model.trainable_weights} == {"lora_kernel_a", "lora_kernel_b"}
     before = {path: v.numpy() for path, v in tfnlp.parameter_tree(model).items()}
     model.compile(keras.optimizers.Adam(1e-2))
-    losses = model.fit(inputs, epochs=3, verbose=0).history["loss"]
-    assert losses[-1] < losses[0]
+    start = model.evaluate(inputs, verbose=0)
+    model.fit(inputs, epochs=5, verbose=0)
+    assert model.evaluate(inputs, verbose=0) < start  # without dropout, which would hide it
     assert all(np.array_equal(v, before[path]) for path, v in tfnlp.parameter_tree(model).items())
     model.save_pretrained(tmp_path / "merged")
     merged = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")

@@ -1,0 +1,68 @@
+"""The layers that heads are made of."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout
+from shared.config import LMHeadConfig, PoolingConfig
+
+
+class Pooler(nnx.Module):
+    """One vector for a sequence, as PoolingConfig says."""
+
+    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, param_dtype, rngs):
+        self.config = config
+        if config.dense:
+            self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, hidden_states, last_index=None, rngs=None):
+        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
+        token = self.config.token
+        if token == "mean":
+            x = hidden_states.mean(axis=1)
+        elif token == "last_non_padding":
+            x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
+        else:
+            x = hidden_states[:, 0 if token == "first" else -1]
+        x = dropout(x, self.config.dropout_before, rngs)
+        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
+
+
+class LMHead(nnx.Module):
+    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
+
+    def __init__(
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
+        dtype, param_dtype, rngs,
+    ):  # fmt: skip
+        self.config = config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if config.transform:
+            self.transform = Linear(hidden_size, embedding_size, **options)
+            self.norm = LayerNorm(embedding_size, epsilon, **options)
+        if not config.tied:
+            self.output = Linear(embedding_size, vocab_size, use_bias=False, **options)
+        if config.bias:
+            self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
+
+    def __call__(self, hidden_states, word_embeddings):
+        """[B, T, D] -> logits [B, T, V]."""
+        x = hidden_states
+        if self.config.transform:
+            x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
+        x = word_embeddings.attend(x) if self.config.tied else self.output(x)
+        return x + self.bias[...].astype(x.dtype) if self.config.bias else x
+
+
+class Discriminator(nnx.Module):
+    """Was this token replaced? Dense, activation, dense to one logit."""
+
+    def __init__(self, hidden_size: int, activation: str, *, dtype, param_dtype, rngs):
+        self.activation = activation
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.dense = Linear(hidden_size, hidden_size, **options)
+        self.output = Linear(hidden_size, 1, **options)
+
+    def __call__(self, hidden_states):
+        """[B, T, D] -> [B, T]."""
+        return self.output(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]
