@@ -81,7 +81,8 @@ def run(
     with _quiet_stdout():
         package, name = _package(framework)
         try:
-            results = list(package.pipeline(task, model, **options)(items))
+            # An iterator, for it gives one result for each input; of a list of one, some tasks give that one's result.
+            results = list(package.pipeline(task, model, **options)(iter(items)))
         except InputError as error:
             raise InputError(f"{error}{_hint(error, options, get_task(task))}") from error
     if as_json:

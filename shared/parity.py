@@ -43,7 +43,8 @@ AUTO_CLASSES = {
 class Row:
     """One output of one framework against the reference.
 
-    difference: largest absolute difference over real tokens. relative: that over the reference's largest magnitude.
+    difference: largest absolute difference over real tokens, infinite where one of the two lacks the output or has
+    another shape. relative: that over the reference's largest magnitude.
     """
 
     output: str
@@ -57,7 +58,11 @@ class Row:
 
 @dataclass
 class Report:
-    """What :func:`compare` found. skipped: framework to why. generated: framework to the ids after the prompt."""
+    """What :func:`compare` found.
+
+    skipped: framework to why. generated: framework to the ids after the prompt. generated_together: framework to the ids
+    after two prompts, the second shorter and padded on the left.
+    """
 
     checkpoint: str
     model_type: str
@@ -65,6 +70,7 @@ class Report:
     tolerance: float
     rows: list[Row] = field(default_factory=list)
     generated: dict[str, list[int]] = field(default_factory=dict)
+    generated_together: dict[str, list[list[int]]] = field(default_factory=dict)
     load_seconds: dict[str, float] = field(default_factory=dict)
     forward_seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -74,8 +80,11 @@ class Report:
         """Whether every framework generated the same ids; None where nothing was generated."""
         if not self.generated:
             return None
-        first, *others = self.generated.values()
-        return all(ids == first for ids in others)
+        return all(
+            ids == next(iter(found.values()))
+            for found in (self.generated, self.generated_together)
+            for ids in found.values()
+        )
 
     @property
     def ok(self) -> bool:
@@ -93,7 +102,8 @@ class Report:
             f" (relative {row.relative:.2e}) {'ok' if row.ok else 'BEYOND TOLERANCE'}"
             for row in self.rows
         ]
-        lines += [f"  {framework} generated {ids}" for framework, ids in self.generated.items()]
+        for framework, ids in self.generated.items():
+            lines.append(f"  {framework} generated {ids}; from two prompts {self.generated_together[framework]}")
         lines += [f"  {framework} was left out: {why}" for framework, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -117,7 +127,8 @@ def compare(
             ids where the checkpoint has no tokenizer.
         frameworks: which of "tf", "jax" and "torch". Those not installed are left out, and the report says so.
         tolerance: largest difference allowed, relative to the largest magnitude of the reference's output.
-        max_new_tokens: tokens a causal language model continues the first input with, greedily; 0 for none.
+        max_new_tokens: tokens a causal language model continues the first input with, greedily; 0 for none. It is
+            continued alone, and in a batch with a shorter prompt, its own first half.
         local_files_only: never go to the network.
 
     Raises:
@@ -165,8 +176,8 @@ def compare(
             prompt = batch["input_ids"][:1, np.asarray(batch["attention_mask"][0], bool)]
             prompt = prompt[:, : max(1, config.max_length - max_new_tokens)]  # room to go on, however long the input
             count = min(max_new_tokens, config.max_length - prompt.shape[1])
-            ids = np.asarray(generate(prompt, count))
-            report.generated[name] = [int(i) for i in ids[0, prompt.shape[1] :]]
+            (report.generated[name],) = _continued(generate, prompt, np.ones_like(prompt), count)
+            report.generated_together[name] = _continued(generate, *_with_its_half(prompt, config), count)
     _fill_rows(report, outputs, batch["attention_mask"])
     return report
 
@@ -208,6 +219,23 @@ def make_inputs(checkpoint: Checkpoint, config, head: str, inputs=None) -> dict[
     return batch
 
 
+def _continued(generate, prompts: np.ndarray, mask: np.ndarray, count: int) -> list[list[int]]:
+    ids = np.asarray(generate(prompts, mask, count))
+    return ids[:, prompts.shape[1] :].tolist()
+
+
+def _with_its_half(prompt: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, int32 [2, T], of a prompt [1, T] and its first half, padded on the left."""
+    length = prompt.shape[1]
+    half = max(1, length // 2)
+    mask = np.ones((2, length), np.int32)
+    mask[1, : length - half] = 0
+    ids = np.repeat(prompt, 2, axis=0)
+    ids[1] = config.pad_token_id if config.pad_token_id is not None else 0
+    ids[1, length - half :] = prompt[0, :half]
+    return ids, mask
+
+
 def _tokenized(checkpoint, config, texts) -> list[list[int]]:
     encoded = checkpoint.tokenizer()(texts, truncation=True, max_length=config.max_length)["input_ids"]
     if not all(encoded):
@@ -215,7 +243,7 @@ def _tokenized(checkpoint, config, texts) -> list[list[int]]:
     return encoded
 
 
-Runner = tuple[Callable[[dict], dict[str, np.ndarray]], Callable[[np.ndarray, int], np.ndarray]]
+Runner = tuple[Callable[[dict], dict[str, np.ndarray]], Callable[[np.ndarray, np.ndarray, int], np.ndarray]]
 
 
 def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
@@ -226,8 +254,8 @@ def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
     def forward(batch):
         return _arrays(call(**batch))
 
-    def generate(prompt, count):
-        return model.generate(prompt, max_new_tokens=count)
+    def generate(prompts, mask, count):
+        return model.generate(prompts, mask, max_new_tokens=count)
 
     return forward, generate
 
@@ -253,12 +281,10 @@ def _load_torch(checkpoint: Checkpoint, config, head: str, report: Report) -> Ru
         with torch.no_grad():
             return _arrays(model(**{key: torch.from_numpy(value).long() for key, value in batch.items()}))
 
-    def generate(prompt, count):
-        ids = torch.from_numpy(prompt).long()
+    def generate(prompts, mask, count):
+        ids, mask = torch.from_numpy(prompts).long(), torch.from_numpy(mask).long()
         with _silent_transformers(), torch.no_grad():
-            return model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, num_beams=1
-            ).numpy()
+            return model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, num_beams=1).numpy()
 
     return forward, generate
 
@@ -303,12 +329,11 @@ def _fill_rows(report: Report, outputs: dict[str, dict[str, np.ndarray]], mask: 
     for framework, arrays in outputs.items():
         if framework == reference:
             continue
-        for name, wanted in outputs[reference].items():
-            if name not in arrays:
-                continue
-            got = arrays[name]
-            if got.shape != wanted.shape:
-                report.rows.append(Row(name, framework, reference, got.shape, float("inf"), float("inf"), False))
+        for name in dict.fromkeys([*outputs[reference], *arrays]):
+            got, wanted = arrays.get(name), outputs[reference].get(name)
+            if got is None or wanted is None or got.shape != wanted.shape:
+                shape = (wanted if got is None else got).shape
+                report.rows.append(Row(name, framework, reference, shape, float("inf"), float("inf"), False))
                 continue
             # What stands at padding is nobody's result.
             per_token = wanted.ndim >= 2 and wanted.shape[: real.ndim] == real.shape

@@ -15,6 +15,7 @@ from shared.errors import InputError, MissingExtraError
 from shared.parameters import initial_value, parameters
 from shared.save import save_checkpoint
 from shared.tokenizers.bpe import train_byte_level_bpe
+from tests.reference import record_pipelines as reference
 
 TEXTS = ["import os\n", "def main(arguments):\n    return 0\n"] * 20
 
@@ -145,14 +146,62 @@ def test_run_reads_arguments_files_and_standard_input(run, checkpoint, tmp_path,
     assert status == 2 and "max_new_tokens" in err
 
 
-def fake_runner(noise, ids):
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """bert(head): the folder of a tiny BERT with random weights and the recorded tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+
+    def write(head):
+        if not (folder / head).exists():
+            tokenizer = reference.load_tokenizer("wordpiece")
+            sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+            config = config_from_hf({"model_type": "bert", **sizes, "intermediate_size": 16})
+            spec = parameters(config, head)
+            save_checkpoint(
+                folder / head, config, head, lambda p: 20 * initial_value(p, spec[p]), np.dtype("float32"), tokenizer
+            )
+        return folder / head
+
+    return write
+
+
+QUESTIONS = [{"question": "Who wrote?", "context": "Ada wrote."}, {"question": "Where?", "context": "In London."}]
+EVERY_RESULT = {
+    "question-answering": ("question-answering", [json.dumps(item) for item in QUESTIONS], dict),
+    "fill-mask": ("masked-lm", ["Ada [MASK] the program.", "The [MASK] weaves."], list),
+    "sentence-embedding": ("base", ["Ada wrote.", "The loom weaves."], list),
+}
+
+
+@needs("flax")
+@pytest.mark.parametrize("task", EVERY_RESULT)
+@pytest.mark.filterwarnings("ignore:.*modules.json")
+def test_run_gives_one_result_for_each_input(run, bert, task):
+    head, inputs, kind = EVERY_RESULT[task]
+    base = ["run", task, "-m", bert(head), "-f", "jax", "--json"]
+    one, two = (json.loads(run(*base, *inputs[:count])[1])["results"] for count in (1, 2))
+    assert (len(one), len(two)) == (1, 2)
+    assert all(type(result) is kind for result in one + two)
+    if task == "sentence-embedding":
+        np.testing.assert_allclose(one[0], two[0], atol=1e-5)
+    elif task == "fill-mask":
+        assert [p["token"] for p in one[0]] == [p["token"] for p in two[0]] and len(one[0]) == 5
+    else:
+        assert one[0]["answer"] == two[0]["answer"] and one[0]["answer"] in QUESTIONS[0]["context"]
+    assert run(*base[:-1], inputs[0])[0] == 0  # and the table for a person
+
+
+def fake_runner(noise, ids, together=None, lacks=(), extra=()):
     def forward(batch):
         logits = np.linspace(-4, 4, batch["input_ids"].size * 5, dtype=np.float32).reshape(*batch["input_ids"].shape, 5)
         at_padding = 100 * noise * (batch["attention_mask"] == 0)[..., None]
-        return {"logits": logits + np.float32(noise) + at_padding.astype(np.float32)}
+        outputs = {"logits": logits + np.float32(noise) + at_padding.astype(np.float32), "pooler_output": logits[:, 0]}
+        return {name: value for name, value in outputs.items() if name not in lacks} | dict.fromkeys(extra, logits)
 
-    def generate(prompt, count):
-        return np.concatenate([prompt, np.array([ids[:count]])], axis=1)
+    def generate(prompts, mask, count):
+        assert (mask[:, -1] == 1).all() and mask.shape == prompts.shape
+        new = [ids] if len(prompts) == 1 else [ids, together or ids]
+        return np.concatenate([prompts, np.array(new)[:, :count]], axis=1)
 
     return forward, generate
 
@@ -168,8 +217,8 @@ def test_parity_measures_real_tokens_against_the_reference(checkpoint, monkeypat
     report = parity.compare(checkpoint, max_new_tokens=2)
     assert (report.ok, report.same_ids) == (ok, same)
     assert "torch" in report.skipped and "pip install" in report.skipped["torch"]
-    (row,) = report.rows
-    assert (row.output, row.framework, row.reference) == ("logits", "jax", "tf")
+    row, pooled = report.rows
+    assert (row.output, row.framework, row.reference) == ("logits", "jax", "tf") and pooled.ok
     np.testing.assert_allclose(row.difference, noise, rtol=0.2, atol=1e-7)
     if not ok:
         with pytest.raises(AssertionError, match="logits"):
@@ -178,6 +227,22 @@ def test_parity_measures_real_tokens_against_the_reference(checkpoint, monkeypat
     assert status == (0 if ok else 1) and json.loads(out)["ok"] is ok
     status, out, _ = run("parity", checkpoint)
     assert status == (0 if ok else 1) and "logits" in out
+
+
+@pytest.mark.parametrize("difference", [{"lacks": ["pooler_output"]}, {"extra": ["more"]}, {"together": [1, 3]}])
+def test_parity_sees_missing_outputs_and_batches_that_go_their_own_way(checkpoint, monkeypatch, run, difference):
+    runners = {"tf": fake_runner(0, [1, 2]), "jax": fake_runner(0, [1, 2], **difference)}
+    for first, second in (("tf", "jax"), ("jax", "tf")):
+        monkeypatch.setattr(parity, "_load", lambda name, *_: runners[name])
+        report = parity.compare(checkpoint, frameworks=(first, second), max_new_tokens=2)
+        wrong = [row for row in report.rows if not row.ok]
+        assert not report.ok
+        if "together" in difference:
+            assert not wrong and report.same_ids is False and "[1, 3]" in str(report)
+        else:
+            (row,) = wrong
+            assert row.output in ("pooler_output", "more") and row.difference == np.inf and report.same_ids
+    assert run("parity", checkpoint, "--frameworks", "tf,jax")[0] == 1
 
 
 def test_parity_needs_two_frameworks(checkpoint, monkeypatch):
