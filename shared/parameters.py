@@ -116,7 +116,7 @@ def _head(tree, cfg, head):
         if cfg.num_labels != 2:
             raise ConfigError(
                 f"a question-answering head has 2 outputs (start and end), this config has {cfg.num_labels} labels; "
-                "pass labels=('LABEL_0', 'LABEL_1')"
+                "pass num_labels=2"
             )
         tree.dense("qa_outputs", width, 2)
     if head == "next-sentence-prediction":

@@ -131,7 +131,8 @@ def body(prefix, cfg):
     words = f"{prefix}embeddings.word_embeddings"
     rows = embedding(words, "embeddings/word_embeddings")
     rows += embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position_embeddings")
-    rows += embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")
+    if cfg.embedding.type_vocab_size:
+        rows += embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")
     rows += norm(f"{prefix}embeddings.LayerNorm", "embeddings/norm")
     for i in range(cfg.num_layer_weights):
         theirs, ours = f"{prefix}encoder.layer.{i}", f"encoder/layer_{i}"
