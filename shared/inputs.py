@@ -16,46 +16,121 @@ LABELS = {
 }
 """What a head learns from; every other head takes ``labels``."""
 
+PER_TOKEN = ("masked-lm", "causal-lm", "pretraining", "token-classification", "replaced-token-detection")
+"""Heads whose ``labels`` have the shape of input_ids; all other labels have one row a sequence."""
+
+IGNORED = -100
+"""A label that does not count."""
+
 
 def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: bool = False) -> None:
     """Refuse inputs a lookup would answer with nonsense. Values are looked at only where they are at hand (not traced).
 
+    Args:
+        cached: there are earlier tokens, so an attention mask is longer than input_ids.
+
     Raises:
-        InputError: an input the head does not know, a wrong number of axes, ids beyond the vocabulary, more tokens
-            than positions, token types beyond the table.
+        InputError: no input_ids, an input the head does not know, a wrong number of axes, shapes that do not fit
+            together, ids beyond the vocabulary, more tokens than positions, token types or labels beyond their number.
     """
     allowed = (*TOKEN_INPUTS, *LABELS.get(head, ("labels",)))
     for name in inputs:
         if name not in allowed:
             raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
-    input_ids = inputs["input_ids"]
-    shape = np.shape(input_ids) if isinstance(input_ids, (list, tuple)) else tuple(input_ids.shape)
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if "input_ids" not in given:
+        raise InputError(f"the inputs are {', '.join(given) or 'empty'}; a model needs input_ids")
+    shape = _shape("input_ids", given["input_ids"])
     axes = "[batch, choices, length]" if head == "multiple-choice" else "[batch, length]"
-    if len(shape) != axes.count(",") + 1:
+    if shape is not None and len(shape) != axes.count(",") + 1:
         raise InputError(f"input_ids has shape {shape}; a {head} model takes {axes}")
-    e = cfg.embedding
-    if not cached and shape[-1] is not None and shape[-1] > cfg.max_length:
+    if not cached and shape is not None and shape[-1] is not None and shape[-1] > cfg.max_length:
         raise InputError(
             f"a sequence of {shape[-1]} tokens is longer than the {cfg.max_length} positions of this {cfg.model_type}; "
             "shorten it, or pass truncation=True to the tokenizer"
         )
-    _check_range("input_ids", input_ids, e.vocab_size, "the vocabulary")
-    if inputs.get("token_type_ids") is not None:
+    for name in given:
+        _check_shape(name, _shape(name, given[name]), shape, head, cached)
+    e = cfg.embedding
+    _check_range("input_ids", given["input_ids"], e.vocab_size, "the vocabulary")
+    if "token_type_ids" in given:
         rows = e.type_vocab_size or (e.vocab_size if e.token_types_from_words else 0)
         if rows == 0:
             raise InputError(f"a {cfg.model_type} model has no token types; leave token_type_ids out")
-        _check_range("token_type_ids", inputs["token_type_ids"], rows, "the token types")
-    if inputs.get("position_ids") is not None:
-        _check_range("position_ids", inputs["position_ids"], e.max_positions, "the positions")
+        _check_range("token_type_ids", given["token_type_ids"], rows, "the token types")
+    if "position_ids" in given:
+        _check_range("position_ids", given["position_ids"], e.max_positions, "the positions")
+    if "labels" in given:
+        _check_labels(cfg, head, given["labels"], shape)
 
 
-def _check_range(name: str, values, size: int, what: str) -> None:
+def _shape(name: str, values) -> tuple[int | None, ...] | None:
+    """The shape, with None for each size that is not known; None when not even the number of axes is."""
+    if not hasattr(values, "shape"):
+        try:
+            return np.shape(values)
+        except ValueError:
+            raise InputError(f"{name}: rows differ in length; pass padding=True to the tokenizer") from None
+    if getattr(values.shape, "rank", 0) is None:
+        return None
+    return tuple(size if isinstance(size, int) else None for size in values.shape)
+
+
+def _check_shape(name: str, shape, ids, head: str, cached: bool) -> None:
+    """Whether an input (or a label) has a shape that goes with that of input_ids."""
+    if name == "input_ids" or shape is None or ids is None:
+        return
+    got, expected = shape, ids
+    if name == "attention_mask" and cached:
+        expected = (*ids[:-1], None)
+    elif name == "position_ids" and shape[:-1] == (1,) * (len(ids) - 1):
+        expected = (*shape[:-1], ids[-1])
+    elif name not in TOKEN_INPUTS and not (name == "labels" and head in PER_TOKEN):
+        got, expected = shape[:1], ids[:1]
+    if len(got) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in zip(got, expected)):
+        fit = "have as many rows" if len(expected) < len(ids) else "fit together"
+        raise InputError(f"{name} has shape {shape}, input_ids {ids}; they must {fit}")
+
+
+def _check_labels(cfg, head: str, labels, ids) -> None:
+    """Whether class ids are below the number of classes."""
+    if head in ("masked-lm", "causal-lm", "pretraining"):
+        _check_range("labels", labels, cfg.embedding.vocab_size, "the vocabulary", IGNORED)
+    elif head == "token-classification":
+        _check_range("labels", labels, cfg.num_labels, "the labels", IGNORED)
+    elif head == "sequence-classification":
+        one_of_several = cfg.problem_type is None and cfg.num_labels > 1 and _is_integer(labels)
+        if cfg.problem_type == "single_label_classification" or one_of_several:
+            _check_range("labels", labels, cfg.num_labels, "the labels")
+
+
+def _values(values) -> np.ndarray | None:
+    """As an array; None when the values are not at hand: traced, symbolic, or on the devices of other processes."""
+    kinds = {kind.__name__ for kind in type(values).__mro__}
+    if kinds & {"Tracer", "KerasTensor", "SymbolicTensor"} or not getattr(values, "is_fully_addressable", True):
+        return None
     try:
-        values = np.asarray(values)
-    except Exception:  # a tracer or a symbolic tensor: its values are not known yet
+        return np.asarray(values)
+    except NotImplementedError:  # a TensorFlow variable inside a graph
+        return None
+
+
+def _is_integer(values) -> bool:
+    values = _values(values)
+    return values is not None and values.dtype.kind in "iu"
+
+
+def _check_range(name: str, values, size: int, what: str, ignored: int | None = None) -> None:
+    values = _values(values)
+    if values is None:
         return
     if values.dtype.kind not in "iu":
         raise InputError(f"{name} must be integers, got {values.dtype}")
+    if ignored is not None:
+        values = values[values != ignored]
     if values.size and (values.min() < 0 or values.max() >= size):
         bad = values.max() if values.max() >= size else values.min()
-        raise InputError(f"{name} holds {bad}, but {what} of this model ends at {size - 1}; is the tokenizer its own?")
+        advice = "is the tokenizer its own?"
+        if name == "labels":
+            advice = f"use 0 to {size - 1}" + ("" if ignored is None else f", and {ignored} where nothing is labelled")
+        raise InputError(f"{name} holds {bad}, but {what} of this model ends at {size - 1}; {advice}")
