@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,8 @@ def open_checkpoint(name_or_path, revision: str | None = None, local_files_only:
         raise CheckpointError(
             f"no folder {text!r}, and it is no Hub id either; give a folder or an id such as org/model"
         )
-    return Checkpoint(_download(text, revision, local_files_only))
+    hub = (text, revision, local_files_only)
+    return Checkpoint(_download(*hub), hub)
 
 
 def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
@@ -69,13 +71,34 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         raise CheckpointError(
             f"the Hub has no model {name!r}{at} that you may see; check the name, or log in if it is private ({error})"
         ) from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, OSError) as error:
-        raise CheckpointError(
-            f"no folder {name!r} here, and the Hub's model {name!r}{at} is neither in the cache nor within reach "
-            f"({type(error).__name__}); give a folder, or go online once to download it"
-        ) from None
+    except (OSError, hub.HTTPError) as error:
+        # of HTTP errors, those with an answer are OSErrors of the Hub's; the others never got through
+        lost = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)  # OfflineModeIsEnabled is among them
+        if isinstance(error, lost) or not isinstance(error, OSError):
+            raise CheckpointError(
+                f"no folder {name!r} here, and the Hub's model {name!r}{at} is neither in the cache nor within reach "
+                f"({type(error).__name__}); give a folder, or go online once to download it"
+            ) from None
+        raise CheckpointError(f"the Hub's model {name!r}{at} could not be downloaded: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub id ({error})") from None
+
+
+def _without_safetensors(name: str, revision: str | None, local_files_only: bool) -> str:
+    """Why a model of the Hub has no weights here; pickles are not downloaded, so the folder does not tell."""
+    files = []
+    if not local_files_only:
+        from huggingface_hub import HfApi
+
+        with suppress(Exception):  # the list only makes the message better
+            files = HfApi().list_repo_files(name, revision=revision)
+    weights = sorted(file for file in files if any(Path(file).match(pattern) for pattern in PICKLES))
+    has = f"it has {_some(weights)}, but " if weights else ""
+    return (
+        f"the Hub's model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}pickles and the like are never downloaded or "
+        "read here. Convert it with Transformers' save_pretrained, or pass the revision of a conversion, such as "
+        "revision='refs/pr/1' (see the model's pull requests)"
+    )
 
 
 @dataclass(frozen=True)
@@ -116,8 +139,9 @@ class Source:
 class Checkpoint:
     """A folder in Hugging Face layout. Reading is lazy: opening it reads config.json alone."""
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, hub: tuple[str, str | None, bool] | None = None):
+        """hub: the id, revision and local_files_only that ``folder`` was downloaded by."""
+        self.folder, self._hub = Path(folder), hub
         if not (self.folder / "config.json").is_file():
             raise CheckpointError(
                 f"{self.folder} has no config.json; give the folder of a model in Hugging Face layout"
@@ -176,6 +200,8 @@ class Checkpoint:
             return list_tensors(self.folder / WEIGHTS)
         if (self.folder / INDEX).is_file():
             return self._sharded()
+        if self._hub:
+            raise CheckpointError(_without_safetensors(*self._hub))
         pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
         if pickles:
             raise CheckpointError(

@@ -34,7 +34,8 @@ def save_checkpoint(
     """Write config.json, safetensors (sharded above ``max_shard_size``) and, if given, the tokenizer.
 
     Tensors are fetched one at a time. Everything goes to a folder beside ``folder`` that is then renamed, so a kill or a
-    full disk leaves what was there before; other files of an existing ``folder`` are kept.
+    full disk leaves what was there before; other files of an existing ``folder`` are kept. A folder that cannot be
+    renamed (the current one, a mount point) gets the finished files one by one.
 
     Args:
         read: parameter path -> its values.
@@ -46,8 +47,6 @@ def save_checkpoint(
     limit = parse_size(max_shard_size)
     rows = _to_write(cfg, head, read, np.dtype(dtype))
     with replaced_folder(folder) as new:
-        for stale in (*new.glob("model*.safetensors"), new / INDEX):
-            stale.unlink(missing_ok=True)
         shards = _shards(rows, limit)
         if len(shards) == 1:
             write_tensors(new / WEIGHTS, shards[0])
@@ -123,28 +122,80 @@ def parse_size(size: int | str) -> int:
 def replaced_folder(folder) -> Iterator[Path]:
     """A new folder to write into that takes ``folder``'s place when the block ends without an error.
 
-    It starts with hard links to the files that are there, so what is not overwritten stays.
+    It starts with hard links to the files that are there, so what is not overwritten stays; the weights alone do not.
+    A ``folder`` that is a symbolic link stays one: what it points to is replaced.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file; give a folder to save into")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.saving-", dir=folder.parent))
+    inside = os.path.ismount(folder) or (folder.exists() and not os.access(folder.parent, os.W_OK))
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.saving-", dir=folder if inside else folder.parent))
     try:
         os.chmod(new, 0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-        if folder.exists():
-            shutil.copytree(folder, new, copy_function=_link, dirs_exist_ok=True)
+        # The current folder could be renamed, but this process (and a shell) would be left in a deleted one.
+        one_by_one = inside or _holds_current(folder)
+        if folder.exists() and not one_by_one:
+            stale = {path.name for path in _weights(folder)}
+            shutil.copytree(
+                folder, new, copy_function=_link, symlinks=True, dirs_exist_ok=True,
+                ignore=lambda at, names: stale if Path(at) == folder else (),
+            )  # fmt: skip
         yield new
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
-            os.rename(folder, old / folder.name)
+        if not folder.exists():
             os.rename(new, folder)
-            shutil.rmtree(old)
+        elif one_by_one:
+            _move_files(new, folder)
         else:
-            os.rename(new, folder)
+            _exchange(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder``; when that fails, ``folder`` is where it was."""
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
+    try:
+        os.rename(folder, old / folder.name)
+    except OSError:  # busy, on another file system, or not ours to move
+        old.rmdir()
+        _move_files(new, folder)
+        return
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        os.rename(old / folder.name, folder)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
+
+
+def _move_files(new: Path, folder: Path) -> None:
+    """Move what is in ``new`` over what is in ``folder``, each file whole: weights first, index and config last."""
+    if new.parent != folder:
+        new = Path(shutil.move(new, folder / new.name))  # from another file system, it is copied here
+    try:
+        files = [path.relative_to(new) for path in new.rglob("*") if path.is_symlink() or not path.is_dir()]
+        for file in sorted(files, key=lambda f: (f.name == "config.json", f.name == INDEX, f.suffix != ".safetensors")):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / file, folder / file)
+        for stale in _weights(folder):
+            if Path(stale.name) not in files:
+                stale.unlink()
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [*folder.glob("model*.safetensors"), *folder.glob(INDEX)]
+
+
+def _holds_current(folder: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # the current folder was deleted
+        return False
 
 
 def _link(source, target):

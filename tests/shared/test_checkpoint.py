@@ -1,17 +1,20 @@
 """Reading and writing checkpoints, and every way one can be broken."""
 
+import errno
 import json
+import os
 import shutil
 import warnings
 
 import ml_dtypes
 import numpy as np
 import pytest
+from huggingface_hub import errors as hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.checkpoint import INDEX, WEIGHTS, open_checkpoint
-from shared.errors import CheckpointError, InputError
+from shared.errors import CheckpointError, ConfigError, InputError
 from shared.parameters import parameters
 from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from shared.save import parse_size, replaced_folder, save_checkpoint
@@ -151,6 +154,19 @@ def test_a_head_of_the_same_family_is_left_aside(folder):
         assert "classifier/kernel" in values(folder, head="sequence-classification")
 
 
+def test_a_model_without_token_types(tmp_path):
+    case = Case("bert-base", BERT.hf | {"type_vocab_size": 0}, "base")
+    loaded = values(case.write(tmp_path / "m"), case)
+    assert set(loaded) == set(parameters(case.config)) and "embeddings/token_type_embeddings/embedding" not in loaded
+
+
+def test_a_question_answering_head_of_three_labels_says_how_to_mend_it(folder):
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(ConfigError, match="pass num_labels=2"):
+        parameters(checkpoint.transformer_config(num_labels=3), "question-answering")
+    assert parameters(checkpoint.transformer_config(num_labels=2), "question-answering")
+
+
 def test_a_whole_checkpoint_warns_of_nothing(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -173,6 +189,51 @@ def test_missing_folder(tmp_path):
 def test_unknown_hub_id_while_offline(monkeypatch):
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' is neither in the cache nor within reach"):
         open_checkpoint("nobody/nothing", local_files_only=True)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_hub_model_of_pickles_alone(folder, monkeypatch, local):
+    (folder / WEIGHTS).unlink()
+    files = ["config.json", "pytorch_model.bin", "tf_model.h5", "README.md"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name, revision=None: files)
+    checkpoint = open_checkpoint("some/model", local_files_only=local)
+    has = "" if local else r"it has pytorch_model\.bin, tf_model\.h5, but "
+    with pytest.raises(CheckpointError, match=rf"'some/model' has neither .*; {has}pickles .* never .*refs/pr/1"):
+        checkpoint.plan(BERT.config, BERT.head)
+
+
+def test_a_hub_model_of_pickles_alone_that_cannot_be_listed(folder, monkeypatch):
+    def out_of_reach(self, name, revision=None):
+        raise ConnectionError
+
+    (folder / WEIGHTS).unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", out_of_reach)
+    with pytest.raises(CheckpointError, match=r"has neither .*; pickles and the like are never downloaded"):
+        _ = open_checkpoint("some/model").tensors
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "could not be downloaded: .*No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied"), "could not be downloaded: .*Permission denied"),
+        (ConnectionResetError("reset"), r"neither in the cache nor within reach \(ConnectionResetError"),
+        (TimeoutError("slow"), "nor within reach"),
+        (hub.LocalEntryNotFoundError("no"), "nor within reach"),
+        (hub.OfflineModeIsEnabled("off"), "nor within reach"),
+        (hub.HTTPError("no route"), "nor within reach"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_download_that_fails_says_why(monkeypatch, error, says):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint("some/model")
 
 
 def test_a_file_or_a_folder_without_config(folder):
@@ -308,6 +369,111 @@ def test_saving_onto_a_file(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match="is a file; give a folder"):
         save_checkpoint(tmp_path / "f", BERT.config, BERT.head, dict, np.float32)
+
+
+def save_again(folder, source, **options):
+    save_checkpoint(folder, BERT.config, BERT.head, values(source).__getitem__, np.float32, **options)
+
+
+def refuse_to_rename(monkeypatch, refused, number):
+    """os.rename fails with ``number`` where ``refused(source, target)``."""
+    rename = os.rename
+
+    def rename_or_fail(source, target, **options):
+        if refused(os.fspath(source), os.fspath(target)):
+            raise OSError(number, os.strerror(number))
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename_or_fail)
+
+
+@pytest.mark.parametrize("where", [".", "sub"])
+def test_saving_into_the_current_folder(folder, tmp_path, monkeypatch, where):
+    source = BERT.write(tmp_path / "source")
+    save_again(folder, source, max_shard_size="10KB")
+    (folder / "sub").mkdir()
+    (folder / "sub/mine.txt").write_text("mine")
+    monkeypatch.chdir(folder / where)
+    save_again(os.path.relpath(folder), source)
+    assert os.path.samefile(os.getcwd(), folder / where)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", WEIGHTS, "sub"]
+    assert (folder / "sub/mine.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bert", "source"]
+    values(folder)
+
+
+def test_a_failed_save_into_the_current_folder_leaves_what_was_there(folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    monkeypatch.chdir(folder)
+    with pytest.raises(RuntimeError), replaced_folder(".") as new:
+        (new / WEIGHTS).write_text("half")
+        raise RuntimeError
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EPERM, errno.ENOTEMPTY])
+@pytest.mark.parametrize("other_system", [False, True])
+def test_a_folder_that_cannot_be_renamed_is_filled_file_by_file(folder, tmp_path, monkeypatch, number, other_system):
+    source = BERT.write(tmp_path / "source")
+    (folder / "notes.txt").write_text("mine")
+
+    def refused(a, b):
+        return a == str(folder) or (other_system and b.startswith(str(folder)) and not a.startswith(str(folder)))
+
+    refuse_to_rename(monkeypatch, refused, number)
+    save_again(folder, source, max_shard_size="10KB")
+    names = sorted(p.name for p in folder.iterdir())
+    assert {"config.json", "notes.txt", INDEX} < set(names) and WEIGHTS not in names
+    assert not [name for name in names if name.startswith(".")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bert", "source"]
+    assert all(np.array_equal(v, values(source)[k]) for k, v in values(folder).items())
+
+
+def test_a_mount_point_is_written_from_inside(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(folder))
+    source = BERT.write(tmp_path / "source")
+    with replaced_folder(folder) as new:
+        assert new.parent == folder
+        for file in source.iterdir():
+            shutil.copy(file, new)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", WEIGHTS]
+
+
+def test_files_are_moved_weights_first_and_config_last(folder, tmp_path, monkeypatch):
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(os.path.basename(b)), replace(a, b)))
+    (folder / "a.txt").write_text("")
+    monkeypatch.chdir(folder)
+    save_again(folder, BERT.write(tmp_path / "source"), max_shard_size="10KB", generation_config={"max_length": 9})
+    assert all(name.endswith(".safetensors") for name in moved[:-3])
+    assert moved[-3:] == ["generation_config.json", INDEX, "config.json"]
+
+
+def test_when_the_new_folder_cannot_be_put_in_place_the_old_one_is_back(folder, tmp_path, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    source = BERT.write(tmp_path / "source")
+    refuse_to_rename(monkeypatch, lambda a, b: b == str(folder) and ".saving-" in a, errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        save_again(folder, source)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bert", "source"]
+
+
+def test_a_symbolic_link_stays_one(folder, tmp_path):
+    (tmp_path / "latest").symlink_to(folder.name)
+    (folder / "notes.txt").symlink_to("elsewhere.txt")
+    save_again(tmp_path / "latest", BERT.write(tmp_path / "source"))
+    assert os.readlink(tmp_path / "latest") == folder.name
+    assert os.readlink(folder / "notes.txt") == "elsewhere.txt"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bert", "latest", "source"]
+    values(folder)
+
+
+def test_weights_in_folders_below_stay(folder, tmp_path):
+    below = BERT.write(folder / "checkpoint-1")
+    save_again(folder, BERT.write(tmp_path / "source"))
+    values(below)
 
 
 def test_rewriting_does_not_reach_through_hard_links(folder, tmp_path):
