@@ -31,7 +31,10 @@ print(json.dumps({{"before": before, "peak": status("VmHWM"), "after": status("V
 def measure(package: str, checkpoint: Path) -> dict:
     """MiB and seconds of one load in a fresh process; ``above`` is the share of the checkpoint above the model."""
     result = subprocess.run(
-        [sys.executable, "-c", CODE.format(package=package), str(checkpoint)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", CODE.format(package=package), str(checkpoint)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     record = json.loads(result.stdout.splitlines()[-1])
     size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 2**20

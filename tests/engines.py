@@ -85,7 +85,7 @@ def _torch(folder, head, inputs, gradients):
 
         cfg = open_checkpoint(folder).transformer_config()
         family = architectures.get(cfg.model_type)
-        named = {n: p for n, p in model.named_parameters(remove_duplicate=False)}
+        named = dict(model.named_parameters(remove_duplicate=False))
         spec = parameters(cfg, head)
         for row in family.weights(cfg, head):
             if row.path is None:

@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from shared.config import TransformerConfig
-from shared.errors import InputError
 from shared.generation import GenerationConfig
 from shared.inputs import TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
@@ -103,10 +102,9 @@ class Model(Pretrained, Fit, keras.Model):
         }
         inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
         inputs |= {name: value for name, value in more.items() if value is not None}
-        inputs = {name: _tensor(name, value) for name, value in inputs.items() if value is not None}
-        if "input_ids" not in inputs:
-            raise InputError(f"the inputs are {', '.join(inputs) or 'empty'}; a model needs input_ids")
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        inputs = {name: _tensor(name, value) for name, value in inputs.items()}
         return super().__call__(
             inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
             cache_index=cache_index, training=training,

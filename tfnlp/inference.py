@@ -20,8 +20,9 @@ def compiled(model):
 
     def run(**inputs):
         flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
-        inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(model.config, model.head, inputs)
+        inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in inputs.items()}
         kinds = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
         key = kinds, tuple(flags.items())

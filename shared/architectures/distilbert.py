@@ -2,7 +2,13 @@
 
 from shared.architectures._common import common_hf, embedding, linear, lm_output, norm, take, take_common
 from shared.config import (
-    AttentionConfig, EmbeddingConfig, FeedForwardConfig, LMHeadConfig, NormConfig, PoolingConfig, TransformerConfig,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    LMHeadConfig,
+    NormConfig,
+    PoolingConfig,
+    TransformerConfig,
     activation_name,
 )  # fmt: skip
 

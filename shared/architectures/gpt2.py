@@ -2,7 +2,13 @@
 
 from shared.architectures._common import Weight, common_hf, conv1d, embedding, linear, norm, take, take_common
 from shared.config import (
-    AttentionConfig, EmbeddingConfig, FeedForwardConfig, LMHeadConfig, NormConfig, PoolingConfig, TransformerConfig,
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    LMHeadConfig,
+    NormConfig,
+    PoolingConfig,
+    TransformerConfig,
     activation_name,
 )  # fmt: skip
 

@@ -17,9 +17,7 @@ from shared.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 
-BERT, GPT2 = (
-    next(c for c in cases() if c.name == name) for name in ("bert-sequence-classification", "gpt2-causal-lm")
-)
+BERT, GPT2 = (next(c for c in cases() if c.name == name) for name in ("bert-sequence-classification", "gpt2-causal-lm"))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_forward_gradients_and_the_way_back(case: Case, tmp_path):
             assert np.array_equal(back[name], expected), (framework, name)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert", "electra"])
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "electra", "roberta"])
 def test_greedy_ids(model_type: str, tmp_path):
     import torch
 

@@ -6,9 +6,9 @@ import pytest
 
 from shared import architectures
 from shared.architectures import class_name, config_from_hf, head_of, hf_config
+from shared.checkpoint import override
 from shared.config import ACTIVATIONS, activation_name
 from shared.errors import ConfigError, InputError
-from shared.checkpoint import override
 from tests.cases import cases
 
 

@@ -29,7 +29,9 @@ def bert():
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return tfnlp.AutoModelForCausalLM.from_config(GPT2.hf | {"eos_token_id": None, "n_layer": 1}, seed=3, initializer_range=0.5)
+    return tfnlp.AutoModelForCausalLM.from_config(
+        GPT2.hf | {"eos_token_id": None, "n_layer": 1}, seed=3, initializer_range=0.5
+    )
 
 
 @pytest.mark.parametrize("head", list(HEADS))
@@ -100,7 +102,11 @@ def test_a_second_prompt_of_another_length_does_not_compile_again(gpt2):
 
 
 def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
-    prompts = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22, 23, 24], [30, 31, 32, 33, 34, 35]]  # one bucket, so few compilations
+    prompts = [
+        [5, 6, 7, 8, 9, 10, 11],
+        [20, 21, 22, 23, 24],
+        [30, 31, 32, 33, 34, 35],
+    ]  # one bucket, so few compilations
     alone = [gpt2.generate(np.array([p]), max_new_tokens=6)[0, len(p) :] for p in prompts]
     ids = np.array([[0] * (7 - len(p)) + p for p in prompts])
     mask = np.array([[0] * (7 - len(p)) + [1] * len(p) for p in prompts])
@@ -120,7 +126,9 @@ def test_generation_stops_at_the_end_and_pads(gpt2):
 
 
 def test_generation_sees_new_weights_and_new_layers():
-    model = tfnlp.AutoModelForCausalLM.from_config(GPT2.hf | {"eos_token_id": None, "n_layer": 1}, initializer_range=0.5)
+    model = tfnlp.AutoModelForCausalLM.from_config(
+        GPT2.hf | {"eos_token_id": None, "n_layer": 1}, initializer_range=0.5
+    )
     prompt = np.array([[5, 6, 7]])
     first = model.generate(prompt, max_new_tokens=3)
     for variable in model.weights:

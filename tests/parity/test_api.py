@@ -1,0 +1,126 @@
+"""What both packages promise in the same words: one test of each, run on both."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from shared.errors import ConfigError, InputError
+from shared.generation import GenerationConfig
+from tests.cases import Case, cases
+from tests.engines import difference
+
+BERT, GPT2, SCORE = (
+    next(c for c in cases() if c.name == name)
+    for name in ("bert-sequence-classification", "gpt2-causal-lm", "gpt2-sequence-classification")
+)
+
+
+@pytest.fixture(params=["jax", "tf"], scope="module")
+def nlp(request):
+    return import_module(f"{request.param}nlp")
+
+
+@pytest.fixture(scope="module")
+def bert(nlp):
+    return nlp.AutoModelForSequenceClassification.from_config(BERT.hf, seed=1)
+
+
+@pytest.fixture(scope="module")
+def gpt2(nlp):
+    return nlp.AutoModelForCausalLM.from_config(GPT2.hf | {"eos_token_id": None}, seed=3, initializer_range=0.5)
+
+
+def test_the_same_seed_gives_the_same_weights_in_both():
+    trees = [
+        import_module(f"{framework}nlp").AutoModelForSequenceClassification.from_config(BERT.hf, seed=5)
+        for framework in ("jax", "tf")
+    ]
+    jax_tree, tf_tree = (import_module(type(m).__module__.split(".")[0]).parameter_tree(m) for m in trees)
+    assert set(jax_tree) == set(tf_tree)
+    assert all(np.array_equal(np.asarray(jax_tree[path]), np.asarray(tf_tree[path])) for path in jax_tree)
+
+
+def test_from_config_takes_whatever_describes_a_model(nlp):
+    from transformers import BertConfig
+
+    theirs = BertConfig(**{k: v for k, v in BERT.hf.items() if k != "model_type"})
+    model = nlp.AutoModelForSequenceClassification.from_config(theirs)
+    assert model.config.hidden_size == BERT.hf["hidden_size"] and model.config.num_labels == 3
+    again = nlp.AutoModelForSequenceClassification.from_config(model.config, num_labels=5)
+    assert again.config.num_labels == 5
+    with pytest.raises(InputError, match="unknown keyword 'nonsense'"):
+        nlp.AutoModel.from_config(model.config, nonsense=1)
+    with pytest.raises(InputError, match="config is a str"):
+        nlp.AutoModel.from_config("bert")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "says"), [("from_pt", "safetensors"), ("torch_dtype", "dtype="), ("token", "HF_TOKEN")]
+)
+def test_keywords_of_old_say_what_to_do_instead(nlp, keyword, says):
+    with pytest.raises(InputError, match=says):
+        nlp.AutoModel.from_pretrained("anything", **{keyword: True})
+
+
+def test_a_head_the_family_lacks(nlp, tmp_path):
+    with pytest.raises(ConfigError, match="is_decoder=True"):
+        nlp.AutoModelForCausalLM.from_pretrained(BERT.write(tmp_path / "m"))
+    with pytest.raises(ConfigError, match="has no 'next-sentence-prediction' head"):
+        nlp.AutoModelForNextSentencePrediction.from_config(GPT2.hf)
+
+
+def test_compiled_models_check_their_inputs(nlp, bert):
+    run = nlp.compiled(bert)
+    inputs = {k: v for k, v in BERT.inputs().items() if k != "labels"}
+    out = run(**inputs, output_hidden_states=True)
+    assert difference(out["logits"], np.asarray(bert(**inputs)["logits"])) < 1e-6
+    assert len(out["hidden_states"]) == 3
+    with pytest.raises(InputError, match="input_ids holds 61, but the vocabulary"):
+        run(input_ids=np.full((1, 3), 61))
+    with pytest.raises(InputError, match="longer than the 20 positions"):
+        run(input_ids=np.ones((1, 21), np.int32))
+    with pytest.raises(InputError, match="unknown input 'mask'"):
+        run(input_ids=np.ones((1, 3), np.int32), mask=1)
+
+
+def test_a_classifier_without_a_padding_id_goes_by_the_mask(nlp):
+    model = nlp.AutoModelForSequenceClassification.from_config(SCORE.hf | {"pad_token_id": None})
+    ids, mask = np.array([[5, 6, 7, 8]]), np.array([[1, 1, 0, 0]])
+    alone = np.asarray(model(input_ids=ids[:, :2])["logits"])
+    assert difference(np.asarray(model(input_ids=ids, attention_mask=mask)["logits"]), alone) < 1e-6
+
+
+def test_generation_takes_the_tokenizer_s_whole_output_and_any_kind_of_config(gpt2):
+    ids = np.array([[5, 6, 7]])
+    expected = gpt2.generate(ids, max_new_tokens=4)
+    assert np.array_equal(gpt2.generate(input_ids=ids, token_type_ids=ids * 0, max_new_tokens=4), expected)
+    assert np.array_equal(gpt2.generate(ids, generation_config={"max_new_tokens": 4, "eos_token_id": None}), expected)
+    config = GenerationConfig(max_new_tokens=4, eos_token_id=[58, 59])
+    assert np.array_equal(gpt2.generate(ids, generation_config=config)[:, :4], expected[:, :4])
+    with pytest.raises(InputError, match="generation_config is a int"):
+        gpt2.generate(ids, generation_config=3)
+
+
+def test_a_stored_strategy_that_is_not_there_is_said(nlp, tmp_path):
+    folder = GPT2.write(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"num_beams": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
+    with pytest.warns(UserWarning, match="asks for num_beams=4"):
+        model = nlp.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == 3
+
+
+@pytest.mark.parametrize("name", [c.name for c in cases() if c.head == "causal-lm" and "[" not in c.name])
+def test_greedy_ids_are_those_of_whole_passes(nlp, name):
+    """Without padding, the cache changes nothing. RoBERTa counts from elsewhere in `generate`, as Transformers does."""
+    case = next(c for c in cases() if c.name == name)
+    model = nlp.AutoModelForCausalLM.from_config(
+        Case(name, case.hf | {"eos_token_id": None}, "causal-lm").hf, initializer_range=0.5, seed=2
+    )
+    ids = np.array([[7, 8, 9]])
+    out = model.generate(ids, max_new_tokens=3)
+    for _ in range(3):
+        positions = np.arange(ids.shape[1], dtype=np.int32)[None]
+        logits = np.asarray(model(input_ids=ids, position_ids=positions)["logits"])
+        ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], axis=1)
+    assert np.array_equal(out, ids)
