@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+PAUSE = 0.3
+"""Seconds before each turn: threads of the one before go on spinning for a while when their work is done."""
+
 
 class Contestant:
     """A process that has prepared some work and does it when told to."""
@@ -65,6 +68,7 @@ def interleave(module: str, names: Sequence[str], setting: dict, rounds: int, en
                 del contestants[name]
         for _ in range(rounds):
             for name, contestant in contestants.items():
+                time.sleep(PAUSE)
                 seconds[name].append(contestant.ask("go"))
     finally:
         for contestant in contestants.values():
@@ -115,6 +119,7 @@ def _serve(prepare: Callable, name: str, setting: dict) -> None:
             work()
             # short work is timed several times over, so that the clock and the pipe do not matter
             repeat = max(1, min(50, int(0.1 / (time.perf_counter() - start))))
+        work()  # the caches are another's by now
         start = time.perf_counter()
         for _ in range(repeat):
             work()
