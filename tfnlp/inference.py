@@ -1,4 +1,4 @@
-"""A model made ready to be called many times: traced once for all shapes."""
+"""A model made ready to be called many times: compiled, not run operation by operation."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,12 +8,16 @@ from shared.inputs import check_inputs
 FLAGS = ("output_hidden_states", "output_attentions")
 """Arguments of a model that are no arrays."""
 
+SMALL = 256
+"""Tokens of a batch up to which XLA is the faster way."""
+
 
 def compiled(model):
     """A function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
-    The graph takes every shape, so a new length compiles nothing. It is left to TensorFlow's own kernels, which fuse
-    matmul, bias and gelu on a CPU: XLA was slower there for BERT-base and for large batches, and compiles each shape.
+    A large batch runs as a graph that takes every shape, by TensorFlow's own kernels, which fuse matmul, bias and gelu on a
+    CPU. A few hundred tokens go through XLA, which spares the overhead of many small kernels and compiles each shape once:
+    pad to a few (shared.buckets).
     New values of the weights are seen; ask for a new function after the layers have changed (LoRA, quantisation).
     """
     functions = {}
@@ -25,10 +29,13 @@ def compiled(model):
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in inputs.items()}
         kinds = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        key = kinds, tuple(flags.items())
+        small = inputs["input_ids"].size <= SMALL
+        key = kinds, tuple(flags.items()), small
         if key not in functions:
             spec = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in kinds}
-            functions[key] = tf.function(lambda given: model(given, training=False, **flags), [spec], autograph=False)
+            functions[key] = tf.function(
+                lambda given: model(given, training=False, **flags), [spec], autograph=False, jit_compile=small
+            )
         outputs = functions[key]({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 
