@@ -48,12 +48,23 @@ class Contestant:
         self.process.wait()
 
 
-def interleave(module: str, names: Sequence[str], setting: dict, rounds: int, environments: dict | None = None) -> dict:
+def interleave(
+    module: str,
+    names: Sequence[str],
+    setting: dict,
+    rounds: int,
+    environments: dict | None = None,
+    *,
+    settle: bool = True,
+    first_calls: dict | None = None,
+) -> dict:
     """Seconds of every contestant in every round, one after the other within a round.
 
     Args:
         module: has ``prepare(name, setting) -> work``, a function that does the work once.
         names: the contestants; one that fails to start is left out and reported with its error.
+        settle: an untimed call before each timed one; needless for work of many seconds.
+        first_calls: filled with the seconds of each contestant's very first call, which compiles.
 
     Returns:
         {name: [seconds of each round]}; a contestant that cannot run has an empty list.
@@ -62,23 +73,34 @@ def interleave(module: str, names: Sequence[str], setting: dict, rounds: int, en
     seconds = {name: [] for name in names}
     try:
         for name in list(contestants):
-            try:
-                contestants[name].ask("warm up")
-            except RuntimeError:
+            if _answer(contestants, name, "ready") is None:
                 del contestants[name]
+        for name in list(contestants):  # none starts while another is still importing and building its model
+            first = _answer(contestants, name, "first call")
+            if first is None or _answer(contestants, name, "warm up") is None:
+                del contestants[name]
+            elif first_calls is not None:
+                first_calls[name] = first
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 time.sleep(PAUSE)
-                seconds[name].append(contestant.ask("go"))
+                seconds[name].append(contestant.ask("go" if settle else "go at once"))
     finally:
         for contestant in contestants.values():
             contestant.close()
     return seconds
 
 
+def _answer(contestants: dict, name: str, word: str) -> float | None:
+    try:
+        return contestants[name].ask(word)
+    except RuntimeError:
+        return None
+
+
 def ratios(seconds: dict, reference: str) -> dict[str, float]:
     """The median over rounds of each contestant's time divided by the reference's in the same round."""
-    theirs = seconds[reference]
+    theirs = seconds.get(reference)
     return {
         name: statistics.median(a / b for a, b in zip(values, theirs, strict=True))
         for name, values in seconds.items()
@@ -112,18 +134,28 @@ def machine() -> dict:
 def _serve(prepare: Callable, name: str, setting: dict) -> None:
     work = prepare(name, setting)
     repeat = 1
-    for word in sys.stdin:
-        if word.strip() == "warm up":
-            work()
-            start = time.perf_counter()
-            work()
-            # short work is timed several times over, so that the clock and the pipe do not matter
-            repeat = max(1, min(50, int(0.1 / (time.perf_counter() - start))))
-        work()  # the caches are another's by now
+
+    def timed(times: int = 1) -> float:
         start = time.perf_counter()
-        for _ in range(repeat):
+        for _ in range(times):
             work()
-        print((time.perf_counter() - start) / repeat, flush=True)
+        return (time.perf_counter() - start) / times
+
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "ready":
+            answer = 0.0
+        elif word == "first call":
+            answer = timed()
+        elif word == "warm up":
+            # short work is timed several times over, so that the clock and the pipe do not matter
+            answer = timed()
+            repeat = max(1, min(50, int(0.1 / answer)))
+        else:
+            if word == "go":
+                work()  # the caches are another's by now
+            answer = timed(repeat)
+        print(answer, flush=True)
 
 
 if __name__ == "__main__":

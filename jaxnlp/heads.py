@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnlp import losses
+from jaxnlp.generation.decoder import Decoder
 from jaxnlp.head_layers import Discriminator, LMHead, Pooler
 from jaxnlp.layers import Embeddings, Linear, dropout
 from jaxnlp.pretrained import Pretrained
@@ -135,7 +136,7 @@ class ModelForMaskedLM(Model):
         return out
 
 
-class ModelForCausalLM(ModelForMaskedLM):
+class ModelForCausalLM(Decoder, ModelForMaskedLM):
     """``logits`` [B, T, V]; ``labels`` int [B, T], usually the input_ids: they are shifted inside."""
 
     head = "causal-lm"
@@ -145,21 +146,6 @@ class ModelForCausalLM(ModelForMaskedLM):
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"][:, :-1], inputs["labels"][:, 1:])
         return out
-
-    def next_logits(self, input_ids, attention_mask, position_ids, cache, cache_index):
-        """One step of decoding: the logits [B, V] after the last of input_ids [B, T], and the cache with them in it."""
-        inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": None,
-            "position_ids": position_ids,
-        }  # fmt: skip
-        hidden_states, more = self._body(inputs, False, False, cache, cache_index, None)
-        return self.lm_head(hidden_states[:, -1], self.embeddings.word_embeddings), more["cache"]
-
-    def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
-        """Continue prompts; see jaxnlp.generation.generate."""
-        from jaxnlp.generation import generate
-
-        return generate(self, input_ids, attention_mask, generation_config, **options)
 
 
 class ModelForSequenceClassification(Model):

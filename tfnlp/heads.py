@@ -12,6 +12,7 @@ from shared.inputs import TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
 from tfnlp import losses
 from tfnlp.fit import Fit
+from tfnlp.generation.decoder import Decoder
 from tfnlp.head_layers import Discriminator, LMHead, Pooler
 from tfnlp.layers import Embeddings, dense
 from tfnlp.pretrained import Pretrained, dtype_policy, fill, fresh_plan
@@ -184,7 +185,7 @@ class ModelForMaskedLM(Model):
 
 
 @register
-class ModelForCausalLM(ModelForMaskedLM):
+class ModelForCausalLM(Decoder, ModelForMaskedLM):
     """``logits`` [B, T, V]; ``labels`` int [B, T], usually the input_ids: they are shifted inside."""
 
     head = "causal-lm"
@@ -195,18 +196,6 @@ class ModelForCausalLM(ModelForMaskedLM):
     def _align(self, logits, labels, sample_weight):
         per_token = sample_weight is not None and sample_weight.shape.rank == 2
         return logits[:, :-1], labels[:, 1:], sample_weight[:, 1:] if per_token else sample_weight
-
-    def next_logits(self, input_ids, attention_mask, position_ids, cache, cache_index):
-        """One step of decoding: the logits [B, V] after the last of input_ids [B, T], and the cache with them in it."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        hidden_states, more = self._body(inputs, False, False, cache, cache_index, False)
-        return self._logits(hidden_states[:, -1]), more["cache"]
-
-    def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
-        """Continue prompts; see tfnlp.generation.generate."""
-        from tfnlp.generation import generate
-
-        return generate(self, input_ids, attention_mask, generation_config, **options)
 
 
 @register

@@ -1,70 +1,122 @@
-"""Greedy decoding: the prompt in one pass, then one compiled loop over a preallocated cache."""
+"""Continuing prompts: the loop of shared.generation, compiled by XLA."""
 
 import functools
+import weakref
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxnlp import ops
+from jaxnlp.inference import transposed
 from jaxnlp.pretrained import merge, split
-from jaxnlp.transformer import init_cache
-from shared.generation import prepare_prompt
+from shared.frameworks import keep_heap
+from shared.generation import driver, search
 
 
-def generate(model, input_ids, attention_mask=None, generation_config=None, **options) -> np.ndarray:
-    """Continue each prompt with its most likely next token until it ends or is long enough.
+def generate(
+    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
+    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, streamer=None, **options,
+):  # fmt: skip
+    """Continue each prompt.
 
     Args:
         input_ids: int [B, T]; prompts shorter than T are padded on the left.
-        attention_mask: [B, T], 0 on padding; all real when None.
-        generation_config: a GenerationConfig; the model's own when None.
+        attention_mask: [B, T], 0 on padding. None tells padding by the pad_token_id, unless that ends texts, too.
+        generation_config: a GenerationConfig or a dict; the model's own when None.
+        logits_processor: functions (ids, logits, step) -> logits of your own (shared.generation.processors). Keep the same
+            function objects: others compile again.
+        assistant_model: a smaller model with the same tokenizer that proposes tokens (shared.generation.assisted).
+        negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
+        negative_prompt_attention_mask: [B or 1, U].
+        tokenizer: for stop_strings.
+        streamer: an object with ``put(ids)`` and ``end()``, as Transformers' TextStreamer: gets the prompt, then every token.
         options: fields of GenerationConfig to change for this call.
 
     Returns:
-        int [B, T + n]: prompts and continuations; what stands after the end of a sequence is the pad token.
+        int32 [B * num_return_sequences, T + n]: prompts and continuations; after the end of a text stands the pad token.
+        Or a GenerationOutput where return_dict_in_generate, output_scores or output_logits is set.
 
     Raises:
-        InputError: an empty or too long prompt, ids beyond the vocabulary, an unknown option.
+        InputError: an empty or too long prompt, ids beyond the vocabulary, an unknown option, a value that is not allowed,
+            options that cannot go together.
     """
-    config = generation_config or model.generation_config
-    prompt = prepare_prompt(model.config, config, input_ids, attention_mask, options)
+    extras = driver.Extras(
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
+    )
+    return driver.generate(load, model, input_ids, attention_mask, generation_config, streamer, extras, options)
+
+
+def stream(
+    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
+    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, **options,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The same, as an iterator of new ids, int32 [B * num_return_sequences, n], as soon as they are decided.
+
+    Raises:
+        InputError: as generate; and beam search, which decides nothing before its end.
+    """
+    extras = driver.Extras(
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
+    )
+    return driver.stream(load, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options))
+
+
+def load(call) -> driver.Programs:
+    """A call's programs. They are shared between models of one configuration: weights are arguments."""
+    graphdef, params = _prepared(call.model)
+    draft_graphdef, draft_params = (None, None) if call.draft is None else _prepared(call.draft)
+    static = {"plan": call.plan.for_loop(), "graphdef": graphdef, "draft_graphdef": draft_graphdef}
+    values = jax.device_put(call.values)
+
+    def result(state):
+        kept = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        return jax.device_get(_result(values, kept, plan=call.plan))
+
+    return driver.Programs(
+        start=lambda: _start(params, draft_params, values, **static),
+        advance=lambda state, until: _advance(params, draft_params, values, state, until, **static),
+        result=result,
+    )
+
+
+_STATIC = ("plan", "graphdef", "draft_graphdef")
+
+
+def _search(params, draft_params, values, plan, graphdef, draft_graphdef):
+    draft = None if draft_graphdef is None else merge(draft_graphdef, draft_params)
+    return search.Search(ops, merge(graphdef, params), plan, values, draft)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _start(params, draft_params, values, *, plan, graphdef, draft_graphdef):
+    return search.start(_search(params, draft_params, values, plan, graphdef, draft_graphdef))
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
+def _advance(params, draft_params, values, state, until, *, plan, graphdef, draft_graphdef):
+    return search.advance(_search(params, draft_params, values, plan, graphdef, draft_graphdef), state, until)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _result(values, state, *, plan):
+    return search.result(search.Search(ops, None, plan, values), state)
+
+
+_PREPARED = weakref.WeakKeyDictionary()
+
+
+def _prepared(model):
+    """The model as (graphdef, params) for decoding; on a CPU a copy of its kernels is turned to [out, in], once.
+
+    With few rows, a product that contracts the last axis of both sides is the faster one there.
+    """
     graphdef, params = split(model)
-    new_ids, steps = _greedy(
-        params, prompt.input_ids, prompt.attention_mask, prompt.position_ids, prompt.next_position, prompt.done,
-        prompt.eos_ids, np.int32(prompt.padding), np.int32(prompt.new_tokens), graphdef=graphdef, room=prompt.room,
-    )  # fmt: skip
-    return prompt.finish(new_ids, int(steps))
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "room"))
-def _greedy(
-    params, input_ids, attention_mask, position_ids, next_position, done, eos_ids, padding, new_tokens, *, graphdef, room
-):  # fmt: skip
-    """Returns new ids [B, room], of which the first ``steps`` columns were decided, and ``steps``."""
-    model = merge(graphdef, params)
-    batch, length = input_ids.shape
-    cache = init_cache(model.config, batch, length + room, model.dtype)
-    # Slots that hold no token yet are hidden by the causal mask, so they may count as real from the start.
-    mask = jnp.concatenate([attention_mask, jnp.ones((batch, room), attention_mask.dtype)], axis=1)
-    logits, cache = model.next_logits(input_ids, mask, position_ids, cache, 0)
-
-    def choose(step, logits, done, new_ids):
-        token = jnp.where(done, padding, jnp.argmax(logits, axis=-1).astype(jnp.int32))  # [B]
-        new_ids = jax.lax.dynamic_update_slice(new_ids, jnp.expand_dims(token, 1), (0, step))
-        return token, done | jnp.any(jnp.expand_dims(token, 1) == eos_ids, axis=1), new_ids
-
-    def unfinished(state):
-        step, _, _, done, _ = state
-        return (step < new_tokens) & ~jnp.all(done)
-
-    def extend(state):
-        step, token, cache, done, new_ids = state
-        position = jnp.expand_dims(next_position + step - 1, 1)
-        logits, cache = model.next_logits(jnp.expand_dims(token, 1), mask, position, cache, length + step - 1)
-        token, done, new_ids = choose(step, logits, done, new_ids)
-        return step + 1, token, cache, done, new_ids
-
-    new_ids = jnp.full((batch, room), padding, jnp.int32)
-    token, done, new_ids = choose(0, logits, done, new_ids)
-    state = jax.lax.while_loop(unfinished, extend, (jnp.int32(1), token, cache, done, new_ids))
-    return state[-1], state[0]
+    if jax.default_backend() != "cpu":
+        return graphdef, params
+    leaves = jax.tree.leaves(params)
+    known = _PREPARED.get(model)
+    if known is None or any(ref() is not leaf for ref, leaf in zip(known[0], leaves, strict=True)):
+        keep_heap()
+        known = _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], split(transposed(model))
+    return known[1]

@@ -1,5 +1,5 @@
 """Continuing prompts."""
 
-from tfnlp.generation.search import generate
+from tfnlp.generation.search import generate, stream
 
-__all__ = ["generate"]
+__all__ = ["generate", "stream"]

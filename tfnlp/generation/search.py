@@ -1,77 +1,116 @@
-"""Greedy decoding: the prompt in one pass, then one compiled loop over a preallocated cache."""
+"""Continuing prompts: the loop of shared.generation as tf.while_loop, compiled by XLA."""
 
-import keras
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow as tf
 
-from shared.generation import prepare_prompt
-from tfnlp.transformer import init_cache
+from shared.frameworks import keep_heap
+from shared.generation import driver, search
+from tfnlp import ops
 
 
-def generate(model, input_ids, attention_mask=None, generation_config=None, **options) -> np.ndarray:
-    """Continue each prompt with its most likely next token until it ends or is long enough.
+def generate(
+    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
+    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, streamer=None, **options,
+):  # fmt: skip
+    """Continue each prompt.
 
     Args:
         input_ids: int [B, T]; prompts shorter than T are padded on the left.
-        attention_mask: [B, T], 0 on padding; all real when None.
-        generation_config: a GenerationConfig; the model's own when None.
+        attention_mask: [B, T], 0 on padding. None tells padding by the pad_token_id, unless that ends texts, too.
+        generation_config: a GenerationConfig or a dict; the model's own when None.
+        logits_processor: functions (ids, logits, step) -> logits of your own (shared.generation.processors). Keep the same
+            function objects: others compile again.
+        assistant_model: a smaller model with the same tokenizer that proposes tokens (shared.generation.assisted).
+        negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
+        negative_prompt_attention_mask: [B or 1, U].
+        tokenizer: for stop_strings.
+        streamer: an object with ``put(ids)`` and ``end()``, as Transformers' TextStreamer: gets the prompt, then every token.
         options: fields of GenerationConfig to change for this call.
 
     Returns:
-        int [B, T + n]: prompts and continuations; what stands after the end of a sequence is the pad token.
+        int32 [B * num_return_sequences, T + n]: prompts and continuations; after the end of a text stands the pad token.
+        Or a GenerationOutput where return_dict_in_generate, output_scores or output_logits is set.
 
     Raises:
-        InputError: an empty or too long prompt, ids beyond the vocabulary, an unknown option.
+        InputError: an empty or too long prompt, ids beyond the vocabulary, an unknown option, a value that is not allowed,
+            options that cannot go together.
     """
-    config = generation_config or model.generation_config
-    prompt = prepare_prompt(model.config, config, input_ids, attention_mask, options)
-    arrays = (
-        prompt.input_ids, prompt.attention_mask, prompt.position_ids, prompt.next_position, prompt.done,
-        prompt.eos_ids, np.int32(prompt.padding), np.int32(prompt.new_tokens),
-    )  # fmt: skip
-    new_ids, steps = _compiled(model)(*map(tf.convert_to_tensor, arrays), room=prompt.room)
-    return prompt.finish(new_ids.numpy(), int(steps))
+    extras = driver.Extras(
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
+    )
+    return driver.generate(load, model, input_ids, attention_mask, generation_config, streamer, extras, options)
 
 
-def _compiled(model):
-    """The model's compiled loop, made once for the weights it has: quantisation and LoRA bring others."""
+def stream(
+    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
+    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, **options,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The same, as an iterator of new ids, int32 [B * num_return_sequences, n], as soon as they are decided.
+
+    Raises:
+        InputError: as generate; and beam search, which decides nothing before its end.
+    """
+    extras = driver.Extras(
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
+    )
+    return driver.stream(load, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options))
+
+
+def load(call) -> driver.Programs:
+    """A call's programs, made once for each model, plan and shapes."""
+    start, advance, result = _functions(call)
+    values = tf.nest.map_structure(tf.convert_to_tensor, call.values)
+
+    def fetch(state):
+        kept = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        return tf.nest.map_structure(lambda value: value.numpy(), result(values, kept))
+
+    return driver.Programs(
+        start=lambda: start(values),
+        advance=lambda state, until: advance(values, state, tf.convert_to_tensor(until)),
+        result=fetch,
+    )
+
+
+def _functions(call):
+    """The three functions of a plan; kept with the model for the weights it has: quantisation and LoRA bring others."""
+    model, draft, plan = call.model, call.draft, call.plan
     weights = tuple(id(variable) for variable in model.variables)
     # Not as an attribute proper: Keras and TensorFlow would track and save it with the model.
-    known = model.__dict__.get("_greedy")
+    known = model.__dict__.get("_programs")
     if known is None or known[0] != weights:
+        keep_heap()
+        known = model.__dict__["_programs"] = weights, {}
+    key = plan, None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
+    if key not in known[1]:
 
-        def greedy(*arrays, room):
-            return _greedy(model, *arrays, room=room)
+        def searching(values, plan):
+            return search.Search(ops, model, plan, values, draft)
 
-        known = model.__dict__["_greedy"] = weights, tf.function(greedy, jit_compile=True, autograph=False)
-    return known[1]
+        loop = plan.for_loop()
+        known[1][key] = (
+            _compiled(lambda values: search.start(searching(values, loop))),
+            _compiled(lambda values, state, until: search.advance(searching(values, loop), state, until)),
+            _compiled(lambda values, state: search.result(searching(values, plan), state)),
+        )
+    return known[1][key]
 
 
-def _greedy(
-    model, input_ids, attention_mask, position_ids, next_position, done, eos_ids, padding, new_tokens, *, room
-):  # fmt: skip
-    """Returns new ids [B, room], of which the first ``steps`` columns were decided, and ``steps``."""
-    batch, length = input_ids.shape
-    cache = init_cache(model.config, batch, length + room, model.compute_dtype)
-    # Slots that hold no token yet are hidden by the causal mask, so they may count as real from the start.
-    mask = tf.concat([attention_mask, tf.ones((batch, room), attention_mask.dtype)], axis=1)
-    logits, cache = model.next_logits(input_ids, mask, position_ids, cache, 0)
+def _compiled(function):
+    """The function through XLA, traced once for each shape of its arguments.
 
-    def choose(step, logits, done, new_ids):
-        token = tf.where(done, padding, tf.argmax(logits, axis=-1, output_type=tf.int32))  # [B]
-        new_ids = keras.ops.slice_update(new_ids, (0, step), tf.expand_dims(token, 1))
-        return token, done | tf.reduce_any(tf.expand_dims(token, 1) == eos_ids, axis=1), new_ids
+    As concrete functions: of a tf.function that is called with a few shapes, and of many that come from one line,
+    TensorFlow suspects a mistake and says so.
+    """
+    concrete = {}
 
-    def unfinished(step, token, cache, done, new_ids):
-        return (step < new_tokens) & ~tf.reduce_all(done)
+    def call(*arguments):
+        key = tuple((x.shape, x.dtype) for x in tf.nest.flatten(arguments))
+        if key not in concrete:
+            traced = tf.function(function, jit_compile=True, autograph=False)
+            concrete[key] = traced.get_concrete_function(*arguments)
+        return concrete[key](*arguments)
 
-    def extend(step, token, cache, done, new_ids):
-        position = tf.expand_dims(next_position + step - 1, 1)
-        logits, cache = model.next_logits(tf.expand_dims(token, 1), mask, position, cache, length + step - 1)
-        token, done, new_ids = choose(step, logits, done, new_ids)
-        return step + 1, token, cache, done, new_ids
-
-    new_ids = tf.fill((batch, room), padding)
-    token, done, new_ids = choose(0, logits, done, new_ids)
-    state = tf.while_loop(unfinished, extend, (tf.constant(1), token, cache, done, new_ids))
-    return state[-1], state[0]
+    return call
