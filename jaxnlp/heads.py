@@ -89,7 +89,7 @@ class Model(Pretrained, nnx.Module):
             position_ids = self._default_positions(input_ids, 0 if cache_index is None else cache_index)
         x = self.embeddings(input_ids, inputs["token_type_ids"], position_ids, rngs)
         length = input_ids.shape[1]
-        key_length = length if cache is None else cache["step_0"]["key"].shape[2]
+        key_length = length if cache is None else cache["step_0"]["value"].shape[2]
         first_query = 0 if cache is None else cache_index
         bias = attention_bias(attention_mask, length, key_length, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)

@@ -3,10 +3,11 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxnlp.layers import Linear
+from jaxnlp.layers import Attention, Linear
 from jaxnlp.pretrained import merge, split
 from shared.frameworks import keep_heap
 from shared.inputs import check_inputs
@@ -42,10 +43,26 @@ def compiled(model):
 
 
 def transposed(model):
-    """A copy of a model whose linear layers hold their kernels as [out, in]; the other weights are shared with it."""
+    """A copy of a model whose linear layers hold their kernels as [out, in], and whose queries, keys and values come from
+    one product; the other weights are shared with it."""
     copy = merge(*split(model))
+    for _, module in nnx.iter_modules(copy):
+        if isinstance(module, Attention) and not module.fused:
+            _fuse(module)
     for _, module in nnx.iter_modules(copy):
         if isinstance(module, Linear) and not module.transposed:
             module.kernel = nnx.Param(module.kernel[...].T)
             module.transposed = True
     return copy
+
+
+def _fuse(attention):
+    """One linear layer [D, 3 D] in place of three."""
+    parts = attention.query, attention.key, attention.value
+    fused = attention.query
+    fused.out_features = sum(part.out_features for part in parts)
+    fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
+    if fused.bias is not None:
+        fused.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts]))
+    attention.query_key_value, attention.fused = fused, True
+    del attention.query, attention.key, attention.value

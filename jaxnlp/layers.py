@@ -118,6 +118,8 @@ class Embeddings(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
 
+    fused = False  # whether jaxnlp.inference has made one layer of three
+
     def __init__(
         self, config: AttentionConfig, hidden_size: int, *, dtype, param_dtype, rngs
     ):  # fmt: skip
@@ -135,27 +137,27 @@ class Attention(nnx.Module):
             hidden_states: [B, T, D].
             bias: float32, added to the scores, broadcastable to [B, N, T, S]; large and negative where not to look.
             layer_index: which step of the stack this is, from 0.
-            cache: {"key", "value"}: [B, N, S, H] of earlier positions, or None.
+            cache: {"key": [B, N, H, S], "value": [B, N, S, H]} of earlier positions, or None. Keys lie so that a product
+                with few queries reads them in order.
             cache_index: where in S this call's keys go.
 
         Returns:
             output [B, T, D], probabilities [B, N, T, S], the cache with this call's keys and values.
         """
         c = self.config
-        query, key, value = (
-            self._heads(layer(hidden_states)) for layer in (self.query, self.key, self.value)
-        )  # [B, N, T, H]
+        query, key, value = (self._heads(x) for x in self._project(hidden_states))  # [B, N, T, H]
+        key = key.mT  # [B, N, H, T]
         if cache is not None:
             cache = {
-                name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), cache_index, 2)
-                for name, new in (("key", key), ("value", value))
+                name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), cache_index, axis)
+                for name, new, axis in (("key", key, 3), ("value", value, 2))
             }
             key, value = cache["key"], cache["value"]
         scale = c.head_dim**-0.5 if c.scale_by_head_dim else 1.0
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
         if c.float32_scores:
             query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-        scores = jnp.matmul(query * scale, key.mT, preferred_element_type=jnp.float32) + bias  # [B, N, T, S]
+        scores = jnp.matmul(query * scale, key, preferred_element_type=jnp.float32) + bias  # [B, N, T, S]
         # The softmax is divided out after the product with the values: one pass less over [B, N, T, S].
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)  # [B, N, T, 1]
@@ -164,6 +166,12 @@ class Attention(nnx.Module):
         context = context.astype(hidden_states.dtype).transpose(0, 2, 1, 3)  # [B, T, N, H]
         probabilities = (weights / total).astype(value.dtype)
         return self.output(context.reshape(hidden_states.shape)), probabilities, cache
+
+    def _project(self, x):
+        """[B, T, D] -> queries, keys and values, each [B, T, D]."""
+        if self.fused:
+            return jnp.split(self.query_key_value(x), 3, axis=-1)
+        return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x):
         """[B, T, D] -> [B, N, T, H]."""

@@ -84,9 +84,12 @@ def attention_bias(attention_mask, query_length: int, key_length: int, causal: b
 
 
 def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=jnp.float32):
-    """Room for the keys and values of ``length`` positions: {"step_i": {"key", "value"}}, each [B, N, length, H]."""
-    shape = (batch_size, config.attention.num_heads, length, config.attention.head_dim)
+    """Room for ``length`` positions: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
+    rows, width = (batch_size, config.attention.num_heads), config.attention.head_dim
     return {
-        f"step_{i}": {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        f"step_{i}": {
+            "key": jnp.zeros((*rows, width, length), dtype),
+            "value": jnp.zeros((*rows, length, width), dtype),
+        }
         for i in range(config.num_layers)
     }

@@ -128,7 +128,7 @@ class Model(Pretrained, Fit, keras.Model):
             position_ids = self._default_positions(input_ids, 0 if cache_index is None else cache_index)
         x = self.embeddings(input_ids, inputs.get("token_type_ids"), position_ids, training=training)
         length = tf.shape(input_ids)[1]
-        key_length = length if cache is None else tf.shape(cache["step_0"]["key"])[2]
+        key_length = length if cache is None else tf.shape(cache["step_0"]["value"])[2]
         first_query = 0 if cache is None else cache_index
         bias = attention_bias(inputs.get("attention_mask"), length, key_length, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)

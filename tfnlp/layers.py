@@ -160,7 +160,8 @@ class Attention(keras.layers.Layer):
             hidden_states: [B, T, D].
             bias: float32, added to the scores, broadcastable to [B, N, T, S]; large and negative where not to look.
             layer_index: which step of the stack this is, from 0.
-            cache: {"key", "value"}: [B, N, S, H] of earlier positions, or None.
+            cache: {"key": [B, N, H, S], "value": [B, N, S, H]} of earlier positions, or None. Keys lie so that a product
+                with few queries reads them in order.
             cache_index: where in S this call's keys go.
 
         Returns:
@@ -172,16 +173,20 @@ class Attention(keras.layers.Layer):
             self._heads(layer(tokens), shape) for layer in (self.query, self.key, self.value)
         )  # [B, N, T, H]
         if cache is not None:
+            key = tf.transpose(key, [0, 1, 3, 2])  # [B, N, H, T]
             cache = {
-                name: keras.ops.slice_update(cache[name], (0, 0, cache_index, 0), tf.cast(new, cache[name].dtype))
-                for name, new in (("key", key), ("value", value))
+                name: keras.ops.slice_update(cache[name], start, tf.cast(new, cache[name].dtype))
+                for name, new, start in (
+                    ("key", key, (0, 0, 0, cache_index)),
+                    ("value", value, (0, 0, cache_index, 0)),
+                )
             }
             key, value = cache["key"], cache["value"]
         scale = c.head_dim**-0.5 if c.scale_by_head_dim else 1.0
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
         if c.float32_scores or query.dtype == tf.float16:  # a sum of float16 products may pass 65504
             query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
-        scores = tf.cast(tf.matmul(query * scale, key, transpose_b=True), tf.float32)  # [B, N, T, S]
+        scores = tf.cast(tf.matmul(query * scale, key, transpose_b=cache is None), tf.float32)  # [B, N, T, S]
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)
         dropped = self.dropout(probabilities, training=training)
         context = tf.transpose(tf.matmul(dropped, value), [0, 2, 1, 3])  # [B, T, N, H]

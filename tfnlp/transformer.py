@@ -97,9 +97,10 @@ def attention_bias(attention_mask, query_length, key_length, causal: bool, first
     return bias
 
 
-def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=tf.float32):
-    """Room for the keys and values of ``length`` positions: {"step_i": {"key", "value"}}, each [B, N, length, H]."""
-    shape = (batch_size, config.attention.num_heads, length, config.attention.head_dim)
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype="float32"):
+    """Room for ``length`` positions: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
+    rows, width = (batch_size, config.attention.num_heads), config.attention.head_dim
     return {
-        f"step_{i}": {"key": tf.zeros(shape, dtype), "value": tf.zeros(shape, dtype)} for i in range(config.num_layers)
+        f"step_{i}": {"key": tf.zeros((*rows, width, length), dtype), "value": tf.zeros((*rows, length, width), dtype)}
+        for i in range(config.num_layers)
     }

@@ -14,8 +14,9 @@ class Decoder:
 
     def extend_cache(self, cache, slots: int):
         """The cache with ``slots`` more, free, behind."""
-        pad = [(0, 0), (0, 0), (0, slots), (0, 0)]
-        return {step: {name: jnp.pad(x, pad) for name, x in layer.items()} for step, layer in cache.items()}
+        rows, more = [(0, 0), (0, 0)], (0, slots)
+        pads = {"key": [*rows, (0, 0), more], "value": [*rows, more, (0, 0)]}
+        return {step: {name: jnp.pad(x, pads[name]) for name, x in layer.items()} for step, layer in cache.items()}
 
     def decode(self, input_ids, position_ids, visible, cache, index):
         """Run tokens [B, n], each of which sees the slots ``visible`` [B, n, slots] says; theirs are ``index`` and on.

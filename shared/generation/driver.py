@@ -13,7 +13,6 @@ from shared.generation.output import GenerationOutput, collect, join
 from shared.generation.plan import Plan, make_plan
 from shared.generation.prompt import Prompt, prepare_prompt, resolve_config
 
-
 UNSEEN = ("cache", "draft_cache", "hidden")
 """Entries of a state that no result is made of."""
 

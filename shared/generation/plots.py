@@ -122,6 +122,7 @@ def kept_ranks(ranked: np.ndarray, top_k: int | None, top_p: float | None) -> in
 
 
 def draw_bars(axes, ranked: np.ndarray, labels: list[str], kept: int, cuts: bool) -> None:
+    """The first panel: the most likely tokens, those kept in another colour than those cut."""
     from matplotlib.patches import Patch
 
     shown = len(labels)
@@ -140,10 +141,10 @@ def draw_bars(axes, ranked: np.ndarray, labels: list[str], kept: int, cuts: bool
 
 
 def draw_cumulative(axes, ranked: np.ndarray, kept: int, top_k: int | None, top_p: float | None) -> None:
+    """The second panel: the cumulative probability over ranks, and where top-k and top-p cut it."""
     ranks = np.arange(1, len(ranked) + 1)
     mass = np.cumsum(ranked)
     axes.plot(ranks, mass, color=KEPT, linewidth=1.8, marker="." if len(ranked) <= 2 * BARS else "")
-    axes.set_xscale("log")
     axes.set_ylim(0, 1.03)
     after_k = 1.0
     if top_k is not None:
@@ -161,10 +162,11 @@ def draw_cumulative(axes, ranked: np.ndarray, kept: int, top_k: int | None, top_
     axes.set(title="cumulative probability", xlabel="rank")
     axes.grid(alpha=0.25)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    plain_ranks(axes)
+    scale_ranks(axes, len(ranked))
 
 
 def draw_temperatures(axes, logits: np.ndarray, temperatures: Sequence[float]) -> None:
+    """The third panel: the sorted probabilities at each temperature."""
     ordered = np.sort(np.asarray(logits).astype(np.float64))[::-1]
     ranks = np.arange(1, len(ordered) + 1)
     for i, temperature in enumerate(temperatures):
@@ -178,20 +180,24 @@ def draw_temperatures(axes, logits: np.ndarray, temperatures: Sequence[float]) -
             marker="." if len(ordered) <= 2 * BARS else "",
             label=f"temperature {temperature:g}",
         )
-    axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(title="sorted probabilities", xlabel="rank", ylabel="probability")
     axes.grid(alpha=0.25)
     axes.legend(loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
-    plain_ranks(axes)
+    scale_ranks(axes, len(ordered))
 
 
-def plain_ranks(axes) -> None:
-    """Ranks as 1, 10, 100 rather than powers."""
-    from matplotlib.ticker import NullFormatter
+def scale_ranks(axes, count: int) -> None:
+    """A few ranks one by one, many on a log scale; as 1, 10, 100 rather than powers."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
+    if count <= 2 * BARS:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def legible(label: str) -> str:
