@@ -83,8 +83,7 @@ class PretrainedBase:
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         cfg = resolve_config(config, config_overrides)
         check_head(cls, cfg)
-        plan = [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, cls.head).items()]
-        return cls._from_plan(cfg, plan, dtype, param_dtype)
+        return cls._from_plan(cfg, fresh_plan(cfg, cls.head, seed), dtype, param_dtype)
 
     @classmethod
     def _dtypes(cls, dtype, param_dtype) -> tuple[str, str]:
@@ -93,6 +92,11 @@ class PretrainedBase:
     def num_parameters(self) -> int:
         """How many values the parameters have."""
         return sum(p.size for p in parameters(self.config, self.head).values())
+
+
+def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
+    """Every parameter from its initializer."""
+    return [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, head).items()]
 
 
 def resolve_config(config, overrides: Mapping) -> TransformerConfig:

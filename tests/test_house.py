@@ -26,6 +26,7 @@ MAY_IMPORT_LAZILY = ("shared/cli.py", "shared/cli_demo.py", "shared/frameworks.p
 
 ONE_SIDED = {
     "jaxnlp/pretraining.py": "tfnlp's users train with model.fit",
+    "tfnlp/generation/export.py": "a SavedModel is TensorFlow's own",
     "tfnlp/fit.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
 }
 TWINS = (
@@ -37,7 +38,11 @@ TWINS = (
     "pretrained.py",
     "losses.py",
     "inference.py",
+    "generation/decoder.py",
+    "generation/processors.py",
+    "generation/scoring.py",
     "generation/search.py",
+    "ops.py",
 )
 # Arguments that only one framework's calling convention has.
 CONVENTIONS = {
@@ -65,7 +70,6 @@ TWIN_EXCEPTIONS = {
     "pretrained.py:StoredAs": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
     "pretrained.py:fill": "Keras' variables are there first and filled; NNX's are made from the values",
-    "pretrained.py:fresh_plan": "what fill is given, of a model without a checkpoint",
     "pretrained.py:split": "NNX's functional side",
     "pretrained.py:merge": "NNX's functional side",
     "pretrained.py:update": "NNX's functional side",

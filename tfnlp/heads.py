@@ -10,12 +10,13 @@ from shared.config import TransformerConfig
 from shared.generation import GenerationConfig
 from shared.inputs import TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
+from shared.pretrained import fresh_plan
 from tfnlp import losses
 from tfnlp.fit import Fit
 from tfnlp.generation.decoder import Decoder
 from tfnlp.head_layers import Discriminator, LMHead, Pooler
 from tfnlp.layers import Embeddings, dense
-from tfnlp.pretrained import Pretrained, dtype_policy, fill, fresh_plan
+from tfnlp.pretrained import Pretrained, dtype_policy, fill
 from tfnlp.transformer import Stack, attention_bias
 
 register = keras.saving.register_keras_serializable(package="tfnlp")

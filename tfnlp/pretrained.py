@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from shared import architectures
 from shared.checkpoint import Source
-from shared.config import TransformerConfig
 from shared.dtypes import check_dtype
 from shared.errors import ConfigError, InputError
 from shared.generation import GenerationConfig
@@ -156,11 +155,6 @@ def _merged(model, path: str) -> np.ndarray:
     if getattr(layer, "lora_enabled", False) and leaf in ("kernel", "embedding"):
         return np.asarray(layer.kernel if leaf == "kernel" else layer.embeddings)
     return _variable(layer, leaf).numpy()
-
-
-def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
-    """Every parameter from its initializer."""
-    return [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, head).items()]
 
 
 def fill(model, plan: list[Source]) -> None:

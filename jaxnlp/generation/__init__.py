@@ -1,5 +1,7 @@
-"""Continuing prompts."""
+"""Continuing prompts, and how likely a model finds a text."""
 
+from jaxnlp.generation import processors
+from jaxnlp.generation.scoring import perplexity, sequence_logprob, token_logprobs
 from jaxnlp.generation.search import generate, stream
 
-__all__ = ["generate", "stream"]
+__all__ = ["generate", "perplexity", "processors", "sequence_logprob", "stream", "token_logprobs"]

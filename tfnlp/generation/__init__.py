@@ -1,5 +1,8 @@
-"""Continuing prompts."""
+"""Continuing prompts, and how likely a model finds a text."""
 
+from tfnlp.generation import processors
+from tfnlp.generation.export import export_generate
+from tfnlp.generation.scoring import perplexity, sequence_logprob, token_logprobs
 from tfnlp.generation.search import generate, stream
 
-__all__ = ["generate", "stream"]
+__all__ = ["export_generate", "generate", "perplexity", "processors", "sequence_logprob", "stream", "token_logprobs"]

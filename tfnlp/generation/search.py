@@ -75,26 +75,34 @@ def load(call) -> driver.Programs:
 
 
 def _functions(call):
-    """The three functions of a plan; kept with the model for the weights it has: quantisation and LoRA bring others."""
+    """The three functions of a plan."""
     model, draft, plan = call.model, call.draft, call.plan
+
+    def searching(values, plan):
+        return search.Search(ops, model, plan, values, draft)
+
+    def make():
+        loop = plan.for_loop()
+        return (
+            _compiled(lambda values: search.start(searching(values, loop))),
+            _compiled(lambda values, state, until: search.advance(searching(values, loop), state, until)),
+            _compiled(lambda values, state: search.result(searching(values, plan), state)),
+        )
+
+    others = None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
+    return kept_with(model, (plan, others), make)
+
+
+def kept_with(model, key, make):
+    """What ``make()`` gave for a key, kept with the model for the weights it has: quantisation and LoRA bring others."""
     weights = tuple(id(variable) for variable in model.variables)
     # Not as an attribute proper: Keras and TensorFlow would track and save it with the model.
     known = model.__dict__.get("_programs")
     if known is None or known[0] != weights:
         keep_heap()
         known = model.__dict__["_programs"] = weights, {}
-    key = plan, None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
     if key not in known[1]:
-
-        def searching(values, plan):
-            return search.Search(ops, model, plan, values, draft)
-
-        loop = plan.for_loop()
-        known[1][key] = (
-            _compiled(lambda values: search.start(searching(values, loop))),
-            _compiled(lambda values, state, until: search.advance(searching(values, loop), state, until)),
-            _compiled(lambda values, state: search.result(searching(values, plan), state)),
-        )
+        known[1][key] = make()
     return known[1][key]
 
 

@@ -1,0 +1,46 @@
+"""How likely a model finds a text."""
+
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+
+from shared.generation.scoring import pad_texts, perplexity_of, sums_of
+from tfnlp.generation.search import kept_with
+
+
+def sequence_logprob(model, ids, input_len: int = 1, attention_mask=None) -> np.ndarray:
+    """The log probability of each text after its first ``input_len`` tokens, which are given.
+
+    As ``sequence_logprob`` of chapter 5 of "Natural Language Processing with Transformers".
+
+    Args:
+        ids: int [B, T]; padding on either side where attention_mask is 0.
+        input_len: tokens of the prompt, padding on the left included, at least 1: the first token has no context.
+        attention_mask: [B, T], or None.
+
+    Returns:
+        float64 [B]: sums of natural logarithms.
+
+    Raises:
+        InputError: shapes that do not fit, ids beyond the vocabulary, nothing left to score.
+    """
+    return sums_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+
+
+def perplexity(model, ids, input_len: int = 1, attention_mask=None) -> np.ndarray:
+    """exp of minus the mean log probability of the tokens after ``input_len``: float64 [B]; see sequence_logprob."""
+    return perplexity_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+
+
+def token_logprobs(model, ids, attention_mask=None) -> np.ndarray:
+    """The log probability of every token given those before it: float32 [B, T - 1], for tokens 1, 2, ..."""
+    inputs, rows, columns = pad_texts(model.config, ids, attention_mask)
+    inputs = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
+    program = kept_with(model, "token_logprobs", lambda: tf.function(partial(_token_logprobs, model), autograph=False))
+    return program(inputs).numpy()[:rows, : columns - 1]
+
+
+def _token_logprobs(model, inputs):
+    logits = tf.cast(model(inputs, training=False)["logits"], tf.float32)
+    return tf.gather(tf.nn.log_softmax(logits[:, :-1]), inputs["input_ids"][:, 1:], axis=-1, batch_dims=2)
