@@ -42,8 +42,9 @@ TWINS = (
     "generation/processors.py",
     "generation/scoring.py",
     "generation/search.py",
-    "ops.py",
 )
+OPS = ("shared/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
+"""The same functions for three kinds of arrays, each written or just named."""
 # Arguments that only one framework's calling convention has.
 CONVENTIONS = {
     "tfnlp": {
@@ -76,6 +77,7 @@ TWIN_EXCEPTIONS = {
     "pretrained.py:functional": "NNX's functional side",
     "pretrained.py:Pretrained.input_signature": "of Keras' export",
     "pretrained.py:Pretrained.export": "Keras' own, with a signature",
+    "generation/search.py:kept_with": "a tf.function closes over its model; jit's programs are handed the weights",
     "heads.py:Model.__init__": "Keras' own options of a model, such as its name",
     "heads.py:Model.train": "NNX's own, refused; Keras' calls take training",
     "heads.py:ModelForPreTraining.targets": "for fit",
@@ -170,6 +172,15 @@ def arguments(package: str, given: ast.arguments) -> list[str]:
     names += [f"*{given.vararg.arg}"] if given.vararg else []
     names += [a.arg for a in given.kwonlyargs] + ([f"**{given.kwarg.arg}"] if given.kwarg else [])
     return [name for name in names if name not in ("self", "cls") and name not in CONVENTIONS[package]]
+
+
+def test_the_array_operations_are_the_same_three_times():
+    names = [
+        {node.name for node in tree(file).body if isinstance(node, ast.FunctionDef)}
+        | {target.id for node in tree(file).body if isinstance(node, ast.Assign) for target in node.targets}
+        for file in OPS
+    ]
+    assert names[0] == names[1] == names[2]
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -160,7 +160,7 @@ class GenerationConfig:
             unused = not changed.do_sample if name in SAMPLING else changed.num_beams == 1
             contrastive = name == "top_k" and changed.penalty_alpha is not None
             if name in changes and unused and not contrastive and changes[name] != DEFAULTS[name]:
-                warnings.warn(f"{name}={changes[name]!r} changes nothing without {needs}", stacklevel=4)
+                warnings.warn(f"{name}={changes[name]!r} changes nothing without {needs}", stacklevel=7)
         return changed
 
     @property

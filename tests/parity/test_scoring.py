@@ -1,0 +1,78 @@
+"""sequence_logprob and perplexity, in both frameworks, against the model's own logits."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from shared.errors import InputError
+from tests.cases import SIZES
+
+HF = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 61, "n_positions": 20, "eos_token_id": None}
+IDS = np.array([[5, 6, 7, 8, 9, 10], [0, 0, 11, 12, 13, 14]])
+MASK = np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+
+
+@pytest.fixture(params=["jax", "tf"], scope="module")
+def nlp(request):
+    return import_module(f"{request.param}nlp")
+
+
+@pytest.fixture(scope="module")
+def model(nlp):
+    return nlp.AutoModelForCausalLM.from_config(HF, seed=3, initializer_range=0.5)
+
+
+def expected(model, row: np.ndarray) -> np.ndarray:
+    """The log probability of every token of one text without padding, but the first."""
+    logits = np.asarray(model(input_ids=row[None])["logits"], np.float64)[0]
+    logprobs = (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+    return logprobs[np.arange(len(row) - 1), row[1:]]
+
+
+def test_log_probabilities_are_those_of_the_logits(nlp, model):
+    got = nlp.generation.token_logprobs(model, IDS, MASK)
+    assert got.shape == (2, 5)
+    assert np.allclose(got[0], expected(model, IDS[0]), atol=1e-5)
+    assert np.allclose(got[1, 2:], expected(model, IDS[1, 2:]), atol=1e-5)
+
+
+def test_the_prompt_and_padding_do_not_count(nlp, model):
+    whole, short = expected(model, IDS[0]), expected(model, IDS[1, 2:])
+    sums = nlp.generation.sequence_logprob(model, IDS, 4, MASK)
+    assert np.allclose(sums, [whole[3:].sum(), short[1:].sum()], atol=1e-5)
+    sums = nlp.generation.sequence_logprob(model, IDS, attention_mask=MASK)
+    assert np.allclose(sums, [whole.sum(), short.sum()], atol=1e-5)  # the first real token has no context
+    found = nlp.generation.perplexity(model, IDS, attention_mask=MASK)
+    assert np.allclose(np.log(found), [-whole.mean(), -short.mean()], atol=1e-5)
+
+
+def test_padding_may_stand_on_the_right(nlp, model):
+    turned = np.array([[11, 12, 13, 14, 0, 0]])
+    sums = nlp.generation.sequence_logprob(model, turned, attention_mask=MASK[1:, ::-1])
+    assert np.allclose(sums, expected(model, IDS[1, 2:]).sum(), atol=1e-5)
+
+
+def test_generated_texts_have_the_log_probability_they_were_given(nlp, model):
+    out = model.generate(IDS[:1], max_new_tokens=4, return_dict_in_generate=True)
+    scored = nlp.generation.sequence_logprob(model, out.sequences, IDS.shape[1])
+    assert np.allclose(out.logprobs.sum(axis=1), scored, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "input_len", "says"),
+    [
+        (IDS, 0, "input_len=0 must be 1 to 5"),
+        (IDS, 6, "input_len=6 must be 1 to 5"),
+        (IDS[0], 1, "wrap a single one in a list"),
+        (IDS + 60, 1, "the vocabulary of this model ends at 60"),
+        (np.ones((1, 30), int), 1, "longer than the 20 positions"),
+    ],
+)
+def test_what_cannot_be_scored(nlp, model, ids, input_len, says):
+    with pytest.raises(InputError, match=says):
+        nlp.generation.sequence_logprob(model, ids, input_len)

@@ -1,0 +1,40 @@
+"""The decoding loop inside a SavedModel."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnlp
+from shared.errors import InputError
+from shared.generation.threefry import row_keys
+from tests.cases import SIZES
+from tfnlp.generation import export_generate
+
+HF = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 61, "n_positions": 32, "eos_token_id": 3, "pad_token_id": 1}
+IDS = np.array([[7, 8, 9, 10, 11], [1, 1, 5, 6, 7], [12, 13, 14, 15, 16]], np.int32)  # three rows: one fills a bucket
+MASK = (IDS != 1).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tfnlp.AutoModelForCausalLM.from_config(HF, seed=3, initializer_range=0.5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "seed": 4, "num_return_sequences": 2}],
+    ids=["beams", "sampling"],
+)
+def test_a_saved_model_generates_what_the_model_does(model, tmp_path, options):
+    export_generate(model, tmp_path / "served", batch_size=3, prompt_length=5, max_new_tokens=6, **options)
+    served = tf.saved_model.load(tmp_path / "served")
+    expected = model.generate(IDS, MASK, max_new_tokens=6, **options)
+    keys = [row_keys(4, [row[mask > 0] for row, mask in zip(IDS, MASK)], 2)] if "seed" in options else []
+    got = served.generate(tf.constant(IDS), tf.constant(MASK), *map(tf.constant, keys))["sequences"].numpy()
+    assert got.shape == (6, 11)
+    assert np.array_equal(got[:, : expected.shape[1]], expected)
+
+
+def test_what_a_signature_cannot_hold(model, tmp_path):
+    with pytest.raises(InputError, match="cannot be exported"):
+        export_generate(model, tmp_path / "served", prompt_length=5, stop_strings=["x"])
