@@ -1,13 +1,13 @@
 """GenerationConfig: one definition of every decoding option, checked once, for both engines."""
 
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from shared.config import TransformerConfig
 from shared.errors import InputError
+from shared.generation.validation import as_ids, check_config
 
 DEFAULT_NEW_TOKENS = 20
 """Tokens to add where nothing says how many, as in Transformers 5."""
@@ -112,8 +112,6 @@ class GenerationConfig:
                 value = getattr(self, f.name)
                 value = _frozen(value) if f.name != "extra" else value
             object.__setattr__(self, f.name, value)
-        from shared.generation.validation import check_config
-
         check_config(self)
 
     @classmethod
@@ -238,11 +236,6 @@ Processor = Callable[[Any, Any, Any], Any]
 """(ids [rows, columns], logits [rows, V], step) -> logits; see shared.generation.processors."""
 
 
-def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """An id, several, or None as a tuple."""
-    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
-
-
 def _frozen(value):
     """Lists as tuples, all the way down; NumPy's numbers as Python's."""
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -261,8 +254,3 @@ def _bias(value) -> tuple:
         return tuple((tuple(int(i) for i in ids), float(bias)) for ids, bias in pairs)
     except (TypeError, ValueError):
         raise InputError(f"sequence_bias={value!r} must be [[ids, bias], ...], such as [[[12, 7], -2.0]]") from None
-
-
-def is_number(value, whole: bool) -> bool:
-    """Whether a value is a finite number (no bool), whole if asked."""
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)

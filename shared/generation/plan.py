@@ -10,10 +10,10 @@ import numpy as np
 
 from shared.buckets import bucket
 from shared.generation import processors as factories
-from shared.generation.config import GenerationConfig, as_ids
+from shared.generation.config import GenerationConfig
 from shared.generation.prompt import Prompt
 from shared.generation.threefry import row_keys
-from shared.generation.validation import check_vocabulary
+from shared.generation.validation import as_ids, check_vocabulary
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,9 +1,9 @@
 """What a GenerationConfig refuses: values out of range, and options that cannot go together."""
 
 import math
+from collections.abc import Sequence
 
 from shared.errors import InputError
-from shared.generation.config import as_ids, is_number
 
 WHOLE = {
     "max_new_tokens": 1, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "num_return_sequences": 1,
@@ -135,3 +135,13 @@ def _check_range(name: str, ids, vocab_size: int) -> None:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise InputError(f"{name} holds {token}, but the vocabulary of this model ends at {vocab_size - 1}")
+
+
+def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """An id, several, or None as a tuple."""
+    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def is_number(value, whole: bool) -> bool:
+    """Whether a value is a finite number (no bool), whole if asked."""
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,7 +7,9 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs/generation.md"
@@ -26,16 +28,14 @@ def outputs(page: str) -> list[str]:
 
 def main(demo: str) -> None:
     """Run the page in both frameworks and write it back."""
-    page = PAGE.read_text(encoding="utf-8")
-    here = PAGE.parent
-    link = here / "demo"
-    os.chdir(here)
-    link.symlink_to(Path(demo).resolve())
-    try:
-        printed = outputs(page)
+    page, demo = PAGE.read_text(encoding="utf-8"), Path(demo).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("demo").symlink_to(demo)
         other = outputs(page.replace("import jaxnlp as nlp", "import tfnlp as nlp"))
-    finally:
-        link.unlink()
+        printed = outputs(page)
+        for plot in Path().glob("*.png"):
+            shutil.copy(plot, PAGE.parent)
     for number, pair in enumerate(zip(printed, other, strict=True)):
         if pair[0] != pair[1]:
             sys.exit(f"block {number} differs between the frameworks:\n{pair[0]}\n---\n{pair[1]}")
