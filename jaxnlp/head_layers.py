@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout
+from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout, matmul_transposed
 from shared.config import LMHeadConfig, PoolingConfig
 
 
@@ -50,7 +50,10 @@ class LMHead(nnx.Module):
         x = hidden_states
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
-        x = word_embeddings.attend(x) if self.config.tied else self.output(x)
+        if self.config.tied:
+            x = matmul_transposed(x, word_embeddings.embedding[...].astype(x.dtype))
+        else:
+            x = self.output(x)
         return x + self.bias[...].astype(x.dtype) if self.config.bias else x
 
 

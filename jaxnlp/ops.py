@@ -29,6 +29,7 @@ log_softmax = jax.nn.log_softmax
 update = jax.lax.dynamic_update_slice
 matmul = jnp.matmul
 bit_xor = jnp.bitwise_xor
+bit_or = jnp.bitwise_or
 while_loop = jax.lax.while_loop
 
 
@@ -85,10 +86,10 @@ def add_at(values, ids, size):
 
 
 def shift_left(x, bits):
-    """Of uint32, by a Python int."""
+    """Of uint32, by a uint32 or a Python int."""
     return jnp.left_shift(x, jnp.uint32(bits))
 
 
 def shift_right(x, bits):
-    """Of uint32, by a Python int, filling with zeros."""
+    """Of uint32, by a uint32 or a Python int, filling with zeros."""
     return jnp.right_shift(x, jnp.uint32(bits))

@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxnlp.generation import stream
 from jaxnlp.heads import HEADS
 from jaxnlp.inference import compiled
 from shared.pipeline import Pipeline
@@ -22,7 +23,7 @@ def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
         InputError: an unknown task or option, no model, or a model whose head is another task's.
         CheckpointError: the checkpoint cannot be found or read.
     """
-    return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, **options)
+    return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, stream=stream, **options)
 
 
 def _forward(model):

@@ -1,4 +1,4 @@
-"""`duonlp`: run a task, compare frameworks, list models, and the demo.
+"""`duonlp`: run a task, continue a prompt, compare frameworks, list models, and the demo.
 
 Everything heavy is imported inside the commands, so that `duonlp --help` is quick and needs no framework. A mistake a
 person can mend is one line on standard error and exit status 2; `--debug` shows where it came from.
@@ -72,10 +72,7 @@ def run(
     from shared.tasks import ALIASES, TASKS, get_task
 
     get_task(_choice("task", task, [*TASKS, *ALIASES]))
-    if not model:
-        raise InputError(
-            "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
-        )
+    _need_model(model)
     options = _options(option or [])
     items = _inputs(texts or [], input_file)
     with _quiet_stdout():
@@ -91,6 +88,56 @@ def run(
         from shared.cli_output import print_results
 
         print_results(items, results)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; standard input by default.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
+    framework: Annotated[
+        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
+    ] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to add at most.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens at random; greedy by default.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Below 1 plays safe, above 1 takes risks.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the most likely tokens; 0 for all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the most likely tokens up to this probability.")
+    ] = None,
+    beams: Annotated[int | None, typer.Option(help="Beam search with so many beams.")] = None,
+    texts: Annotated[int | None, typer.Option("--return", help="How many texts, of samples or beams.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random numbers: the same text again, in tf and jax.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop after this text; repeat it for several.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other option of GenerationConfig; repeat it."),
+    ] = None,
+    choices: Annotated[int, typer.Option(help="Show so many of the most likely tokens at each step.")] = 0,
+    plot: Annotated[str, typer.Option(help="Draw the first new token's distribution: .png, .svg or .pdf.")] = "",
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the text when all of it is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Continue a prompt, and print the text as it is decided."""
+    from shared import cli_generate
+    from shared.tasks import get_task
+
+    _need_model(model)
+    flags = {
+        "max_new_tokens": max_new_tokens, "do_sample": sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "num_beams": beams, "num_return_sequences": texts, "seed": seed, "stop_strings": stop,
+    }  # fmt: skip
+    options = cli_generate.merge_options(flags, _options(option or []))
+    settings = cli_generate.Settings(_prompt(prompt), model, options, choices, plot, stream=not no_stream)
+    out = None if as_json else sys.stdout
+    with _quiet_stdout():
+        package, name = _package(framework)
+        try:
+            report = cli_generate.run(package, name, settings, out)
+        except InputError as error:
+            raise InputError(f"{error}{_hint(error, options, get_task('text-generation'))}") from error
+    if as_json:
+        _print_json(report)
 
 
 @app.command()
@@ -199,6 +246,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _need_model(model: str) -> None:
+    if not model:
+        raise InputError(
+            "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
+        )
+
+
 def _choice(what: str, value: str, allowed) -> str:
     """`value` if it is allowed; else an InputError that names the nearest."""
     if value in allowed:
@@ -269,6 +323,18 @@ def _inputs(texts: list[str], input_file: str) -> list:
         name = "standard input" if input_file == "-" else repr(input_file)
         raise InputError(f"{name} holds no text; give texts as arguments, --input FILE, or lines on standard input")
     return items
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt from the arguments, or all of standard input when it is no terminal, but for its last line break."""
+    if given is None and sys.stdin is not None and not sys.stdin.isatty():
+        try:
+            given = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise InputError("standard input is not UTF-8 text; give the prompt as an argument") from None
+    if not given:
+        raise InputError("no prompt; give a text as argument, or on standard input")
+    return given
 
 
 def _item(text: str) -> Any:

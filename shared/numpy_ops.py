@@ -200,13 +200,18 @@ def bit_xor(x, y):
     return np.bitwise_xor(x, y)
 
 
+def bit_or(x, y):
+    """Of uint32."""
+    return np.bitwise_or(x, y)
+
+
 def shift_left(x, bits):
-    """Of uint32, by a Python int."""
+    """Of uint32, by a uint32 or a Python int."""
     return np.left_shift(x, np.uint32(bits))
 
 
 def shift_right(x, bits):
-    """Of uint32, by a Python int, filling with zeros."""
+    """Of uint32, by a uint32 or a Python int, filling with zeros."""
     return np.right_shift(x, np.uint32(bits))
 
 

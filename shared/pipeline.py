@@ -32,7 +32,9 @@ class Pipeline:
         task: a task object, which has the tokenizer.
         forward: ``forward(batch) -> outputs``, from a dict of int32 arrays [batch, length] (input_ids, attention_mask,
             position_ids, and token_type_ids where the model has them) to a dict of float arrays. For text generation
-            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id) -> ids``.
+            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **more) -> ids``, where
+            more is generation_config and what else was asked for.
+        stream: for text generation, the same as an iterator of new ids, int [1, n].
         batch_size: rows of a batch at most.
         progress: show a progress bar; None shows one on a terminal when the work will take a while.
         options: options of the task for every call; a call can override them.
@@ -48,11 +50,13 @@ class Pipeline:
         *,
         batch_size: int = 32,
         progress: bool | None = None,
+        stream: Callable[..., Iterator] | None = None,
         **options,
     ):
         check_int("batch_size", batch_size, minimum=1)
         self.task = task
         self.forward = forward
+        self.new_ids = stream
         self.batch_size = int(batch_size)
         self.progress = progress
         self.options = task.options(**options)
@@ -104,6 +108,26 @@ class Pipeline:
         if arranged.shape == "one":
             return [results[0]] if arranged.wrap else results[0]
         return self.task.gather(results, options)
+
+    def stream(self, prompt: str, **keywords) -> Iterator[str]:
+        """The new text of one prompt in pieces, as soon as they are decided; joined they are what a call gives.
+
+        Args:
+            keywords: options of the task, for this call. The prompt is not among the pieces, whatever they say.
+
+        Raises:
+            InputError: at once, for a prompt or an option that the task cannot work on, for beam search, which decides
+                nothing before its end, and for tasks that write no text.
+        """
+        if self.new_ids is None:
+            raise InputError(f"{self.task.name} has no stream here; a pipeline of text-generation over a model has one")
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"a stream is for one prompt, a text, and got {describe(prompt)}; call the pipeline for more"
+            )
+        options = self.task.options(self.options, **keywords)
+        ((example,),) = self.task.encode([prompt], options)
+        return self.task.stream(self.new_ids, example, options)
 
     def _construction(self, keywords: dict) -> dict:
         """Options of the construction that change how inputs are read."""

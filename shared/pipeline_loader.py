@@ -1,5 +1,7 @@
 """What ``pipeline(task, model)`` does before either engine has its say."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +22,8 @@ def load_pipeline(
     local_files_only: bool = False,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    stream: Callable | None = None,
+    assistant_model=None,
     **options,
 ) -> Pipeline:
     """The pipeline of a task over a checkpoint or a model.
@@ -31,6 +35,8 @@ def load_pipeline(
         model: a folder, a Hub id, or a model of the engine with the task's head.
         tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None. A loaded model comes with none.
         revision, local_files_only, dtype, param_dtype: as in ``from_pretrained``.
+        stream: the engine's generation.stream.
+        assistant_model: for text generation, a smaller model that proposes tokens, or the folder or Hub id of one.
         options: batch_size, progress, and the task's own options.
 
     Raises:
@@ -56,5 +62,12 @@ def load_pipeline(
         raise InputError(f"pipeline({task!r}) got a loaded model and no tokenizer; pass tokenizer=")
     if task_class.head == "causal-lm":
         made = task_class(tokenizer, model.config, folder, model.generation_config)
-        return Pipeline(made, model.generate, **options)
+        if isinstance(assistant_model, (str, os.PathLike)):
+            draft = open_checkpoint(assistant_model, local_files_only=local_files_only)
+            assistant_model = heads["causal-lm"].from_pretrained(draft.folder, dtype=dtype, param_dtype=param_dtype)
+        if stream is not None:
+            stream = functools.partial(stream, model)
+        return Pipeline(made, model.generate, stream=stream, assistant_model=assistant_model, **options)
+    if assistant_model is not None:
+        options["assistant_model"] = assistant_model  # which no other task has, and Pipeline says so
     return Pipeline(task_class(tokenizer, model.config, folder), forward_of(model), **options)

@@ -1,5 +1,6 @@
 """The part of loading and starting afresh that both engines' models have in common."""
 
+import warnings
 from collections.abc import Mapping
 
 from shared import architectures
@@ -64,7 +65,7 @@ class PretrainedBase:
         check_head(cls, cfg)
         plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
         model = cls._from_plan(cfg, plan, dtype, param_dtype)
-        model.generation_config = GenerationConfig.for_model(cfg, checkpoint.generation_config)
+        model.generation_config = _stored_generation_config(cfg, checkpoint.generation_config)
         model.folder = str(checkpoint.folder)
         return model
 
@@ -92,6 +93,15 @@ class PretrainedBase:
     def num_parameters(self) -> int:
         """How many values the parameters have."""
         return sum(p.size for p in parameters(self.config, self.head).values())
+
+
+def _stored_generation_config(cfg: TransformerConfig, stored: Mapping | None) -> GenerationConfig:
+    """What generation_config.json says; a file that makes no sense must not keep the model from loading."""
+    try:
+        return GenerationConfig.for_model(cfg, stored)
+    except InputError as error:
+        warnings.warn(f"generation_config.json is left out, all of it: {error}", stacklevel=4)
+        return GenerationConfig.for_model(cfg)
 
 
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:

@@ -22,3 +22,68 @@ def prompts(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.nd
     ids = rng.integers(1, vocabulary, (len(lengths), longest))
     mask = (np.arange(longest) >= longest - np.array(lengths)[:, None]).astype(np.int32)
     return np.where(mask, ids, 0).astype(np.int32), mask
+
+
+COLUMNS, STEP = 9, 6
+"""Of the texts that processors are shown: width, and the column that is decided."""
+
+
+def shown(seed: int, padded: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [4, COLUMNS] of few tokens, so that n-grams come again, and logits [4, 23] with ties and -inf."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 4, (4, COLUMNS)).astype(np.int32)
+    if padded:
+        ids[1, :2] = -1
+    ids[:, STEP:] = -1
+    logits = (2 * rng.standard_normal((4, 23))).astype(np.float32)
+    logits[1] = np.round(logits[1] * 2) / 2
+    logits[2, rng.permutation(23)[:9]] = -np.inf
+    logits[3, 5:9] = logits[3].max()
+    return ids, logits
+
+
+def tokens(*ids) -> np.ndarray:
+    """int32, filled up with -1."""
+    return np.array(ids + (-1,) * (-len(ids) % 4), np.int32)
+
+
+PROCESSORS = [
+    ("temperature", {"temperature": np.float32(0.7)}),
+    ("repetition_penalty", {"penalty": np.float32(1.7)}),
+    ("no_repeat_ngram", {"size": 1}),
+    ("no_repeat_ngram", {"size": 2}),
+    ("no_repeat_ngram", {"size": 3}),
+    ("sequence_bias", {
+        "prefixes": np.array([[-2, -2], [-2, 2], [1, 3], [-2, 1]], np.int32), "last": tokens(4, 5, 5, 7),
+        "bias": np.array([1.5, -2.0, 0.5, -np.inf], np.float32),
+    }),
+    ("no_end_before", {"eos_ids": tokens(3, 20), "column": np.int32(STEP)}),
+    ("no_end_before", {"eos_ids": tokens(3, 20), "column": np.int32(STEP + 1)}),
+    ("forced_tokens", {"tokens": tokens(3, 20), "column": np.int32(STEP)}),
+    ("forced_tokens", {"tokens": tokens(3), "column": np.int32(STEP + 1)}),
+    ("remove_invalid_values", {}),
+    ("exponential_decay_length_penalty", {
+        "eos_ids": tokens(3, 20), "start": np.int32(STEP - 2), "growth": (1.5 ** np.arange(9) - 1).astype(np.float32),
+    }),
+    ("suppress_tokens", {"tokens": tokens(0, 7, 22)}),
+    ("suppress_tokens_at", {"tokens": tokens(0, 7), "column": np.int32(STEP)}),
+    ("suppress_tokens_at", {"tokens": tokens(0, 7), "column": np.int32(STEP - 1)}),
+    *(("top_h", {"h": np.float32(h)}) for h in (0.2, 0.8)),
+    *(("top_k", {"k": k, "min_tokens_to_keep": keep}) for k, keep in ((1, 1), (5, 1), (2, 3), (50, 1))),
+    *(("top_p", {"p": np.float32(p), "min_tokens_to_keep": keep}) for p, keep in ((0.3, 1), (0.85, 1), (0.1, 3))),
+    *(("min_p", {"p": np.float32(p), "min_tokens_to_keep": keep}) for p, keep in ((0.05, 1), (0.4, 1), (0.9, 3))),
+    *(("typical_p", {"p": np.float32(p), "min_tokens_to_keep": keep}) for p, keep in ((0.3, 1), (0.85, 1), (0.1, 3))),
+    *(("epsilon_cutoff", {"epsilon": np.float32(e), "min_tokens_to_keep": k}) for e, k in ((0.02, 1), (0.2, 1), (0.5, 3))),
+    *(("eta_cutoff", {"epsilon": np.float32(e), "min_tokens_to_keep": k}) for e, k in ((0.02, 1), (0.2, 1), (0.5, 3))),
+    ("renormalize", {}),
+]  # fmt: skip
+"""Every processor of shared.generation.processors with arguments."""
+
+
+def processed(ops, name: str, arguments: dict, ids, logits, convert) -> np.ndarray:
+    """What a processor gives. ``convert`` makes the framework's arrays; sizes stay Python's."""
+    from shared.generation import processors
+
+    values = {k: v if isinstance(v, int) else convert(v) for k, v in arguments.items()}
+    process = getattr(processors, name)(ops, **values)
+    return np.asarray(process(convert(ids), convert(logits), convert(np.int32(STEP))))

@@ -25,6 +25,7 @@ log_softmax = tf.nn.log_softmax
 take = tf.gather
 matmul = tf.matmul
 bit_xor = tf.bitwise.bitwise_xor
+bit_or = tf.bitwise.bitwise_or
 
 
 def full(shape, value, dtype):
@@ -103,13 +104,13 @@ def add_at(values, ids, size):
 
 
 def shift_left(x, bits):
-    """Of uint32, by a Python int."""
-    return tf.bitwise.left_shift(x, tf.constant(bits, tf.uint32))
+    """Of uint32, by a uint32 or a Python int."""
+    return tf.bitwise.left_shift(x, tf.cast(bits, tf.uint32))
 
 
 def shift_right(x, bits):
-    """Of uint32, by a Python int, filling with zeros."""
-    return tf.bitwise.right_shift(x, tf.constant(bits, tf.uint32))
+    """Of uint32, by a uint32 or a Python int, filling with zeros."""
+    return tf.bitwise.right_shift(x, tf.cast(bits, tf.uint32))
 
 
 def while_loop(condition, body, state):

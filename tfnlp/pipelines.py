@@ -2,6 +2,7 @@
 
 from shared.pipeline import Pipeline
 from shared.pipeline_loader import load_pipeline
+from tfnlp.generation import stream
 from tfnlp.heads import HEADS
 from tfnlp.inference import compiled
 
@@ -20,7 +21,7 @@ def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
         InputError: an unknown task or option, no model, or a model whose head is another task's.
         CheckpointError: the checkpoint cannot be found or read.
     """
-    return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, **options)
+    return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, stream=stream, **options)
 
 
 def _forward(model):

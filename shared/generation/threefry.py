@@ -26,15 +26,26 @@ def threefry2x32(ops, key, counter):
     Returns:
         two uint32 arrays.
     """
-    keys = (*key, ops.bit_xor(ops.bit_xor(key[0], key[1]), ops.cast(PARITY, "uint32")))
-    x, y = counter[0] + keys[0], counter[1] + keys[1]
-    for group in range(5):
-        for bits in ROTATIONS[group % 2]:
+    third = ops.bit_xor(ops.bit_xor(key[0], key[1]), ops.cast(PARITY, "uint32"))
+    keys = ops.stack([key[0], key[1], third], 0)  # [3, ...]
+    rotations = ops.cast(np.array(ROTATIONS), "uint32")  # [2, 4]
+    x, y = counter[0] + key[0], counter[1] + key[1]
+    shape = x.shape
+
+    def four_rounds(state):
+        group, x, y = state["group"], state["x"], state["y"]
+        turns = ops.take(rotations, group % 2)
+        for i in range(4):
             x = x + y
-            y = ops.bit_xor(ops.shift_left(y, bits) + ops.shift_right(y, 32 - bits), x)
-        x = x + keys[(group + 1) % 3]
-        y = y + keys[(group + 2) % 3] + ops.cast(group + 1, "uint32")
-    return x, y
+            y = ops.bit_xor(ops.bit_or(ops.shift_left(y, turns[i]), ops.shift_right(y, 32 - turns[i])), x)
+        x = x + ops.take(keys, (group + 1) % 3)
+        y = y + ops.take(keys, (group + 2) % 3) + ops.cast(group + 1, "uint32")
+        return {"group": group + 1, "x": ops.reshape(x, shape), "y": ops.reshape(y, shape)}
+
+    # A loop, for XLA takes minutes over twenty rounds in a row: fused, each would be computed once for each of its uses.
+    state = {"group": ops.cast(0, "int32"), "x": x, "y": ops.broadcast_to(y, shape)}
+    state = ops.while_loop(lambda state: state["group"] < 5, four_rounds, state)
+    return state["x"], state["y"]
 
 
 def gumbel(ops, keys, step, tokens):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.errors import InputError
 from shared.tasks import TASKS, get_task
 from tests.cases import Case
 from tests.reference import record_pipelines as reference
@@ -143,6 +144,49 @@ def test_they_agree_with_transformers(pipes, folder, task):
                 expected = reference.plain_results(theirs(given, **options, **greedy))
                 for pipe in pipes(task):
                     assert_close(pipe(given, **options), expected, 1e-4)
+
+
+BEAMS = {"max_new_tokens": 6, "num_beams": 4, "num_return_sequences": 2}
+
+
+def test_several_texts_of_every_prompt(pipes):
+    ours, theirs = (pipe(PROMPTS[:3], **BEAMS) for pipe in pipes("text-generation"))
+    assert ours == theirs and [len(result) for result in ours] == [2, 2, 2]
+    assert all(len({entry["generated_text"] for entry in result}) == 2 for result in ours)
+
+
+@pytest.mark.parity
+def test_several_texts_and_stop_strings_agree_with_transformers(pipes, folder):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    (ours, _), path = pipes("text-generation"), str(folder("text-generation"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.pipeline("text-generation", model=path, device="cpu")
+        assert ours(PROMPTS[:3], **BEAMS) == theirs(PROMPTS[:3], do_sample=False, **BEAMS)
+        (whole,) = ours(PROMPTS[0], max_new_tokens=9, return_full_text=False)
+        stop = {"max_new_tokens": 9, "stop_sequence": whole["generated_text"][1:3]}
+        expected = theirs(PROMPTS[0], do_sample=False, **stop)
+        for pipe in pipes("text-generation"):
+            assert pipe(PROMPTS[0], **stop) == expected
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_stream_joined_is_the_text(pipes, package):
+    pipe = pipes("text-generation")[PACKAGES.index(package)]
+    options = {"max_new_tokens": 9, "return_full_text": False}
+    pieces = list(pipe.stream(PROMPTS[1], **options))
+    assert "".join(pieces) == pipe(PROMPTS[1], **options)[0]["generated_text"] and len(pieces) > 1
+    with pytest.raises(InputError, match="num_beams=4: beams change until the end"):
+        pipe.stream(PROMPTS[1], num_beams=4)
+
+
+def test_a_seed_draws_the_same_whatever_the_batch(pipes):
+    pipe = pipes("text-generation")[PACKAGES.index("jaxnlp")]
+    options = {"max_new_tokens": 9, "do_sample": True, "seed": 3, "temperature": 2.0, "top_k": 0}
+    many = pipe([*PROMPTS[:3], PROMPTS[0]], **options)
+    assert many == [pipe(prompt, **options) for prompt in [*PROMPTS[:3], PROMPTS[0]]]
+    assert pipe(PROMPTS[0], **options | {"seed": 4}) != many[0]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

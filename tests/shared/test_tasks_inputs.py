@@ -132,12 +132,16 @@ def test_truncation(task):
         ("question-answering", {"max_seq_len": 1000}, "max_seq_len is 1000 and the model has positions for 128"),
         ("question-answering", {"doc_stride": 65}, "doc_stride is 65, more than max_seq_len, 64"),
         ("question-answering", {"align_to_words": "no"}, "align_to_words is 'no'"),
-        ("text-generation", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("text-generation", {"max_new_tokens": 0}, "max_new_tokens=0 must be a positive whole number"),
         ("text-generation", {"max_new_tokens": 1000}, "1000 more are asked for, and the model has positions for 64"),
         ("text-generation", {"max_length": 2}, "max_length, prompt included, is 2"),
-        ("text-generation", {"do_sample": True}, "only greedy decoding"),
-        ("text-generation", {"num_beams": 4}, "only greedy decoding"),
-        ("text-generation", {"eos_token_id": "x"}, "eos_token_id is 'x'"),
+        ("text-generation", {"num_return_sequences": 2}, "would give the same text again"),
+        ("text-generation", {"generation_config": 3}, "generation_config is a int"),
+        ("text-generation", {"logits_processor": len}, "give a list of functions"),
+        ("text-generation", {"assistant_model": "small"}, "assistant_model is 'small'"),
+        ("text-generation", {"output_scores": True}, "call model.generate(ids, return_dict_in_generate=True"),
+        ("text-generation", {"max_time": 3.0}, "max_time=3.0 is not available"),
+        ("text-generation", {"eos_token_id": "x"}, "eos_token_id='x' must be token ids"),
         ("text-generation", {"handle_long_generation": "cut"}, "one of None, 'hole'"),
         (
             "sentence-embedding",
@@ -294,10 +298,102 @@ def test_generation_follows_the_models_configuration():
     ours("Ada", max_length=prompt + 2, eos_token_id=3, pad_token_id=6)
     assert seen == {"max_new_tokens": 2, "eos_token_id": [3], "pad_token_id": 6}
 
-    for stored, new in (({"max_length": prompt + 7}, 7), ({"max_length": 20}, 64 - prompt), ({}, 64 - prompt)):
-        own = GenerationConfig.for_model(pipe.config, stored)  # 20 is what stands for nothing said
+    for stored, new in (({"max_length": prompt + 7}, 7), ({}, 64 - prompt)):
+        own = GenerationConfig.for_model(pipe.config, stored)
         Pipeline(task(pipe.tokenizer, pipe.config, None, own), generate)("Ada")
         assert seen["max_new_tokens"] == new and seen["eos_token_id"] == [pipe.config.eos_token_id]
+
+
+class Generated:
+    """A `generate` that keeps its calls and gives for each prompt texts of the ids 10, 11, ... and the pad."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, ids, mask, generation_config=None, **options):
+        self.calls.append((ids.shape[0], generation_config, options))
+        count = 1 if generation_config is None else generation_config.num_return_sequences
+        new = np.tile(np.arange(10, 14), (len(ids) * count, 1))
+        new[1::count, 2:] = options["pad_token_id"] if count > 1 else new[1::count, 2:]
+        return np.concatenate([np.repeat(ids, count, 0), new], axis=1)
+
+
+def made(generate, own=None, **options):
+    pipe = make("text-generation", "gpt2")
+    return Pipeline(get_task("text-generation")(pipe.tokenizer, pipe.config, None, own), generate, **options)
+
+
+def test_options_of_generation_reach_the_engine_together():
+    seen = Generated()
+    pipe = made(seen, top_p=0.9, do_sample=True, max_new_tokens=4)
+    pipe("Ada", num_return_sequences=3, seed=2, use_cache=True)
+    _, config, options = seen.calls[-1]
+    assert (config.top_p, config.num_return_sequences, config.seed, config.do_sample) == (0.9, 3, 2, True)
+    assert options["max_new_tokens"] == 4 and "tokenizer" not in options
+    pipe("Ada", generation_config={"repetition_penalty": 1.5})  # stands for all options of the construction
+    _, config, options = seen.calls[-1]
+    assert (config.repetition_penalty, config.do_sample, config.top_p) == (1.5, False, 1.0)
+    process, draft = (lambda ids, logits, step: logits), made(seen).task
+    pipe("Ada", max_length=9, stop_strings="x", logits_processor=[process], assistant_model=draft)
+    _, config, options = seen.calls[-1]
+    assert options["max_new_tokens"] == 9 - len(pipe.tokenizer("Ada")["input_ids"]) and config.stop_strings == ("x",)
+    assert options["tokenizer"] is pipe.tokenizer and options["logits_processor"] == [process]
+    assert options["assistant_model"] is draft
+
+
+def test_several_texts_of_a_prompt_are_one_result():
+    pipe = made(Generated(), num_return_sequences=2, do_sample=True, max_new_tokens=4, seed=0, pad_token_id=5)
+    one, two = pipe(["Ada", "The engine"], return_tensors=True, eos_token_id=[12, 5])
+    prompt = pipe.tokenizer("Ada")["input_ids"]
+    assert [row["generated_token_ids"] for row in one] == [[*prompt, 10, 11, 12], [*prompt, 10, 11, 5]]
+    assert len(two) == 2 and len(pipe("Ada")) == 2
+
+
+def test_a_seed_draws_alike_in_every_batch():
+    seen = Generated()
+    pipe = made(seen, do_sample=True, max_new_tokens=4)
+    pipe(["Ada", "The engine", "Ada"], seed=1)
+    assert [rows for rows, *_ in seen.calls] == [2, 1]  # equal prompts of a batch would draw apart
+    pipe(["Ada", "The engine", "Ada"])
+    assert [rows for rows, *_ in seen.calls[2:]] == [3]
+
+
+def test_lengths_count_from_each_prompts_own_beginning():
+    seen = Generated()
+    pipe = made(seen, GenerationConfig(min_length=12, max_new_tokens=30))
+    prompts = ["Ada", "The engine weaves"]
+    pipe(prompts)
+    lengths = [len(ids) for ids in pipe.tokenizer(prompts)["input_ids"]]
+    assert sorted(options["min_new_tokens"] for *_, options in seen.calls) == sorted(12 - n for n in lengths)
+
+
+def test_a_stop_string_ends_a_text_and_stays_in_it():
+    pipe = made(Generated(), max_new_tokens=4)
+    new = pipe("Ada", return_full_text=False)[0]["generated_text"]
+    stop = pipe.tokenizer.decode([11])
+    assert (
+        pipe.tokenizer.decode([10, 11]) == pipe("Ada", return_full_text=False, stop_sequence=stop)[0]["generated_text"]
+    )
+    assert new.startswith(pipe.tokenizer.decode([10, 11]))
+
+
+def test_a_stream_gives_the_new_text_of_a_call():
+    def steps(ids, mask, **options):
+        return (np.array([[token]]) for token in range(10, 14))
+
+    pipe = made(Generated(), max_new_tokens=4, stream=steps)
+    assert "".join(pipe.stream("Ada")) == pipe("Ada", return_full_text=False)[0]["generated_text"]
+    assert "".join(pipe.stream("Ada", eos_token_id=11)) == pipe.tokenizer.decode([10, 11])
+    for prompt, options, message in (
+        (["Ada"], {}, "a stream is for one prompt"),
+        ("Ada", {"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2: a stream is one text"),
+        ("Ada", {"return_tensors": True}, "return_tensors=True does not go with a stream"),
+        ("Ada", {"beam_width": 2}, "has no option 'beam_width'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe.stream(prompt, **options)
+    with pytest.raises(InputError, match="text-generation has no stream here"):
+        made(Generated()).stream("Ada")
 
 
 def test_a_model_that_reads_the_last_token_is_not_fed_padding():

@@ -1,0 +1,481 @@
+"""Text generation without a reference implementation at hand: definitions, counted by hand or over every sequence."""
+
+import itertools
+import warnings
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from shared import numpy_ops
+from shared.errors import InputError
+from shared.generation import GenerationConfig, GenerationOutput, search
+from shared.generation.driver import Call
+from shared.generation.output import collect
+from shared.generation.plan import make_plan
+from shared.generation.prompt import prepare_prompt
+from tests.cases import cases
+from tests.generation import EOS, language_model, prompts
+
+FREE = {"eos_token_id": None, "pad_token_id": 0}
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(params=["jax", "tf"], scope="module")
+def framework(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def gpt2(framework):
+    return language_model(framework, n_layer=1)
+
+
+@pytest.fixture(scope="module")
+def both():
+    return [language_model(framework, n_layer=1) for framework in ("jax", "tf")]
+
+
+class Table:
+    """A language model that looks the next logits up: those of the last token and how many came before it."""
+
+    def __init__(self, seed: int, vocabulary: int, steps: int, scale: float = 2.0):
+        rng = np.random.default_rng(seed)
+        self.logits = (scale * rng.standard_normal((steps + 2, vocabulary, vocabulary))).astype(np.float32)
+
+    def start_cache(self, rows, slots):
+        return {"nothing": np.zeros((rows, 1), np.float32)}
+
+    def extend_cache(self, cache, slots):
+        return cache
+
+    def decode(self, input_ids, position_ids, visible, cache, index):
+        positions = np.minimum(position_ids, len(self.logits) - 1)
+        return np.stack([input_ids, positions], -1).astype(np.float32), cache
+
+    def next_logits(self, hidden):
+        tokens, positions = hidden.astype(np.int64)[..., 0], hidden.astype(np.int64)[..., 1]
+        return self.logits[positions, tokens]
+
+    def log_probability(self, sequence) -> float:
+        """Of a sequence after its first token."""
+        total = 0.0
+        for n, (last, token) in enumerate(itertools.pairwise(sequence)):
+            row = self.logits[n, last].astype(np.float64)
+            total += row[token] - np.log(np.exp(row).sum())
+        return total
+
+
+def run_in_numpy(model, ids, vocabulary: int, **options) -> GenerationOutput:
+    """generate, of a model that is no network, in NumPy."""
+    cfg = next(c for c in cases() if c.name == "gpt2-causal-lm").config
+    config = GenerationConfig(pad_token_id=0, return_dict_in_generate=True).with_options(**options)
+    prompt = prepare_prompt(cfg, config, np.asarray(ids), np.ones(np.shape(ids), np.int32))
+    plan, values = make_plan(config, prompt, vocabulary, 32)
+    searching = search.Search(numpy_ops, model, plan, values)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        state = search.advance(searching, search.start(searching), values["new_tokens"])
+    call = Call(SimpleNamespace(), None, config, prompt, plan, values)
+    return collect(call, search.result(searching, state))
+
+
+def every_text(vocabulary: int, steps: int, eos: int | None):
+    """All continuations of ``steps`` tokens, or fewer that end in ``eos``."""
+    for tokens in itertools.product(range(vocabulary), repeat=steps):
+        if eos in tokens:
+            stop = tokens.index(eos) + 1
+            if any(tokens[stop:]):  # the same text with other tokens after its end
+                continue
+            tokens = tokens[:stop]
+        yield tokens
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("eos", [None, 4])
+def test_enough_beams_find_the_best_text(seed, penalty, eos):
+    table, vocabulary, steps = Table(seed, 5, 4), 5, 4
+    scores = {
+        text: table.log_probability((2, *text)) / len(text) ** penalty for text in every_text(vocabulary, steps, eos)
+    }
+    best = max(scores, key=scores.get)
+    out = run_in_numpy(
+        table, [[2]], vocabulary, num_beams=vocabulary**3, max_new_tokens=steps, length_penalty=penalty,
+        eos_token_id=eos, early_stopping="never" if penalty else False,
+    )  # fmt: skip
+    assert tuple(out["sequences"][0, 1 : 1 + len(best)]) == best
+    assert not out["sequences"][0, 1 + len(best) :].any()
+    assert out["sequences_scores"][0] == pytest.approx(scores[best], abs=1e-4)
+
+
+def test_enough_beams_find_the_best_text_of_a_network(framework):
+    model = language_model(framework, n_layer=1, vocab_size=5, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    texts = np.array([[2, *text] for text in itertools.product(range(5), repeat=3)], np.int32)
+    logits = np.asarray(model(input_ids=texts)["logits"], np.float64)[:, :-1]
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    totals = np.take_along_axis(log_probabilities, texts[:, 1:, None].astype(np.int64), -1).sum((1, 2))
+    out = model.generate(
+        [[2]], num_beams=25, num_return_sequences=5, max_new_tokens=3, length_penalty=0.0, return_dict_in_generate=True
+    )
+    best = np.argsort(-totals)[:5]
+    np.testing.assert_array_equal(out["sequences"], texts[best])
+    np.testing.assert_allclose(out["sequences_scores"], totals[best], atol=1e-4)
+
+
+@pytest.mark.parametrize(("beams", "groups"), [(4, 2), (6, 3), (3, 3)])
+def test_diverse_beam_search_is_the_paper_s(beams, groups):
+    """Groups one after the other, each a beam search whose scores lose what earlier groups just said."""
+    vocabulary, steps, penalty, size = 7, 5, 0.8, beams // groups
+    for seed in SEEDS:
+        table = Table(seed, vocabulary, steps)
+        texts = [[((3,), 0.0)] for _ in range(groups)]
+        for n in range(steps):
+            taken = np.zeros(vocabulary)
+            for g in range(groups):
+                grown = []
+                for text, score in texts[g]:
+                    row = table.logits[n, text[-1]].astype(np.float64)
+                    row = row - np.log(np.exp(row).sum()) - penalty * taken
+                    grown += [((*text, token), score + row[token]) for token in range(vocabulary)]
+                texts[g] = sorted(grown, key=lambda pair: -pair[1])[:size]
+                for text, _ in texts[g]:
+                    taken[text[-1]] += 1
+        wanted = sorted((pair for group in texts for pair in group), key=lambda pair: -pair[1])
+        out = run_in_numpy(
+            table, [[3]], vocabulary, num_beams=beams, num_beam_groups=groups, diversity_penalty=penalty,
+            num_return_sequences=beams, max_new_tokens=steps, length_penalty=0.0,
+        )  # fmt: skip
+        assert [tuple(row) for row in out["sequences"]] == [text for text, _ in wanted]
+        np.testing.assert_allclose(out["sequences_scores"], [score for _, score in wanted], atol=1e-4)
+
+
+def test_diverse_beam_search_of_a_network_is_that_of_numpy(both):
+    options = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4}
+    ids, mask = prompts(0, (5, 3))
+    outs = [
+        m.generate(ids, mask, **options, **FREE, max_new_tokens=6, return_dict_in_generate=True).copy() for m in both
+    ]
+    np.testing.assert_array_equal(outs[0]["sequences"], outs[1]["sequences"])
+    np.testing.assert_allclose(outs[0]["sequences_scores"], outs[1]["sequences_scores"], atol=1e-4)
+
+
+def test_contrastive_search_is_the_paper_s(framework, gpt2):
+    k, alpha, steps, length = 4, 0.6, 6, 12
+    run = import_module(f"{framework}nlp").compiled(gpt2)  # one shape: what comes later changes nothing
+    ids = prompts(1, (5,))[0]
+    text = ids[0].tolist()
+
+    def whole(texts):
+        padded = np.array([each + [1] * (length - len(each)) for each in texts], np.int32)
+        out = run(input_ids=padded, output_hidden_states=True)
+        return [np.asarray(x, np.float64) for x in (out["logits"], out["hidden_states"][-1])]
+
+    for _ in range(steps):
+        logits = whole([text] * k)[0][0, len(text) - 1]
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        candidates = np.argsort(-probabilities)[:k].tolist()
+        hidden = whole([[*text, token] for token in candidates])[1][:, : len(text) + 1]
+        hidden /= np.linalg.norm(hidden, axis=-1, keepdims=True)
+        similar = [(states[:-1] @ states[-1]).max() for states in hidden]
+        scores = (1 - alpha) * probabilities[candidates] - alpha * np.array(similar)
+        text.append(candidates[scores.argmax()])
+    found = gpt2.generate(ids, penalty_alpha=alpha, top_k=k, max_new_tokens=steps, **FREE)
+    np.testing.assert_array_equal(found, [text])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "seed": 5, "num_return_sequences": 2, "top_k": 0},
+        {"penalty_alpha": 0.6, "top_k": 3},
+        {"guidance_scale": 2.0, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 3},
+    ],
+    ids=lambda options: ",".join(options) or "greedy",
+)
+def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2, options):
+    lengths = (7, 5, 6)  # one bucket of columns
+    ids, mask = prompts(2, lengths)
+    together = gpt2.generate(ids, mask, max_new_tokens=7, **options)[:, 7:]
+    returned = options.get("num_return_sequences", 1)
+    for i, length in enumerate(lengths):
+        alone = gpt2.generate(ids[i : i + 1, -length:], max_new_tokens=7, **options)[:, length:]
+        of_batch = together[i * returned : (i + 1) * returned]
+        np.testing.assert_array_equal(of_batch[:, : alone.shape[1]], alone)
+        assert not of_batch[:, alone.shape[1] :].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 0},
+        {"temperature": 0.7, "top_k": 10, "top_p": 0.9, "num_return_sequences": 3},
+        {"num_beams": 3, "num_return_sequences": 2, "top_k": 0},
+    ],
+    ids=["plain", "cut", "beams"],
+)
+def test_the_same_seed_draws_the_same_in_both(both, options):
+    ids, mask = prompts(3, (6, 4))
+    drawn = []
+    for seed in SEEDS:
+        outs = [
+            model.generate(ids, mask, do_sample=True, seed=seed, max_new_tokens=8, **FREE, **options) for model in both
+        ]
+        np.testing.assert_array_equal(*outs)
+        drawn.append(outs[0].tobytes())
+    assert len(set(drawn)) == len(SEEDS)
+
+
+def test_large_vocabularies_draw_the_short_and_the_long_way_alike(framework):
+    model = language_model(framework, n_layer=1, vocab_size=1500)
+    options = {"do_sample": True, "top_k": 20, "top_p": 0.95, "max_new_tokens": 6, **FREE}
+    ids, mask = prompts(4, (6, 6, 4))
+    for seed in SEEDS:
+        short = model.generate(ids, mask, seed=seed, **options)
+        long = model.generate(ids, mask, seed=seed, output_scores=True, **options)["sequences"]
+        np.testing.assert_array_equal(short, long)
+
+
+def test_equal_prompts_of_a_batch_are_continued_differently(gpt2):
+    ids = np.repeat(prompts(5, (5,))[0], 3, 0)
+    out = gpt2.generate(ids, do_sample=True, seed=1, top_k=0, max_new_tokens=8, **FREE)
+    assert len({row.tobytes() for row in out}) == 3
+    several = gpt2.generate(ids[:1], do_sample=True, seed=1, top_k=0, max_new_tokens=8, num_return_sequences=3, **FREE)
+    np.testing.assert_array_equal(out, several)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 0},
+        {"top_k": 6},
+        {"top_k": 0, "top_p": 0.7},
+        {"top_k": 0, "min_p": 0.1},
+        {"top_k": 0, "typical_p": 0.6},
+    ],
+    ids=lambda options: list(options)[-1] if options["top_k"] == 0 else "top_k",
+)
+def test_draws_are_from_the_distribution(options):
+    """Pearson's chi-square, in NumPy: both engines draw the same."""
+    vocabulary, draws = 16, 2000
+    table = Table(0, vocabulary, 2, scale=1.5)
+    out = run_in_numpy(
+        table, [[2]], vocabulary, do_sample=True, seed=11, num_return_sequences=draws, max_new_tokens=1,
+        output_scores=True, **options,
+    )  # fmt: skip
+    scores = out["scores"][0, 0].astype(np.float64)
+    probabilities = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    counts = np.bincount(out["sequences"][:, 1], minlength=vocabulary)
+    assert not counts[probabilities == 0].any()
+    kept = probabilities > 0
+    assert kept.sum() < vocabulary or options == {"top_k": 0}
+    statistic = ((counts - draws * probabilities)[kept] ** 2 / (draws * probabilities[kept])).sum()
+    freedom = kept.sum() - 1
+    # Wilson and Hilferty's approximation: about four standard deviations
+    cube_root = (statistic / freedom) ** (1 / 3)
+    assert abs(cube_root - (1 - 2 / (9 * freedom))) < 4 * np.sqrt(2 / (9 * freedom))
+
+
+def test_other_numbers_do_not_compile_again(framework, gpt2):
+    traced = []
+
+    def watch(ids, logits, step):
+        traced.append(1)
+        return logits
+
+    def generate(lengths, **options):
+        ids, mask = prompts(len(lengths), lengths)
+        common = {"do_sample": True, "min_new_tokens": 1, "logits_processor": [watch]}
+        gpt2.generate(ids, mask, **common | {"max_new_tokens": 6, "temperature": 0.8, "seed": 1} | options)
+        return len(traced)
+
+    first = generate((7, 5, 6), repetition_penalty=1.2)
+    assert first
+    for lengths, options in [
+        ((5, 5, 4), {}), ((8, 8, 8, 8), {}), ((7, 6, 5), {"seed": 2}), ((7, 6, 5), {"temperature": 1.7}),
+        ((7, 6, 5), {"repetition_penalty": 0.9, "min_new_tokens": 3}), ((7, 6, 5), {"max_new_tokens": 8}),
+        ((7, 6, 5), {"eos_token_id": [EOS, 5, 8]}),
+    ]:  # fmt: skip
+        assert generate(lengths, **{"repetition_penalty": 1.3} | options) == first, options
+    assert generate((7, 6, 5), repetition_penalty=1.0) > first
+
+
+def test_other_beam_numbers_do_not_compile_again(framework, gpt2):
+    traced = []
+
+    def watch(ids, logits, step):
+        traced.append(1)
+        return logits
+
+    ids, mask = prompts(1, (6, 5))
+    counts = []
+    for early, penalty, returned in itertools.product((True, False, "never"), (0.0, 1.5), (1, 2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gpt2.generate(
+                ids, mask, num_beams=2, early_stopping=early, length_penalty=penalty, max_new_tokens=5,
+                num_return_sequences=returned, logits_processor=[watch],
+            )  # fmt: skip
+        counts.append(len(traced))
+    assert counts[0] and len(set(counts)) == 1
+
+
+def test_processors_of_one_s_own(framework, gpt2):
+    """Even ids alone: written once with the operations of either framework's arrays."""
+    ops = import_module(f"{framework}nlp.ops")
+
+    def even(ids, logits, step):
+        return ops.where(ops.expand_dims(ops.arange(logits.shape[-1]) % 2 == 0, 0), logits, float("-inf"))
+
+    ids = prompts(6, (5,))[0]
+    assert not (gpt2.generate(ids, max_new_tokens=8, logits_processor=[even], **FREE)[:, 5:] % 2).any()
+
+
+def test_streams_give_the_ids_of_generate(framework, gpt2):
+    stream = import_module(f"{framework}nlp.generation").stream
+    ids, mask = prompts(7, (6, 4))
+    for options in ({}, {"do_sample": True, "seed": 3, "num_return_sequences": 2}):
+        whole = gpt2.generate(ids, mask, max_new_tokens=7, **options)
+        pieces = list(stream(gpt2, ids, mask, max_new_tokens=7, **options))
+        assert len(pieces) > 1 and all(piece.dtype == np.int32 for piece in pieces)
+        np.testing.assert_array_equal(np.concatenate(pieces, 1), whole[:, 6:])
+
+
+def test_a_streamer_is_given_the_prompt_and_every_token(gpt2):
+    class Streamer:
+        def __init__(self):
+            self.given, self.ended = [], False
+
+        def put(self, ids):
+            self.given.append(np.array(ids))
+
+        def end(self):
+            self.ended = True
+
+    streamer, ids = Streamer(), prompts(8, (6,))[0]
+    out = gpt2.generate(ids, max_new_tokens=6, streamer=streamer)
+    assert streamer.ended
+    np.testing.assert_array_equal(streamer.given[0], ids)
+    np.testing.assert_array_equal(np.concatenate(streamer.given[1:]), out[0, 6:])
+    np.testing.assert_array_equal(out, gpt2.generate(ids, max_new_tokens=6))
+
+
+def test_what_is_returned_with_the_ids(gpt2):
+    ids, mask = prompts(9, (6, 4, 5))
+    free = gpt2.generate(ids, mask, max_new_tokens=8, **FREE)
+    ends = {"eos_token_id": [int(free[0, 8])], "pad_token_id": 59}
+    out = gpt2.generate(ids, mask, max_new_tokens=8, output_scores=True, output_logits=True, **ends)
+    assert isinstance(out, GenerationOutput) and out.sequences is out["sequences"]
+    np.testing.assert_array_equal(out.sequences[:, :6], ids)
+    new = out.sequences[:, 6:]
+    stop = list(new[0]).index(ends["eos_token_id"][0]) + 1
+    assert (new[0, stop:] == 59).all() and not out.logprobs[0, stop:].any()
+    scores = out.scores.astype(np.float64)
+    log_probabilities = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    for row in range(3):
+        for n in range(new.shape[1]):
+            if out.logprobs[row, n]:
+                assert out.logprobs[row, n] == pytest.approx(log_probabilities[n, row, new[row, n]], abs=1e-5)
+    np.testing.assert_allclose(out.scores, out.logits, atol=1e-6)
+    with pytest.raises(AttributeError, match="no 'attentions' here"):
+        _ = out.attentions
+
+
+def test_the_score_of_a_beam_is_that_of_its_tokens(gpt2):
+    ids, mask = prompts(10, (6, 4))
+    out = gpt2.generate(
+        ids, mask, num_beams=3, num_return_sequences=3, max_new_tokens=6, length_penalty=0.7, output_scores=True
+    )
+    lengths = (out.beam_indices >= 0).sum(1)
+    np.testing.assert_allclose(out.logprobs.sum(1) / lengths**0.7, out.sequences_scores, atol=1e-5)
+    assert (np.diff(out.sequences_scores.reshape(2, 3)) <= 0).all()
+    for row, n in itertools.product(range(6), range(out.beam_indices.shape[1])):
+        if n < lengths[row]:
+            token = out.sequences[row, 6 + n]
+            assert out.scores[n, out.beam_indices[row, n], token] == pytest.approx(out.logprobs[row, n], abs=1e-6)
+
+
+def test_speculative_decoding_draws_what_sampling_draws(framework, gpt2):
+    draft = language_model(framework, seed=8, n_layer=1, n_head=2)
+    ids = prompts(11, (7,))[0]
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 8}
+    for seed in SEEDS:
+        plain = gpt2.generate(ids, seed=seed, **options)
+        np.testing.assert_array_equal(gpt2.generate(ids, seed=seed, prompt_lookup_num_tokens=3, **options), plain)
+        np.testing.assert_array_equal(gpt2.generate(ids, seed=seed, assistant_model=draft, **options), plain)
+    out = gpt2.generate(
+        ids, assistant_model=gpt2, max_new_tokens=8, num_assistant_tokens=5, return_dict_in_generate=True, **FREE
+    )
+    assert out["passes"] == [
+        3
+    ]  # the prompt gives a token, then five proposals that are all right and one more, then the rest
+
+
+def test_stop_strings_end_a_text(gpt2):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:61]
+    core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    ids = prompts(12, (6,))[0]
+    free = gpt2.generate(ids, max_new_tokens=8, **FREE)[0, 6:]
+    stop = tokenizer.decode(free[2:4])
+    out = gpt2.generate(ids, max_new_tokens=8, stop_strings=stop, tokenizer=tokenizer, **FREE)[0, 6:]
+    text = "".join(tokenizer.convert_ids_to_tokens(out.tolist()))
+    assert len(out) <= 4 and stop in tokenizer.decode(out), text
+    np.testing.assert_array_equal(out, free[: len(out)])
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "says"),
+    [
+        (np.full((1, 41), 5), {}, "40 positions"),
+        (np.zeros((1, 0), np.int32), {}, "prompt is empty"),
+        (np.array([5, 6]), {}, r"shape \(2,\)"),
+        ([[5, 6, 7]], {"max_length": 3}, "max_length is 3"),
+        ([[5]], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ([[5]], {"max_new_tokens": 50}, "exceed the 40 positions"),
+        ([[5]], {"temperature": -1, "do_sample": True}, "temperature=-1 must be above 0"),
+        ([[5]], {"temperature": 0, "do_sample": True}, "do_sample=False"),
+        ([[5]], {"top_p": 0, "do_sample": True}, "top_p=0 must be above 0"),
+        ([[5]], {"top_p": 1.5, "do_sample": True}, "top_p=1.5"),
+        ([[5]], {"num_beams": 2, "num_return_sequences": 3}, "more than num_beams=2"),
+        ([[5]], {"num_return_sequences": 3}, "do_sample=True"),
+        ([[61]], {}, "holds 61, but the vocabulary"),
+        ([[-1]], {}, "holds -1"),
+        ([[5]], {"temprature": 1.0}, "unknown generation option 'temprature'"),
+        ([[5]], {"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
+        ([[5]], {"num_beams": 4, "diversity_penalty": 1.0}, "num_beam_groups=2 or more"),
+        ([[5]], {"forced_eos_token_id": 3, "suppress_tokens": [3]}, "also in suppress_tokens"),
+        ([[5]], {"stop_strings": "x"}, "tokenizer"),
+        ([[5]], {"constraints": [1]}, "constraints"),
+        ([[5]], {"bad_words_ids": [[61]]}, "bad_words_ids holds 61"),
+        ([[5]], {"bad_words_ids": [5]}, "non-empty lists"),
+        ([[5]], {"penalty_alpha": 0.5, "do_sample": True}, "contrastive search"),
+        ([[5]], {"penalty_alpha": 0.5, "top_k": 1}, "top_k=2 or more"),
+        ([[5]], {"logits_processor": [3]}, "logits_processor holds 3"),
+        ([[5]], {"negative_prompt_ids": [[5]]}, "guidance_scale"),
+        ([[5]], {"early_stopping": "sometimes", "num_beams": 2}, "early_stopping='sometimes'"),
+        ([[5]], {"prompt_lookup_num_tokens": 3, "num_beams": 2}, "speculative decoding"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be(gpt2, ids, options, says):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(InputError, match=says):
+            gpt2.generate(ids, **options)
+
+
+def test_beams_do_not_stream(framework, gpt2):
+    with pytest.raises(InputError, match="nothing to stream"):
+        next(import_module(f"{framework}nlp.generation").stream(gpt2, [[5]], num_beams=2))
+
+
+def test_a_vocabulary_smaller_than_top_k(framework):
+    model = language_model(framework, n_layer=1, vocab_size=5, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    assert model.generate([[1, 2]], do_sample=True, seed=1, max_new_tokens=3).shape == (1, 5)
