@@ -36,7 +36,7 @@ def shown(seed: int, padded: bool = True) -> tuple[np.ndarray, np.ndarray]:
         ids[1, :2] = -1
     ids[:, STEP:] = -1
     logits = (2 * rng.standard_normal((4, 23))).astype(np.float32)
-    logits[1] = np.round(logits[1] * 2) / 2
+    logits[1] = np.round(logits[1] * 2) / 2 + 0.0  # no -0.0, which some sort before 0.0
     logits[2, rng.permutation(23)[:9]] = -np.inf
     logits[3, 5:9] = logits[3].max()
     return ids, logits

@@ -64,6 +64,7 @@ CONVENTIONS = {
 }
 TWIN_EXCEPTIONS = {
     "layers.py:Linear": "jaxnlp computes with transposed kernels; Keras' Dense is kept, for Keras' own tools to find",
+    "layers.py:matmul_transposed": "as Linear",
     "layers.py:dense": "makes Keras' Dense, where jaxnlp has Linear",
     "layers.py:flatten_tokens": "TensorFlow fuses the operations of matrices alone",
     "layers.py:dropout": "a function in NNX, where Keras has a layer",

@@ -118,5 +118,9 @@ def _prepared(model):
     known = _PREPARED.get(model)
     if known is None or any(ref() is not leaf for ref, leaf in zip(known[0], leaves, strict=True)):
         keep_heap()
-        known = _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], split(transposed(model))
+        copy = transposed(model)
+        copy.folder = copy.generation_config = (
+            None  # part of the structure: models that differ in them would compile again
+        )
+        known = _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], split(copy)
     return known[1]

@@ -82,6 +82,7 @@ def choices_table(rows: Sequence[Mapping[str, Any]]):
                 style="bold" if choice["token_id"] == row["token_id"] else "",
             )
             for choice in row["choices"]
+            if choice["probability"] > 0  # the rest was ruled out
         ]
         cells += [Text("")] * (width - len(cells))
         if not found:

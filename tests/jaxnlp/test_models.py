@@ -90,13 +90,13 @@ def test_compiled_gives_the_same_and_compiles_once_a_shape(bert):
 
 
 def test_a_second_prompt_of_another_length_does_not_compile_again(gpt2):
-    from jaxnlp.generation.search import _greedy
+    from jaxnlp.generation.search import _advance, _start
 
-    _greedy.clear_cache()
+    _start.clear_cache(), _advance.clear_cache()
     gpt2.generate(np.full((1, 5), 7), max_new_tokens=5)
     gpt2.generate(np.full((1, 7), 7), max_new_tokens=6)
     gpt2.generate(np.full((1, 8), 9), max_new_tokens=8)
-    assert _greedy._cache_size() == 1
+    assert _start._cache_size() == _advance._cache_size() == 1
 
 
 def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
@@ -126,7 +126,7 @@ def test_generation_stops_at_the_end_and_pads(gpt2):
         ({"max_new_tokens": 50}, "exceed the 20 positions"),
         ({"max_length": 2}, "max_length is 2"),
         ({"temprature": 1.0}, "unknown generation option 'temprature'"),
-        ({"num_beams": 4}, "greedy"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
     ],
 )
 def test_generation_options_that_cannot_be(gpt2, options, says):

@@ -102,10 +102,10 @@ def test_generation_takes_the_tokenizer_s_whole_output_and_any_kind_of_config(gp
         gpt2.generate(ids, generation_config=3)
 
 
-def test_a_stored_strategy_that_is_not_there_is_said(nlp, tmp_path):
+def test_a_stored_option_that_is_not_there_is_said(nlp, tmp_path):
     folder = GPT2.write(tmp_path / "m")
-    (folder / "generation_config.json").write_text('{"num_beams": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
-    with pytest.warns(UserWarning, match="asks for num_beams=4"):
+    (folder / "generation_config.json").write_text('{"max_time": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
+    with pytest.warns(UserWarning, match="asks for max_time=4"):
         model = nlp.AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == 3
 

@@ -322,6 +322,19 @@ def test_other_beam_numbers_do_not_compile_again(framework, gpt2):
     assert counts[0] and len(set(counts)) == 1
 
 
+def test_models_of_one_configuration_share_what_is_compiled_in_jax(tmp_path):
+    """Their folders and generation options are not part of a program; weights are arguments."""
+    from jaxnlp.generation.search import _start
+
+    before, folders = _start._cache_size(), [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        model = language_model("jax", seed=seed, n_layer=1)
+        model.save_pretrained(folder)
+        loaded = type(model).from_pretrained(folder)
+        assert loaded.generate([[5, 6, 7]], max_new_tokens=4 - seed, no_repeat_ngram_size=3).shape[1] <= 7
+    assert _start._cache_size() == before + 1
+
+
 def test_processors_of_one_s_own(framework, gpt2):
     """Even ids alone: written once with the operations of either framework's arrays."""
     ops = import_module(f"{framework}nlp.ops")

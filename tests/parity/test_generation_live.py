@@ -131,12 +131,11 @@ def reference(index: int):
 
 @functools.cache
 def ours(framework: str):
-    """index -> our model: one whose weights are changed, so that what is compiled serves all."""
+    """index -> our model. In TensorFlow it is one that changes its weights: what is compiled belongs to a model."""
     nlp = import_module(f"{framework}nlp")
     models = [nlp.AutoModelForCausalLM.from_pretrained(folder) for folder in folders()]
     if framework == "jax":
-        params = [nlp.functional(model)[1] for model in models]
-        return [nlp.update(models[0], each) for each in params].__getitem__
+        return models.__getitem__
     trees = [{path: v.numpy() for path, v in nlp.parameter_tree(model).items()} for model in models]
 
     def model(index):

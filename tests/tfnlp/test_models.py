@@ -93,12 +93,18 @@ def test_large_tables_arrive_in_pieces(tmp_path):
 
 
 def test_a_second_prompt_of_another_length_does_not_compile_again(gpt2):
-    from tfnlp.generation.search import _compiled
+    traced = []
 
-    gpt2.generate(np.full((1, 5), 7), max_new_tokens=5)
-    gpt2.generate(np.full((1, 7), 7), max_new_tokens=6)
-    gpt2.generate(np.full((1, 8), 9), max_new_tokens=8)
-    assert _compiled(gpt2).experimental_get_tracing_count() == 1
+    def watch(ids, logits, step):
+        traced.append(step)
+        return logits
+
+    options = {"logits_processor": [watch]}
+    gpt2.generate(np.full((1, 5), 7), max_new_tokens=5, **options)
+    once = len(traced)
+    gpt2.generate(np.full((1, 7), 7), max_new_tokens=6, **options)
+    gpt2.generate(np.full((1, 8), 9), max_new_tokens=8, **options)
+    assert len(traced) == once > 0
 
 
 def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):

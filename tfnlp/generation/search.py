@@ -75,22 +75,24 @@ def load(call) -> driver.Programs:
 
 
 def _functions(call):
-    """The three functions of a plan."""
+    """The three functions of a plan; the loop's serve every number of texts that is returned."""
     model, draft, plan = call.model, call.draft, call.plan
+    loop = plan.for_loop()
 
     def searching(values, plan):
         return search.Search(ops, model, plan, values, draft)
 
-    def make():
-        loop = plan.for_loop()
+    def make_loop():
         return (
             _compiled(lambda values: search.start(searching(values, loop))),
             _compiled(lambda values, state, until: search.advance(searching(values, loop), state, until)),
-            _compiled(lambda values, state: search.result(searching(values, plan), state)),
         )
 
+    def make_result():
+        return _compiled(lambda values, state: search.result(searching(values, plan), state))
+
     others = None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
-    return kept_with(model, (plan, others), make)
+    return *kept_with(model, (loop, others), make_loop), kept_with(model, ("result", plan, others), make_result)
 
 
 def kept_with(model, key, make):
