@@ -107,20 +107,21 @@ _PREPARED = weakref.WeakKeyDictionary()
 
 
 def _prepared(model):
-    """The model as (graphdef, params) for decoding; on a CPU a copy of its kernels is turned to [out, in], once.
+    """The model as (graphdef, params) for decoding, made anew when its parameters are others.
 
-    With few rows, a product that contracts the last axis of both sides is the faster one there.
+    On a CPU its kernels are copied, turned to [out, in]: with few rows, a product that contracts the last axis of both sides
+    is the faster one there.
     """
     graphdef, params = split(model)
-    if jax.default_backend() != "cpu":
-        return graphdef, params
     leaves = jax.tree.leaves(params)
-    known = _PREPARED.get(model)
-    if known is None or any(ref() is not leaf for ref, leaf in zip(known[0], leaves, strict=True)):
-        keep_heap()
-        copy = transposed(model)
-        copy.folder = copy.generation_config = (
-            None  # part of the structure: models that differ in them would compile again
-        )
-        known = _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], split(copy)
-    return known[1]
+    known, prepared = _PREPARED.get(model, ((), None))
+    if len(known) != len(leaves) or any(ref() is not leaf for ref, leaf in zip(known, leaves)):
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu:
+            keep_heap()
+        copy = transposed(model) if on_cpu else merge(graphdef, params)
+        # Part of the structure, and of no use here: models that differ in them would compile again.
+        copy.folder = copy.generation_config = None
+        prepared = split(copy)
+        _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], prepared
+    return prepared
