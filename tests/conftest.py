@@ -1,6 +1,10 @@
 """Before any framework is imported: the CPU alone, no Hub, no notes from C++."""
 
+import gc
 import os
+import sys
+
+import pytest
 
 for name, value in {
     "CUDA_VISIBLE_DEVICES": "",
@@ -11,3 +15,12 @@ for name, value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """After each file: the programs of a whole run would fill several gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()

@@ -38,7 +38,7 @@ def checkpoints(tmp_path_factory):
     for name, hf, head, tokenizer, special in (
         ("google-bert/bert-base-uncased", bert, "masked-lm", words, BERT_SPECIAL),
         ("openai-community/gpt2", gpt2, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
-        ("demo/model", gpt2, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
+        ("demo/model", gpt2 | {"n_positions": 128}, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
     ):
         (folder / name).parent.mkdir(parents=True)
         Case(name, hf, head).write(folder / name)
