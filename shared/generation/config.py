@@ -135,7 +135,8 @@ class GenerationConfig:
         return replace(self, **missing)
 
     def with_options(self, **options) -> "GenerationConfig":
-        """A copy with options changed; None stands for an option's default, which for special ids is none.
+        """A copy with options changed; None stands for an option's default, but for top_k, which it turns off, as in
+        Transformers. The default of special ids is to have none.
 
         Raises:
             InputError: an unknown option, a value that is not allowed, options that cannot go together.
@@ -145,7 +146,8 @@ class GenerationConfig:
             if name in UNSUPPORTED and value not in NEUTRAL:
                 raise InputError(f"{name}={value!r} is not available: {UNSUPPORTED[name]}")
             if name in OPTIONS:
-                changes[name] = DEFAULTS[name] if value is None else value
+                off = 0 if name == "top_k" else DEFAULTS[name]
+                changes[name] = off if value is None else value
             elif name not in IGNORED and name not in UNSUPPORTED:
                 raise InputError(f"unknown generation option {name!r}; options are {', '.join(sorted(OPTIONS))}")
         if changes.get("max_length") is not None and "max_new_tokens" not in changes:
@@ -157,13 +159,14 @@ class GenerationConfig:
         for name, needs in (*((n, "do_sample=True") for n in SAMPLING), *((n, "num_beams=2 or more") for n in BEAMS)):
             unused = not changed.do_sample if name in SAMPLING else changed.num_beams == 1
             contrastive = name == "top_k" and changed.penalty_alpha is not None
-            if name in changes and unused and not contrastive and changes[name] != DEFAULTS[name]:
+            asked = options.get(name) not in (None, DEFAULTS[name])
+            if asked and unused and not contrastive:
                 warnings.warn(f"{name}={changes[name]!r} changes nothing without {needs}", stacklevel=7)
         return changed
 
     @property
     def strategy(self) -> str:
-        """ "greedy", "sample", "beam", "contrastive"; speculative decoding is a way to do the first two."""
+        """One of "greedy", "sample", "beam", "contrastive"; speculative decoding is a way to do the first two."""
         if self.num_beams > 1:
             return "beam"
         if self.penalty_alpha and not self.do_sample and self.top_k > 1:

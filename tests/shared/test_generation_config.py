@@ -55,6 +55,7 @@ def test_none_is_the_default():
     config = GenerationConfig(num_beams=3, eos_token_id=5, bad_words_ids=[[4]], max_new_tokens=3)
     assert config.with_options(num_beams=None).num_beams == 1
     assert config.with_options(eos_token_id=None).eos_ids == ()
+    assert config.with_options(top_k=None).top_k == 0  # off, as in Transformers, not its default of 50
     assert config.with_options(bad_words_ids=None).bad_words_ids == ()
     assert config.with_options() == config
 
