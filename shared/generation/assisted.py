@@ -41,9 +41,7 @@ def step(search: Search, state: State) -> State:
     else:
         proposals, state = propose(search, state)
     tokens = ops.concat([ops.expand_dims(state["token"], 1), proposals], 1)  # [1, count + 1]
-    fed = n - 1 + ops.arange(count + 1)
-    visible = ops.expand_dims(ops.expand_dims(ops.arange(room), 0) <= ops.expand_dims(fed, 1), 0)
-    logits, _, cache = search.feed(tokens, visible, state["cache"], n - 1, fed)
+    logits, cache = search.feed_in_order(tokens, state["cache"], n - 1, room)
 
     # What the model chooses after each proposal, should all before it be right.
     ids = ops.update(state["ids"], proposals, (0, search.columns + n))
@@ -111,7 +109,6 @@ def propose(search: Search, state: State):
     draft = replace(search, model=search.draft)
     n, columns = state["n"], state["ids"].shape[1]
     room = columns - search.columns
-    slots = ops.expand_dims(ops.arange(room), 0)
 
     def draw(logits, cache, ids, at):
         token, _, _ = sample.pick(draft, ids, logits[:, -1], at, v.get("keys"))
@@ -123,18 +120,14 @@ def propose(search: Search, state: State):
         }
 
     def more(inner):
-        fed = ops.reshape(inner["at"] - 1, (1,))
-        visible = ops.expand_dims(slots <= ops.expand_dims(fed, 1), 0)
         tokens = ops.expand_dims(inner["token"], 1)
-        logits, _, cache = draft.feed(tokens, visible, inner["cache"], inner["at"] - 1, fed)
+        logits, cache = draft.feed_in_order(tokens, inner["cache"], inner["at"] - 1, room)
         return draw(logits, cache, inner["ids"], inner["at"])
 
     # The last two tokens: when all proposals were right, the draft model has not run the last of them yet.
     before = ops.take(state["ids"][0], search.columns + n - 2)
     tokens = ops.stack([ops.reshape(before, (1,)), state["token"]], 1)
-    fed = n - 2 + ops.arange(2)
-    visible = ops.expand_dims(slots <= ops.expand_dims(fed, 1), 0)
-    logits, _, cache = draft.feed(tokens, visible, state["draft_cache"], n - 2, fed)
+    logits, cache = draft.feed_in_order(tokens, state["draft_cache"], n - 2, room)
     inner = draw(logits, cache, state["ids"], n)
     inner = ops.while_loop(lambda inner: inner["at"] < n + plan.draft, more, inner)
     at = search.columns + n + ops.arange(plan.draft)

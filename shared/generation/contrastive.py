@@ -7,33 +7,26 @@ with h the last hidden states: of the candidate as it would be, and of every tok
 together, as tokens of one row that do not see each other.
 """
 
+from shared.generation import sample
 from shared.generation.search import Search, State
 
 
 def start(search: Search) -> State:
     """The prompts run, nothing chosen yet."""
-    ops, plan, v = search.ops, search.plan, search.values
+    ops, plan = search.ops, search.plan
     logits, hidden, cache = search.prefill(plan.room * plan.candidates)
     prompts = search.prompts
     hidden = _unit(ops, hidden[:prompts])
-    state = {
-        "n": ops.cast(0, "int32"),
-        "ids": search.empty_ids(prompts),
-        "done": v["filler"],
-        "stop_state": search.stop_states(prompts),
-        "cache": cache,
+    return sample.empty(search, logits, cache) | {
         "next_logits": logits,
         "path": ops.full((prompts, plan.room), -1, "int32"),  # which candidate was chosen at each step
         "hidden": ops.concat([hidden, ops.full((prompts, plan.room, hidden.shape[-1]), 0.0, "float32")], 1),
-    } | search.recorders(prompts, logits.shape[-1])
-    if plan.logprobs:
-        state["logprobs"] = ops.full((prompts, plan.room), 0.0, "float32")
-    return state
+    }
 
 
 def unfinished(search: Search, state: State):
     """Whether a text has not ended and may grow."""
-    return (state["n"] < search.values["new_tokens"]) & ~search.ops.all(state["done"])
+    return sample.unfinished(search, state)
 
 
 def step(search: Search, state: State) -> State:
@@ -58,29 +51,18 @@ def step(search: Search, state: State) -> State:
     alpha = v["penalty_alpha"]
     choice = ops.expand_dims(ops.argmax((1 - alpha) * ops.exp(candidate) - alpha * degeneration), 1)  # [prompts, 1]
 
-    done = state["done"]
-    token = ops.where(done, v["padding"], ops.take_along(tokens, choice, 1)[:, 0])
-    ended, stop_state = search.ends(token, state["stop_state"])
-    new = {
-        "n": n + 1,
-        "ids": ops.update(state["ids"], ops.expand_dims(token, 1), (0, search.columns + n)),
-        "done": done | ended,
-        "stop_state": stop_state,
+    token, logprob = (ops.take_along(x, choice, 1)[:, 0] for x in (tokens, candidate))
+    _, settled = sample.settle(search, state, token, logprob, scores, state["next_logits"])
+    return settled | {
         "cache": cache,
         "next_logits": ops.take_along(logits, choice, 1)[:, 0],
         "path": ops.update(state["path"], choice, (0, n)),
         "hidden": ops.update(state["hidden"], ops.take_along(hidden, choice, 1), (0, search.columns + n, 0)),
     }
-    if plan.logprobs:
-        logprob = ops.where(ops.expand_dims(done, 1), 0.0, ops.take_along(candidate, choice, 1))
-        new["logprobs"] = ops.update(state["logprobs"], logprob, (0, n))
-    return state | new | search.record(state, n, scores, state["next_logits"])
 
 
 def result(search: Search, state: State) -> State:
     """New ids [prompts, room] and what was recorded."""
-    from shared.generation import sample
-
     return sample.result(search, state)
 
 

@@ -49,19 +49,14 @@ def collect(call, out) -> GenerationOutput:
 def join(parts: list[GenerationOutput], padding: int) -> GenerationOutput:
     """The outputs of prompts that were run one after the other, as of one batch."""
     longest = max(part["sequences"].shape[1] for part in parts)
-
-    def widen(array, axis, value):
-        missing = longest - parts_length[id(array)]
-        pads = [(0, missing if i == axis else 0) for i in range(array.ndim)]
-        return np.pad(array, pads, constant_values=value)
-
-    parts_length = {id(array): part["sequences"].shape[1] for part in parts for array in part.values()}
     axes = {"sequences": (0, 1, padding), "logprobs": (0, 1, 0), "scores": (1, 0, 0), "logits": (1, 0, 0)}
     joined = {}
     for name in parts[0]:
-        if name == "passes":
-            joined[name] = np.concatenate([part[name] for part in parts])
-            continue
-        rows, columns, value = axes[name]
-        joined[name] = np.concatenate([widen(part[name], columns, value) for part in parts], axis=rows)
+        rows, columns, value = axes.get(name, (0, None, 0))  # passes have no columns
+        widened = []
+        for part in parts:
+            missing = longest - part["sequences"].shape[1]
+            pads = [(0, missing if axis == columns else 0) for axis in range(part[name].ndim)]
+            widened.append(np.pad(part[name], pads, constant_values=value))
+        joined[name] = np.concatenate(widened, axis=rows)
     return GenerationOutput(**joined)

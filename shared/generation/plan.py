@@ -101,7 +101,7 @@ def make_plan(
     beam = config.strategy == "beam"
     samples = 1 if beam else config.num_return_sequences
     lookup = config.prompt_lookup_num_tokens
-    rows = _processor_rows(config, prompt, length, new_tokens, vocab_size)
+    rows = _processor_rows(config, prompt, length, new_tokens)
     warpers = _warper_rows(config) if config.do_sample else []
     plan = Plan(
         strategy="assisted" if draft or lookup else config.strategy,
@@ -174,7 +174,7 @@ def _candidates(config: GenerationConfig, vocab_size: int) -> int:
     return min(config.top_k, vocab_size) if config.strategy == "contrastive" else 1
 
 
-def _processor_rows(config: GenerationConfig, prompt: Prompt, length: int, new_tokens: int, vocab_size: int) -> list:
+def _processor_rows(config: GenerationConfig, prompt: Prompt, length: int, new_tokens: int) -> list:
     """(name, sizes, values) of the processors that are on, in Transformers' order."""
     c, rows = config, []
     columns = prompt.input_ids.shape[1]

@@ -62,13 +62,7 @@ def resolve_config(cfg, own: GenerationConfig, given=None, options: Mapping | No
 
 
 def prepare_prompt(
-    cfg,
-    config: GenerationConfig,
-    input_ids,
-    attention_mask=None,
-    negative_ids=None,
-    negative_mask=None,
-    least_columns=1,
+    cfg, config: GenerationConfig, input_ids, attention_mask=None, negative_ids=None, negative_mask=None
 ) -> Prompt:
     """Check prompts and pad them.
 
@@ -78,7 +72,6 @@ def prepare_prompt(
         attention_mask: [B, T]; None tells padding by its id, if that is no eos (as Transformers does).
         negative_ids, negative_mask: what guidance leads away from: [B, U] or [1, U]; the last token of each prompt when
             None.
-        least_columns: of the padded prompts.
 
     Raises:
         InputError: an empty prompt, a prompt of padding alone, padding on the right, ids beyond the vocabulary.
@@ -101,7 +94,7 @@ def prepare_prompt(
     elif negative_ids is not None:
         raise InputError("negative_prompt_ids change nothing without guidance_scale; pass guidance_scale=1.5, say")
     rows = bucket(len(original))
-    columns = max(bucket(max(ids.shape[1] for ids, _ in parts)), least_columns)
+    columns = bucket(max(ids.shape[1] for ids, _ in parts))
     padded = [_pad(ids, mask, rows, columns) for ids, mask in parts]
     ids, mask = (np.concatenate(arrays) for arrays in zip(*padded))
     return Prompt(
@@ -123,21 +116,28 @@ def _checked(cfg, config: GenerationConfig, name: str, ids, mask) -> tuple[np.nd
         raise InputError(f"{name} has shape {ids.shape}: there is no prompt; give at least one")
     if ids.size == 0:
         raise InputError("the prompt is empty; give at least one token, such as the bos_token_id")
-    if mask is None:
-        mask = np.ones(ids.shape, np.int32)
-        pad = config.pad_token_id
-        if pad is not None and pad not in config.eos_ids:
-            mask = (ids != pad).astype(np.int32)
-    else:
-        mask = (np.asarray(mask) != 0).astype(np.int32)
-    if mask.shape != ids.shape:
-        raise InputError(f"attention_mask has shape {mask.shape}, {name} {ids.shape}; they must be alike")
+    pad = config.pad_token_id
+    if mask is None and pad is not None and pad not in config.eos_ids:
+        mask = ids != pad
+    mask = checked_mask(name, ids, mask)
     check_inputs(cfg, "causal-lm", {"input_ids": ids}, cached=True)
     if (mask.sum(axis=1) < 1).any():
         raise InputError(f"prompt {int(mask.sum(axis=1).argmin())} is padding alone; give at least one token")
     if (mask[:, -1] == 0).any():
         raise InputError("a prompt ends in padding; pad prompts on the left: tokenizer.padding_side = 'left'")
     return ids, mask
+
+
+def checked_mask(name: str, ids: np.ndarray, mask) -> np.ndarray:
+    """int32: 1 where a mask is not 0, or everywhere where there is none.
+
+    Raises:
+        InputError: the mask has another shape than the ids.
+    """
+    mask = np.ones(ids.shape, np.int32) if mask is None else (np.asarray(mask) != 0).astype(np.int32)
+    if mask.shape != ids.shape:
+        raise InputError(f"attention_mask has shape {mask.shape}, {name} {ids.shape}; they must be alike")
+    return mask
 
 
 def _pad(ids, mask, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,18 +17,23 @@ def start(search: Search) -> State:
     logits = search.samples_of(logits)
     if plan.samples > 1:
         cache = map_cache(search.samples_of, cache)
-    rows = logits.shape[0]
+    state = empty(search, logits, cache) | {"token": ops.full(logits.shape[:1], 0, "int32")}
+    return choose(search, state, logits)
+
+
+def empty(search: Search, logits, cache) -> State:
+    """The state of texts, one for each row of logits [rows, V], that have no new token yet."""
+    ops, plan, rows = search.ops, search.plan, logits.shape[0]
     state = {
         "n": ops.cast(0, "int32"),
         "ids": search.empty_ids(rows),
-        "token": ops.full((rows,), 0, "int32"),
         "done": search.samples_of(search.values["filler"]),
         "stop_state": search.stop_states(rows),
         "cache": cache,
     } | search.recorders(rows, logits.shape[-1])
     if plan.logprobs:
         state["logprobs"] = ops.full((rows, plan.room), 0.0, "float32")
-    return choose(search, state, logits)
+    return state
 
 
 def unfinished(search: Search, state: State):
@@ -40,33 +45,41 @@ def step(search: Search, state: State) -> State:
     """One more token."""
     ops = search.ops
     last = state["n"] - 1
-    rows = state["token"].shape[0]
-    visible = ops.reshape(ops.arange(search.plan.room) <= last, (1, 1, search.plan.room))
-    visible = ops.broadcast_to(visible, (rows, 1, search.plan.room))
     tokens = ops.expand_dims(state["token"], 1)
-    logits, _, cache = search.feed(tokens, visible, state["cache"], last, ops.reshape(last, (1,)))
+    logits, cache = search.feed_in_order(tokens, state["cache"], last, search.plan.room)
     return choose(search, state | {"cache": cache}, logits[:, 0])
 
 
 def choose(search: Search, state: State, logits) -> State:
     """The state with the next token of every text in it; logits [rows, V]."""
-    ops, plan, v = search.ops, search.plan, search.values
-    n = state["n"]
-    token, logprob, scores = pick(search, state["ids"], logits, n, v.get("keys"))
-    done = state["done"]
-    token = ops.where(done, v["padding"], token)
+    token, logprob, scores = pick(search, state["ids"], logits, state["n"], search.values.get("keys"))
+    token, state = settle(search, state, token, logprob, scores, logits)
+    return state | {"token": token}
+
+
+def settle(search: Search, state: State, token, logprob, scores, logits):
+    """Write down what was chosen.
+
+    Args:
+        token: int32 [rows]; logprob: float32 [rows], or None where none is recorded.
+        scores, logits: float32 [rows, V], what it was chosen by, and the model's own.
+
+    Returns:
+        the tokens, padding for texts that had ended, and the state with them in it.
+    """
+    ops, plan, n, done = search.ops, search.plan, state["n"], state["done"]
+    token = ops.where(done, search.values["padding"], token)
     ended, stop_state = search.ends(token, state["stop_state"])
     new = {
         "n": n + 1,
         "ids": ops.update(state["ids"], ops.expand_dims(token, 1), (0, search.columns + n)),
-        "token": token,
         "done": done | ended,
         "stop_state": stop_state,
     }
     if plan.logprobs:
         logprob = ops.where(done, 0.0, logprob)
         new["logprobs"] = ops.update(state["logprobs"], ops.expand_dims(logprob, 1), (0, n))
-    return state | new | search.record(state, n, scores, logits)
+    return token, state | new | search.record(state, n, scores, logits)
 
 
 def pick(search: Search, ids, logits, n, keys):

@@ -4,6 +4,7 @@ import numpy as np
 
 from shared.buckets import bucket
 from shared.errors import InputError
+from shared.generation.prompt import checked_mask
 from shared.inputs import check_inputs
 from shared.positions import generation_position_ids
 
@@ -19,11 +20,7 @@ def pad_texts(cfg, ids, attention_mask=None) -> tuple[dict[str, np.ndarray], int
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.shape[0] < 1:
         raise InputError(f"ids has shape {ids.shape}; texts are [batch, length], wrap a single one in a list")
-    mask = (
-        np.ones(ids.shape, np.int32) if attention_mask is None else (np.asarray(attention_mask) != 0).astype(np.int32)
-    )
-    if mask.shape != ids.shape:
-        raise InputError(f"attention_mask has shape {mask.shape}, ids {ids.shape}; they must be alike")
+    mask = checked_mask("ids", ids, attention_mask)
     check_inputs(cfg, "causal-lm", {"input_ids": ids})
     rows, columns = ids.shape
     pad = ((0, bucket(rows) - rows), (0, bucket(columns, cfg.max_length) - columns))

@@ -99,6 +99,23 @@ class Search:
         hidden, cache = self.model.decode(tokens, positions, visible, cache, self.columns + index)
         return self.logits_of(hidden), hidden, cache
 
+    def feed_in_order(self, tokens, cache, first, slots: int):
+        """Run tokens int32 [texts, n] that follow one another.
+
+        Args:
+            first: int32, how many new tokens stand before the first of them, which is also its slot.
+            slots: after the prompt, in the cache.
+
+        Returns:
+            logits [texts, n, V], the cache.
+        """
+        ops, (rows, n) = self.ops, tokens.shape
+        fed = first + ops.arange(n)
+        visible = ops.expand_dims(ops.arange(slots), 0) <= ops.expand_dims(fed, 1)  # [n, slots]
+        visible = ops.broadcast_to(ops.expand_dims(visible, 0), (rows, n, slots))
+        logits, _, cache = self.feed(tokens, visible, cache, first, fed)
+        return logits, cache
+
     def logits_of(self, hidden):
         """float32 [texts, n, V]; with guidance, of both halves together (Sanchez et al. 2023,
         https://arxiv.org/abs/2306.17806)."""
