@@ -9,11 +9,54 @@ IGNORED = -100
 
 def cross_entropy(logits, labels):
     """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
-    logits = logits.astype(jnp.float32)
-    counted = labels != IGNORED
-    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-    picked = jnp.take_along_axis(log_probabilities, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(counted, picked, 0.0)) / jnp.sum(counted)
+    total, count = cross_entropy_sum(logits, labels)
+    return total / count
+
+
+def cross_entropy_sum(logits, labels):
+    """The sum of negative log-likelihoods, and how many there are: sums add up over batches, hosts and devices.
+
+    Args:
+        logits: [..., C]; the arithmetic is in float32 whatever they are.
+        labels: int [...], IGNORED where nothing is labelled.
+
+    Returns:
+        the sum over labelled positions in nats, float32; their count, float32.
+    """
+    return jnp.sum(_negative_log_likelihood(logits, labels)), jnp.sum(labels != IGNORED, dtype=jnp.float32)
+
+
+@jax.custom_vjp
+def _negative_log_likelihood(logits, labels):
+    """logits [..., C], labels [...] -> float32 [...], 0 where the label is IGNORED.
+
+    With a gradient of its own: of all that has the size of the logits, the logits alone are kept for it, as they are.
+    """
+    return _negative_log_likelihood_forward(logits, labels)[0]
+
+
+def _negative_log_likelihood_forward(logits, labels):
+    x = logits.astype(jnp.float32)
+    maximum = x.max(axis=-1)
+    log_total = maximum + jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
+    # A sum instead of a gather: it fuses with the reductions above, and classes may be divided among devices.
+    picked = jnp.sum(jnp.where(_is_label(logits, labels), x, 0.0), axis=-1)
+    return jnp.where(labels != IGNORED, log_total - picked, 0.0), (logits, labels, log_total)
+
+
+def _negative_log_likelihood_backward(residuals, cotangent):
+    logits, labels, log_total = residuals
+    probabilities = jnp.exp(logits.astype(jnp.float32) - log_total[..., None])
+    scale = jnp.where(labels != IGNORED, cotangent, 0.0)[..., None]
+    gradient = (probabilities - _is_label(logits, labels)) * scale
+    return gradient.astype(logits.dtype), None
+
+
+def _is_label(logits, labels):
+    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+
+
+_negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)
 
 
 def binary_cross_entropy(logits, labels, weights=None):

@@ -68,7 +68,7 @@ def attention_bias(attention_mask, query_length: int, key_length: int, causal: b
     """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
 
     Args:
-        attention_mask: [B, S], 1 on real tokens, or None.
+        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may look; or None.
         first_query: the position of the first query among the keys; above 0 when there is a cache.
     """
     bias = jnp.zeros((1, 1, 1, 1), jnp.float32)
@@ -78,7 +78,7 @@ def attention_bias(attention_mask, query_length: int, key_length: int, causal: b
         allowed = (columns <= rows).reshape(1, 1, query_length, key_length)
         bias = jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)
     if attention_mask is not None:
-        real = jnp.expand_dims(attention_mask != 0, (1, 2))  # [B, 1, 1, S]
+        real = jnp.expand_dims(attention_mask != 0, (1, 2) if attention_mask.ndim == 2 else 1)  # [B, 1, 1 or T, S]
         bias = jnp.minimum(bias, jnp.where(real, 0.0, MASKED).astype(jnp.float32))
     return bias
 

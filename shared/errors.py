@@ -23,3 +23,7 @@ class InputError(DuonlpError, ValueError):
 
 class MissingExtraError(DuonlpError, ImportError):
     """A part that needs an extra which is not installed."""
+
+
+class NonFiniteLossError(DuonlpError, ArithmeticError):
+    """A training run whose loss is not a number any more."""

@@ -22,6 +22,9 @@ PER_TOKEN = ("masked-lm", "causal-lm", "pretraining", "token-classification", "r
 IGNORED = -100
 """A label that does not count."""
 
+ONE_MASK_A_ROW = ("multiple-choice", "sequence-classification", "replaced-token-detection")
+"""Heads that read the mask themselves; all others take one of [batch, length, length] as well: who sees whom."""
+
 
 def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: bool = False) -> None:
     """Refuse inputs a lookup would answer with nonsense. Values are looked at only where they are at hand (not traced).
@@ -81,8 +84,10 @@ def _check_shape(name: str, shape, ids, head: str, cached: bool) -> None:
     if name == "input_ids" or shape is None or ids is None:
         return
     got, expected = shape, ids
-    if name == "attention_mask" and cached:
-        expected = (*ids[:-1], None)
+    if name == "attention_mask":
+        keys = None if cached else ids[-1]
+        per_query = len(shape) == len(ids) + 1 and head not in ONE_MASK_A_ROW
+        expected = (*ids, keys) if per_query else (*ids[:-1], keys)
     elif name == "position_ids" and shape[:-1] == (1,) * (len(ids) - 1):
         expected = (*shape[:-1], ids[-1])
     elif name not in TOKEN_INPUTS and not (name == "labels" and head in PER_TOKEN):

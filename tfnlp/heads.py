@@ -83,6 +83,7 @@ class Model(Pretrained, Fit, keras.Model):
         Args:
             input_ids: int [B, T]; or a dict of all inputs, as ``fit`` feeds it.
             attention_mask: [B, T], 1 on real tokens and 0 on padding; all real when None. With a cache: [B, S].
+                Or [B, T, T], 1 where a query may look (documents packed into one row), but for sequence heads.
             token_type_ids: int [B, T], or None for zeros.
             position_ids: int [B, T], or None to derive them as the family does.
             output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output.

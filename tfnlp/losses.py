@@ -12,12 +12,26 @@ IGNORED = -100
 
 def cross_entropy(logits, labels, sample_weight=None):
     """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
+    total, count = cross_entropy_sum(logits, labels, sample_weight)
+    return total / count
+
+
+def cross_entropy_sum(logits, labels, sample_weight=None):
+    """The sum of negative log-likelihoods, and how many there are: sums add up over batches, hosts and devices.
+
+    Args:
+        logits: [..., C]; the arithmetic is in float32 whatever they are.
+        labels: int [...], IGNORED where nothing is labelled.
+
+    Returns:
+        the sum over labelled positions in nats, float32; their count, float32.
+    """
     counted = tf.not_equal(labels, IGNORED)
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(
         labels=tf.where(counted, labels, tf.zeros_like(labels)), logits=tf.cast(logits, tf.float32)
     )
     counted = tf.cast(counted, tf.float32)
-    return tf.reduce_sum(_weighted(each * counted, sample_weight)) / tf.reduce_sum(counted)
+    return tf.reduce_sum(_weighted(each * counted, sample_weight)), tf.reduce_sum(counted)
 
 
 def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):

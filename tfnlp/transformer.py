@@ -81,7 +81,7 @@ def attention_bias(attention_mask, query_length, key_length, causal: bool, first
     """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
 
     Args:
-        attention_mask: [B, S], 1 on real tokens, or None.
+        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may look; or None.
         first_query: the position of the first query among the keys; above 0 when there is a cache.
     """
     bias = tf.zeros((1, 1, 1, 1), tf.float32)
@@ -92,7 +92,7 @@ def attention_bias(attention_mask, query_length, key_length, causal: bool, first
         bias = tf.where(allowed, 0.0, MASKED)
     if attention_mask is not None:
         real = tf.cast(attention_mask, tf.bool)
-        real = tf.expand_dims(tf.expand_dims(real, 1), 1)  # [B, 1, 1, S]
+        real = tf.expand_dims(real, 1) if real.shape.rank == 3 else tf.expand_dims(tf.expand_dims(real, 1), 1)
         bias = tf.minimum(bias, tf.where(real, 0.0, MASKED))
     return bias
 

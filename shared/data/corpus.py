@@ -64,13 +64,27 @@ def split_by_path(
     Raises:
         InputError: `held_out` is not between 0 and 1.
     """
-    if not 0 < held_out < 1:
-        raise InputError(f"held_out is {held_out}; it must be a share between 0 and 1, such as 0.05")
     sides: tuple[list[Path], list[Path]] = ([], [])
     for path in paths:
-        digest = hashlib.sha256((salt + path.relative_to(root).as_posix()).encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < held_out * 2**64].append(path)
+        sides[is_held_out(path.relative_to(root).as_posix(), held_out, salt)].append(path)
     return sides
+
+
+def is_held_out(name: str, held_out: float = 0.05, salt: str = "") -> bool:
+    """Whether the file, or the document, of this name is held out: a matter of its name's hash alone.
+
+    Args:
+        name: a path below the corpus' root, or a `Document.name`.
+        held_out: the expected share of files to hold out, in (0, 1).
+        salt: another salt gives another split.
+
+    Raises:
+        InputError: `held_out` is not between 0 and 1.
+    """
+    if not 0 < held_out < 1:
+        raise InputError(f"held_out is {held_out}; it must be a share between 0 and 1, such as 0.05")
+    digest = hashlib.sha256((salt + name).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < held_out * 2**64
 
 
 def read_texts(paths: Sequence[Path]) -> Iterator[str]:

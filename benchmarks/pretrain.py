@@ -1,0 +1,172 @@
+"""Pretraining steps of a small GPT-2: jaxnlp and tfnlp beside Transformers on PyTorch, float32 and bfloat16.
+
+    python -m benchmarks pretrain [--rounds 7] [--shape 8x256] [--contestants jaxnlp tfnlp ...] [--json]
+
+6 layers of width 384, 6 heads, 8,192 words, random weights and tokens, no dropout. Everyone does whole optimizer steps:
+forward, backward, gradients clipped to a global norm of 1, AdamW (decay on matrices alone). bfloat16 means that products
+are computed in it; parameters and optimizer are float32 (PyTorch: autocast). The first loss of all must agree.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+
+from benchmarks._interleave import interleave, machine, ratios
+
+GPT2 = {
+    "model_type": "gpt2", "vocab_size": 8192, "n_positions": 1024, "n_embd": 384, "n_layer": 6, "n_head": 6,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+LEARNING_RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY, CLIP_NORM = 6e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
+REFERENCE = "transformers-torch"
+HALF = "-bfloat16"
+CONTESTANTS = tuple(name + half for half in ("", HALF) for name in (REFERENCE, "jaxnlp", "tfnlp"))
+
+
+def prepare(name: str, setting: dict):
+    """A function that does one optimizer step and gives its loss."""
+    import numpy as np
+
+    shape = setting["batch"], setting["length"]
+    ids = np.random.default_rng(0).integers(0, GPT2["vocab_size"], shape).astype(np.int32)
+    dtype = "bfloat16" if name.endswith(HALF) else "float32"
+    return globals()["_" + name.removesuffix(HALF).replace("-", "_")](ids, dtype)
+
+
+def _transformers_torch(ids, dtype):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**{k: v for k, v in GPT2.items() if k != "model_type"})).train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+    ids = torch.tensor(ids).long()
+
+    def work():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids, labels=ids, use_cache=False)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return loss.item()
+
+    return work
+
+
+def _jaxnlp(ids, dtype):
+    from shared.frameworks import keep_heap
+
+    keep_heap()
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import jaxnlp
+    from jaxnlp.losses import cross_entropy_sum
+
+    apply, params = jaxnlp.functional(jaxnlp.AutoModelForCausalLM.from_config(GPT2, dtype=dtype))
+    decayed = jax.tree.map(lambda p: p.ndim > 1, params)
+    transform = optax.chain(
+        optax.clip_by_global_norm(CLIP_NORM),
+        optax.adamw(LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY, mask=decayed),
+    )
+
+    def step(state, ids, labels):
+        def mean_loss(params):
+            total, count = cross_entropy_sum(apply(params, input_ids=ids)["logits"], labels)
+            return total / count
+
+        params, moments = state
+        loss, gradients = jax.value_and_grad(mean_loss)(params)
+        updates, moments = transform.update(gradients, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
+
+    step = jax.jit(step, donate_argnums=0)
+    state = params, jax.jit(transform.init)(params)
+    labels = jnp.asarray(np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -100)], axis=1))
+    ids = jnp.asarray(ids)
+
+    def work():
+        nonlocal state
+        state, loss = step(state, ids, labels)
+        return float(loss)
+
+    return work
+
+
+def _tfnlp(ids, dtype):
+    from shared.frameworks import keep_heap
+
+    keep_heap()
+    import keras
+
+    import tfnlp
+
+    model = tfnlp.AutoModelForCausalLM.from_config(GPT2, dtype=dtype)
+    optimizer = keras.optimizers.AdamW(
+        LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta_1=BETA1, beta_2=BETA2, epsilon=EPSILON, global_clipnorm=CLIP_NORM
+    )
+    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
+    model.compile(optimizer, jit_compile=True)
+    inputs = {"input_ids": ids, "labels": ids}
+    return lambda: float(model.train_on_batch(inputs, return_dict=True)["loss"])
+
+
+def main(arguments=None) -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shape", default="8x256", help="rows x tokens of a batch")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    options = parser.parse_args(arguments)
+    batch, length = map(int, options.shape.split("x"))
+    setting = {"batch": batch, "length": length}
+    environments = {name: {"KERAS_BACKEND": "tensorflow"} for name in CONTESTANTS if name.startswith("tfnlp")}
+    first_calls, records = {}, []
+    seconds = interleave(
+        "benchmarks.pretrain", options.contestants, setting, options.rounds, environments, first_calls=first_calls
+    )
+    for half in ("", HALF):
+        same = {name: values for name, values in seconds.items() if name.endswith(HALF) == bool(half)}
+        relative = ratios(same, REFERENCE + half)
+        for name, values in same.items():
+            if not values:
+                print(f"{name} does not run here and is left out", file=sys.stderr)
+                continue
+            median = statistics.median(values)
+            records.append(
+                setting
+                | {"name": name.removesuffix(HALF), "dtype": "bfloat16" if half else "float32", "seconds": median}
+                | {"tokens_per_second": batch * length / median, "ratio": relative.get(name)}
+                | {"first_call": first_calls[name]}
+            )
+    report = {"benchmark": "pretrain", "machine": machine(), "rounds": options.rounds, "results": records}
+    print(json.dumps(report, indent=2) if options.json else table(report))
+
+
+def table(report: dict) -> str:
+    """The report as a Markdown table; a ratio below 1 is faster than PyTorch at the same precision."""
+    lines = [
+        "| computed in | | s per step | tokens per second | ratio to PyTorch | first call, s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for r in report["results"]:
+        ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
+        lines.append(
+            f"| {r['dtype']} | {r['name']} | {r['seconds']:.2f} | {r['tokens_per_second']:.0f} | {ratio} "
+            f"| {r['first_call']:.1f} |"
+        )
+    m = report["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+    return "\n".join([*lines, "", f"{report['rounds']} rounds; {m['cores']} cores of {m['processor']}; {versions}"])
+
+
+if __name__ == "__main__":
+    main()

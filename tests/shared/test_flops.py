@@ -1,0 +1,106 @@
+"""FLOPs of a training token against counts by hand, the rules of thumb, and the chips' table."""
+
+from dataclasses import asdict, dataclass
+
+import pytest
+
+from shared import architectures
+from shared.config import FeedForwardConfig
+from shared.errors import InputError
+from shared.parameters import parameters
+from shared.training.chips import CHIPS
+from shared.training.flops import mfu, palm_flops, six_n, token_flops
+
+GPT2_SMALL = {
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_positions": 1024,
+}
+
+
+def config(**settings):
+    return architectures.get(settings["model_type"]).config(settings)
+
+
+def count(cfg, head):
+    return sum(parameter.size for parameter in parameters(cfg, head).values())
+
+
+def test_a_small_gpt2_counted_by_hand():
+    cfg = config(model_type="gpt2", vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_inner=20, n_positions=16)
+    flops = token_flops(cfg, 5)
+    assert asdict(flops) == {
+        "embedding": 0,
+        "projections": 2 * 4 * 2 * 8 * 8,
+        "scores": 2 * 2 * (5 * 4) * 2,  # heads, layers, 5 keys of width 4
+        "values": 2 * 2 * (5 * 4) * 2,
+        "feed_forward": 2 * 2 * 2 * 8 * 20,
+        "head": 2 * 8 * 11,
+    }
+    assert flops.forward == 1024 + 160 + 160 + 1280 + 176
+    assert flops.training == 3 * 2800 and flops.forward_causal == 2800 - 160 and flops.training_causal == 3 * 2640
+
+
+def test_bert_has_a_transform_and_albert_narrow_embeddings_and_one_layer_many_times():
+    sizes = {
+        "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20,
+        "max_position_embeddings": 16,
+    }  # fmt: skip
+    assert token_flops(config(model_type="bert", **sizes), 4).head == 2 * (8 * 8 + 8 * 11)
+    albert = token_flops(config(model_type="albert", embedding_size=6, **sizes), 4)
+    assert (albert.embedding, albert.head) == (2 * 6 * 8, 2 * (8 * 6 + 6 * 11))
+    assert albert.feed_forward == 3 * 2 * 2 * 8 * 20
+
+
+def test_a_gate_is_one_more_matrix():
+    @dataclass(frozen=True)
+    class Gated(FeedForwardConfig):
+        gated: bool = True
+
+    cfg = config(**GPT2_SMALL)
+    gated = cfg.replace(feed_forward=Gated(cfg.feed_forward.size))
+    assert token_flops(gated, 8).feed_forward == token_flops(cfg, 8).feed_forward * 3 // 2
+
+
+def test_gpt2_small_against_the_rules_of_thumb():
+    cfg = config(**GPT2_SMALL)
+    total = count(cfg, "causal-lm")
+    assert total == 124_439_808
+    flops = token_flops(cfg, 1024)
+    # The head multiplies by the tied word table, so only positions, norms and biases are in N and not in a product.
+    assert 3 * flops.matrices == pytest.approx(six_n(total), rel=0.01)
+    assert flops.training == pytest.approx(palm_flops(total, cfg, 1024), rel=0.01)
+    assert flops.training / six_n(total) == pytest.approx(1.144, abs=0.002)  # what 6N forgets at 1024 tokens
+    assert token_flops(cfg, 64).training == pytest.approx(six_n(total), rel=0.01)
+    assert 1 < flops.training / flops.training_causal < 1.08
+
+
+def test_sequences_that_do_not_fit():
+    for length in (0, 1025):
+        with pytest.raises(InputError, match=f"{length} tokens"):
+            token_flops(config(**GPT2_SMALL), length)
+
+
+def test_mfu():
+    assert mfu(1000, 1e9, 4e12) == pytest.approx(0.25)
+    # PaLM, table 3 and appendix B: 540B parameters at 238.3k tokens/s on 6144 TPU v4 is 46.2% with attention,
+    # 45.7% without.
+    peak = 6144 * CHIPS["v4"].peak_flops_bf16
+    assert mfu(238_300, 6 * 540.35e9, peak) == pytest.approx(0.457, abs=0.001)
+    for peak in (0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="peak"):
+            mfu(1, 1, peak)
+
+
+def test_chips():
+    assert set(CHIPS) == {"v3", "v4", "v5e", "v5p", "v6e"}
+    for name, chip in CHIPS.items():
+        assert chip.name == name and chip.source and chip.cores in (1, 2)
+        assert chip.ici_links == (6 if name in ("v4", "v5p") else 4)
+        assert 100e12 < chip.peak_flops_bf16 < 1e15 and 16 * 2**30 <= chip.hbm_bytes <= 96 * 2**30
+        # A product of large matrices must stay bound by compute, a step of decoding by memory.
+        assert 100 < chip.peak_flops_bf16 / chip.hbm_bandwidth < 1000
+        assert 50e9 <= chip.link_bandwidth <= 100e9

@@ -1,0 +1,18 @@
+"""Pretraining in Keras: blocks through ``model.fit``, on one device or under tf.distribute."""
+
+from tfnlp.training.callbacks import BackupAndRestore, NonFiniteLossError, StopAtNonFiniteLoss
+from tfnlp.training.input import block_dataset
+from tfnlp.training.optimizers import AdamW, Schedule, make_optimizer
+from tfnlp.training.pretrainer import Pretrainer, model_inputs
+
+__all__ = [
+    "AdamW",
+    "BackupAndRestore",
+    "NonFiniteLossError",
+    "Pretrainer",
+    "Schedule",
+    "StopAtNonFiniteLoss",
+    "block_dataset",
+    "make_optimizer",
+    "model_inputs",
+]

@@ -1,0 +1,216 @@
+"""Callbacks of a pretraining run: a backup that nothing can spoil, an end to runs that diverge, and the log."""
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from shared.errors import CheckpointError, DuonlpError, InputError
+from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
+from tfnlp.pretrained import parameter_tree
+from tfnlp.training.pretrainer import Pretrainer
+
+STATE = "training_state"
+PARTIAL = ".partial"
+
+
+class NonFiniteLossError(DuonlpError, ArithmeticError):
+    """The loss of a step was not a number, or infinite."""
+
+
+class BackupAndRestore(keras.callbacks.BackupAndRestore):
+    """Keras' callback, for a Pretrainer: after an interruption at any moment, fit goes on as if there had been none.
+
+    What is backed up is all that the rest of the run depends on: parameters, the optimizer's state, the loss scale, the
+    epoch's metrics, and the position in the data, also in the middle of an epoch. Batches that were seen are not read
+    again, and no callback hears of them twice.
+
+    A backup is one file, ``step-000001200.safetensors``, written under another name, brought to the disk and then
+    renamed. Older ones are removed after that. Nothing is saved once the loss is not finite. Under a
+    MultiWorkerMirroredStrategy the first worker writes, and all read, from a folder they share.
+
+    Args:
+        backup_dir: a folder of this run's own.
+        save_freq: "epoch", or a number of steps between two backups. The end of the training is one more.
+        keep: how many backups stay.
+        delete_checkpoint: remove the backups when the training is finished. By default they stay, so that the same
+            program, run again, has nothing left to do.
+
+    Raises:
+        InputError: save_freq or keep is below 1, or the backup is of another model, optimizer or batch size.
+        CheckpointError: no backup in the folder can be read.
+    """
+
+    def __init__(self, backup_dir, save_freq="epoch", *, keep: int = 2, delete_checkpoint: bool = False):
+        if keep < 1 or not (save_freq == "epoch" or (isinstance(save_freq, int) and save_freq >= 1)):
+            raise InputError(f"save_freq is {save_freq!r} and keep {keep}; give 'epoch' or at least 1 step, and keep 1")
+        super().__init__(str(backup_dir), save_freq, delete_checkpoint=delete_checkpoint)
+        self.folder, self.keep = Path(backup_dir), keep
+        self._epoch = self._batch = self._position = 0
+        self._saved, self._logs, self._metrics = None, {}, None
+
+    def set_model(self, model):
+        if not isinstance(model, Pretrainer):
+            raise InputError(f"this BackupAndRestore is for a Pretrainer; for {type(model).__name__}, take Keras' own")
+        super().set_model(model)
+
+    def on_train_begin(self, logs=None):
+        model, source = self.model, self.model.source
+        self._epoch = self._batch = 0
+        self._position, self._saved, self._logs, self._metrics = source.step, None, {}, None
+        found = self._newest()
+        if found is None:
+            return
+        tensors, state = found
+        self._check(state)
+        self._load(tensors)
+        self._epoch, self._batch, self._position = state["epoch"], state["batch"], state["position"]
+        self._saved, self._logs = (state["step"], self._epoch, self._batch), state["logs"]
+        model._initial_epoch = self._epoch
+        model.first_batch, model.first_logs = self._batch, self._logs
+        if source.steps is None:
+            source.step = self._position
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch != self._epoch or not self.model.first_batch:
+            self._batch = 0
+        elif self._metrics is not None:  # Keras has just reset them
+            for variable, value in zip(self._metric_variables(), self._metrics, strict=True):
+                variable.assign(value)
+        self._epoch, self._metrics = epoch, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batch, self._position, self._logs = batch + 1, self._position + 1, dict(logs or {})
+        if self.save_freq != "epoch" and int(self.model.step.numpy()) % self.save_freq == 0:
+            self._save_model()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.model.stop_training or self._batch == self.params.get("steps"):
+            self._epoch, self._batch = epoch + 1, 0
+        if self.save_freq == "epoch":
+            self._save_model()
+
+    def on_train_end(self, logs=None):
+        if not self.delete_checkpoint:
+            self._save_model()
+        elif self._writes():
+            for file in self._files():
+                file.unlink()
+
+    def _save_model(self):
+        step = int(self.model.step.numpy())
+        point = step, self._epoch, self._batch
+        if not math.isfinite(self._logs.get("step_loss", 0.0)):
+            return
+        metrics = [variable.numpy() for variable in self._metric_variables()]  # of all workers, so all of them read
+        if not self._writes() or point == self._saved:
+            return
+        state = {
+            "format": 1, "step": step, "epoch": self._epoch, "batch": self._batch, "position": self._position,
+            "logs": self._logs, "steps_per_epoch": self.params.get("steps"), **self._same(),
+        }  # fmt: skip
+        values = {STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)}
+        values |= {f"metric/{i}": value for i, value in enumerate(metrics)}
+        tensors = [TensorToWrite(name, v.shape, v.dtype, lambda v=v: v) for name, v in values.items()]
+        tensors += [
+            TensorToWrite(name, tuple(v.shape), np.dtype(v.dtype), v.numpy) for name, v in self._variables().items()
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"step-{step:09d}.safetensors"
+        partial = file.with_suffix(PARTIAL)
+        write_tensors(partial, tensors)
+        os.replace(partial, file)
+        folder = os.open(self.folder, os.O_RDONLY)
+        os.fsync(folder)  # the new name, before old ones go
+        os.close(folder)
+        self._saved = point
+        for old in (*self._files()[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")):
+            old.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Backups, the newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def _newest(self):
+        """The tensors and the state of the newest backup that can be read; None when there is none at all."""
+        files = self._files()
+        for file in files:
+            try:
+                tensors = list_tensors(file)
+                return tensors, json.loads(tensors[STATE].read().tobytes())
+            except (CheckpointError, OSError, KeyError, ValueError) as error:
+                warnings.warn(f"{file} cannot be read ({error}); going on from the backup before it", stacklevel=2)
+        if files:
+            raise CheckpointError(f"none of {', '.join(map(str, files))} can be read; remove them to begin anew")
+        return None
+
+    def _same(self) -> dict:
+        """What must not change in the course of a run."""
+        source, optimizer = self.model.source, self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        return {"batch_size": source.shape[0] * source.hosts, "optimizer": type(optimizer).__name__}
+
+    def _check(self, state) -> None:
+        now = self._same() | ({"steps_per_epoch": self.params.get("steps")} if state["batch"] else {})
+        for name, value in now.items():
+            if state[name] != value:
+                raise InputError(
+                    f"the backup in {str(self.folder)!r} is of a run with {name}={state[name]}, now it is {value}; "
+                    "go on with the same, or use another folder for a new run"
+                )
+
+    def _load(self, tensors) -> None:
+        variables = self._variables()
+        stored = {name: t for name, t in tensors.items() if name != STATE and not name.startswith("metric/")}
+        wrong = sorted(set(variables) ^ set(stored)) or [
+            name for name, t in stored.items() if t.shape != tuple(variables[name].shape)
+        ]
+        if wrong:
+            raise InputError(
+                f"the backup in {str(self.folder)!r} is of another model or optimizer: {', '.join(wrong[:5])} differ; use "
+                "the same, or another folder for a new run"
+            )
+        for name, variable in variables.items():
+            variable.assign(stored[name].read())
+        metrics = len([name for name in tensors if name.startswith("metric/")])
+        self._metrics = [tensors[f"metric/{i}"].read() for i in range(metrics)]
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        named = {f"model/{path}": variable for path, variable in parameter_tree(self.model.model).items()}
+        there = {id(variable) for variable in named.values()}
+        others = [variable for variable in self.model.weights if id(variable) not in there]  # the step, LoRA's
+        named |= {f"other/{i}": variable for i, variable in enumerate(others)}
+        return named | {f"optimizer/{i}": variable for i, variable in enumerate(self.model.optimizer.variables)}
+
+    def _metric_variables(self) -> list[keras.Variable]:
+        return [variable for metric in self.model.metrics for variable in metric.variables]
+
+    def _writes(self) -> bool:
+        """Whether this is the only worker, or the first."""
+        resolver = self.model.distribute_strategy.cluster_resolver
+        return resolver is None or resolver.task_id in (None, 0)
+
+
+class StopAtNonFiniteLoss(keras.callbacks.Callback):
+    """Ends the training with an error when a loss is not finite: keras.callbacks.TerminateOnNaN, but said.
+
+    Raises:
+        NonFiniteLossError: it names the steps between which it happened.
+    """
+
+    def on_train_begin(self, logs=None):
+        self._last_good = int(self.model.step.numpy())
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("step_loss", (logs or {}).get("loss", 0.0))
+        step = int(self.model.step.numpy())
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss} at step {step}; it was finite at step {self._last_good}, and the backups of that step "
+                "and before are untouched: go on from one with a lower learning rate, a longer warm-up or a smaller clip_norm"
+            )
+        self._last_good = step

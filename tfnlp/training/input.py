@@ -1,0 +1,128 @@
+"""Blocks as a tf.data.Dataset: the batch of any step, from its number alone, on one device or on many."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from shared.errors import InputError
+
+
+class Source:
+    """Where the batches of a dataset come from, and which is the first that its next iterator gives.
+
+    tf.data has no iterator that can be put anywhere in an endless stream. Here a step's number alone makes its batch, so
+    a run that goes on moves ``step``, and nothing is read to be thrown away.
+    """
+
+    def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], start: int, steps: int | None):
+        self.batches, self.start, self.steps = batches, start, steps
+        self.step = start
+        self.error: Exception | None = None
+        first = self.read(0)
+        self.names = tuple(name for name in ("input_ids", "labels", "segment_ids") if name in first)
+        if self.names[:2] != ("input_ids", "labels") or set(self.names) != set(first):
+            raise InputError(
+                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids"
+            )
+        self.shape = first["input_ids"].shape
+        """Rows of this host in a step, and their length."""
+        self.hosts = getattr(batches, "host_count", 1)
+
+    def read(self, index: int) -> Mapping[str, np.ndarray]:
+        """The batch ``index`` steps after the first one."""
+        try:
+            return self.batches[self.step + int(index)]
+        except Exception as error:
+            self.error = error  # TensorFlow makes a text of it
+            raise
+
+    def arrays(self, index) -> list[np.ndarray]:
+        """The same, as a list in the order of ``names``."""
+        batch = self.read(index)
+        return [np.ascontiguousarray(batch[name], np.int32) for name in self.names]
+
+
+def block_dataset(
+    batches, *, steps: int | None = None, start: int = 0, strategy: tf.distribute.Strategy | None = None
+) -> Any:
+    """The batches of blocks for ``Pretrainer.fit`` and ``evaluate``.
+
+    Args:
+        batches: ``shared.data.batches.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
+            dict of ``input_ids``, ``labels`` and, where documents in a block are to stay apart, ``segment_ids``, each
+            int32 [B, T]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give
+            ``Batches`` the worker's ``host_index`` and ``host_count``.
+        steps: how many batches an iteration has; None for all of a sequence, and no end for a stream, which wants
+            ``steps_per_epoch`` of fit.
+        start: the first step.
+        strategy: the one the model was made under, when it has one; each of its replicas gets an equal share of the rows.
+
+    Returns:
+        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, T]; the order
+        is that of the steps. Transformed further, it forgets its position, so that no run can go on in the middle of it.
+
+    Raises:
+        InputError: there is no batch, a batch lacks input_ids or labels, or the rows do not divide among the replicas.
+    """
+    if start < 0 or (steps is not None and steps < 1):
+        raise InputError(f"start is {start} and steps is {steps}; start is at least 0, and steps at least 1")
+    if hasattr(batches, "__len__"):
+        left = len(batches) - start
+        if left < (steps or 1):
+            raise InputError(
+                f"there are {len(batches)} batches; steps {start} to {start + (steps or 1) - 1} are not there"
+            )
+        steps = left if steps is None else steps
+    source = Source(batches, start, steps)
+    if strategy is None:
+        if source.hosts > 1:
+            raise InputError(
+                f"the batches are those of one of {source.hosts} hosts; pass the strategy that trains on all of them"
+            )
+        dataset = _dataset(source, 1)
+    else:
+        dataset = strategy.distribute_datasets_from_function(
+            lambda context: _dataset(source, _replicas(source, context))
+        )
+    dataset.source = source
+    return dataset
+
+
+def _replicas(source: Source, context: tf.distribute.InputContext) -> int:
+    """Replicas of this host, among which its rows are divided."""
+    hosts, index = context.num_input_pipelines, getattr(source.batches, "host_index", 0)
+    if (source.hosts, index) != (hosts, context.input_pipeline_id):
+        raise InputError(
+            f"the batches are those of host {index} of {source.hosts}, and this is worker {context.input_pipeline_id} of "
+            f"{hosts}; make them with host_index={context.input_pipeline_id}, host_count={hosts}"
+        )
+    replicas = context.num_replicas_in_sync // hosts
+    if source.shape[0] % replicas:
+        raise InputError(
+            f"{source.shape[0]} rows a step do not divide among {replicas} replicas; take a batch_size that is a multiple "
+            f"of {replicas * hosts}"
+        )
+    return replicas
+
+
+def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
+    rows, length = source.shape
+
+    def load(index):
+        arrays = tf.numpy_function(source.arrays, [index], [tf.int32] * len(source.names))
+        batch = dict(zip(source.names, arrays))
+        for array in arrays:
+            array.set_shape((rows, length))
+        if replicas == 1:
+            return batch
+        return {name: tf.reshape(array, (replicas, rows // replicas, length)) for name, array in batch.items()}
+
+    numbers = tf.data.Dataset.counter() if source.steps is None else tf.data.Dataset.range(source.steps)
+    dataset = numbers.map(load)  # one after the other: the Python inside could not run at the same time anyway
+    dataset = (dataset if replicas == 1 else dataset.unbatch()).prefetch(2 * replicas)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
