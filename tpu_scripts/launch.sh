@@ -12,8 +12,9 @@ Usage:
   $PROGRAM --name NAME --zone ZONE --accelerator-type TYPE [options] -- COMMAND [ARGUMENT...]
   $PROGRAM --name NAME --zone ZONE --status | --logs | --stop | --delete
 
-Starts COMMAND on every worker of a TPU slice, which is created first unless there is one of that name. The command runs in
-the package's folder, with the package and JAX installed, and goes on when this program ends; each worker keeps its output.
+Starts COMMAND on every worker of a TPU slice, which is created first unless there is one of that name. The command runs with
+the package and JAX installed, in a folder of its own where tpu_scripts/ is and which no later launch clears, and goes on when
+this program ends; each worker keeps its output.
 
   --name NAME               of the TPU VM, and of the queued resource
   --zone ZONE               such as us-west4-a
@@ -210,19 +211,20 @@ SETUP
   else
     printf 'rm -rf source && git clone --quiet --depth 1 -- %q source\n' "$repo"
   fi
+  printf 'mkdir -p work && ln -sfn ../source/tpu_scripts work/tpu_scripts\n'
   printf 'uv pip install --quiet --python venv/bin/python -e %q "jax[tpu]"\n' "./source${extras:+[$extras]}"
 }
 
 run_script() { # what goes on after the connection has ended; its process group is what --stop ends
   cat <<RUN
-cd "\$HOME/$remote/source" && export PATH="\$HOME/$remote/venv/bin:\$PATH" PYTHONUNBUFFERED=1
+cd "\$HOME/$remote/work" && export PATH="\$HOME/$remote/venv/bin:\$PATH" PYTHONUNBUFFERED=1
 $(quoted "${command[@]}") &
 child=\$!
 trap 'kill -TERM \$child 2>/dev/null' TERM
 wait \$child
-status=\$?
-while kill -0 \$child 2>/dev/null; do wait \$child; status=\$?; done # a signal ends a wait before the command has ended
-echo \$status > ../run.status
+while kill -0 \$child 2>/dev/null; do wait \$child; done # a signal ends a wait before the command has ended
+wait \$child # its status once more
+echo \$? > ../run.status
 RUN
 }
 
@@ -230,7 +232,7 @@ start_script() { # refuses to start beside a command that is still running
   cat <<START
 set -euo pipefail
 cd "\$HOME/$remote"
-if [ -f run.pid ] && kill -0 "\$(cat run.pid)" 2>/dev/null; then
+if [ -f run.pid ] && [ ! -f run.status ] && kill -0 "\$(cat run.pid)" 2>/dev/null; then
   echo "a command is still running here (\$(cat run.pid)); end it with --stop" >&2
   exit 1
 fi
@@ -239,6 +241,16 @@ rm -f run.status
 setsid nohup bash run.sh > run.log 2>&1 < /dev/null &
 echo \$! > run.pid
 START
+}
+
+pack() { # the sources as they are on disk; of a git checkout, what git does not ignore
+  if [[ -e $repo/.git ]]; then
+    # shellcheck disable=SC2016  # $1 and $2 are the inner shell's
+    run bash -c 'cd "$1" && git ls-files -z --cached --others --exclude-standard | tar -czf "$2" --ignore-failed-read --null -T -' \
+      pack "$repo" "$1"
+  else
+    run tar -czf "$1" -C "$repo" --exclude .venv --exclude __pycache__ --exclude '*.egg-info' --exclude tpu_logs .
+  fi
 }
 
 install_and_start() {
@@ -255,8 +267,7 @@ install_and_start() {
   done
   local files=("$staging/setup.sh" "$staging/run.sh" "$staging/start.sh")
   if [[ -d $repo ]]; then
-    run tar -czf "$staging/source.tar.gz" -C "$repo" --exclude .git --exclude .venv --exclude __pycache__ \
-      --exclude '*.egg-info' --exclude tpu_logs .
+    pack "$staging/source.tar.gz"
     files+=("$staging/source.tar.gz")
   fi
   local tries=0
@@ -284,7 +295,7 @@ collect() {
   run mkdir -p "$log_folder"
   if ! $dry_run; then
     addresses=$(tpu tpu-vm describe "$name" --format 'value(networkEndpoints[].ipAddress)') || fail "there is no TPU VM $name" 1
-    count=$(printf '%s' "$addresses" | tr ';,\t' '\n\n\n' | grep -c .) || fail "the TPU VM $name has no workers yet" 1
+    count=$(printf '%s' "$addresses" | tr ';,\t' '[\n*]' | grep -c .) || fail "the TPU VM $name has no workers yet" 1
   else
     say "+ # for every worker:"
   fi
@@ -342,6 +353,6 @@ case $mode in
     ;;
   status) status ;;
   logs) collect ;;
-  stop) on_workers all "[ -f $remote/run.pid ] && kill -TERM -- \$(cat $remote/run.pid)" ;;
+  stop) on_workers all "kill -TERM \$(cat $remote/run.pid) && echo 'asked to end' || echo 'nothing is running'" ;;
   delete) delete ;;
 esac

@@ -30,7 +30,7 @@ from shared.errors import InputError
 
 SHARD_TOKENS = 2**25
 """Tokens of a shard unless told otherwise: what is lost when the making is killed is a part of one shard."""
-BATCH_CHARACTERS = 2**20
+BATCH_CHARACTERS = 2**21
 """Characters tokenised at a time, in parallel."""
 WRITER_OPTIONS = "group_size:1"  # a record a chunk, so that reading one does not decode its neighbours
 

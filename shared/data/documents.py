@@ -206,23 +206,29 @@ def _file_rows(file: Path, kind: str, columns: Columns, problems) -> Iterator[tu
 
 
 def _from_rows(rows: Iterable[tuple[str, Any]], source: str, columns: Columns, problems) -> Iterator[Document]:
-    """Documents of (place, row); the columns of the first row are those of all of them."""
-    found: dict[str, str] | None = None
+    """Documents of (place, row). A first row without the columns is a mistake of the caller's, a later one the corpus'."""
+    known: dict[tuple[str, ...], dict[str, str]] = {}
     for place, row in rows:
         if not isinstance(row, Mapping):
             problems.note("corrupt row", place, f"it is a {type(row).__name__}, not an object with columns")
             continue
-        if found is None:
-            found = columns.of(row, source)
-        text = row.get(found["text"])
+        names = tuple(row)
+        if names not in known:
+            try:
+                known[names] = columns.of(names, source)
+            except InputError as error:
+                if not known:
+                    raise
+                problems.note("corrupt row", place, str(error))
+                continue
+        found = known[names]
+        text = row[found["text"]]
         if not isinstance(text, str):
-            what = (
-                f"column {found['text']!r} is {'not there' if text is None else 'a ' + type(text).__name__}, not a text"
-            )
+            what = f"column {found['text']!r} is a {type(text).__name__}, not a text"
             problems.note("corrupt row", place, what)
             continue
         if document_files.is_readable(text, place, problems):
-            path, repository, licence = (row.get(found.get(part)) for part in ("path", "repository", "licence"))
+            path, repository, licence = (row.get(found.get(part, "")) for part in ("path", "repository", "licence"))
             yield Document(text, str(path or place), str(repository) if repository else None, _licence(licence))
 
 

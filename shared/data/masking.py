@@ -112,11 +112,10 @@ def _lines_with_long_words(text: str) -> list[tuple[int, int]]:
     """
     lines = []
     position = 0
-    for word in text.encode("utf-8").translate(_TO_SPACES).split():
-        if len(word) >= LONG_WORD and (
-            len(word.translate(None, b"0123456789")) < len(word)
-            or (word.isalpha() and (word.islower() or word.isupper()))
-        ):
+    # Long words come in order, so that the next one is at or after the end of this one.
+    for word in [word for word in text.encode("utf-8").translate(_TO_SPACES).split() if len(word) >= LONG_WORD]:
+        has_digit = len(word.translate(None, b"0123456789")) < len(word)
+        if has_digit or (word.isalpha() and (word.islower() or word.isupper())):
             found = text.find(word.decode(), position)
             position = found + len(word)
             if not lines or found > lines[-1][1]:
@@ -166,9 +165,9 @@ def _secrets_of(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple[i
 
 
 def _replaced(text: str, spans: list[tuple[int, int, str]]) -> tuple[str, dict[str, int]]:
-    """The text with each span replaced by its mask; of spans that overlap, the one that begins first (then the longer)."""
+    """The text with each span replaced by its mask; of spans that overlap, the first, then a secret, then the longest."""
     pieces, counts, position = [], {}, 0
-    for start, end, label in sorted(spans, key=lambda span: (span[0], -span[1])):
+    for start, end, label in sorted(spans, key=lambda span: (span[0], span[2] == EMAIL, -span[1])):
         if start < position:
             continue
         pieces += (text[position:start], label)

@@ -48,15 +48,14 @@ def write_split(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {side: folder / f"{side}{ending}" for side in ("training", "held_out")}
-    partial = {side: file.with_name(f".{file.name}.partial-{os.getpid()}") for side, file in files.items()}
+    partial = {side: file.with_name(f".{file.name}.partial") for side, file in files.items()}
     counts = dict.fromkeys(files, 0)
     try:
         with ExitStack() as stack:
             streams = {side: stack.enter_context(_writer(file, ending)) for side, file in partial.items()}
             for document in documents:
                 side = "held_out" if is_held_out(document.name, held_out, salt) else "training"
-                row = {name: value for name, value in asdict(document).items() if value is not None}
-                streams[side].write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+                streams[side].write(json.dumps(asdict(document), ensure_ascii=False).encode("utf-8") + b"\n")
                 counts[side] += 1
         if not all(counts.values()):
             raise InputError(

@@ -234,6 +234,11 @@ def _vocabulary(backend) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(pieces[i] for i in order[:LISTED]), tuple(pieces[: -LISTED - 1 : -1])
 
 
+def _named(tokens: Sequence[str]) -> str:
+    """The first few, the long ones cut."""
+    return " ".join(repr(token if len(token) <= 20 else f"{token[:17]}...") for token in tokens[:5])
+
+
 ROWS = {
     "vocabulary": lambda r: f"{r.vocab_size:,}",
     "tokens": lambda r: f"{r.tokens:,}",
@@ -245,8 +250,8 @@ ROWS = {
     "exact round trips": lambda r: f"{r.exact_round_trips:.1%}",
     "listed words in one token": lambda r: f"{r.covered_words} of {r.listed_words}",
     "not in one token": lambda r: ", ".join(r.missing_words[:LISTED]) + (" ..." if r.missing_words[LISTED:] else ""),
-    "longest tokens": lambda r: " ".join(map(repr, r.longest_tokens[:5])),
-    "last tokens": lambda r: " ".join(map(repr, r.last_tokens[:5])),
+    "longest tokens": lambda r: _named(r.longest_tokens),
+    "last tokens": lambda r: _named(r.last_tokens),
 }
 """Rows of a table: what they are called, and what they show of a report."""
 

@@ -37,15 +37,19 @@ def train_tokenizer(
     max_piece_length: int = 16,
     show_progress: bool = False,
 ):
-    """Trains a tokenizer of one of three kinds. The same texts give the same tokenizer.
+    """Trains a tokenizer of one of three kinds.
 
     - "bpe": byte-pair encoding over bytes (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2). It encodes any
-      text and gives it back unchanged. One special token begins, ends and pads.
+      text and gives it back unchanged. One special token begins, ends and pads. Seconds for 10 MB, and the same texts
+      give the same tokenizer.
     - "wordpiece": as BERT's (Devlin et al. 2019, arXiv:1810.04805): words and punctuation apart, pieces within a word
       marked with ##, [CLS] A [SEP] B [SEP] round the texts. White space is lost, and what it cannot spell is [UNK].
     - "unigram": a unigram language model over pieces (Kudo 2018, arXiv:1804.10959) with SentencePiece's normalisation
       (NFKC, every run of white space one space) and ▁ for a space, as T5 and ALBERT: A </s> round a text, or
-      [CLS] A [SEP] B [SEP] when `special_tokens` names a cls_token and a sep_token, as ALBERT does.
+      [CLS] A [SEP] B [SEP] when `special_tokens` names a cls_token and a sep_token, as ALBERT does. Minutes for 10 MB.
+
+    In the last two the library breaks ties as it happens to meet them: a second training may order or choose a few
+    pieces otherwise, so keep the tokenizer that a model was trained with.
 
     Args:
         texts: the training texts, a stream that is read once; batches are made here.

