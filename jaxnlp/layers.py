@@ -1,6 +1,7 @@
 """The parts of a transformer layer. Shapes: B batch, T query length, S key length, N heads, H head width, D hidden."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,30 @@ def gelu(x):
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
+GELU_TANH = 2 * math.sqrt(2 / math.pi), 0.044715
+
+
+@jax.custom_vjp
 def gelu_tanh(x):
-    """The tanh approximation of gelu, as GPT-2 has it."""
-    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    """The tanh approximation of gelu, as GPT-2 has it: 0.5 (1 + tanh(u / 2)) is the logistic function of u.
+
+    An exponential is cheaper than a tanh, and loses no digits where x is far below 0. For the gradient, x alone is kept.
+    """
+    return x * _gelu_gate(x)
+
+
+def _gelu_gate(x):
+    slope, cubic = GELU_TANH
+    return 1 / (1 + jnp.exp(x * (x * x * (-slope * cubic) - slope)))
+
+
+def _gelu_tanh_backward(x, cotangent):
+    slope, cubic = GELU_TANH
+    gate = _gelu_gate(x)
+    return (cotangent * gate * (1 + (1 - gate) * x * (x * x * (3 * slope * cubic) + slope)),)
+
+
+gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_backward)
 
 
 ACTIVATIONS = {
@@ -50,6 +72,42 @@ class LayerNorm(nnx.LayerNorm):
             size, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
         )
 
+    def __call__(self, x):
+        """[..., D] -> [..., D]."""
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x, scale, bias, epsilon: float):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, in float32.
+
+    Its gradient is the formula of Ba et al. 2016 (https://arxiv.org/abs/1607.06450): two sums a row, where the derivative
+    of each step of the definition takes five.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    y = x.astype(jnp.float32)
+    mean = y.mean(axis=-1, keepdims=True)
+    centered = y - mean
+    inverse = jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
+    return centered * (inverse * scale.astype(jnp.float32)) + bias.astype(jnp.float32), (x, scale, bias, mean, inverse)
+
+
+def _layer_norm_backward(epsilon, residuals, cotangent):
+    x, scale, bias, mean, inverse = residuals
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    scaled = cotangent * scale.astype(jnp.float32)
+    along = jnp.mean(scaled * normed, axis=-1, keepdims=True)
+    to_x = (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along) * inverse
+    rows = tuple(range(x.ndim - 1))
+    to_scale, to_bias = jnp.sum(cotangent * normed, axis=rows), jnp.sum(cotangent, axis=rows)
+    return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
 
 class Linear(nnx.Linear):
     """x @ kernel + bias, kernel [in, out]; or [out, in] where jaxnlp.inference turned it for speed."""
@@ -59,7 +117,9 @@ class Linear(nnx.Linear):
     def __call__(self, x):
         """[..., in] -> [..., out]."""
         if not self.transposed:
-            return super().__call__(x)
+            # One matrix of tokens: so XLA finds the gradient of the kernel to be a plain product of two matrices.
+            y = super().__call__(x.reshape(-1, x.shape[-1])) if x.ndim > 2 else super().__call__(x)
+            return y.reshape(*x.shape[:-1], y.shape[-1])
         x = matmul_transposed(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
@@ -122,6 +182,55 @@ class Embeddings(nnx.Module):
         return jnp.where(is_padding, jax.lax.stop_gradient(vectors), vectors)
 
 
+def scores_of(query, key, bias):
+    """query [B, N, T, H], already scaled, on key [B, N, H, S]: float32 [B, N, T, S]."""
+    return jnp.matmul(query, key, preferred_element_type=jnp.float32) + bias
+
+
+@jax.custom_vjp
+def attend(query, key, value, bias, keep=None):
+    """What each query makes of the values: float32 [B, N, T, H].
+
+    The softmax is divided out after the product with the values: one pass less over [B, N, T, S]. So does its gradient,
+    with the row sums taken over H instead of S (Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B.4).
+
+    Args:
+        query: [B, N, T, H], scaled. key: [B, N, H, S]. value: [B, N, S, H].
+        bias: float32, broadcastable to [B, N, T, S].
+        keep: what dropout multiplies the probabilities with, [B, N, T, S], or None.
+    """
+    return _attend_forward(query, key, value, bias, keep)[0]
+
+
+def _attend_forward(query, key, value, bias, keep):
+    scores = scores_of(query, key, bias)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1, keepdims=True)  # [B, N, T, 1]
+    dropped = weights if keep is None else weights * keep
+    context = jnp.matmul(dropped.astype(value.dtype), value, preferred_element_type=jnp.float32) / total
+    return context, (query, key, value, bias, keep, weights, total, context)
+
+
+def _attend_backward(residuals, cotangent):
+    query, key, value, bias, keep, weights, total, context = residuals
+    cotangent = cotangent / total
+    row_sums = jnp.sum(cotangent * context, axis=-1, keepdims=True)  # [B, N, T, 1]
+    cotangent = cotangent.astype(value.dtype)
+    dropped = (weights if keep is None else weights * keep).astype(value.dtype)
+    to_value = jnp.matmul(dropped.mT, cotangent)
+    to_weights = jnp.matmul(cotangent, value.mT, preferred_element_type=jnp.float32)
+    to_scores = weights * ((to_weights if keep is None else to_weights * keep) - row_sums)  # [B, N, T, S]
+    narrow = jax.lax.optimization_barrier(to_scores.astype(query.dtype))
+    to_query, to_key = jnp.matmul(narrow, key.mT), jnp.matmul(query.mT, narrow)
+    shape = (1,) * (4 - bias.ndim) + bias.shape
+    to_bias = to_scores.sum([i for i in range(4) if shape[i] == 1], keepdims=True).reshape(bias.shape)
+    to_keep = None if keep is None else jnp.zeros_like(keep)
+    return to_query, to_key, to_value, to_bias, to_keep
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
 class Attention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
 
@@ -164,14 +273,10 @@ class Attention(nnx.Module):
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
         if c.float32_scores:
             query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-        scores = jnp.matmul(query * scale, key, preferred_element_type=jnp.float32) + bias  # [B, N, T, S]
-        # The softmax is divided out after the product with the values: one pass less over [B, N, T, S].
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)  # [B, N, T, 1]
-        dropped = dropout(weights, c.dropout, rngs).astype(value.dtype)
-        context = jnp.matmul(dropped, value, preferred_element_type=jnp.float32) / total
+        keep = dropout(jnp.ones((*query.shape[:-1], key.shape[-1])), c.dropout, rngs) if rngs and c.dropout else None
+        context = attend(query * scale, key, value, bias, keep)  # [B, N, T, H]
         context = context.astype(hidden_states.dtype).transpose(0, 2, 1, 3)  # [B, T, N, H]
-        probabilities = (weights / total).astype(value.dtype)
+        probabilities = jax.nn.softmax(scores_of(query * scale, key, bias)).astype(value.dtype)  # nothing, where unused
         return self.output(context.reshape(hidden_states.shape)), probabilities, cache
 
     def _project(self, x):

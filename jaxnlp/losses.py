@@ -39,21 +39,18 @@ def _negative_log_likelihood_forward(logits, labels):
     x = logits.astype(jnp.float32)
     maximum = x.max(axis=-1)
     log_total = maximum + jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
-    # A sum instead of a gather: it fuses with the reductions above, and classes may be divided among devices.
-    picked = jnp.sum(jnp.where(_is_label(logits, labels), x, 0.0), axis=-1)
-    return jnp.where(labels != IGNORED, log_total - picked, 0.0), (logits, labels, log_total)
+    counted = labels != IGNORED
+    picked = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
+    return jnp.where(counted, log_total - picked.astype(jnp.float32), 0.0), (logits, labels, log_total)
 
 
 def _negative_log_likelihood_backward(residuals, cotangent):
     logits, labels, log_total = residuals
+    is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
     probabilities = jnp.exp(logits.astype(jnp.float32) - log_total[..., None])
-    scale = jnp.where(labels != IGNORED, cotangent, 0.0)[..., None]
-    gradient = (probabilities - _is_label(logits, labels)) * scale
-    return gradient.astype(logits.dtype), None
-
-
-def _is_label(logits, labels):
-    return jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+    gradient = (probabilities - is_label) * jnp.where(labels != IGNORED, cotangent, 0.0)[..., None]
+    # Two matrix products read it; without the barrier XLA on a CPU computes it for each of them, once transposed.
+    return jax.lax.optimization_barrier(gradient.astype(logits.dtype)), None
 
 
 _negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shared import __version__
+from shared import __version__, cli_evaluate
 from shared.errors import DuonlpError, InputError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_evaluate.app, name="evaluate")
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 

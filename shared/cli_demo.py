@@ -20,7 +20,7 @@ from shared import frameworks
 from shared.data.corpus import read_texts, split_by_path, standard_library_files, standard_library_folder, text_files
 from shared.data.packing import pack_blocks, shuffled_batches
 from shared.errors import InputError, MissingExtraError
-from shared.tokenizers.bpe import train_byte_level_bpe
+from shared.tokenizers.train import train_byte_level_bpe
 
 BARS = " ▁▂▃▄▅▆▇█"
 

@@ -15,6 +15,8 @@ for name, value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(name, value)
+# Eight devices for the tests of parallel training; every other test uses the first.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,5 +1,6 @@
 """Will this training step fit a pod, and how fast could it be? Answered on a machine without a TPU.
 
+    python tpu_scripts/compile_check.py tpu_scripts/configs/codeparrot_xl.py --topology v5e:16x16
     python tpu_scripts/compile_check.py --topology v5e:16x16 --model gpt2-xl --mesh data=-1,fsdp=16 --remat full
     python tpu_scripts/compile_check.py --sweep
 
@@ -25,8 +26,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from shared.errors import DuonlpError, InputError
+from shared.errors import InputError
 from shared.training.config import OPTIMIZERS, REMAT, PretrainingConfig
+from tpu_scripts._program import run
 
 SWEEP_MODELS = ("codeparrot-small", "codeparrot")
 SWEEP_FSDP = (1, 16)
@@ -38,6 +40,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(help=__doc__.split("\n\n")[0])
 def main(
+    run_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A run as pretrain.py takes it; in place of the options of a step."),
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.remat=full")] = None,
     topology: Annotated[
         str, typer.Option(help="A slice: v5e:16x16, v6e:16x16, v5p:4x4x4, v4:4x4x4, ...")
     ] = "v5e:16x16",
@@ -61,7 +68,6 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
     hlo: Annotated[str, typer.Option(help="Write the compiled program's text to this file.")] = "",
 ) -> None:
-    from jaxnlp.training.compile_report import advice
     from jaxnlp.training.topology import topology as describe
 
     if batch_per_chip < 1:
@@ -71,25 +77,61 @@ def main(
     if sweep and hlo:
         raise InputError("--hlo is for one program; leave out --sweep")
     slice_of_pod = describe(topology)
+    if run_file is not None:
+        if model or sweep:
+            raise InputError(f"{run_file} says which model and how; leave out --model and --sweep")
+        model, name, config, sequence_length, segment_ids = described_run(run_file, overrides or [], dropout)
+        report = check(name, model, config, slice_of_pod, sequence_length, head_room, hlo, segment_ids)
+        raise typer.Exit(show(name, config, report, head_room, as_json))
     config = PretrainingConfig(
         steps=1, batch_size=batch_per_chip * len(slice_of_pod.devices), accumulation=accumulation, remat=remat, scan=scan,
         optimizer=optimizer, dtype=dtype, mesh=mesh_of(mesh),
     )  # fmt: skip
-    options = slice_of_pod, sequence_length, head_room, dropout
     if sweep:
-        rows = run_sweep(model.split(",") if model else SWEEP_MODELS, config, options, quiet=as_json)
+        models = {name: model_of(name, dropout) for name in (model.split(",") if model else SWEEP_MODELS)}
+        rows = run_sweep(models, config, slice_of_pod, sequence_length, head_room, quiet=as_json)
         if as_json:
             print(json.dumps(rows, indent=2))
         raise typer.Exit(0 if any(row["fits"] for row in rows) else 1)
-    report = check(model or "gpt2", config, options, hlo)
+    name = model or "gpt2"
+    report = check(name, model_of(name, dropout), config, slice_of_pod, sequence_length, head_room, hlo)
+    raise typer.Exit(show(name, config, report, head_room, as_json))
+
+
+def show(name: str, config: PretrainingConfig, report, head_room: float, as_json: bool) -> int:
+    """Print a report; returns the exit status."""
+    from jaxnlp.training.compile_report import advice
+
     if as_json:
-        print(json.dumps({"model": model or "gpt2"} | settings_of(config) | report.to_dict(), indent=2))
+        print(json.dumps({"model": name} | settings_of(config) | report.to_dict(), indent=2))
     else:
-        print_report(model or "gpt2", config, report)
-    if not report.fits:
-        ways = "; ".join(advice(report, config))
-        print(f"The step does not fit: {shortfall(report, head_room)}. Try: {ways}.", file=sys.stderr)
-        raise typer.Exit(1)
+        print_report(name, config, report)
+    if report.fits:
+        return 0
+    ways = "; ".join(advice(report, config))
+    print(f"The step does not fit: {shortfall(report, head_room)}. Try: {ways}.", file=sys.stderr)
+    return 1
+
+
+def described_run(file: Path, overrides: list[str], dropout: bool):
+    """(LazyModel, its name, PretrainingConfig, sequence length, whether rows hold several documents) of a run's file."""
+    from jaxnlp.training.model import LazyModel
+    from shared.training.run import load_run
+
+    settings = load_run(file, overrides)
+    if settings.name_or_path:
+        from shared.checkpoint import open_checkpoint
+
+        config = open_checkpoint(settings.name_or_path).transformer_config()
+    else:
+        from shared.pretrained import resolve_config
+
+        # What the tokenizer will fill in, as far as it is known before there is one.
+        known = {"vocab_size": settings.tokenizer["vocab_size"]} if "vocab_size" in settings.tokenizer else {}
+        config = resolve_config({**known, **settings.model}, {})
+    config = config if dropout else config.without_dropout()
+    model = LazyModel.from_config(config, head=settings.objective)
+    return model, file.stem, settings.training, settings.block_length, settings.segment_ids
 
 
 def mesh_of(text: str) -> dict[str, int]:
@@ -122,14 +164,14 @@ def model_of(name: str, dropout: bool):
     return LazyModel.from_config(config if dropout else config.without_dropout(), head=head)
 
 
-def check(name: str, config: PretrainingConfig, options, hlo: str = ""):
+def check(name, model, config: PretrainingConfig, slice_of_pod, sequence_length, head_room, hlo="", segment_ids=False):
     """Compile one step, with the time it takes shown on standard error."""
     from jaxnlp.training.compile_report import compile_step
 
-    slice_of_pod, sequence_length, head_room, dropout = options
-    described = model_of(name, dropout)
     with progress(f"compiling {name} for {slice_of_pod.name}"):
-        return compile_step(described, config, slice_of_pod, sequence_length, head_room, hlo or None)
+        return compile_step(
+            model, config, slice_of_pod, sequence_length, head_room, segment_ids=segment_ids, save_text=hlo or None
+        )
 
 
 @contextmanager
@@ -148,26 +190,27 @@ def progress(what: str):
         yield
 
 
-def run_sweep(models, config: PretrainingConfig, options, quiet: bool) -> list[dict]:
+def run_sweep(
+    models: dict, config: PretrainingConfig, slice_of_pod, sequence_length: int, head_room: float, quiet: bool
+) -> list[dict]:
     """Every model with and without FSDP and rematerialisation: printed as one table, returned as dicts."""
     table, rows = Table(box=None, pad_edge=False, header_style="bold"), []
     for title, justify in SWEEP_COLUMNS:
         table.add_column(title, justify=justify, no_wrap=True)
-    for name in models:
+    for name, model in models.items():
         for fsdp in SWEEP_FSDP:
             for remat in SWEEP_REMAT:
                 one = replace(config, mesh={"data": -1, "fsdp": fsdp}, remat=remat)
-                report = check(name, one, options)
+                report = check(name, model, one, slice_of_pod, sequence_length, head_room)
                 table.add_row(*sweep_row(name, one, report))
                 rows.append({"model": name} | settings_of(one) | report.to_dict())
     if not quiet:
-        sequence_length = options[1]
-        rows_a_chip = config.batch_size // len(options[0].devices)
-        Console().print(
-            f"{options[0].name}, {len(options[0].devices)} chips, {rows_a_chip} x {sequence_length} tokens a chip, "
+        chips = len(slice_of_pod.devices)
+        Console(highlight=False).print(
+            f"{slice_of_pod.name}, {chips} chips, {config.batch_size // chips} x {sequence_length} tokens a chip, "
             f"{config.dtype}, {config.optimizer}; GiB and milliseconds a chip and step",
-            style="bold", highlight=False,
-        )  # fmt: skip
+            style="bold",
+        )
         Console(width=None if Console().is_terminal else 140).print(table)
     return rows
 
@@ -282,20 +325,5 @@ def print_costs(console: Console, report) -> None:
     )
 
 
-def run() -> int:
-    """The command; returns its exit status."""
-    try:
-        return app(standalone_mode=False) or 0
-    except DuonlpError as error:
-        print(f"compile_check: {error}", file=sys.stderr)
-    except typer.Exit as leaving:
-        return leaving.exit_code
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer says of an option that it does not know
-            raise
-        print(f"compile_check: {error.format_message()}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(app, "compile_check"))

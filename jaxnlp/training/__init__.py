@@ -6,7 +6,7 @@ from jaxnlp.training.export import export
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.step import make_step
-from jaxnlp.training.trainer import Result, evaluate, pretrain
+from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
 from shared.training.config import PretrainingConfig
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "make_mesh",
     "make_step",
     "pretrain",
+    "pretrain_run",
     "read_run",
     "start",
 ]

@@ -153,9 +153,15 @@ class StepReport:
 
 
 def compile_step(
-    model: LazyModel, config: PretrainingConfig, topology: Topology, sequence_length: int, head_room: float = 0.05,
+    model: LazyModel,
+    config: PretrainingConfig,
+    topology: Topology,
+    sequence_length: int,
+    head_room: float = 0.05,
+    *,
+    segment_ids: bool = False,
     save_text: str | None = None,
-) -> StepReport:  # fmt: skip
+) -> StepReport:
     """Compiles a training step for a slice of a pod, and reports on it.
 
     Args:
@@ -164,11 +170,14 @@ def compile_step(
         topology: from jaxnlp.training.topology.
         sequence_length: tokens in a row.
         head_room: share of a chip's memory that must stay free, for the next batch and what the runtime keeps.
+        segment_ids: rows hold several documents, which attention keeps apart.
         save_text: a file to write the compiled program to, as text.
 
     Raises:
-        InputError: the mesh does not fit the slice, the batch not the mesh, or the sequence not the model.
+        InputError: the mesh does not fit the slice, the batch not the mesh, the sequence not the model; or it is pmap's.
     """
+    if config.parallelism != "jit":
+        raise InputError(f"parallelism={config.parallelism!r} is compiled for the devices that are there; check 'jit'")
     flops_per_token = token_flops(model.config, sequence_length).training
     mesh = make_mesh(config.mesh, topology.devices)
     step = make_step(model, config, mesh)
@@ -181,7 +190,8 @@ def compile_step(
     }  # fmt: skip
     kept = {name: _bytes_a_chip(step.abstract[key], step.shardings[key]) for name, key in KEPT.items()}
     available, start = topology.chip.hbm_bytes, time.perf_counter()
-    lowered = step.lower({"input_ids": shape, "labels": shape})
+    names = ("input_ids", "labels", "segment_ids")[: 3 if segment_ids else 2]
+    lowered = step.lower(dict.fromkeys(names, shape))
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

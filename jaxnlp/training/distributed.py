@@ -9,7 +9,10 @@ from orbax.checkpoint import multihost
 
 from shared.errors import InputError
 
-CLUSTER_VARIABLES = ("SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_SIZE")  # fmt: skip
+CLUSTER_VARIABLES = (
+    "SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_SIZE",
+)  # fmt: skip
+"""Set where JAX finds the other processes by itself."""
 
 
 def start(

@@ -21,6 +21,7 @@ FREE = {
 }  # fmt: skip
 """What moves no bytes by itself: names for what is there, loops (their bodies count), starts of what is counted at its end."""
 SLICES = ("dynamic-slice", "slice", "gather")
+SAME_ELEMENTS = ("bitcast", "copy", "convert", "reshape", "transpose")
 BUFFERS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
 
 
@@ -124,42 +125,55 @@ def _fusion_traffic(program: Program, fusion: Instruction, operands: list[Instru
     results = inside.root.operands if inside.root.opcode == "tuple" else (inside.root.name,)
     for number, (name, array) in enumerate(zip(results, fusion.arrays, strict=False)):
         if array.space == HBM and number not in same_outputs:
-            total += _written(inside, name, array.bytes)
+            total += _written(program, inside, name, array.bytes)
     return total
 
 
 def _read(program: Program, inside: Computation, number: int, whole: int) -> int:
-    """Bytes that a fusion reads of one parameter."""
+    """Bytes that a fusion reads of one parameter of so many."""
     parameter = inside.parameters.get(number)
     if parameter is None:
         return whole
-    total, waiting = 0, [(parameter, user) for user in inside.users[parameter.name]]
-    while waiting:
-        value, user = waiting.pop()
-        if user.opcode == "bitcast":
-            waiting += [(user, each) for each in inside.users[user.name]]
+    elements = math.prod(parameter.arrays[0].shape)
+    return round(whole * _elements_read(program, inside, parameter, elements) / max(elements, 1))
+
+
+def _elements_read(program: Program, inside: Computation, value: Instruction, whole: int) -> int:
+    total = whole if value.root and value.opcode != "parameter" else 0
+    for user in inside.users[value.name]:
+        if user.opcode in SAME_ELEMENTS or (user.opcode == "fusion" and _only_moves(program, user)):
+            total += _elements_read(program, inside, user, whole)
         elif user.opcode in SLICES and user.operands[0] == value.name:
-            total += user.arrays[0].bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
-            continue  # updated in place
-        elif user.opcode == "tuple":
-            continue  # handed on as it is
+            total += math.prod(user.arrays[0].shape)
         elif user.opcode == "fusion":
             nested = program.computations[user.called("calls")]
-            total += sum(_read(program, nested, n, whole) for n, name in enumerate(user.operands) if name == value.name)
-        else:
+            numbers = [n for n, name in enumerate(user.operands) if name == value.name and n in nested.parameters]
+            total += sum(_elements_read(program, nested, nested.parameters[n], whole) for n in numbers)
+        elif not (
+            (user.opcode == "dynamic-update-slice" and user.operands[0] == value.name)  # updated in place
+            or (user.opcode == "tuple" and value.opcode == "parameter")  # handed on as it is
+        ):
             return whole
     return min(total, whole)
 
 
-def _written(inside: Computation, name: str, whole: int) -> int:
-    """Bytes that a fusion writes of one result."""
+def _only_moves(program: Program, fusion: Instruction) -> bool:
+    """Whether a fusion only lays its operand out anew, as those within other fusions do."""
+    inside = program.computations[fusion.called("calls")].instructions.values()
+    return len(fusion.operands) == 1 and all(i.opcode == "parameter" or i.opcode in SAME_ELEMENTS for i in inside)
+
+
+def _written(program: Program, inside: Computation, name: str, whole: int) -> int:
+    """Bytes that a fusion writes of one result of so many."""
     made = inside.instructions.get(name)
-    while made is not None and made.opcode == "bitcast" and made.operands:
+    while made is not None and made.opcode in SAME_ELEMENTS and made.operands:
         made = inside.instructions[made.operands[0]]
-    if made is None or made.opcode == "parameter":
-        return 0
-    if made.opcode == "dynamic-update-slice":
+    if made is not None and made.opcode == "parameter":
+        return 0  # handed on as it is
+    if made is not None and made.opcode == "fusion" and not made.is_tuple:
+        nested = program.computations[made.called("calls")]
+        return _written(program, nested, nested.root.name, whole)
+    if made is not None and made.opcode == "dynamic-update-slice":
         return inside.instructions[made.operands[1]].arrays[0].bytes
     return whole
 

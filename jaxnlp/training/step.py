@@ -96,7 +96,7 @@ class _Step:
         gradients = jax.tree.map(lambda g: g / count, gradients)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
         params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        known = {"loss": total / count, "tokens": count, "gradient_norm": optax.global_norm(gradients)}
+        known = {"loss": total / count, "tokens": count, "gradient_norm": optax.tree.norm(gradients)}
         return {"params": params, "moments": moments, "step": state["step"] + 1}, known
 
 

@@ -15,15 +15,18 @@ from jax.sharding import Mesh
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption, is_main
 from jaxnlp.training.input import read_ahead
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import LazyModel, reader
 from jaxnlp.training.step import make_step
 from shared import architectures
-from shared.data.batches import Batches
+from shared.data.batches import Batches, held_out_batches
+from shared.data.objectives import objective
 from shared.errors import InputError, NonFiniteLossError
 from shared.training.chips import peak_of
 from shared.training.config import PretrainingConfig
 from shared.training.flops import token_flops
 from shared.training.metrics_log import MetricsLog, NullLog
+from shared.training.prepare import Prepared
+from shared.training.run import RunConfig
 from shared.training.schedules import due
 
 
@@ -152,6 +155,37 @@ def pretrain(
         return Result(
             number, tokens, seconds, window.last_loss, loss_held_out, preempted and number < config.steps, params
         )
+
+
+def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None = None, **options) -> Result:
+    """Pretrains what a run describes on the blocks that were prepared for it; called in every process alike.
+
+    Args:
+        run: from shared.training.run.
+        prepared: from shared.training.prepare.
+        folder, options: as :func:`pretrain`'s.
+    """
+    if prepared.training.block_length != run.block_length:
+        raise InputError(
+            f"the prepared blocks have {prepared.training.block_length} tokens, the run's have {run.block_length}; prepare "
+            "again, into another folder"
+        )
+    head, seed = run.objective, run.model_seed
+    if run.name_or_path is not None:
+        model = LazyModel.from_pretrained(run.name_or_path, head=head, seed=seed)
+        if model.config.embedding.vocab_size < len(prepared.tokenizer):
+            raise InputError(
+                f"{run.name_or_path!r} has a vocabulary of {model.config.embedding.vocab_size}, the blocks' tokenizer "
+                f"{len(prepared.tokenizer)} tokens; prepare with the model's own: tokenizer={{'from': {run.name_or_path!r}}}"
+            )
+    else:
+        model = LazyModel.from_config(run.model_config(prepared.tokenizer), head=head, seed=seed)
+    what, rows = objective(run.objective, prepared.tokenizer, **run.objective_options), run.training.batch_size
+    hosts = {"seed": run.training.seed, "host_index": jax.process_index(), "host_count": jax.process_count()}
+    return pretrain(
+        model, Batches(prepared.training, what, rows, **hosts), run.training, folder,
+        held_out=held_out_batches(prepared.held_out, what, rows, **hosts), **options,
+    )  # fmt: skip
 
 
 def evaluate(step, params, held_out: Sequence[Mapping[str, np.ndarray]]) -> float:

@@ -84,9 +84,9 @@ def write_blocks(
         raise InputError(f"shard_blocks is {shard_blocks}; a shard needs at least 1 block")
     encoder = _Encoder(tokenizer, separator_id)
     fresh = Manifest(
-        block_length=block_length, blocks=0, documents=0, tokens=0, leftover_tokens=0, characters=0, bytes=0,
+        block_length=int(block_length), blocks=0, documents=0, tokens=0, leftover_tokens=0, characters=0, bytes=0,
         documents_sha256=hashlib.sha256().hexdigest(), vocab_size=encoder.vocab_size, separator_id=encoder.separator_id,
-        tokenizer_hash=tokenizer_hash(tokenizer), segment_ids=segment_ids, shard_blocks=shard_blocks, shards=(),
+        tokenizer_hash=tokenizer_hash(tokenizer), segment_ids=bool(segment_ids), shard_blocks=int(shard_blocks), shards=(),
         complete=False,
     )  # fmt: skip
     folder = Path(folder)

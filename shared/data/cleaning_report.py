@@ -72,22 +72,25 @@ class CleaningReport:
 
     def table(self):
         """Returns a `rich.table.Table`: a row a reason, the kept and the masked below."""
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("", no_wrap=True)
         for column in ("documents", "share", "MB"):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("for example", overflow="fold", style="dim")
+        # This column alone gives way on a narrow terminal: its cells, not the column, are kept on one line.
+        table.add_column("for example", style="dim")
         for reason, entry in self._by_size():
-            example = _shortened(entry.examples[0]) if entry.examples else ""
-            table.add_row(reason, *self._figures(entry.documents, entry.bytes), escape(example))
+            example = Text(entry.examples[0] if entry.examples else "", no_wrap=True, overflow="ellipsis")
+            table.add_row(reason, *self._figures(entry.documents, entry.bytes), example)
         table.add_row("kept", *self._figures(self.kept, self.kept_bytes), "", style="bold")
         if self.masked_documents:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.masked.items()))
             share = f"{self.masked_documents / max(1, self.documents):.1%}"
-            table.add_row("masked in", f"{self.masked_documents:,}", share, "", kinds)
+            table.add_row(
+                "masked in", f"{self.masked_documents:,}", share, "", Text(kinds, no_wrap=True, overflow="ellipsis")
+            )
         return table
 
     def _by_size(self) -> list[tuple[str, Dropped]]:
@@ -95,8 +98,3 @@ class CleaningReport:
 
     def _figures(self, documents: int, number_of_bytes: int) -> tuple[str, str, str]:
         return f"{documents:,}", f"{documents / max(1, self.documents):.1%}", f"{number_of_bytes / 1e6:,.2f}"
-
-
-def _shortened(example: str, most: int = 56) -> str:
-    """The end of an example, which says more than the folders it begins with."""
-    return example if len(example) <= most else "…" + example[-most + 1 :]

@@ -79,7 +79,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return asdict(self) | {"protection": list(self.protection), "denied": list(self.denied)}
 
 
 def check_program(
@@ -108,7 +108,12 @@ def check_program(
     Raises:
         InputError: a limit that is not positive, or a system that is not POSIX.
     """
-    for name, value in (("seconds", seconds), ("memory", memory), ("file_size", file_size), ("output_size", output_size)):
+    for name, value in (
+        ("seconds", seconds),
+        ("memory", memory),
+        ("file_size", file_size),
+        ("output_size", output_size),
+    ):
         if not value > 0:
             raise InputError(f"{name} is {value}; a limit must be positive")
     if os.name != "posix":

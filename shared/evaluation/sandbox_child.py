@@ -131,9 +131,9 @@ def guard(folder: str, denied: list[str]):
     """An audit hook (PEP 578) that refuses the network, other processes, and whatever is written outside of a folder."""
     home = os.path.realpath(folder)
     own = f"/proc/{os.getpid()}"
-    refused = {name: "no network here" for name in NETWORK}
-    refused |= {name: "no other processes here" for name in PROCESSES}
-    refused |= {name: "not in here" for name in INSPECTION}
+    refused = dict.fromkeys(NETWORK, "no network here")
+    refused |= dict.fromkeys(PROCESSES, "no other processes here")
+    refused |= dict.fromkeys(INSPECTION, "not in here")
     realpath, fsdecode, string, path_like = os.path.realpath, os.fsdecode, (str, bytes), os.PathLike
 
     def inside(path) -> bool:
@@ -159,7 +159,7 @@ def guard(folder: str, denied: list[str]):
             elif isinstance(path, string) and fsdecode(path)[:1] in "/.":
                 real = realpath(fsdecode(path))
                 other = real.startswith("/proc/") and real[6:7].isdigit() and not real.startswith(own + "/")
-                if other or real.endswith(("/environ", "/mem")) and real.startswith("/proc/"):
+                if other or (real.endswith(("/environ", "/mem")) and real.startswith("/proc/")):
                     refuse("open of a process", "no other processes here")
         elif event in CHANGES:
             if not all(map(inside, arguments)):
@@ -173,6 +173,12 @@ def guard(folder: str, denied: list[str]):
                 refuse(event, "no other library here")
 
     sys.addaudithook(hook)
+    import _posixsubprocess  # what subprocess is built on raises no event of its own
+
+    def no_process(*_):
+        refuse("subprocess.Popen", "no other processes here")
+
+    _posixsubprocess.fork_exec = no_process
 
 
 def execute(program: str, token: bytes, report: int, protection: list[str], folder: str) -> None:

@@ -107,7 +107,9 @@ def tokenizer_report(tokenizer, texts: Iterable[str], words: Sequence[str] | Non
     backend = _backend(tokenizer)
     listed = tuple(keyword.kwlist if words is None else words)
     unknown = _unknown_id(backend)
-    counts = dict.fromkeys(("texts", "words", "characters", "bytes", "tokens", "pieces", "continued", "unknown", "exact"), 0)
+    counts = dict.fromkeys(
+        ("texts", "words", "characters", "bytes", "tokens", "pieces", "continued", "unknown", "exact"), 0
+    )
     for chunk in _chunks(texts):
         encodings = backend.encode_batch(chunk, add_special_tokens=False)
         decoded = backend.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)

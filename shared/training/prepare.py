@@ -32,7 +32,9 @@ class Prepared:
     tokenizer_report: dict[str, Any]
 
 
-def prepare(run: RunConfig, folder: str | Path, *, workers: int = 1, say: Callable[[str], None] = lambda _: None) -> Prepared:
+def prepare(
+    run: RunConfig, folder: str | Path, *, workers: int = 1, say: Callable[[str], None] = lambda _: None
+) -> Prepared:
     """Makes ``folder/corpus``, ``folder/tokenizer`` and ``folder/blocks``, each when it is not there for these settings.
 
     Killed and called again, it goes on with the stage it was in; blocks go on within theirs.

@@ -113,7 +113,9 @@ class RunConfig:
         config.setdefault(positions, self.block_length)
         longest = config_from_hf(config).max_length
         if longest < self.block_length:
-            raise ConfigError(f"the model has {longest} positions, blocks have {self.block_length} tokens; make them agree")
+            raise ConfigError(
+                f"the model has {longest} positions, blocks have {self.block_length} tokens; make them agree"
+            )
         return config
 
 

@@ -6,7 +6,7 @@ import pytest
 from shared.data.corpus import read_texts, split_by_path, standard_library_files, text_files
 from shared.data.packing import pack_blocks, shuffled_batches
 from shared.errors import InputError
-from shared.tokenizers.bpe import train_byte_level_bpe
+from shared.tokenizers.train import train_byte_level_bpe
 
 
 @pytest.fixture

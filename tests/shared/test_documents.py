@@ -3,12 +3,13 @@
 import gzip
 import json
 import re
+import sys
 
 import pytest
 
 from shared.data.cleaning_report import CleaningReport
 from shared.data.documents import Document, read_documents
-from shared.errors import InputError
+from shared.errors import InputError, MissingExtraError
 
 ROWS = [
     {"content": "x = 1\n", "path": "a.py", "repo_name": "o/r", "license": "mit"},
@@ -50,7 +51,7 @@ def test_reading_is_lazy(tmp_path):
         next(documents)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow file", "saved", "dataset", "rows", "streamed"])
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow file", "saved", "dataset", "rows", "generator"])
 def test_tables(tmp_path, kind):
     import datasets
     import pyarrow
@@ -68,8 +69,8 @@ def test_tables(tmp_path, kind):
         source = tmp_path / "saved"
         datasets.Dataset(table).save_to_disk(source)
     else:
-        source = {"rows": ROWS, "dataset": datasets.Dataset(table)}.get(kind)
-        source = datasets.Dataset(table).to_iterable_dataset() if source is None else source
+        # A dataset streamed by `datasets` is an iterable of rows, too.
+        source = {"rows": ROWS, "dataset": datasets.Dataset(table), "generator": (row for row in ROWS)}[kind]
     assert list(read_documents(source)) == EXPECTED
 
 
@@ -216,3 +217,26 @@ def test_sources_that_are_none(tmp_path):
         read_documents(tmp_path)
     assert [d.path for d in read_documents(tmp_path, kind="tree")] == ["m.py"]
     assert list(read_documents(tmp_path, kind="jsonl")) == EXPECTED
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+    from shared.data import masking
+    from shared.data.cleaning import CleaningConfig, clean
+    from shared.data.splits import write_split
+
+    for name in ("a.jsonl.zst", "a.parquet", "a.arrow"):
+        (tmp_path / name).write_bytes(b"")
+    for module in ("datasets", "datasketch", "detect_secrets.core.plugins.util", "pyarrow", "zstandard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    masking._patterns.cache_clear()
+    missing = [
+        *(lambda name=name: list(read_documents(tmp_path / name)) for name in ("a.jsonl.zst", "a.parquet", "a.arrow")),
+        lambda: list(read_documents("hub://owner/name")),
+        lambda: clean([], CleaningConfig(masking=None)),
+        lambda: clean([], CleaningConfig(near_duplicates=None)),
+        lambda: write_split(EXPECTED, tmp_path / "split", ending=".jsonl.zst"),
+    ]
+    for call in missing:
+        with pytest.raises(MissingExtraError, match=r'missing; pip install "duonlp\[data\]"'):
+            call()
+    assert len(list(clean(EXPECTED, CleaningConfig(filters=None, near_duplicates=None, masking=None)))) == 2

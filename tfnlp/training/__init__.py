@@ -1,6 +1,6 @@
 """Pretraining in Keras: blocks through ``model.fit``, on one device or under tf.distribute."""
 
-from tfnlp.training.callbacks import BackupAndRestore, NonFiniteLossError, StopAtNonFiniteLoss
+from tfnlp.training.callbacks import BackupAndRestore, NonFiniteLossError, PretrainingLog, StopAtNonFiniteLoss
 from tfnlp.training.input import block_dataset
 from tfnlp.training.optimizers import AdamW, Schedule, make_optimizer
 from tfnlp.training.pretrainer import Pretrainer, model_inputs
@@ -10,6 +10,7 @@ __all__ = [
     "BackupAndRestore",
     "NonFiniteLossError",
     "Pretrainer",
+    "PretrainingLog",
     "Schedule",
     "StopAtNonFiniteLoss",
     "block_dataset",

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from shared.errors import CheckpointError, DuonlpError, InputError
 from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
+from shared.training.flops import token_flops
+from shared.training.metrics_log import MetricsLog, NullLog
+from shared.training.schedules import due
 from tfnlp.pretrained import parameter_tree
 from tfnlp.training.pretrainer import Pretrainer
 
@@ -63,6 +67,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._epoch = self._batch = 0
         self._position, self._saved, self._logs, self._metrics = source.step, None, {}, None
         found = self._newest()
+        self._agree(0 if found is None else found[1]["step"])
         if found is None:
             return
         tensors, state = found
@@ -97,17 +102,20 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def on_train_end(self, logs=None):
         if not self.delete_checkpoint:
             self._save_model()
-        elif self._writes():
+        elif self._finite() and is_main_worker(self.model):
             for file in self._files():
                 file.unlink()
+
+    def _finite(self) -> bool:
+        return math.isfinite(self._logs.get("step_loss", 0.0))
 
     def _save_model(self):
         step = int(self.model.step.numpy())
         point = step, self._epoch, self._batch
-        if not math.isfinite(self._logs.get("step_loss", 0.0)):
+        if not self._finite():
             return
         metrics = [variable.numpy() for variable in self._metric_variables()]  # of all workers, so all of them read
-        if not self._writes() or point == self._saved:
+        if not is_main_worker(self.model) or point == self._saved:
             return
         state = {
             "format": 1, "step": step, "epoch": self._epoch, "batch": self._batch, "position": self._position,
@@ -138,15 +146,32 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _newest(self):
         """The tensors and the state of the newest backup that can be read; None when there is none at all."""
         files = self._files()
-        for file in files:
+        for i, file in enumerate(files):
             try:
                 tensors = list_tensors(file)
-                return tensors, json.loads(tensors[STATE].read().tobytes())
+                found = tensors, json.loads(tensors[STATE].read().tobytes())
             except (CheckpointError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); going on from the backup before it", stacklevel=2)
+                continue
+            if is_main_worker(self.model):
+                for damaged in files[:i]:  # or they would count among those that are kept
+                    damaged.replace(damaged.with_suffix(".damaged"))
+            return found
         if files:
             raise CheckpointError(f"none of {', '.join(map(str, files))} can be read; remove them to begin anew")
         return None
+
+    def _agree(self, step: int) -> None:
+        """Whether all workers go on from the same step."""
+        strategy = self.model.distribute_strategy
+        if strategy.cluster_resolver is None:
+            return
+        total = strategy.reduce("SUM", strategy.run(lambda: tf.constant(step, tf.int64)), axis=None)
+        if int(total) != step * strategy.num_replicas_in_sync:
+            raise InputError(
+                f"this worker would go on from step {step}, another one from a different step; {str(self.folder)!r} must be "
+                "one folder that all workers see"
+            )
 
     def _same(self) -> dict:
         """What must not change in the course of a run."""
@@ -189,11 +214,6 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def _metric_variables(self) -> list[keras.Variable]:
         return [variable for metric in self.model.metrics for variable in metric.variables]
 
-    def _writes(self) -> bool:
-        """Whether this is the only worker, or the first."""
-        resolver = self.model.distribute_strategy.cluster_resolver
-        return resolver is None or resolver.task_id in (None, 0)
-
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Ends the training with an error when a loss is not finite: keras.callbacks.TerminateOnNaN, but said.
@@ -214,3 +234,59 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
                 "and before are untouched: go on from one with a lower learning rate, a longer warm-up or a smaller clip_norm"
             )
         self._last_good = step
+
+
+class PretrainingLog(keras.callbacks.Callback):
+    """Writes the run to ``shared.training.metrics_log``: loss, perplexity, tokens a second, validation; and its console line.
+
+    Pass ``verbose=0`` to fit, or there are two progress bars. It goes on where a BackupAndRestore goes on. With several
+    workers, only the first one logs.
+
+    Args:
+        folder: of the run; metrics.jsonl is in it.
+        log_every: steps between two records.
+        options: for MetricsLog: console, tensorboard, wandb, peak_flops, ...
+    """
+
+    def __init__(self, folder, *, log_every: int = 10, **options):
+        super().__init__()
+        if log_every < 1:
+            raise InputError(f"log_every is {log_every}; it is a number of steps, 1 or more")
+        self.folder, self.log_every, self.options, self._log = folder, log_every, options, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._log is not None:
+            return
+        # Not when the training begins: by now a BackupAndRestore has put the run where it was, wherever in the list it is.
+        step, source = int(self.model.step.numpy()), self.model.source
+        self._tokens = source.shape[0] * source.shape[1] * source.hosts
+        left = (self.params["epochs"] - epoch) * self.params["steps"] - self.model.first_batch
+        flops = token_flops(self.model.model.config, source.shape[1]).training
+        kind = MetricsLog if is_main_worker(self.model) else NullLog
+        self._total = step + left
+        self._log = kind(
+            self.folder, total_steps=self._total, flops_per_token=flops, resumed_from=step or None, **self.options
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.step.numpy())
+        if due(step, self.log_every, self._total):
+            rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+            self._log.step(
+                {"step": step, "loss": logs["step_loss"], "tokens": step * self._tokens, "learning_rate": rate}
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        if "val_loss" in (logs or {}):
+            self._log.evaluation({"step": int(self.model.step.numpy()), "loss": logs["val_loss"]})
+
+    def on_train_end(self, logs=None):
+        if self._log is not None:
+            self._log.close()
+        self._log = None
+
+
+def is_main_worker(model) -> bool:
+    """Whether this process is the only worker of the model's strategy, or the first."""
+    resolver = model.distribute_strategy.cluster_resolver
+    return resolver is None or resolver.task_id in (None, 0)

@@ -1,6 +1,7 @@
 """Pretraining through compile, fit and evaluate: sums over tokens, however a batch is divided."""
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import keras
@@ -12,6 +13,8 @@ from tfnlp.losses import cross_entropy_sum
 from tfnlp.training.input import Source
 
 HEADS = ("causal-lm", "masked-lm")
+EXPECTED = "Your input ran out of data"
+"""What Keras says when a distributed dataset ends, whose length it does not know."""
 REPLICA_STRIDE = 0x3C6EF35F
 """Between the dropout seeds of two replicas."""
 
@@ -253,11 +256,13 @@ class Pretrainer(keras.Model):
             model=self,
         )
         try:
-            return super().fit(
-                x, epochs=epochs, steps_per_epoch=steps_per_epoch, callbacks=callbacks, verbose=verbose, shuffle=False,
-                initial_epoch=initial_epoch, validation_data=validation_data, validation_steps=validation_steps,
-                validation_freq=validation_freq,
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", EXPECTED)
+                return super().fit(
+                    x, epochs=epochs, steps_per_epoch=steps_per_epoch, callbacks=callbacks, verbose=verbose, shuffle=False,
+                    initial_epoch=initial_epoch, validation_data=validation_data, validation_steps=validation_steps,
+                    validation_freq=validation_freq,
+                )  # fmt: skip
         except tf.errors.OpError:
             if source.error is not None:
                 raise source.error from None
@@ -269,7 +274,11 @@ class Pretrainer(keras.Model):
         """As keras.Model.evaluate: the mean ``loss`` in nats over all labelled tokens, and the ``perplexity``."""
         if not kwargs.get("_use_cached_eval_dataset"):
             self._check(x, "evaluate", steps)
-        return super().evaluate(x, steps=steps, verbose=verbose, callbacks=callbacks, return_dict=return_dict, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", EXPECTED)
+            return super().evaluate(
+                x, steps=steps, verbose=verbose, callbacks=callbacks, return_dict=return_dict, **kwargs
+            )
 
     def _check(self, data, what: str, steps: int | None) -> None:
         """Whether a dataset has an end, and was made for this model's strategy."""

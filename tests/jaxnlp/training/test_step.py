@@ -1,0 +1,121 @@
+"""One meaning of a step: however it is spread over devices, cut into pieces, scanned or recomputed, the curve is the same."""
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+
+from jaxnlp.training import LazyModel, make_step
+from jaxnlp.training.model import reader
+from shared.errors import InputError
+from tests.jaxnlp.training.runs import GPT2, LENGTH, batches, curve, settings
+
+DROPOUT = GPT2 | {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return curve(devices=1, mesh={})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallelism": "pmap"},
+        {"mesh": {"data": 8}},
+        {"mesh": {"data": 2, "fsdp": 4}},
+        {"mesh": {"fsdp": 2, "tensor": 2, "data": -1}, "scan": True, "remat": "full"},
+        {"mesh": {}, "accumulation": 4, "remat": "dots"},
+    ],
+    ids=["pmap", "data", "fsdp", "tensor, scanned", "accumulation"],
+)
+def test_the_curve_is_that_of_one_device(one_device, changes):
+    devices = 1 if changes.get("mesh") == {} else None
+    assert one_device[-1] < 0.8 * one_device[0]
+    np.testing.assert_allclose(curve(devices=devices, **changes), one_device, rtol=1e-5)
+
+
+def test_accumulation_weighs_tokens_not_pieces():
+    """Labels are uneven over the rows, so a mean of means would be another loss."""
+
+    class Uneven:
+        def __getitem__(self, step):
+            batch = batches()[step]
+            keep = np.arange(LENGTH) < np.array([15, 1, 2, 15, 3, 15, 1, 4])[:, None]
+            return batch | {"labels": np.where(keep, batch["labels"], -100)}
+
+    whole, pieces = (curve(devices=1, mesh={}, steps=3, objective_batches=Uneven(), accumulation=n) for n in (1, 4))
+    np.testing.assert_allclose(pieces, whole, rtol=1e-6)
+
+
+def test_dropout_is_the_same_when_scanned_and_over_devices():
+    model = LazyModel.from_config(DROPOUT, seed=1)
+    plain = curve(model, devices=1, mesh={}, steps=3)
+    spread = curve(model, mesh={"data": 2}, devices=2, steps=3, scan=True, remat="full")
+    np.testing.assert_allclose(spread, plain, rtol=1e-5)
+    assert abs(plain - curve(devices=1, mesh={}, steps=3)).max() > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "lion"])
+def test_scanning_changes_no_optimizer(optimizer):
+    plain, scanned = (curve(devices=1, mesh={}, steps=4, optimizer=optimizer, scan=scan) for scan in (False, True))
+    np.testing.assert_allclose(scanned, plain, rtol=1e-5)
+
+
+def test_bfloat16_follows_float32(one_device):
+    losses = curve(devices=1, mesh={}, dtype="bfloat16")
+    assert np.abs(losses - one_device).max() < 0.1
+
+
+def test_documents_of_one_row_do_not_see_each_other():
+    """A row of two documents gives the losses of two rows of one."""
+    model = LazyModel.from_config(GPT2, seed=1)
+    step = make_step(model, settings(mesh={}, batch_size=1))
+    params = step.trainable.parameters(reader(model), step.shardings["params"])
+    ids = np.arange(12, dtype=np.int32).reshape(1, 12)
+    labels = np.concatenate([ids[:, 1:5], [[-100]], ids[:, 6:], [[-100]]], axis=1).astype(np.int32)
+    segments = np.array([[1] * 5 + [2] * 7], np.int32)
+    total, count = step.trainable.loss(params, {"input_ids": ids, "labels": labels, "segment_ids": segments})
+    apart = [
+        step.trainable.loss(params, {"input_ids": ids[:, cut], "labels": labels[:, cut]})[0]
+        for cut in (slice(5), slice(5, 12))
+    ]
+    assert count == 10
+    np.testing.assert_allclose(total, sum(apart), rtol=1e-6)
+
+
+def test_the_state_is_donated_and_one_program_compiled():
+    model = LazyModel.from_config(GPT2, seed=1)
+    step = make_step(model, settings(mesh={"data": 2}), None if jax.device_count() == 2 else _two())
+    state = step.init_state(reader(model))
+    first = jax.tree.leaves(state)
+    for number in range(3):
+        state, _ = step(state, step.put(batches()[number]), 1e-3)
+    assert all(leaf.is_deleted() for leaf in first)
+    assert len(step._programs) == 1
+
+
+def _two():
+    from jaxnlp.training import make_mesh
+
+    return make_mesh({"data": 2}, jax.devices()[:2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"data": 3}}, "does not fit 8 devices"),
+        ({"mesh": {"model": 2}}, "axes are data, fsdp, tensor"),
+        ({"batch_size": 12}, "make it a multiple of 8"),
+        ({"batch_size": 8, "accumulation": 2}, "make it a multiple of 16"),
+    ],
+)
+def test_what_does_not_fit_the_devices_is_said(changes, message):
+    with pytest.raises(InputError, match=message):
+        make_step(LazyModel.from_config(GPT2), settings(**changes))
+
+
+def test_only_language_models_are_pretrained():
+    with pytest.raises(InputError, match="causal-lm and masked-lm can be pretrained"):
+        LazyModel.from_config(GPT2, head="token-classification")

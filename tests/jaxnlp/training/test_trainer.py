@@ -1,0 +1,189 @@
+"""Runs with files: they end, go on, and refuse what would break their curve."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+
+import jaxnlp
+from jaxnlp.training import LazyModel, export, make_mesh, pretrain
+from shared.errors import CheckpointError, InputError, NonFiniteLossError
+from shared.training.metrics_file import read_metrics
+from tests.jaxnlp.training.runs import GPT2, LENGTH, ROWS, CountingBlocks, batches, run, settings
+
+ONE = {"mesh": {}}
+
+
+def one_device():
+    return make_mesh({}, jax.devices()[:1])
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder) if record["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = run(folder, mesh=one_device(), steps=12, evaluate_every=4, save_every=4, keep_last=2, keep_best=1)
+    return folder, result
+
+
+def copy(finished, tmp_path, without=()):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    for step in without:
+        shutil.rmtree(folder / "checkpoints" / str(step))
+    return folder
+
+
+def test_a_run_says_what_it_did(finished):
+    folder, result = finished
+    assert (result.steps, result.tokens, result.preempted) == (12, 12 * ROWS * LENGTH, False)
+    records = read_metrics(folder)
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == [4, 8, 12]
+    assert records[-1]["loss"] == pytest.approx(result.held_out_loss)
+    assert losses(folder)[-1] == pytest.approx(result.loss) and len(losses(folder)) == 12
+    stored = json.loads((folder / "run.json").read_text())
+    assert stored["model"]["n_embd"] == 16 and stored["config"]["steps"] == 12
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_going_on_gives_the_same_losses(finished, tmp_path, devices):
+    """On the same device to the bit, on more of them within rounding."""
+    folder = copy(finished, tmp_path, without=[12])
+    mesh = make_mesh({"data": -1, "fsdp": 1 if devices == 1 else 2}, jax.devices()[:devices])
+    run(folder, mesh=mesh, steps=12, evaluate_every=4, save_every=4)
+    ours, theirs = losses(folder), losses(finished[0])
+    if devices == 1:
+        assert ours == theirs
+    else:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_pmap_goes_on_where_jit_stopped(finished, tmp_path):
+    folder = copy(finished, tmp_path, without=[12])
+    run(folder, steps=12, evaluate_every=4, save_every=4, parallelism="pmap")
+    np.testing.assert_allclose(losses(folder), losses(finished[0]), rtol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_further(finished, tmp_path):
+    folder = copy(finished, tmp_path)
+    before = (folder / "metrics.jsonl").read_bytes()
+    result = run(folder, mesh=one_device(), steps=12, evaluate_every=4, save_every=4)
+    assert result.steps == 12 and result.loss == pytest.approx(finished[1].loss)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    folder = tmp_path / "run"
+    # rises again: after the warm-up the rate is far too high
+    run(folder, mesh=one_device(), steps=12, evaluate_every=2, save_every=2, keep_last=1, keep_every=6, learning_rate=3.0,
+        schedule="linear", warmup_share=0.9)  # fmt: skip
+    found = {r["step"]: r["loss"] for r in read_metrics(folder) if r["kind"] == "evaluation"}
+    best = min(found, key=found.get)
+    assert best not in (6, 12)
+    assert {int(name) for name in os.listdir(folder / "checkpoints")} == {best, 6, 12}
+
+
+def test_sigterm_saves_and_a_new_start_goes_on(finished, tmp_path):
+    class StopAt(CountingBlocks):
+        def read(self, indices):
+            if 5 * ROWS in np.asarray(indices):  # read when step 6 is prepared
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().read(indices)
+
+    folder = tmp_path / "run"
+    unshuffled = {"shuffle": False}
+    stopped = batches(**unshuffled)
+    object.__setattr__(stopped, "blocks", StopAt())
+    config = settings(steps=12)
+    options = {"mesh": one_device(), "log": {"console": False}}
+    result = pretrain(LazyModel.from_config(GPT2, seed=1), stopped, config, folder, **options)
+    assert result.preempted and result.steps < 12
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    pretrain(LazyModel.from_config(GPT2, seed=1), batches(**unshuffled), config, folder, **options)
+    whole = tmp_path / "whole"
+    pretrain(LazyModel.from_config(GPT2, seed=1), batches(**unshuffled), config, whole, **options)
+    assert losses(folder) == losses(whole)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(finished, tmp_path):
+    """With the parameters blown up at a known step, the last good checkpoint stays the last."""
+    folder = tmp_path / "run"
+    with pytest.raises(NonFiniteLossError, match=r"steps? \d+.*lower the learning rate"):
+        run(folder, mesh=one_device(), steps=12, save_every=2, learning_rate=1e30, clip_norm=1e30, log_every=5,
+            warmup_share=0.0)  # fmt: skip
+    saved = folder / "checkpoints"
+    assert not saved.exists() or not [name for name in os.listdir(saved) if name.isdigit() and int(name) > 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"weight_decay": 0.5}, "weight_decay=0.1 .now 0.5."), ({"scan": True}, "scan=False"), ({"steps": 13}, "steps=12")],
+)
+def test_another_run_does_not_go_on_from_here(finished, tmp_path, changes, message):
+    folder = copy(finished, tmp_path)
+    with pytest.raises(InputError, match=message):
+        run(folder, mesh=one_device(), **({"steps": 12} | changes))
+
+
+def test_another_model_or_other_data_are_named(finished, tmp_path):
+    folder = copy(finished, tmp_path)
+    with pytest.raises(InputError, match="another model: .*n_embd is 16 there and 32 here"):
+        run(folder, LazyModel.from_config(GPT2 | {"n_embd": 32}), mesh=one_device(), steps=12)
+    with pytest.raises(InputError, match="another data: .*seed is 0 there and 7 here"):
+        pretrain(LazyModel.from_config(GPT2), batches(seed=7), settings(steps=12), folder, mesh=one_device())
+
+
+def test_a_damaged_checkpoint_is_named(finished, tmp_path):
+    folder = copy(finished, tmp_path)
+    for file in (folder / "checkpoints" / "12" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="checkpoints/12.*remove that folder"):
+        run(folder, mesh=one_device(), steps=12)
+
+
+def test_batches_must_be_the_configurations():
+    with pytest.raises(InputError, match="8 rows, config.batch_size says 16"):
+        pretrain(LazyModel.from_config(GPT2), batches(), settings(batch_size=16))
+    with pytest.raises(InputError, match="no held_out"):
+        pretrain(LazyModel.from_config(GPT2), batches(), settings(evaluate_every=1))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_export(finished, tmp_path, scan):
+    folder = finished[0]
+    if scan:
+        folder = tmp_path / "run"
+        run(folder, mesh=make_mesh({"fsdp": 2}, jax.devices()[:2]), steps=12, save_every=4, scan=True)
+    export(folder, tmp_path / "model", max_shard_size="10KB")
+    model = jaxnlp.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    inputs = CountingBlocks().read(np.arange(64))["input_ids"]
+    loss = float(model(input_ids=inputs, labels=inputs)["loss"])
+    assert loss == pytest.approx(finished[1].held_out_loss, rel=1e-5)
+    with pytest.raises(InputError, match="no checkpoint of step 5; there are"):
+        export(folder, tmp_path / "other", step=5)
+
+
+def test_a_model_in_memory_is_trained_as_a_lazy_one_and_stays_as_it_was(finished):
+    model = jaxnlp.AutoModelForCausalLM.from_config(GPT2, seed=1)
+    before = np.array(model(input_ids=np.arange(8)[None])["logits"])
+    result = pretrain(model, batches(), settings(steps=12), mesh=one_device())
+    assert result.loss == pytest.approx(finished[1].loss, rel=1e-6)
+    np.testing.assert_array_equal(model(input_ids=np.arange(8)[None])["logits"], before)
+
+
+def test_the_clock_ends_a_run_and_brings_the_rate_down(tmp_path):
+    result = run(tmp_path / "run", mesh=one_device(), steps=10**6, seconds=0.5)
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
+    assert 1 < result.steps < 10**5 and not result.preempted
+    assert rates[-1] < rates[len(rates) // 2]

@@ -1,0 +1,27 @@
+"""A code model of 13M parameters on one CPU: the Python files of the standard library and of the packages installed here.
+
+Two cores, within the hour; docs/pretraining.md shows what came of it.
+
+    python tpu_scripts/prepare.py tpu_scripts/configs/python_small.py --data data
+    python tpu_scripts/pretrain.py tpu_scripts/configs/python_small.py --data data --output run
+    python tpu_scripts/export.py run --data data --output model
+"""
+
+CONFIG = {
+    "corpus": ["standard-library", "installed-packages"],
+    "held_out": 0.02,
+    "tokenizer": {"kind": "bpe", "vocab_size": 8192},
+    "block_length": 256,
+    "model": {
+        "model_type": "gpt2", "n_embd": 384, "n_layer": 6, "n_head": 6,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    },
+    "training": {
+        "steps": 2_000,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "log_every": 10,
+        "evaluate_every": 250,
+        "save_every": 250,
+    },
+}  # fmt: skip
