@@ -129,7 +129,33 @@ def matmul_transposed(x, table):
     if x.dtype == jnp.bfloat16 and x.size == x.shape[-1] and jax.default_backend() == "cpu":
         # A single row as two: XLA's product of a bfloat16 matrix and a vector is ten times slower there than of two matrices.
         return matmul_transposed(jnp.concatenate([x.reshape(1, -1)] * 2), table)[0].reshape(*x.shape[:-1], -1)
-    return jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())))
+    return _product_with_transposed(x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], table.shape[0])
+
+
+@jax.custom_vjp
+def _product_with_transposed(x, table):
+    """x [T, in], table [out, in] -> [T, out]."""
+    return jax.lax.dot_general(x, table, (((1,), (1,)), ((), ())))
+
+
+def _product_with_transposed_backward(residuals, cotangent):
+    x, table = residuals
+
+    def plain(x, cotangent):
+        return jax.lax.dot_general(cotangent, x, (((0,), (0,)), ((), ())))
+
+    def turned(x, cotangent):
+        # [in, out], then turned: a CPU would otherwise turn the cotangent, which for a vocabulary is far larger.
+        product = jax.lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
+        return jax.lax.optimization_barrier(product).T
+
+    to_table = jax.lax.platform_dependent(x, cotangent, cpu=turned, default=plain)
+    return cotangent @ table, to_table
+
+
+_product_with_transposed.defvjp(
+    lambda x, table: (_product_with_transposed(x, table), (x, table)), _product_with_transposed_backward
+)
 
 
 def dropout(x, rate: float, rngs):
@@ -220,7 +246,7 @@ def _attend_backward(residuals, cotangent):
     to_value = jnp.matmul(dropped.mT, cotangent)
     to_weights = jnp.matmul(cotangent, value.mT, preferred_element_type=jnp.float32)
     to_scores = weights * ((to_weights if keep is None else to_weights * keep) - row_sums)  # [B, N, T, S]
-    narrow = jax.lax.optimization_barrier(to_scores.astype(query.dtype))
+    narrow = to_scores.astype(query.dtype)
     to_query, to_key = jnp.matmul(narrow, key.mT), jnp.matmul(query.mT, narrow)
     shape = (1,) * (4 - bias.ndim) + bias.shape
     to_bias = to_scores.sum([i for i in range(4) if shape[i] == 1], keepdims=True).reshape(bias.shape)

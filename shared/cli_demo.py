@@ -1,5 +1,5 @@
-"""`duonlp demo`, the main job: train a tokenizer and a small code model on Python's standard library with jaxnlp, save
-them in Hugging Face layout, load that in tfnlp and in jaxnlp, and show that the two say the same.
+"""`duonlp demo`, the main job in small: Python's standard library cleaned, a tokenizer and blocks made of it, a code model
+pretrained on them with jaxnlp, exported in Hugging Face layout, loaded in tfnlp and in jaxnlp, which say the same.
 """
 
 import json
@@ -11,18 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shared import frameworks
-from shared.data.corpus import read_texts, split_by_path, standard_library_files, standard_library_folder, text_files
-from shared.data.packing import pack_blocks, shuffled_batches
 from shared.errors import InputError, MissingExtraError
-from shared.tokenizers.train import train_byte_level_bpe
-
-BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
@@ -51,13 +44,15 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Runs the whole demo, and writes the model, the loss curve and the figures below ``settings.output``.
+    """Runs the whole demo, and writes data, run, model, the loss curve and the figures below ``settings.output``.
+
+    Called again with the same settings it does not do again what is done.
 
     Returns:
         The figures, as in ``demo.json``; "agree" is whether the frameworks gave the same logits and texts.
 
     Raises:
-        InputError: the corpus is not there or too small, or the output is a file.
+        InputError: the corpus is not there or too small, or the output is a file, or holds another demo.
         MissingExtraError: matplotlib is not installed.
     """
     check_plotting()
@@ -69,12 +64,11 @@ def run(settings: Settings) -> dict[str, Any]:
     console = Console(stderr=True) if sys.stdout is sys.stderr else Console()
     begin = time.perf_counter()
 
-    tokenizer, training, held_out = prepare(settings, console)
-    model, history, trained = pretrain(settings, tokenizer, training, console)
-    perplexity = evaluate(settings, model, held_out)
+    described = run_config(settings)
+    prepared = prepare(described, settings.output / "data", console)
     folder = settings.output / "model"
-    model.save_pretrained(folder, tokenizer=tokenizer)
-    plot(history, settings.output / "loss.png", math.log(perplexity))
+    trained = pretrain(described, prepared, settings.output / "run", folder, console)
+    plot(settings.output)
 
     console.rule("the same checkpoint in both frameworks")
     from shared.parity import compare
@@ -86,10 +80,8 @@ def run(settings: Settings) -> dict[str, Any]:
     same_text = completions["tf"] == completions["jax"]
     figures = {
         "model": str(folder),
-        "parameters": model.num_parameters(),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         **trained,
-        "held_out_perplexity": perplexity,
         "largest_logit_difference": max(row.difference for row in report.rows),
         "relative_logit_difference": max(row.relative for row in report.rows),
         "generated_tokens_per_second": speeds,
@@ -124,105 +116,88 @@ def use_host_devices(batch_size: int) -> None:
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
-def prepare(settings: Settings, console: Console):
-    """The corpus, split; the tokenizer, trained on its training part; and both parts as blocks of ids."""
-    start = time.perf_counter()
-    root = Path(settings.corpus or standard_library_folder())
-    files = text_files(root) if settings.corpus else standard_library_files()
-    training_files, held_out_files = split_by_path(files, root)
-    training_texts, held_out_texts = list(read_texts(training_files)), list(read_texts(held_out_files))
-    if not training_texts or not held_out_texts:
-        raise InputError(f"{len(files)} files in {str(root)!r} are too few to train on some and hold out others")
-    with console.status("training a tokenizer"):
-        tokenizer = train_byte_level_bpe(training_texts, settings.vocab_size, max_length=settings.block_length)
+def run_config(settings: Settings):
+    """The demo as a run like any other (shared.training.run)."""
+    from shared.training.run import RunConfig
 
-    def blocks(texts):
-        ids = (encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch(texts))
-        return pack_blocks(ids, settings.block_length, tokenizer.eos_token_id)
-
-    with console.status("encoding the corpus"):
-        training, held_out = blocks(training_texts), blocks(held_out_texts)
-    console.print(
-        f"corpus: {root}, {len(training_texts)} files to train on and {len(held_out_texts)} held out; "
-        f"byte-level BPE of {len(tokenizer)} tokens trained, {training.size / 1e6:.1f}M tokens encoded "
-        f"in {time.perf_counter() - start:.1f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return tokenizer, training, held_out
-
-
-def pretrain(settings: Settings, tokenizer, blocks: np.ndarray, console: Console):
-    """A model of GPT-2's shape trained from scratch; returns it, its losses [(tokens, loss)], and what it took."""
-    from jaxnlp import pretraining
-
-    model = frameworks.package("jax").AutoModelForCausalLM.from_config(
+    return RunConfig.of(
         {
-            "model_type": "gpt2",
-            "vocab_size": len(tokenizer),
-            "n_positions": settings.block_length,
-            "n_embd": settings.hidden_size,
-            "n_layer": settings.num_layers,
-            "n_head": settings.num_heads,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "bos_token_id": tokenizer.eos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        seed=settings.seed,
+            "corpus": settings.corpus or "standard-library",
+            "held_out": 0.03,
+            "tokenizer": {"kind": "bpe", "vocab_size": settings.vocab_size},
+            "block_length": settings.block_length,
+            "model": {
+                "model_type": "gpt2", "n_embd": settings.hidden_size, "n_layer": settings.num_layers,
+                "n_head": settings.num_heads, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+            },
+            "model_seed": settings.seed,
+            "training": {
+                "steps": settings.steps, "seconds": settings.seconds, "batch_size": settings.batch_size,
+                "learning_rate": settings.learning_rate, "seed": settings.seed, "log_every": 10,
+                "evaluate_every": settings.steps, "save_every": 500, "keep_last": 1,
+            },
+        }
+    )  # fmt: skip
+
+
+def prepare(run, folder: Path, console: Console):
+    """The corpus cleaned and split, the tokenizer, and both parts as blocks (shared.training.prepare)."""
+    from shared.training.prepare import prepare as prepare_run
+
+    start = time.perf_counter()
+    with console.status("") as status:
+        prepared = prepare_run(run, folder, say=status.update)
+    kept, tokens = prepared.corpus["kept"]["documents"], prepared.training.manifest.tokens
+    dropped = ", ".join(
+        f"{reason} {found['documents']}" for reason, found in list(prepared.corpus["dropped"].items())[:3]
     )
-    config = pretraining.PretrainingConfig(
-        steps=settings.steps, seconds=settings.seconds, learning_rate=settings.learning_rate
-    )
-    mesh = pretraining.data_mesh()
     console.print(
-        f"model: GPT-2's shape, {settings.num_layers} layers of {settings.hidden_size}, "
-        f"{model.num_parameters() / 1e6:.1f}M parameters, from random values, on {mesh.size} "
-        f"{mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)} (jaxnlp, data-parallel)",
+        f"corpus: {run.corpus}, {kept} of {prepared.corpus['documents']} files kept ({dropped}, ...), "
+        f"{prepared.held_out.manifest.documents} of them held out; byte-level BPE of {len(prepared.tokenizer)} tokens "
+        f"trained, {tokens / 1e6:.1f}M tokens in blocks, in {time.perf_counter() - start:.1f} s",
         highlight=False,
         soft_wrap=True,
     )
-    batches = shuffled_batches(blocks, settings.batch_size, settings.seed)
-    history: list[tuple[int, float]] = []
-    columns = (
-        SpinnerColumn(),
-        TextColumn("pretraining"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
+    return prepared
+
+
+def pretrain(run, prepared, folder: Path, output: Path, console: Console) -> dict[str, Any]:
+    """A model of GPT-2's shape trained from scratch and exported; returns what it took and what came of it."""
+    import numpy as np
+
+    from shared.architectures import config_from_hf
+    from shared.parameters import parameters
+
+    frameworks.package("jax")
+    from jaxnlp import training
+
+    mesh = training.make_mesh()
+    config = run.model_config(prepared.tokenizer)
+    count = sum(parameter.size for parameter in parameters(config_from_hf(config), run.objective).values())
+    console.print(
+        f"model: GPT-2's shape, {config['n_layer']} layers of {config['n_embd']}, {count / 1e6:.1f}M parameters, from "
+        f"random values, on {mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)} "
+        "(jaxnlp, data-parallel)",
+        highlight=False,
+        soft_wrap=True,
     )
-    tokens, last, spoken = 0, None, 0.0
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=1.0, note="compiling")
-        for step in pretraining.pretrain(model, batches, config, mesh):
-            tokens += step.tokens
-            history.append((tokens, step.loss))
-            speed = (tokens - step.tokens) / step.seconds if step.number > 1 else 0.0
-            recent = float(np.mean([loss for _, loss in history[-20:]]))
-            note = f"{sparkline([loss for _, loss in history])} loss {recent:.2f}  {speed:,.0f} tokens/s"
-            bar.update(task, completed=step.progress, note=note)
-            if not console.is_terminal and step.progress >= spoken + 0.1:
-                spoken = step.progress
-                console.print(f"  {step.progress:4.0%}  {note}", highlight=False)
-            last = step
-    trained = {
-        "steps": last.number,
-        "tokens": tokens,
-        "training_loss": recent,
-        "training_seconds": last.seconds,
-        "training_tokens_per_second": speed,
+    result = training.pretrain_run(run, prepared, folder, log={"console": console, "console_seconds": 20.0})
+    from shared.training.metrics_file import EVALUATION, STEP, read_metrics
+
+    records = read_metrics(folder)
+    steps = [record for record in records if record["kind"] == STEP]
+    held_out = [record["loss"] for record in records if record["kind"] == EVALUATION]
+    training.export(folder, output, tokenizer=prepared.tokenizer)
+    return {
+        "parameters": count,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "training_loss": float(np.mean([record["loss"] for record in steps[-5:]])),
+        "training_seconds": result.seconds,
+        "training_tokens_per_second": steps[-1].get("tokens_per_second", 0.0),
         "devices": mesh.size,
+        "held_out_perplexity": math.exp(held_out[-1]),
     }
-    return model, history, trained
-
-
-def evaluate(settings: Settings, model, held_out: np.ndarray) -> float:
-    """Perplexity a token on held-out files, of which at most 256 blocks are read."""
-    from jaxnlp import pretraining
-
-    batch = settings.batch_size
-    return math.exp(pretraining.held_out_loss(model, held_out[: max(batch, 256 // batch * batch)], batch))
 
 
 def generate(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -243,34 +218,11 @@ def generate(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[s
     return speeds, completions
 
 
-def plot(history: list[tuple[int, float]], file: Path, held_out_loss: float) -> None:
+def plot(folder: Path) -> None:
     """The loss curve as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from shared.training.plots import plot_loss
 
-    tokens, losses = np.array(history, dtype=float).T
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(tokens / 1e6, losses, color="#b8c4d6", linewidth=0.8, label="each step")
-    width = max(1, len(losses) // 40)
-    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-    axes.plot(tokens[width - 1 :] / 1e6, smooth, color="#1f4e8c", linewidth=1.8, label=f"mean of {width} steps")
-    axes.axhline(held_out_loss, color="#c1440e", linestyle="--", linewidth=1.2, label=f"held out: {held_out_loss:.2f}")
-    axes.set(
-        xlabel="tokens seen (millions)", ylabel="loss (nats a token)", title="Pretraining on Python's standard library"
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(file)
-
-
-def sparkline(values: list[float], width: int = 24) -> str:
-    """A curve in one line of text, high to low."""
-    pieces = [float(piece.mean()) for piece in np.array_split(np.asarray(values, float), min(width, len(values)))]
-    low, high = min(pieces), max(pieces)
-    span = (high - low) or 1.0
-    return "".join(BARS[1 + round((value - low) / span * (len(BARS) - 2))] for value in pieces)
+    plot_loss(folder / "run", folder / "loss.png", title="Pretraining on Python's standard library")
 
 
 def show(figures: dict[str, Any], console: Console) -> None:

@@ -79,14 +79,18 @@ def code(
     framework: Annotated[
         str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
     ] = "",
-    samples: Annotated[int, typer.Option(help="Completions of a problem; the largest k by default.")] = 0,
+    samples: Annotated[
+        int, typer.Option(help="Completions of a problem; the largest k by default.", show_default=False)
+    ] = 0,
     k: Annotated[str, typer.Option("--k", help="pass@k for these, separated by commas.")] = "1",
     temperature: Annotated[float, typer.Option(help="Below 1 plays safe; 0 is greedy, for one sample.")] = 0.2,
     top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens up to this probability.")] = 0.95,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the random numbers: the same completions again, in tf and jax.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Completions drawn at once.")] = 10,
-    workers: Annotated[int, typer.Option(help="Programs that run at once; by default one a processor.")] = 0,
+    workers: Annotated[
+        int, typer.Option(help="Programs that run at once; by default one a processor.", show_default=False)
+    ] = 0,
     seconds: Annotated[float, typer.Option(help="Time limit of a program.")] = 3.0,
     limit: Annotated[int, typer.Option(help="Only so many of the first problems; 0 for all.")] = 0,
     record: Annotated[str, typer.Option(help="JSON lines of what is done; run again with it to go on.")] = "",

@@ -1,8 +1,7 @@
-"""A corpus of text files: found, split into training and held-out parts, and read."""
+"""Files of text: found below a folder, and split by their names into those to train on and those held out."""
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shared.errors import InputError
@@ -42,34 +41,6 @@ def standard_library_folder() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def standard_library_files() -> list[Path]:
-    """Returns the source files of the running Python's own standard library, without its tests and tables: about 8 MB."""
-    return text_files(standard_library_folder(), "*.py", STANDARD_LIBRARY_SKIPS)
-
-
-def split_by_path(
-    paths: Sequence[Path], root: str | Path, held_out: float = 0.05, salt: str = ""
-) -> tuple[list[Path], list[Path]]:
-    """Splits files into (training, held-out) by a hash of each one's path below `root`.
-
-    A file stays on its side when others come or go, and on every machine; a whole file is held out, so that no
-    piece of it is seen in training.
-
-    Args:
-        paths: files below `root`.
-        root: the folder that the hashed paths are relative to.
-        held_out: the expected share of files to hold out, in (0, 1).
-        salt: another salt gives another split.
-
-    Raises:
-        InputError: `held_out` is not between 0 and 1.
-    """
-    sides: tuple[list[Path], list[Path]] = ([], [])
-    for path in paths:
-        sides[is_held_out(path.relative_to(root).as_posix(), held_out, salt)].append(path)
-    return sides
-
-
 def is_held_out(name: str, held_out: float = 0.05, salt: str = "") -> bool:
     """Whether the file, or the document, of this name is held out: a matter of its name's hash alone.
 
@@ -85,14 +56,3 @@ def is_held_out(name: str, held_out: float = 0.05, salt: str = "") -> bool:
         raise InputError(f"held_out is {held_out}; it must be a share between 0 and 1, such as 0.05")
     digest = hashlib.sha256((salt + name).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < held_out * 2**64
-
-
-def read_texts(paths: Sequence[Path]) -> Iterator[str]:
-    """Yields the text of each file as UTF-8; a file that is not UTF-8 is left out, as is an empty one."""
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if text.strip():
-            yield text

@@ -122,9 +122,9 @@ def check_program(
     limits = {"seconds": seconds, "memory": int(memory), "file_size": int(file_size), "processes": PROCESSES}
     if namespaces and not _namespaces_fail:
         result = _run(program, limits | {"namespaces": True}, output_size)
-        if result.protection:
-            return result
-        _namespaces_fail = True  # it died of shutting itself in: before the program had begun
+        if result.protection or result.status != "crashed" or result.error:
+            return result  # also where it was killed before it had begun: nothing is said about the kernel then
+        _namespaces_fail = True  # shutting itself in was refused half-way, before the program had begun
     return _run(program, limits | {"namespaces": False}, output_size)
 
 

@@ -121,25 +121,6 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
 
 
-def train_byte_level_bpe(
-    texts: Iterable[str], vocab_size: int, *, end_of_text: str = END_OF_TEXT, max_length: int | None = None
-):
-    """Trains a byte-level BPE tokenizer with one special token: `train_tokenizer` with kind "bpe", in short.
-
-    Args:
-        texts: the training texts, read once.
-        vocab_size: the size of the vocabulary, with the 256 bytes and the special token.
-        end_of_text: the one special token; it begins, ends and pads.
-        max_length: the `model_max_length` to record in the tokenizer.
-
-    Raises:
-        InputError: `vocab_size` leaves no room for the bytes and the special token, or there is no text.
-    """
-    special = dict.fromkeys(SPECIAL_TOKENS["bpe"], end_of_text)
-    # A pair that is seen once is merged too: a tokenizer of a few short texts still gets the size that was asked for.
-    return train_tokenizer(texts, "bpe", vocab_size, special_tokens=special, max_length=max_length, min_frequency=0)
-
-
 def train_new_from(tokenizer, texts: Iterable[str], vocab_size: int, **options):
     """Trains a tokenizer with another's normalisation, splitting, special tokens and kind, on new texts.
 

@@ -20,7 +20,7 @@ from shared.data import manifest as manifest_module
 from shared.data.blocks import open_blocks, tokenizer_hash, write_blocks
 from shared.data.manifest import put_in_place
 from shared.errors import InputError
-from shared.tokenizers.bpe import train_byte_level_bpe
+from shared.tokenizers.train import train_tokenizer
 
 pytest.importorskip("array_record")
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def documents(count=400, seed=0):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_byte_level_bpe(documents(100, seed=1), 300)
+    return train_tokenizer(documents(100, seed=1), vocab_size=300, min_frequency=0)
 
 
 def plain_stream(tokenizer, texts):
@@ -230,7 +230,7 @@ def test_going_on_with_anything_else_is_an_error(tokenizer, tmp_path, monkeypatc
     texts = documents()
     folder = tmp_path / "begun"
     begun(tokenizer, folder, texts)
-    other = train_byte_level_bpe(documents(50, seed=3), 290)
+    other = train_tokenizer(documents(50, seed=3), vocab_size=290, min_frequency=0)
     same = {"block_length": 16, "shard_blocks": 20}
     for change, message in (
         ({"block_length": 32}, "block_length 16, now 32"),
@@ -294,7 +294,7 @@ def test_bad_input_is_named(tokenizer, tmp_path, texts, options, message):
 def test_tokenizers_that_cannot_be_used_are_named(tokenizer, tmp_path):
     with pytest.raises(InputError, match="not a fast tokenizer"):
         write_blocks(["a"], object(), tmp_path, block_length=16)
-    dropping = train_byte_level_bpe(documents(50), 290)
+    dropping = train_tokenizer(documents(50), vocab_size=290, min_frequency=0)
     dropping.backend_tokenizer.model.dropout = 0.1
     with pytest.raises(InputError, match="dropout"):
         write_blocks(["a"], dropping, tmp_path, block_length=16)
@@ -475,10 +475,13 @@ def test_a_folder_without_a_readable_manifest_is_named(made, tmp_path):
 
 def test_blocks_of_another_tokenizer_are_refused(made, tokenizer):
     open_blocks(made, tokenizer)
-    for other in (train_byte_level_bpe(documents(50, seed=3), 300), train_byte_level_bpe(documents(100, seed=1), 290)):
+    for other in (
+        train_tokenizer(documents(50, seed=3), vocab_size=300, min_frequency=0),
+        train_tokenizer(documents(100, seed=1), vocab_size=290, min_frequency=0),
+    ):
         with pytest.raises(InputError, match="another tokenizer"):
             open_blocks(made, other)
-    more = train_byte_level_bpe(documents(100, seed=1), 300)
+    more = train_tokenizer(documents(100, seed=1), vocab_size=300, min_frequency=0)
     open_blocks(made, more)
     more.add_tokens(["<fim>"])
     with pytest.raises(InputError, match=r"of 300 tokens, .* given: 301 tokens"):

@@ -14,7 +14,7 @@ from shared.cli import main
 from shared.errors import InputError, MissingExtraError
 from shared.parameters import initial_value, parameters
 from shared.save import save_checkpoint
-from shared.tokenizers.bpe import train_byte_level_bpe
+from shared.tokenizers.train import train_tokenizer
 from tests.reference import record_pipelines as reference
 
 TEXTS = ["import os\n", "def main(arguments):\n    return 0\n"] * 20
@@ -24,7 +24,7 @@ TEXTS = ["import os\n", "def main(arguments):\n    return 0\n"] * 20
 def checkpoint(tmp_path_factory):
     """A tiny GPT-2 with random weights and a tokenizer, written without any framework."""
     folder = tmp_path_factory.mktemp("cli") / "tiny"
-    tokenizer = train_byte_level_bpe(TEXTS, 280, max_length=32)
+    tokenizer = train_tokenizer(TEXTS, vocab_size=280, min_frequency=0, max_length=32)
     sizes = {"vocab_size": len(tokenizer), "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
     special = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = config_from_hf({"model_type": "gpt2", **sizes, **special})

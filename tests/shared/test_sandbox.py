@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InputError
+from shared.evaluation import sandbox
 from shared.evaluation.sandbox import STATUSES, check_program
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX alone")
@@ -163,6 +164,22 @@ def test_namespaces_hold_what_the_hook_lets_through():
     result = run(program)
     assert result.passed and result.output == "['1']\n0\n"
     assert run("print(open('/proc/net/dev').read())").output.count(":") == 1  # the loopback alone, and it is down
+
+
+def test_without_namespaces_the_rest_holds(monkeypatch, tmp_path):
+    """Some kernels refuse half-way; a program that is killed early says nothing about the kernel."""
+    source = sandbox.CHILD.read_text()
+    assert "    if libc.unshare(" in source
+    (tmp_path / "child.py").write_text(
+        source.replace("    if libc.unshare(", "    raise OSError\n    if libc.unshare(")
+    )
+    monkeypatch.setattr(sandbox, "CHILD", tmp_path / "child.py")
+    monkeypatch.setattr(sandbox, "_namespaces_fail", False)
+    result = run("print(1)")
+    assert result.passed and "namespaces" not in result.protection and sandbox._namespaces_fail
+    (tmp_path / "child.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    monkeypatch.setattr(sandbox, "_namespaces_fail", False)
+    assert check_program("print(1)").status == "crashed" and not sandbox._namespaces_fail
 
 
 def test_nothing_stays_behind():

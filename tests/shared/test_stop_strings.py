@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.errors import InputError
 from shared.generation.stop_strings import STATES, StopStrings, automaton, token_bytes
-from shared.tokenizers.bpe import train_byte_level_bpe
+from shared.tokenizers.train import train_tokenizer
 
 TEXTS = ["the cat sat on the mat, then the dog stopped at the top", "un été à l'île, naïve façade", "stop! don't stop."]
 
 
 def byte_level():
-    tokenizer = train_byte_level_bpe(TEXTS, 300)
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300, min_frequency=0)
     tokenizer.add_tokens(["<two words>"])
     return tokenizer
 

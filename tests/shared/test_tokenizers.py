@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from shared.errors import InputError
-from shared.tokenizers.train import KINDS, train_byte_level_bpe, train_new_from, train_tokenizer
+from shared.tokenizers.train import KINDS, train_new_from, train_tokenizer
 
 TEXTS = [
     "The engine weaves algebraic patterns just as the loom weaves flowers and leaves.\n",
@@ -87,11 +87,6 @@ def test_special_tokens_by_role_and_without():
         tokenizer.mask_token_id in ids and tokenizer.convert_tokens_to_ids(["<a>", "<b>"]) == [2, 3] and len(ids) == 4
     )
     assert tokenizer.decode(ids, skip_special_tokens=True) == "xy"
-
-
-def test_the_short_way_is_the_long_one():
-    tokenizer = train_byte_level_bpe(TEXTS, 300, end_of_text="<end>", max_length=9)
-    assert tokenizer.model_max_length == 9 and tokenizer.pad_token == tokenizer.bos_token == "<end>"
 
 
 def test_another_tokenizer_is_trained_anew(trained):

@@ -16,12 +16,14 @@ import tfnlp
 from shared.data.batches import Batches, held_out_batches
 from shared.data.objectives import CausalLM
 from shared.errors import CheckpointError, InputError
+from shared.training.metrics_file import read_metrics
 from shared.training.schedules import learning_rate_at
 from tfnlp.training import (
     AdamW,
     BackupAndRestore,
     NonFiniteLossError,
     Pretrainer,
+    PretrainingLog,
     Schedule,
     StopAtNonFiniteLoss,
     block_dataset,
@@ -334,10 +336,30 @@ def test_a_damaged_backup_is_passed_over_and_said(tmp_path, interrupted):
     with pytest.warns(UserWarning, match="step-000000006.safetensors cannot be read"):
         made.fit(data, epochs=2, callbacks=[BackupAndRestore(tmp_path), losses], verbose=0)
     assert losses.steps == {step: steps[step] for step in (6, 7, 8)}
-    for file in tmp_path.iterdir():
+    assert "step-000000006.damaged" in files(tmp_path)
+    for file in tmp_path.glob("step-*.safetensors"):
         file.write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="remove them to begin anew"):
         made.fit(data, epochs=2, callbacks=[BackupAndRestore(tmp_path)], verbose=0)
+
+
+def test_the_log_goes_on_where_the_backup_does(tmp_path, interrupted):
+    folder, steps, made = interrupted
+    copy_of(folder, tmp_path)
+    log = PretrainingLog(tmp_path / "log", log_every=2, console=False)
+    data = block_dataset(counting(), steps=4)
+    made.fit(data, epochs=2, callbacks=[log, BackupAndRestore(tmp_path)], validation_data=data, verbose=0)
+    step, evaluation = read_metrics(tmp_path / "log")
+    assert (step["step"], step["tokens"], evaluation["step"]) == (8, 8 * 8 * LENGTH, 8)
+    assert step["loss"] == steps[8] and step["perplexity"] == pytest.approx(np.exp(steps[8]))
+    assert step["learning_rate"] == pytest.approx(0.1) and evaluation["loss"] < step["loss"] + 1
+
+
+def test_xla_compiles_the_step_unless_told_otherwise():
+    made = pretrainer(optimizer=sgd)
+    for options, expected in (({}, True), ({"jit_compile": False}, False), ({"run_eagerly": True}, False)):
+        made.compile(made.optimizer, **options)
+        assert made.jit_compile is expected
 
 
 def test_a_backup_of_another_run_is_refused(interrupted):

@@ -94,7 +94,7 @@ class Pretrainer(keras.Model):
             auto_scale_loss: as in keras.Model.compile.
         """
         if jit_compile == "auto":
-            jit_compile = not run_eagerly and not tf.config.experimental.is_op_determinism_enabled()
+            jit_compile = not run_eagerly
         with self.distribute_strategy.scope():
             super().compile(
                 optimizer, run_eagerly=run_eagerly, jit_compile=jit_compile, auto_scale_loss=auto_scale_loss

@@ -40,7 +40,13 @@ def test_every_matrix_of_every_family_is_cut(mesh):
     for family in architectures.families():
         if "masked-lm" not in architectures.get(family).heads(family):
             continue
-        hf = {"model_type": family, "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        hf = {
+            "model_type": family,
+            "vocab_size": 64,
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         hf |= {"dim": 16, "n_layers": 2, "n_heads": 2, "embedding_size": 16, "intermediate_size": 32}
         made = trainable(LazyModel.from_config(hf, head="masked-lm"), scan=True)
         placed = jax.tree_util.tree_leaves_with_path(shardings(made.abstract, mesh))

@@ -126,7 +126,11 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(finished, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"weight_decay": 0.5}, "weight_decay=0.1 .now 0.5."), ({"scan": True}, "scan=False"), ({"steps": 13}, "steps=12")],
+    [
+        ({"weight_decay": 0.5}, "weight_decay=0.1 .now 0.5."),
+        ({"scan": True}, "scan=False"),
+        ({"steps": 13}, "steps=12"),
+    ],
 )
 def test_another_run_does_not_go_on_from_here(finished, tmp_path, changes, message):
     folder = copy(finished, tmp_path)
@@ -136,9 +140,9 @@ def test_another_run_does_not_go_on_from_here(finished, tmp_path, changes, messa
 
 def test_another_model_or_other_data_are_named(finished, tmp_path):
     folder = copy(finished, tmp_path)
-    with pytest.raises(InputError, match="another model: .*n_embd is 16 there and 32 here"):
+    with pytest.raises(InputError, match=r"another model: .*n_embd is 16 there and 32 here"):
         run(folder, LazyModel.from_config(GPT2 | {"n_embd": 32}), mesh=one_device(), steps=12)
-    with pytest.raises(InputError, match="another data: .*seed is 0 there and 7 here"):
+    with pytest.raises(InputError, match=r"another data: .*seed is 0 there and 7 here"):
         pretrain(LazyModel.from_config(GPT2), batches(seed=7), settings(steps=12), folder, mesh=one_device())
 
 
@@ -147,12 +151,12 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     for file in (folder / "checkpoints" / "12" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="checkpoints/12.*remove that folder"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/12.*remove that folder"):
         run(folder, mesh=one_device(), steps=12)
 
 
 def test_batches_must_be_the_configurations():
-    with pytest.raises(InputError, match="8 rows, config.batch_size says 16"):
+    with pytest.raises(InputError, match=r"8 rows, config.batch_size says 16"):
         pretrain(LazyModel.from_config(GPT2), batches(), settings(batch_size=16))
     with pytest.raises(InputError, match="no held_out"):
         pretrain(LazyModel.from_config(GPT2), batches(), settings(evaluate_every=1))
