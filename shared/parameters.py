@@ -32,6 +32,11 @@ HEAD_PREFIXES = ("lm_head", "pooler", "classifier", "qa_outputs", "next_sentence
 """First path components of what is not the base model's own."""
 
 
+def decays(path: str) -> bool:
+    """Whether weight decay is for the parameter of this path: for matrices and embeddings, never for biases and norms."""
+    return path.rsplit("/", 1)[-1] in ("kernel", "embedding")
+
+
 def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Parameter]:
     """Path to Parameter, in a fixed order.
 

@@ -25,7 +25,19 @@ FORBIDDEN = {
 MAY_IMPORT_LAZILY = ("shared/cli.py", "shared/cli_demo.py", "shared/frameworks.py", "shared/parity.py")
 
 ONE_SIDED = {
-    "jaxnlp/pretraining.py": "tfnlp's users train with model.fit",
+    "jaxnlp/training/checkpoints.py": "Orbax; Keras has BackupAndRestore",
+    "jaxnlp/training/compile_report.py": "of a step compiled for a TPU pod",
+    "jaxnlp/training/distributed.py": "Keras leaves it to tf.distribute",
+    "jaxnlp/training/export.py": "from an Orbax checkpoint; a Keras model is trained in place",
+    "jaxnlp/training/hlo.py": "the compiler's own language",
+    "jaxnlp/training/hlo_cost.py": "the compiler's own language",
+    "jaxnlp/training/mesh.py": "Keras leaves it to tf.distribute",
+    "jaxnlp/training/model.py": "scan, rematerialisation and sharding; Keras trains the model as it is",
+    "jaxnlp/training/step.py": "the step; in Keras it is Pretrainer.train_step",
+    "jaxnlp/training/topology.py": "of TPU pods",
+    "jaxnlp/training/trainer.py": "the loop; in Keras it is fit",
+    "tfnlp/training/callbacks.py": "of Keras' fit",
+    "tfnlp/training/pretrainer.py": "what compile and fit train",
     "tfnlp/generation/export.py": "a SavedModel is TensorFlow's own",
     "tfnlp/fit.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
 }
@@ -85,7 +97,17 @@ TWIN_EXCEPTIONS = {
 }
 
 # Names that a framework calls, documented there.
-PROTOCOL = {"call", "build", "get_config", "from_config", "compute_output_shape", "compute_mask", "train_step"}
+PROTOCOL = {
+    "call",
+    "build",
+    "get_config",
+    "from_config",
+    "compute_output_shape",
+    "compute_mask",
+    "train_step",
+    "set_model",
+    "update_step",
+} | {f"on_{when}" for when in ("train_begin", "train_end", "epoch_begin", "epoch_end", "train_batch_end")}
 MOST_LINES = 450
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 

@@ -5,6 +5,7 @@ import optax
 
 from jaxnlp.training.mesh import path_of
 from jaxnlp.training.model import STACKED
+from shared.parameters import decays
 from shared.training.config import PretrainingConfig
 
 
@@ -25,15 +26,12 @@ def make_optimizer(config: PretrainingConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         rules[config.optimizer](),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.add_decayed_weights(config.weight_decay, mask=_mask),
     )
 
 
-def decays(params):
-    """For each parameter, whether it decays: matrices and embeddings do, biases and the scales of norms do not."""
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, _: path_of(keys).rsplit("/", 1)[-1] in ("kernel", "embedding"), params
-    )
+def _mask(params):
+    return jax.tree_util.tree_map_with_path(lambda keys, _: decays(path_of(keys)), params)
 
 
 def one_by_one(transform: optax.GradientTransformation) -> optax.GradientTransformation:

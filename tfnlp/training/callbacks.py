@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import CheckpointError, DuonlpError, InputError
+from shared.errors import CheckpointError, InputError, NonFiniteLossError
 from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from shared.training.flops import token_flops
 from shared.training.metrics_log import MetricsLog, NullLog
@@ -20,10 +20,6 @@ from tfnlp.training.pretrainer import Pretrainer
 
 STATE = "training_state"
 PARTIAL = ".partial"
-
-
-class NonFiniteLossError(DuonlpError, ArithmeticError):
-    """The loss of a step was not a number, or infinite."""
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):

@@ -5,13 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 from shared.errors import InputError
+from shared.parameters import decays
 from shared.training.config import OPTIMIZERS
 from shared.training.schedules import learning_rate_at
 from tfnlp.pretrained import parameter_tree
 
 register = keras.saving.register_keras_serializable(package="tfnlp")
-NO_DECAY = ("bias", "scale")
-"""Last components of the paths of parameters that do not decay."""
 
 
 @register
@@ -65,11 +64,6 @@ class AdamW(keras.optimizers.AdamW):
         corrected = tf.cast(1 / (1 - tf.pow(self.beta_1, step)), variable.dtype)
         root = tf.sqrt(square * tf.cast(1 / (1 - tf.pow(self.beta_2, step)), variable.dtype)) + self.epsilon
         self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * corrected * mean / root)
-
-
-def decays(path: str) -> bool:
-    """Whether weight decay is for the parameter of this path: matrices and embeddings, never biases and norms."""
-    return path.rsplit("/", 1)[-1] not in NO_DECAY
 
 
 def make_optimizer(
