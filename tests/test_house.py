@@ -98,16 +98,9 @@ TWIN_EXCEPTIONS = {
 
 # Names that a framework calls, documented there.
 PROTOCOL = {
-    "call",
-    "build",
-    "get_config",
-    "from_config",
-    "compute_output_shape",
-    "compute_mask",
-    "train_step",
-    "set_model",
-    "update_step",
-} | {f"on_{when}" for when in ("train_begin", "train_end", "epoch_begin", "epoch_end", "train_batch_end")}
+    "call", "build", "get_config", "from_config", "compute_output_shape", "compute_mask", "train_step", "update_step",
+    "set_model", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_train_batch_end",
+}  # fmt: skip
 MOST_LINES = 450
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 

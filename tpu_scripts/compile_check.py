@@ -206,12 +206,12 @@ def run_sweep(
                 rows.append({"model": name} | settings_of(one) | report.to_dict())
     if not quiet:
         chips = len(slice_of_pod.devices)
-        Console(highlight=False).print(
+        wide_console().print(
             f"{slice_of_pod.name}, {chips} chips, {config.batch_size // chips} x {sequence_length} tokens a chip, "
             f"{config.dtype}, {config.optimizer}; GiB and milliseconds a chip and step",
             style="bold",
         )
-        Console(width=None if Console().is_terminal else 140).print(table)
+        wide_console().print(table)
     return rows
 
 
@@ -239,6 +239,11 @@ def sweep_row(name: str, config: PretrainingConfig, report) -> list[str]:
         milliseconds(report.interconnect_seconds), "-" if compiler is None else milliseconds(compiler),
         f"{report.mfu_bound:.0%}", f"{report.tokens_per_second:,.0f}", f"{report.compile_seconds:.0f} s",
     ]  # fmt: skip
+
+
+def wide_console() -> Console:
+    """Standard output; a file or a pipe gets lines that do not wrap."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 def settings_of(config: PretrainingConfig) -> dict:
@@ -269,7 +274,7 @@ def shortfall(report, head_room: float) -> str:
 
 def print_report(name: str, config: PretrainingConfig, report) -> None:
     """One step's report as tables."""
-    console = Console(highlight=False)
+    console = wide_console()
     axes = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     console.print(f"{name} ({report.parameters / 1e6:,.0f}M parameters) on {report.topology}: {axes}", style="bold")
     console.print(

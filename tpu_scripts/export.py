@@ -21,7 +21,7 @@ from tpu_scripts._program import run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__.split("\n\n")[0])
+@app.command()
 def main(
     folder: Annotated[Path, typer.Argument(help="The run's folder.")],
     output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("model"),
@@ -30,6 +30,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Larger models become several files.")] = "5GB",
 ) -> None:
+    """Writes the model of a run's checkpoint in Hugging Face layout, with its tokenizer."""
     from jaxnlp.training import export
     from shared.training.prepare import load_tokenizer
 

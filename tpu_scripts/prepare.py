@@ -24,7 +24,7 @@ from tpu_scripts._program import run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__.split("\n\n")[0])
+@app.command()
 def main(
     config: Annotated[Path, typer.Argument(help="A run: a Python file with CONFIG, or a .json file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="held_out=0.1, ...")] = None,
@@ -32,6 +32,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes that clean; all cores by default.")] = os.cpu_count() or 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
 ) -> None:
+    """Reads and cleans a corpus, holds some of it out, trains a tokenizer, tokenises and packs: raw text to blocks."""
     from dataclasses import asdict
 
     from shared.training.prepare import prepare

@@ -20,7 +20,7 @@ from tpu_scripts._program import run
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__.split("\n\n")[0])
+@app.command()
 def main(
     config: Annotated[Path, typer.Argument(help="A run: a Python file with CONFIG, or a .json file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="training.steps=10")] = None,
@@ -34,6 +34,7 @@ def main(
     processes: Annotated[int | None, typer.Option(help="How many processes, with --coordinator.")] = None,
     process: Annotated[int | None, typer.Option(help="Which of them this is, with --coordinator.")] = None,
 ) -> None:
+    """Pretrains a language model on prepared blocks, on one CPU or on all hosts of a pod; run it on each of them alike."""
     if host_devices:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={host_devices}".strip()

@@ -7,6 +7,7 @@ What is trained is plain pytrees: ``apply(params, batch, key)`` is pure, and ``p
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.heads import HEADS
 from jaxnlp.losses import cross_entropy_sum
-from jaxnlp.pretrained import parameter_tree
+from jaxnlp.pretrained import parameter_tree, split
 from jaxnlp.training.mesh import BATCH, partition, path_of
 from jaxnlp.transformer import Stack
 from shared.checkpoint import open_checkpoint
@@ -98,12 +99,12 @@ class TrainingStack(nnx.Module):
         """As Stack's, but for what only inference wants: no states, no probabilities, no cache."""
         key = None if rngs is None else rngs.dropout()
         order = self.config.layer_order
-        graphdef, params = nnx.split(self.layers if self.scan else self.layer_0)
+        graphdef, params = split(self.layers if self.scan else self.layer_0)
         layer = _rematerialised(lambda *args: self._layer(graphdef, bias, key, *args), self.remat, self.scan)
         x = rows_apart(hidden_states, self.mesh)
         if not self.scan:
             for step, i in enumerate(order):
-                x = layer(nnx.state(getattr(self, f"layer_{i}")), x, step)
+                x = layer(split(getattr(self, f"layer_{i}"))[1], x, step)
         elif tuple(order) == tuple(range(len(order))):
             x, _ = jax.lax.scan(
                 lambda x, each: (layer(*each[:1], x, each[1]), None), x, (params, jnp.arange(len(order)))
@@ -134,7 +135,7 @@ def rows_apart(x, mesh: Mesh | None):
 
 
 def gathered(params, mesh: Mesh | None, dtype):
-    """Parameters as they are computed with: matrices in `dtype`, and no longer cut along "fsdp".
+    """Parameters (nested dicts) as they are computed with: matrices in `dtype`, and no longer cut along "fsdp".
 
     Cast first, so that half the bytes travel. Norms and biases stay as they are stored.
     """
@@ -144,10 +145,25 @@ def gathered(params, mesh: Mesh | None, dtype):
             leaf = leaf.astype(dtype)
         if mesh is None or mesh.shape["fsdp"] == 1:
             return leaf
-        spec = partition("/" + path_of(keys), leaf.shape, mesh, ("tensor",))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+        path = "/" + path_of(keys)
+        whole, cut = (
+            NamedSharding(mesh, partition(path, leaf.shape, mesh, axes)) for axes in (("tensor",), ("fsdp", "tensor"))
+        )
+        return _gather(leaf, whole, cut)
 
     return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, whole: NamedSharding, cut: NamedSharding):
+    """x, cut, put together. Backward, the gradient is summed straight into its pieces (a reduce-scatter), not whole."""
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+_gather.defvjp(
+    lambda x, whole, cut: (_gather(x, whole, cut), None),
+    lambda whole, cut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),),
+)
 
 
 @dataclass(frozen=True)
@@ -195,8 +211,7 @@ def trainable(model, *, dtype="float32", scan=False, remat="none", mesh: Mesh | 
         setattr(built, cfg.stack, stack)
         return built
 
-    graphdef, state = nnx.split(nnx.eval_shape(build))
-    abstract = nnx.to_pure_dict(state)
+    graphdef, abstract = split(nnx.eval_shape(build))
     paths = {}
     for keys, _ in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_of(keys)
