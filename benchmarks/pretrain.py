@@ -23,6 +23,15 @@ REFERENCE = "transformers-torch"
 HALF = "-bfloat16"
 CONTESTANTS = tuple(name + half for half in ("", HALF) for name in (REFERENCE, "jaxnlp", "tfnlp"))
 
+ENVIRONMENTS = {
+    "tfnlp": {"KERAS_BACKEND": "tensorflow"},
+    # On a CPU: vectors of the processor's full width, and YNNPACK for sums alone, not for products.
+    "jaxnlp": {
+        "XLA_FLAGS": "--xla_cpu_prefer_vector_width=512 "
+        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
+    },
+}
+
 
 def prepare(name: str, setting: dict):
     """A function that does one optimizer step and gives its loss."""
@@ -62,40 +71,24 @@ def _jaxnlp(ids, dtype):
     from shared.frameworks import keep_heap
 
     keep_heap()
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-
     import jaxnlp
-    from jaxnlp.losses import cross_entropy_sum
+    from jaxnlp.training.model import reader
+    from jaxnlp.training.step import make_step
+    from shared.training.config import PretrainingConfig
 
-    apply, params = jaxnlp.functional(jaxnlp.AutoModelForCausalLM.from_config(GPT2, dtype=dtype))
-    decayed = jax.tree.map(lambda p: p.ndim > 1, params)
-    transform = optax.chain(
-        optax.clip_by_global_norm(CLIP_NORM),
-        optax.adamw(LEARNING_RATE, b1=BETA1, b2=BETA2, eps=EPSILON, weight_decay=WEIGHT_DECAY, mask=decayed),
-    )
-
-    def step(state, ids, labels):
-        def mean_loss(params):
-            total, count = cross_entropy_sum(apply(params, input_ids=ids)["logits"], labels)
-            return total / count
-
-        params, moments = state
-        loss, gradients = jax.value_and_grad(mean_loss)(params)
-        updates, moments = transform.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
-
-    step = jax.jit(step, donate_argnums=0)
-    state = params, jax.jit(transform.init)(params)
-    labels = jnp.asarray(np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -100)], axis=1))
-    ids = jnp.asarray(ids)
+    model = jaxnlp.AutoModelForCausalLM.from_config(GPT2)
+    config = PretrainingConfig(
+        steps=1, batch_size=len(ids), optimizer="adamw", weight_decay=WEIGHT_DECAY, beta1=BETA1, beta2=BETA2,
+        clip_norm=CLIP_NORM, dtype=dtype,
+    )  # fmt: skip
+    step = make_step(model, config)
+    state = step.init_state(reader(model))
+    batch = step.put({"input_ids": ids, "labels": _shifted(ids)})
 
     def work():
         nonlocal state
-        state, loss = step(state, ids, labels)
-        return float(loss)
+        state, known = step(state, batch, LEARNING_RATE)
+        return float(known["loss"])
 
     return work
 
@@ -104,18 +97,26 @@ def _tfnlp(ids, dtype):
     from shared.frameworks import keep_heap
 
     keep_heap()
-    import keras
+    import tensorflow as tf
 
     import tfnlp
+    from tfnlp.training.optimizers import make_optimizer
+    from tfnlp.training.pretrainer import Pretrainer
 
     model = tfnlp.AutoModelForCausalLM.from_config(GPT2, dtype=dtype)
-    optimizer = keras.optimizers.AdamW(
-        LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta_1=BETA1, beta_2=BETA2, epsilon=EPSILON, global_clipnorm=CLIP_NORM
-    )
-    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) <= 1])
-    model.compile(optimizer, jit_compile=True)
-    inputs = {"input_ids": ids, "labels": ids}
-    return lambda: float(model.train_on_batch(inputs, return_dict=True)["loss"])
+    trainer = Pretrainer(model)
+    options = {"weight_decay": WEIGHT_DECAY, "beta1": BETA1, "beta2": BETA2, "clip_norm": CLIP_NORM}
+    trainer.compile(make_optimizer("adamw", LEARNING_RATE, model, epsilon=EPSILON, **options))
+    trainer.make_train_function()
+    batch = {"input_ids": tf.constant(ids), "labels": tf.constant(_shifted(ids))}
+    return lambda: float(trainer.train_function(iter([batch]))["step_loss"])
+
+
+def _shifted(ids):
+    """The labels of a causal language model, int32 [B, T]."""
+    import numpy as np
+
+    return np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], -100)], axis=1)
 
 
 def main(arguments=None) -> None:
@@ -128,7 +129,7 @@ def main(arguments=None) -> None:
     options = parser.parse_args(arguments)
     batch, length = map(int, options.shape.split("x"))
     setting = {"batch": batch, "length": length}
-    environments = {name: {"KERAS_BACKEND": "tensorflow"} for name in CONTESTANTS if name.startswith("tfnlp")}
+    environments = {name + half: variables for name, variables in ENVIRONMENTS.items() for half in ("", HALF)}
     first_calls, records = {}, []
     seconds = interleave(
         "benchmarks.pretrain", options.contestants, setting, options.rounds, environments, first_calls=first_calls

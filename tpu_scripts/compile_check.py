@@ -68,6 +68,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
     hlo: Annotated[str, typer.Option(help="Write the compiled program's text to this file.")] = "",
 ) -> None:
+    """The command."""
     from jaxnlp.training.topology import topology as describe
 
     if batch_per_chip < 1:

@@ -115,8 +115,11 @@ class ShardedStep(_Step):
 
     def put(self, batch: dict) -> dict:
         """This host's rows of a batch, NumPy [b, T], as arrays over the devices of all hosts, [B, T]."""
-        where = batch_sharding(self.mesh)
-        return {name: jax.make_array_from_process_local_data(where, value) for name, value in batch.items()}
+        return {name: self._arrays(value, batch_sharding(self.mesh)) for name, value in batch.items()}
+
+    def _arrays(self, value: np.ndarray, where: NamedSharding) -> jax.Array:
+        with jax.transfer_guard_host_to_device("allow"):  # asked for, which JAX cannot tell with several processes
+            return jax.make_array_from_process_local_data(where, value)
 
     def step(self, state, batch, rate):
         """The function that is compiled: state, batch [B, T], learning rate -> state, what is known of the step."""
@@ -144,7 +147,7 @@ class ShardedStep(_Step):
     def __call__(self, state, batch, rate: float):
         """One step; the state that is handed in is given up. batch: from :meth:`put`."""
         program = self._program("step", batch, lambda: self.lower(batch).compile())
-        return program(state, batch, jax.device_put(np.float32(rate), replicated(self.mesh)))
+        return program(state, batch, self._arrays(np.float32(rate), replicated(self.mesh)))
 
     def evaluate(self, params, batch) -> tuple[jax.Array, jax.Array]:
         """Sum of the loss without dropout, and count of labelled tokens, of a batch from :meth:`put`."""

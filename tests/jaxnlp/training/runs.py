@@ -86,5 +86,6 @@ if __name__ == "__main__":  # a run in a process of its own: folder, then settin
     options = dict(pair.split("=", 1) for pair in sys.argv[2:])
     options = {name: ast.literal_eval(value) for name, value in options.items()}
     training.start(options.pop("coordinator", None), options.pop("processes", None), options.pop("process", None))
-    result = run(Path(sys.argv[1]), **options)
+    axes = options.pop("mesh", None)
+    result = run(Path(sys.argv[1]), mesh=None if axes is None else make_mesh(axes), **options)
     print("preempted" if result.preempted else "done", result.steps)

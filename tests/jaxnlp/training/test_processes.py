@@ -1,0 +1,72 @@
+"""Runs in processes of their own: killed and started again, and several of them together."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+
+from shared.training.metrics_file import read_metrics
+
+PROGRAM = [sys.executable, "-m", "tests.jaxnlp.training.runs"]
+
+
+def start(folder, devices, **options):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    arguments = [f"{name}={value!r}" for name, value in options.items()]
+    return subprocess.Popen(
+        [*PROGRAM, str(folder), *arguments], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said.strip().splitlines()[-1]
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder) if record["kind"] == "step"]
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments_changes_no_bit_of_the_losses(tmp_path, kills):
+    """Killed while it steps, evaluates, or writes one of its checkpoints, of which there is one a step."""
+    settings = {"steps": 12 + 12 * kills, "save_every": 1, "evaluate_every": 7, "keep_last": 2}
+    folder, draw = tmp_path / "run", random.Random(0)
+    file, seen = folder / "metrics.jsonl", 0
+    for _ in range(kills):
+        process = start(folder, 1, **settings)
+        while process.poll() is None and (not file.exists() or file.stat().st_size <= seen):
+            time.sleep(0.01)  # until it has begun to train
+        time.sleep(draw.uniform(0, 0.5))
+        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()[0]}"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        seen = file.stat().st_size
+    assert finish(start(folder, 1, **settings)) == f"done {settings['steps']}"
+    finish(start(tmp_path / "whole", 1, **settings))
+    assert len(losses(folder)) == settings["steps"]
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_two_processes_of_two_devices_are_one_of_four(tmp_path):
+    settings = {"steps": 10, "save_every": 5, "evaluate_every": 5, "mesh": {"data": 2, "fsdp": 2}}
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    both = [start(tmp_path / "two", 2, coordinator=address, processes=2, process=i, **settings) for i in range(2)]
+    assert [finish(process) for process in both] == ["done 10", "done 10"]
+    assert finish(start(tmp_path / "one", 4, **settings)) == "done 10"
+    ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert len(ours) == 10
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert sorted(os.listdir(tmp_path / "two" / "checkpoints")) == ["10", "5"]
