@@ -141,6 +141,16 @@ def test_advice_for_a_step_that_does_not_fit():
     )
 
 
+def test_what_does_not_fit_leaves_with_one_and_says_what_to_try(capsys):
+    for as_json in (True, False):
+        assert compile_check.show("big", PretrainingConfig(steps=1, batch_size=1024), report(), 0.05, as_json) == 1
+        printed = capsys.readouterr()
+        assert (
+            "4.80 GiB too much" in printed.err and "Try: cut parameters" in printed.err and "20.00 GiB" in printed.err
+        )
+        assert json.loads(printed.out)["fits"] is False if as_json else "20.00 GiB" in printed.out
+
+
 def test_the_slowest_of_the_three_bounds_a_step():
     known = {"flops": 10, "compute_seconds": 0.2, "memory_seconds": 0.5, "interconnect_seconds": 0.1}
     bounded = report(**known)
