@@ -15,18 +15,18 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq
 # Two workers, for two cores: most of the time is spent compiling.
 PYTEST_ARGS ?= -n 2
-EXTRAS := tf-cpu,jax,bench,test
+EXTRAS := tf-cpu,jax,data,pretrain,bench,test
 
 # One readable screen: no notes from the frameworks' C++, nothing of a GPU that may be there, no Hub.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 export TOKENIZERS_PARALLELISM ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-test parity demo: export HF_HUB_OFFLINE := 1
-test parity: export CUDA_VISIBLE_DEVICES :=
-test parity: export JAX_PLATFORMS ?= cpu
+test parity topology demo: export HF_HUB_OFFLINE := 1
+test parity topology: export CUDA_VISIBLE_DEVICES :=
+test parity topology demo: export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test parity lint format bench clean
+.PHONY: help demo test parity topology lint format bench clean
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -34,10 +34,13 @@ demo: $(VENV)/.installed ## the main job, under five minutes: pretrain a code mo
 	$(BIN)/duonlp demo --output demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed ## every fast test; needs neither torch nor the Hub
-	$(BIN)/python -m pytest -m "not slow and not parity" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not parity and not topology" $(PYTEST_ARGS)
 
 parity: $(VENV)/.installed-parity ## compare live with Transformers' PyTorch models
 	$(BIN)/python -m pytest -m "parity" $(PYTEST_ARGS)
+
+topology: $(VENV)/.installed-topology ## compile training steps for TPU pods, which needs no TPU
+	$(BIN)/python -m pytest -m "topology and not slow" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -71,4 +74,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-parity: $(VENV)/.installed
 	@echo "installing torch, the reference, into $(VENV)"
 	@$(PIP) --editable ".[$(EXTRAS),parity]"
+	@touch $@
+
+$(VENV)/.installed-topology: $(VENV)/.installed
+	@echo "installing libtpu, the compiler of TPUs, into $(VENV)"
+	@$(PIP) --editable ".[$(EXTRAS),topology]"
 	@touch $@

@@ -23,14 +23,7 @@ REFERENCE = "transformers-torch"
 HALF = "-bfloat16"
 CONTESTANTS = tuple(name + half for half in ("", HALF) for name in (REFERENCE, "jaxnlp", "tfnlp"))
 
-ENVIRONMENTS = {
-    "tfnlp": {"KERAS_BACKEND": "tensorflow"},
-    # On a CPU: vectors of the processor's full width, and YNNPACK for sums alone, not for products.
-    "jaxnlp": {
-        "XLA_FLAGS": "--xla_cpu_prefer_vector_width=512 "
-        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
-    },
-}
+ENVIRONMENTS = {"tfnlp": {"KERAS_BACKEND": "tensorflow"}}
 
 
 def prepare(name: str, setting: dict):

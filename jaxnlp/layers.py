@@ -34,8 +34,10 @@ def _gelu_gate(x):
 
 def _gelu_tanh_backward(x, cotangent):
     slope, cubic = GELU_TANH
+    dtype = x.dtype
+    x = x.astype(jnp.promote_types(dtype, jnp.bfloat16))  # float16 has no room for x * x * x
     gate = _gelu_gate(x)
-    return (cotangent * gate * (1 + (1 - gate) * x * (x * x * (3 * slope * cubic) + slope)),)
+    return ((cotangent * gate * (1 + (1 - gate) * x * (x * x * (3 * slope * cubic) + slope))).astype(dtype),)
 
 
 gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_backward)

@@ -38,7 +38,7 @@ GIB = 2**30
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(help=__doc__.split("\n\n")[0])
+@app.command()
 def main(
     run_file: Annotated[
         Path | None,
@@ -68,6 +68,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
     hlo: Annotated[str, typer.Option(help="Write the compiled program's text to this file.")] = "",
 ) -> None:
+    """Will this training step fit a pod, and how fast could it be? Answered on a machine without a TPU."""
     """The command."""
     from jaxnlp.training.topology import topology as describe
 

@@ -45,6 +45,7 @@ class PretrainingConfig:
     remat: what of a layer's activations is computed again in the backward pass: "none", "dots" (all but the results
         of matrix products), or "full" (everything but the layer's input).
     log_every, evaluate_every, save_every: steps between two; 0 for never.
+    evaluate_batches: how many of the held-out batches an evaluation reads, evenly spaced; 0 for all.
     keep_last, keep_every, keep_best: checkpoints that are kept: the last n, every k steps (0: none), and the n of the
         lowest held-out loss.
     """
@@ -70,6 +71,7 @@ class PretrainingConfig:
     remat: str = "none"
     log_every: int = 10
     evaluate_every: int = 0
+    evaluate_batches: int = 0
     save_every: int = 0
     keep_last: int = 2
     keep_every: int = 0
@@ -83,7 +85,15 @@ class PretrainingConfig:
         for name in ("warmup_share", "final_share", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("final_share", 1):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1")
-        for name in ("weight_decay", "log_every", "evaluate_every", "save_every", "keep_every", "keep_best"):
+        for name in (
+            "weight_decay",
+            "log_every",
+            "evaluate_every",
+            "evaluate_batches",
+            "save_every",
+            "keep_every",
+            "keep_best",
+        ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("parallelism", PARALLELISM), ("remat", REMAT))

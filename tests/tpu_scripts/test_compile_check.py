@@ -236,8 +236,8 @@ def test_what_cannot_be_compiled_ahead_is_refused():
         compile_report.compile_step(model, PretrainingConfig(steps=1), slice_, 2048)
 
 
+@pytest.mark.topology
 def test_a_step_is_compiled_for_chips_that_are_not_there(tmp_path):
-    pytest.importorskip("libtpu")
     file, text = tmp_path / "config.json", tmp_path / "step.hlo"
     file.write_text(json.dumps(TINY))
     done = command(
@@ -255,3 +255,24 @@ def test_a_step_is_compiled_for_chips_that_are_not_there(tmp_path):
     assert ("all-gather", "fsdp") in kinds and any(kind in ("all-reduce", "reduce-scatter") for kind, _ in kinds)
     assert found["unknown_loops"] == 0 and 0 < found["mfu_bound"] < 1
     assert text.read_text().startswith("HloModule")
+
+
+@pytest.mark.topology
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
+def test_every_kind_of_chip(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    done = command("--topology", name, "--model", str(tmp_path / "config.json"), "--sequence-length", "128", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fits"]
+
+
+@pytest.mark.topology
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_fails_and_says_what_to_try(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    done = command(
+        "--topology", "v5e:2x2", "--model", str(tmp_path / "config.json"), "--sequence-length", "128",
+        "--batch-per-chip", "65536",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "does not fit" in done.stderr and "fewer rows a chip" in done.stderr

@@ -1,9 +1,9 @@
 """A code model of 13M parameters on one CPU: the Python files of the standard library and of the packages installed here.
 
-Two cores, within the hour; docs/pretraining.md shows what came of it.
+Two cores, half an hour; docs/pretraining.md shows what came of it.
 
     python tpu_scripts/prepare.py tpu_scripts/configs/python_small.py --data data
-    python tpu_scripts/pretrain.py tpu_scripts/configs/python_small.py --data data --output run
+    python tpu_scripts/pretrain.py tpu_scripts/configs/python_small.py --data data --output run --host-devices 2
     python tpu_scripts/export.py run --data data --output model
 """
 
@@ -18,10 +18,12 @@ CONFIG = {
     },
     "training": {
         "steps": 2_000,
+        "seconds": 1_500,
         "batch_size": 8,
         "learning_rate": 1e-3,
         "log_every": 10,
-        "evaluate_every": 250,
+        "evaluate_every": 100,
+        "evaluate_batches": 32,
         "save_every": 250,
     },
 }  # fmt: skip
