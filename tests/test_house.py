@@ -79,6 +79,7 @@ TWIN_EXCEPTIONS = {
     "layers.py:matmul_transposed": "as Linear",
     "layers.py:dense": "makes Keras' Dense, where jaxnlp has Linear",
     "layers.py:flatten_tokens": "TensorFlow fuses the operations of matrices alone",
+    "layers.py:LayerNorm.__call__": "as layer_norm",
     "layers.py:layer_norm": "with the gradient of the paper; Keras has its own layer",
     "layers.py:attend": "with a gradient of its own, faster than XLA's; TensorFlow's serves",
     "layers.py:scores_of": "as attend",

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxnlp.training.checkpoints import FOLDER, STATE, read_run
 from jaxnlp.training.model import ONE_BY_ONE, STACKED
@@ -61,10 +62,9 @@ class _Reader:
     """path -> values, read when they are asked for; a stacked parameter is kept until its last layer was."""
 
     def __init__(self, folder: Path):
-        self.folder, self.kept = folder, {}
-        self.checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self.folder, self.kept, self.handler = folder, {}, ocp.PyTreeCheckpointHandler()
         try:
-            tree = self.checkpointer.metadata(folder).item_metadata.tree["params"]
+            tree = self.handler.metadata(epath.Path(folder)).tree["params"]
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             raise CheckpointError(f"the checkpoint {str(folder.parent)!r} cannot be read: {error}") from error
         self.leaves = {"/".join(key.key for key in keys): keys for keys, _ in jax.tree_util.tree_leaves_with_path(tree)}
@@ -86,8 +86,9 @@ class _Reader:
         for name in reversed(["params", *names]):
             item, restore = {name: item}, {name: restore}
         try:
-            tree = self.checkpointer.restore(
-                self.folder, args=ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+            tree = self.handler.restore(
+                epath.Path(self.folder),
+                args=ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True),
             )
         except Exception as error:
             raise CheckpointError(f"{path} of {str(self.folder.parent)!r} cannot be read: {error}") from error
