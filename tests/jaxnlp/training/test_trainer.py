@@ -17,7 +17,7 @@ from shared.errors import CheckpointError, InputError, NonFiniteLossError
 from shared.training.metrics_file import read_metrics
 from tests.jaxnlp.training.runs import GPT2, LENGTH, ROWS, CountingBlocks, batches, run, settings
 
-ONE = {"mesh": {}}
+FINISHED = {"steps": 12, "evaluate_every": 4, "save_every": 4, "keep_every": 4}
 
 
 def one_device():
@@ -31,7 +31,7 @@ def losses(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
-    result = run(folder, mesh=one_device(), steps=12, evaluate_every=4, save_every=4, keep_last=2, keep_best=1)
+    result = run(folder, mesh=one_device(), **FINISHED)
     return folder, result
 
 
@@ -54,17 +54,24 @@ def test_a_run_says_what_it_did(finished):
     assert stored["model"]["n_embd"] == 16 and stored["config"]["steps"] == 12
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_going_on_gives_the_same_losses(finished, tmp_path, devices):
-    """On the same device to the bit, on more of them within rounding."""
+def test_going_on_gives_the_same_losses_to_the_bit(finished, tmp_path):
     folder = copy(finished, tmp_path, without=[12])
-    mesh = make_mesh({"data": -1, "fsdp": 1 if devices == 1 else 2}, jax.devices()[:devices])
-    run(folder, mesh=mesh, steps=12, evaluate_every=4, save_every=4)
-    ours, theirs = losses(folder), losses(finished[0])
-    if devices == 1:
-        assert ours == theirs
-    else:
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    run(folder, mesh=one_device(), **FINISHED)
+    assert losses(folder) == losses(finished[0])
+
+
+def test_fewer_devices_continue_the_curve(finished, tmp_path):
+    """8, then 4, then 2 of them, each going on from a checkpoint of the one before."""
+    folder = copy(finished, tmp_path)
+    for devices, axes, undone in (
+        (8, {"data": -1}, (8, 12)),
+        (4, {"data": 2, "fsdp": 2}, (8, 12)),
+        (2, {"fsdp": 2}, (12,)),
+    ):
+        for step in undone:
+            shutil.rmtree(folder / "checkpoints" / str(step))
+        run(folder, mesh=make_mesh(axes, jax.devices()[:devices]), **FINISHED)
+        np.testing.assert_allclose(losses(folder), losses(finished[0]), rtol=1e-5)
 
 
 def test_pmap_goes_on_where_jit_stopped(finished, tmp_path):
@@ -184,6 +191,25 @@ def test_a_model_in_memory_is_trained_as_a_lazy_one_and_stays_as_it_was(finished
     result = pretrain(model, batches(), settings(steps=12), mesh=one_device())
     assert result.loss == pytest.approx(finished[1].loss, rel=1e-6)
     np.testing.assert_array_equal(model(input_ids=np.arange(8)[None])["logits"], before)
+
+
+def test_a_checkpoint_is_trained_further(tmp_path):
+    """Another family and objective: the first loss is the loaded model's own."""
+    bert = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 32, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0}  # fmt: skip
+    model = jaxnlp.AutoModelForMaskedLM.from_config(bert, seed=3)
+    model.save_pretrained(tmp_path / "bert")
+    stream = batches()
+    first = stream[0]
+    own = model(input_ids=first["input_ids"], labels=first["labels"])["loss"]
+    loaded = LazyModel.from_pretrained(tmp_path / "bert", head="masked-lm")
+    config = settings(steps=2, save_every=2)
+    pretrain(loaded, stream, config, tmp_path / "run", mesh=one_device(), log={"console": False})
+    assert losses(tmp_path / "run")[0] == pytest.approx(float(own), rel=1e-5)
+    export(tmp_path / "run", tmp_path / "further")
+    further = jaxnlp.AutoModelForMaskedLM.from_pretrained(tmp_path / "further")
+    assert float(further(**first)["loss"]) < float(own)
 
 
 def test_the_clock_ends_a_run_and_brings_the_rate_down(tmp_path):
