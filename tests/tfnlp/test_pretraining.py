@@ -15,13 +15,12 @@ import tensorflow as tf
 import tfnlp
 from shared.data.batches import Batches, held_out_batches
 from shared.data.objectives import CausalLM
-from shared.errors import CheckpointError, InputError
+from shared.errors import CheckpointError, InputError, NonFiniteLossError
 from shared.training.metrics_file import read_metrics
 from shared.training.schedules import learning_rate_at
 from tfnlp.training import (
     AdamW,
     BackupAndRestore,
-    NonFiniteLossError,
     Pretrainer,
     PretrainingLog,
     Schedule,
