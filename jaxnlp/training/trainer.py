@@ -248,11 +248,13 @@ class _Window:
             return
         fetched = jax.device_get([known for _, known, *_ in self.steps])
         first, (number, _, rate, tokens, progress) = self.steps[0][0], self.steps[-1]
-        bad = [n for (n, *_), each in zip(self.steps, fetched) if not np.isfinite(each["loss"])]
+        checked = ("loss", "gradient_norm")  # a gradient that is no number has spoilt the parameters already
+        bad = [n for (n, *_), each in zip(self.steps, fetched) if not all(np.isfinite(each[name]) for name in checked)]
         if bad:
+            what = ", its ".join(f"{name.replace('_', ' ')} {fetched[bad[0] - first][name]}" for name in checked)
             raise NonFiniteLossError(
-                f"the loss of step {bad[0]} is {fetched[bad[0] - first]['loss']} (looked at steps {first} to {number}, "
-                f"{len(bad)} of them bad); the last checkpoint is from before: lower the learning rate ({rate:.3g}), "
+                f"step {bad[0]} has a {what} (looked at steps {first} to {number}, {len(bad)} of them bad); the last "
+                f"checkpoint is from before: lower the learning rate ({rate:.3g}), "
                 "warm up longer, or clip harder, then resume or start anew"
             )
         weights = np.array([each["tokens"] for each in fetched], np.float64)
