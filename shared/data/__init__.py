@@ -1,1 +1,1 @@
-"""Text on disk turned into arrays of token ids: reading, splitting, packing, batching. NumPy only."""
+"""Text turned into arrays of token ids: read, cleaned, split, packed into blocks, batched. NumPy and files."""
