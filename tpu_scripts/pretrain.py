@@ -1,8 +1,9 @@
 """Pretrains a language model on prepared blocks, on one CPU or on all hosts of a pod; run it on each of them alike.
 
-    python tpu_scripts/pretrain.py tpu_scripts/configs/codeparrot_small.py --data gs://bucket/data --output gs://...
+    python tpu_scripts/pretrain.py tpu_scripts/configs/codeparrot_small.py --data /mnt/data --output /mnt/run
 
-Called again with the same output it goes on from the last checkpoint. SIGTERM saves and leaves with 0.
+All hosts see both folders: a bucket that is mounted, or a file system of the network. Called again with the same output it
+goes on from the last checkpoint. SIGTERM saves and leaves with 0.
 """
 
 import os

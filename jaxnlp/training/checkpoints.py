@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, config: PretrainingConfig, description: Mapping[str, Any]):
+        if re.match(r"[a-z0-9]+:/", str(folder)):
+            raise InputError(
+                f"{str(folder)!r} is no folder of this machine; mount the bucket, and give the folder it is at"
+            )
         self.folder = Path(folder).expanduser().resolve()
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{str(self.folder)!r} is a file; give a folder for the run")

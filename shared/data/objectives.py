@@ -105,6 +105,13 @@ class MaskedLM:
         self._is_special[self._ordinary] = False
         self._borders = _word_borders(tokenizer, size) if whole_words else None
 
+    def __repr__(self) -> str:
+        """Its options: what a run is compared with when it is resumed."""
+        return (
+            f"MaskedLM(probability={self.probability}, whole_words={self.whole_words}, mask_share={self.mask_share}, "
+            f"random_share={self.random_share})"
+        )
+
     def __call__(
         self, input_ids: np.ndarray, segment_ids: np.ndarray | None, positions: np.ndarray, seed: int
     ) -> dict[str, np.ndarray]:

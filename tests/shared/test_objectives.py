@@ -156,6 +156,12 @@ def test_whole_words_end_with_their_document():
     words_of(["a", "##b", "##c", "d"], word_piece(), words, segment_ids=segments)
 
 
+def test_a_description_is_the_same_in_another_process():
+    """A run that goes on compares it: options, and no address."""
+    made = [repr(objective("masked-lm", word_piece(), probability=p)) for p in (0.15, 0.15, 0.2)]
+    assert made[0] == made[1] != made[2] and "0x" not in made[0] + repr(objective("causal-lm"))
+
+
 def test_errors_name_what_is_wrong():
     tokenizer = word_piece()
     for probability in (0, 1, 15, -0.1, float("nan")):
