@@ -362,6 +362,7 @@ def _calm_frameworks() -> None:
     """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.

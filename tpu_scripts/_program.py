@@ -1,10 +1,14 @@
 """What every program here does around its work: mistakes of a person are one line, and exit status 2."""
 
+import os
 import sys
 
 import typer
 
 from shared.errors import DuonlpError
+
+# transformers, here for its tokenizers, tells whoever has no PyTorch so at its import.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def run(app: typer.Typer, name: str) -> int:

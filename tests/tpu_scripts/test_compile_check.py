@@ -258,6 +258,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_there(tmp_path):
 
 
 @pytest.mark.topology
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
 def test_every_kind_of_chip(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
