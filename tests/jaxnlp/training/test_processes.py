@@ -58,12 +58,29 @@ def test_kill_9_at_random_moments_changes_no_bit_of_the_losses(tmp_path, kills):
     assert losses(folder) == losses(tmp_path / "whole")
 
 
-def test_two_processes_of_two_devices_are_one_of_four(tmp_path):
-    settings = {"steps": 10, "save_every": 5, "evaluate_every": 5, "mesh": {"data": 2, "fsdp": 2}}
+def start_two(folder, **settings):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    both = [start(tmp_path / "two", 2, coordinator=address, processes=2, process=i, **settings) for i in range(2)]
+    return [start(folder, 2, coordinator=address, processes=2, process=i, **settings) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_sigterm_of_one_process_stops_both_after_the_same_step(tmp_path):
+    both, file = start_two(tmp_path / "run", steps=100_000), tmp_path / "run" / "metrics.jsonl"
+    while not file.exists() or not file.stat().st_size:
+        assert both[0].poll() is None
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)
+    said = [finish(process) for process in both]
+    step = len(losses(tmp_path / "run"))
+    assert said == [f"preempted {step}"] * 2
+    assert os.listdir(tmp_path / "run" / "checkpoints") == [str(step)]
+
+
+def test_two_processes_of_two_devices_are_one_of_four(tmp_path):
+    settings = {"steps": 10, "save_every": 5, "evaluate_every": 5, "mesh": {"data": 2, "fsdp": 2}}
+    both = start_two(tmp_path / "two", **settings)
     assert [finish(process) for process in both] == ["done 10", "done 10"]
     assert finish(start(tmp_path / "one", 4, **settings)) == "done 10"
     ours, theirs = losses(tmp_path / "two"), losses(tmp_path / "one")
