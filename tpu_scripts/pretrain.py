@@ -40,9 +40,6 @@ def main(
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={host_devices}".strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from shared import frameworks
-
-    frameworks.keep_heap()
     from jaxnlp import training
     from shared.training.prepare import open_prepared
     from shared.training.run import load_run

@@ -16,6 +16,7 @@ from jaxnlp.training.mesh import BATCH, batch_sharding, make_mesh, replicated, s
 from jaxnlp.training.model import Trainable, trainable
 from jaxnlp.training.optimizers import make_optimizer
 from shared.errors import InputError
+from shared.frameworks import keep_heap
 from shared.training.config import PretrainingConfig
 
 
@@ -30,7 +31,10 @@ def make_step(model, config: PretrainingConfig, mesh: Mesh | None = None):
         InputError: the mesh does not fit the devices, or the batch not the mesh.
     """
     kind = PmapStep if config.parallelism == "pmap" else ShardedStep
-    return kind(model, config, make_mesh(config.mesh) if mesh is None else mesh)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_heap()
+    return kind(model, config, mesh)
 
 
 def summed_gradients(loss: Callable, params, batch, key, pieces: int, together: Callable = lambda tree: tree):
