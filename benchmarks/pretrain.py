@@ -61,9 +61,6 @@ def _transformers_torch(ids, dtype):
 
 
 def _jaxnlp(ids, dtype):
-    from shared.frameworks import keep_heap
-
-    keep_heap()
     import jaxnlp
     from jaxnlp.training.model import reader
     from jaxnlp.training.step import make_step

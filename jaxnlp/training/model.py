@@ -13,20 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxnlp.heads import HEADS
 from jaxnlp.losses import cross_entropy_sum
 from jaxnlp.pretrained import parameter_tree, split
-from jaxnlp.training.mesh import BATCH, partition, path_of
+from jaxnlp.training.mesh import batch_sharding, partition, path_of
 from jaxnlp.transformer import Stack
 from shared.checkpoint import open_checkpoint
 from shared.config import TransformerConfig
+from shared.data.objectives import OBJECTIVES
 from shared.errors import InputError
-from shared.generation import GenerationConfig
 from shared.pretrained import check_head, fresh_plan, resolve_config
 
-HEADS_TO_PRETRAIN = ("causal-lm", "masked-lm")
 ONE_BY_ONE = re.compile(r"/layer_(\d+)/")
 STACKED = "/layers/"
 
@@ -37,9 +36,8 @@ class LazyModel:
     For models that do not fit one device. ``pretrain`` takes one wherever it takes a model.
     """
 
-    def __init__(self, config: TransformerConfig, head: str, plan, generation_config: GenerationConfig | None = None):
+    def __init__(self, config: TransformerConfig, head: str, plan):
         self.config, self.head = config, head
-        self.generation_config = generation_config or GenerationConfig.for_model(config)
         self._sources = {source.path: source for source in plan}
 
     @classmethod
@@ -63,8 +61,8 @@ class LazyModel:
 
 
 def _known(head: str) -> str:
-    if head not in HEADS_TO_PRETRAIN:
-        raise InputError(f"head is {head!r}; {' and '.join(HEADS_TO_PRETRAIN)} can be pretrained")
+    if head not in OBJECTIVES:
+        raise InputError(f"head is {head!r}; {' and '.join(OBJECTIVES)} can be pretrained")
     return head
 
 
@@ -105,14 +103,15 @@ class TrainingStack(nnx.Module):
         if not self.scan:
             for step, i in enumerate(order):
                 x = layer(split(getattr(self, f"layer_{i}"))[1], x, step)
-        elif tuple(order) == tuple(range(len(order))):
-            x, _ = jax.lax.scan(
-                lambda x, each: (layer(*each[:1], x, each[1]), None), x, (params, jnp.arange(len(order)))
-            )
-        else:  # weights that several steps share
-            pick = lambda i: jax.tree.map(lambda p: p[i], params)  # noqa: E731
-            steps = (jnp.asarray(order), jnp.arange(len(order)))
-            x, _ = jax.lax.scan(lambda x, each: (layer(pick(each[0]), x, each[1]), None), x, steps)
+        else:
+            own = tuple(order) == tuple(range(len(order)))  # or steps share weights, and pick them by number
+            weights, steps = params if own else jnp.asarray(order), jnp.arange(len(order))
+
+            def one(x, each):
+                mine, step = each
+                return layer(mine if own else jax.tree.map(lambda p: p[mine], params), x, step), None
+
+            x, _ = jax.lax.scan(one, x, (weights, steps))
         return (self.final_norm(x) if self.config.norm.final else x), [], [], None
 
     def _layer(self, graphdef, bias, key, params, hidden_states, step):
@@ -130,8 +129,8 @@ def _rematerialised(layer, remat: str, scan: bool):
 
 
 def rows_apart(x, mesh: Mesh | None):
-    """x [B, ...] with its rows over the devices and nothing else cut."""
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH)))
+    """x [B, ...], or a pytree of such, with rows over the devices and nothing else cut."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def gathered(params, mesh: Mesh | None, dtype):

@@ -5,15 +5,16 @@ divided once by the labelled tokens of the whole global batch, so that neither a
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from jaxnlp.training.mesh import BATCH, batch_sharding, make_mesh, replicated, shardings
-from jaxnlp.training.model import Trainable, trainable
+from jaxnlp.training.mesh import batch_sharding, make_mesh, replicated, shardings
+from jaxnlp.training.model import Trainable, rows_apart, trainable
 from jaxnlp.training.optimizers import make_optimizer
 from shared.errors import InputError
 from shared.frameworks import keep_heap
@@ -128,8 +129,7 @@ class ShardedStep(_Step):
     def step(self, state, batch, rate):
         """The function that is compiled: state, batch [B, T], learning rate -> state, what is known of the step."""
         loss, params = self.trainable.loss, state["params"]
-        where = NamedSharding(self.mesh, PartitionSpec(BATCH))
-        together = lambda tree: jax.lax.with_sharding_constraint(tree, where)  # noqa: E731
+        together = partial(rows_apart, mesh=self.mesh)
         total, count, gradients = summed_gradients(
             loss, params, batch, self._key(state), self.config.accumulation, together
         )

@@ -9,8 +9,8 @@ import numpy as np
 
 from shared.errors import InputError, MissingExtraError
 from shared.generation.choices import TokenNames, log_softmax, token_label
+from shared.pictures import check_picture_file, save_picture
 
-FORMATS = (".png", ".svg", ".pdf")
 BARS = 20
 """Tokens shown by name."""
 
@@ -76,13 +76,7 @@ def plot_next_token(
             axes.spines[["top", "right"]].set_visible(False)
         if title:
             figure.suptitle(title, fontsize=13)
-        # never half a picture under the name, whatever happens
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            figure.savefig(unfinished, format=path.suffix[1:].lower())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_picture(figure, path)
 
 
 def check(
@@ -93,12 +87,7 @@ def check(
         raise InputError(
             f"logits have shape {logits.shape}; give those of one next token, [vocab], as in logits[0, -1]"
         )
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{str(path)!r} ends in {path.suffix!r}; name a file that ends in {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {str(path.parent)!r} of {path.name!r} is not there; make it first")
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder; give a file in it")
+    check_picture_file(path)
     if isinstance(temperatures, (int, float)) or not len(temperatures):
         raise InputError(f"temperatures={temperatures!r} must be a list of at least one number above 0")
     for temperature in temperatures:

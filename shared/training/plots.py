@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from shared.errors import InputError, MissingExtraError
+from shared.pictures import check_picture_file, save_picture
 from shared.training.metrics_file import EVALUATION, STEP, read_metrics
 
-FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#1f4e8c", "#c1440e", "#2e8b57", "#8a5fb0", "#b8860b", "#5f6b7a", "#c2477f", "#3a9fb5")
 
 FINE = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
@@ -53,10 +53,7 @@ def plot_loss(
         MissingExtraError: matplotlib is not installed.
     """
     file, runs = Path(file), named(runs)
-    if file.suffix.lower() not in FORMATS:
-        raise InputError(f"{str(file)!r} ends in {file.suffix!r}; name a file that ends in {', '.join(FORMATS)}")
-    if not file.parent.is_dir():
-        raise InputError(f"the folder {str(file.parent)!r} of {file.name!r} is not there; make it first")
+    check_picture_file(file)
     if not 0 <= smoothing < 1:
         raise InputError(f"smoothing is {smoothing}; it must be a share from 0 to below 1")
     if not importlib.util.find_spec("matplotlib"):
@@ -77,13 +74,7 @@ def plot_loss(
         if title:
             axes.set_title(title, fontsize=12)
         axes.legend(fontsize=9, loc="upper right", framealpha=0.85, edgecolor="none")
-        # never half a picture under the name, whatever happens
-        unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            figure.savefig(unfinished, format=file.suffix[1:].lower())
-            os.replace(unfinished, file)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_picture(figure, file)
 
 
 class Points:

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from shared.data.objectives import OBJECTIVES
 from shared.errors import InputError
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training.input import Source
 
-HEADS = ("causal-lm", "masked-lm")
 EXPECTED = "Your input ran out of data"
 """What Keras says when a distributed dataset ends, whose length it does not know."""
 REPLICA_STRIDE = 0x3C6EF35F
@@ -49,10 +49,10 @@ class Pretrainer(keras.Model):
     """
 
     def __init__(self, model, *, accumulation: int = 1, seed: int = 0):
-        if getattr(model, "head", None) not in HEADS:
+        if getattr(model, "head", None) not in OBJECTIVES:
             raise InputError(
                 f"a {getattr(model, 'head', type(model).__name__)} model cannot be pretrained on blocks; "
-                f"its head must be {' or '.join(HEADS)}"
+                f"its head must be {' or '.join(OBJECTIVES)}"
             )
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it is a number of micro-batches, 1 or more")
