@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq
 # Two workers, for two cores: most of the time is spent compiling.
 PYTEST_ARGS ?= -n 2
-EXTRAS := tf-cpu,jax,data,pretrain,bench,test
+EXTRAS := tf-cpu,jax,data,pretrain,summarization,bench,test
 
 # One readable screen: no notes from the frameworks' C++, nothing of a GPU that may be there, no Hub.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
