@@ -7,6 +7,7 @@ from shared.pretrained import pretraining_head, resolve_config
 AutoModel = heads.Model
 AutoModelForMaskedLM = heads.ModelForMaskedLM
 AutoModelForCausalLM = heads.ModelForCausalLM
+AutoModelForSeq2SeqLM = heads.ModelForSeq2SeqLM
 AutoModelForSequenceClassification = heads.ModelForSequenceClassification
 AutoModelForTokenClassification = heads.ModelForTokenClassification
 AutoModelForQuestionAnswering = heads.ModelForQuestionAnswering

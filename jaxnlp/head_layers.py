@@ -1,5 +1,6 @@
 """The layers that heads are made of."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -16,11 +17,12 @@ class Pooler(nnx.Module):
             self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, hidden_states, last_index=None, rngs=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
+        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, or the last that ends a text, where the
+        configuration picks one of these."""
         token = self.config.token
         if token == "mean":
             x = hidden_states.mean(axis=1)
-        elif token == "last_non_padding":
+        elif token in ("last_non_padding", "last_eos"):
             x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
@@ -47,14 +49,17 @@ class LMHead(nnx.Module):
 
     def __call__(self, hidden_states, word_embeddings):
         """[B, T, D] -> logits [B, T, V]."""
-        x = hidden_states
+        x = hidden_states * hidden_states.shape[-1] ** -0.5 if self.config.scale else hidden_states
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         if self.config.tied:
             x = matmul_transposed(x, word_embeddings.embedding[...].astype(x.dtype))
         else:
             x = self.output(x)
-        return x + self.bias[...].astype(x.dtype) if self.config.bias else x
+        if not self.config.bias:
+            return x
+        bias = self.bias[...].astype(x.dtype)
+        return x + (jax.lax.stop_gradient(bias) if self.config.fixed_bias else bias)
 
 
 class Discriminator(nnx.Module):

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnlp import losses
-from jaxnlp.generation.decoder import Decoder
+from jaxnlp.embeddings import Embeddings
+from jaxnlp.encoder_decoder import EncoderDecoder
+from jaxnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from jaxnlp.head_layers import Discriminator, LMHead, Pooler
-from jaxnlp.layers import Embeddings, Linear, dropout
+from jaxnlp.layers import Linear, dropout
 from jaxnlp.pretrained import Pretrained
 from jaxnlp.transformer import Stack, attention_bias
 from shared.config import TransformerConfig
@@ -16,9 +18,9 @@ from shared.inputs import check_inputs
 from shared.parameters import pooling_of
 
 
-class Model(Pretrained, nnx.Module):
+class Model(Pretrained, EncoderDecoder, nnx.Module):
     """Embeddings and layers: the base model. Its output has ``last_hidden_state`` [B, T, D], and ``pooler_output``
-    [B, D] where the family has a pooler.
+    [B, D] where the family has a pooler. An encoder-decoder's is its decoder's, and it has ``encoder_last_hidden_state``.
 
     Args:
         config: what to build.
@@ -35,6 +37,10 @@ class Model(Pretrained, nnx.Module):
         options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
         setattr(self, config.stack, Stack(config, **options))
+        if config.decoder is not None:
+            own, words = config.as_decoder(), not config.decoder.shares_words
+            self.decoder_embeddings = Embeddings(own.embedding, own.hidden_size, own.norm, words=words, **options)
+            self.decoder = Stack(own, **options)
         pooling = pooling_of(config, self.head)
         if pooling is not None:
             self.pooler = Pooler(pooling, config.hidden_size, **options)
@@ -52,7 +58,8 @@ class Model(Pretrained, nnx.Module):
 
     def __call__(
         self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None, *, output_hidden_states=False,
-        output_attentions=False, cache=None, cache_index=None, rngs=None, **labels,
+        output_attentions=False, decoder_input_ids=None, decoder_attention_mask=None, decoder_position_ids=None, cache=None,
+        cache_index=None, rngs=None, **labels,
     ):  # fmt: skip
         """Run the model.
 
@@ -62,7 +69,10 @@ class Model(Pretrained, nnx.Module):
                 Or [B, T, T], 1 where a query may look (documents packed into one row), but for sequence heads.
             token_type_ids: int [B, T], or None for zeros.
             position_ids: int [B, T], or None to derive them as the family does.
-            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output.
+            decoder_input_ids, decoder_attention_mask, decoder_position_ids: the same of an encoder-decoder's decoder, [B, U]
+                each. Without ids it reads the labels moved one to the right (shared.seq2seq.shift_right), or the source so.
+            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output; of an
+                encoder-decoder ``encoder_...``, ``decoder_...`` and ``cross_attentions``.
             cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
             rngs: nnx.Rngs with a ``dropout`` stream to train with dropout; None for none.
             labels: what the head learns from (``labels``, ``start_positions``, ...): adds ``loss`` to the output.
@@ -75,7 +85,8 @@ class Model(Pretrained, nnx.Module):
         """
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "position_ids": position_ids, **labels,
+            "position_ids": position_ids, "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask, "decoder_position_ids": decoder_position_ids, **labels,
         }  # fmt: skip
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
@@ -84,6 +95,8 @@ class Model(Pretrained, nnx.Module):
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, rngs):
         """The last hidden states, and whatever else of the body was asked for."""
+        if self.config.decoder is not None:
+            return self._encode_and_decode(inputs, output_hidden_states, output_attentions, rngs)
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
         position_ids = inputs["position_ids"]
         if position_ids is None:
@@ -99,17 +112,19 @@ class Model(Pretrained, nnx.Module):
         more |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, more | ({} if cache is None else {"cache": cache})
 
-    def _default_positions(self, input_ids, past):
+    def _default_positions(self, input_ids, past, embedding=None):
         """What shared.positions.position_ids gives, for a caller who passes none."""
-        e = self.config.embedding
+        e = self.config.embedding if embedding is None else embedding
         if e.positions_skip_padding:
             real = (input_ids != e.position_offset - 1).astype(jnp.int32)
             return (jnp.cumsum(real, axis=1) + past) * real + e.position_offset - 1
         return jnp.broadcast_to(e.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)
 
     def _last_index(self, input_ids, attention_mask):
-        """[B]: the last token that is not padding; padding is told by its id, or by the mask where it has none."""
+        """[B]: the last token that is not padding, told by its id, or by the mask where it has none; or the last eos."""
         columns = jnp.arange(input_ids.shape[1])
+        if self.config.classification.token == "last_eos":
+            return jnp.argmax(columns * (input_ids == self.config.eos_token_id), axis=-1)
         if self.config.pad_token_id is not None:
             return jnp.argmax(columns * (input_ids != self.config.pad_token_id), axis=-1)
         mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask != 0
@@ -146,6 +161,23 @@ class ModelForCausalLM(Decoder, ModelForMaskedLM):
         out = {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
         if inputs.get("labels") is not None:
             out["loss"] = losses.cross_entropy(out["logits"][:, :-1], inputs["labels"][:, 1:])
+        return out
+
+
+class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
+    """``logits`` [B, U, V] of the decoder; ``labels`` int [B, U], the targets, -100 where there is none: they are moved to
+    the right inside, for the decoder to read."""
+
+    head = "seq2seq-lm"
+
+    def _build_head(self, options):
+        c, words = self.config, self.config.as_decoder().embedding
+        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm.epsilon, **options)
+
+    def _head(self, hidden_states, inputs, rngs):
+        out = {"logits": self.next_logits(hidden_states)}
+        if inputs.get("labels") is not None:
+            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
         return out
 
 
@@ -289,9 +321,9 @@ class ModelForReplacedTokenDetection(Model):
 HEADS = {
     cls.head: cls
     for cls in (
-        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSequenceClassification, ModelForTokenClassification,
-        ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction, ModelForPreTraining,
-        ModelForReplacedTokenDetection,
+        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSeq2SeqLM, ModelForSequenceClassification,
+        ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction,
+        ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
 """Head name (shared.architectures.HEADS) to class."""

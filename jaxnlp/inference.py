@@ -44,11 +44,11 @@ def compiled(model):
 
 def transposed(model):
     """A copy of a model whose linear layers hold their kernels as [out, in], and whose queries, keys and values come from
-    one product; the other weights are shared with it."""
+    one product (of a source, keys and values); the other weights are shared with it."""
     copy = merge(*split(model))
-    for _, module in nnx.iter_modules(copy):
+    for path, module in nnx.iter_modules(copy):
         if isinstance(module, Attention) and not module.fused:
-            _fuse(module)
+            _fuse(module, "key_value" if path[-1] == "cross_attention" else "query_key_value")
     for _, module in nnx.iter_modules(copy):
         if isinstance(module, Linear) and not module.transposed:
             module.kernel = nnx.Param(module.kernel[...].T)
@@ -56,13 +56,15 @@ def transposed(model):
     return copy
 
 
-def _fuse(attention):
-    """One linear layer [D, 3 D] in place of three."""
-    parts = attention.query, attention.key, attention.value
-    fused = attention.query
+def _fuse(attention, name: str):
+    """One linear layer [D, n D] in place of the n that ``name`` says."""
+    parts = [getattr(attention, part) for part in name.split("_")]
+    fused = parts[0]
     fused.out_features = sum(part.out_features for part in parts)
     fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
     if fused.bias is not None:
         fused.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts]))
-    attention.query_key_value, attention.fused = fused, True
-    del attention.query, attention.key, attention.value
+    setattr(attention, name, fused)
+    attention.fused = True
+    for part in name.split("_"):
+        delattr(attention, part)

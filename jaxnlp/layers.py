@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from shared.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, NormConfig
+from shared.config import AttentionConfig, FeedForwardConfig, NormConfig
 
 
 def gelu(x):
@@ -111,6 +111,25 @@ def _layer_norm_backward(epsilon, residuals, cotangent):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+class RMSNorm(nnx.Module):
+    """x over its root mean square, times a scale, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, size: int, epsilon: float, *, dtype, param_dtype, rngs):
+        self.epsilon, self.dtype = epsilon, dtype
+        self.scale = nnx.Param(jnp.ones((size,), param_dtype))
+
+    def __call__(self, x):
+        """[..., D] -> [..., D]."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+
+
+def make_norm(config: NormConfig, size: int, **options) -> nnx.Module:
+    """The norm that a configuration asks for."""
+    return (RMSNorm if config.rms else LayerNorm)(size, config.epsilon, **options)
+
+
 class Linear(nnx.Linear):
     """x @ kernel + bias, kernel [in, out]; or [out, in] where jaxnlp.inference turned it for speed."""
 
@@ -168,48 +187,6 @@ def dropout(x, rate: float, rngs):
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-class Embeddings(nnx.Module):
-    """ids -> vectors: words + token types + positions, norm, dropout, projection to the hidden size."""
-
-    def __init__(
-        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, dtype, param_dtype, rngs
-    ):  # fmt: skip
-        self.config = config
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.word_embeddings = nnx.Embed(config.vocab_size, config.size, **options)
-        self.position_embeddings = nnx.Embed(config.max_positions, config.size, **options)
-        if config.type_vocab_size:
-            self.token_type_embeddings = nnx.Embed(config.type_vocab_size, config.size, **options)
-        if config.norm:
-            self.norm = LayerNorm(config.size, norm.epsilon, **options)
-        if config.projection:
-            self.projection = Linear(config.size, hidden_size, **options)
-
-    def __call__(self, input_ids, token_type_ids, position_ids, rngs=None):
-        """input_ids, token_type_ids (or None), position_ids: int [B, T] -> [B, T, D]."""
-        x = self._lookup(self.word_embeddings, input_ids)
-        if self.config.type_vocab_size:
-            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x = x + self.token_type_embeddings(types)
-        positions = self.position_embeddings
-        skip = self.config.positions_skip_padding
-        x = x + (self._lookup(positions, position_ids) if skip else positions(position_ids))
-        if self.config.token_types_from_words and token_type_ids is not None:
-            x = x + self._lookup(self.word_embeddings, token_type_ids)
-        if self.config.norm:
-            x = self.norm(x)
-        x = dropout(x, self.config.dropout, rngs)
-        return self.projection(x) if self.config.projection else x
-
-    def _lookup(self, table, ids):
-        """A lookup that sends no gradient to the padding row, as torch's padding_idx."""
-        vectors = table(ids)
-        if self.config.padding_id is None:
-            return vectors
-        is_padding = jnp.expand_dims(ids == self.config.padding_id, -1)
-        return jnp.where(is_padding, jax.lax.stop_gradient(vectors), vectors)
-
-
 def scores_of(query, key, bias):
     """query [B, N, T, H], already scaled, on key [B, N, H, S]: float32 [B, N, T, S]."""
     return jnp.matmul(query, key, preferred_element_type=jnp.float32) + bias
@@ -260,19 +237,20 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), to oneself or to a source."""
 
-    fused = False  # whether jaxnlp.inference has made one layer of three
+    fused = False  # whether jaxnlp.inference has made one layer of several
 
     def __init__(
         self, config: AttentionConfig, hidden_size: int, *, dtype, param_dtype, rngs
     ):  # fmt: skip
         self.config = config
         options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.query = Linear(hidden_size, hidden_size, **options)
-        self.key = Linear(hidden_size, hidden_size, **options)
-        self.value = Linear(hidden_size, hidden_size, **options)
-        self.output = Linear(hidden_size, hidden_size, **options)
+        inner = config.num_heads * config.head_dim
+        self.query = Linear(hidden_size, inner, **options)
+        self.key = Linear(hidden_size, inner, **options)
+        self.value = Linear(hidden_size, inner, **options)
+        self.output = Linear(inner, hidden_size, **options)
 
     def __call__(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, rngs=None):
         """Attend from every position of hidden_states to all keys.
@@ -283,15 +261,20 @@ class Attention(nnx.Module):
             layer_index: which step of the stack this is, from 0.
             cache: {"key": [B, N, H, S], "value": [B, N, S, H]} of earlier positions, or None. Keys lie so that a product
                 with few queries reads them in order.
-            cache_index: where in S this call's keys go.
+            cache_index: where in S this call's keys go. None: nowhere, for the cache holds all there are, those of a source
+                (:meth:`keys_and_values`).
 
         Returns:
             output [B, T, D], probabilities [B, N, T, S], the cache with this call's keys and values.
         """
         c = self.config
-        query, key, value = (self._heads(x) for x in self._project(hidden_states))  # [B, N, T, H]
-        key = key.mT  # [B, N, H, T]
-        if cache is not None:
+        if cache is not None and cache_index is None:
+            query = self._heads(self.query(hidden_states))
+            key, value = cache["key"], cache["value"]
+        else:
+            query, key, value = (self._heads(x) for x in self._project(hidden_states))  # [B, N, T, H]
+            key = key.mT  # [B, N, H, T]
+        if cache is not None and cache_index is not None:
             cache = {
                 name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), cache_index, axis)
                 for name, new, axis in (("key", key, 3), ("value", value, 2))
@@ -305,30 +288,39 @@ class Attention(nnx.Module):
         context = attend(query * scale, key, value, bias, keep)  # [B, N, T, H]
         context = context.astype(hidden_states.dtype).transpose(0, 2, 1, 3)  # [B, T, N, H]
         probabilities = jax.nn.softmax(scores_of(query * scale, key, bias)).astype(value.dtype)  # nothing, where unused
-        return self.output(context.reshape(hidden_states.shape)), probabilities, cache
+        return self.output(context.reshape(*hidden_states.shape[:2], -1)), probabilities, cache
+
+    def keys_and_values(self, source):
+        """A source [B, S, D] as it is attended to, once for all queries: {"key": [B, N, H, S], "value": [B, N, S, H]}."""
+        key, value = jnp.split(self.key_value(source), 2, -1) if self.fused else (self.key(source), self.value(source))
+        return {"key": self._heads(key).mT, "value": self._heads(value)}
 
     def _project(self, x):
-        """[B, T, D] -> queries, keys and values, each [B, T, D]."""
+        """[B, T, D] -> queries, keys and values, each [B, T, N * H]."""
         if self.fused:
             return jnp.split(self.query_key_value(x), 3, axis=-1)
         return self.query(x), self.key(x), self.value(x)
 
     def _heads(self, x):
-        """[B, T, D] -> [B, N, T, H]."""
+        """[B, T, N * H] -> [B, N, T, H]."""
         return x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim).transpose(0, 2, 1, 3)
 
 
 class FeedForward(nnx.Module):
-    """Dense, activation, dense."""
+    """Dense, activation, dense; gated where the configuration says so (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def __init__(
         self, config: FeedForwardConfig, hidden_size: int, *, dtype, param_dtype, rngs
     ):  # fmt: skip
         self.config = config
         options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if config.gated:
+            self.gate = Linear(hidden_size, config.size, **options)
         self.up = Linear(hidden_size, config.size, **options)
         self.down = Linear(config.size, hidden_size, **options)
 
-    def __call__(self, hidden_states):
+    def __call__(self, hidden_states, rngs=None):
         """[B, T, D] -> [B, T, D]."""
-        return self.down(ACTIVATIONS[self.config.activation](self.up(hidden_states)))
+        activation, x = ACTIVATIONS[self.config.activation], self.up(hidden_states)
+        x = activation(self.gate(hidden_states)) * x if self.config.gated else activation(x)
+        return self.down(dropout(x, self.config.dropout, rngs))

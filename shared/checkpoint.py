@@ -123,6 +123,8 @@ class Source:
             values = values[..., i * width : (i + 1) * width]
         if self.layout == "linear":
             values = values.T
+        if self.layout == "row":
+            values = values[0]
         return values.astype(dtype, copy=False)
 
     def chunks(self, dtype=np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
@@ -248,7 +250,9 @@ class Checkpoint:
             parameter = spec[row.path]
             if tensor is not None:
                 used.add(tensor.name)
-            if tensor is None or not _fits(tensor, row, parameter):
+            if tensor is None and row.optional:
+                sources[row.path] = Source(row.path, parameter, seed=seed)
+            elif tensor is None or not _fits(tensor, row, parameter):
                 (missing if tensor is None else mismatched).append((row, tensor))
                 sources[row.path] = Source(row.path, parameter, seed=seed)
             else:
@@ -349,8 +353,13 @@ def _of_head(path: str) -> bool:
 
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
-    shape = parameter.shape[::-1] if row.layout == "linear" else parameter.shape
+    shape = stored_shape(row.layout, parameter.shape)
     return (*shape[:-1], shape[-1] * row.part[1])
+
+
+def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a parameter, or its transpose, has in a checkpoint."""
+    return shape[::-1] if layout == "linear" else (1, *shape) if layout == "row" else shape
 
 
 def _fits(tensor: StoredTensor, row: Weight, parameter: Parameter) -> bool:

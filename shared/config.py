@@ -32,6 +32,11 @@ def activation_name(name: str | None) -> str:
     return name
 
 
+POSITIONS = ("learned", "sinusoidal", "tensor2tensor", "none")
+"""Where position vectors come from: a table that is trained; sines and cosines, in two halves, of Vaswani et al. 2017 or as
+tensor2tensor has them (shared.positions.fixed_table); or nowhere, where attention tells positions itself (T5)."""
+
+
 @dataclass(frozen=True)
 class EmbeddingConfig:
     """Token ids to vectors: words + positions + token types, then a norm, dropout and a projection."""
@@ -39,12 +44,14 @@ class EmbeddingConfig:
     vocab_size: int
     size: int  # width of the tables; `projection` widens it to hidden_size
     max_positions: int  # rows of the position table
+    positions: str = "learned"  # one of POSITIONS
     position_offset: int = 0  # id of the first position (RoBERTa starts after its padding id)
     positions_skip_padding: bool = False  # padding gets position `padding_id` and is not counted
     sinusoidal_init: bool = False  # a fresh position table starts as sines and cosines (DistilBERT)
     type_vocab_size: int = 0  # rows of the token type table; 0: no such table
     token_types_from_words: bool = False  # token type ids are looked up in the word table (GPT-2)
     padding_id: int | None = None  # its rows receive no gradient from the lookup, as torch's padding_idx
+    scale: bool = False  # word vectors are multiplied by sqrt(size)
     norm: bool = True
     projection: bool = False
     dropout: float = 0.0
@@ -61,6 +68,8 @@ class AttentionConfig:
     scale_by_head_dim: bool = True  # scores / sqrt(head_dim)
     scale_by_layer: bool = False  # scores / (layer index + 1), GPT-2's scale_attn_by_inverse_layer_idx
     float32_scores: bool = False  # the product of queries and keys in float32, GPT-2's reorder_and_upcast_attn
+    relative_buckets: int = 0  # distances share so many biases of the scores, one a head, alike in all layers (T5); 0: none
+    relative_max_distance: int = 128  # what is farther is in the last bucket
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,19 @@ class FeedForwardConfig:
     size: int
     activation: str = "gelu"
     bias: bool = True
+    gated: bool = False  # activation(x @ gate) * (x @ up), then down
+    dropout: float = 0.0  # before the second layer
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Layer norms: where they stand and their epsilon."""
+    """Norms: where they stand and their epsilon."""
 
     epsilon: float = 1e-12
+    rms: bool = False  # divides by the root mean square, without mean and bias (Zhang and Sennrich 2019)
     position: str = "post"  # "post": after the residual sum (BERT); "pre": before each block (GPT-2)
     final: bool = False  # one more after the last layer
+    final_dropout: float = 0.0  # after that
 
 
 @dataclass(frozen=True)
@@ -88,19 +101,41 @@ class LMHeadConfig:
     transform: bool = False  # dense + activation + norm before the output (BERT)
     activation: str = "gelu"
     bias: bool = False
+    fixed_bias: bool = False  # which is not trained (BART's final_logits_bias)
     tied: bool = True  # the output is the word table transposed
+    scale: bool = False  # hidden states are divided by sqrt(hidden_size) first
 
 
 @dataclass(frozen=True)
 class PoolingConfig:
     """One vector for a sequence: pick a token (or the mean), dropout, dense, activation, dropout."""
 
-    token: str = "first"  # "first", "last", "mean", or "last_non_padding"
+    token: str = "first"  # "first", "last", "mean", "last_non_padding", or "last_eos"
     dense: bool = True
     activation: str = "tanh"
     dropout_before: float = 0.0
     dropout: float = 0.0
     classifier_bias: bool = True
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The second stack of an encoder-decoder: what it has of its own. Norms, dropout and width are the encoder's."""
+
+    layer_order: tuple[int, ...]
+    embedding: EmbeddingConfig
+    attention: AttentionConfig
+    cross_attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    shares_words: bool = True  # one table of word vectors for both
+    start_token_id: int | None = None  # what every target begins with
+    starts_with_last: bool = False  # it begins with its own last token instead, the language (mBART)
+    reads_source: bool = False  # without decoder inputs it gets the encoder's, shifted (BART)
+
+    @property
+    def max_length(self) -> int:
+        """The longest target the positions allow."""
+        return _max_length(self.embedding)
 
 
 @dataclass(frozen=True)
@@ -123,12 +158,15 @@ class TransformerConfig:
     multiple_choice: PoolingConfig
     sentence_head: str = "next_sentence"  # what pretraining predicts of a sentence pair; "sentence_order" in ALBERT
     stack: str = "encoder"  # the name of the stack of layers in the parameter tree
+    decoder: DecoderConfig | None = None  # the second stack, of an encoder-decoder
+    cross_attention: AttentionConfig | None = None  # set in what as_decoder() gives, and there alone
     causal: bool = False  # a token attends to those before it only
     hidden_dropout: float = 0.0
     token_dropout: float = 0.0  # before the token classification layer
     qa_dropout: float = 0.0
     initializer_range: float = 0.02
     scaled_residual_init: bool = False  # residual outputs start at range / sqrt(2 * layers) (GPT-2)
+    fan_in_init: bool = False  # kernels start at range / sqrt(inputs), queries at that / sqrt(head_dim), tables at range (T5)
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     pad_token_id: int | None = None
@@ -137,11 +175,6 @@ class TransformerConfig:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self):
-        if self.attention.num_heads * self.attention.head_dim != self.hidden_size:
-            raise ConfigError(
-                f"hidden size {self.hidden_size} is not a multiple of the number of attention heads "
-                f"{self.attention.num_heads}; change one of them"
-            )
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ConfigError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
 
@@ -172,8 +205,16 @@ class TransformerConfig:
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the positions allow, special tokens included."""
-        return self.embedding.max_positions - self.embedding.position_offset
+        """The longest sequence the positions allow, special tokens included; UNLIMITED where they set no bound."""
+        return _max_length(self.embedding)
+
+    def as_decoder(self) -> "TransformerConfig":
+        """The decoder of an encoder-decoder as a configuration of its own; of any other model, the model's."""
+        d = self.decoder
+        if d is None:
+            return self
+        own = {name: getattr(d, name) for name in ("layer_order", "embedding", "attention", "cross_attention", "feed_forward")}
+        return replace(self, stack="decoder", causal=True, decoder=None, **own)
 
     def replace(self, **changes) -> "TransformerConfig":
         """A copy with fields changed; ``part__field=value`` reaches into a part: ``attention__dropout=0.0``.
@@ -201,6 +242,14 @@ class TransformerConfig:
             return replace(part, **changes)
 
         return clear(self)
+
+
+UNLIMITED = 2**30
+"""The max_length of a model whose positions have no end."""
+
+
+def _max_length(embedding: EmbeddingConfig) -> int:
+    return UNLIMITED if embedding.positions == "none" else embedding.max_positions - embedding.position_offset
 
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")

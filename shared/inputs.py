@@ -9,6 +9,9 @@ from shared.errors import InputError
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
+DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")
+"""What the decoder of an encoder-decoder reads besides."""
+
 LABELS = {
     "question-answering": ("start_positions", "end_positions"),
     "pretraining": ("labels", "next_sentence_label", "sentence_order_label"),
@@ -36,9 +39,10 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: boo
         InputError: no input_ids, an input the head does not know, a wrong number of axes, shapes that do not fit
             together, ids beyond the vocabulary, more tokens than positions, token types or labels beyond their number.
     """
-    allowed = (*TOKEN_INPUTS, *LABELS.get(head, ("labels",)))
-    for name in inputs:
-        if name not in allowed:
+    decoder = DECODER_INPUTS if cfg.decoder is not None else ()
+    allowed = (*TOKEN_INPUTS, *decoder, *LABELS.get(head, ("labels",)))
+    for name, value in inputs.items():
+        if name not in allowed and not (name in DECODER_INPUTS and value is None):
             raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
     given = {name: value for name, value in inputs.items() if value is not None}
     if "input_ids" not in given:
@@ -52,7 +56,8 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: boo
             f"a sequence of {shape[-1]} tokens is longer than the {cfg.max_length} positions of this {cfg.model_type}; "
             "shorten it, or pass truncation=True to the tokenizer"
         )
-    for name in given:
+    target = _check_decoder(cfg, head, given, shape, cached) if cfg.decoder is not None else {}
+    for name in given.keys() - target.keys():
         _check_shape(name, _shape(name, given[name]), shape, head, cached)
     e = cfg.embedding
     _check_range("input_ids", given["input_ids"], e.vocab_size, "the vocabulary")
@@ -61,10 +66,50 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: boo
         if rows == 0:
             raise InputError(f"a {cfg.model_type} model has no token types; leave token_type_ids out")
         _check_range("token_type_ids", given["token_type_ids"], rows, "the token types")
-    if "position_ids" in given:
+    if "position_ids" in given and e.positions != "none":
         _check_range("position_ids", given["position_ids"], e.max_positions, "the positions")
     if "labels" in given:
         _check_labels(cfg, head, given["labels"], shape)
+
+
+def _check_decoder(cfg, head: str, given: Mapping, source, cached: bool) -> dict:
+    """The inputs that have the target's length, checked."""
+    if cached:
+        raise InputError("the cache of an encoder-decoder is made by generate; call the model without one")
+    names = (*DECODER_INPUTS, "labels") if head == "seq2seq-lm" else DECODER_INPUTS
+    target = {name: given[name] for name in names if name in given}
+    shapes = {name: _shape(name, value) for name, value in target.items()}
+    limit, words = cfg.decoder.max_length, cfg.decoder.embedding
+    for name, shape in shapes.items():
+        if shape is None:
+            continue
+        rows = None if source is None else source[0]
+        if len(shape) != 2 or None not in (shape[0], rows) and shape[0] != rows:
+            raise InputError(f"{name} has shape {shape}, input_ids {source}; give [batch, target length], a row a source")
+        if shape[1] is not None and shape[1] > limit:
+            raise InputError(
+                f"{name} has {shape[1]} tokens, more than the {limit} positions of this {cfg.model_type}'s decoder; "
+                "shorten the targets, or pass truncation=True, max_length=... to the tokenizer"
+            )
+    lengths = {name: shape[1] for name, shape in shapes.items() if shape is not None and shape[1] is not None}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"the target's inputs differ in length: {found}; they must be alike")
+    if "decoder_input_ids" in target:
+        _check_range("decoder_input_ids", target["decoder_input_ids"], words.vocab_size, "the vocabulary")
+    if "labels" in target:
+        _check_range("labels", target["labels"], words.vocab_size, "the vocabulary", IGNORED)
+    if "decoder_position_ids" in target and words.positions != "none":
+        _check_range("decoder_position_ids", target["decoder_position_ids"], words.max_positions, "the positions")
+    ids = _values(given["input_ids"])
+    if head == "sequence-classification" and cfg.classification.token == "last_eos" and ids is not None:
+        without = np.flatnonzero(~(ids == cfg.eos_token_id).any(axis=-1))
+        if without.size:
+            raise InputError(
+                f"row {without[0]} of input_ids does not hold the end of text, {cfg.eos_token_id}, by which a "
+                f"{cfg.model_type} classifies; tokenize with add_special_tokens=True"
+            )
+    return target
 
 
 def _shape(name: str, values) -> tuple[int | None, ...] | None:

@@ -46,56 +46,81 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
     from shared.architectures import class_name
 
     class_name(cfg.model_type, head)
-    tree = _Tree(cfg.initializer_range)
-    _embeddings(tree, cfg)
-    for i in range(cfg.num_layer_weights):
-        _layer(tree, cfg, f"{cfg.stack}/layer_{i}")
-    if cfg.norm.final:
-        tree.norm(f"{cfg.stack}/final_norm", cfg.hidden_size)
+    tree = _Tree(cfg.initializer_range, cfg.fan_in_init, cfg.norm.rms)
+    _embeddings(tree, cfg, "embeddings")
+    _stack(tree, cfg)
+    if cfg.decoder is not None:
+        _embeddings(tree, cfg.as_decoder(), "decoder_embeddings", words=not cfg.decoder.shares_words)
+        _stack(tree, cfg.as_decoder())
     _head(tree, cfg, head)
     return tree.rows
 
 
 class _Tree:
-    def __init__(self, std):
-        self.rows, self.std = {}, std
+    def __init__(self, std, fan_in, rms):
+        self.rows, self.std, self.fan_in, self.rms = {}, std, fan_in, rms
 
     def dense(self, path, size_in, size_out, bias=True, std=None):
+        if self.fan_in:
+            std = self.std / math.sqrt(size_in) * (1 if std is None else std)
         self.rows[f"{path}/kernel"] = Parameter((size_in, size_out), "normal", self.std if std is None else std)
         if bias:
             self.rows[f"{path}/bias"] = Parameter((size_out,), "zeros")
 
-    def table(self, path, rows, width, init="normal"):
-        self.rows[f"{path}/embedding"] = Parameter((rows, width), init, self.std)
+    def table(self, path, rows, width, init="normal", std=None):
+        self.rows[f"{path}/embedding"] = Parameter((rows, width), init, self.std if std is None else std)
 
     def norm(self, path, width):
         self.rows[f"{path}/scale"] = Parameter((width,), "ones")
-        self.rows[f"{path}/bias"] = Parameter((width,), "zeros")
+        if not self.rms:
+            self.rows[f"{path}/bias"] = Parameter((width,), "zeros")
 
 
-def _embeddings(tree, cfg):
+def _embeddings(tree, cfg, path, words=True):
     e = cfg.embedding
-    tree.table("embeddings/word_embeddings", e.vocab_size, e.size)
-    tree.table(
-        "embeddings/position_embeddings", e.max_positions, e.size, "sinusoidal" if e.sinusoidal_init else "normal"
-    )
+    if words:
+        tree.table(f"{path}/word_embeddings", e.vocab_size, e.size)
+    if e.positions == "learned":
+        init = "sinusoidal" if e.sinusoidal_init else "normal"
+        tree.table(f"{path}/position_embeddings", e.max_positions, e.size, init)
     if e.type_vocab_size:
-        tree.table("embeddings/token_type_embeddings", e.type_vocab_size, e.size)
+        tree.table(f"{path}/token_type_embeddings", e.type_vocab_size, e.size)
     if e.norm:
-        tree.norm("embeddings/norm", e.size)
+        tree.norm(f"{path}/norm", e.size)
     if e.projection:
-        tree.dense("embeddings/projection", e.size, cfg.hidden_size)
+        tree.dense(f"{path}/projection", e.size, cfg.hidden_size)
+
+
+def _stack(tree, cfg):
+    if cfg.attention.relative_buckets:
+        shape = cfg.attention.relative_buckets, cfg.attention.num_heads
+        std = cfg.initializer_range / math.sqrt(cfg.hidden_size) if cfg.fan_in_init else None
+        tree.table(f"{cfg.stack}/relative_attention", *shape, std=std)
+    for i in range(cfg.num_layer_weights):
+        _layer(tree, cfg, f"{cfg.stack}/layer_{i}")
+    if cfg.norm.final:
+        tree.norm(f"{cfg.stack}/final_norm", cfg.hidden_size)
 
 
 def _layer(tree, cfg, path):
     width = cfg.hidden_size
     residual_std = cfg.initializer_range / math.sqrt(2 * cfg.num_layers) if cfg.scaled_residual_init else None
-    for name in ("query", "key", "value"):
-        tree.dense(f"{path}/attention/{name}", width, width, cfg.attention.bias)
-    tree.dense(f"{path}/attention/output", width, width, cfg.attention.bias, residual_std)
-    tree.norm(f"{path}/attention_norm", width)
-    tree.dense(f"{path}/feed_forward/up", width, cfg.feed_forward.size, cfg.feed_forward.bias)
-    tree.dense(f"{path}/feed_forward/down", cfg.feed_forward.size, width, cfg.feed_forward.bias, residual_std)
+
+    def attention(name, config):
+        inner = config.num_heads * config.head_dim
+        tree.dense(f"{path}/{name}/query", width, inner, config.bias, config.head_dim**-0.5 if cfg.fan_in_init else None)
+        tree.dense(f"{path}/{name}/key", width, inner, config.bias)
+        tree.dense(f"{path}/{name}/value", width, inner, config.bias)
+        tree.dense(f"{path}/{name}/output", inner, width, config.bias, residual_std)
+        tree.norm(f"{path}/{name}_norm", width)
+
+    attention("attention", cfg.attention)
+    if cfg.cross_attention is not None:
+        attention("cross_attention", cfg.cross_attention)
+    ff = cfg.feed_forward
+    for name in ("gate", "up") if ff.gated else ("up",):
+        tree.dense(f"{path}/feed_forward/{name}", width, ff.size, ff.bias)
+    tree.dense(f"{path}/feed_forward/down", ff.size, width, ff.bias, residual_std)
     tree.norm(f"{path}/feed_forward_norm", width)
 
 
@@ -104,15 +129,17 @@ def _head(tree, cfg, head):
     pooling = pooling_of(cfg, head)
     if pooling is not None and pooling.dense:
         tree.dense("pooler/dense", width, width)
-    if head in ("masked-lm", "causal-lm", "pretraining"):
-        lm = cfg.lm_head
+    if head in ("masked-lm", "causal-lm", "pretraining", "seq2seq-lm"):
+        lm, words = cfg.lm_head, cfg.as_decoder().embedding
         if lm.transform:
-            tree.dense("lm_head/transform", width, cfg.embedding.size)
-            tree.norm("lm_head/norm", cfg.embedding.size)
+            tree.dense("lm_head/transform", width, words.size)
+            tree.norm("lm_head/norm", words.size)
         if not lm.tied:
-            tree.dense("lm_head/output", cfg.embedding.size, cfg.embedding.vocab_size, bias=False)
+            # T5 starts its output as wide as its tables; the scale of the others is that of all their kernels.
+            std = math.sqrt(words.size) if cfg.fan_in_init else None
+            tree.dense("lm_head/output", words.size, words.vocab_size, bias=False, std=std)
         if lm.bias:
-            tree.rows["lm_head/bias"] = Parameter((cfg.embedding.vocab_size,), "zeros")
+            tree.rows["lm_head/bias"] = Parameter((words.vocab_size,), "zeros")
     if head in ("sequence-classification", "token-classification", "multiple-choice"):
         outputs = 1 if head == "multiple-choice" else cfg.num_labels
         bias = cfg.classification.classifier_bias or head == "token-classification"

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from shared import architectures
-from shared.checkpoint import INDEX, WEIGHTS
+from shared.checkpoint import INDEX, WEIGHTS, stored_shape
 from shared.config import TransformerConfig
 from shared.errors import InputError
 from shared.parameters import parameters
+from shared.positions import fixed_table
 from shared.safetensors_file import TensorToWrite, write_tensors
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
@@ -83,10 +84,17 @@ def _to_write(cfg, head, read, dtype) -> list[TensorToWrite]:
     out = []
     for name, rows in groups.items():
         rows = sorted(rows, key=lambda row: row.part[0])
-        shape = spec[rows[0].path].shape
-        shape = shape[::-1] if rows[0].layout == "linear" else shape
+        shape = stored_shape(rows[0].layout, spec[rows[0].path].shape)
         out.append(TensorToWrite(name, (*shape[:-1], shape[-1] * len(rows)), dtype, _value(rows, read)))
+    for row in architectures.get(cfg.model_type).weights(cfg, head):
+        if row.path is None and row.layout in FIXED:
+            table = fixed_table(FIXED[row.layout](cfg))
+            out.append(TensorToWrite(row.name.removeprefix(prefix), table.shape, dtype, lambda table=table: table))
     return out
+
+
+FIXED = {"positions": lambda cfg: cfg.embedding, "decoder_positions": lambda cfg: cfg.decoder.embedding}
+"""Layouts of tensors that are no parameters and are written: the embedding whose positions they are."""
 
 
 def _value(rows, read):
@@ -94,6 +102,8 @@ def _value(rows, read):
         parts = [read(row.path) for row in rows]
         if rows[0].layout == "linear":
             parts = [part.T for part in parts]
+        if rows[0].layout == "row":
+            parts = [part[None] for part in parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     return value

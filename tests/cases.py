@@ -14,7 +14,7 @@ from shared.config import ACTIVATIONS
 from shared.parameters import Parameter, parameters
 from shared.save import save_checkpoint
 
-VOCABULARY, LENGTH, BATCH, CHOICES = 61, 9, 3, 2
+VOCABULARY, LENGTH, BATCH, CHOICES, TARGET = 61, 9, 3, 2, 6
 
 # Few shapes: the frameworks compile every operation once for each.
 ENCODER = {
@@ -29,6 +29,10 @@ SIZES = {
     "gpt2": {
         "vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 20,
         "bos_token_id": 59, "eos_token_id": 60, "pad_token_id": 0,
+    },
+    "t5": {
+        "vocab_size": VOCABULARY, "d_model": 24, "d_kv": 8, "num_heads": 4, "d_ff": 40, "num_layers": 2,
+        "decoder_start_token_id": 0, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6,
     },
     "albert": ENCODER | {"embedding_size": 12},
     "electra": ENCODER | {"embedding_size": 12},
@@ -81,6 +85,15 @@ VARIANTS = {
         ],
         "sequence-classification": [{"problem_type": MULTI}],
     },
+    "t5": {
+        "base": [
+            {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "num_decoder_layers": 1},
+        ],
+        "seq2seq-lm": [
+            {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+            {"feed_forward_proj": "gated-silu", "layer_norm_epsilon": 1e-3},
+        ],
+    },
 }
 
 
@@ -122,6 +135,8 @@ class Case:
         types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
         if types > 1 and not cfg.embedding.positions_skip_padding:
             inputs["token_type_ids"] = rng.integers(0, types, shape)
+        if cfg.decoder is not None and self.head == "base" and not cfg.decoder.reads_source:
+            inputs["decoder_input_ids"] = rng.integers(5, 55, (BATCH, TARGET))
         return {
             k: v.astype(np.int32) for k, v in (inputs | self._labels(rng, shape, mask)).items() if v is not None
         } | (self._float_labels(rng))
@@ -132,6 +147,7 @@ class Case:
         return {
             "masked-lm": lambda: {"labels": tokens},
             "causal-lm": lambda: {"labels": tokens},
+            "seq2seq-lm": lambda: {"labels": tokens[:, :TARGET]},
             "sequence-classification": lambda: {"labels": rng.integers(0, cfg.num_labels, rows)},
             "token-classification": lambda: {"labels": np.where(tokens < 0, -100, tokens % cfg.num_labels)},
             "question-answering": lambda: {

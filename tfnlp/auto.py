@@ -7,6 +7,7 @@ from tfnlp import heads
 AutoModel = heads.Model
 AutoModelForMaskedLM = heads.ModelForMaskedLM
 AutoModelForCausalLM = heads.ModelForCausalLM
+AutoModelForSeq2SeqLM = heads.ModelForSeq2SeqLM
 AutoModelForSequenceClassification = heads.ModelForSequenceClassification
 AutoModelForTokenClassification = heads.ModelForTokenClassification
 AutoModelForQuestionAnswering = heads.ModelForQuestionAnswering

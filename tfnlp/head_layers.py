@@ -22,11 +22,12 @@ class Pooler(keras.layers.Layer):
             self.dense.build((None, self.hidden_size))
 
     def call(self, hidden_states, last_index=None, training=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, where the configuration picks that."""
+        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, or the last that ends a text, where the
+        configuration picks one of these."""
         token = self.config.token
         if token == "mean":
             x = tf.reduce_mean(hidden_states, axis=1)
-        elif token == "last_non_padding":
+        elif token in ("last_non_padding", "last_eos"):
             x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
@@ -57,11 +58,12 @@ class LMHead(keras.layers.Layer):
         if not self.config.tied:
             self.output_layer.build((None, embedding_size))
         if self.config.bias:
-            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros")
+            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=not self.config.fixed_bias)
 
     def call(self, hidden_states, word_embeddings):
         """[..., D] -> logits [..., V]."""
         x = flatten_tokens(hidden_states)
+        x = x * x.shape[-1] ** -0.5 if self.config.scale else x
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         if not self.config.tied:

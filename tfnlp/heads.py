@@ -8,14 +8,16 @@ import tensorflow as tf
 
 from shared.config import TransformerConfig
 from shared.generation import GenerationConfig
-from shared.inputs import TOKEN_INPUTS, check_inputs
+from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
 from shared.pretrained import fresh_plan
 from tfnlp import losses
+from tfnlp.embeddings import Embeddings
+from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.fit import Fit
-from tfnlp.generation.decoder import Decoder
+from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead, Pooler
-from tfnlp.layers import Embeddings, dense
+from tfnlp.layers import dense
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
 from tfnlp.transformer import Stack, attention_bias
 
@@ -23,9 +25,9 @@ register = keras.saving.register_keras_serializable(package="tfnlp")
 
 
 @register
-class Model(Pretrained, Fit, keras.Model):
+class Model(Pretrained, EncoderDecoder, Fit, keras.Model):
     """Embeddings and layers: the base model. Its output has ``last_hidden_state`` [B, T, D], and ``pooler_output``
-    [B, D] where the family has a pooler.
+    [B, D] where the family has a pooler. An encoder-decoder's is its decoder's, and it has ``encoder_last_hidden_state``.
 
     Args:
         config: what to build.
@@ -46,6 +48,12 @@ class Model(Pretrained, Fit, keras.Model):
         options = {"dtype": self.dtype_policy}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
         setattr(self, config.stack, Stack(config, name=config.stack, **options))
+        if config.decoder is not None:
+            own, words = config.as_decoder(), not config.decoder.shares_words
+            self.decoder_embeddings = Embeddings(
+                own.embedding, own.hidden_size, own.norm, words=words, name="decoder_embeddings", **options
+            )
+            self.decoder = Stack(own, name="decoder", **options)
         pooling = pooling_of(config, self.head)
         if pooling is not None:
             self.pooler = Pooler(pooling, config.hidden_size, **options)
@@ -76,7 +84,8 @@ class Model(Pretrained, Fit, keras.Model):
 
     def __call__(
         self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, *,
-        output_hidden_states=False, output_attentions=False, cache=None, cache_index=None, training=None, **labels,
+        output_hidden_states=False, output_attentions=False, decoder_input_ids=None, decoder_attention_mask=None,
+        decoder_position_ids=None, cache=None, cache_index=None, training=None, **labels,
     ):  # fmt: skip
         """Run the model.
 
@@ -86,7 +95,10 @@ class Model(Pretrained, Fit, keras.Model):
                 Or [B, T, T], 1 where a query may look (documents packed into one row), but for sequence heads.
             token_type_ids: int [B, T], or None for zeros.
             position_ids: int [B, T], or None to derive them as the family does.
-            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output.
+            decoder_input_ids, decoder_attention_mask, decoder_position_ids: the same of an encoder-decoder's decoder, [B, U]
+                each. Without ids it reads the labels moved one to the right (shared.seq2seq.shift_right), or the source so.
+            output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output; of an
+                encoder-decoder ``encoder_...``, ``decoder_...`` and ``cross_attentions``.
             cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
             training: whether dropout drops.
             labels: what the head learns from (``labels``, ``start_positions``, ...): adds ``loss`` to the output.
@@ -101,6 +113,9 @@ class Model(Pretrained, Fit, keras.Model):
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "decoder_position_ids": decoder_position_ids,
             **labels,
         }
         inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
@@ -125,6 +140,8 @@ class Model(Pretrained, Fit, keras.Model):
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, training):
         """The last hidden states, and whatever else of the body was asked for."""
+        if self.config.decoder is not None:
+            return self._encode_and_decode(inputs, output_hidden_states, output_attentions, training)
         input_ids, position_ids = inputs["input_ids"], inputs.get("position_ids")
         if position_ids is None:
             position_ids = self._default_positions(input_ids, 0 if cache_index is None else cache_index)
@@ -139,18 +156,20 @@ class Model(Pretrained, Fit, keras.Model):
         more |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, more | ({} if cache is None else {"cache": cache})
 
-    def _default_positions(self, input_ids, past):
+    def _default_positions(self, input_ids, past, embedding=None):
         """What shared.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] if rows are alike."""
-        e = self.config.embedding
+        e = self.config.embedding if embedding is None else embedding
         if e.positions_skip_padding:
             real = tf.cast(tf.not_equal(input_ids, e.position_offset - 1), tf.int32)
             return (tf.cumsum(real, axis=1) + past) * real + e.position_offset - 1
         return tf.expand_dims(e.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)
 
     def _last_index(self, input_ids, attention_mask):
-        """[B]: the last token that is not padding; padding is told by its id, or by the mask where it has none."""
+        """[B]: the last token that is not padding, told by its id, or by the mask where it has none; or the last eos."""
         columns = tf.range(tf.shape(input_ids)[1])
-        if self.config.pad_token_id is not None:
+        if self.config.classification.token == "last_eos":
+            real = tf.equal(input_ids, self.config.eos_token_id)
+        elif self.config.pad_token_id is not None:
             real = tf.not_equal(input_ids, self.config.pad_token_id)
         else:
             real = tf.ones_like(input_ids, tf.bool) if attention_mask is None else tf.not_equal(attention_mask, 0)
@@ -162,7 +181,7 @@ def _tensor(name, value):
     if tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
         return value
     value = np.asarray(value)
-    if name in TOKEN_INPUTS and value.dtype.kind in "iu":
+    if name in (*TOKEN_INPUTS, *DECODER_INPUTS) and value.dtype.kind in "iu":
         value = value.astype(np.int32, copy=False)
     return tf.convert_to_tensor(value)
 
@@ -198,6 +217,22 @@ class ModelForCausalLM(Decoder, ModelForMaskedLM):
     def _align(self, logits, labels, sample_weight):
         per_token = sample_weight is not None and sample_weight.shape.rank == 2
         return logits[:, :-1], labels[:, 1:], sample_weight[:, 1:] if per_token else sample_weight
+
+
+@register
+class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
+    """``logits`` [B, U, V] of the decoder; ``labels`` int [B, U], the targets, -100 where there is none: they are moved to
+    the right inside, for the decoder to read."""
+
+    head = "seq2seq-lm"
+    targets = {"labels": "logits"}
+
+    def _build_head(self, options):
+        c, words = self.config, self.config.as_decoder().embedding
+        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm.epsilon, **options)
+
+    def _head(self, hidden_states, inputs, training):
+        return {"logits": self.next_logits(hidden_states)}
 
 
 @register
@@ -356,9 +391,9 @@ class ModelForReplacedTokenDetection(Model):
 HEADS = {
     cls.head: cls
     for cls in (
-        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSequenceClassification, ModelForTokenClassification,
-        ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction, ModelForPreTraining,
-        ModelForReplacedTokenDetection,
+        Model, ModelForMaskedLM, ModelForCausalLM, ModelForSeq2SeqLM, ModelForSequenceClassification,
+        ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction,
+        ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
 """Head name (shared.architectures.HEADS) to class."""

@@ -9,7 +9,7 @@ import math
 import keras
 import tensorflow as tf
 
-from shared.config import AttentionConfig, EmbeddingConfig, FeedForwardConfig, NormConfig
+from shared.config import AttentionConfig, FeedForwardConfig, NormConfig
 
 
 def gelu(x):
@@ -76,82 +76,44 @@ class LayerNorm(keras.layers.LayerNormalization):
         return tf.cast(x, self.compute_dtype)
 
 
-class Embeddings(keras.layers.Layer):
-    """ids -> vectors: words + token types + positions, norm, dropout, projection to the hidden size."""
+class RMSNorm(keras.layers.Layer):
+    """x over its root mean square, times a scale, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(
-        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, dtype, name="embeddings"
-    ):  # fmt: skip
+    def __init__(self, size: int, epsilon: float, *, dtype, name=None):
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.hidden_size = config, hidden_size
-        options = {"embeddings_initializer": "zeros", "dtype": dtype}
-        # Reversible: a tied language model head multiplies with the same table.
-        self.word_embeddings = keras.layers.ReversibleEmbedding(
-            config.vocab_size, config.size, name="word_embeddings", **options
-        )
-        self.position_embeddings = keras.layers.Embedding(
-            config.max_positions, config.size, name="position_embeddings", **options
-        )
-        if config.type_vocab_size:
-            self.token_type_embeddings = keras.layers.Embedding(
-                config.type_vocab_size, config.size, name="token_type_embeddings", **options
-            )
-        if config.norm:
-            self.norm = LayerNorm(config.size, norm.epsilon, dtype=dtype, name="norm")
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
-        if config.projection:
-            self.projection = dense(hidden_size, "projection", dtype)
+        self.size, self.epsilon = size, epsilon
 
     def build(self, input_shape=None):
-        self.word_embeddings.build()
-        self.position_embeddings.build()
-        if self.config.type_vocab_size:
-            self.token_type_embeddings.build()
-        if self.config.norm:
-            self.norm.build()
-        if self.config.projection:
-            self.projection.build((None, self.config.size))
+        self.gamma = self.add_weight(name="gamma", shape=(self.size,), initializer="ones")
 
-    def call(self, input_ids, token_type_ids, position_ids, training=None):
-        """input_ids, token_type_ids (or None), position_ids: int [B, T] -> [B, T, D]."""
-        x = self._lookup(self.word_embeddings, input_ids)
-        if self.config.type_vocab_size:
-            types = tf.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x = x + self.token_type_embeddings(types)
-        positions = self.position_embeddings
-        skip = self.config.positions_skip_padding
-        x = x + (self._lookup(positions, position_ids) if skip else positions(position_ids))
-        if self.config.token_types_from_words and token_type_ids is not None:
-            x = x + self._lookup(self.word_embeddings, token_type_ids)
-        if self.config.norm:
-            x = self.norm(x)
-        x = self.dropout(x, training=training)
-        return self.projection(x) if self.config.projection else x
+    def call(self, inputs):
+        """[..., D] -> [..., D]."""
+        x = tf.cast(inputs, tf.float32)
+        x = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return tf.cast(x * tf.cast(self.gamma, tf.float32), self.compute_dtype)
 
-    def _lookup(self, table, ids):
-        """A lookup that sends no gradient to the padding row, as torch's padding_idx."""
-        vectors = table(ids)
-        if self.config.padding_id is None:
-            return vectors
-        is_padding = tf.expand_dims(tf.equal(ids, self.config.padding_id), -1)
-        return tf.where(is_padding, tf.stop_gradient(vectors), vectors)
+
+def make_norm(config: NormConfig, size: int, *, dtype, name) -> keras.layers.Layer:
+    """The norm that a configuration asks for."""
+    return (RMSNorm if config.rms else LayerNorm)(size, config.epsilon, dtype=dtype, name=name)
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), to oneself or to a source."""
 
     def __init__(self, config: AttentionConfig, hidden_size: int, *, dtype, name="attention"):
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.hidden_size = config, hidden_size
-        self.query = dense(hidden_size, "query", dtype, config.bias)
-        self.key = dense(hidden_size, "key", dtype, config.bias)
-        self.value = dense(hidden_size, "value", dtype, config.bias)
+        self.config, self.hidden_size, self.inner_size = config, hidden_size, config.num_heads * config.head_dim
+        self.query = dense(self.inner_size, "query", dtype, config.bias)
+        self.key = dense(self.inner_size, "key", dtype, config.bias)
+        self.value = dense(self.inner_size, "value", dtype, config.bias)
         self.output_layer = dense(hidden_size, "output", dtype, config.bias)
         self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        for layer in (self.query, self.key, self.value, self.output_layer):
+        for layer in (self.query, self.key, self.value):
             layer.build((None, self.hidden_size))
+        self.output_layer.build((None, self.inner_size))
 
     def call(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, training=None):
         """Attend from every position of hidden_states to all keys.
@@ -162,17 +124,20 @@ class Attention(keras.layers.Layer):
             layer_index: which step of the stack this is, from 0.
             cache: {"key": [B, N, H, S], "value": [B, N, S, H]} of earlier positions, or None. Keys lie so that a product
                 with few queries reads them in order.
-            cache_index: where in S this call's keys go.
+            cache_index: where in S this call's keys go. None: nowhere, for the cache holds all there are, those of a source
+                (:meth:`keys_and_values`).
 
         Returns:
             output [B, T, D], probabilities [B, N, T, S], the cache with this call's keys and values.
         """
         c = self.config
         tokens, shape = flatten_tokens(hidden_states), tf.shape(hidden_states)
-        query, key, value = (
-            self._heads(layer(tokens), shape) for layer in (self.query, self.key, self.value)
-        )  # [B, N, T, H]
-        if cache is not None:
+        query = self._heads(self.query(tokens), shape)  # [B, N, T, H]
+        if cache is not None and cache_index is None:
+            key, value = cache["key"], cache["value"]
+        else:
+            key, value = self._heads(self.key(tokens), shape), self._heads(self.value(tokens), shape)
+        if cache is not None and cache_index is not None:
             key = tf.transpose(key, [0, 1, 3, 2])  # [B, N, H, T]
             cache = {
                 name: keras.ops.slice_update(cache[name], start, tf.cast(new, cache[name].dtype))
@@ -190,28 +155,41 @@ class Attention(keras.layers.Layer):
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)
         dropped = self.dropout(probabilities, training=training)
         context = tf.transpose(tf.matmul(dropped, value), [0, 2, 1, 3])  # [B, T, N, H]
-        output = self.output_layer(tf.reshape(context, [-1, self.hidden_size]))
+        output = self.output_layer(tf.reshape(context, [-1, self.inner_size]))
         return tf.reshape(output, shape), probabilities, cache
 
+    def keys_and_values(self, source):
+        """A source [B, S, D] as it is attended to, once for all queries: {"key": [B, N, H, S], "value": [B, N, S, H]}."""
+        tokens, shape = flatten_tokens(source), tf.shape(source)
+        key = tf.transpose(self._heads(self.key(tokens), shape), [0, 1, 3, 2])
+        return {"key": key, "value": self._heads(self.value(tokens), shape)}
+
     def _heads(self, x, shape):
-        """[B * T, D] -> [B, N, T, H]."""
+        """[B * T, N * H] -> [B, N, T, H]."""
         return tf.transpose(tf.reshape(x, [-1, shape[1], self.config.num_heads, self.config.head_dim]), [0, 2, 1, 3])
 
 
 class FeedForward(keras.layers.Layer):
-    """Dense, activation, dense."""
+    """Dense, activation, dense; gated where the configuration says so (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, config: FeedForwardConfig, hidden_size: int, *, dtype, name="feed_forward"):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
+        if config.gated:
+            self.gate = dense(config.size, "gate", dtype, config.bias)
         self.up = dense(config.size, "up", dtype, config.bias)
         self.down = dense(hidden_size, "down", dtype, config.bias)
+        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
-        self.up.build((None, self.hidden_size))
+        for layer in (self.gate, self.up) if self.config.gated else (self.up,):
+            layer.build((None, self.hidden_size))
         self.down.build((None, self.config.size))
 
-    def call(self, hidden_states):
+    def call(self, hidden_states, training=None):
         """[B, T, D] -> [B, T, D]."""
-        x = self.down(ACTIVATIONS[self.config.activation](self.up(flatten_tokens(hidden_states))))
+        tokens, activation = flatten_tokens(hidden_states), ACTIVATIONS[self.config.activation]
+        x = self.up(tokens)
+        x = activation(self.gate(tokens)) * x if self.config.gated else activation(x)
+        x = self.down(self.dropout(x, training=training))
         return tf.reshape(x, tf.shape(hidden_states))

@@ -1,8 +1,9 @@
 """What a language model brings to the decoding loop; see shared.generation.search."""
 
+import jax
 import jax.numpy as jnp
 
-from jaxnlp.transformer import MASKED, init_cache
+from jaxnlp.transformer import MASKED, attention_bias, init_cache
 
 
 class Decoder:
@@ -34,7 +35,52 @@ class Decoder:
         return self.lm_head(hidden_states, self.embeddings.word_embeddings)
 
     def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
-        """Continue prompts; see jaxnlp.generation.generate."""
+        """Continue prompts, or write to a source; see jaxnlp.generation.generate."""
         from jaxnlp.generation import generate
 
         return generate(self, input_ids, attention_mask, generation_config, **options)
+
+
+class Seq2SeqDecoder(Decoder):
+    """Mixin of the encoder-decoders.
+
+    Their cache has, beside what the tokens of the text leave, the keys and values of the source (``source``), which are
+    computed once and shared by all beams, what of it is padding (``source_mask``), and, where distances count, the position
+    of each slot (``position``): beams lie beside each other, so that the slot does not tell it.
+    """
+
+    def start_cache(self, rows: int, slots: int, source=None):
+        """The same, with a source read: (input_ids, attention_mask), int [rows, S] each."""
+        input_ids, attention_mask = source
+        hidden_states = self.encode(input_ids, attention_mask)[0]
+        cache = init_cache(self.config.as_decoder(), rows, slots, self.dtype)
+        cache |= {"source": self.decoder.keys_and_values(hidden_states), "source_mask": attention_mask}
+        if self.config.decoder.attention.relative_buckets:
+            cache["position"] = jnp.zeros((rows, slots), jnp.int32)
+        return cache
+
+    def extend_cache(self, cache, slots: int):
+        """The cache with ``slots`` more, free, behind."""
+        kept = {name: cache[name] for name in ("source", "source_mask")}
+        own = {name: layer for name, layer in cache.items() if name.startswith("step_")}
+        if "position" in cache:
+            kept["position"] = jnp.pad(cache["position"], [(0, 0), (0, slots)])
+        return super().extend_cache(own, slots) | kept
+
+    def decode(self, input_ids, position_ids, visible, cache, index):
+        """As Decoder's."""
+        embedding, new = self.config.decoder.embedding, {}
+        offset = 0 if embedding.positions == "none" else embedding.position_offset
+        x = self.decoder_embeddings(input_ids, None, position_ids + offset, words=self.decoder_words)
+        bias = jnp.where(jnp.expand_dims(visible, 1), 0.0, MASKED).astype(jnp.float32)  # [B, 1, n, slots]
+        if "position" in cache:
+            new["position"] = jax.lax.dynamic_update_slice(cache["position"], position_ids, (0, index))
+            bias = bias + self.decoder.relative_bias(position_ids, new["position"])
+        source_bias = attention_bias(cache["source_mask"], x.shape[1], cache["source_mask"].shape[1], causal=False)
+        own = {name: layer for name, layer in cache.items() if name.startswith("step_")}
+        x, _, _, own = self.decoder(x, bias, own, index, source=(cache["source"], source_bias))
+        return x, cache | own | new
+
+    def next_logits(self, hidden_states):
+        """[B, n, D] -> [B, n, V]: of the token after each."""
+        return self.lm_head(hidden_states, self.decoder_words)

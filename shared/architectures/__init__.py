@@ -25,6 +25,7 @@ HEADS = (
     "base",
     "masked-lm",
     "causal-lm",
+    "seq2seq-lm",
     "sequence-classification",
     "token-classification",
     "question-answering",

@@ -15,7 +15,9 @@ class Weight:
     layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``conv1d``, ``embedding`` and ``vector`` are
     alike on both sides. part: ``(i, n)`` when the checkpoint's tensor holds n of ours side by side on its last axis.
     aliases: other names to read it under. copies: names it is written under as well. A path of None marks a tensor
-    that is known and not loaded: the name of a tied copy.
+    that is known and not loaded: the name of a tied copy, or fixed sines and cosines, whose layout (``positions`` or
+    ``decoder_positions``) says that they are written. optional: a checkpoint may lack it, and it then starts as its
+    initializer says.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Weight:
     part: tuple[int, int] = (0, 1)
     aliases: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+    optional: bool = False
 
 
 def linear(name: str, path: str, bias: bool = True) -> list[Weight]:
@@ -88,9 +91,21 @@ def require(hf: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
             )
 
 
+def head_dim(hidden_size: int, num_heads: int) -> int:
+    """The width of an attention head.
+
+    Raises:
+        ConfigError: the heads do not share the hidden size evenly.
+    """
+    if num_heads < 1 or hidden_size % num_heads:
+        raise ConfigError(
+            f"hidden size {hidden_size} is not a multiple of the number of attention heads {num_heads}; change one of them"
+        )
+    return hidden_size // num_heads
+
+
 UNSUPPORTED = {
     "add_cross_attention": False,
-    "is_encoder_decoder": False,
     "position_embedding_type": "absolute",
     "pruned_heads": {},
     "quantization_config": None,
@@ -100,17 +115,19 @@ UNSUPPORTED = {
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def take_common(hf: dict[str, Any], special: Mapping[str, Any]) -> dict[str, Any]:
+def take_common(
+    hf: dict[str, Any], special: Mapping[str, Any], *, num_labels: int = 2, encoder_decoder: bool = False
+) -> dict[str, Any]:
     """Labels, problem type, initializer range and special ids, as fields of TransformerConfig.
 
-    special: the family's own default ids, for the keys config.json lacks.
+    special: the family's own default ids, for the keys config.json lacks. num_labels: its default.
     """
-    require(hf, UNSUPPORTED)
+    require(hf, UNSUPPORTED | {"is_encoder_decoder": encoder_decoder})
     hf.pop("model_type"), hf.pop("architectures", None)
-    id2label, num_labels = hf.pop("id2label", None), hf.pop("num_labels", None)
+    id2label, given = hf.pop("id2label", None), hf.pop("num_labels", None)
     hf.pop("label2id", None)
     if id2label is None:
-        labels = tuple(f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels))
+        labels = tuple(f"LABEL_{i}" for i in range(num_labels if given is None else given))
     else:
         by_id = {int(k): v for k, v in id2label.items()}
         if sorted(by_id) != list(range(len(by_id))):

@@ -3,7 +3,7 @@
 RoBERTa and ELECTRA keep BERT's body under other names; they import it from here.
 """
 
-from shared.architectures._common import common_hf, embedding, linear, lm_output, norm, take, take_common
+from shared.architectures._common import common_hf, embedding, head_dim, linear, lm_output, norm, take, take_common
 from shared.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -76,7 +76,7 @@ def encoder_config(model_type, o, common, extra):
         ),
         attention=AttentionConfig(
             num_heads=o["num_attention_heads"],
-            head_dim=o["hidden_size"] // o["num_attention_heads"],
+            head_dim=head_dim(o["hidden_size"], o["num_attention_heads"]),
             dropout=o["attention_probs_dropout_prob"],
         ),
         feed_forward=FeedForwardConfig(size=o["intermediate_size"], activation=act),

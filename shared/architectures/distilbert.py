@@ -1,6 +1,6 @@
 """DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT without token types and pooler."""
 
-from shared.architectures._common import common_hf, embedding, linear, lm_output, norm, take, take_common
+from shared.architectures._common import common_hf, embedding, head_dim, linear, lm_output, norm, take, take_common
 from shared.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -63,7 +63,7 @@ def config(hf):
             dropout=o["dropout"],
         ),
         attention=AttentionConfig(
-            num_heads=o["n_heads"], head_dim=o["dim"] // o["n_heads"], dropout=o["attention_dropout"]
+            num_heads=o["n_heads"], head_dim=head_dim(o["dim"], o["n_heads"]), dropout=o["attention_dropout"]
         ),
         feed_forward=FeedForwardConfig(size=o["hidden_dim"], activation=act),
         norm=NormConfig(epsilon=1e-12),

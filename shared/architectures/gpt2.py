@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al. 2019): a causal decoder, norms before the blocks, fused query-key-value Conv1D weights."""
 
-from shared.architectures._common import Weight, common_hf, conv1d, embedding, linear, norm, take, take_common
+from shared.architectures._common import Weight, common_hf, conv1d, embedding, head_dim, linear, norm, take, take_common
 from shared.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -68,7 +68,7 @@ def config(hf):
         ),
         attention=AttentionConfig(
             num_heads=o["n_head"],
-            head_dim=o["n_embd"] // o["n_head"],
+            head_dim=head_dim(o["n_embd"], o["n_head"]),
             dropout=o["attn_pdrop"],
             scale_by_head_dim=o["scale_attn_weights"],
             scale_by_layer=o["scale_attn_by_inverse_layer_idx"],

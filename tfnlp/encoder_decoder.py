@@ -1,0 +1,71 @@
+"""The body of an encoder-decoder: one stack reads the source, the other reads the target so far and looks at the source."""
+
+import tensorflow as tf
+
+from shared.errors import InputError
+from shared.seq2seq import shift_right
+from tfnlp import ops
+from tfnlp.transformer import attention_bias
+
+
+class EncoderDecoder:
+    """Mixin of the model classes, for configurations that have a decoder."""
+
+    def encode(self, input_ids, attention_mask=None, position_ids=None, training=None):
+        """The encoder alone: what Stack gives for a source [B, S]."""
+        if position_ids is None:
+            position_ids = self._default_positions(input_ids, 0)
+        x = self.embeddings(input_ids, None, position_ids, training=training)
+        length = tf.shape(input_ids)[1]
+        index = tf.expand_dims(tf.range(length), 0)
+        bias = attention_bias(attention_mask, length, length, causal=False)
+        return self.encoder(x, bias + self.encoder.relative_bias(index, index), training=training)
+
+    @property
+    def decoder_words(self):
+        """The decoder's table of words: its own, or the encoder's."""
+        shared = self.config.decoder.shares_words
+        return self.embeddings.word_embeddings if shared else self.decoder_embeddings.word_embeddings
+
+    def _encode_and_decode(self, inputs, output_hidden_states, output_attentions, training):
+        """The decoder's last hidden states, and what else was asked for."""
+        mask = inputs.get("attention_mask")
+        source, encoder_states, encoder_attentions, _ = self.encode(
+            inputs["input_ids"], mask, inputs.get("position_ids"), training
+        )
+        ids, position_ids = self._decoder_input_ids(inputs), inputs.get("decoder_position_ids")
+        if position_ids is None:
+            position_ids = self._default_positions(ids, 0, self.config.decoder.embedding)
+        x = self.decoder_embeddings(ids, None, position_ids, training=training, words=self.decoder_words)
+        length = tf.shape(ids)[1]
+        index = tf.expand_dims(tf.range(length), 0)
+        bias = attention_bias(inputs.get("decoder_attention_mask"), length, length, causal=True)
+        source_bias = attention_bias(mask, length, tf.shape(source)[1], causal=False)
+        x, states, attentions, _ = self.decoder(
+            x, bias + self.decoder.relative_bias(index, index), training=training,
+            source=(self.decoder.keys_and_values(source), source_bias),
+        )  # fmt: skip
+        more = {"encoder_last_hidden_state": source}
+        if output_hidden_states:
+            more |= {"decoder_hidden_states": tuple(states), "encoder_hidden_states": tuple(encoder_states)}
+        if output_attentions:
+            own, cross = zip(*attentions)
+            more |= {
+                "decoder_attentions": own,
+                "cross_attentions": cross,
+                "encoder_attentions": tuple(encoder_attentions),
+            }
+        return x, more
+
+    def _decoder_input_ids(self, inputs):
+        """What the decoder reads: what it is given, or targets moved to the right, or the source so."""
+        if "decoder_input_ids" in inputs:
+            return inputs["decoder_input_ids"]
+        if self.head == "seq2seq-lm" and "labels" in inputs:
+            return shift_right(ops, inputs["labels"], self.config)
+        if self.config.decoder.reads_source:
+            return shift_right(ops, inputs["input_ids"], self.config)
+        raise InputError(
+            f"the decoder of a {self.config.model_type} has nothing to read; pass decoder_input_ids"
+            + (", or labels" if self.head == "seq2seq-lm" else "")
+        )
