@@ -18,7 +18,7 @@ class Pretrained(PretrainedBase):
         values = parameter_tree(self)
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,
-            max_shard_size, self.generation_config.to_dict() if self.head == "causal-lm" else None,
+            max_shard_size, self.generation_config.to_dict() if self.head in ("causal-lm", "seq2seq-lm") else None,
         )  # fmt: skip
 
     @classmethod

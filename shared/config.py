@@ -68,7 +68,9 @@ class AttentionConfig:
     scale_by_head_dim: bool = True  # scores / sqrt(head_dim)
     scale_by_layer: bool = False  # scores / (layer index + 1), GPT-2's scale_attn_by_inverse_layer_idx
     float32_scores: bool = False  # the product of queries and keys in float32, GPT-2's reorder_and_upcast_attn
-    relative_buckets: int = 0  # distances share so many biases of the scores, one a head, alike in all layers (T5); 0: none
+    relative_buckets: int = (
+        0  # distances share so many biases of the scores, one a head, alike in all layers (T5); 0: none
+    )
     relative_max_distance: int = 128  # what is farther is in the last bucket
 
 
@@ -166,7 +168,9 @@ class TransformerConfig:
     qa_dropout: float = 0.0
     initializer_range: float = 0.02
     scaled_residual_init: bool = False  # residual outputs start at range / sqrt(2 * layers) (GPT-2)
-    fan_in_init: bool = False  # kernels start at range / sqrt(inputs), queries at that / sqrt(head_dim), tables at range (T5)
+    fan_in_init: bool = (
+        False  # kernels start at range / sqrt(inputs), queries at that / sqrt(head_dim), tables at range (T5)
+    )
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     pad_token_id: int | None = None
@@ -213,7 +217,10 @@ class TransformerConfig:
         d = self.decoder
         if d is None:
             return self
-        own = {name: getattr(d, name) for name in ("layer_order", "embedding", "attention", "cross_attention", "feed_forward")}
+        own = {
+            name: getattr(d, name)
+            for name in ("layer_order", "embedding", "attention", "cross_attention", "feed_forward")
+        }
         return replace(self, stack="decoder", causal=True, decoder=None, **own)
 
     def replace(self, **changes) -> "TransformerConfig":

@@ -85,7 +85,9 @@ def _check_decoder(cfg, head: str, given: Mapping, source, cached: bool) -> dict
             continue
         rows = None if source is None else source[0]
         if len(shape) != 2 or None not in (shape[0], rows) and shape[0] != rows:
-            raise InputError(f"{name} has shape {shape}, input_ids {source}; give [batch, target length], a row a source")
+            raise InputError(
+                f"{name} has shape {shape}, input_ids {source}; give [batch, target length], a row a source"
+            )
         if shape[1] is not None and shape[1] > limit:
             raise InputError(
                 f"{name} has {shape[1]} tokens, more than the {limit} positions of this {cfg.model_type}'s decoder; "

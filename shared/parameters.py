@@ -108,7 +108,9 @@ def _layer(tree, cfg, path):
 
     def attention(name, config):
         inner = config.num_heads * config.head_dim
-        tree.dense(f"{path}/{name}/query", width, inner, config.bias, config.head_dim**-0.5 if cfg.fan_in_init else None)
+        tree.dense(
+            f"{path}/{name}/query", width, inner, config.bias, config.head_dim**-0.5 if cfg.fan_in_init else None
+        )
         tree.dense(f"{path}/{name}/key", width, inner, config.bias)
         tree.dense(f"{path}/{name}/value", width, inner, config.bias)
         tree.dense(f"{path}/{name}/output", inner, width, config.bias, residual_std)

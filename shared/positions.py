@@ -81,7 +81,9 @@ def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) 
         distance = -np.minimum(distance, 0)
     exact = buckets // 2
     # in float32, as there: where the logarithm is a whole number, rounding decides
-    far = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(max_distance / exact))
+    far = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        np.log(max_distance / exact)
+    )
     far = np.minimum(exact + (far * np.float32(buckets - exact)).astype(np.int64), buckets - 1)
     return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
 

@@ -101,7 +101,7 @@ def _stored_generation_config(cfg: TransformerConfig, stored: Mapping | None) ->
         return GenerationConfig.for_model(cfg, stored)
     except InputError as error:
         warnings.warn(f"generation_config.json is left out, all of it: {error}", stacklevel=4)
-        return GenerationConfig.for_model(cfg)
+        return GenerationConfig.for_model(cfg.replace(extra={}))
 
 
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
@@ -140,7 +140,7 @@ def check_head(cls, cfg: TransformerConfig) -> None:
 def pretraining_head(model_type: str) -> str:
     """The head a family was pretrained with: what AutoModelForPreTraining loads."""
     available = architectures.get(model_type).heads(model_type)
-    order = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm")
+    order = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm", "seq2seq-lm")
     return next(head for head in order if head in available)
 
 

@@ -102,7 +102,9 @@ class RelativeAttention(keras.layers.Embedding):
         c = self.config
         buckets = relative_bucket_table(c.relative_buckets, c.relative_max_distance, not self.causal)
         distance = tf.expand_dims(key_positions, -2) - tf.expand_dims(query_positions, -1)  # [..., T, S]
-        distance = tf.clip_by_value(distance, -c.relative_max_distance, c.relative_max_distance) + c.relative_max_distance
+        distance = (
+            tf.clip_by_value(distance, -c.relative_max_distance, c.relative_max_distance) + c.relative_max_distance
+        )
         bias = tf.gather(tf.cast(self.embeddings, tf.float32), tf.gather(tf.constant(buckets), distance))
         axes = list(range(bias.shape.rank))
         return tf.transpose(bias, [*axes[:-3], axes[-1], axes[-3], axes[-2]])

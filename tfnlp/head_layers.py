@@ -58,7 +58,8 @@ class LMHead(keras.layers.Layer):
         if not self.config.tied:
             self.output_layer.build((None, embedding_size))
         if self.config.bias:
-            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=not self.config.fixed_bias)
+            trained = not self.config.fixed_bias
+            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=trained)
 
     def call(self, hidden_states, word_embeddings):
         """[..., D] -> logits [..., V]."""

@@ -70,7 +70,7 @@ class Pretrained(PretrainedBase):
             )
         save_checkpoint(
             folder, self.config, self.head, lambda path: _merged(self, path), np.dtype(self.variable_dtype), tokenizer,
-            max_shard_size, self.generation_config.to_dict() if self.head == "causal-lm" else None,
+            max_shard_size, self.generation_config.to_dict() if self.head in ("causal-lm", "seq2seq-lm") else None,
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:

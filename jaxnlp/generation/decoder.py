@@ -9,7 +9,7 @@ from jaxnlp.transformer import MASKED, attention_bias, init_cache
 class Decoder:
     """Mixin of the language models that continue text."""
 
-    def start_cache(self, rows: int, slots: int):
+    def start_cache(self, rows: int, slots: int, source=None):
         """Room for the keys and values of ``slots`` tokens of ``rows`` texts."""
         return init_cache(self.config, rows, slots, self.dtype)
 

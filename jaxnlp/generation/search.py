@@ -15,15 +15,19 @@ from shared.generation import driver, search
 
 
 def generate(
-    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
-    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, streamer=None, **options,
+    model, input_ids, attention_mask=None, generation_config=None, *, decoder_input_ids=None, decoder_attention_mask=None,
+    logits_processor=None, assistant_model=None, negative_prompt_ids=None, negative_prompt_attention_mask=None,
+    tokenizer=None, streamer=None, **options,
 ):  # fmt: skip
-    """Continue each prompt.
+    """Continue each prompt; an encoder-decoder writes to each source.
 
     Args:
-        input_ids: int [B, T]; prompts shorter than T are padded on the left.
+        input_ids: int [B, T]; prompts shorter than T are padded on the left, sources on the right.
         attention_mask: [B, T], 0 on padding. None tells padding by the pad_token_id, unless that ends texts, too.
         generation_config: a GenerationConfig or a dict; the model's own when None.
+        decoder_input_ids: int [B, U], what an encoder-decoder's texts begin with; by default the decoder_start_token_id. It
+            is the prompt that lengths count, and that is returned.
+        decoder_attention_mask: [B, U], 0 on padding on the left.
         logits_processor: functions (ids, logits, step) -> logits of your own (shared.generation.processors). Keep the same
             function objects: others compile again.
         assistant_model: a smaller model with the same tokenizer that proposes tokens (shared.generation.assisted).
@@ -42,14 +46,16 @@ def generate(
             options that cannot go together.
     """
     extras = driver.Extras(
-        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
-    )
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
+        decoder_input_ids, decoder_attention_mask,
+    )  # fmt: skip
     return driver.generate(load, model, input_ids, attention_mask, generation_config, streamer, extras, options)
 
 
 def stream(
-    model, input_ids, attention_mask=None, generation_config=None, *, logits_processor=None, assistant_model=None,
-    negative_prompt_ids=None, negative_prompt_attention_mask=None, tokenizer=None, **options,
+    model, input_ids, attention_mask=None, generation_config=None, *, decoder_input_ids=None, decoder_attention_mask=None,
+    logits_processor=None, assistant_model=None, negative_prompt_ids=None, negative_prompt_attention_mask=None,
+    tokenizer=None, **options,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """The same, as an iterator of new ids, int32 [B * num_return_sequences, n], as soon as they are decided.
 
@@ -57,8 +63,9 @@ def stream(
         InputError: as generate; and beam search, which decides nothing before its end.
     """
     extras = driver.Extras(
-        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer
-    )
+        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
+        decoder_input_ids, decoder_attention_mask,
+    )  # fmt: skip
     return driver.stream(load, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options))
 
 

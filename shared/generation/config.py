@@ -17,8 +17,6 @@ UNSUPPORTED = {
     "force_words_ids": "constrained beam search is not here; use sequence_bias, or a logits processor",
     "dola_layers": "DoLa decoding is not here",
     "watermarking_config": "watermarking is not here; a logits processor can do it",
-    "encoder_repetition_penalty": "models with an encoder are not here",
-    "encoder_no_repeat_ngram_size": "models with an encoder are not here",
     "max_time": "there is no clock inside a compiled loop; use max_new_tokens, or stream and stop reading",
     "prefix_allowed_tokens_fn": "write it as a logits processor, (ids, logits, step) -> logits",
     "stopping_criteria": "use eos_token_id or stop_strings, or stream and stop reading",
@@ -71,7 +69,9 @@ class GenerationConfig:
     guidance_scale: float = 1.0  # classifier-free guidance (Sanchez et al. 2023), above 1
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()  # ((ids, bias), ...): added to what completes ids
     repetition_penalty: float = 1.0  # of tokens that are already there; above 1 discourages (Keskar et al. 2019)
+    encoder_repetition_penalty: float = 1.0  # of tokens that are not in the source; above 1 discourages
     no_repeat_ngram_size: int = 0  # n-grams of this size appear once
+    encoder_no_repeat_ngram_size: int = 0  # n-grams of this size that the source has do not appear
     bad_words_ids: tuple[tuple[int, ...], ...] = ()  # sequences of ids that may not appear
     forced_bos_token_id: int | None = None  # the first token after a prompt of one
     forced_eos_token_id: int | tuple[int, ...] | None = None  # the token at max_length
@@ -116,13 +116,17 @@ class GenerationConfig:
 
     @classmethod
     def for_model(cls, cfg: TransformerConfig, stored: Mapping[str, Any] | None = None) -> "GenerationConfig":
-        """The model's own special ids, and over them what its generation_config.json says.
+        """The model's own special ids, and over them what its generation_config.json says; without that file, what old
+        checkpoints say of generation in config.json.
 
         Raises:
             InputError: the file has a value that is not allowed.
         """
         own = {"eos_token_id": cfg.eos_token_id, "pad_token_id": cfg.pad_token_id, "bos_token_id": cfg.bos_token_id}
-        stored = {name: value for name, value in (stored or {}).items() if value is not None}
+        if cfg.decoder is not None:
+            own["decoder_start_token_id"] = cfg.decoder.start_token_id
+        stored = stored or {name: value for name, value in cfg.extra.items() if name in OPTIONS}
+        stored = {name: value for name, value in stored.items() if value is not None}
         left_out = [f"{name}={stored[name]!r}" for name in UNSUPPORTED if stored.get(name) not in NEUTRAL]
         if left_out:
             warnings.warn(f"generation_config.json asks for {', '.join(left_out)}, which is left out", stacklevel=4)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from shared.errors import InputError
-from shared.generation.config import GenerationConfig
+from shared.generation.config import DEFAULTS, GenerationConfig
 from shared.generation.output import GenerationOutput, collect, join
 from shared.generation.plan import Plan, make_plan
 from shared.generation.prompt import Prompt, prepare_prompt, resolve_config
+from shared.generation.source import decoder_prompt, prepare_source
 
 UNSEEN = ("cache", "draft_cache", "hidden")
 """Entries of a state that no result is made of."""
@@ -26,6 +27,8 @@ class Extras:
     negative_prompt_ids: Any = None
     negative_prompt_attention_mask: Any = None
     tokenizer: Any = None  # for stop_strings
+    decoder_input_ids: Any = None  # what an encoder-decoder's texts begin with
+    decoder_attention_mask: Any = None
 
 
 @dataclass(frozen=True)
@@ -53,31 +56,36 @@ def prepare(model, input_ids, attention_mask=None, generation_config=None, extra
     draft = extras.assistant_model
     _check_extras(model, config, extras)
     assisted = draft is not None or config.prompt_lookup_num_tokens is not None
-    prompt = prepare_prompt(
-        model.config, config, input_ids, attention_mask, extras.negative_prompt_ids,
-        extras.negative_prompt_attention_mask,
-    )  # fmt: skip
+    cfg, source, negatives = model.config, None, (extras.negative_prompt_ids, extras.negative_prompt_attention_mask)
+    if cfg.decoder is not None:
+        source = prepare_source(cfg, config, input_ids, attention_mask)
+        input_ids, attention_mask = decoder_prompt(
+            cfg, config, len(input_ids), extras.decoder_input_ids, extras.decoder_attention_mask
+        )
+        cfg = cfg.as_decoder()
+    prompt = prepare_prompt(cfg, config, input_ids, attention_mask, *negatives)
     stops = None
-    vocab_size = model.config.embedding.vocab_size
+    vocab_size = cfg.embedding.vocab_size
     if config.stop_strings:
         from shared.generation.stop_strings import StopStrings
 
         stops = StopStrings.build(extras.tokenizer, config.stop_strings, vocab_size)
-    positions = model.config.max_length if draft is None else min(model.config.max_length, draft.config.max_length)
+    positions = cfg.max_length if draft is None else min(cfg.max_length, draft.config.as_decoder().max_length)
     proposals = config.num_assistant_tokens if draft is not None else 0
 
-    def call(prompt):
+    def call(prompt, source):
         custom = tuple(extras.logits_processor or ())
-        plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops)
+        plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops, source)
         return Call(model, draft, config, prompt, plan, values)
 
-    whole = call(prompt)
+    whole = call(prompt, source)
     if not assisted:
         return [whole]
     # Texts would accept different numbers of proposals; so each goes alone.
     calls = []
     for i in range(len(prompt.original)):
-        one = call(prepare_prompt(model.config, config, prompt.original[i : i + 1], _mask_of(prompt, i)))
+        alone = prepare_prompt(cfg, config, prompt.original[i : i + 1], _mask_of(prompt, i))
+        one = call(alone, None if source is None else source.row(i))
         keys = {"keys": whole.values["keys"][i : i + 1]} if config.do_sample else {}
         calls.append(replace(one, values=one.values | keys))
     return calls
@@ -88,7 +96,17 @@ def _mask_of(prompt: Prompt, row: int) -> np.ndarray:
 
 
 def _check_extras(model, config: GenerationConfig, extras: Extras) -> None:
-    draft = extras.assistant_model
+    draft, decoder = extras.assistant_model, model.config.decoder
+    if decoder is None:
+        for name in ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"):
+            if getattr(config, name) != DEFAULTS[name]:
+                raise InputError(
+                    f"{name} is about the source of an encoder-decoder; a {model.config.model_type} has none"
+                )
+        if extras.decoder_input_ids is not None:
+            raise InputError("decoder_input_ids are for an encoder-decoder; pass the prompt as input_ids")
+    elif config.guidance_scale != 1.0:
+        raise InputError("guidance_scale is for models without an encoder; leave it out")
     for process in extras.logits_processor or ():
         if not callable(process):
             raise InputError(f"logits_processor holds {process!r}; give functions (ids, logits, step) -> logits")
@@ -105,7 +123,9 @@ def _check_extras(model, config: GenerationConfig, extras: Extras) -> None:
             "assistant_model is for greedy decoding and sampling of one text; pass num_beams=1 and num_return_sequences=1, and "
             "neither penalty_alpha nor guidance_scale"
         )
-    sizes = model.config.embedding.vocab_size, draft.config.embedding.vocab_size
+    if (draft.config.decoder is None) != (decoder is None):
+        raise InputError("assistant_model must be of the model's kind: both with an encoder, or both without")
+    sizes = [m.config.as_decoder().embedding.vocab_size for m in (model, draft)]
     if sizes[0] != sizes[1]:
         raise InputError(f"the model has {sizes[0]} tokens and assistant_model {sizes[1]}; they must share a tokenizer")
 

@@ -12,6 +12,7 @@ from shared.buckets import bucket
 from shared.generation import processors as factories
 from shared.generation.config import GenerationConfig
 from shared.generation.prompt import Prompt
+from shared.generation.source import Source
 from shared.generation.threefry import row_keys
 from shared.generation.validation import as_ids, check_vocabulary
 
@@ -37,6 +38,7 @@ class Plan:
     draft: int = 0  # tokens proposed at a time by speculative decoding
     ngram: int = 0  # that prompt lookup matches, at most
     guided: bool = False
+    sourced: bool = False  # an encoder-decoder's: there is a source
     stops: bool = False  # there are stop strings
     scores: bool = False
     logits: bool = False
@@ -77,8 +79,9 @@ def name_of(name: str, sizes: tuple) -> str:
 
 
 def make_plan(
-    config: GenerationConfig, prompt: Prompt, vocab_size: int, max_positions: int, custom=(), draft: int = 0, stops=None
-) -> tuple[Plan, dict]:
+    config: GenerationConfig, prompt: Prompt, vocab_size: int, max_positions: int, custom=(), draft: int = 0, stops=None,
+    source: Source | None = None,
+) -> tuple[Plan, dict]:  # fmt: skip
     """A call as a plan and values.
 
     Args:
@@ -88,6 +91,7 @@ def make_plan(
         custom: the caller's logits processors.
         draft: tokens a draft model proposes at a time; 0 without one.
         stops: StopStrings or None.
+        source: what an encoder-decoder reads.
 
     Returns:
         the plan, and a nest of dicts of arrays.
@@ -101,7 +105,7 @@ def make_plan(
     beam = config.strategy == "beam"
     samples = 1 if beam else config.num_return_sequences
     lookup = config.prompt_lookup_num_tokens
-    rows = _processor_rows(config, prompt, length, new_tokens)
+    rows = _processor_rows(config, prompt, length, new_tokens, source)
     warpers = _warper_rows(config) if config.do_sample else []
     plan = Plan(
         strategy="assisted" if draft or lookup else config.strategy,
@@ -119,6 +123,7 @@ def make_plan(
         draft=draft or lookup or 0,
         ngram=config.max_matching_ngram_size if lookup else 0,
         guided=config.guidance_scale != 1.0,
+        sourced=source is not None,
         stops=stops is not None,
         scores=config.output_scores,
         logits=config.output_logits,
@@ -138,6 +143,8 @@ def make_plan(
         "new_tokens": np.int32(new_tokens),
         "last_position": np.int32(max_positions - 1),
     }
+    if source is not None:
+        values |= {"source_ids": source.input_ids, "source_mask": source.attention_mask}
     if config.do_sample:
         values["keys"] = row_keys(config.seed, prompt.texts(), samples)
     if plan.guided:
@@ -174,7 +181,7 @@ def _candidates(config: GenerationConfig, vocab_size: int) -> int:
     return min(config.top_k, vocab_size) if config.strategy == "contrastive" else 1
 
 
-def _processor_rows(config: GenerationConfig, prompt: Prompt, length: int, new_tokens: int) -> list:
+def _processor_rows(config: GenerationConfig, prompt: Prompt, length: int, new_tokens: int, source) -> list:
     """(name, sizes, values) of the processors that are on, in Transformers' order."""
     c, rows = config, []
     columns = prompt.input_ids.shape[1]
@@ -182,10 +189,17 @@ def _processor_rows(config: GenerationConfig, prompt: Prompt, length: int, new_t
     eos = in_fours(c.eos_ids)
     if c.sequence_bias:
         rows.append(("sequence_bias", {"which": 0}, _bias_table(c.sequence_bias)))
+    of_source = {} if source is None else {"source_ids": source.known_ids}
+    if c.encoder_repetition_penalty != 1.0:
+        rows.append(
+            ("encoder_repetition_penalty", {}, {"penalty": np.float32(c.encoder_repetition_penalty)} | of_source)
+        )
     if c.repetition_penalty != 1.0:
         rows.append(("repetition_penalty", {}, {"penalty": np.float32(c.repetition_penalty)}))
     if c.no_repeat_ngram_size:
         rows.append(("no_repeat_ngram", {"size": c.no_repeat_ngram_size}, {}))
+    if c.encoder_no_repeat_ngram_size:
+        rows.append(("encoder_no_repeat_ngram", {"size": c.encoder_no_repeat_ngram_size}, of_source))
     bad_words = [(ids, float("-inf")) for ids in c.bad_words_ids if ids not in [(end,) for end in c.eos_ids]]
     if bad_words:
         rows.append(("sequence_bias", {"which": 1}, _bias_table(bad_words)))

@@ -31,20 +31,45 @@ def repetition_penalty(ops, penalty):
     return process
 
 
-def no_repeat_ngram(ops, size):
-    """Forbid what would complete an n-gram of ``size`` tokens that the text already has."""
+def encoder_repetition_penalty(ops, penalty, source_ids):
+    """Make tokens of the source likelier, above 1: the inverse of :func:`repetition_penalty`, against hallucination.
+
+    source_ids: int32 [prompts, S], -1 on padding.
+    """
 
     def process(ids, logits, step):
-        windows = ids.shape[1] - size + 1
-        if windows < 1:
-            return logits
-        same = ids[:, size - 1 :] >= 0
-        for i in range(size - 1):
-            last = column(ops, ids, step - (size - 1) + i)  # [rows, 1]
-            same = same & (ids[:, i : i + windows] == last) & (last >= 0)
-        return ops.where(ops.marked(ids[:, size - 1 :], same, logits.shape[-1]), NEVER, logits)
+        source = ops.repeat(source_ids, logits.shape[0] // source_ids.shape[0], 0)
+        raised = ops.where(logits < 0, logits / penalty, logits * penalty)
+        return ops.where(ops.marked(source, source >= 0, logits.shape[-1]), raised, logits)
 
     return process
+
+
+def no_repeat_ngram(ops, size):
+    """Forbid what would complete an n-gram of ``size`` tokens that the text already has."""
+    return lambda ids, logits, step: _forbid_ngrams(ops, size, ids, ids, logits, step)
+
+
+def encoder_no_repeat_ngram(ops, size, source_ids):
+    """Forbid what would complete an n-gram of ``size`` tokens that the source has. source_ids: int32 [prompts, S]."""
+
+    def process(ids, logits, step):
+        source = ops.repeat(source_ids, logits.shape[0] // source_ids.shape[0], 0)
+        return _forbid_ngrams(ops, size, source, ids, logits, step)
+
+    return process
+
+
+def _forbid_ngrams(ops, size, where, ids, logits, step):
+    """Forbid what would complete an n-gram that ``where`` has. where: int32 [rows, n], -1 where there is nothing."""
+    windows = where.shape[1] - size + 1
+    if windows < 1:
+        return logits
+    same = where[:, size - 1 :] >= 0
+    for i in range(size - 1):
+        last = column(ops, ids, step - (size - 1) + i)  # [rows, 1]
+        same = same & (where[:, i : i + windows] == last) & (last >= 0)
+    return ops.where(ops.marked(where[:, size - 1 :], same, logits.shape[-1]), NEVER, logits)
 
 
 def sequence_bias(ops, prefixes, last, bias):

@@ -2,8 +2,9 @@
 
 Written once for every engine (``ops``, see shared.numpy_ops) and every model. A model takes part by four methods:
 
-    start_cache(rows, slots) -> cache
-        room for the keys and values of ``slots`` tokens.
+    start_cache(rows, slots, source=None) -> cache
+        room for the keys and values of ``slots`` tokens. source: of an encoder-decoder, (input_ids, attention_mask), int
+        [rows, S] each, which it reads here, once.
     extend_cache(cache, slots) -> cache
         the same, with so many more free slots behind.
     decode(input_ids [rows, n], position_ids [rows, n], visible bool [rows, n, slots], cache, index) -> hidden, cache
@@ -68,7 +69,8 @@ class Search:
         visible = ops.expand_dims(causal, 0) & ops.expand_dims(v["attention_mask"] != 0, 1)
         # Padding before the prompt sees itself, for a row of scores that hides every key means nothing.
         visible = visible | ops.expand_dims(ops.expand_dims(position, 0) == ops.expand_dims(position, 1), 0)
-        cache = self.model.start_cache(rows, columns)
+        source = (v["source_ids"], v["source_mask"]) if self.plan.sourced else None
+        cache = self.model.start_cache(rows, columns, source)
         hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], visible, cache, 0)
         logits = self.logits_of(hidden[:, -1:])
         return logits[:, 0], hidden, self.model.extend_cache(cache, slots)

@@ -8,7 +8,7 @@ from shared.errors import InputError
 WHOLE = {
     "max_new_tokens": 1, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "num_return_sequences": 1,
     "num_beams": 1, "num_beam_groups": 1, "prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1,
-    "num_assistant_tokens": 1, "no_repeat_ngram_size": 0, "top_k": 0, "seed": 0,
+    "num_assistant_tokens": 1, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "top_k": 0, "seed": 0,
 }  # fmt: skip
 """Whole numbers, each with the least it can be."""
 
@@ -20,6 +20,7 @@ RANGES = {
     "epsilon_cutoff": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "eta_cutoff": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "repetition_penalty": ("above 0", lambda x: x > 0),
+    "encoder_repetition_penalty": ("above 0", lambda x: x > 0),
     "diversity_penalty": ("0 or more", lambda x: x >= 0),
     "penalty_alpha": ("from 0 to 1", lambda x: 0 <= x <= 1),
     "guidance_scale": ("above 0", lambda x: x > 0),

@@ -21,7 +21,7 @@ class Table:
         rng = np.random.default_rng(seed)
         self.logits = (scale * rng.standard_normal((steps + 2, vocabulary, vocabulary))).astype(np.float32)
 
-    def start_cache(self, rows, slots):
+    def start_cache(self, rows, slots, source=None):
         return {"nothing": np.zeros((rows, 1), np.float32)}
 
     def extend_cache(self, cache, slots):

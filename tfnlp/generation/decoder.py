@@ -9,7 +9,7 @@ from tfnlp.transformer import MASKED, attention_bias, init_cache
 class Decoder:
     """Mixin of the language models that continue text."""
 
-    def start_cache(self, rows: int, slots: int):
+    def start_cache(self, rows: int, slots: int, source=None):
         """Room for the keys and values of ``slots`` tokens of ``rows`` texts."""
         return init_cache(self.config, rows, slots, self.compute_dtype)
 
@@ -71,9 +71,7 @@ class Seq2SeqDecoder(Decoder):
         """As Decoder's."""
         embedding, new = self.config.decoder.embedding, {}
         offset = 0 if embedding.positions == "none" else embedding.position_offset
-        x = self.decoder_embeddings(
-            input_ids, None, position_ids + offset, training=False, words=self.decoder_words
-        )
+        x = self.decoder_embeddings(input_ids, None, position_ids + offset, training=False, words=self.decoder_words)
         bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
         if "position" in cache:
             new["position"] = ops.update(cache["position"], position_ids, (0, index))

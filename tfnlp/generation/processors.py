@@ -8,7 +8,9 @@ from tfnlp import ops
 
 temperature = partial(written_once.temperature, ops)
 repetition_penalty = partial(written_once.repetition_penalty, ops)
+encoder_repetition_penalty = partial(written_once.encoder_repetition_penalty, ops)
 no_repeat_ngram = partial(written_once.no_repeat_ngram, ops)
+encoder_no_repeat_ngram = partial(written_once.encoder_no_repeat_ngram, ops)
 sequence_bias = partial(written_once.sequence_bias, ops)
 no_end_before = partial(written_once.no_end_before, ops)
 forced_tokens = partial(written_once.forced_tokens, ops)
