@@ -16,6 +16,26 @@ def language_model(framework: str, seed: int = 3, **hf):
     return nlp.AutoModelForCausalLM.from_config(HF | hf, seed=seed, initializer_range=0.5)
 
 
+SOURCE, TARGET_EOS = 12, 33
+# Untied: a tied one that was never trained repeats the token it is given.
+T5 = SIZES["t5"] | {
+    "model_type": "t5", "num_layers": 1, "num_decoder_layers": 2, "tie_word_embeddings": False,
+    "eos_token_id": TARGET_EOS, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def encoder_decoder(framework: str, seed: int = 3, hf: dict | None = None, **changes):
+    """A tiny T5 (or what ``hf`` says), alike in both frameworks; what it writes depends on its source."""
+    nlp = import_module(f"{framework}nlp")
+    return nlp.AutoModelForSeq2SeqLM.from_config((hf or T5) | changes, seed=seed)
+
+
+def sources(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """Random ids [B, T], padded with 0 on the right, and their mask."""
+    ids, mask = prompts(seed, lengths, vocabulary)
+    return ids[:, ::-1].copy(), mask[:, ::-1].copy()
+
+
 def prompts(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.ndarray]:
     """Random ids [B, T], padded with 0 on the left, and their mask."""
     rng, longest = np.random.default_rng(seed), max(lengths)

@@ -74,8 +74,10 @@ class Pretrained(PretrainedBase):
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
-        """The inputs a served model takes: int32 [B, T] each ([B, C, T] for multiple choice)."""
+        """The inputs a served model takes: int32 [B, T] each ([B, C, T] for multiple choice, [B, U] what a decoder reads)."""
         names = ["input_ids", "attention_mask"] + ["token_type_ids"] * bool(self.config.embedding.type_vocab_size)
+        # A classifier of this kind reads its source a second time, and needs no other text.
+        names += ["decoder_input_ids"] * (self.config.decoder is not None and self.head in ("base", "seq2seq-lm"))
         shape = [None] * (3 if self.head == "multiple-choice" else 2)
         return {name: tf.TensorSpec(shape, tf.int32, name=name) for name in names}
 

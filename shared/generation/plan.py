@@ -146,7 +146,10 @@ def make_plan(
     if source is not None:
         values |= {"source_ids": source.input_ids, "source_mask": source.attention_mask}
     if config.do_sample:
-        values["keys"] = row_keys(config.seed, prompt.texts(), samples)
+        texts = prompt.texts()
+        if source is not None:
+            texts = [np.concatenate(pair) for pair in zip(source.texts(), texts)]
+        values["keys"] = row_keys(config.seed, texts, samples)
     if plan.guided:
         values["guidance_scale"] = np.float32(config.guidance_scale)
     if beam:

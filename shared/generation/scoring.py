@@ -15,8 +15,12 @@ def pad_texts(cfg, ids, attention_mask=None) -> tuple[dict[str, np.ndarray], int
     Positions are counted from the first real token, as they are while text is generated.
 
     Raises:
-        InputError: shapes that do not fit, ids beyond the vocabulary, more tokens than positions.
+        InputError: shapes that do not fit, ids beyond the vocabulary, more tokens than positions, an encoder-decoder.
     """
+    if cfg.decoder is not None:
+        raise InputError(
+            f"a {cfg.model_type} scores a text given a source; call it with input_ids and labels, and read its loss or logits"
+        )
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.shape[0] < 1:
         raise InputError(f"ids has shape {ids.shape}; texts are [batch, length], wrap a single one in a list")

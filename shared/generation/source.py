@@ -26,6 +26,10 @@ class Source:
         """int32 [rows, S]: what logits processors see, -1 on padding."""
         return np.where(self.attention_mask != 0, self.input_ids, -1).astype(np.int32)
 
+    def texts(self) -> list[np.ndarray]:
+        """The ids of every source, without padding."""
+        return [ids[ids >= 0] for ids in self.known_ids]
+
     def row(self, i: int) -> "Source":
         """One source alone."""
         return Source(self.input_ids[i : i + 1], self.attention_mask[i : i + 1])

@@ -14,10 +14,11 @@ def export_generate(
 ) -> None:  # fmt: skip
     """Write a SavedModel with an endpoint ``generate``: the same compiled loop as ``model.generate``.
 
-    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length], padded on the left; and with
-    do_sample ``keys``, uint32 [batch_size * num_return_sequences, 2], two random words a text (or
-    shared.generation.threefry.row_keys, for the very texts that ``generate`` gives). It gives ``sequences``, int32
-    [batch_size * num_return_sequences, prompt_length + new tokens], the pad token after the end of a text.
+    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length], padded on the left, or on the
+    right for an encoder-decoder, whose sources they are; and with do_sample ``keys``, uint32 [batch_size *
+    num_return_sequences, 2], two random words a text (or shared.generation.threefry.row_keys, for the very texts that
+    ``generate`` gives). It gives ``sequences``, int32 [batch_size * num_return_sequences, prompt_length (1 for an
+    encoder-decoder) + new tokens], the pad token after the end of a text.
 
     Args:
         filepath: a new folder.
@@ -35,31 +36,20 @@ def export_generate(
         )
     (call,) = driver.prepare(model, ids, ids, config)
     loop = call.plan.for_loop()
-    fixed = {name: value for name, value in call.values.items() if name not in ("input_ids", "keys")}
-    rows, columns = call.prompt.input_ids.shape
-    pads = [[0, rows - batch_size], [columns - prompt_length, 0]]
-    filler = np.zeros((rows, columns), np.int32)
-    filler[batch_size:, -1] = 1
-    texts, new_tokens = batch_size * call.plan.returned, int(call.values["new_tokens"])
+    given_as = _source_values if call.plan.sourced else _prompt_values
+    fixed = {name: value for name, value in call.values.items() if name != "keys"}
+    rows, texts, new_tokens = len(call.prompt.filler), batch_size * call.plan.returned, int(call.values["new_tokens"])
 
     def serve(input_ids, attention_mask, keys=None):
-        mask = tf.cast(attention_mask != 0, tf.int32)
-        mask = tf.pad(mask, pads) + filler
-        padded = tf.pad(input_ids, pads)
-        counted = tf.cumsum(mask, axis=1)
-        values = tf.nest.map_structure(tf.constant, fixed) | {
-            "input_ids": padded,
-            "known_ids": tf.where(mask != 0, padded, -1),
-            "attention_mask": mask,
-            "position_ids": tf.where(mask != 0, counted - 1, 0),
-            "next_position": counted[:, -1],
-        }
+        values = tf.nest.map_structure(tf.constant, fixed)
+        values |= given_as(call, input_ids, tf.cast(attention_mask != 0, tf.int32))
         if keys is not None:
             values["keys"] = tf.pad(keys, [[0, (rows - batch_size) * call.plan.samples], [0, 0]])
         searching = search.Search(ops, model, loop, values)
         state = search.advance(searching, search.start(searching), values["new_tokens"])
         out = search.result(search.Search(ops, model, call.plan, values), state)
-        prompts = tf.repeat(input_ids, call.plan.returned, axis=0)
+        prompts = tf.constant(call.prompt.original, tf.int32) if call.plan.sourced else input_ids
+        prompts = tf.repeat(prompts, call.plan.returned, axis=0)
         return {"sequences": tf.concat([prompts, out["ids"][:texts, :new_tokens]], 1)}
 
     signature = [tf.TensorSpec(ids.shape, tf.int32, name=name) for name in ("input_ids", "attention_mask")]
@@ -69,3 +59,35 @@ def export_generate(
     archive.track(model)
     archive.add_endpoint("generate", tf.function(serve, signature, jit_compile=True, autograph=False))
     archive.write_out(filepath, verbose=False)
+
+
+def _prompt_values(call, input_ids, mask):
+    """What changes with the prompts, among the values of a plan."""
+    rows, columns = call.prompt.input_ids.shape
+    pads = [[0, rows - input_ids.shape[0]], [columns - input_ids.shape[1], 0]]
+    filler = np.zeros((rows, columns), np.int32)
+    filler[input_ids.shape[0] :, -1] = 1
+    padded, mask = tf.pad(input_ids, pads), tf.pad(mask, pads) + filler
+    counted = tf.cumsum(mask, axis=1)
+    return {
+        "input_ids": padded,
+        "known_ids": tf.where(mask != 0, padded, -1),
+        "attention_mask": mask,
+        "position_ids": tf.where(mask != 0, counted - 1, 0),
+        "next_position": counted[:, -1],
+    }
+
+
+def _source_values(call, input_ids, mask):
+    """What changes with the sources."""
+    rows, columns = call.values["source_ids"].shape
+    pads = [[0, rows - input_ids.shape[0]], [0, columns - input_ids.shape[1]]]
+    filler = np.zeros((rows, columns), np.int32)
+    filler[input_ids.shape[0] :, 0] = 1
+    padded, mask = tf.pad(input_ids, pads), tf.pad(mask, pads) + filler
+    known = tf.where(mask != 0, padded, -1)
+    processors = {
+        name: arrays | ({"source_ids": known} if "source_ids" in arrays else {})
+        for name, arrays in tf.nest.map_structure(tf.constant, call.values["processors"]).items()
+    }
+    return {"source_ids": padded, "source_mask": mask, "processors": processors}

@@ -1,0 +1,217 @@
+"""Generation of encoder-decoders in both engines, without a reference: batches, seeds, streams, what is compiled and refused."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from shared.errors import InputError
+from tests.generation import encoder_decoder, sources
+
+FREE = {"eos_token_id": None, "pad_token_id": 0}
+LENGTHS = (12, 9, 10)  # one bucket
+
+
+@pytest.fixture(params=["jax", "tf"], scope="module")
+def framework(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def t5(framework):
+    return encoder_decoder(framework)
+
+
+@pytest.fixture(scope="module")
+def both():
+    return [encoder_decoder(framework) for framework in ("jax", "tf")]
+
+
+def test_what_is_written_depends_on_the_whole_source(t5):
+    ids, mask = sources(0, (12, 12))
+    ids[1] = ids[0]
+    ids[1, -1] = (ids[0, -1] + 7) % 50 + 1
+    texts = t5.generate(ids, mask, max_new_tokens=8, **FREE)
+    assert texts.shape == (2, 9) and (texts[:, 0] == 0).all()
+    assert not np.array_equal(*texts)
+    mask[1, -1] = mask[0, -1] = 0  # what the mask hides is not read
+    np.testing.assert_array_equal(*t5.generate(ids, mask, max_new_tokens=8, **FREE))
+
+
+def test_greedy_ids_are_those_of_whole_passes(framework, t5):
+    run = import_module(f"{framework}nlp").compiled(t5)
+    ids, mask = sources(1, LENGTHS)
+    written = np.zeros((3, 1), np.int32)
+    for _ in range(6):
+        padded = np.pad(written, ((0, 0), (0, 7 - written.shape[1])))
+        logits = np.asarray(run(input_ids=ids, attention_mask=mask, decoder_input_ids=padded)["logits"])
+        written = np.concatenate([written, logits[:, written.shape[1] - 1].argmax(-1)[:, None]], 1)
+    np.testing.assert_array_equal(t5.generate(ids, mask, max_new_tokens=6, **FREE), written)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
+        {"do_sample": True, "seed": 5, "num_return_sequences": 2, "top_k": 0},
+        {"penalty_alpha": 0.6, "top_k": 3},
+        {"encoder_repetition_penalty": 1.4, "encoder_no_repeat_ngram_size": 2, "num_beams": 2},
+    ],
+    ids=lambda options: ",".join(options) or "greedy",
+)
+def test_a_source_in_a_batch_gives_what_it_does_alone(t5, options):
+    ids, mask = sources(2, LENGTHS)
+    together = t5.generate(ids, mask, max_new_tokens=7, **options)
+    returned = options.get("num_return_sequences", 1)
+    for i, length in enumerate(LENGTHS):
+        alone = t5.generate(ids[i : i + 1, :length], max_new_tokens=7, **options)
+        of_batch = together[i * returned : (i + 1) * returned]
+        np.testing.assert_array_equal(of_batch[:, : alone.shape[1]], alone)
+        assert not of_batch[:, alone.shape[1] :].any()
+
+
+def test_enough_beams_find_the_best_text(framework):
+    """More beams than the vocabulary has tokens: every text of three tokens is looked at."""
+    small = encoder_decoder(framework, vocab_size=5, eos_token_id=None)
+    ids = np.array([[2, 4, 3, 1]], np.int32)
+    texts = np.array([[0, a, b, c] for a in range(5) for b in range(5) for c in range(5)], np.int32)
+    run = import_module(f"{framework}nlp").compiled(small)
+    logits = np.asarray(run(input_ids=np.repeat(ids, 125, 0), decoder_input_ids=texts)["logits"], np.float64)[:, :-1]
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    totals = np.take_along_axis(logprobs, texts[:, 1:, None].astype(np.int64), -1).sum((1, 2))
+    out = small.generate(
+        ids, num_beams=25, num_return_sequences=5, max_new_tokens=3, length_penalty=0.0, return_dict_in_generate=True
+    )
+    best = np.argsort(-totals)[:5]
+    np.testing.assert_array_equal(out["sequences"], texts[best])
+    np.testing.assert_allclose(out["sequences_scores"], totals[best], atol=1e-4)
+
+
+def test_the_same_seed_draws_the_same_in_both(both):
+    ids, mask = sources(3, LENGTHS)
+    options = {
+        "do_sample": True,
+        "top_k": 20,
+        "temperature": 1.2,
+        "num_return_sequences": 2,
+        "max_new_tokens": 8,
+        **FREE,
+    }
+    drawn = [model.generate(ids, mask, seed=seed, **options) for seed in (0, 1) for model in both]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[2], drawn[3])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_a_stream_is_the_text(framework, t5):
+    stream = import_module(f"{framework}nlp.generation").stream
+    ids, mask = sources(4, LENGTHS)
+    whole = t5.generate(ids, mask, max_new_tokens=8, **FREE)
+    pieces = list(stream(t5, ids, mask, max_new_tokens=8, **FREE))
+    assert len(pieces) > 1
+    np.testing.assert_array_equal(np.concatenate(pieces, 1), whole[:, 1:])
+
+
+def test_decoder_input_ids_are_gone_on_from(t5):
+    ids, mask = sources(5, LENGTHS)
+    whole = t5.generate(ids, mask, max_new_tokens=8, **FREE)
+    rest = t5.generate(ids, mask, decoder_input_ids=whole[:, :4], max_new_tokens=5, **FREE)
+    np.testing.assert_array_equal(rest, whole)
+    # the start token goes before what does not begin with it
+    rest = t5.generate(ids, mask, decoder_input_ids=whole[:, 1:4], max_new_tokens=5, **FREE)
+    np.testing.assert_array_equal(rest, whole)
+
+
+def test_speculative_decoding_is_greedy_decoding(framework, t5):
+    draft = encoder_decoder(framework, seed=8, num_decoder_layers=1)
+    ids, mask = sources(6, LENGTHS)
+    options = {"max_new_tokens": 7}
+    expected = t5.generate(ids, mask, **options)
+    np.testing.assert_array_equal(t5.generate(ids, mask, assistant_model=draft, **options), expected)
+    np.testing.assert_array_equal(t5.generate(ids, mask, prompt_lookup_num_tokens=3, **options), expected)
+
+
+def test_a_second_source_does_not_compile_again(framework, t5):
+    t5.generate(*sources(7, (11, 9, 5)), num_beams=2, max_new_tokens=5)
+    if framework == "jax":
+        from jaxnlp.generation.search import _advance, _start
+
+        before = _start._cache_size(), _advance._cache_size()
+        t5.generate(*sources(8, (10, 16, 9)), num_beams=2, max_new_tokens=8, length_penalty=2.0)
+        assert (_start._cache_size(), _advance._cache_size()) == before
+    else:
+        programs = len(t5.__dict__["_programs"][1])
+        t5.generate(*sources(8, (10, 16, 9)), num_beams=2, max_new_tokens=8, length_penalty=2.0)
+        assert len(t5.__dict__["_programs"][1]) == programs
+
+
+def test_the_source_is_read_once_for_all_beams(t5):
+    cache = t5.start_cache(2, 1, tuple(np.ones((2, 16), np.int32) for _ in range(2)))
+    cache = t5.extend_cache(cache, 3 * 8)
+    heads, width = t5.config.decoder.cross_attention.num_heads, t5.config.decoder.cross_attention.head_dim
+    assert {name: tuple(x.shape) for name, x in cache["source"]["step_1"].items()} == {
+        "key": (2, heads, width, 16),
+        "value": (2, heads, 16, width),
+    }
+    assert tuple(cache["step_0"]["value"].shape) == (2, heads, 25, width)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"input_ids": []}, "there is nothing to read"),
+        ({"input_ids": [5, 6]}, r"shape \(2,\); sources are \[batch, length\]"),
+        ({"input_ids": [[5, 61]]}, "input_ids holds 61, but the vocabulary of this model ends at 60"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[0, 0]]}, "source 0 is padding alone"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, "must be alike"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[5], [6]]}, r"shape \(2, 1\) and there are 1 sources"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0, 61]]}, "holds 61"),
+        ({"input_ids": [[5, 6]], "guidance_scale": 1.5}, "models without an encoder"),
+        ({"input_ids": [[5, 6]], "encoder_no_repeat_ngram_size": -1}, "encoder_no_repeat_ngram_size=-1"),
+        ({"input_ids": [[5, 6]], "encoder_repetition_penalty": 0}, "must be above 0"),
+        ({"input_ids": [[5, 6]], "forced_bos_token_id": 61}, "forced_bos_token_id holds 61"),
+    ],
+)
+def test_what_cannot_be_generated(t5, arguments, says):
+    with pytest.raises(InputError, match=says):
+        t5.generate(
+            **{name: np.array(v) if isinstance(v, list) else v for name, v in arguments.items()}, max_new_tokens=2
+        )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"input_ids": [[5, 6]]}, "has nothing to read; pass decoder_input_ids, or labels"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0], [0]]}, "a row a source"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[61]]}, "decoder_input_ids holds 61"),
+        ({"input_ids": [[5, 6]], "labels": [[61]]}, "labels holds 61"),
+        ({"input_ids": [[5, 6]], "labels": [[1, 2]], "decoder_input_ids": [[0]]}, "differ in length"),
+        ({"input_ids": [[5, 6]], "labels": [[1, 2]], "decoder_mask": [[1, 1]]}, "unknown input 'decoder_mask'"),
+    ],
+)
+def test_inputs_that_cannot_be(t5, inputs, says):
+    with pytest.raises(InputError, match=says):
+        t5(**{name: np.array(value, np.int32) for name, value in inputs.items()})
+
+
+def test_options_about_a_source_need_one(framework):
+    from tests.generation import language_model, prompts
+
+    gpt2 = language_model(framework, n_layer=1)
+    for options in ({"encoder_no_repeat_ngram_size": 2}, {"encoder_repetition_penalty": 1.2}):
+        with pytest.raises(InputError, match="a gpt2 has none"):
+            gpt2.generate(*prompts(0, (5,)), **options)
+    with pytest.raises(InputError, match="pass the prompt as input_ids"):
+        gpt2.generate(*prompts(0, (5,)), decoder_input_ids=[[1]])
+
+
+def test_generation_options_of_old_checkpoints_stand_in_config_json(framework, tmp_path):
+    model = encoder_decoder(framework, num_beams=2, max_length=9, decoder_start_token_id=7)
+    assert model.generation_config.num_beams == 2 and model.generation_config.max_length == 9
+    assert model.generate(*sources(9, (6,)), eos_token_id=None).shape == (1, 9)
+    model.save_pretrained(tmp_path / "m")
+    back = type(model).from_pretrained(tmp_path / "m")
+    assert back.generation_config == model.generation_config
+    assert (back.generate(*sources(9, (6,)))[:, 0] == 7).all()
