@@ -20,6 +20,7 @@ import statistics
 import sys
 
 from benchmarks._interleave import interleave, machine, ratios
+from benchmarks._report import footer, that_ran
 from benchmarks.forward import CONTESTANTS, ENVIRONMENTS, REFERENCE
 
 HF = {
@@ -163,7 +164,7 @@ def measure(name: str, options) -> list[dict]:
     )  # fmt: skip
     relative = ratios(seconds, REFERENCE)
     records = []
-    for contestant, values in _that_ran(seconds, options):
+    for contestant, values in that_ran(seconds, options.json):
         usual = statistics.median(values)
         record = {
             "setting": name,
@@ -205,7 +206,7 @@ def measure_growth(name: str, options) -> list[dict]:
         environments = dict.fromkeys(names, ENVIRONMENTS.get(contestant))
         setting = SETTINGS[name] | {"new_tokens": n}
         seconds = interleave("benchmarks.generate", names, setting, options.rounds, environments, settle=False)
-        if len(list(_that_ran(seconds, options))) < len(names):
+        if len(list(that_ran(seconds, options.json))) < len(names):
             continue
         one, few, most, all_ = (seconds[each] for each in names)
         # noise only adds, and a hundredth of the longest time is a tenth of the difference: the best rounds are compared
@@ -222,14 +223,6 @@ def measure_growth(name: str, options) -> list[dict]:
         }
         records.append(record)
     return records
-
-
-def _that_ran(seconds: dict, options):
-    for name, values in seconds.items():
-        if values:
-            yield name, values
-        elif not options.json:
-            print(f"  {name} does not run here and is left out", file=sys.stderr)
 
 
 def main(arguments=None) -> None:
@@ -269,7 +262,7 @@ def main(arguments=None) -> None:
 
 def table(report: dict) -> str:
     """The report as a Markdown table; a ratio to PyTorch below 1 is faster than it."""
-    results, m = report["results"], report["machine"]
+    results = report["results"]
     if report["benchmark"] == "generate":
         lines = [
             "| setting | | ms per step | tokens per second | ratio to PyTorch | compile seconds | ratio to memory's limit |",
@@ -296,8 +289,7 @@ def table(report: dict) -> str:
                 f"| {r['setting']} | {r['name']} | {r['first_token_ms']:.1f} | {r['first_ms_per_step']:.1f} "
                 f"| {r['last_ms_per_step']:.1f} | {r['growth']:.2f} |"
             )
-    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
-    return "\n".join([*lines, "", f"{report['rounds']} rounds; {m['cores']} cores of {m['processor']}; {versions}"])
+    return "\n".join([*lines, "", footer(report)])
 
 
 if __name__ == "__main__":
