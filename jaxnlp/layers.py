@@ -125,9 +125,10 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
 
 
-def make_norm(config: NormConfig, size: int, **options) -> nnx.Module:
+def make_norm(config: NormConfig, size: int, *, dtype, param_dtype, rngs) -> nnx.Module:
     """The norm that a configuration asks for."""
-    return (RMSNorm if config.rms else LayerNorm)(size, config.epsilon, **options)
+    made = RMSNorm if config.rms else LayerNorm
+    return made(size, config.epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 class Linear(nnx.Linear):

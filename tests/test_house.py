@@ -29,6 +29,7 @@ ONE_SIDED = {
     "jaxnlp/training/compile_report.py": "of a step compiled for a TPU pod",
     "jaxnlp/training/distributed.py": "Keras leaves it to tf.distribute",
     "jaxnlp/training/export.py": "from an Orbax checkpoint; a Keras model is trained in place",
+    "jaxnlp/training/fit_step.py": "the step of fit; in Keras it is Model.train_step",
     "jaxnlp/training/hlo.py": "the compiler's own language",
     "jaxnlp/training/hlo_cost.py": "the compiler's own language",
     "jaxnlp/training/mesh.py": "Keras leaves it to tf.distribute",
@@ -42,6 +43,8 @@ ONE_SIDED = {
     "tfnlp/fit.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
 }
 TWINS = (
+    "embeddings.py",
+    "encoder_decoder.py",
     "layers.py",
     "transformer.py",
     "heads.py",
@@ -83,6 +86,7 @@ TWIN_EXCEPTIONS = {
     "layers.py:layer_norm": "with the gradient of the paper; Keras has its own layer",
     "layers.py:attend": "with a gradient of its own, faster than XLA's; TensorFlow's serves",
     "layers.py:scores_of": "as attend",
+    "losses.py:SmoothedCrossEntropy": "a loss for compile; jaxnlp's fit has label_smoothing among its settings",
     "layers.py:dropout": "a function in NNX, where Keras has a layer",
     "inference.py:transposed": "of the kernels of jaxnlp's Linear",
     "pretrained.py:StoredAs": "a Keras dtype policy",

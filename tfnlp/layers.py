@@ -86,11 +86,11 @@ class RMSNorm(keras.layers.Layer):
     def build(self, input_shape=None):
         self.gamma = self.add_weight(name="gamma", shape=(self.size,), initializer="ones")
 
-    def call(self, inputs):
+    def call(self, x):
         """[..., D] -> [..., D]."""
-        x = tf.cast(inputs, tf.float32)
-        x = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return tf.cast(x * tf.cast(self.gamma, tf.float32), self.compute_dtype)
+        y = tf.cast(x, tf.float32)
+        y = y * tf.math.rsqrt(tf.reduce_mean(tf.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return tf.cast(y * tf.cast(self.gamma, tf.float32), self.compute_dtype)
 
 
 def make_norm(config: NormConfig, size: int, *, dtype, name) -> keras.layers.Layer:

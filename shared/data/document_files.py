@@ -64,7 +64,7 @@ def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
     """Yields (file:line, value) of each line of a JSONL file, compressed (.gz, .zst) or not; empty lines are none."""
     number = 0
     try:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines_of(file), 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
@@ -82,7 +82,8 @@ def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
         problems.note("corrupt archive", str(file), what)
 
 
-def _lines(file: Path) -> Iterator[bytes]:
+def lines_of(file: Path) -> Iterator[bytes]:
+    """The lines of a file as they are, unpacked where its name ends in .gz or .zst."""
     if file.name.endswith(".zst"):
         yield from _zstd_lines(file)
     else:

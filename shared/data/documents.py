@@ -139,7 +139,7 @@ def _documents(sources, kinds, columns, problems, pattern, skip, split, streamin
                 if text is not None:
                     yield Document(text, path.relative_to(source).as_posix())
         elif kind in ("hub", "dataset"):
-            rows, name = _dataset_rows(source, kind, split, streaming)
+            rows, name = dataset_rows(source, kind, split, streaming)
             yield from _from_rows(((f"{name}:{i}", row) for i, row in enumerate(rows)), name, columns, problems)
         else:
             for file in _shards(Path(source), kind):
@@ -238,7 +238,13 @@ def _licence(value: Any) -> str | None:
     return str(value) if value else None
 
 
-def _dataset_rows(source: Any, kind: str, split: str, streaming: bool) -> tuple[Iterable, str]:
+def dataset_rows(source: Any, kind: str, split: str, streaming: bool) -> tuple[Iterable, str]:
+    """The rows of a dataset that is in memory, was saved ("dataset"), or is on the Hub ("hub"), and what to call it.
+
+    Raises:
+        MissingExtraError: the datasets library is not here.
+        InputError: there is no such dataset, or no such split.
+    """
     if kind == "dataset" and not isinstance(source, (str, Path)):
         return source, str(getattr(source, "builder_name", None) or "rows")
     try:

@@ -185,7 +185,7 @@ def _dataset_rows(source: Any, kind: str, split: str | None, revision: str | Non
         configuration = configuration or HUB_CONFIGURATIONS.get(name) or ""
         source = f"{documents.HUB_PREFIX}{name}@{revision or at}#{configuration}"
     try:
-        return documents._dataset_rows(source, "dataset" if kind == "saved" else "hub", split, streaming)
+        return documents.dataset_rows(source, "dataset" if kind == "saved" else "hub", split, streaming)
     except RuntimeError as error:  # a dataset that is a program, which no version of `datasets` from 4 on runs
         raise InputError(
             f"the dataset {str(source)!r} cannot be read: {error}; give one that is files alone"

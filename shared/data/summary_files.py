@@ -212,7 +212,7 @@ def json_rows(file: Path, problems) -> Iterator[tuple[str, Any]]:
     """Yields (file:entry, value) of a JSON file: the entries of its list, read at once, or one a line as in JSONL."""
     data = b""
     try:
-        lines = document_files._lines(file)
+        lines = document_files.lines_of(file)
         first = next((line for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
         if first.lstrip(b" \t\xef\xbb\xbf")[:1] == b"[":
             data = b"\n".join([first, *lines])
@@ -241,7 +241,7 @@ def csv_rows(file: Path, problems) -> Iterator[tuple[str, dict[str, str]]]:
     # What is no UTF-8 becomes half of a surrogate pair, so that the row that it is in is the only one it costs.
     lines = (
         line.decode("utf-8", "surrogateescape") + "\n" * (not line.endswith(b"\n"))
-        for line in document_files._lines(file)
+        for line in document_files.lines_of(file)
     )
     tabs = ".tsv" in file.name.lower()
     reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
