@@ -1,4 +1,5 @@
-"""`duonlp evaluate`: what a model is worth. `code` completes problems in HumanEval's format and runs the tests.
+"""`duonlp evaluate`: what a model is worth. `code` completes problems in HumanEval's format and runs the tests;
+`summarization` (in shared/cli_evaluate_summarization.py) scores summaries.
 
 A further kind of evaluation is a further command of `app` here.
 """
@@ -13,9 +14,14 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from shared import cli_evaluate_summarization
 from shared.errors import InputError
 
-app = typer.Typer(help="Measure a model: how much of the code it writes passes its tests.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure a model: how much of the code it writes passes its tests, or how good its summaries are.",
+    no_args_is_help=True,
+)
+app.command()(cli_evaluate_summarization.summarization)
 
 SHOWN = 5
 """Unsolved problems that are named below the table."""
