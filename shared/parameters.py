@@ -147,7 +147,7 @@ def _head(tree, cfg, head):
         bias = cfg.classification.classifier_bias or head == "token-classification"
         tree.dense("classifier", width, outputs, bias)
     if head == "question-answering":
-        if cfg.num_labels != 2:
+        if cfg.num_labels != 2 and cfg.decoder is None:  # BART has 3 labels, and answers all the same
             raise ConfigError(
                 f"a question-answering head has 2 outputs (start and end), this config has {cfg.num_labels} labels; "
                 "pass num_labels=2"

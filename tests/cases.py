@@ -21,6 +21,10 @@ ENCODER = {
     "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 40, "max_position_embeddings": 20,
 }  # fmt: skip
+SEQ2SEQ = {
+    "vocab_size": VOCABULARY, "d_model": 24, "max_position_embeddings": 20, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40,
+}  # fmt: skip
 SIZES = {
     "distilbert": {
         "vocab_size": VOCABULARY, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 40,
@@ -34,6 +38,11 @@ SIZES = {
         "vocab_size": VOCABULARY, "d_model": 24, "d_kv": 8, "num_heads": 4, "d_ff": 40, "num_layers": 2,
         "decoder_start_token_id": 0, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6,
     },
+    "bart": SEQ2SEQ,
+    "mbart": SEQ2SEQ,
+    "m2m_100": SEQ2SEQ,
+    "pegasus": SEQ2SEQ,
+    "marian": SEQ2SEQ | {"pad_token_id": 60, "decoder_start_token_id": 60},
     "albert": ENCODER | {"embedding_size": 12},
     "electra": ENCODER | {"embedding_size": 12},
 }  # fmt: skip
@@ -97,6 +106,34 @@ VARIANTS = {
 }
 
 
+UNTIED, SCALED = {"tie_word_embeddings": False}, {"scale_embedding": True}
+VARIANTS |= {
+    "bart": {
+        "base": [
+            SCALED | {"activation_function": "relu"},
+            {"encoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "pad_token_id": 0},
+        ],
+        "seq2seq-lm": [UNTIED],
+        "sequence-classification": [{"problem_type": MULTI}, UNTIED],
+    },
+    "mbart": {"seq2seq-lm": [SCALED, UNTIED]},
+    "m2m_100": {
+        "base": [{"pad_token_id": 0, "d_model": 20, "scale_embedding": False}],
+        "seq2seq-lm": [UNTIED],
+    },
+    "pegasus": {"seq2seq-lm": [SCALED, UNTIED]},
+    "marian": {
+        "base": [{"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 70}],
+        "seq2seq-lm": [
+            SCALED | {"activation_function": "swish"},
+            {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 70},
+            UNTIED | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 70},
+            UNTIED,
+        ],
+    },
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A model: what its config.json says, and its head."""
@@ -131,6 +168,8 @@ class Case:
         lengths = np.array([LENGTH, LENGTH - 3, LENGTH - 1]).reshape(-1, *[1] * (len(shape) - 1))
         mask = (np.arange(LENGTH) < lengths).astype(np.int32) * mask
         pad = cfg.pad_token_id if cfg.pad_token_id is not None else 0
+        if cfg.decoder is not None:  # whose sources end in the end of text, by which some classify
+            ids = np.where(np.arange(LENGTH) == lengths - 1, cfg.eos_token_id, ids)
         inputs = {"input_ids": np.where(mask, ids, pad), "attention_mask": mask}
         types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
         if types > 1 and not cfg.embedding.positions_skip_padding:

@@ -91,6 +91,9 @@ def _torch(folder, head, inputs, gradients):
             if row.path is None:
                 continue
             name = row.name if head != "base" else row.name.removeprefix(family.PREFIX)
+            if row.layout == "row":  # a buffer, which is not trained
+                grads[row.path] = np.zeros(spec[row.path].shape, np.float32)
+                continue
             grad = named[name].grad
             grad = np.zeros(named[name].shape, np.float32) if grad is None else grad.numpy()
             i, n = row.part

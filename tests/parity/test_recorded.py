@@ -23,7 +23,7 @@ def recorded():
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_outputs_and_gradients(framework: str, case: Case, recorded, tmp_path):
     assert case.name in recorded, "no recorded answer: run python -m tests.reference.record_models"
-    ours = digest(case.head, *run(framework, case.write(tmp_path / "model"), case.head, case.inputs()))
+    ours = digest(case, *run(framework, case.write(tmp_path / "model"), case.head, case.inputs()))
     theirs = recorded[case.name]
     assert set(ours) == set(theirs)
     for name, expected in theirs.items():

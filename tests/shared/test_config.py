@@ -29,7 +29,7 @@ def test_defaults_are_transformers_own(model_type):
     ours = hf_config(config_from_hf({"model_type": model_type}))
     for key, value in ours.items():
         if key not in ("architectures", "id2label", "n_inner"):
-            assert value == getattr(theirs, key), key
+            assert value == getattr(theirs, key, None), key  # a few classes lack what is null in the others
 
 
 @pytest.mark.parametrize("model_type", architectures.families())
