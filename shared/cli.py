@@ -1,4 +1,4 @@
-"""`duonlp`: run a task, continue a prompt, compare frameworks, list models, and the demo.
+"""`duonlp`: run a task, continue a prompt, summarize files, compare frameworks, list models, and the demo.
 
 Everything heavy is imported inside the commands, so that `duonlp --help` is quick and needs no framework. A mistake a
 person can mend is one line on standard error and exit status 2; `--debug` shows where it came from.
@@ -51,7 +51,7 @@ def _root(
 @app.command()
 def run(
     task: Annotated[
-        str, typer.Argument(help="For example text-classification, question-answering or text-generation.")
+        str, typer.Argument(help="For example text-classification, text-generation or translation_en_to_fr.")
     ],
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; one that is a JSON object is read as such.")
@@ -72,7 +72,7 @@ def run(
     """Run a task on texts: arguments, a file, or standard input with one text a line."""
     from shared.tasks import ALIASES, TASKS, get_task
 
-    get_task(_choice("task", task, [*TASKS, *ALIASES]))
+    get_task(task if task.startswith("translation_") else _choice("task", task, [*TASKS, *ALIASES]))
     _need_model(model)
     options = _options(option or [])
     items = _inputs(texts or [], input_file)
@@ -139,6 +139,54 @@ def generate(
             raise InputError(f"{error}{_hint(error, options, get_task('text-generation'))}") from error
     if as_json:
         _print_json(report)
+
+
+@app.command()
+def summarize(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE|-...", help="Text files, each a document; - is standard input.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
+    framework: Annotated[
+        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
+    ] = "",
+    long: Annotated[
+        str, typer.Option(help="Documents longer than the model: chunk (in parts, recursively), truncate or error.")
+    ] = "",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a summary at most.")] = None,
+    min_length: Annotated[int | None, typer.Option(help="Tokens of a summary at least.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Beam search with so many beams; 1 is greedy.")] = None,
+    language: Annotated[str, typer.Option(help="Of the documents, to split sentences; en by default.")] = "",
+    chunks: Annotated[
+        bool, typer.Option("--chunks", help="Show the summaries of a long document's parts, too.")
+    ] = False,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the task; repeat it.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Summarize documents, however long, and print the summaries."""
+    from shared import cli_generate, cli_summarize
+    from shared.tasks import get_task
+
+    _need_model(model)
+    flags = {
+        "long_documents": _choice("--long", long, cli_summarize.LONG) if long else None, "max_length": max_length,
+        "min_length": min_length, "num_beams": beams, "language": language or None, "return_chunks": chunks,
+    }  # fmt: skip
+    options = cli_generate.merge_options(flags, _options(option or []))
+    documents = cli_summarize.read_documents(files or [])
+    with _quiet_stdout():
+        package, name = _package(framework)
+        try:
+            report = cli_summarize.run(package, name, model, documents, options)
+        except InputError as error:
+            raise InputError(f"{error}{_hint(error, options, get_task('summarization'))}") from error
+    if as_json:
+        _print_json(report)
+    else:
+        cli_summarize.write(report, sys.stdout)
 
 
 @app.command()

@@ -15,14 +15,17 @@ from shared.parameters import parameters
 
 INPUT_WIDTH = 48
 
+WRITTEN = {"generated_text", "summary_text", "translation_text"}
+"""What tasks that write call their text."""
+
 
 def print_results(items: Sequence, results: Sequence) -> None:
     """One table of all results; texts that a model wrote are printed as they are."""
     console = Console()
     entries = [(item, entry) for item, result in zip(items, results, strict=True) for entry in _entries(result)]
-    if entries and all(set(entry) == {"generated_text"} for _, entry in entries):
+    if entries and all(len(entry) == 1 and WRITTEN.issuperset(entry) for _, entry in entries):
         for _, entry in entries:
-            console.print(entry["generated_text"], markup=False, highlight=False, soft_wrap=True)
+            console.print(*entry.values(), markup=False, highlight=False, soft_wrap=True)
         return
     columns = list(dict.fromkeys(key for _, entry in entries for key in entry))
     table = Table("input", *columns, box=None, pad_edge=False, header_style="bold")

@@ -12,7 +12,7 @@ import numpy as np
 from shared.buckets import bucket
 from shared.errors import InputError
 from shared.positions import position_ids
-from shared.tasks import get_task
+from shared.tasks import make_task
 from shared.tasks.base import Example, Options, Task, check_int, describe
 
 SHORTEST = 16
@@ -31,10 +31,10 @@ class Pipeline:
     Args:
         task: a task object, which has the tokenizer.
         forward: ``forward(batch) -> outputs``, from a dict of int32 arrays [batch, length] (input_ids, attention_mask,
-            position_ids, and token_type_ids where the model has them) to a dict of float arrays. For text generation
+            position_ids, and token_type_ids where the model has them) to a dict of float arrays. For tasks that write text
             ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **more) -> ids``, where
             more is generation_config and what else was asked for.
-        stream: for text generation, the same as an iterator of new ids, int [1, n].
+        stream: for tasks that write text, the same as an iterator of new ids, int [1, n].
         batch_size: rows of a batch at most.
         progress: show a progress bar; None shows one on a terminal when the work will take a while.
         options: options of the task for every call; a call can override them.
@@ -120,14 +120,18 @@ class Pipeline:
                 nothing before its end, and for tasks that write no text.
         """
         if self.new_ids is None:
-            raise InputError(f"{self.task.name} has no stream here; a pipeline of text-generation over a model has one")
+            raise InputError(f"{self.task.name} has no stream here; pipelines over a model that write text have one")
         if not isinstance(prompt, str):
             raise InputError(
                 f"a stream is for one prompt, a text, and got {describe(prompt)}; call the pipeline for more"
             )
         options = self.task.options(self.options, **keywords)
-        ((example,),) = self.task.encode([prompt], options)
-        return self.task.stream(self.new_ids, example, options)
+        (examples,) = self.task.encode([prompt], options)
+        if len(examples) > 1:
+            raise InputError(
+                f"{self.task.name} reads this text in {len(examples)} parts, and a stream is of one; call the pipeline"
+            )
+        return self.task.stream(self.new_ids, examples[0], options)
 
     def _construction(self, keywords: dict) -> dict:
         """Options of the construction that change how inputs are read."""
@@ -152,25 +156,45 @@ class Pipeline:
                 done += len(chunk)
 
     def _results(self, items: Sequence, options: Options, rows: int, first: int, bar: "Progress") -> list:
-        """Results for items that are tokenized, sorted and batched together."""
-        examples = self.task.encode(items, options, first)
-        flat = [(number, example) for number, windows in enumerate(examples) for example in windows]
-        kept: list[list[dict]] = [[{} for _ in windows] for windows in examples]
-        places = [(number, place) for number, windows in enumerate(examples) for place in range(len(windows))]
-        left = [len(windows) for windows in examples]
-        for batch in self._batches([example for _, example in flat], rows):
-            outputs = self._forward([flat[i][1] for i in batch], options, rows)
-            finished = 0
-            for i, output in zip(batch, outputs, strict=True):
-                number, place = places[i]
+        """Results for items that are tokenized, sorted and batched together, in as many rounds as they need."""
+        results: list[Any] = [None] * len(items)
+        waiting = dict(enumerate(self.task.encode(items, options, first)))
+        begun: dict[int, float] = {}  # how much of an item is done, of those in several rows
+        ahead = 1.0  # what earlier rounds left of it, as a guess
+        while waiting:
+            more: dict[int, list[Example]] = {}
+            for finished in self._round(waiting, options, rows, begun, ahead):
+                for number, kept in finished:
+                    item, examples = items[number], waiting[number]
+                    again = self.task.again(item, examples, kept, options)
+                    if again is None:
+                        results[number] = self.task.decode(item, examples, kept, options)
+                        begun.pop(number, None)
+                    else:
+                        more[number] = again
+                bar.advance(sum(number not in more for number, _ in finished), sum(begun.values()))
+            waiting, ahead = more, ahead / 10
+        return results
+
+    def _round(
+        self, waiting: dict[int, list[Example]], options: Options, rows: int, begun: dict[int, float], ahead: float
+    ) -> Iterator[list[tuple[int, list[dict]]]]:
+        """For each batch, the items whose last row was in it, by number, with what the task keeps of all their rows."""
+        flat = [(number, place) for number, examples in waiting.items() for place in range(len(examples))]
+        kept: dict[int, list[dict]] = {number: [{} for _ in examples] for number, examples in waiting.items()}
+        left = {number: len(examples) for number, examples in waiting.items()}
+        for batch in self._batches([waiting[number][place] for number, place in flat], rows):
+            places = [flat[i] for i in batch]
+            outputs = self._forward([waiting[number][place] for number, place in places], options, rows)
+            finished = []
+            for (number, place), output in zip(places, outputs, strict=True):
                 kept[number][place] = output
                 left[number] -= 1
-                finished += left[number] == 0
-            bar.advance(finished)
-        return [
-            self.task.decode(item, windows, outputs, options)
-            for item, windows, outputs in zip(items, examples, kept, strict=True)
-        ]
+                if len(waiting[number]) > 1:
+                    begun[number] = 1 - ahead * (0.1 + 0.9 * left[number] / len(waiting[number]))
+                if not left[number]:
+                    finished.append((number, kept.pop(number)))
+            yield finished
 
     def _batches(self, examples: list[Example], rows: int) -> Iterator[list[int]]:
         """Numbers of the rows that go together, longest first: when memory is short, it shows at once."""
@@ -220,7 +244,7 @@ class Pipeline:
                 array[row, length - len(values) if left else 0 :][: len(values)] = values
             array[count:] = array[0]  # a row that attends to nothing would divide by zero, so these repeat a real one
             batch[name] = array
-        if not left:
+        if not left and not self.task.generates:
             batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
         return batch
 
@@ -260,16 +284,21 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def advance(self, items: int) -> None:
-        """So many more items are done; shows the bar once it is clear that the rest will take a while."""
+    def advance(self, items: int, begun: float = 0.0) -> None:
+        """So many more items are done; shows the bar once it is clear that the rest will take a while.
+
+        Args:
+            begun: how much is done of those that are not, together, in items.
+        """
         self.done += items
-        if self.bar is None and self.show is None and self.done:
+        done = self.done + begun
+        if self.bar is None and self.show is None and done:
             elapsed = time.monotonic() - self.start
-            expected = elapsed if self.total is None else elapsed / self.done * (self.total - self.done)
+            expected = elapsed if self.total is None else elapsed / done * (self.total - done)
             if expected > PROGRESS_AFTER:
                 self._open()
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done)
+            self.bar.update(self.task, completed=done)
 
     def _open(self) -> None:
         from rich.console import Console
@@ -288,4 +317,4 @@ def make_pipeline(
     name: str, forward: Callable[..., Any], tokenizer, config, folder=None, *, batch_size: int = 32, **options
 ) -> Pipeline:
     """The pipeline of a task by name, round a forward pass of any origin."""
-    return Pipeline(get_task(name)(tokenizer, config, folder), forward, batch_size=batch_size, **options)
+    return Pipeline(make_task(name, tokenizer, config, folder), forward, batch_size=batch_size, **options)

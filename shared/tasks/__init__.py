@@ -6,9 +6,12 @@ from shared.tasks.feature_extraction import FeatureExtractionTask
 from shared.tasks.fill_mask import FillMaskTask
 from shared.tasks.question_answering import QuestionAnsweringTask
 from shared.tasks.sentence_embedding import SentenceEmbeddingTask
+from shared.tasks.summarization import SummarizationTask
+from shared.tasks.text2text_generation import Text2TextGenerationTask
 from shared.tasks.text_classification import TextClassificationTask
 from shared.tasks.text_generation import TextGenerationTask
 from shared.tasks.token_classification import TokenClassificationTask
+from shared.tasks.translation import PAIR, TranslationTask
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
@@ -20,6 +23,9 @@ TASKS: dict[str, type[Task]] = {
         FillMaskTask,
         QuestionAnsweringTask,
         TextGenerationTask,
+        Text2TextGenerationTask,
+        SummarizationTask,
+        TranslationTask,
     )
 }
 
@@ -32,15 +38,29 @@ ALIASES = {
 
 
 def get_task(name: str) -> type[Task]:
-    """The class of a task, by its name or an alias of it.
+    """The class of a task, by its name or an alias of it; "translation_en_to_fr" is translation.
 
     Raises:
         InputError: for a name that is neither.
     """
     task = TASKS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    if task is None and isinstance(name, str) and PAIR.fullmatch(name):
+        task = TranslationTask
     if task is None:
         raise InputError(f"task {name!r} is not one of {', '.join([*TASKS, *ALIASES])}")
     return task
 
 
-__all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task"]
+def make_task(name: str, tokenizer, config, folder=None, generation_config=None) -> Task:
+    """A task by its name; see :class:`Task` and, for those that write text, shared.tasks.generation.GenerationTask.
+
+    Raises:
+        InputError: for an unknown name, or a tokenizer or a model that the task cannot work with.
+    """
+    made = get_task(name)
+    if made.generates:
+        return made(tokenizer, config, folder, generation_config, ALIASES.get(name, name))
+    return made(tokenizer, config, folder)
+
+
+__all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task", "make_task"]

@@ -72,12 +72,12 @@ class Task:
     """Base of all tasks.
 
     Args:
-        tokenizer: a fast tokenizer of Transformers.
+        tokenizer: a tokenizer of Transformers, a fast one unless the task can do with any.
         config: the model's TransformerConfig.
         folder: the checkpoint's folder, for tasks that read more files of it.
 
     Raises:
-        InputError: when the tokenizer is not a fast one (offsets need it), or lacks a token the task needs.
+        InputError: when the tokenizer is not a fast one where the task needs one, or lacks a token the task needs.
     """
 
     name: ClassVar[str]
@@ -86,12 +86,18 @@ class Task:
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[bool] = True  # outputs have a length axis, cut back to each row's own length
     padding_side: ClassVar[str] = "right"
+    fast_tokenizer: ClassVar[bool] = True  # it needs a fast one, for offsets
+    generates: ClassVar[bool] = False  # its forward pass is a model's `generate`
     buckets: bool = True  # batches are padded to a few shapes; False where the forward pass sees to that, or cannot
 
     def __init__(self, tokenizer, config, folder: str | os.PathLike | None = None):
-        if not getattr(tokenizer, "is_fast", False):
+        usable = (
+            getattr(tokenizer, "is_fast", False) if self.fast_tokenizer else hasattr(tokenizer, "convert_tokens_to_ids")
+        )
+        if not usable:
             raise InputError(
-                f"{self.name} got a tokenizer of type {type(tokenizer).__name__}, and needs a fast one: "
+                f"{self.name} got a tokenizer of type {type(tokenizer).__name__}, and needs "
+                f"{'a fast one' if self.fast_tokenizer else 'one of Transformers'}: "
                 "load it with transformers.AutoTokenizer.from_pretrained(...)"
             )
         self.tokenizer = tokenizer
@@ -175,6 +181,17 @@ class Task:
     def decode(self, item: Any, examples: Sequence[Example], outputs: Sequence[dict], options: Options) -> Any:
         """The result for one item, from what :meth:`reduce` kept of its rows."""
         raise NotImplementedError
+
+    def again(
+        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict], options: Options
+    ) -> list[Example] | None:
+        """More rows for an item that needs the model once more, made of what it gave; None when that can be decoded.
+
+        Args:
+            examples: the item's rows of this round.
+            outputs: what :meth:`reduce` kept of each.
+        """
+        return None
 
     def run(self, forward, batch: dict[str, np.ndarray], group: Any, options: Options) -> Mapping[str, Any]:
         """The forward pass; tasks that generate call it otherwise."""

@@ -13,6 +13,7 @@ from shared.pipeline import Pipeline, make_pipeline
 from shared.tasks import TASKS, get_task
 from shared.tasks.question_answering import best_spans
 from tests.reference import record_pipelines as reference
+from tests.shared import test_tasks_text2text as text2text
 from tests.shared.test_tasks_reference import make
 
 GOOD = dict.fromkeys(TASKS, "Ada Lovelace wrote") | {
@@ -31,6 +32,8 @@ def pipe_for(task: str, **options):
                 {"model_type": "bert", "vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2}
             )
             return make_pipeline(task, reference.NumpyModel(len(tokenizer)), tokenizer, config, **options)
+    if task in text2text.SEQ2SEQ:
+        return text2text.make(task, **options)[0]
     return make(task, "gpt2" if task == "text-generation" else "wordpiece", **options)
 
 
