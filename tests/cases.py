@@ -155,7 +155,15 @@ class Case:
     def write(self, folder: Path) -> Path:
         """Save the model with its random weights in Hugging Face layout."""
         cfg, spec = self.config, parameters(self.config, self.head)
-        save_checkpoint(folder, cfg, self.head, lambda path: _value(self.seed, path, spec[path]), np.float32)
+        # Where attention does not divide its scores by sqrt(head_dim), queries are as much smaller (T5), or softmax would be
+        # so steep that float32 does not tell a probability to five digits.
+        small = 1 if cfg.attention.scale_by_head_dim or cfg.decoder is None else cfg.attention.head_dim**-0.5
+
+        def value(path):
+            scale = small if path.endswith("query/kernel") else 1
+            return scale * _value(self.seed, path, spec[path])
+
+        save_checkpoint(folder, cfg, self.head, value, np.float32)
         return folder
 
     def inputs(self) -> dict[str, np.ndarray]:

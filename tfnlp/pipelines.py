@@ -12,9 +12,9 @@ def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
 
     Args:
         task: feature-extraction, sentence-embedding, text-classification, token-classification, fill-mask,
-            question-answering or text-generation.
+            question-answering, text-generation, summarization, translation or text2text-generation.
         model: a folder, a Hub id, or a model of this package with the task's head.
-        tokenizer: a fast tokenizer of Transformers; the checkpoint's own when None.
+        tokenizer: of Transformers, a fast one but for translation and its kin; the checkpoint's own when None.
         options: see shared.pipeline_loader.load_pipeline, and the task's options.
 
     Raises:

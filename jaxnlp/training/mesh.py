@@ -21,9 +21,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),  # [D, N x H]: each device some heads
     (r"attention/(query|key|value)/bias$", ("tensor",)),
     (r"attention/output/kernel$", ("tensor", "fsdp")),
-    (r"feed_forward/up/kernel$", ("fsdp", "tensor")),
-    (r"feed_forward/up/bias$", ("tensor",)),
+    (r"feed_forward/(gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"feed_forward/(gate|up)/bias$", ("tensor",)),
     (r"feed_forward/down/kernel$", ("tensor", "fsdp")),
+    (r"relative_attention/embedding$", (None, "tensor")),  # [buckets, N]
     (r"embeddings/word_embeddings/embedding$", ("tensor", "fsdp")),
     (r"lm_head/output/kernel$", ("fsdp", "tensor")),
     (r"lm_head/bias$", ("tensor",)),

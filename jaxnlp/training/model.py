@@ -16,13 +16,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxnlp.heads import HEADS
+from jaxnlp.layers import dropout
 from jaxnlp.losses import cross_entropy_sum
 from jaxnlp.pretrained import parameter_tree, split
 from jaxnlp.training.mesh import batch_sharding, partition, path_of
 from jaxnlp.transformer import Stack
 from shared.checkpoint import open_checkpoint
 from shared.config import TransformerConfig
-from shared.data.objectives import OBJECTIVES
+from shared.data.objectives import PRETRAINED_HEADS
 from shared.errors import InputError
 from shared.pretrained import check_head, fresh_plan, resolve_config
 
@@ -61,8 +62,8 @@ class LazyModel:
 
 
 def _known(head: str) -> str:
-    if head not in OBJECTIVES:
-        raise InputError(f"head is {head!r}; {' and '.join(OBJECTIVES)} can be pretrained")
+    if head not in PRETRAINED_HEADS:
+        raise InputError(f"head is {head!r}; {', '.join(PRETRAINED_HEADS)} can be pretrained")
     return head
 
 
@@ -90,15 +91,23 @@ class TrainingStack(nnx.Module):
         else:
             for i, layer in enumerate(layers):
                 setattr(self, f"layer_{i}", layer)
+        if stack.config.attention.relative_buckets:
+            self.relative_attention = stack.relative_attention
         if stack.config.norm.final:
             self.final_norm = stack.final_norm
 
-    def __call__(self, hidden_states, bias, cache=None, cache_index=None, rngs=None):
+    relative_bias = Stack.relative_bias
+
+    def keys_and_values(self, source):
+        """The source [B, S, D] as it is: each layer makes keys and values of it when its parameters are there."""
+        return source
+
+    def __call__(self, hidden_states, bias, cache=None, cache_index=None, rngs=None, source=None):
         """As Stack's, but for what only inference wants: no states, no probabilities, no cache."""
         key = None if rngs is None else rngs.dropout()
         order = self.config.layer_order
         graphdef, params = split(self.layers if self.scan else self.layer_0)
-        layer = _rematerialised(lambda *args: self._layer(graphdef, bias, key, *args), self.remat, self.scan)
+        layer = _rematerialised(lambda *args: self._layer(graphdef, bias, key, source, *args), self.remat, self.scan)
         x = rows_apart(hidden_states, self.mesh)
         if not self.scan:
             for step, i in enumerate(order):
@@ -112,13 +121,17 @@ class TrainingStack(nnx.Module):
                 return layer(mine if own else jax.tree.map(lambda p: p[mine], params), x, step), None
 
             x, _ = jax.lax.scan(one, x, (weights, steps))
-        return (self.final_norm(x) if self.config.norm.final else x), [], [], None
+        if self.config.norm.final:
+            x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
+        return x, [], [], None
 
-    def _layer(self, graphdef, bias, key, params, hidden_states, step):
-        """One layer on [B, T, D]."""
+    def _layer(self, graphdef, bias, key, source, params, hidden_states, step):
+        """One layer on [B, T, D]. source: of an encoder-decoder, ([B, S, D], bias)."""
         layer = nnx.merge(graphdef, gathered(params, self.mesh, self.dtype))
+        if source is not None:
+            source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
-        return rows_apart(layer(hidden_states, bias, step, rngs=rngs)[0], self.mesh)
+        return rows_apart(layer(hidden_states, bias, step, rngs=rngs, source=source)[0], self.mesh)
 
 
 def _rematerialised(layer, remat: str, scan: bool):
@@ -203,24 +216,25 @@ def trainable(model, *, dtype="float32", scan=False, remat="none", mesh: Mesh | 
     """
     cfg, dtype = model.config, jnp.dtype(dtype)
     _known(model.head)
+    stacks = {each.stack: each for each in (cfg, cfg.as_decoder())}  # one, or an encoder-decoder's two
 
     def build():
         built = HEADS[model.head](cfg, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-        stack = TrainingStack(getattr(built, cfg.stack), scan=scan, remat=remat, mesh=mesh, dtype=dtype)
-        setattr(built, cfg.stack, stack)
+        for name in stacks:
+            stack = TrainingStack(getattr(built, name), scan=scan, remat=remat, mesh=mesh, dtype=dtype)
+            setattr(built, name, stack)
         return built
 
     graphdef, abstract = split(nnx.eval_shape(build))
     paths = {}
     for keys, _ in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_of(keys)
-        count = cfg.num_layer_weights if STACKED in path else 1
+        count = stacks[path.split("/")[0]].num_layer_weights if STACKED in path else 1
         paths[path] = tuple(path.replace(STACKED, f"/layer_{i}/") for i in range(count))
 
     def loss(params, batch, key=None):
-        stack = params[cfg.stack]
-        around = gathered({k: v for k, v in params.items() if k != cfg.stack}, mesh, dtype)
-        whole = nnx.merge(graphdef, {**around, cfg.stack: stack})
+        around = gathered({k: v for k, v in params.items() if k not in stacks}, mesh, dtype)
+        whole = nnx.merge(graphdef, {**params, **around})
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = whole(**model_inputs(cfg, batch), rngs=rngs)["logits"]
         return cross_entropy_sum(logits, batch["labels"])
@@ -232,8 +246,11 @@ def model_inputs(cfg: TransformerConfig, batch: dict) -> dict:
     """What the model is called with for a batch of blocks: documents that share a row do not see each other.
 
     Args:
-        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document.
+        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document; for an encoder-decoder
+            input_ids and attention_mask [B, S], and decoder_input_ids [B, U].
     """
+    if cfg.decoder is not None:
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
     inputs = {"input_ids": batch["input_ids"]}
     if "segment_ids" in batch:
         segments = batch["segment_ids"]

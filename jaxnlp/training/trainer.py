@@ -19,11 +19,11 @@ from jaxnlp.training.model import LazyModel, reader
 from jaxnlp.training.step import make_step
 from shared import architectures
 from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import objective
+from shared.data.objectives import check_model, head_of
 from shared.errors import InputError, NonFiniteLossError
 from shared.training.chips import peak_of
 from shared.training.config import PretrainingConfig
-from shared.training.flops import token_flops
+from shared.training.flops import block_flops
 from shared.training.metrics_log import MetricsLog, NullLog
 from shared.training.prepare import Prepared
 from shared.training.run import RunConfig
@@ -60,13 +60,13 @@ def pretrain(
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Trains a language model on blocks, over all devices of all hosts; called in every process alike.
+    """Trains a language model or an encoder-decoder on blocks, over all devices of all hosts; called in every process alike.
 
     With a folder that has a checkpoint of the same run, it goes on from there as if it had never stopped. SIGTERM saves
     and returns.
 
     Args:
-        model: one of jaxnlp's with the causal-lm or masked-lm head, or a LazyModel; it is not changed.
+        model: one of jaxnlp's with the causal-lm, masked-lm or seq2seq-lm head, or a LazyModel; it is not changed.
         batches: this host's rows of every step (shared.data.batches).
         folder: of the run: checkpoints, run.json, metrics.jsonl. None writes nothing.
         held_out: a finite sequence of batches (shared.data.batches.held_out_batches) for ``config.evaluate_every``.
@@ -87,6 +87,7 @@ def pretrain(
         raise InputError("seconds cannot be kept by several hosts, whose clocks differ; give steps alone")
     if config.evaluate_every and not held_out:
         raise InputError(f"evaluate_every is {config.evaluate_every} and there are no held_out batches; give some")
+    check_model(batches.objective, model.config, model.head, batches.blocks.block_length)
     step = make_step(model, config, mesh)
     on_cpu = step.mesh.devices.flat[0].platform == "cpu"
     description = {
@@ -170,7 +171,7 @@ def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None =
             f"the prepared blocks have {prepared.training.block_length} tokens, the run's have {run.block_length}; prepare "
             "again, into another folder"
         )
-    head, seed = run.objective, run.model_seed
+    head, seed = head_of(run.objective), run.model_seed
     if run.name_or_path is not None:
         model = LazyModel.from_pretrained(run.name_or_path, head=head, seed=seed)
         if model.config.embedding.vocab_size < len(prepared.tokenizer):
@@ -180,7 +181,7 @@ def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None =
             )
     else:
         model = LazyModel.from_config(run.model_config(prepared.tokenizer), head=head, seed=seed)
-    what, rows = objective(run.objective, prepared.tokenizer, **run.objective_options), run.training.batch_size
+    what, rows = run.make_objective(prepared.tokenizer, model.config), run.training.batch_size
     hosts = {"seed": run.training.seed, "host_index": jax.process_index(), "host_count": jax.process_count()}
     return pretrain(
         model, Batches(prepared.training, what, rows, **hosts), run.training, folder,
@@ -227,7 +228,7 @@ def _progress(config: PretrainingConfig, number: int, seconds: float) -> float:
 def _log(folder, config, model, batches, mesh, resumed, options):
     if folder is None or not is_main():
         return NullLog()
-    flops = token_flops(model.config, batches.blocks.block_length).training
+    flops = block_flops(model.config, batches.objective, batches.blocks.block_length)
     peak = peak_of(mesh.devices.flat[0].device_kind)
     defaults = {"flops_per_token": flops, "peak_flops": None if peak is None else peak * mesh.size}
     return MetricsLog(folder, total_steps=config.steps, resumed_from=resumed, **{**defaults, **options})

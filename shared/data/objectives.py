@@ -1,24 +1,29 @@
-"""What a model is trained to say about a block of text: its next tokens, or the tokens that were hidden from it."""
+"""What a model is trained to say about a block of text: its next tokens, or those that were hidden from it.
 
-import json
+`CausalLM` and `MaskedLM` are here; the objectives of encoder-decoders are in denoising.py and gap_sentences.py.
+"""
+
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from shared.config import TransformerConfig
+from shared.data.denoising import SpanCorruption, TextInfilling
+from shared.data.encoder_decoder import IGNORED, EncoderDecoderObjective
+from shared.data.gap_sentences import GapSentences
 from shared.data.order import check_seed
+from shared.data.vocabulary import special_tokens, word_borders
 from shared.errors import InputError
-
-IGNORED = -100
-"""The label of a position that the loss leaves out."""
-
-# What the last or first character of a byte-level token is, as GPT-2's splitting into words tells them apart.
-SPACE, LETTER, DIGIT, OTHER, LINE = range(5)
 
 
 @dataclass(frozen=True)
 class CausalLM:
     """Predict each next token (GPT, Radford et al. 2018)."""
+
+    head = "causal-lm"
+    name = "causal-lm"
 
     def __call__(
         self, input_ids: np.ndarray, segment_ids: np.ndarray | None, positions: np.ndarray, seed: int
@@ -54,6 +59,9 @@ class MaskedLM:
 
     Special tokens are never chosen and never put in another's place.
     """
+
+    head = "masked-lm"
+    name = "masked-lm"
 
     def __init__(
         self,
@@ -94,16 +102,9 @@ class MaskedLM:
         self.mask_share = float(mask_share)
         self.random_share = float(random_share)
         self.mask_token_id = int(tokenizer.mask_token_id)
-        vocabulary = tokenizer.get_vocab()
-        special = set(tokenizer.all_special_ids)
-        special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._ordinary = np.asarray(sorted(set(vocabulary.values()) - special), dtype=np.int32)
-        if not self._ordinary.size:
-            raise InputError("the tokenizer has special tokens alone; there is nothing to mask")
-        size = max(max(vocabulary.values()), max(special)) + 1
-        self._is_special = np.ones(size, dtype=bool)
-        self._is_special[self._ordinary] = False
-        self._borders = _word_borders(tokenizer, size) if whole_words else None
+        self._is_special = special_tokens(tokenizer)
+        self._ordinary = np.flatnonzero(~self._is_special).astype(np.int32)
+        self._borders = word_borders(tokenizer) if whole_words else None
 
     def __repr__(self) -> str:
         """Its options: what a run is compared with when it is resumed."""
@@ -161,31 +162,67 @@ class MaskedLM:
         return _batch(hidden, labels, segment_ids)
 
 
-OBJECTIVES = ("causal-lm", "masked-lm")
+KINDS = {kind.name: kind for kind in (CausalLM, MaskedLM, SpanCorruption, TextInfilling, GapSentences)}
+
+OBJECTIVES = tuple(KINDS)
+"""The names of the objectives."""
+
+PRETRAINED_HEADS = tuple(dict.fromkeys(kind.head for kind in KINDS.values()))
+"""Heads that can be pretrained on blocks."""
 
 
-def objective(name: str, tokenizer=None, **options: Any) -> CausalLM | MaskedLM:
+def head_of(name: str) -> str:
+    """Returns the head of the models that an objective trains; raises InputError for a name that is none."""
+    return _kind(name).head
+
+
+def objective(name: str, tokenizer=None, **options: Any) -> CausalLM | MaskedLM | EncoderDecoderObjective:
     """Returns the objective of that name.
 
     Args:
-        name: "causal-lm" or "masked-lm".
-        tokenizer: the blocks' tokenizer; masked-lm needs it.
-        options: those of `MaskedLM`; causal-lm has none.
+        name: "causal-lm" or "masked-lm"; for encoder-decoders "span-corruption" (T5), "text-infilling" (BART, with its sentence
+            permutation) or "gap-sentences" (PEGASUS).
+        tokenizer: the blocks' tokenizer; all but causal-lm need it.
+        options: those of the class; causal-lm has none.
 
     Raises:
         InputError: another name, an option that the objective does not have, or no tokenizer where one is needed.
     """
-    if name not in OBJECTIVES:
-        raise InputError(f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)}")
-    known = ("probability", "whole_words", "mask_share", "random_share") if name == "masked-lm" else ()
+    kind = _kind(name)
+    parameters = inspect.signature(kind).parameters.values()
+    known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    if name == "causal-lm":
+    if kind is CausalLM:
         return CausalLM()
     if tokenizer is None:
-        raise InputError("masked-lm needs the tokenizer: which tokens are special, and which one masks")
-    return MaskedLM(tokenizer, **options)
+        raise InputError(f"{name} needs the tokenizer: which tokens are special, and which one masks")
+    return kind(tokenizer, **options)
+
+
+def check_model(what, config: TransformerConfig, head: str, block_length: int) -> None:
+    """Raises InputError where a model cannot learn an objective: an encoder-decoder's another model, and the other way round.
+
+    Args:
+        what: an objective, or any callable in its place, which then is taken to be one for models of one stack.
+        config: the model's.
+        head: the model's.
+        block_length: tokens of a block, whose source and target must fit the model's positions.
+    """
+    if isinstance(what, EncoderDecoderObjective) != (config.decoder is not None):
+        name, wanted = getattr(what, "name", repr(what)), getattr(what, "head", "causal-lm")
+        raise InputError(
+            f"{name} trains models with the head {wanted}; this one's is {head}: take another objective or model"
+        )
+    if config.decoder is not None:
+        what.check_model(config, block_length)
+
+
+def _kind(name: str) -> type:
+    if name not in KINDS:
+        raise InputError(f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)}")
+    return KINDS[name]
 
 
 def _batch(input_ids: np.ndarray, labels: np.ndarray, segment_ids: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -193,74 +230,3 @@ def _batch(input_ids: np.ndarray, labels: np.ndarray, segment_ids: np.ndarray | 
     if segment_ids is not None:
         batch["segment_ids"] = np.asarray(segment_ids, dtype=np.int32)
     return batch
-
-
-@dataclass(frozen=True)
-class _Borders:
-    """Where words begin, from two neighbouring tokens: `begins[id]` always, else where `last` and `first` differ."""
-
-    begins: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-
-    def starts(self, ids: np.ndarray, special: np.ndarray, segment_ids: np.ndarray | None) -> np.ndarray:
-        """Returns bool [B, T]: a word begins at each true position."""
-        starts = self.begins[ids] | special
-        before = self.last[ids[:, :-1]]
-        starts[:, 1:] |= special[:, :-1] | ((before != SPACE) & (before != self.first[ids[:, 1:]]))
-        if segment_ids is not None:
-            starts[:, 1:] |= segment_ids[:, 1:] != segment_ids[:, :-1]
-        starts[:, 0] = True
-        return starts
-
-
-def _word_borders(tokenizer, size: int) -> _Borders:
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    begins = np.zeros(size, dtype=bool)
-    first, last = np.zeros((2, size), dtype=np.int8)
-    if description["model"]["type"] == "WordPiece":
-        continued = description["model"]["continuing_subword_prefix"]
-        for index, token in tokens.items():
-            begins[index] = not token.startswith(continued)
-    elif _has_part(description, "ByteLevel"):
-        kinds = _byte_level_kinds()
-        for index, token in tokens.items():
-            body = token[1:] if token[:1] == "Ġ" and len(token) > 1 else token
-            first[index], last[index] = (kinds.get(character, LETTER) for character in (body[:1], body[-1:]))
-            begins[index] = kinds.get(token[:1]) in (SPACE, LINE)
-    elif description["model"]["type"] == "Unigram" or _has_part(description, "Metaspace") or "▁" in tokens.values():
-        for index, token in tokens.items():
-            begins[index] = token.startswith("▁")
-    else:
-        raise InputError(
-            f"whole_words needs WordPiece, byte-level or Unigram tokens, which say where words begin; this tokenizer is "
-            f"{description['model']['type']} without any of their marks: mask tokens instead (whole_words=False)"
-        )
-    return _Borders(begins, first, last)
-
-
-def _has_part(description: dict, kind: str) -> bool:
-    parts = [part for name in ("pre_tokenizer", "decoder") if (part := description.get(name))]
-    parts += [each for part in parts for each in part.get("pretokenizers", []) + part.get("decoders", [])]
-    return any(part["type"] == kind for part in parts)
-
-
-def _byte_level_kinds() -> dict[str, int]:
-    """The kind of each of the 256 characters that stand for bytes in byte-level tokens (GPT-2's table)."""
-    plain = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
-    kinds, moved = {}, 0
-    for byte in range(256):
-        character = chr(byte) if byte in plain else chr(256 + moved)
-        moved += byte not in plain
-        text = chr(byte)
-        if text == " ":
-            kinds[character] = SPACE
-        elif text.isspace() and byte < 128:
-            kinds[character] = LINE
-        elif text.isdigit() and byte < 128:
-            kinds[character] = DIGIT
-        else:
-            # A byte of 128 and more is part of a character in another script: most often a letter.
-            kinds[character] = LETTER if byte >= 128 or text.isalpha() else OTHER
-    return kinds

@@ -78,13 +78,15 @@ class ConsoleDisplay:
         total_steps: of the run.
         every_seconds: at least that long between two lines, where the console is no terminal.
         description: before the bar.
+        unit: what speeds are of.
     """
 
     def __init__(
-        self, console: Console | None, total_steps: int, every_seconds: float = 30.0, description: str = "pretraining"
-    ):
+        self, console: Console | None, total_steps: int, every_seconds: float = 30.0, description: str = "pretraining",
+        unit: str = "tokens",
+    ):  # fmt: skip
         self.console = console or Console(stderr=True)
-        self.total_steps, self.every_seconds = total_steps, every_seconds
+        self.total_steps, self.every_seconds, self.unit = total_steps, every_seconds, unit
         self.curve, self.bar = Curve(), None
         self.line, self.spoken = "", -math.inf  # the newest line that was not printed, and when one was
         if self.console.is_terminal:
@@ -120,8 +122,11 @@ class ConsoleDisplay:
         name = record.get("name", "held out")
         text = f"step {record['step']:,}: {name}"
         if "loss" in record:
-            text += f" loss {record['loss']:.4f}, perplexity {short(record['perplexity'])}"
-        self.print(text + "".join(f", {key} {_shown(value)}" for key, value in record.items() if key not in KNOWN))
+            text += f" loss {record['loss']:.4f}"
+        if "perplexity" in record:
+            text += f", perplexity {short(record['perplexity'])}"
+        known = (*KNOWN, self.unit)
+        self.print(text + "".join(f", {key} {_shown(value)}" for key, value in record.items() if key not in known))
 
     def print(self, text: str) -> None:
         """A line of text, above the bar where there is one."""
@@ -139,9 +144,11 @@ class ConsoleDisplay:
     def note(self, record: Mapping[str, Any], eta: float | None) -> str:
         """What stands beside the bar: as much as there is room for, the most telling first."""
         parts = [f"loss {record['smoothed_loss']:.3f}"]
-        if record.get("tokens_per_second") is not None:
-            parts += [f"{record['tokens_per_second']:,.0f} tok/s", f"ETA {duration(eta)}"]
-        parts.append(f"ppl {short(record['perplexity'])}")
+        rate = record.get(f"{self.unit}_per_second")
+        if rate is not None:
+            parts += [f"{_rate(rate)} {SHORT_UNITS.get(self.unit, self.unit)}/s", f"ETA {duration(eta)}"]
+        if "perplexity" in record:
+            parts.append(f"ppl {short(record['perplexity'])}")
         if record.get("mfu") is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
         if record.get("step_seconds") is not None:
@@ -159,12 +166,14 @@ class ConsoleDisplay:
         parts = [
             f"step {record['step']:,}/{self.total_steps:,} ({progress:.0%})",
             f"loss {record['smoothed_loss']:.3f}",
-            f"perplexity {short(record['perplexity'])}",
         ]
+        if "perplexity" in record:
+            parts.append(f"perplexity {short(record['perplexity'])}")
         if record.get("learning_rate") is not None:
             parts.append(f"learning rate {record['learning_rate']:.2e}")
-        if record.get("tokens_per_second") is not None:
-            parts += [f"{record['tokens_per_second']:,.0f} tokens/s", f"{step_time(record['step_seconds'])} a step"]
+        rate = record.get(f"{self.unit}_per_second")
+        if rate is not None:
+            parts += [f"{_rate(rate)} {self.unit}/s", f"{step_time(record['step_seconds'])} a step"]
         if record.get("mfu") is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
         if eta is not None:
@@ -173,6 +182,11 @@ class ConsoleDisplay:
 
 
 KNOWN = ("kind", "name", "step", "tokens", "loss", "perplexity", "seconds")
+SHORT_UNITS = {"tokens": "tok", "examples": "ex"}
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _shown(value: Any) -> str:

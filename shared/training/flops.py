@@ -6,7 +6,7 @@ What is computed a second time (rematerialisation) is the hardware's work and no
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.config import TransformerConfig
 from shared.errors import InputError
@@ -61,7 +61,7 @@ class TokenFlops:
 
 
 def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
-    """FLOPs of one token of a language model, counted exactly but for what the module leaves out.
+    """FLOPs of one token of a language model of one stack, counted exactly but for what the module leaves out.
 
     Every position goes through the head, as it does in training, masked language models included.
 
@@ -88,6 +88,85 @@ def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
         feed_forward=2 * layers * matrices * hidden * config.feed_forward.size,
         head=2 * (transform + head_size * table.vocab_size),
     )
+
+
+@dataclass(frozen=True)
+class PairFlops:
+    """FLOPs of an encoder-decoder on a source and a target.
+
+    source: of each source token: the encoder, and the keys and values that the decoder's layers make of it.
+    target: of each target token: the decoder, its attention to the source, and the head.
+    self_attention: of each target token, scores and values of the decoder's attention to itself, which are in `target` too.
+    """
+
+    source_length: int
+    target_length: int
+    source: TokenFlops
+    target: TokenFlops
+    self_attention: int
+
+    @property
+    def forward(self) -> int:
+        """The forward pass of the pair, attention in full."""
+        return self.source_length * self.source.forward + self.target_length * self.target.forward
+
+    @property
+    def forward_causal(self) -> float:
+        """The forward pass when no work is spent on tokens that come later, which the decoder alone has."""
+        return self.forward - self.target_length * self.self_attention / 2
+
+    @property
+    def training(self) -> int:
+        """Forward and backward, attention in full."""
+        return 3 * self.forward
+
+    @property
+    def training_causal(self) -> float:
+        """Forward and backward when no work is spent on tokens that come later."""
+        return 3 * self.forward_causal
+
+
+def pair_flops(config: TransformerConfig, source_length: int, target_length: int) -> PairFlops:
+    """FLOPs of an encoder-decoder on one source and one target, counted exactly but for what the module leaves out.
+
+    Args:
+        config: an encoder-decoder's.
+        source_length, target_length: tokens of each.
+
+    Raises:
+        InputError: the model is no encoder-decoder, or a length is below 1 or beyond the model's positions.
+    """
+    if config.decoder is None:
+        raise InputError(f"a {config.model_type} is no encoder-decoder; count its tokens with token_flops")
+    own, hidden = config.as_decoder(), config.hidden_size
+    layers, cross = own.num_layers, config.decoder.cross_attention
+    inner = cross.num_heads * cross.head_dim
+    source, target = token_flops(config, source_length), token_flops(own, target_length)
+    return PairFlops(
+        source_length,
+        target_length,
+        source=replace(source, projections=source.projections + 2 * layers * 2 * hidden * inner, head=0),
+        target=replace(
+            target,
+            projections=target.projections + 2 * layers * 2 * hidden * inner,
+            scores=target.scores + 2 * layers * source_length * inner,
+            values=target.values + 2 * layers * source_length * inner,
+        ),
+        self_attention=target.scores + target.values,
+    )
+
+
+def block_flops(config: TransformerConfig, objective, block_length: int) -> float:
+    """FLOPs of training for each token of a block of text, attention in full.
+
+    Args:
+        config: the model's.
+        objective: from shared.data.objectives; an encoder-decoder's says how long its sources and targets are.
+        block_length: tokens of a block.
+    """
+    if config.decoder is None:
+        return token_flops(config, block_length).training
+    return pair_flops(config, *objective.lengths(block_length)).training / block_length
 
 
 def six_n(num_parameters: int) -> int:

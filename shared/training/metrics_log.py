@@ -39,6 +39,8 @@ class MetricsLog:
             new run.
         console_seconds: at least that long between two lines, where the console is no terminal.
         description: before the bar.
+        unit: what a step's records count, and speeds are of: "tokens", each of which has a loss and so a perplexity; or
+            another word, such as "examples".
 
     Raises:
         InputError: a new run in a folder that has metrics already, a damaged metrics.jsonl, or a value not allowed.
@@ -59,17 +61,18 @@ class MetricsLog:
         resumed_from: int | None = None,
         console_seconds: float = 30.0,
         description: str = "pretraining",
+        unit: str = "tokens",
     ):
         for name, value in (("total_steps", total_steps), ("window", window)):
             if value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
         if flops_per_token is not None and peak_flops is not None:
             mfu(1.0, flops_per_token, peak_flops)  # raises for a peak that is not allowed, before the training
-        self.folder, self.total_steps = Path(folder), total_steps
+        self.folder, self.total_steps, self.unit = Path(folder), total_steps, unit
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self._losses: deque[float] = deque(maxlen=window)
         self._marks: deque[tuple[int, int, float, float]] = deque(maxlen=window + 1)
-        self._start, self._last_step, self._tokens = time.perf_counter(), resumed_from or 0, None
+        self._start, self._last_step, self._counted = time.perf_counter(), resumed_from or 0, None
         self._file = None
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,49 +90,52 @@ class MetricsLog:
         self._display = None
         if console:
             where = console if isinstance(console, Console) else None
-            self._display = ConsoleDisplay(where, total_steps, console_seconds, description)
+            self._display = ConsoleDisplay(where, total_steps, console_seconds, description, unit)
 
     def step(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Logs a training step; it may be called for some steps alone.
 
         Args:
-            record: "step" (steps done), "loss" (nats a token) and "tokens" (seen since the run began, resumed parts
-                included); and, as there are, "learning_rate", "seconds" (of training; without it, the time since this
-                log was made), "progress" (share of the run done; without it, of its steps), and any other number.
+            record: "step" (steps done), "loss" (nats a token) and "tokens", or what the unit is (seen since the run
+                began, resumed parts included); and, as there are, "learning_rate", "seconds" (of training; without it,
+                the time since this log was made), "progress" (share of the run done; without it, of its steps), and any
+                other number.
 
         Returns:
-            The record as written: with "perplexity", "smoothed_loss" (mean of the window) and, from the second
-            record on, "tokens_per_second", "step_seconds" and "mfu" where it is known, all over the window; and
-            "eta_seconds", which the file has not.
+            The record as written: with "perplexity" of a loss a token, "smoothed_loss" (mean of the window) and, from the
+            second record on, "tokens_per_second" (of the unit), "step_seconds" and "mfu" where it is known, all over the
+            window; and "eta_seconds", which the file has not.
 
         Raises:
             InputError: something is missing, or the step is not after the one before.
         """
         record = {key: plain(value) for key, value in record.items()}
-        missing = [key for key in ("step", "loss", "tokens") if record.get(key) is None]
+        missing = [key for key in ("step", "loss", self.unit) if record.get(key) is None]
         if missing:
             raise InputError(
                 f"the record of a step lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}"
             )
-        step, loss, tokens = record["step"], record["loss"], record["tokens"]
+        step, loss, counted = record["step"], record["loss"], record[self.unit]
         if step <= self._last_step:
             raise InputError(f"step {step} was logged after step {self._last_step}; steps must rise")
-        self._last_step, self._tokens = step, tokens
+        self._last_step, self._counted = step, counted
         seconds = record.setdefault("seconds", time.perf_counter() - self._start)
         progress = record.get("progress")
         progress = step / self.total_steps if progress is None else progress
         self._losses.append(loss)
-        record = {"kind": STEP, **record, "perplexity": perplexity(loss)}
+        record = {"kind": STEP, **record}
+        if self.unit == "tokens":
+            record["perplexity"] = perplexity(loss)
         record["smoothed_loss"] = sum(self._losses) / len(self._losses)
 
         eta = None
-        self._marks.append((step, tokens, seconds, progress))
-        first_step, first_tokens, first_seconds, first_progress = self._marks[0]
+        self._marks.append((step, counted, seconds, progress))
+        first_step, first_counted, first_seconds, first_progress = self._marks[0]
         elapsed = seconds - first_seconds
         if elapsed > 0:
-            record["tokens_per_second"] = (tokens - first_tokens) / elapsed
+            record[f"{self.unit}_per_second"] = (counted - first_counted) / elapsed
             record["step_seconds"] = elapsed / (step - first_step)
-            if self.flops_per_token is not None and self.peak_flops is not None:
+            if self.unit == "tokens" and self.flops_per_token is not None and self.peak_flops is not None:
                 record["mfu"] = mfu(record["tokens_per_second"], self.flops_per_token, self.peak_flops)
             if progress > first_progress:
                 eta = max(0.0, 1 - progress) * elapsed / (progress - first_progress)
@@ -143,18 +149,18 @@ class MetricsLog:
 
         Args:
             record: "step", and "loss" on held-out text (nats a token) or any other numbers; "name" when there is more
-                than one kind; "tokens" as in :meth:`step`, whose last value is taken otherwise.
+                than one kind; "tokens", or what the unit is, as in :meth:`step`, whose last value is taken otherwise.
 
         Returns:
-            The record as written: with the "perplexity" of a loss.
+            The record as written: with the "perplexity" of a loss a token.
         """
         record = {key: plain(value) for key, value in record.items()}
         if record.get("step") is None:
             raise InputError(f"the record of an evaluation lacks step; it has {', '.join(record) or 'nothing'}")
-        if self._tokens is not None:
-            record.setdefault("tokens", self._tokens)
+        if self._counted is not None:
+            record.setdefault(self.unit, self._counted)
         record = {"kind": EVALUATION, **record}
-        if "loss" in record:
+        if "loss" in record and self.unit == "tokens":
             record["perplexity"] = perplexity(record["loss"])
         self._write(record.get("name", EVALUATION), record)
         if self._display is not None:

@@ -124,11 +124,11 @@ def _corpus(run: RunConfig, folder: Path, workers: int, say) -> dict:
 
 
 def _tokenizer_settings(run: RunConfig) -> dict:
-    return _corpus_settings(run) | {"tokenizer": dict(run.tokenizer), "block_length": run.block_length}
+    return _corpus_settings(run) | {"tokenizer": run.tokenizer_options, "block_length": run.block_length}
 
 
 def _tokenizer(run: RunConfig, folder: Path, at: Path, say) -> dict:
-    options = dict(run.tokenizer)
+    options = run.tokenizer_options
     if "from" in options:
         from transformers import AutoTokenizer
 

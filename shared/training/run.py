@@ -9,14 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from shared.config import TransformerConfig
 from shared.data.cleaning import CleaningConfig
 from shared.data.corpus import STANDARD_LIBRARY_SKIPS, standard_library_folder
 from shared.data.duplicates import NearDuplicateConfig
 from shared.data.filters import FilterConfig
+from shared.data.gap_sentences import MASK
 from shared.data.licences import LicenceConfig
 from shared.data.masking import MaskingConfig
+from shared.data.objectives import check_model, head_of, objective
 from shared.errors import ConfigError, InputError
 from shared.training.config import PretrainingConfig
+
+SENTINELS = 100
+"""Of a tokenizer that is trained for span corruption: as many as T5's."""
 
 NAMED_SOURCES = ("standard-library", "installed-packages")
 """Corpora that every Python has: the source of its own library, and of the packages installed beside it."""
@@ -40,7 +46,7 @@ class RunConfig:
     tokenizer: options of shared.tokenizers.train.train_tokenizer; or ``{"from": folder or Hub id}`` to take one.
     block_length: tokens in a block, and the length that is trained on.
     segment_ids: whether attention stops where a document ends.
-    objective: "causal-lm" or "masked-lm".
+    objective: "causal-lm" or "masked-lm"; for an encoder-decoder "span-corruption", "text-infilling" or "gap-sentences".
     objective_options: of shared.data.objectives.objective.
     model: keys of config.json for a model with random values, the vocabulary's size and special tokens filled in; or
         ``{"from": folder or Hub id}`` to train one further.
@@ -60,6 +66,10 @@ class RunConfig:
     model: Mapping[str, Any] = field(default_factory=lambda: {"model_type": "gpt2"})
     model_seed: int = 0
     training: PretrainingConfig = field(default_factory=lambda: PretrainingConfig(steps=1000))
+
+    def __post_init__(self):
+        if head_of(self.objective) == "seq2seq-lm" and self.segment_ids:
+            raise InputError(f"{self.objective} takes blocks without segment_ids; set segment_ids=False")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "RunConfig":
@@ -81,6 +91,34 @@ class RunConfig:
     def name_or_path(self) -> str | None:
         """The model that is trained further; None for one from scratch."""
         return self.model.get("from")
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """`tokenizer`, and when it is to be trained, with the tokens that stand for what the objective takes out."""
+        options = dict(self.tokenizer)
+        if "from" not in options:
+            extra = list(options.get("extra_special_tokens", ()))
+            if self.objective == "span-corruption":
+                extra += [token for token in (f"<extra_id_{i}>" for i in range(SENTINELS)) if token not in extra]
+            elif self.objective == "gap-sentences" and MASK not in extra:
+                extra.append(MASK)
+            elif self.objective == "text-infilling" and options.get("kind") != "wordpiece":  # which has a mask token
+                options["special_tokens"] = {"mask_token": "<mask>", **options.get("special_tokens", {})}
+            if extra:
+                options["extra_special_tokens"] = extra
+        return options
+
+    def make_objective(self, tokenizer, config: TransformerConfig | None = None):
+        """The objective, told what starts the decoder's inputs of a model that has a decoder.
+
+        Args:
+            tokenizer: the blocks'.
+            config: the model's.
+        """
+        options = dict(self.objective_options)
+        if config is not None and config.decoder is not None and head_of(self.objective) == "seq2seq-lm":
+            options.setdefault("decoder_start_token_id", config.decoder.start_token_id)
+        return objective(self.objective, tokenizer, **options)
 
     @property
     def sources(self) -> list[tuple[Any, dict[str, Any]]]:
@@ -109,12 +147,20 @@ class RunConfig:
             token = getattr(tokenizer, f"{role}_token_id", None)
             if token is not None:
                 config.setdefault(f"{role}_token_id", token)
-        positions = "n_positions" if config.get("model_type") == "gpt2" else "max_position_embeddings"
-        config.setdefault(positions, self.block_length)
-        longest = config_from_hf(config).max_length
-        if longest < self.block_length:
+        what, longest = None, self.block_length
+        if head_of(self.objective) == "seq2seq-lm":
+            what = self.make_objective(tokenizer)
+            longest = max(what.lengths(self.block_length))
+            config.setdefault("decoder_start_token_id", what.decoder_start_token_id)
+        if config.get("model_type") != "t5":  # which has no positions to run out of
+            positions = "n_positions" if config.get("model_type") == "gpt2" else "max_position_embeddings"
+            config.setdefault(positions, longest)
+        made = config_from_hf(config)
+        if what is not None:
+            check_model(self.make_objective(tokenizer, made), made, f"that of a {made.model_type}", self.block_length)
+        elif made.max_length < self.block_length:
             raise ConfigError(
-                f"the model has {longest} positions, blocks have {self.block_length} tokens; make them agree"
+                f"the model has {made.max_length} positions, blocks have {self.block_length} tokens; make them agree"
             )
         return config
 

@@ -34,13 +34,17 @@ def checkpoints(tmp_path_factory):
     words = json.loads((tokenizers / "wordpiece.json").read_text())
     pieces = json.loads((tokenizers / "gpt2.json").read_text())
     bert = ENCODER | {"model_type": "bert", "vocab_size": 2000, "max_position_embeddings": 64}
+    unigram = json.loads((tokenizers / "unigram.json").read_text())
+    ids = {"vocab_size": 110, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    t5 = SIZES["t5"] | ids | {"model_type": "t5", "task_specific_params": T5_TASKS}
     gpt2 = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 2000, "n_positions": 64}
     for name, hf, head, tokenizer, special in (
         ("google-bert/bert-base-uncased", bert, "masked-lm", words, BERT_SPECIAL),
         ("openai-community/gpt2", gpt2, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
+        ("google-t5/t5-small", t5, "seq2seq-lm", unigram, T5_SPECIAL),
         ("demo/model", gpt2 | {"n_positions": 128}, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
     ):
-        (folder / name).parent.mkdir(parents=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Case(name, hf, head).write(folder / name)
         (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64} | special
@@ -52,6 +56,13 @@ BERT_SPECIAL = {
     "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]",
     "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
 }  # fmt: skip
+
+
+T5_SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+T5_TASKS = {
+    "summarization": {"prefix": "summarize: ", "max_length": 20, "min_length": 4, "num_beams": 4},
+    "translation_en_to_fr": {"prefix": "translate English to French: ", "max_length": 20, "num_beams": 4},
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

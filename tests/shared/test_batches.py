@@ -6,6 +6,8 @@ import pytest
 from shared.data.batches import Batches, held_out_batches
 from shared.data.objectives import objective
 from shared.errors import InputError
+from tests.shared.objective_blocks import blocks as sentences
+from tests.shared.objective_blocks import tokenizer
 
 
 class CountedBlocks:
@@ -101,6 +103,32 @@ def test_held_out_batches_of_hosts(hosts):
     for index in range(len(whole)):
         for key, value in whole[index].items():
             assert np.array_equal(value, np.concatenate([part[index][key] for part in parts]))
+
+
+@pytest.mark.parametrize("name", ["span-corruption", "text-infilling", "gap-sentences"])
+def test_batches_of_sources_and_targets(name):
+    """Each of one shape in all batches, those of the hosts together, and nothing to say in the rows that fill up."""
+
+    class Sentences:
+        def __len__(self):
+            return 10
+
+        def read(self, indices):
+            return {"input_ids": sentences(10, 24, stops=0.2)[indices]}
+
+    what = objective(name, tokenizer())
+    (source, target), held_out = what.lengths(24), held_out_batches(Sentences(), what, 8)
+    for batch in (*held_out, Batches(Sentences(), what, 8)[3]):
+        shapes = {key: value.shape for key, value in batch.items()}
+        assert shapes == dict.fromkeys(("input_ids", "attention_mask"), (8, source)) | dict.fromkeys(
+            ("decoder_input_ids", "labels"), (8, target)
+        )
+    labelled = (held_out[1]["labels"] != -100).any(axis=1)
+    assert labelled.tolist() == [True] * 2 + [False] * 6
+    whole = Batches(Sentences(), what, 8)
+    parts = [Batches(Sentences(), what, 8, host_index=host, host_count=2) for host in range(2)]
+    for key, value in whole[1].items():
+        assert np.array_equal(value, np.concatenate([part[1][key] for part in parts]))
 
 
 @pytest.mark.parametrize(

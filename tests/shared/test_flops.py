@@ -9,7 +9,7 @@ from shared.config import FeedForwardConfig
 from shared.errors import InputError
 from shared.parameters import parameters
 from shared.training.chips import CHIPS
-from shared.training.flops import mfu, palm_flops, six_n, token_flops
+from shared.training.flops import block_flops, mfu, pair_flops, palm_flops, six_n, token_flops
 
 GPT2_SMALL = {
     "model_type": "gpt2",
@@ -104,3 +104,60 @@ def test_chips():
         # A product of large matrices must stay bound by compute, a step of decoding by memory.
         assert 100 < chip.peak_flops_bf16 / chip.hbm_bandwidth < 1000
         assert 50e9 <= chip.link_bandwidth <= 100e9
+
+
+T5 = {
+    "model_type": "t5", "vocab_size": 11, "d_model": 8, "d_kv": 3, "d_ff": 20, "num_layers": 2, "num_decoder_layers": 3,
+    "num_heads": 2,
+}  # fmt: skip
+
+
+def test_a_small_t5_counted_by_hand():
+    """Heads are 2 x 3 wide in a model of 8; 5 source tokens, 4 target tokens."""
+    pair = pair_flops(config(**T5), 5, 4)
+    assert asdict(pair.source) == {
+        "embedding": 0,
+        "projections": 2 * 2 * 4 * 8 * 6 + 2 * 3 * 2 * 8 * 6,  # and keys and values of the decoder's 3 layers
+        "scores": 2 * 2 * 5 * 6,
+        "values": 2 * 2 * 5 * 6,
+        "feed_forward": 2 * 2 * 2 * 8 * 20,
+        "head": 0,
+    }
+    assert asdict(pair.target) == {
+        "embedding": 0,
+        "projections": 2 * 3 * (4 + 2) * 8 * 6,
+        "scores": 2 * 3 * (4 + 5) * 6,
+        "values": 2 * 3 * (4 + 5) * 6,
+        "feed_forward": 2 * 3 * 2 * 8 * 20,
+        "head": 2 * 8 * 11,
+    }
+    assert pair.forward == 5 * pair.source.forward + 4 * pair.target.forward and pair.training == 3 * pair.forward
+    assert pair.forward - pair.forward_causal == 4 * (2 * 3 * 4 * 6)  # half of scores and values, over 4 targets
+    assert pair.training_causal == 3 * pair.forward_causal
+    gated = pair_flops(config(**T5 | {"feed_forward_proj": "gated-gelu"}), 5, 4)
+    assert gated.source.feed_forward == pair.source.feed_forward * 3 // 2
+
+
+def test_a_pair_costs_what_its_parameters_multiply():
+    """Short rows of a large model: 2 FLOPs a parameter for each token that it multiplies."""
+    cfg = config(**T5 | {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "vocab_size": 1000})
+    sizes = {
+        path: parameter.size for path, parameter in parameters(cfg, "seq2seq-lm").items() if path.endswith("kernel")
+    }
+    of_source = sum(n for path, n in sizes.items() if path.startswith("encoder") or "cross_attention/key" in path
+                    or "cross_attention/value" in path)  # fmt: skip
+    pair = pair_flops(cfg, 3, 2)
+    assert pair.source.matrices == 2 * of_source
+    assert pair.target.matrices == 2 * (sum(sizes.values()) - of_source + 512 * 1000)  # the tied head
+
+
+def test_flops_of_a_block_are_its_objectives():
+    class Halves:
+        def lengths(self, block_length):
+            return block_length // 2, block_length // 4
+
+    assert block_flops(config(**T5), Halves(), 20) == pair_flops(config(**T5), 10, 5).training / 20
+    gpt2 = config(**GPT2_SMALL)
+    assert block_flops(gpt2, None, 64) == token_flops(gpt2, 64).training
+    with pytest.raises(InputError, match="gpt2 is no encoder-decoder"):
+        pair_flops(gpt2, 4, 4)

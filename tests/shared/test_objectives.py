@@ -5,8 +5,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shared.data.objectives import CausalLM, objective
+from shared.data.objectives import OBJECTIVES, PRETRAINED_HEADS, CausalLM, head_of, objective
 from shared.errors import InputError
+from tests.shared.objective_blocks import tokenizer as seq2seq_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROLES = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL))
@@ -160,6 +161,37 @@ def test_a_description_is_the_same_in_another_process():
     """A run that goes on compares it: options, and no address."""
     made = [repr(objective("masked-lm", word_piece(), probability=p)) for p in (0.15, 0.15, 0.2)]
     assert made[0] == made[1] != made[2] and "0x" not in made[0] + repr(objective("causal-lm"))
+
+
+def test_the_objectives_and_the_models_that_they_train():
+    assert OBJECTIVES == ("causal-lm", "masked-lm", "span-corruption", "text-infilling", "gap-sentences")
+    assert PRETRAINED_HEADS == ("causal-lm", "masked-lm", "seq2seq-lm")
+    assert [head_of(name) for name in OBJECTIVES] == ["causal-lm", "masked-lm", *["seq2seq-lm"] * 3]
+    with pytest.raises(InputError, match="causal-lm, masked-lm, span-corruption"):
+        head_of("mlm")
+    described = {}
+    for name, options in (
+        ("span-corruption", {"noise_density": 0.2}),
+        ("text-infilling", {"sentence_ends": ["."]}),
+        ("gap-sentences", {"ratio": [0.15, 0.45]}),
+    ):
+        made = [
+            repr(objective(name, seq2seq_tokenizer(), **more))
+            for more in ({}, {}, options, {"decoder_start_token_id": 7})
+        ]
+        assert made[0] == made[1] and len(set(made)) == 3 and not any("0x" in each for each in made)
+        described[name] = made[2]
+        with pytest.raises(InputError, match=f"{name} has no option probability; it has .*decoder_start_token_id"):
+            objective(name, seq2seq_tokenizer(), probability=0.1)
+        with pytest.raises(InputError, match="needs the tokenizer"):
+            objective(name)
+    assert described == {
+        "span-corruption": "SpanCorruption(noise_density=0.2, mean_span=3.0, decoder_start_token_id=0)",
+        "text-infilling": "TextInfilling(mask_share=0.3, mean_span=3.0, permute_sentences=0.0, sentence_ends=('.',), "
+        "decoder_start_token_id=1)",
+        "gap-sentences": "GapSentences(ratio=(0.15, 0.45), strategy='ind-orig', noise=0.0, target_share=0.5, "
+        "sentence_ends=None, decoder_start_token_id=0)",
+    }
 
 
 def test_errors_name_what_is_wrong():

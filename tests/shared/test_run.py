@@ -9,7 +9,7 @@ pytest.importorskip("array_record")
 pytest.importorskip("detect_secrets")
 
 from shared.errors import ConfigError, InputError
-from shared.training.prepare import open_prepared, prepare
+from shared.training.prepare import load_tokenizer, open_prepared, prepare
 from shared.training.run import RunConfig, load_run
 
 SMALL = {
@@ -130,3 +130,42 @@ def test_positions_must_do_for_the_blocks(run, made):
         short.model_config(made[1].tokenizer)
     with pytest.raises(InputError, match="leave vocab_size out"):
         RunConfig.of(run.to_dict() | {"model": {**SMALL["model"], "vocab_size": 20}}).model_config(made[1].tokenizer)
+
+
+SPANS = SMALL | {
+    "objective": "span-corruption",
+    "tokenizer": {"kind": "unigram", "vocab_size": 260},
+    "block_length": 32,
+    "model": {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+}
+
+
+def test_a_run_of_an_encoder_decoder(tmp_path):
+    run = RunConfig.of(SPANS | {"corpus": str(write_source(tmp_path / "source"))})
+    made = prepare(run, tmp_path / "made")
+    vocabulary = made.tokenizer.get_vocab()
+    assert {"<extra_id_0>", "<extra_id_99>"} <= set(vocabulary)
+    config = run.model_config(made.tokenizer)
+    assert config["decoder_start_token_id"] == made.tokenizer.pad_token_id and "max_position_embeddings" not in config
+    what = run.make_objective(made.tokenizer)
+    batch = what(made.training.read([0])["input_ids"], None, [0], 0)
+    assert batch["input_ids"].shape == (1, what.lengths(32)[0]) and vocabulary["<extra_id_0>"] in batch["input_ids"]
+
+
+def test_an_encoder_decoders_settings_that_make_no_sense_are_said(made):
+    with pytest.raises(InputError, match="set segment_ids=False"):
+        RunConfig.of(SPANS | {"segment_ids": True})
+    with pytest.raises(InputError, match="objective is 'mlm'"):
+        RunConfig.of(SPANS | {"objective": "mlm"})
+    tokenizer = load_tokenizer(made[0])
+    with pytest.raises(InputError, match="needs 2 sentinels"):
+        RunConfig.of(SPANS).model_config(tokenizer)
+    gpt2 = SPANS | {"model": SMALL["model"], "objective": "text-infilling", "objective_options": {"mask_share": 0.2}}
+    tokenizer.mask_token = "a"
+    with pytest.raises(
+        InputError, match="text-infilling trains models with the head seq2seq-lm; this one's is that of a gpt2"
+    ):
+        RunConfig.of(gpt2).model_config(tokenizer)
+    options = RunConfig.of(gpt2 | {"tokenizer": {"kind": "bpe"}}).tokenizer_options
+    assert options == {"kind": "bpe", "special_tokens": {"mask_token": "<mask>"}}
+    assert RunConfig.of(gpt2 | {"objective": "gap-sentences"}).tokenizer_options["extra_special_tokens"] == ["<mask_1>"]

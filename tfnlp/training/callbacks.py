@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from shared.errors import CheckpointError, InputError, NonFiniteLossError
 from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
-from shared.training.flops import token_flops
+from shared.training.flops import pair_flops, token_flops
 from shared.training.metrics_log import MetricsLog, NullLog
 from shared.training.schedules import due
 from tfnlp.pretrained import parameter_tree
@@ -255,9 +255,18 @@ class PretrainingLog(keras.callbacks.Callback):
             return
         # Not when the training begins: by now a BackupAndRestore has put the run where it was, wherever in the list it is.
         step, source = int(self.model.step.numpy()), self.model.source
-        self._tokens = source.shape[0] * source.shape[1] * source.hosts
+        config, length = self.model.model.config, source.shape[1]
+        if config.decoder is None:
+            flops = token_flops(config, length).training
+        else:  # tokens of text are counted, of which a source has not all
+            pair, blocks = (
+                pair_flops(config, length, source.shapes["labels"][1]),
+                getattr(source.batches, "blocks", None),
+            )
+            length = getattr(blocks, "block_length", length)
+            flops = pair.training / length
+        self._tokens = source.shape[0] * length * source.hosts
         left = (self.params["epochs"] - epoch) * self.params["steps"] - self.model.first_batch
-        flops = token_flops(self.model.model.config, source.shape[1]).training
         kind = MetricsLog if is_main_worker(self.model) else NullLog
         self._total = step + left
         self._log = kind(

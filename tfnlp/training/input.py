@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from shared.errors import InputError
 
+NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
+"""What a batch may have."""
+
 
 class Source:
     """Where the batches of a dataset come from, and which is the first that its next iterator gives.
@@ -21,11 +24,13 @@ class Source:
         self.step = start
         self.error: Exception | None = None
         first = self.read(0)
-        self.names = tuple(name for name in ("input_ids", "labels", "segment_ids") if name in first)
-        if self.names[:2] != ("input_ids", "labels") or set(self.names) != set(first):
+        self.names = tuple(name for name in NAMES if name in first)
+        if self.names[:2] != NAMES[:2] or set(self.names) != set(first):
             raise InputError(
-                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids"
+                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids, or for an "
+                "encoder-decoder attention_mask and decoder_input_ids"
             )
+        self.shapes = {name: first[name].shape for name in self.names}
         self.shape = first["input_ids"].shape
         """Rows of this host in a step, and their length."""
         self.hosts = getattr(batches, "host_count", 1)
@@ -52,7 +57,8 @@ def block_dataset(
     Args:
         batches: ``shared.data.batches.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
             dict of ``input_ids``, ``labels`` and, where documents in a block are to stay apart, ``segment_ids``, each
-            int32 [B, T]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give
+            int32 [B, T]; for an encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and
+            ``labels`` [B, U]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give
             ``Batches`` the worker's ``host_index`` and ``host_count``.
         steps: how many batches an iteration has; None for all of a sequence, and no end for a stream, which wants
             ``steps_per_epoch`` of fit.
@@ -60,7 +66,7 @@ def block_dataset(
         strategy: the one the model was made under, when it has one; each of its replicas gets an equal share of the rows.
 
     Returns:
-        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, T]; the order
+        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, ...]; the order
         is that of the steps. Transformed further, it forgets its position, so that no run can go on in the middle of it.
 
     Raises:
@@ -108,16 +114,16 @@ def _replicas(source: Source, context: tf.distribute.InputContext) -> int:
 
 
 def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
-    rows, length = source.shape
+    rows = source.shape[0]
 
     def load(index):
         arrays = tf.numpy_function(source.arrays, [index], [tf.int32] * len(source.names))
         batch = dict(zip(source.names, arrays))
-        for array in arrays:
-            array.set_shape((rows, length))
+        for name, array in batch.items():
+            array.set_shape(source.shapes[name])
         if replicas == 1:
             return batch
-        return {name: tf.reshape(array, (replicas, rows // replicas, length)) for name, array in batch.items()}
+        return {name: tf.reshape(x, (replicas, rows // replicas, x.shape[1])) for name, x in batch.items()}
 
     numbers = tf.data.Dataset.counter() if source.steps is None else tf.data.Dataset.range(source.steps)
     dataset = numbers.map(load)  # one after the other: the Python inside could not run at the same time anyway

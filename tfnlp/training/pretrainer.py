@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.data.objectives import OBJECTIVES
+from shared.data.objectives import PRETRAINED_HEADS, check_model
 from shared.errors import InputError
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training.input import Source
@@ -38,8 +38,8 @@ class Pretrainer(keras.Model):
     the loss of the last step.
 
     Args:
-        model: a causal or masked language model of this package, made under the tf.distribute strategy it is to be
-            trained with. It is trained in place: save it, or generate with it, as ever.
+        model: a causal or masked language model or an encoder-decoder of this package, made under the tf.distribute strategy
+            it is to be trained with. It is trained in place: save it, or generate with it, as ever.
         accumulation: micro-batches a step is computed in, one after the other. The rows of a replica must divide into
             them.
         seed: of dropout.
@@ -49,10 +49,10 @@ class Pretrainer(keras.Model):
     """
 
     def __init__(self, model, *, accumulation: int = 1, seed: int = 0):
-        if getattr(model, "head", None) not in OBJECTIVES:
+        if getattr(model, "head", None) not in PRETRAINED_HEADS:
             raise InputError(
                 f"a {getattr(model, 'head', type(model).__name__)} model cannot be pretrained on blocks; "
-                f"its head must be {' or '.join(OBJECTIVES)}"
+                f"its head must be {' or '.join(PRETRAINED_HEADS)}"
             )
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it is a number of micro-batches, 1 or more")
@@ -165,8 +165,7 @@ class Pretrainer(keras.Model):
 
         if pieces == 1:
             return one(batch)
-        rows, length = batch["labels"].shape
-        batch = {name: tf.reshape(ids, (pieces, rows // pieces, length)) for name, ids in batch.items()}
+        batch = {name: tf.reshape(ids, (pieces, ids.shape[0] // pieces, ids.shape[1])) for name, ids in batch.items()}
 
         def add(index, *sums):
             more = one({name: tf.gather(ids, index) for name, ids in batch.items()})
@@ -294,6 +293,9 @@ class Pretrainer(keras.Model):
                 f"the dataset ends after {source.steps} batches, and {what} is to take {steps}; leave that out, or make the "
                 f"dataset with steps={steps}"
             )
+        if hasattr(source.batches, "objective") and hasattr(source.batches.blocks, "block_length"):
+            length = source.batches.blocks.block_length
+            check_model(source.batches.objective, self.model.config, self.model.head, length)
         distributed = not isinstance(data, tf.data.Dataset)
         if distributed != (self._distribute_strategy is not None):
             raise InputError(
@@ -324,12 +326,15 @@ def model_inputs(config, batch: Mapping) -> dict:
     """What the model is called with for a batch of blocks: documents that share a row do not see each other.
 
     Args:
-        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document.
+        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document; for an encoder-decoder
+            input_ids and attention_mask [B, S], and decoder_input_ids [B, U], which are returned.
 
     Returns:
         input_ids; and with segments the attention_mask bool [B, T, T] and position_ids int32 [B, T], which begin again
         with each document.
     """
+    if config.decoder is not None:
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
     inputs = {"input_ids": batch["input_ids"]}
     if "segment_ids" in batch:
         segments = batch["segment_ids"]

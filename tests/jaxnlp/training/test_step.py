@@ -137,5 +137,5 @@ def test_what_does_not_fit_the_devices_is_said(changes, message):
 
 
 def test_only_language_models_are_pretrained():
-    with pytest.raises(InputError, match="causal-lm and masked-lm can be pretrained"):
+    with pytest.raises(InputError, match="causal-lm, masked-lm, seq2seq-lm can be pretrained"):
         LazyModel.from_config(GPT2, head="token-classification")
