@@ -54,7 +54,10 @@ def main(
     ] = "",
     mesh: Annotated[str, typer.Option(help="Chips along each axis, such as data=-1,fsdp=16,tensor=1.")] = "data=-1",
     batch_per_chip: Annotated[int, typer.Option(help="Rows of a batch, divided by the chips.")] = 4,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in a row.")] = 1024,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a row; of an encoder-decoder, in a source.")] = 1024,
+    target_length: Annotated[
+        int, typer.Option(help="Tokens in a target of an encoder-decoder; 0 for as many as in a source.")
+    ] = 0,
     accumulation: Annotated[int, typer.Option(help="Pieces that a batch is computed in.")] = 1,
     remat: Annotated[str, typer.Option(help=f"What is computed again: {', '.join(REMAT)}.")] = "none",
     scan: Annotated[bool, typer.Option("--scan/--no-scan", help="One compiled layer for all.")] = True,
@@ -83,7 +86,7 @@ def main(
         if model or sweep:
             raise InputError(f"{run_file} says which model and how; leave out --model and --sweep")
         model, name, config, sequence_length, segment_ids = described_run(run_file, overrides or [], dropout)
-        report = check(name, model, config, slice_of_pod, sequence_length, head_room, hlo, segment_ids)
+        report = check(name, model, config, slice_of_pod, sequence_length, head_room, hlo, segment_ids, target_length)
         raise typer.Exit(show(name, config, report, head_room, as_json))
     config = PretrainingConfig(
         steps=1, batch_size=batch_per_chip * len(slice_of_pod.devices), accumulation=accumulation, remat=remat, scan=scan,
@@ -96,7 +99,9 @@ def main(
             print(json.dumps(rows, indent=2))
         raise typer.Exit(0 if any(row["fits"] for row in rows) else 1)
     name = model or "gpt2"
-    report = check(name, model_of(name, dropout), config, slice_of_pod, sequence_length, head_room, hlo)
+    report = check(
+        name, model_of(name, dropout), config, slice_of_pod, sequence_length, head_room, hlo, False, target_length
+    )
     raise typer.Exit(show(name, config, report, head_room, as_json))
 
 
@@ -118,6 +123,7 @@ def show(name: str, config: PretrainingConfig, report, head_room: float, as_json
 def described_run(file: Path, overrides: list[str], dropout: bool):
     """(LazyModel, its name, PretrainingConfig, sequence length, whether rows hold several documents) of a run's file."""
     from jaxnlp.training.model import LazyModel
+    from shared.data.objectives import head_of
     from shared.training.run import load_run
 
     settings = load_run(file, overrides)
@@ -132,7 +138,7 @@ def described_run(file: Path, overrides: list[str], dropout: bool):
         known = {"vocab_size": settings.tokenizer["vocab_size"]} if "vocab_size" in settings.tokenizer else {}
         config = resolve_config({**known, **settings.model}, {})
     config = config if dropout else config.without_dropout()
-    model = LazyModel.from_config(config, head=settings.objective)
+    model = LazyModel.from_config(config, head=head_of(settings.objective))
     return model, file.stem, settings.training, settings.block_length, settings.segment_ids
 
 
@@ -162,18 +168,22 @@ def model_of(name: str, dropout: bool):
     from shared.pretrained import resolve_config
 
     config = resolve_config(described, {})
-    head = "causal-lm" if config.causal else "masked-lm"
+    head = "seq2seq-lm" if config.decoder is not None else "causal-lm" if config.causal else "masked-lm"
     return LazyModel.from_config(config if dropout else config.without_dropout(), head=head)
 
 
-def check(name, model, config: PretrainingConfig, slice_of_pod, sequence_length, head_room, hlo="", segment_ids=False):
+def check(
+    name, model, config: PretrainingConfig, slice_of_pod, sequence_length, head_room, hlo="", segment_ids=False,
+    target_length=0,
+):  # fmt: skip
     """Compile one step, with the time it takes shown on standard error."""
     from jaxnlp.training.compile_report import compile_step
 
     with progress(f"compiling {name} for {slice_of_pod.name}"):
         return compile_step(
-            model, config, slice_of_pod, sequence_length, head_room, segment_ids=segment_ids, save_text=hlo or None
-        )
+            model, config, slice_of_pod, sequence_length, head_room, segment_ids=segment_ids,
+            target_length=target_length or None, save_text=hlo or None,
+        )  # fmt: skip
 
 
 @contextmanager

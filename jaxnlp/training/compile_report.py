@@ -24,7 +24,7 @@ from jaxnlp.training.step import make_step
 from jaxnlp.training.topology import Topology
 from shared.errors import InputError
 from shared.training.config import PretrainingConfig
-from shared.training.flops import mfu, token_flops
+from shared.training.flops import mfu, pair_flops, token_flops
 
 PRESETS: dict[str, dict] = {
     "gpt2": {"model_type": "gpt2"},
@@ -160,6 +160,7 @@ def compile_step(
     head_room: float = 0.05,
     *,
     segment_ids: bool = False,
+    target_length: int | None = None,
     save_text: str | None = None,
 ) -> StepReport:
     """Compiles a training step for a slice of a pod, and reports on it.
@@ -168,9 +169,10 @@ def compile_step(
         model: what is trained; its parameters are never made.
         config: its batch_size counts rows over all chips; its mesh must fit the slice.
         topology: from jaxnlp.training.topology.
-        sequence_length: tokens in a row.
+        sequence_length: tokens in a row; of an encoder-decoder, in a source.
         head_room: share of a chip's memory that must stay free, for the next batch and what the runtime keeps.
         segment_ids: rows hold several documents, which attention keeps apart.
+        target_length: tokens in a target of an encoder-decoder; by default as many as in a source.
         save_text: a file to write the compiled program to, as text.
 
     Raises:
@@ -178,10 +180,17 @@ def compile_step(
     """
     if config.parallelism != "jit":
         raise InputError(f"parallelism={config.parallelism!r} is compiled for the devices that are there; check 'jit'")
-    flops_per_token = token_flops(model.config, sequence_length).training
+    lengths = {"input_ids": sequence_length}
+    if model.config.decoder is None:
+        flops_per_token = token_flops(model.config, sequence_length).training
+        lengths |= dict.fromkeys(("labels", "segment_ids")[: 2 if segment_ids else 1], sequence_length)
+    else:
+        target_length = target_length or sequence_length
+        flops_per_token = pair_flops(model.config, sequence_length, target_length).training / sequence_length
+        lengths |= {"attention_mask": sequence_length, "decoder_input_ids": target_length, "labels": target_length}
     mesh = make_mesh(config.mesh, topology.devices)
     step = make_step(model, config, mesh)
-    shape = jax.ShapeDtypeStruct((config.batch_size, sequence_length), jnp.int32)
+    batch = {name: jax.ShapeDtypeStruct((config.batch_size, n), jnp.int32) for name, n in lengths.items()}
     chips, tokens = len(topology.devices), config.batch_size * sequence_length
     common = {
         "topology": topology.name, "chips": chips, "mesh": dict(mesh.shape), "tokens": tokens,
@@ -190,8 +199,7 @@ def compile_step(
     }  # fmt: skip
     kept = {name: _bytes_a_chip(step.abstract[key], step.shardings[key]) for name, key in KEPT.items()}
     available, start = topology.chip.hbm_bytes, time.perf_counter()
-    names = ("input_ids", "labels", "segment_ids")[: 3 if segment_ids else 2]
-    lowered = step.lower(dict.fromkeys(names, shape))
+    lowered = step.lower(batch)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
