@@ -1,4 +1,10 @@
-"""The losses a model computes when it is given labels: means over what is labelled, as Transformers has them."""
+"""The losses a model computes when it is given labels: means over what is labelled, as Transformers has them.
+
+``label_smoothing`` e takes the share e of the weight from the label and spreads it evenly over all C classes (Szegedy et
+al. 2016, https://arxiv.org/abs/1512.00567), as torch.nn.CrossEntropyLoss does; 0.0 is the plain cross-entropy.
+"""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,48 +13,56 @@ IGNORED = -100
 """A label that does not count."""
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits, labels, label_smoothing=0.0):
     """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
-    total, count = cross_entropy_sum(logits, labels)
+    total, count = cross_entropy_sum(logits, labels, label_smoothing)
     return total / count
 
 
-def cross_entropy_sum(logits, labels):
+def cross_entropy_sum(logits, labels, label_smoothing=0.0):
     """The sum of negative log-likelihoods, and how many there are: sums add up over batches, hosts and devices.
 
     Args:
         logits: [..., C]; the arithmetic is in float32 whatever they are.
         labels: int [...], IGNORED where nothing is labelled.
+        label_smoothing: a number known when the program is traced, from 0 to below 1.
 
     Returns:
         the sum over labelled positions in nats, float32; their count, float32.
     """
-    return jnp.sum(_negative_log_likelihood(logits, labels)), jnp.sum(labels != IGNORED, dtype=jnp.float32)
+    each = _negative_log_likelihood(logits, labels, label_smoothing)
+    return jnp.sum(each), jnp.sum(labels != IGNORED, dtype=jnp.float32)
 
 
-@jax.custom_vjp
-def _negative_log_likelihood(logits, labels):
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _negative_log_likelihood(logits, labels, label_smoothing):
     """logits [..., C], labels [...] -> float32 [...], 0 where the label is IGNORED.
 
     With a gradient of its own: of all that has the size of the logits, the logits alone are kept for it, as they are.
     """
-    return _negative_log_likelihood_forward(logits, labels)[0]
+    return _negative_log_likelihood_forward(logits, labels, label_smoothing)[0]
 
 
-def _negative_log_likelihood_forward(logits, labels):
+def _negative_log_likelihood_forward(logits, labels, label_smoothing):
     x = logits.astype(jnp.float32)
     maximum = x.max(axis=-1)
     log_total = maximum + jnp.log(jnp.sum(jnp.exp(x - maximum[..., None]), axis=-1))
     counted = labels != IGNORED
-    picked = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
-    return jnp.where(counted, log_total - picked.astype(jnp.float32), 0.0), (logits, labels, log_total)
+    wanted = jnp.take_along_axis(logits, jnp.where(counted, labels, 0)[..., None], axis=-1)[..., 0].astype(jnp.float32)
+    if label_smoothing:
+        wanted = (1 - label_smoothing) * wanted + label_smoothing * x.mean(axis=-1)
+    return jnp.where(counted, log_total - wanted, 0.0), (logits, labels, log_total)
 
 
-def _negative_log_likelihood_backward(residuals, cotangent):
+def _negative_log_likelihood_backward(label_smoothing, residuals, cotangent):
     logits, labels, log_total = residuals
     is_label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+    if label_smoothing:
+        wanted = (1 - label_smoothing) * is_label + label_smoothing / logits.shape[-1]
+    else:
+        wanted = is_label
     probabilities = jnp.exp(logits.astype(jnp.float32) - log_total[..., None])
-    gradient = (probabilities - is_label) * jnp.where(labels != IGNORED, cotangent, 0.0)[..., None]
+    gradient = (probabilities - wanted) * jnp.where(labels != IGNORED, cotangent, 0.0)[..., None]
     return gradient.astype(logits.dtype), None
 
 

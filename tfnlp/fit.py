@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+import keras
 import tensorflow as tf
 
 from shared.errors import InputError
-from shared.inputs import TOKEN_INPUTS
+from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS
 from tfnlp.losses import IGNORED
 
 
@@ -15,8 +16,34 @@ class Fit:
     Labels come as ``y`` or inside the inputs, under the names of ``targets`` (``labels``, ``start_positions``, ...) or
     of the outputs; they mean the same whichever loss is used. ``compile(optimizer)`` trains with the head's own loss.
     With ``compile(optimizer, loss=...)``, the loss and the metrics see the head's logits alone, labels of -100 are
-    masked for them, and a causal language model's labels are shifted for them as they are for its own loss.
+    masked for them, and a causal language model's labels are shifted for them as they are for its own loss. The decoder of
+    an encoder-decoder that is fed no ``decoder_input_ids`` reads the labels, wherever they come from, moved to the right.
     """
+
+    def train_step(self, data):
+        """A step of fit."""
+        return super().train_step(self._with_targets(data))
+
+    def test_step(self, data):
+        """A step of evaluate."""
+        return super().test_step(self._with_targets(data))
+
+    def _with_targets(self, data):
+        """A batch whose inputs have the labels as well, where the decoder is to read them."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if self.head != "seq2seq-lm" or (isinstance(x, Mapping) and "decoder_input_ids" in x):
+            return data
+        x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
+        return x | self._labels(x, y), y, sample_weight
+
+    def _symbolic_build(self, iterator=None, data_batch=None):
+        # Under a strategy, Keras shows losses and metrics the mean of the replicas' batches, for its shapes: floats, of ids.
+        if data_batch is not None:
+            whole = tf.nest.map_structure(
+                lambda x: tf.cast(x, tf.int32) if tf.is_tensor(x) and x.dtype == tf.float64 else x, data_batch
+            )
+            data_batch = self._with_targets(whole)
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The total loss of a batch: compile's loss, or the head's own, plus what layers and regularizers add."""
@@ -41,7 +68,8 @@ class Fit:
     def predict_step(self, data):
         """The outputs for a batch; labels among the inputs are left out."""
         x = data[0] if isinstance(data, tuple) else data
-        x = {name: x[name] for name in TOKEN_INPUTS if name in x} if isinstance(x, Mapping) else x
+        if isinstance(x, Mapping):
+            x = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
         return self(x, training=False)
 
     def _labels(self, x, y) -> dict:

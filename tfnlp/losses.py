@@ -2,36 +2,82 @@
 
 ``sample_weight`` [B], or of the labels' shape, multiplies each term; the mean divides by the number of terms, not by
 the sum of the weights, as Keras' own losses do.
+
+``label_smoothing`` e takes the share e of the weight from the label and spreads it evenly over all C classes (Szegedy et
+al. 2016, https://arxiv.org/abs/1512.00567), as torch.nn.CrossEntropyLoss does; 0.0 is the plain cross-entropy.
 """
 
+import keras
 import tensorflow as tf
+
+from shared.errors import InputError
 
 IGNORED = -100
 """A label that does not count."""
 
 
-def cross_entropy(logits, labels, sample_weight=None):
+def cross_entropy(logits, labels, sample_weight=None, label_smoothing=0.0):
     """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
-    total, count = cross_entropy_sum(logits, labels, sample_weight)
+    total, count = cross_entropy_sum(logits, labels, sample_weight, label_smoothing)
     return total / count
 
 
-def cross_entropy_sum(logits, labels, sample_weight=None):
+def cross_entropy_sum(logits, labels, sample_weight=None, label_smoothing=0.0):
     """The sum of negative log-likelihoods, and how many there are: sums add up over batches, hosts and devices.
 
     Args:
         logits: [..., C]; the arithmetic is in float32 whatever they are.
         labels: int [...], IGNORED where nothing is labelled.
+        label_smoothing: a number from 0 to below 1.
 
     Returns:
         the sum over labelled positions in nats, float32; their count, float32.
     """
     counted = tf.not_equal(labels, IGNORED)
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        labels=tf.where(counted, labels, tf.zeros_like(labels)), logits=tf.cast(logits, tf.float32)
-    )
+    each = _negative_log_likelihood(logits, tf.where(counted, labels, tf.zeros_like(labels)), label_smoothing)
     counted = tf.cast(counted, tf.float32)
     return tf.reduce_sum(_weighted(each * counted, sample_weight)), tf.reduce_sum(counted)
+
+
+def _negative_log_likelihood(logits, labels, label_smoothing):
+    """logits [..., C], labels int [...], none of them IGNORED -> float32 [...]."""
+    logits = tf.cast(logits, tf.float32)
+    if not label_smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    classes = logits.shape[-1]
+    spread = label_smoothing / classes
+    wanted = tf.one_hot(labels, classes, on_value=1 - label_smoothing + spread, off_value=spread)
+    return tf.nn.softmax_cross_entropy_with_logits(labels=tf.stop_gradient(wanted), logits=logits)
+
+
+@keras.saving.register_keras_serializable(package="tfnlp")
+class SmoothedCrossEntropy(keras.losses.Loss):
+    """Cross-entropy with label smoothing over class ids and logits, for ``compile(loss=SmoothedCrossEntropy(0.1))``.
+
+    keras.losses.SparseCategoricalCrossentropy has no smoothing, and CategoricalCrossentropy wants the targets written out,
+    [..., C]. Under compile, labels of -100 are left out, of the mean as well.
+
+    Args:
+        label_smoothing: the share of the weight that is spread over all classes, from 0 to below 1.
+
+    Raises:
+        InputError: it is out of that range.
+    """
+
+    def __init__(self, label_smoothing=0.1, name="smoothed_cross_entropy", **options):
+        super().__init__(name=name, **options)
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing is {label_smoothing}; it must be a share from 0 to below 1")
+        self.label_smoothing = float(label_smoothing)
+
+    def call(self, y_true, y_pred):
+        labels = tf.cast(y_true, tf.int32)
+        counted = tf.not_equal(labels, IGNORED)
+        each = _negative_log_likelihood(y_pred, tf.where(counted, labels, 0), self.label_smoothing)
+        return tf.where(counted, each, 0.0)
+
+    def get_config(self):
+        return super().get_config() | {"label_smoothing": self.label_smoothing}
 
 
 def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):

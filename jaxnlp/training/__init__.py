@@ -1,22 +1,32 @@
-"""Pretraining on one CPU or a TPU pod: mesh, step, input, checkpoints, and the loop over them."""
+"""Pretraining on one CPU or a TPU pod, and fine-tuning: mesh, steps, input, checkpoints, and the loops over them."""
 
 from jaxnlp.training.checkpoints import read_run
 from jaxnlp.training.distributed import barrier, is_main, start
 from jaxnlp.training.export import export
+from jaxnlp.training.fit import FitResult, fit
+from jaxnlp.training.fit_step import FitStep, loss_terms
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.step import make_step
 from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
 from shared.training.config import PretrainingConfig
+from shared.training.fit_config import FitConfig
+from shared.training.generated import GenerationScorer
 
 __all__ = [
+    "FitConfig",
+    "FitResult",
+    "FitStep",
+    "GenerationScorer",
     "LazyModel",
     "PretrainingConfig",
     "Result",
     "barrier",
     "evaluate",
     "export",
+    "fit",
     "is_main",
+    "loss_terms",
     "make_mesh",
     "make_step",
     "pretrain",

@@ -23,6 +23,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     Args:
         steps: of the run; the rate stays at its last value after them.
         peak, schedule, warmup_share, final_share: see ``shared.training.schedules.learning_rate_at``.
+        accumulation: batches a step is made of, where the optimizer has as many gradient_accumulation_steps: Keras counts
+            batches.
     """
 
     def __init__(
@@ -33,18 +35,20 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         schedule: str = "cosine",
         warmup_share: float = 0.05,
         final_share: float = 0.05,
+        accumulation: int = 1,
     ):
-        if steps < 1:
-            raise InputError(f"steps is {steps}; a run has at least 1")
+        if steps < 1 or accumulation < 1:
+            raise InputError(f"steps is {steps} and accumulation {accumulation}; a run has at least 1 of each")
         self.options = {"peak": peak, "schedule": schedule, "warmup_share": warmup_share, "final_share": final_share}
+        self.accumulation = accumulation
         self.rates = np.array([learning_rate_at((s + 0.5) / steps, **self.options) for s in range(steps)], np.float32)
 
     def __call__(self, step):
-        step = tf.minimum(tf.cast(step, tf.int32), len(self.rates) - 1)
+        step = tf.minimum(tf.cast(step, tf.int32) // self.accumulation, len(self.rates) - 1)
         return tf.gather(tf.constant(self.rates), step)
 
     def get_config(self):
-        return {"steps": len(self.rates), **self.options}
+        return {"steps": len(self.rates), **self.options, "accumulation": self.accumulation}
 
 
 @register
@@ -66,6 +70,84 @@ class AdamW(keras.optimizers.AdamW):
         self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * corrected * mean / root)
 
 
+@register
+class Adafactor(keras.optimizers.Optimizer):
+    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) without first moments, as optax and jaxnlp have it.
+
+    keras.optimizers.Adafactor is another: it keeps the second moments written out beside their factors, and so saves no
+    memory; it factors small matrices, too, and along the last two axes instead of the two largest; and its learning rate
+    is never above 1 / sqrt(step), whatever it is set to.
+
+    Args:
+        learning_rate: relative to the root mean square of each parameter; 1e-3 is usual (Raffel et al. 2020).
+        beta_2_decay: the decay of the second moments at step t is 1 - t ** beta_2_decay.
+        epsilon_1: added to squared gradients. epsilon_2: smallest root mean square of a parameter.
+        clip_threshold: largest root mean square of a parameter's update.
+        least_factored: matrices with fewer rows or columns are not factored.
+        options: of every optimizer of Keras: weight_decay, global_clipnorm, gradient_accumulation_steps, ...
+    """
+
+    def __init__(
+        self, learning_rate=1e-3, *, beta_2_decay: float = -0.8, epsilon_1: float = 1e-30, epsilon_2: float = 1e-3,
+        clip_threshold: float = 1.0, least_factored: int = 128, name: str = "adafactor", **options,
+    ):  # fmt: skip
+        super().__init__(learning_rate=learning_rate, name=name, **options)
+        self.beta_2_decay, self.epsilon_1, self.epsilon_2 = beta_2_decay, epsilon_1, epsilon_2
+        self.clip_threshold, self.least_factored = clip_threshold, least_factored
+
+    def _factored(self, shape) -> tuple[int, int] | None:
+        """The two largest axes, the larger one last; None where the moments are kept whole."""
+        shape = tuple(shape)
+        if len(shape) < 2:
+            return None
+        second, first = (int(axis) for axis in np.argsort(shape)[-2:])
+        return (second, first) if shape[second] >= self.least_factored else None
+
+    def build(self, var_list):
+        if self.built:
+            return
+        super().build(var_list)
+        self._moments = []
+        for variable in var_list:
+            shape, factored = tuple(variable.shape), self._factored(variable.shape)
+            shapes = (
+                [shape] if factored is None else [(*shape[:axis], *shape[axis + 1 :]) for axis in reversed(factored)]
+            )
+            self._moments.append(
+                [self.add_variable(shape=each, dtype=variable.dtype, name=f"{variable.name}_moment") for each in shapes]
+            )
+
+    def update_step(self, gradient, variable, learning_rate):
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        decay = 1 - tf.pow(step, tf.cast(self.beta_2_decay, variable.dtype))
+        square, factored = tf.square(gradient) + self.epsilon_1, self._factored(variable.shape)
+        moments = self._moments[self._get_variable_index(variable)]
+        means = [square] if factored is None else [tf.reduce_mean(square, axis) for axis in reversed(factored)]
+        for moment, mean in zip(moments, means):
+            self.assign(moment, decay * moment + (1 - decay) * mean)
+        if factored is None:
+            update = gradient * tf.math.rsqrt(tf.convert_to_tensor(moments[0]))
+        else:
+            (second, first), (rows, columns) = factored, (tf.convert_to_tensor(moment) for moment in moments)
+            mean = tf.reduce_mean(rows, second - 1 if second > first else second, keepdims=True)
+            update = gradient * tf.expand_dims(tf.math.rsqrt(rows / mean), first)
+            update *= tf.expand_dims(tf.math.rsqrt(columns), second)
+        update /= tf.maximum(1.0, _root_mean_square(update) / self.clip_threshold)
+        learning_rate, size = tf.cast(learning_rate, variable.dtype), _root_mean_square(tf.convert_to_tensor(variable))
+        if self.weight_decay and self._use_weight_decay(variable):
+            size /= 1 - learning_rate * self.weight_decay  # Keras has decayed it already
+        self.assign_sub(variable, learning_rate * tf.maximum(size, self.epsilon_2) * update)
+
+    def get_config(self):
+        names = "beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "least_factored"
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+def _root_mean_square(x):
+    return tf.sqrt(tf.reduce_mean(tf.square(x)))
+
+
 def make_optimizer(
     name: str,
     learning_rate,
@@ -76,18 +158,20 @@ def make_optimizer(
     beta2: float | None = None,
     epsilon: float = 1e-8,
     clip_norm: float | None = 1.0,
+    accumulation: int = 1,
 ) -> keras.optimizers.Optimizer:
     """An optimizer for a model, made under the model's own tf.distribute strategy.
 
     Args:
-        name: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018; Keras' own, which saves no memory: it
-            keeps the second moments unfactored as well) or "lion" (Chen et al. 2023).
+        name: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018) or "lion" (Chen et al. 2023).
         learning_rate: a :class:`Schedule`, any other of Keras', or a number.
         model: a model of this package, whose biases and norms will not decay.
         weight_decay: decoupled: multiplied with the learning rate, and with nothing else.
         beta1, beta2: decay of the moments, for adamw (beta2 0.95 when None) and lion (0.99).
         epsilon: of adamw.
         clip_norm: largest global norm of the gradients of the whole batch; None for no limit.
+        accumulation: batches whose gradients' mean is one step: Keras' gradient_accumulation_steps, each batch weighing the
+            same. A :class:`Schedule` goes by such steps. (A Pretrainer has its own, which weighs tokens.)
 
     Raises:
         InputError: no such optimizer, or a number that is out of range.
@@ -98,14 +182,21 @@ def make_optimizer(
         raise InputError(f"weight_decay is {weight_decay} and clip_norm {clip_norm}; at least 0, and above 0 or None")
     if isinstance(learning_rate, int):
         learning_rate = float(learning_rate)
-    options = {"learning_rate": learning_rate, "weight_decay": weight_decay, "global_clipnorm": clip_norm}
+    if accumulation < 1:
+        raise InputError(f"accumulation is {accumulation}; it is a number of batches, 1 or more")
+    options = {"weight_decay": weight_decay, "global_clipnorm": clip_norm}
+    if accumulation > 1:
+        options["gradient_accumulation_steps"] = accumulation
+        if isinstance(learning_rate, Schedule):
+            learning_rate = Schedule(**(learning_rate.get_config() | {"accumulation": accumulation}))
+    options["learning_rate"] = learning_rate
     with model.distribute_strategy.scope():
         if name == "adamw":
             optimizer = AdamW(beta_1=beta1, beta_2=0.95 if beta2 is None else beta2, epsilon=epsilon, **options)
         elif name == "lion":
             optimizer = keras.optimizers.Lion(beta_1=beta1, beta_2=0.99 if beta2 is None else beta2, **options)
         else:
-            optimizer = keras.optimizers.Adafactor(relative_step=False, **options)
+            optimizer = Adafactor(**options)
     still = [variable for path, variable in parameter_tree(model).items() if not decays(path)]
     optimizer.exclude_from_weight_decay(var_list=still)
     return optimizer
