@@ -28,6 +28,7 @@ AUTO_CLASSES = {
     "base": "AutoModel",
     "masked-lm": "AutoModelForMaskedLM",
     "causal-lm": "AutoModelForCausalLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
@@ -172,12 +173,17 @@ def compare(
         start = time.perf_counter()
         forward(batch)
         report.forward_seconds[name] = time.perf_counter() - start
-        if head == "causal-lm" and max_new_tokens:
+        if head in ("causal-lm", "seq2seq-lm") and max_new_tokens:
             prompt = batch["input_ids"][:1, np.asarray(batch["attention_mask"][0], bool)]
-            prompt = prompt[:, : max(1, config.max_length - max_new_tokens)]  # room to go on, however long the input
-            count = min(max_new_tokens, config.max_length - prompt.shape[1])
-            (report.generated[name],) = _continued(generate, prompt, np.ones_like(prompt), count)
-            report.generated_together[name] = _continued(generate, *_with_its_half(prompt, config), count)
+            if config.decoder is None:
+                prompt = prompt[
+                    :, : max(1, config.max_length - max_new_tokens)
+                ]  # room to go on, however long the input
+                count = min(max_new_tokens, config.max_length - prompt.shape[1])
+            else:
+                count = min(max_new_tokens, config.decoder.max_length - 1)
+            (report.generated[name],) = _continued(generate, config, prompt, np.ones_like(prompt), count)
+            report.generated_together[name] = _continued(generate, config, *_with_its_half(prompt, config), count)
     _fill_rows(report, outputs, batch["attention_mask"])
     return report
 
@@ -208,36 +214,50 @@ def make_inputs(checkpoint: Checkpoint, config, head: str, inputs=None) -> dict[
         rng = np.random.default_rng(0)
         lengths = [min(n, config.max_length) for n in (12, 7, 3)]
         rows = [rng.integers(0, config.embedding.vocab_size, n).tolist() for n in lengths]
+        if config.classification.token == "last_eos":
+            rows = [[*(i for i in row[:-1] if i != config.eos_token_id), config.eos_token_id] for row in rows]
     length = max(map(len, rows))
     pad = config.pad_token_id if config.pad_token_id is not None else 0
     batch = {
         "input_ids": np.array([row + [pad] * (length - len(row)) for row in rows], np.int32),
         "attention_mask": np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows], np.int32),
     }
+    if config.decoder is not None and head in ("base", "seq2seq-lm"):
+        # Of a few tokens: what matters is that all are told the same.
+        ids = np.random.default_rng(0).integers(0, config.decoder.embedding.vocab_size, (len(rows), DECODED), np.int32)
+        batch["decoder_input_ids"] = ids
     if head == "multiple-choice":  # [B, T] -> [1, choices, T]
         batch = {name: value[None] for name, value in batch.items()}
     return batch
 
 
-def _continued(generate, prompts: np.ndarray, mask: np.ndarray, count: int) -> list[list[int]]:
+DECODED = 5
+"""Tokens that a decoder is given."""
+
+
+def _continued(generate, config, prompts: np.ndarray, mask: np.ndarray, count: int) -> list[list[int]]:
     ids = np.asarray(generate(prompts, mask, count))
-    return ids[:, prompts.shape[1] :].tolist()
+    return ids[:, prompts.shape[1] if config.decoder is None else 1 :].tolist()
 
 
 def _with_its_half(prompt: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, int32 [2, T], of a prompt [1, T] and its first half, padded on the left."""
+    """Ids and mask, int32 [2, T], of a prompt [1, T] and its first half, padded on the left; of a source, on the right."""
     length = prompt.shape[1]
     half = max(1, length // 2)
+    where = slice(length - half, None) if config.decoder is None else slice(half)
     mask = np.ones((2, length), np.int32)
-    mask[1, : length - half] = 0
+    mask[1] = 0
+    mask[1, where] = 1
     ids = np.repeat(prompt, 2, axis=0)
     ids[1] = config.pad_token_id if config.pad_token_id is not None else 0
-    ids[1, length - half :] = prompt[0, :half]
+    ids[1, where] = prompt[0, :half]
     return ids, mask
 
 
 def _tokenized(checkpoint, config, texts) -> list[list[int]]:
-    encoded = checkpoint.tokenizer()(texts, truncation=True, max_length=config.max_length)["input_ids"]
+    tokenizer = checkpoint.tokenizer()
+    limit = min(config.max_length, int(min(tokenizer.model_max_length, 10**9)))
+    encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     if not all(encoded):
         raise InputError("an input has no token the tokenizer knows; leave it out")
     return encoded
@@ -255,7 +275,7 @@ def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
         return _arrays(call(**batch))
 
     def generate(prompts, mask, count):
-        return model.generate(prompts, mask, max_new_tokens=count)
+        return model.generate(prompts, mask, max_new_tokens=count, do_sample=False, num_beams=1)
 
     return forward, generate
 

@@ -7,6 +7,7 @@ import pytest
 
 from shared.errors import ConfigError, InputError
 from shared.generation import GenerationConfig
+from shared.parity import compare
 from tests.cases import Case, cases
 from tests.engines import difference
 
@@ -124,3 +125,11 @@ def test_greedy_ids_are_those_of_whole_passes(nlp, name):
         logits = np.asarray(model(input_ids=ids, position_ids=positions)["logits"])
         ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], axis=1)
     assert np.array_equal(out, ids)
+
+
+def test_encoder_decoders_are_compared_too(tmp_path):
+    case = next(case for case in cases() if case.name == "bart-seq2seq-lm")
+    report = compare(case.write(tmp_path / "m"), frameworks=("tf", "jax"), max_new_tokens=4)
+    assert report.ok and report.same_ids
+    assert {row.output for row in report.rows} == {"logits", "encoder_last_hidden_state"}
+    assert len(report.generated["jax"]) == 4 and len(report.generated_together["tf"]) == 2
