@@ -1,0 +1,280 @@
+"""Fine-tuning a model of any head, from the first step or from the last checkpoint to the end: the loop, in one piece."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxnlp.pretrained import update
+from jaxnlp.training.checkpoints import Checkpoints
+from jaxnlp.training.distributed import Preemption
+from jaxnlp.training.fit_step import FitStep
+from jaxnlp.training.mesh import make_mesh
+from shared import architectures
+from shared.errors import InputError, NonFiniteLossError
+from shared.frameworks import keep_heap
+from shared.inputs import IGNORED
+from shared.training.best import Best
+from shared.training.fit_config import FitConfig, is_time
+from shared.training.generated import one_pass
+from shared.training.metrics_log import MetricsLog, NullLog
+from shared.training.schedules import due
+
+BEST = "best"
+"""The folder of the best model, below the run's."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fine-tuning ended.
+
+    model: with the parameters of the last step.
+    steps, examples: done and seen, those of resumed parts included; seconds: of training, without evaluations.
+    loss: of the last step.
+    history: what each evaluation of this part found, and its "step".
+    best: {"value", "step"} of the best evaluation, by ``config.best_metric``; None where nothing was evaluated.
+    best_folder: where that model is, in Hugging Face layout; None without a folder or an evaluation.
+    stopped_early: whether patience ran out. preempted: whether it was asked to stop; resuming goes on.
+    """
+
+    model: Any
+    steps: int
+    examples: int
+    seconds: float
+    loss: float
+    history: list[dict[str, float]]
+    best: dict[str, float] | None
+    best_folder: Path | None
+    stopped_early: bool
+    preempted: bool
+
+
+def fit(
+    model,
+    batches,
+    config: FitConfig | None = None,
+    folder: str | Path | None = None,
+    *,
+    validation=None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    tokenizer=None,
+    loss: Callable | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    data: Mapping[str, Any] | None = None,
+    log: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains a model on batches with labels, over all devices of this process.
+
+    With a folder that has a checkpoint of the same run, it goes on from there as if it had never stopped, over the batches
+    that are left of the epoch. SIGTERM saves and returns.
+
+    Args:
+        model: one of jaxnlp's with any head that learns something; it is not changed.
+        batches: dicts of NumPy arrays [B, ...], the model's inputs and labels: ``shared.data.pairs.PairBatches`` or anything
+            with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each is an optimizer step.
+            Without ``len()``, ``config.steps`` is needed.
+        folder: of the run: ``best/``, checkpoints to resume from, run.json, metrics.jsonl. None writes nothing.
+        validation: batches for the validation loss, which the evaluations have as "loss".
+        evaluate: ``(model) -> {name: number}``: whatever else the evaluations are to have, such as a GenerationScorer's ROUGE.
+            The model is for this call alone: training goes on in its memory.
+        tokenizer: saved with the best model.
+        loss, model_options: as FitStep's.
+        mesh: by default all devices along "data".
+        data: what identifies the data in run.json; by default how many batches there are.
+        log: options of MetricsLog: console, tensorboard, wandb, description.
+
+    Raises:
+        InputError: settings, batches, an evaluation or a folder's run that do not fit.
+        NonFiniteLossError: the loss is not a number; the best model and the last checkpoint are from before.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+    config = FitConfig() if config is None else config
+    evaluates = bool(config.evaluate_every) and (validation is not None or evaluate is not None)
+    total = _check(batches, config, validation, evaluate, evaluates)
+    best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
+    mesh = make_mesh() if mesh is None else mesh
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if on_cpu:
+        keep_heap()
+    step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
+    count = {"batches": len(batches) if hasattr(batches, "__len__") else None}
+    description = {
+        "model": architectures.hf_config(model.config, model.head),
+        "head": model.head,
+        "data": count if data is None else dict(data),
+    }
+    at = {"step": 0, "epoch": 0, "batch": 0, "examples": 0, "seconds": 0.0, "loss": math.nan, "best": best.to_dict()}
+    history, preempted = [], False
+    with ExitStack() as stack:
+        checkpoints = None if folder is None else stack.enter_context(Checkpoints(folder, config, description))
+        if checkpoints is not None and checkpoints.latest is not None:
+            state, at = checkpoints.restore(step.abstract, step.shardings)
+            best.restore(at["best"])
+        else:
+            state = step.init_state()
+        resumed = at["step"] if checkpoints is not None and checkpoints.resumes else None
+        writer = stack.enter_context(_log(folder, total, resumed, log or {}))
+        window, preemption = _Window(writer, at["loss"]), stack.enter_context(Preemption())
+        if resumed:
+            writer.message(f"going on after step {resumed}")
+        if evaluates and at["step"] == 0 and hasattr(evaluate, "try_out"):
+            _try_out(evaluate, _as_model(model, state, mesh), best, validation is not None)
+
+        clock = time.perf_counter() - at["seconds"]
+        remaining = 0 if best.is_over else total - at["step"]
+        stream = itertools.islice(_stream(batches, at["epoch"], at["batch"]), remaining)
+        for number, (epoch, index, batch, ends_epoch) in enumerate(stream, at["step"] + 1):
+            # the middle of the step, so that neither the first nor the last one is wasted on a rate of nothing
+            rate = config.learning_rate_at((number - 0.5) / total)
+            state, known = step(state, step.put(batch), rate)
+            if on_cpu:
+                # One at a time: with several in flight, sums over host devices can wait for each other's threads for ever.
+                jax.block_until_ready(known)
+            last = number == total
+            at |= {"step": number, "examples": at["examples"] + _examples(batch)}
+            at |= {"epoch": epoch + ends_epoch, "batch": 0 if ends_epoch else index + 1}
+            at["seconds"] = time.perf_counter() - clock
+            window.add({name: at[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate}, known)
+            preempted = preemption.asked(number)
+            evaluation = evaluates and is_time(config.evaluate_every, number, ends_epoch, last)
+            saves = is_time(config.save_every, number, ends_epoch, last) or preempted
+            if due(number, config.log_every, total) or evaluation or saves or last:
+                at["loss"] = window.write()  # nothing is evaluated or saved that has not been found finite
+            if evaluation:
+                began, now = time.perf_counter(), _as_model(model, state, mesh)
+                results = {} if validation is None else {"loss": step.evaluate(state["params"], one_pass(validation))}
+                results |= {} if evaluate is None else evaluate(now)
+                history.append({"step": number, **results})
+                writer.evaluation({"name": "validation", **history[-1]})
+                if best.update(number, results) and folder is not None:
+                    now.save_pretrained(Path(folder).expanduser() / BEST, tokenizer)
+                at["best"] = best.to_dict()
+                clock += time.perf_counter() - began
+            if checkpoints is not None and (saves or best.is_over):
+                checkpoints.save(number, state, at)
+            if best.is_over:
+                writer.message(
+                    f"stopped: no better {best.name} than {best.value} of step {best.step} for {best.since} times"
+                )
+            if preempted:
+                writer.message(f"asked to stop: {'saved' if checkpoints else 'stopped'} after step {number}")
+            if best.is_over or preempted:
+                break
+    folder = None if folder is None or best.value is None else Path(folder).expanduser() / BEST
+    return FitResult(
+        _as_model(model, state, mesh), at["step"], at["examples"], at["seconds"], at["loss"], history,
+        None if best.value is None else {"value": best.value, "step": best.step}, folder, best.is_over,
+        preempted and at["step"] < total,
+    )  # fmt: skip
+
+
+def _check(batches, config: FitConfig, validation, evaluate, evaluates: bool) -> int:
+    """The number of steps, once everything has been found to go together."""
+    if jax.process_count() > 1:
+        raise InputError(
+            f"fit trains in one process, and there are {jax.process_count()}; pretrain is for several hosts"
+        )
+    if evaluates and config.best_metric == "loss" and validation is None:
+        raise InputError("best_metric is 'loss' and there are no validation batches; give some, or name another metric")
+    if evaluates and config.best_metric != "loss" and evaluate is None:
+        raise InputError(
+            f"best_metric is {config.best_metric!r} and nothing computes it; pass evaluate, or take 'loss'"
+        )
+    if config.patience is not None and not evaluates:
+        raise InputError(
+            f"patience is {config.patience} and nothing is evaluated; give validation batches and evaluate_every"
+        )
+    if config.steps is not None:
+        return config.steps
+    if not hasattr(batches, "__len__"):
+        raise InputError("how many batches an epoch has is not known; set steps in the FitConfig")
+    if not len(batches):
+        raise InputError("there are no batches to train on; give at least one")
+    return config.epochs * len(batches)
+
+
+def _stream(batches, epoch: int, skipped: int) -> Iterator[tuple[int, int, Mapping, bool]]:
+    """(epoch, index in it, batch, whether it is the epoch's last), without end, from a position on."""
+    while True:
+        ahead = enumerate(one_pass(batches, epoch))
+        index, batch = next(ahead, (0, None))
+        if batch is None:
+            raise InputError(
+                f"there are no batches in epoch {epoch}; give what can be iterated over again, such as a list"
+            )
+        for following, more in ahead:
+            if index >= skipped:
+                yield epoch, index, batch, False
+            index, batch = following, more
+        if index >= skipped:
+            yield epoch, index, batch, True
+        epoch, skipped = epoch + 1, 0
+
+
+def _examples(batch: Mapping) -> int:
+    """Rows of a batch, but for those that only fill it up."""
+    labels = np.asarray(batch.get("labels", 0))
+    if labels.ndim == 2 and labels.dtype.kind in "iu":
+        return int((labels != IGNORED).any(axis=1).sum())
+    return len(next(iter(batch.values())))
+
+
+def _as_model(model, state, mesh: Mesh):
+    """The model with the parameters of a state, on one device."""
+    params = state["params"] if mesh.size == 1 else jax.device_put(state["params"], mesh.devices.flat[0])
+    return update(model, params)
+
+
+def _try_out(evaluate, model, best: Best, has_loss: bool) -> None:
+    """Evaluates a little before the first step, rather than finding out after an epoch that it fails."""
+    found = {**({"loss": 0.0} if has_loss else {}), **evaluate.try_out(model)}
+    if best.name not in found:
+        raise InputError(
+            f"best_metric is {best.name!r}, and the evaluation gives {', '.join(found)}; name one of these"
+        )
+
+
+def _log(folder, total: int, resumed: int | None, options: Mapping):
+    if folder is None:
+        return NullLog()
+    defaults = {"description": "fine-tuning", "unit": "examples"}
+    return MetricsLog(folder, total_steps=total, resumed_from=resumed, **{**defaults, **options})
+
+
+class _Window:
+    """Steps that were taken and not yet looked at; looking waits for them."""
+
+    def __init__(self, log, last_loss: float):
+        self.log, self.steps, self.last_loss = log, [], last_loss
+
+    def add(self, record: dict, known: dict) -> None:
+        self.steps.append((record, known))
+
+    def write(self) -> float:
+        """One record of all of them, with their mean loss; the loss of the last. NonFiniteLossError comes before that."""
+        if not self.steps:
+            return self.last_loss
+        records, fetched = [record for record, _ in self.steps], jax.device_get([known for _, known in self.steps])
+        for record, known in zip(records, fetched):
+            # a gradient that is no number has spoilt the parameters already
+            if not np.isfinite(known["loss"]) or not np.isfinite(known["gradient_norm"]):
+                raise NonFiniteLossError(
+                    f"step {record['step']} has a loss of {known['loss']} and a gradient norm of {known['gradient_norm']}; the "
+                    f"best model and the last checkpoint are from before: lower the learning rate "
+                    f"({record['learning_rate']:.3g}), warm up longer, or clip harder, then start anew"
+                )
+        self.last_loss = float(fetched[-1]["loss"])
+        mean = float(np.mean([known["loss"] for known in fetched], dtype=np.float64))
+        norm = float(fetched[-1]["gradient_norm"])
+        self.log.step(records[-1] | {"loss": mean, "gradient_norm": norm})
+        self.steps.clear()
+        return self.last_loss

@@ -1,0 +1,253 @@
+"""One optimizer step of fine-tuning, for a model of any head: a pure function over plain pytrees, jitted over a mesh."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxnlp import losses
+from jaxnlp.heads import ModelForPreTraining
+from jaxnlp.pretrained import merge, split
+from jaxnlp.training.mesh import batch_sharding, replicated, shardings
+from jaxnlp.training.model import rows_apart
+from jaxnlp.training.optimizers import make_optimizer
+from jaxnlp.training.step import summed_gradients
+from shared.config import TransformerConfig
+from shared.errors import InputError
+from shared.inputs import DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
+from shared.training.fit_config import FitConfig
+
+Terms = tuple[tuple[jax.Array, jax.Array], ...]
+"""(sum, count) of each term of a loss: the loss is the sum of sum / count. Counts depend on the labels alone."""
+
+IN_PROGRAM = (
+    "accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing",
+)  # fmt: skip
+"""Settings that a compiled step depends on."""
+
+BEYOND = 2**30
+"""A position that is in no sequence, which question answering leaves out."""
+
+
+def loss_terms(head: str, config, outputs: Mapping, batch: Mapping, label_smoothing: float = 0.0) -> Terms:
+    """A head's own loss, not yet divided: sums over its labels and their numbers, which add up over pieces of a batch.
+
+    Args:
+        head, config: of the model.
+        outputs: of the model, for the inputs in `batch`.
+        batch: the head's labels (and the attention_mask, for replaced-token-detection).
+        label_smoothing: of every cross-entropy over classes.
+
+    Raises:
+        InputError: the head has no cross-entropy over classes to smooth.
+    """
+    entropy = partial(losses.cross_entropy_sum, label_smoothing=label_smoothing)
+    labels, logits = batch.get("labels"), outputs.get("logits")
+    if head == "question-answering":
+        return tuple(
+            (total / 2, count)
+            for total, count in (
+                entropy(outputs[f"{end}_logits"], _within(batch[f"{end}_positions"], outputs[f"{end}_logits"].shape[1]))
+                for end in ("start", "end")
+            )
+        )
+    if head == "pretraining":
+        sentences, label = ModelForPreTraining.names[config.sentence_head]
+        return entropy(outputs["prediction_logits"], labels), entropy(outputs[sentences], batch[label])
+    if head == "causal-lm":
+        return (entropy(logits[:, :-1], labels[:, 1:]),)
+    classes = jnp.issubdtype(labels.dtype, jnp.integer) and logits.shape[-1] > 1
+    if config.problem_type is not None:
+        classes = config.problem_type == "single_label_classification"
+    if head == "replaced-token-detection" or (head == "sequence-classification" and not classes):
+        if label_smoothing:
+            raise InputError(
+                f"label_smoothing is {label_smoothing}, and a {head} model's loss has no classes to smooth over"
+            )
+        if head == "replaced-token-detection":
+            mask = batch.get("attention_mask")
+            count = jnp.sum(jnp.ones_like(labels) if mask is None else mask, dtype=jnp.float32)
+            return ((losses.binary_cross_entropy(logits, labels, weights=mask) * count, count),)
+        return (
+            (losses.classification_loss(logits, labels, config.problem_type) * labels.size, jnp.float32(labels.size)),
+        )
+    return (entropy(logits, labels),)
+
+
+def _within(positions, length: int):
+    return jnp.where(positions >= length, IGNORED, jnp.maximum(positions, 0))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that a step's program depends on but arrays: steps of equal plans share their programs, whatever model they are of."""
+
+    graphdef: nnx.GraphDef
+    model_config: TransformerConfig
+    head: str
+    config: FitConfig
+    mesh: Mesh
+    loss: Callable | None
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        # Nothing but a limit is asked for, so that none is an infinite one.
+        clip_norm = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        return make_optimizer(replace(self.config, clip_norm=clip_norm))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return LABELS.get(self.head, ("labels",))
+
+    def fresh(self, params):
+        return {"params": params, "moments": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    def inputs(self, batch: Mapping) -> dict:
+        """What the model is called with; all of it, unless a loss of the caller's has something of its own."""
+        if self.loss is None:
+            return dict(batch)
+        taken = *TOKEN_INPUTS, *DECODER_INPUTS, *self.labels
+        return {name: value for name, value in batch.items() if name in taken}
+
+    def terms(self, params, batch, key=None) -> Terms:
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        outputs = merge(self.graphdef, params)(**self.inputs(batch), **dict(self.options), rngs=rngs)
+        if self.loss is not None:
+            return tuple(self.loss(outputs, batch))
+        return loss_terms(self.head, self.model_config, outputs, batch, self.config.label_smoothing)
+
+    def step(self, state, batch, rate, seed):
+        """State, batch [B, ...], learning rate, seed of dropout -> state, what is known of the step."""
+        params, pieces, key = state["params"], self.config.accumulation, None
+        if self.model_config.without_dropout() != self.model_config:
+            key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        # Counts need no forward pass, and XLA runs none for them. One piece has them at hand.
+        counts = None if pieces == 1 else [count for _, count in self.terms(params, batch)]
+
+        def loss(params, piece, key):
+            terms = self.terms(params, piece, key)
+            whole = [count for _, count in terms] if counts is None else counts
+            return sum(total / jnp.maximum(count, 1) for (total, _), count in zip(terms, whole)), jnp.zeros(())
+
+        together = partial(rows_apart, mesh=self.mesh)
+        value, _, gradients = summed_gradients(loss, params, batch, key, pieces, together)
+        gradients = jax.lax.with_sharding_constraint(gradients, shardings(params, self.mesh))
+        updates, moments = self.optimizer.update(gradients, state["moments"], params)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        known = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+        return {"params": params, "moments": moments, "step": state["step"] + 1}, known
+
+
+@lru_cache(maxsize=16)
+def _programs(plan: _Plan, where):
+    """The compiled functions of a plan: first state, step, evaluation. where: the state's shardings."""
+    where = jax.tree.unflatten(*where)
+    known = dict.fromkeys(("loss", "gradient_norm"), replicated(plan.mesh))
+    return (
+        jax.jit(plan.fresh, out_shardings=where, donate_argnums=0),
+        jax.jit(plan.step, out_shardings=(where, known), donate_argnums=0),
+        jax.jit(plan.terms, out_shardings=replicated(plan.mesh)),
+    )
+
+
+class FitStep:
+    """The step that a configuration asks for: ``step(state, step.put(batch), rate) -> state, known``.
+
+    The state is ``{"params", "moments", "step"}``, nested dicts of arrays; it is donated. The gradient is that of the loss of
+    the whole batch, however it is cut into pieces and spread over devices: sums are divided once, by the counts of all of it.
+
+    Args:
+        model: of any head that learns something; its parameters are float32, and are not changed.
+        loss: ``(outputs, batch) -> Terms`` in place of the head's own loss; what of a batch is no input of the model is for
+            it alone. The same function object shares a compiled program.
+        model_options: more arguments of the model's call, such as output_hidden_states=True.
+
+    Raises:
+        InputError: the parameters are not float32, or the head learns nothing.
+    """
+
+    def __init__(
+        self,
+        model,
+        config: FitConfig,
+        mesh: Mesh,
+        *,
+        loss: Callable | None = None,
+        model_options: Mapping | None = None,
+    ):
+        if model.param_dtype != jnp.float32:
+            raise InputError(
+                f"the parameters are {model.param_dtype}, in which small updates are lost; load the model with "
+                f"param_dtype='float32', and dtype={str(model.param_dtype)!r} to compute in that"
+            )
+        if loss is None and not LABELS.get(model.head, ("labels",)):
+            raise InputError(f"a {model.head} model has no labels to learn from; take another head, or pass loss=")
+        self.mesh, self.seed = mesh, config.seed
+        graphdef, self._initial = split(model)
+        # What a program does not depend on is as by default, so that runs of other rates and lengths share it.
+        kept = {name: getattr(config, name) for name in IN_PROGRAM}
+        options = tuple(sorted((model_options or {}).items()))
+        self._plan = _Plan(graphdef, model.config, model.head, FitConfig(**kept), mesh, loss, options)
+        self.abstract = jax.eval_shape(self._plan.fresh, self._initial)
+        self.shardings = shardings(self.abstract, mesh)
+        leaves, structure = jax.tree.flatten(self.shardings)
+        self._start, self._step, self._terms = _programs(self._plan, (structure, tuple(leaves)))
+        self._rows = mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulation
+
+    def init_state(self) -> dict:
+        """The state before the first step, in arrays of its own."""
+        params = jax.tree.map(lambda x: jnp.array(x, copy=True), self._initial)
+        return self._start(jax.device_put(params, self.shardings["params"]))
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch, NumPy [B, ...] each, over the devices, with rows of no labels where B does not divide among them.
+
+        Raises:
+            InputError: the model does not take it, or its labels are numbers and B does not divide.
+        """
+        batch = {name: np.asarray(value) for name, value in batch.items()}
+        check_inputs(self._plan.model_config, self._plan.head, self._plan.inputs(batch))
+        missing = -len(next(iter(batch.values()))) % self._rows
+        if missing:
+            batch = {name: self._filled(name, value, missing) for name, value in batch.items()}
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+    def _filled(self, name: str, value: np.ndarray, missing: int) -> np.ndarray:
+        more, head = np.repeat(value[-1:], missing, axis=0), self._plan.head
+        if name in self._plan.labels:
+            if self._plan.loss is not None or value.dtype.kind not in "iu":
+                raise InputError(
+                    f"a batch of {len(value)} rows does not divide among {self._rows} (devices times accumulation), and "
+                    f"rows of these {name} cannot be left out; make batches of a multiple of {self._rows}"
+                )
+            more = np.full_like(more, BEYOND if head == "question-answering" else IGNORED)
+        if name == "attention_mask" and head == "replaced-token-detection":
+            more = np.zeros_like(more)
+        return np.concatenate([value, more])
+
+    def __call__(self, state, batch, rate: float):
+        """One step; the state that is handed in is given up. batch: from :meth:`put`."""
+        return self._step(state, batch, np.float32(rate), np.uint32(self.seed))
+
+    def evaluate(self, params, batches) -> float:
+        """The loss without dropout over batches of NumPy arrays, each label weighing the same.
+
+        Raises:
+            InputError: there is no label in them.
+        """
+        sums = None
+        for batch in batches:
+            terms = np.asarray(jax.device_get(self._terms(params, self.put(batch))), np.float64)  # [terms, 2]
+            sums = terms if sums is None else sums + terms
+        if sums is None or not sums[:, 1].all():
+            raise InputError("the validation batches have no label to evaluate on; give some that have")
+        return float((sums[:, 0] / sums[:, 1]).sum())

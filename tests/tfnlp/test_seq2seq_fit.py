@@ -1,0 +1,157 @@
+"""fit on an encoder-decoder: labels wherever they are, label smoothing, evaluation by generation, the best model kept."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnlp
+from shared.errors import InputError
+from tests.pairs import T5, pair_batches, share_of_words, tokenizer
+from tfnlp.losses import IGNORED, SmoothedCrossEntropy, cross_entropy
+from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, make_optimizer, pair_dataset
+
+
+def model_of(**changes):
+    return tfnlp.AutoModelForSeq2SeqLM.from_config(T5 | changes, seed=1)
+
+
+def compiled(loss=None, eagerly=False):
+    model = model_of()
+    optimizer = make_optimizer("adamw", 3e-2, model, beta2=0.999)
+    model.compile(optimizer, loss=loss, jit_compile=False, run_eagerly=eagerly)  # a few steps cost less than a graph
+    return model
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return next(pair_batches(8).epoch(0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_smoothing_is_the_cross_entropy_with_targets_written_out(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = tf.constant(rng.normal(size=(3, 4, 7)), tf.float32), rng.integers(0, 7, (3, 4)).astype(np.int32)
+    labels[0, 1:] = labels[2, 3] = IGNORED
+    wanted = keras.ops.one_hot(np.where(labels == IGNORED, 0, labels), 7) * (1 - smoothing) + smoothing / 7
+    each = -tf.reduce_sum(wanted * tf.nn.log_softmax(logits), axis=-1)
+    expected = each.numpy()[labels != IGNORED].mean()
+    assert float(cross_entropy(logits, labels, label_smoothing=smoothing)) == pytest.approx(expected, rel=1e-6)
+    assert SmoothedCrossEntropy(smoothing)(labels, logits).numpy() * labels.size == pytest.approx(
+        expected * (labels != IGNORED).sum(), rel=1e-6
+    )
+    again = keras.losses.deserialize(keras.losses.serialize(SmoothedCrossEntropy(smoothing)))
+    assert again.label_smoothing == smoothing
+
+
+def test_labels_may_be_anywhere(batch):
+    model = compiled(eagerly=True)
+    expected = float(model(**batch)["loss"])
+    without = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+    labels = batch["labels"]
+    for x, y in (
+        (batch, None), (without | {"labels": labels}, None), (without, labels), (without, {"logits": labels}),
+        (without | {"decoder_input_ids": batch["decoder_input_ids"]}, labels),
+    ):  # fmt: skip
+        assert model.evaluate(x, y, batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
+    assert model.fit(without, labels, batch_size=8, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-5)
+
+
+def test_the_smoothed_loss_leaves_out_what_is_not_labelled(batch):
+    labels = np.where(np.arange(batch["labels"].shape[1]) < 2, batch["labels"], IGNORED).astype(np.int32)
+    labels[3:] = IGNORED
+    model = compiled(SmoothedCrossEntropy(0.1), eagerly=True)
+    logits = model(**batch)["logits"]
+    expected = float(cross_entropy(logits, labels, label_smoothing=0.1))
+    assert model.evaluate(batch | {"labels": labels}, batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_under_a_strategy_labels_as_y_serve_as_well(batch):
+    """Where Keras makes up a batch of its own to see what losses and metrics are given."""
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        model = compiled(SmoothedCrossEntropy(0.1))
+    x = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = float(cross_entropy(model(**batch)["logits"], batch["labels"], label_smoothing=0.1))
+    assert model.evaluate(x, batch["labels"], batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_dataset_has_the_order_of_the_epochs():
+    batches = pair_batches(20)
+    rows = list(pair_dataset(batches, epochs=2, first_epoch=1))
+    expected = [batch for epoch in (1, 2) for batch in batches.epoch(epoch)]
+    assert len(rows) == len(expected) == int(pair_dataset(batches, epochs=2).cardinality())
+    for ours, theirs in zip(rows, expected, strict=True):
+        assert set(ours) == set(theirs)
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_what_is_written_is_scored_and_the_best_model_kept(tmp_path):
+    model, validation = compiled(), pair_batches(8, shuffle=False)
+    evaluation = GenerationEvaluation(validation, tokenizer(), share_of_words, max_new_tokens=4)
+    best = SaveBest(tmp_path / "best", "val_words", tokenizer=tokenizer())
+    stopping = keras.callbacks.EarlyStopping("val_words", mode="max", patience=2)
+    history = model.fit(
+        pair_dataset(pair_batches(), epochs=12), epochs=12, steps_per_epoch=3, shuffle=False, verbose=0,
+        validation_data=pair_dataset(validation), callbacks=[evaluation, best, stopping],
+    ).history  # fmt: skip
+    assert len(history["val_words"]) == len(history["val_loss"]) == len(evaluation.history) <= 12
+    assert best.best.value == max(history["val_words"]) > 0.4
+    assert best.best.step == 3 * (1 + int(np.argmax(history["val_words"])))
+    loaded = tfnlp.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "best")
+    assert evaluation.scorer(loaded)["words"] == best.best.value
+    assert evaluation.scorer.references == [list(several) for several in validation.references]
+    assert (tmp_path / "best" / "tokenizer.json").exists()
+
+
+def test_every_so_many_batches(tmp_path):
+    model, scores = compiled(), iter([0.0, 0.1, 0.9, 0.3])  # the first is the trial before the training
+    evaluation = GenerationEvaluation(
+        pair_batches(8), tokenizer(), lambda *_: {"score": next(scores)}, every=2, most_batches=1, max_new_tokens=2
+    )
+    best = SaveBest(tmp_path / "best", "val_score")
+    history = model.fit(
+        pair_dataset(pair_batches(), epochs=2),
+        epochs=2,
+        steps_per_epoch=3,
+        shuffle=False,
+        verbose=0,
+        callbacks=[evaluation, best],
+    ).history
+    assert [record["step"] for record in evaluation.history] == [2, 4, 6]
+    assert history["val_score"] == [0.1, 0.3] and (best.best.value, best.best.step) == (0.9, 4)
+
+
+def test_a_schedule_counts_steps_not_batches():
+    model = model_of()
+    rate = Schedule(4, 1.0, schedule="linear", warmup_share=0.0, final_share=0.0)
+    optimizer = make_optimizer("adafactor", rate, model, accumulation=3)
+    assert optimizer.gradient_accumulation_steps == 3
+    got = [float(optimizer._learning_rate(tf.constant(i))) for i in range(12)]
+    np.testing.assert_allclose(got, np.repeat(rate.rates, 3))
+
+
+def test_mistakes_are_said(tmp_path, batch):
+    classifier = tfnlp.AutoModelForSequenceClassification.from_config(
+        {"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+         "intermediate_size": 8, "max_position_embeddings": 16},
+    )  # fmt: skip
+    evaluation = GenerationEvaluation([batch], tokenizer(), share_of_words)
+    for call, message in {
+        lambda: evaluation.scorer(classifier): "a sequence-classification model does not write to a source",
+        lambda: GenerationEvaluation([], tokenizer(), share_of_words).scorer(
+            model_of()
+        ): "there are no validation batches",
+        lambda: GenerationEvaluation([batch], tokenizer(), share_of_words, every=-1): "every is -1",
+        lambda: SaveBest(tmp_path, mode="highest"): "mode is 'highest'",
+        lambda: pair_dataset([]): "there are no batches",
+        lambda: pair_dataset([batch], epochs=0): "epochs is 0",
+        lambda: SmoothedCrossEntropy(1.0): "label_smoothing is 1.0",
+        lambda: make_optimizer("adamw", 1e-3, classifier, accumulation=0): "accumulation is 0",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()
+    with pytest.warns(UserWarning, match="there is no 'val_loss' among loss"):
+        model = compiled(eagerly=True)
+        model.fit(batch, batch_size=8, verbose=0, callbacks=[SaveBest(tmp_path / "best")])
+    assert not (tmp_path / "best").exists()
