@@ -84,7 +84,7 @@ def _check_decoder(cfg, head: str, given: Mapping, source, cached: bool) -> dict
         if shape is None:
             continue
         rows = None if source is None else source[0]
-        if len(shape) != 2 or None not in (shape[0], rows) and shape[0] != rows:
+        if len(shape) != 2 or (None not in (shape[0], rows) and shape[0] != rows):
             raise InputError(
                 f"{name} has shape {shape}, input_ids {source}; give [batch, target length], a row a source"
             )
