@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InputError
+from tests.cases import SIZES
 from tests.generation import encoder_decoder, sources
 
 FREE = {"eos_token_id": None, "pad_token_id": 0}
@@ -102,6 +103,8 @@ def test_the_same_seed_draws_the_same_in_both(both):
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[2], drawn[3])
     assert not np.array_equal(drawn[0], drawn[2])
+    beams = [model.generate(ids, mask, num_beams=3, seed=0, **options) for model in both]
+    np.testing.assert_array_equal(*beams)
 
 
 def test_a_stream_is_the_text(framework, t5):
@@ -121,6 +124,23 @@ def test_decoder_input_ids_are_gone_on_from(t5):
     # the start token goes before what does not begin with it
     rest = t5.generate(ids, mask, decoder_input_ids=whole[:, 1:4], max_new_tokens=5, **FREE)
     np.testing.assert_array_equal(rest, whole)
+
+
+def test_decoder_input_ids_of_several_lengths_are_padded_on_the_left(framework, t5):
+    """Positions are counted from the first that is no padding: T5's between slots, BART's from its offset on."""
+    bart = encoder_decoder(framework, hf=SIZES["bart"] | {"model_type": "bart", "init_std": 0.5})
+    ids, mask = sources(5, LENGTHS)
+    for model in (t5, bart):
+        start = np.full((3, 1), model.config.decoder.start_token_id)
+        begun = np.concatenate([start, [[11, 12], [13, 14], [15, 16]]], 1)
+        options = {"max_new_tokens": 5, "min_new_tokens": 5}
+        whole = model.generate(ids, mask, decoder_input_ids=begun, **options)
+        padded = np.pad(begun, ((0, 0), (2, 0)), constant_values=model.config.pad_token_id)
+        rest = model.generate(
+            ids, mask, decoder_input_ids=padded, decoder_attention_mask=np.arange(5) >= [[2]] * 3, **options
+        )
+        np.testing.assert_array_equal(rest[:, 2:], whole)
+        assert not np.array_equal(whole[0, 3:], whole[1, 3:])
 
 
 def test_speculative_decoding_is_greedy_decoding(framework, t5):
@@ -167,6 +187,7 @@ def test_the_source_is_read_once_for_all_beams(t5):
         ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, "must be alike"),
         ({"input_ids": [[5, 6]], "decoder_input_ids": [[5], [6]]}, r"shape \(2, 1\) and there are 1 sources"),
         ({"input_ids": [[5, 6]], "decoder_input_ids": [[0, 61]]}, "holds 61"),
+        ({"input_ids": [[5, 6]], "decoder_attention_mask": [[1]]}, "of decoder_input_ids, and there are none"),
         ({"input_ids": [[5, 6]], "guidance_scale": 1.5}, "models without an encoder"),
         ({"input_ids": [[5, 6]], "encoder_no_repeat_ngram_size": -1}, "encoder_no_repeat_ngram_size=-1"),
         ({"input_ids": [[5, 6]], "encoder_repetition_penalty": 0}, "must be above 0"),

@@ -58,7 +58,9 @@ def needs(*modules):
 
 def test_help_and_version(run):
     status, out, _ = run("--help")
-    assert status == 0 and all(command in out for command in ("run", "generate", "summarize", "parity", "demo", "models"))
+    assert status == 0 and all(
+        command in out for command in ("run", "generate", "summarize", "parity", "demo", "models")
+    )
     for command in ("run", "generate", "summarize", "parity", "demo", "models"):
         status, out, _ = run(command, "--help")
         assert status == 0 and "--json" in out

@@ -1,11 +1,10 @@
 """FLOPs of a training token against counts by hand, the rules of thumb, and the chips' table."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import pytest
 
 from shared import architectures
-from shared.config import FeedForwardConfig
 from shared.errors import InputError
 from shared.parameters import parameters
 from shared.training.chips import CHIPS
@@ -56,12 +55,8 @@ def test_bert_has_a_transform_and_albert_narrow_embeddings_and_one_layer_many_ti
 
 
 def test_a_gate_is_one_more_matrix():
-    @dataclass(frozen=True)
-    class Gated(FeedForwardConfig):
-        gated: bool = True
-
     cfg = config(**GPT2_SMALL)
-    gated = cfg.replace(feed_forward=Gated(cfg.feed_forward.size))
+    gated = cfg.replace(feed_forward__gated=True)
     assert token_flops(gated, 8).feed_forward == token_flops(cfg, 8).feed_forward * 3 // 2
 
 

@@ -144,7 +144,8 @@ def test_targets_that_are_too_long_are_cut_before_their_end():
 
 def test_errors_name_what_is_wrong():
     for options, message in (
-        ({"ratio": 0}, "ratio is 0"), ({"ratio": (0.5, 0.2)}, "ratio is .0.5, 0.2."), ({"strategy": "best"}, "ind-orig, seq"),
+        ({"ratio": 0}, "ratio is 0"), ({"ratio": (0.5, 0.2)}, "ratio is .0.5, 0.2."), ({"ratio": [0.5]}, "ratio is .0.5."),
+        ({"strategy": "best"}, "ind-orig, seq"),
         ({"noise": 1.5}, "noise is 1.5"), ({"target_share": 0}, "target_share is 0"), ({"sentence_ends": ["!"]}, "'!'"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -35,6 +35,7 @@ class Config:
     pad_token_id: int | None = 0
     vocab_size: int = 1000
     starts_with_last: bool = False
+    target_vocab_size: int | None = None
     model_type = "stand-in"
 
     @property
@@ -43,7 +44,10 @@ class Config:
 
     @property
     def decoder(self):
-        return SimpleNamespace(max_length=self.decoder_length, start_token_id=5, starts_with_last=self.starts_with_last)
+        words = SimpleNamespace(vocab_size=self.target_vocab_size or self.vocab_size)
+        return SimpleNamespace(
+            max_length=self.decoder_length, start_token_id=5, starts_with_last=self.starts_with_last, embedding=words
+        )
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,10 @@ def test_pairs_and_models_of_no_use(t5):
         bare([pair(0)])
     with pytest.raises(InputError, match=r"has the id \d+, and the model has ids up to 9; give the tokenizer"):
         PairCollator(t5, Config(vocab_size=10))([pair(0)])
+    with pytest.raises(InputError, match=r"its summary has the id \d+, and the model has ids up to 4;"):
+        PairCollator(t5, Config(target_vocab_size=5))([pair(0)])  # Marian's two vocabularies
+    with pytest.raises(InputError, match=r"its document has the id"):
+        PairCollator(t5, Config(vocab_size=10, target_vocab_size=1000))([pair(0)])
     with pytest.raises(InputError, match="no pad_token_id"):
         PairCollator(t5, Config(pad_token_id=None))
     with pytest.raises(InputError, match="'bert' has no decoder"):

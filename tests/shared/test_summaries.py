@@ -255,6 +255,12 @@ def test_files_that_are_broken(tmp_path):
         list(read_pairs(cut))
 
 
+def test_rows_by_split():
+    rows = {"train": [], "validation": [{"text": "A", "summary": "B"}], "dev": []}
+    assert [pair.document for pair in read_pairs(rows, "val")] == ["A"]
+    assert list(read_pairs(rows, "dev")) == [], "its own name first"
+
+
 def test_sources_that_are_none(tmp_path):
     for source, options, what in [
         (tmp_path / "no", {}, r"no file or folder .*hub://owner/name"),

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from shared.errors import InputError
+from shared.pipeline import Pipeline
+from shared.tasks import make_task
 from tests.reference import record_pipelines as reference
 from tests.reference import record_text2text as recorded
-from tests.shared.test_tasks_text2text import make, word_tokenizer
+from tests.shared.test_tasks_text2text import make, model_config, word_tokenizer
 
 # -- languages ---------------------------------------------------------------------------------------------------------
 
@@ -156,6 +159,16 @@ def test_languages_are_marked_as_the_tokenizers_do(pieces, make_tokenizer, sourc
     assert call["config"].forced_bos_token_id == expected["forced_bos_token_id"]
     with pytest.raises(InputError, match=r"tgt_lang 'xx' is not a language of this model: .*fr"):
         pipe("Ada", src_lang=source, tgt_lang="xx")
+
+
+def test_a_text_ends_with_a_stop_string_whatever_vocabulary_sources_have():
+    """Marian's two: what is written may have ids that no source has."""
+    tokenizer = word_tokenizer()
+    config = model_config(len(tokenizer)).replace(embedding__vocab_size=10)
+    made = make_task("translation", tokenizer, config)
+    ids = tokenizer.convert_tokens_to_ids(["w20", "w21", "w22"])
+    pipe = Pipeline(made, lambda *_, **__: np.array([[0, *ids]]), num_beams=1, stop_strings="w21")
+    assert pipe("w1")[0]["translation_text"].split()[-1] == "w21"
 
 
 @pytest.mark.filterwarnings("ignore:Recommended")
