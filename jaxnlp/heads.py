@@ -13,9 +13,9 @@ from jaxnlp.pretrained import Pretrained
 from jaxnlp.transformer import Stack, attention_bias
 from shared.config import TransformerConfig
 from shared.errors import InputError
-from shared.generation import GenerationConfig
 from shared.inputs import check_inputs
 from shared.parameters import pooling_of
+from shared.pretrained import own_generation_config
 
 
 class Model(Pretrained, EncoderDecoder, nnx.Module):
@@ -32,7 +32,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
         self.config = config
-        self.generation_config = GenerationConfig.for_model(config)
+        self.generation_config = own_generation_config(config)
         self.dtype, self.param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)

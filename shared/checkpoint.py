@@ -4,6 +4,7 @@ Only safetensors are read: never a pickle, never code from the checkpoint.
 """
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,10 @@ def open_checkpoint(name_or_path, revision: str | None = None, local_files_only:
     Raises:
         CheckpointError: there is no such folder or Hub id, or it is not in the cache while offline.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise InputError(
+            f"the model is a {type(name_or_path).__name__}; give a folder in Hugging Face layout, or a Hub id such as org/name"
+        )
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return Checkpoint(path)

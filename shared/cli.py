@@ -289,6 +289,15 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:  # of writing: what is read has messages of its own
+        if "--debug" in arguments or error.strerror is None:
+            raise
+        where = repr(error.filename) if error.filename else "standard output"
+        print(
+            f"duonlp: cannot write {where}: {error.strerror}; make room for results, or write elsewhere",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """`duonlp evaluate summarization`: models, baselines and files of summaries against references, with intervals."""
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -26,6 +27,14 @@ MODEL_LIBRARIES = {
     "jax": ("jax", "flax", "transformers", "tokenizers"),
 }
 """Whose versions are written down, for a framework that a model ran in."""
+
+REMEDIES = (
+    (", or give a report, in which such are counted and left out", ", or leave it out"),
+    ("say what it is with kind", "give it the name of one of them"),
+    ("with document_field", "with --document-field"),
+    ("with summary_field", "with --summary-field"),
+)
+"""What read_pairs tells a caller to do, and what a person at the command line can."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +215,15 @@ def run(settings: Settings) -> tuple[dict[str, Any], Any]:
     check_resamples(len(systems), settings.resamples)
     metrics = [Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None), Bleu()]
     output = check_output(settings.output)
-    pairs = list(
-        read_pairs(
-            settings.data, settings.split or None, document_field=settings.document_field or None,
-            summary_field=settings.summary_field or None, limit=settings.limit or None,
-        )
-    )  # fmt: skip
+    try:
+        pairs = list(
+            read_pairs(
+                settings.data, settings.split or None, document_field=settings.document_field or None,
+                summary_field=settings.summary_field or None, limit=settings.limit or None,
+            )
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(functools.reduce(lambda text, words: text.replace(*words), REMEDIES, str(error))) from error
     if not pairs:
         raise InputError(f"there is no example in {settings.data!r}; give documents with their summaries")
     ids, documents = [pair.id for pair in pairs], [pair.document for pair in pairs]
@@ -223,7 +235,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Any]:
     }  # fmt: skip
     files, seconds, framework = file_names([system.name for system in systems]), {}, None
     if output:
-        (output / "predictions").mkdir(parents=True, exist_ok=True)
+        make_output(output)
     for system in sorted(systems, key=lambda system: ("file", "lead", "tldr", "model").index(system.kind)):
         if system.kind in ("model", "tldr") and framework is None:
             from shared import cli
@@ -339,6 +351,20 @@ def check_output(output: str) -> Path | None:
             'there will be no scores.png, for matplotlib is missing; pip install "duonlp[bench]"', stacklevel=2
         )
     return folder
+
+
+def make_output(folder: Path) -> None:
+    """The folder, before a model runs for hours.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output is {str(folder)!r}: {error.strerror}; give a folder that can be written to"
+        ) from None
 
 
 def file_names(names: Sequence[str]) -> dict[str, str]:

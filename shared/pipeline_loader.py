@@ -82,7 +82,7 @@ def _check_head(task: str, task_class: type[Task], model_type: str, heads: Mappi
     available = architectures.get(model_type).heads(model_type)
     if task_class.head in available:
         return
-    wanted = heads[task_class.head].__name__ if task_class.head in heads else f"a {task_class.head!r} head"
+    wanted = f"Auto{heads[task_class.head].__name__}" if task_class.head in heads else f"a {task_class.head!r} head"
     able = [name for name, other in TASKS.items() if other.head in available]
     raise InputError(
         f"{task} needs a model that {wanted} loads, and {model_type} is none; it can do {', '.join(able) or 'no task here'}"

@@ -65,7 +65,8 @@ class PretrainedBase:
         check_head(cls, cfg)
         plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
         model = cls._from_plan(cfg, plan, dtype, param_dtype)
-        model.generation_config = _stored_generation_config(cfg, checkpoint.generation_config)
+        if checkpoint.generation_config:
+            model.generation_config = own_generation_config(cfg, checkpoint.generation_config)
         model.folder = str(checkpoint.folder)
         return model
 
@@ -95,12 +96,13 @@ class PretrainedBase:
         return sum(p.size for p in parameters(self.config, self.head).values())
 
 
-def _stored_generation_config(cfg: TransformerConfig, stored: Mapping | None) -> GenerationConfig:
-    """What generation_config.json says; a file that makes no sense must not keep the model from loading."""
+def own_generation_config(cfg: TransformerConfig, stored: Mapping | None = None) -> GenerationConfig:
+    """A model's own, see GenerationConfig.for_model; a file that makes no sense must not keep the model from loading."""
     try:
         return GenerationConfig.for_model(cfg, stored)
     except InputError as error:
-        warnings.warn(f"generation_config.json is left out, all of it: {error}", stacklevel=4)
+        what = "generation_config.json" if stored else "what config.json says of generation"
+        warnings.warn(f"{what} is left out, all of it: {error}", stacklevel=4)
         return GenerationConfig.for_model(cfg.replace(extra={}))
 
 

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from shared.errors import InputError
 from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS
+from shared.seq2seq import shift_right
+from tfnlp import ops
 from tfnlp.losses import IGNORED
 
 
@@ -66,10 +68,13 @@ class Fit:
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, data):
-        """The outputs for a batch; labels among the inputs are left out."""
+        """The outputs for a batch; labels among the inputs are left out, but for what a decoder without inputs reads of them."""
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
-            x = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
+            kept = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
+            if self.head == "seq2seq-lm" and "labels" in x and "decoder_input_ids" not in x:
+                kept["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
+            x = kept
         return self(x, training=False)
 
     def _labels(self, x, y) -> dict:

@@ -7,10 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from shared.config import TransformerConfig
-from shared.generation import GenerationConfig
 from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from shared.parameters import pooling_of
-from shared.pretrained import fresh_plan
+from shared.pretrained import fresh_plan, own_generation_config
 from tfnlp import losses
 from tfnlp.embeddings import Embeddings
 from tfnlp.encoder_decoder import EncoderDecoder
@@ -44,7 +43,7 @@ class Model(Pretrained, EncoderDecoder, Fit, keras.Model):
         # autocast: False everywhere, or Keras would round the float32 masks that attention adds to its scores
         super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
         self.config = config
-        self.generation_config = GenerationConfig.for_model(config)
+        self.generation_config = own_generation_config(config)
         options = {"dtype": self.dtype_policy}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
         setattr(self, config.stack, Stack(config, name=config.stack, **options))

@@ -52,7 +52,7 @@ def export(
         raise CheckpointError(f"{str(folder)!r} has no checkpoint; train at least until the first is saved")
     if step is not None and step not in steps:
         raise InputError(f"there is no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    generation = GenerationConfig.for_model(cfg).to_dict() if head == "causal-lm" else None
+    generation = GenerationConfig.for_model(cfg).to_dict() if head in ("causal-lm", "seq2seq-lm") else None
     read = _Reader(folder / FOLDER / str(steps[-1] if step is None else step) / STATE)
     save_checkpoint(output, cfg, head, read, np.dtype(jax.numpy.dtype(dtype)), tokenizer, max_shard_size, generation)
     return Path(output)

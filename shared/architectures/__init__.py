@@ -83,7 +83,12 @@ def class_name(model_type: str, head: str) -> str:
     """The Transformers class of a (family, head); raises ConfigError when the family has no such head."""
     names = get(model_type).heads(model_type)
     if head not in names:
-        raise ConfigError(f"{model_type} has no {head!r} head; it has {', '.join(names)}")
+        hints = {
+            "causal-lm": "; it writes text from text: AutoModelForSeq2SeqLM, duonlp run text2text-generation or summarize",
+            "seq2seq-lm": "; take an encoder-decoder, such as t5",
+        }
+        hint = hints.get(head, "") if head != "causal-lm" or "seq2seq-lm" in names else ""
+        raise ConfigError(f"{model_type} has no {head!r} head; it has {', '.join(names)}{hint}")
     return names[head]
 
 

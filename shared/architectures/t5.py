@@ -49,14 +49,21 @@ def config(hf):
         hf.pop(derived, None)
     common = take_common(hf, {"pad_token_id": 0, "eos_token_id": 1}, encoder_decoder=True)
     common["initializer_range"] = o["initializer_factor"]
+    buckets, distance = o["relative_attention_num_buckets"], o["relative_attention_max_distance"]
+    # Half of them (of each side's, in the encoder) are for one distance each; the others reach from there to the last.
+    if buckets < 4 or distance <= buckets // 2:
+        raise ConfigError(
+            f"relative_attention_num_buckets={buckets} and relative_attention_max_distance={distance} do not go together; "
+            "there must be 4 buckets or more, and a distance above half of their number"
+        )
     attention = AttentionConfig(
         num_heads=o["num_heads"],
         head_dim=o["d_kv"],
         bias=False,
         dropout=o["dropout_rate"],
         scale_by_head_dim=False,
-        relative_buckets=o["relative_attention_num_buckets"],
-        relative_max_distance=o["relative_attention_max_distance"],
+        relative_buckets=buckets,
+        relative_max_distance=distance,
     )
     activation, gated = _feed_forward(o["feed_forward_proj"])
     feed_forward = FeedForwardConfig(o["d_ff"], activation, bias=False, gated=gated, dropout=o["dropout_rate"])

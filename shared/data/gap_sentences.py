@@ -208,7 +208,7 @@ def _noisy(scores: np.ndarray, noise: float, draws: np.random.Generator) -> np.n
 
 
 def _check(ratio, strategy: str, noise: float) -> tuple[float, float]:
-    least, most = (ratio, ratio) if np.isscalar(ratio) else ratio
+    least, most = (ratio, ratio) if np.isscalar(ratio) else ratio if len(ratio) == 2 else (0, 0)
     if not 0 < least <= most < 1:
         raise InputError(f"ratio is {ratio}; it must be a share between 0 and 1, or two of them, such as (0.15, 0.45)")
     if strategy not in STRATEGIES:

@@ -101,9 +101,10 @@ class PairCollator:
             len(token_ids(self.tokenizer, [self.prefix.rstrip()])[0]),
             len(token_ids(self.tokenizer, [""], targets=True)[0]),
         )
-        vocabulary = self.config.embedding.vocab_size
+        words = self.config.embedding.vocab_size, self.config.decoder.embedding.vocab_size
         for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            for what, ids, least in (("document", source, bare[0]), ("summary", target, bare[1])):
+            sides = zip(("document", "summary"), (source, target), bare, words, strict=True)
+            for what, ids, least, vocabulary in sides:
                 if len(ids) <= least:
                     limit = self.source_limit if what == "document" else self.max_target_length
                     cause = f"once it is cut to {limit}" if limit and limit <= least else "the tokenizer gives it none"

@@ -167,6 +167,7 @@ def _kind(source: Any, kind: str | None) -> str:
 def _dataset_rows(source: Any, kind: str, split: str | None, revision: str | None, streaming: bool):
     if kind == "rows":
         if isinstance(source, Mapping):
+            split = split if split in source else summary_files.SPLIT_NAMES.get(split, split)
             if split not in source:
                 raise InputError(f"the rows have no split {split!r}; name one of {', '.join(map(repr, source))}")
             return source[split], split

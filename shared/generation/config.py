@@ -213,9 +213,10 @@ class GenerationConfig:
                 f"the prompt has {prompt_length} tokens and max_length is {self.max_length}; raise it, or pass max_new_tokens"
             )
         if prompt_length + wanted > max_positions:
+            shorten = "" if prompt_length == 1 else "shorten the prompt, or "
             raise InputError(
                 f"{prompt_length} prompt tokens and {wanted} new ones exceed the {max_positions} positions of the model; "
-                f"shorten the prompt, or pass max_new_tokens={max_positions - prompt_length} or less"
+                f"{shorten}pass max_new_tokens={max_positions - prompt_length} or less"
             )
         return wanted
 

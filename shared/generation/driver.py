@@ -107,6 +107,8 @@ def _check_extras(model, config: GenerationConfig, extras: Extras) -> None:
             raise InputError("decoder_input_ids are for an encoder-decoder; pass the prompt as input_ids")
     elif config.guidance_scale != 1.0:
         raise InputError("guidance_scale is for models without an encoder; leave it out")
+    if extras.decoder_attention_mask is not None and extras.decoder_input_ids is None:
+        raise InputError("decoder_attention_mask is of decoder_input_ids, and there are none; leave it out")
     for process in extras.logits_processor or ():
         if not callable(process):
             raise InputError(f"logits_processor holds {process!r}; give functions (ids, logits, step) -> logits")

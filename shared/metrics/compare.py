@@ -284,6 +284,8 @@ def check_resamples(systems: int, resamples: int, level: float = 0.05) -> None:
     """
     pairs = systems * (systems - 1) // 2
     least = max(1, math.ceil(round(pairs / level, 6)) - 1)
+    if not pairs and resamples < least:
+        raise InputError(f"resamples is {resamples}; intervals take at least {least}, and 1000 are usual")
     if resamples < least:
         raise InputError(
             f"resamples is {resamples}; to tell {systems} systems apart at {level:g} takes at least {least}"

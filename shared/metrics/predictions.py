@@ -1,5 +1,6 @@
 """Files of what a system wrote: one text a line, or JSONL; the latter written here, too."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -86,11 +87,20 @@ def write_predictions(file: str | os.PathLike, ids: Sequence[str], texts: Sequen
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text in a file, whole or not at all."""
+    """A text in a file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written, for want of room, say.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # half a surrogate pair, which a model may write, is no UTF-8
         unfinished.write_text(text, encoding="utf-8", errors="replace", newline="\n")
         unfinished.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {str(path)!r}: {error.strerror}; make room, or give a folder that can be written to"
+        ) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -218,7 +218,8 @@ class GenerationTask(Task):
         if config.stop_strings:
             from shared.generation.stop_strings import StopStrings
 
-            stops = StopStrings.build(self.tokenizer, config.stop_strings, self.config.embedding.vocab_size)
+            vocab_size = self.config.as_decoder().embedding.vocab_size
+            stops = StopStrings.build(self.tokenizer, config.stop_strings, vocab_size)
         return Ending(config.eos_ids, stops, prompt)
 
     def run(self, forward, batch, group, options):

@@ -122,14 +122,19 @@ class TranslationTask(LongDocumentTask):
         wrong = [(asked, code) for asked, code in zip((source, target), own, strict=True) if asked not in (None, code)]
         if own != (None, None) and wrong:
             raise InputError(f"this model translates from {own[0]!r} to {own[1]!r}, not {source!r} to {target!r}")
-        if own != (None, None) or (options.src_lang is None and options.tgt_lang is None):
+        named = options.src_lang is None and options.tgt_lang is None
+        if own != (None, None) or (named and (source is None or not self.stored_names)):
             return  # a name is no more than a name where the model has one pair
         pairs = [PAIR.fullmatch(name).groups() for name in self.stored_names]
-        if (source, target) not in pairs:
+        if (source, target) not in pairs and (options.prefix is None or not pairs):
             known = ", ".join(f"{a} to {b}" for a, b in pairs)
             raise InputError(
                 f"src_lang={source!r}, tgt_lang={target!r}: "
-                + (f"this model translates {known}" if known else "this model is not told languages; leave them out")
+                + (
+                    f"this model translates {known}; ask for those, or pass the prefix that it was trained with"
+                    if known
+                    else "this model is not told languages; leave them out"
+                )
             )
 
     # -- text to arrays --------------------------------------------------------------------------------------------

@@ -76,8 +76,7 @@ def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
         raise InputError(f"a sequence of {sequence_length} tokens does not fit a model of 1 to {config.max_length}")
     hidden, layers, table = config.hidden_size, config.num_layers, config.embedding
     width = config.attention.num_heads * config.attention.head_dim
-    # A gate is one more matrix from the hidden size; a config that knows none has none.
-    matrices = 3 if getattr(config.feed_forward, "gated", False) else 2
+    matrices = 3 if config.feed_forward.gated else 2  # a gate is one more from the hidden size
     head_size = table.size if config.lm_head.transform else hidden
     transform = hidden * table.size if config.lm_head.transform else 0
     return TokenFlops(

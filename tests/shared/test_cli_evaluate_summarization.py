@@ -205,6 +205,26 @@ def test_mistakes_are_one_line_before_a_model_runs(run, known, data, tmp_path, a
     assert all(part in err for part in parts), err
 
 
+@pytest.mark.parametrize("call", ["write_text", "mkdir"])
+def test_no_room_for_what_is_written(run, data, tmp_path, monkeypatch, call):  # noqa: F811
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, call, full)
+    status, out, err = run(*base(data, "--baseline", "lead-3", "--output", tmp_path / "out"))
+    assert status == 2 and out == "" and err.count("\n") == 1, err
+    assert "No space left on device; " in err and str(tmp_path / "out") in err
+
+
+def test_rows_of_no_use_are_told_in_the_command_s_words(run, tmp_path):  # noqa: F811
+    (tmp_path / "a.jsonl").write_text('{"document": "a", "summary": ""}\n')
+    status, _, err = run(*base(tmp_path / "a.jsonl", "--baseline", "lead-3"))
+    assert status == 2 and "a.jsonl:1: empty summary" in err and "or leave it out" in err and "report" not in err
+    (tmp_path / "b.jsonl").write_text('{"x": "a", "y": "b"}\n')
+    status, _, err = run(*base(tmp_path / "b.jsonl", "--baseline", "lead-3"))
+    assert status == 2 and "with --document-field" in err
+
+
 def test_what_is_missing(run, tmp_path):  # noqa: F811
     assert "--data" in run("evaluate", "summarization", "--baseline", "lead-3")[2]
     status, _, err = run(*base(tmp_path / "none.jsonl", "--baseline", "lead-3"))

@@ -92,6 +92,9 @@ def test_languages_of_models_that_are_told_none():
     assert writer.calls[-1]["ids"][0, 0] == 40
     with pytest.raises(InputError, match="src_lang='en', tgt_lang='it': this model translates en to fr, en to de"):
         pipe("w1", src_lang="en", tgt_lang="it")
+    with pytest.raises(InputError, match=r"tgt_lang='it': .* or pass the prefix"):
+        make("translation_en_to_it", extra=specific)  # which would go to the model with nothing said
+    assert make("translation_en_to_it", extra=specific, prefix="__de__ ")[0]("w1")
     tokenizer = word_tokenizer()
     tokenizer.source_lang, tokenizer.target_lang = "en", "de"  # as Marian's
     assert make("translation_en_to_de", tokenizer)[0]("w1")

@@ -11,22 +11,24 @@ from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS
 
-BERT, LM, GPT2 = (
+BERT, LM, GPT2, T5 = (
     next(c for c in cases() if c.name == name)
-    for name in ("bert-sequence-classification", "albert-masked-lm", "gpt2-causal-lm")
+    for name in ("bert-sequence-classification", "albert-masked-lm", "gpt2-causal-lm", "t5-seq2seq-lm")
 )
 
 
 def inputs_of(case):
-    return {name: value for name, value in case.inputs().items() if name != "labels"}
+    inputs = {name: value for name, value in case.inputs().items() if name != "labels"}
+    return inputs | ({"decoder_input_ids": inputs["input_ids"][:, :4]} if case is T5 else {})
 
 
 def new(case=BERT, **options):
-    layers = {"n_layer" if case is GPT2 else "num_hidden_layers": 1}
-    return HEADS[case.head].from_config(case.hf | layers, initializer_range=0.2, **options)
+    layers = {{"gpt2": "n_layer", "t5": "num_layers"}.get(case.hf["model_type"], "num_hidden_layers"): 1}
+    spread = "initializer_factor" if case is T5 else "initializer_range"
+    return HEADS[case.head].from_config(case.hf | layers, **{spread: 0.2}, **options)
 
 
-@pytest.mark.parametrize("case", [BERT, LM, GPT2], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [BERT, LM, GPT2, T5], ids=lambda c: c.name)
 def test_a_keras_file_holds_the_whole_model(case, tmp_path):
     model = new(case, dtype="bfloat16")
     model.save(tmp_path / "m.keras")
@@ -57,6 +59,19 @@ def test_a_saved_model_serves_any_shape(case, tmp_path):
         given = {name: inputs.get(name, np.zeros((rows, columns), np.int32)) for name in model.input_signature()}
         outputs = served.serve(given)
         assert set(outputs) == {"logits"}
+        assert difference(outputs["logits"], model(**given)["logits"]) < 1e-5
+
+
+def test_a_saved_encoder_decoder_serves_any_two_lengths(tmp_path):
+    model = new(T5)
+    model.export(tmp_path / "served")
+    served = tf.saved_model.load(tmp_path / "served")
+    for rows, source, target in ((1, 4, 2), (3, 5, 7)):
+        ids, more = np.full((rows, source), 7), np.full((rows, target), 5)
+        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "decoder_input_ids": more}
+        given = {name: value.astype(np.int32) for name, value in given.items()}
+        outputs = served.serve(given)
+        assert outputs["logits"].shape == (rows, target, T5.hf["vocab_size"])
         assert difference(outputs["logits"], model(**given)["logits"]) < 1e-5
 
 

@@ -54,6 +54,8 @@ def test_labels_may_be_anywhere(batch):
         (without | {"decoder_input_ids": batch["decoder_input_ids"]}, labels),
     ):  # fmt: skip
         assert model.evaluate(x, y, batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
+    predicted = model.predict(without | {"labels": labels}, batch_size=8, verbose=0)["logits"]
+    np.testing.assert_allclose(predicted, model(**batch)["logits"], atol=1e-5)
     assert model.fit(without, labels, batch_size=8, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-5)
 
 

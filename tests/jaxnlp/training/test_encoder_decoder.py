@@ -121,6 +121,7 @@ def test_a_run_goes_on_and_is_exported(tmp_path):
     again = [record["loss"] for record in read_metrics(tmp_path / "run") if record["kind"] == "step"]
     np.testing.assert_allclose(again, losses, rtol=1e-5)
     export(tmp_path / "run", tmp_path / "model")
+    assert (tmp_path / "model" / "generation_config.json").is_file()
     model = jaxnlp.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
     total = count = 0
     for batch in held_out_batches(Words(), spans(), ROWS):
