@@ -67,12 +67,17 @@ def tokens(*ids) -> np.ndarray:
     return np.array(ids + (-1,) * (-len(ids) % 4), np.int32)
 
 
+SOURCES = np.array([[0, 2, 1, 2, 3, 3], [3, 1, 0, 0, 2, 5]], np.int32)
+"""Of processors that look at a source: two, so that each is that of two texts."""
+
 PROCESSORS = [
     ("temperature", {"temperature": np.float32(0.7)}),
     ("repetition_penalty", {"penalty": np.float32(1.7)}),
     ("no_repeat_ngram", {"size": 1}),
     ("no_repeat_ngram", {"size": 2}),
     ("no_repeat_ngram", {"size": 3}),
+    *(("encoder_no_repeat_ngram", {"size": size, "source_ids": SOURCES}) for size in (1, 2, 3, 7)),
+    *(("encoder_repetition_penalty", {"penalty": np.float32(p), "source_ids": SOURCES}) for p in (0.7, 1.7)),
     ("sequence_bias", {
         "prefixes": np.array([[-2, -2], [-2, 2], [1, 3], [-2, 1]], np.int32), "last": tokens(4, 5, 5, 7),
         "bias": np.array([1.5, -2.0, 0.5, -np.inf], np.float32),

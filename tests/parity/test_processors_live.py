@@ -13,14 +13,20 @@ CUTS = ("top_h", "top_p", "min_p", "typical_p")
 
 def theirs(name: str, a: dict):
     """Transformers' processor; ids given to it are those before STEP."""
+    import torch
     from transformers.generation import logits_process as hf
 
+    source = torch.tensor(a["source_ids"]).long() if "source_ids" in a else None
     keep = {"min_tokens_to_keep": a["min_tokens_to_keep"]} if "min_tokens_to_keep" in a else {}
     named = [int(token) for token in a.get("tokens", ()) if token >= 0]
     made = {
         "temperature": lambda: hf.TemperatureLogitsWarper(float(a["temperature"])),
         "repetition_penalty": lambda: hf.RepetitionPenaltyLogitsProcessor(float(a["penalty"])),
         "no_repeat_ngram": lambda: hf.NoRepeatNGramLogitsProcessor(a["size"]),
+        "encoder_no_repeat_ngram": lambda: hf.EncoderNoRepeatNGramLogitsProcessor(a["size"], source),
+        "encoder_repetition_penalty": lambda: hf.EncoderRepetitionPenaltyLogitsProcessor(
+            float(a["penalty"]), source.repeat_interleave(2, 0)
+        ),
         "sequence_bias": lambda: hf.SequenceBiasLogitsProcessor(
             [
                 [[int(i) for i in row if i >= 0] + [int(last)], float(bias)]
