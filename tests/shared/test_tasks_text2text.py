@@ -389,7 +389,7 @@ def test_models_and_tokenizers_of_another_kind():
         def __init__(self, head, config):
             self.head, self.config, self.generation_config = head, config, None
 
-    heads = {"seq2seq-lm": type("AutoModelForSeq2SeqLM", (), {}), "causal-lm": type("AutoModelForCausalLM", (), {})}
+    heads = {"seq2seq-lm": type("ModelForSeq2SeqLM", (), {}), "causal-lm": type("ModelForCausalLM", (), {})}
     gpt2 = config_from_hf({"model_type": "gpt2"})
     with pytest.raises(
         InputError, match=r"summarization needs a model that AutoModelForSeq2SeqLM loads, and gpt2 .*text-generation"
