@@ -29,12 +29,18 @@ def _jax(folder, head, inputs, gradients):
 
     model = HEADS[head].from_pretrained(folder)
     apply, params = jaxnlp.functional(model)
-    out = apply(params, **inputs, output_hidden_states=True, output_attentions=True)
-    grads = {}
-    if gradients and "loss" in out:
-        tree = jax.grad(lambda p: apply(p, **inputs)["loss"])(params)
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        grads = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+
+    def outputs(p):
+        return apply(p, **inputs, output_hidden_states=True, output_attentions=True)
+
+    def both(p):  # one program: to compile every operation by itself takes twice as long
+        return outputs(p), jax.grad(lambda p: apply(p, **inputs)["loss"])(p)
+
+    if not gradients or "loss" not in jax.eval_shape(outputs, params):
+        return _flat(jax.jit(outputs)(params)), {}
+    out, tree = jax.jit(both)(params)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    grads = {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
     return _flat(out), grads
 
 
