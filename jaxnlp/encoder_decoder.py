@@ -4,8 +4,7 @@ import jax.numpy as jnp
 
 from jaxnlp import ops
 from jaxnlp.transformer import attention_bias
-from shared.errors import InputError
-from shared.seq2seq import shift_right
+from shared.seq2seq import decoder_input_ids
 
 
 class EncoderDecoder:
@@ -32,7 +31,7 @@ class EncoderDecoder:
         source, encoder_states, encoder_attentions, _ = self.encode(
             inputs["input_ids"], mask, inputs["position_ids"], rngs
         )
-        ids, position_ids = self._decoder_input_ids(inputs), inputs["decoder_position_ids"]
+        ids, position_ids = decoder_input_ids(ops, inputs, self.config, self.head), inputs["decoder_position_ids"]
         if position_ids is None:
             position_ids = self._default_positions(ids, 0, self.config.decoder.embedding)
         x = self.decoder_embeddings(ids, None, position_ids, rngs, self.decoder_words)
@@ -54,16 +53,3 @@ class EncoderDecoder:
                 "encoder_attentions": tuple(encoder_attentions),
             }
         return x, more
-
-    def _decoder_input_ids(self, inputs):
-        """What the decoder reads: what it is given, or targets moved to the right, or the source so."""
-        if inputs["decoder_input_ids"] is not None:
-            return inputs["decoder_input_ids"]
-        if self.head == "seq2seq-lm" and inputs.get("labels") is not None:
-            return shift_right(ops, inputs["labels"], self.config)
-        if self.config.decoder.reads_source:
-            return shift_right(ops, inputs["input_ids"], self.config)
-        raise InputError(
-            f"the decoder of a {self.config.model_type} has nothing to read; pass decoder_input_ids"
-            + (", or labels" if self.head == "seq2seq-lm" else "")
-        )

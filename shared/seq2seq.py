@@ -1,6 +1,8 @@
 """What an encoder-decoder needs besides its two stacks: the targets moved one to the right."""
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from shared.config import TransformerConfig
 from shared.errors import InputError
@@ -36,3 +38,27 @@ def shift_right(ops: ModuleType, labels, config: TransformerConfig):
     else:
         start = ids[:, :1] * 0 + config.decoder.start_token_id
     return ops.concat([start, ids[:, :-1]], 1)
+
+
+def decoder_input_ids(ops: ModuleType, inputs: Mapping[str, Any], config: TransformerConfig, head: str):
+    """What the decoder reads: what it is given, or targets moved to the right, or the source so (BART).
+
+    Args:
+        inputs: the model's, by name; what is missing may be None.
+
+    Returns:
+        int [B, T].
+
+    Raises:
+        InputError: there is nothing to read; and as shift_right.
+    """
+    if inputs.get("decoder_input_ids") is not None:
+        return inputs["decoder_input_ids"]
+    if head == "seq2seq-lm" and inputs.get("labels") is not None:
+        return shift_right(ops, inputs["labels"], config)
+    if config.decoder.reads_source:
+        return shift_right(ops, inputs["input_ids"], config)
+    raise InputError(
+        f"the decoder of a {config.model_type} has nothing to read; pass decoder_input_ids"
+        + (", or labels" if head == "seq2seq-lm" else "")
+    )

@@ -2,8 +2,7 @@
 
 import tensorflow as tf
 
-from shared.errors import InputError
-from shared.seq2seq import shift_right
+from shared.seq2seq import decoder_input_ids
 from tfnlp import ops
 from tfnlp.transformer import attention_bias
 
@@ -33,7 +32,7 @@ class EncoderDecoder:
         source, encoder_states, encoder_attentions, _ = self.encode(
             inputs["input_ids"], mask, inputs.get("position_ids"), training
         )
-        ids, position_ids = self._decoder_input_ids(inputs), inputs.get("decoder_position_ids")
+        ids, position_ids = decoder_input_ids(ops, inputs, self.config, self.head), inputs.get("decoder_position_ids")
         if position_ids is None:
             position_ids = self._default_positions(ids, 0, self.config.decoder.embedding)
         x = self.decoder_embeddings(ids, None, position_ids, training=training, words=self.decoder_words)
@@ -56,16 +55,3 @@ class EncoderDecoder:
                 "encoder_attentions": tuple(encoder_attentions),
             }
         return x, more
-
-    def _decoder_input_ids(self, inputs):
-        """What the decoder reads: what it is given, or targets moved to the right, or the source so."""
-        if "decoder_input_ids" in inputs:
-            return inputs["decoder_input_ids"]
-        if self.head == "seq2seq-lm" and "labels" in inputs:
-            return shift_right(ops, inputs["labels"], self.config)
-        if self.config.decoder.reads_source:
-            return shift_right(ops, inputs["input_ids"], self.config)
-        raise InputError(
-            f"the decoder of a {self.config.model_type} has nothing to read; pass decoder_input_ids"
-            + (", or labels" if self.head == "seq2seq-lm" else "")
-        )

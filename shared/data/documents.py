@@ -206,8 +206,29 @@ def _file_rows(file: Path, kind: str, columns: Columns, problems) -> Iterator[tu
 
 
 def _from_rows(rows: Iterable[tuple[str, Any]], source: str, columns: Columns, problems) -> Iterator[Document]:
-    """Documents of (place, row). A first row without the columns is a mistake of the caller's, a later one the corpus'."""
-    known: dict[tuple[str, ...], dict[str, str]] = {}
+    for place, row, found in with_columns(rows, source, columns, problems):
+        text = row[found["text"]]
+        if not isinstance(text, str):
+            what = f"column {found['text']!r} is a {type(text).__name__}, not a text"
+            problems.note("corrupt row", place, what)
+            continue
+        if document_files.is_readable(text, place, problems):
+            path, repository, licence = (row.get(found.get(part, "")) for part in ("path", "repository", "licence"))
+            yield Document(text, str(path or place), str(repository) if repository else None, _licence(licence))
+
+
+def with_columns(rows: Iterable[tuple[str, Any]], source: str, columns, problems) -> Iterator[tuple[str, Mapping, Any]]:
+    """(place, row, its columns) of those of (place, row) that have them; the others are noted.
+
+    A first row without the columns is a mistake of the caller's, a later one the data's.
+
+    Args:
+        columns: has ``of(names, source)``, which finds what is wanted among the names of a row's columns.
+
+    Raises:
+        InputError: the first row has not the columns.
+    """
+    known: dict[tuple[str, ...], Any] = {}
     for place, row in rows:
         if not isinstance(row, Mapping):
             problems.note("corrupt row", place, f"it is a {type(row).__name__}, not an object with columns")
@@ -221,15 +242,7 @@ def _from_rows(rows: Iterable[tuple[str, Any]], source: str, columns: Columns, p
                     raise
                 problems.note("corrupt row", place, str(error))
                 continue
-        found = known[names]
-        text = row[found["text"]]
-        if not isinstance(text, str):
-            what = f"column {found['text']!r} is a {type(text).__name__}, not a text"
-            problems.note("corrupt row", place, what)
-            continue
-        if document_files.is_readable(text, place, problems):
-            path, repository, licence = (row.get(found.get(part, "")) for part in ("path", "repository", "licence"))
-            yield Document(text, str(path or place), str(repository) if repository else None, _licence(licence))
+        yield place, row, known[names]
 
 
 def _licence(value: Any) -> str | None:

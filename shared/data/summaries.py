@@ -209,24 +209,8 @@ def _file_pairs(file: Path, kind: str, columns: PairColumns, problems) -> Iterat
 
 
 def _pairs(rows: Iterable[tuple[str, Any]], source: str, columns: PairColumns, problems) -> Iterator[Pair]:
-    """Pairs of (place, row). A first row without the columns is a mistake of the caller's, a later one the dataset's."""
-    known: dict[tuple[str, ...], tuple] = {}
-    for place, row in rows:
-        if not isinstance(row, Mapping):
-            problems.note("corrupt row", place, f"it is a {type(row).__name__}, not an object with columns")
-            continue
-        names = tuple(row)
-        if names not in known:
-            try:
-                known[names] = columns.of(names, source)
-            except InputError as error:
-                if not known:
-                    raise
-                problems.note("corrupt row", place, str(error))
-                continue
-        document_column, summary_columns, id_column = known[names]
-        name = row[id_column] if id_column else None
-        found = pair(row[document_column], [row[column] for column in summary_columns], name, place, problems)
+    for place, row, (document, summaries, name) in documents.with_columns(rows, source, columns, problems):
+        found = pair(row[document], [row[each] for each in summaries], row[name] if name else None, place, problems)
         if found:
             yield found
 

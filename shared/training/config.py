@@ -1,12 +1,13 @@
 """How a model is pretrained: every setting of a run, checked once, the same for both frameworks."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from shared.dtypes import check_dtype
 from shared.errors import InputError
-from shared.training.schedules import SCHEDULES, learning_rate_at
+from shared.training.schedules import SCHEDULES
+from shared.training.settings import Settings
 
 AXES = ("data", "fsdp", "tensor")
 """Axes of a device mesh: whole copies of the model, its parameters cut up, its matrix products cut up."""
@@ -23,7 +24,7 @@ CURVE = (
 
 
 @dataclass(frozen=True)
-class PretrainingConfig:
+class PretrainingConfig(Settings):
     """How a model is pretrained.
 
     steps: optimizer steps.
@@ -77,6 +78,9 @@ class PretrainingConfig:
     keep_every: int = 0
     keep_best: int = 1
 
+    of_what: ClassVar[str] = "pretraining"
+    curve: ClassVar[tuple[str, ...]] = CURVE
+
     def __post_init__(self):
         for name in ("steps", "seconds", "batch_size", "accumulation", "learning_rate", "clip_norm", "keep_last"):
             value = getattr(self, name)
@@ -112,37 +116,9 @@ class PretrainingConfig:
                 f"pmap copies the model to every device, so mesh={dict(self.mesh)} needs parallelism='jit'"
             )
 
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "PretrainingConfig":
-        """From a mapping, such as a TOML table; raises InputError for a key that is no setting."""
-        known = [f.name for f in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise InputError(f"{key!r} is no setting of pretraining; there are {', '.join(known)}")
-        return cls(**settings)
-
     def to_dict(self) -> dict[str, Any]:
         """Every setting, for JSON."""
-        return asdict(self) | {"mesh": dict(self.mesh)}
-
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when `progress`, a share from 0 to 1, of the run is done."""
-        return learning_rate_at(
-            progress,
-            schedule=self.schedule,
-            peak=self.learning_rate,
-            warmup_share=self.warmup_share,
-            final_share=self.final_share,
-        )
-
-    def check_resumable(self, stored: Mapping[str, Any]) -> None:
-        """Raises InputError where this run would not continue the curve of the one whose settings were stored."""
-        changed = [name for name in CURVE if name in stored and stored[name] != getattr(self, name)]
-        if changed:
-            was = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
-            raise InputError(
-                f"the run to resume was started with {was}; use the same settings, or another folder for a new run"
-            )
+        return super().to_dict() | {"mesh": dict(self.mesh)}
 
 
 def check_mesh_axes(mesh: Mapping[str, int]) -> None:

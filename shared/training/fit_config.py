@@ -1,12 +1,12 @@
 """How a model is fine-tuned: every setting of jaxnlp's ``fit``, checked once."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from shared.errors import InputError
 from shared.training.config import OPTIMIZERS
-from shared.training.schedules import SCHEDULES, due, learning_rate_at
+from shared.training.schedules import SCHEDULES, due
+from shared.training.settings import Settings
 
 EPOCH = "epoch"
 """In place of a number of steps: once at the end of each epoch."""
@@ -19,7 +19,7 @@ CURVE = (
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Settings):
     """How a model is fine-tuned.
 
     epochs: times that all batches are seen.
@@ -68,6 +68,8 @@ class FitConfig:
     min_delta: float = 0.0
     keep_last: int = 1
 
+    of_what: ClassVar[str] = "fit"
+    curve: ClassVar[tuple[str, ...]] = CURVE
     # What checkpoints ask of a configuration besides: the best model is kept elsewhere, in Hugging Face layout.
     keep_every: ClassVar[int] = 0
     keep_best: ClassVar[int] = 0
@@ -91,35 +93,6 @@ class FitConfig:
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         self.learning_rate_at(0.0)  # raises for what does not go together
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "FitConfig":
-        """From a mapping, such as a TOML table; raises InputError for a key that is no setting."""
-        known = [f.name for f in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise InputError(f"{key!r} is no setting of fit; there are {', '.join(known)}")
-        return cls(**settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting, for JSON."""
-        return asdict(self)
-
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when `progress`, a share from 0 to 1, of the run is done."""
-        return learning_rate_at(
-            progress, schedule=self.schedule, peak=self.learning_rate, warmup_share=self.warmup_share,
-            final_share=self.final_share,
-        )  # fmt: skip
-
-    def check_resumable(self, stored: Mapping[str, Any]) -> None:
-        """Raises InputError where this run would not continue the curve of the one whose settings were stored."""
-        changed = [name for name in CURVE if name in stored and stored[name] != getattr(self, name)]
-        if changed:
-            was = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
-            raise InputError(
-                f"the run to resume was started with {was}; use the same settings, or another folder for a new run"
-            )
 
 
 def check_every(name: str, every: int | str) -> None:
