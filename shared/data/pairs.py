@@ -1,31 +1,22 @@
 """Batches of documents and summaries for an encoder-decoder: tokenised once, padded to a few lengths, in a shuffled order."""
 
-import hashlib
 import itertools
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from shared.data.length_batches import TOKENISED_TOGETHER, LengthBatches, hash_of, kept_rows
 from shared.data.manifest import tokenizer_hash
-from shared.data.order import MOST_SEED, check_seed, permuted
 from shared.data.pair_collator import SHORTEST, PairCollator, token_ids
 from shared.data.summaries import Pair
 from shared.data.token_rows import TokenRows, TokenRowsBuilder
 from shared.errors import InputError
 
-TOKENISED_TOGETHER = 1024  # pairs
-POOL = 64
-"""Batches' worth of shuffled pairs that are sorted by length before they are cut into batches."""
-
 CACHE_VERSION = 1
 
 
-class PairBatches:
+class PairBatches(LengthBatches):
     """The batches of pairs, epoch by epoch: any batch of any epoch from the seed and two numbers.
 
     Each epoch has every pair once, in an order of its own. Pairs of like lengths come together (shuffled pairs are sorted
@@ -37,6 +28,8 @@ class PairBatches:
         documents, references, ids: of the pairs, in their order: the texts, tuples of all their summaries, and names.
         sources, targets: `TokenRows`, cut as the collator says.
     """
+
+    of_what = "pairs"
 
     def __init__(
         self,
@@ -72,35 +65,14 @@ class PairBatches:
             InputError: there are no pairs (or, with `drop_last`, not enough for a batch), the collator refuses one, or a
                 number is out of range.
         """
-        if host_count < 1 or not 0 <= host_index < host_count:
-            raise InputError(f"host_index is {host_index} of {host_count} hosts; it must be from 0 to host_count - 1")
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1 or batch_size % host_count:
-            raise InputError(
-                f"batch_size is {batch_size}, over {host_count} hosts; it must be a multiple of the hosts, from 1 on"
-            )
+        super().__init__(batch_size, seed, shuffle, drop_last, host_index, host_count)
         self.collator = collator
-        self.batch_size = int(batch_size)
-        self.seed = check_seed(seed)
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.hosts = host_index, host_count
         self.ids: list[str] = []
         self._documents: list[str] | None = [] if texts else None
         self._references: list[tuple[str, ...]] | None = [] if texts else None
         self.sources, self.targets = self._cached(pairs, Path(cache)) if cache is not None else self._tokenised(pairs)
-        if not len(self.sources):
-            raise InputError("there are no pairs to make batches of; look at what was read")
+        self.check_count()
         self._widths = self._padded_widths()
-        if not len(self):
-            raise InputError(
-                f"batch_size is {batch_size} and there are {len(self.sources)} pairs; with drop_last there is no batch: take "
-                "a smaller one"
-            )
-
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-        whole, rest = divmod(len(self.sources), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
 
     @property
     def documents(self) -> list[str]:
@@ -122,31 +94,11 @@ class PairBatches:
         Raises:
             InputError: there is no such epoch or batch.
         """
-        order = self.order(number)
-        if not 0 <= first <= len(order):
-            raise InputError(f"first is {first}; an epoch has {len(order)} batches, from 0 on")
-        return map(self._batch, order[first:])
+        return super().epoch(number, first)
 
-    def order(self, number: int) -> np.ndarray:
-        """Which pair each row of each batch of an epoch is, int64 [len(self), batch_size]; -1 where one is filled up."""
-        if isinstance(number, bool) or number < 0:
-            raise InputError(f"the epoch is {number}; epochs begin at 0")
-        count, size = len(self.sources), self.batch_size
-        order = np.arange(count)
-        if self.shuffle:
-            order = permuted(order, count, self.seed, number)
-            # What is left over is any pairs, not the longest of a pool.
-            order = np.concatenate(
-                [*map(self._sorted, _pools(order[: count - count % size], POOL * size)), order[count - count % size :]]
-            )
-        filled = np.full(-(-count // size) * size, -1, np.int64)
-        filled[:count] = order
-        batches = filled.reshape(-1, size)
-        whole = count // size
-        if self.shuffle and whole:
-            places = permuted(np.arange(whole), whole, (self.seed + 1) % MOST_SEED, number)
-            batches[:whole] = batches[places]
-        return batches[: len(self)]
+    @property
+    def _count(self) -> int:
+        return len(self.sources)
 
     def _padded_widths(self) -> np.ndarray:
         """What each row of sources and of targets is padded to by itself, int64 [2, pairs]; a batch goes by the widest."""
@@ -160,19 +112,12 @@ class PairBatches:
             found[side] = np.array(widths)[inverse]
         return found
 
-    def _sorted(self, pool: np.ndarray) -> np.ndarray:
-        return pool[np.lexsort((self.sources.lengths[pool], self._widths[1, pool], self._widths[0, pool]))]
+    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.lexsort((self.sources.lengths[rows], self._widths[1, rows], self._widths[0, rows]))]
 
-    def _batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        real = rows[rows >= 0]
-        widths = tuple(self._widths[:, real].max(axis=1).tolist())
-        host, hosts = self.hosts
-        share = len(rows) // hosts
-        mine = rows[host * share : (host + 1) * share]
-        if mine[0] < 0:  # nothing but what fills up: it repeats another host's row
-            batch = self.collator.batch(self.sources, self.targets, np.concatenate([real[:1], mine]), widths)
-            return {name: values[1:] for name, values in batch.items()}
-        return self.collator.batch(self.sources, self.targets, mine, widths)
+    def _arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
+        widths = tuple(self._widths[:, batch].max(axis=1).tolist())
+        return self.collator.batch(self.sources, self.targets, rows, widths)
 
     def _kept(self, texts: list | None) -> list:
         if texts is None:
@@ -199,45 +144,19 @@ class PairBatches:
 
     def _cached(self, pairs: Iterable[Pair], cache: Path) -> tuple[TokenRows, TokenRows]:
         pairs = list(pairs)
-        folder = cache / _key(pairs, self.collator)
-        try:
-            rows = _opened(folder, len(pairs))
-        except InputError:
-            self._write(pairs, folder)
-            return _opened(folder, len(pairs))
-        for _ in self._take(pairs):
-            pass
+        if not pairs:
+            return self._tokenised(pairs)  # nothing to keep, as the caller finds
+
+        def tokenised():
+            return self._tokenised(pairs)
+
+        rows = kept_rows(
+            cache / _key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenised, self.of_what
+        )
+        if not self.ids:
+            for _ in self._take(pairs):
+                pass
         return rows
-
-    def _write(self, pairs: list[Pair], folder: Path) -> None:
-        """Writes the ids under another name, which is changed once all are there; what is damaged gives way."""
-        sources, targets = self._tokenised(pairs)
-        if not len(sources):
-            raise InputError("there are no pairs to make batches of; look at what was read")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            sources.save(partial, "sources")
-            targets.save(partial, "targets")
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.replace(partial, folder)
-            except OSError:
-                if not folder.is_dir():  # another process has just put the same there
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _pools(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    return (order[start : start + size] for start in range(0, len(order), size))
-
-
-def _opened(folder: Path, count: int) -> tuple[TokenRows, TokenRows]:
-    rows = TokenRows.open(folder, "sources"), TokenRows.open(folder, "targets")
-    if {len(each) for each in rows} != {count}:
-        raise InputError(f"{str(folder)!r} has not the ids of {count} pairs; remove it")
-    return rows
 
 
 def _key(pairs: Sequence[Pair], collator: PairCollator) -> str:
@@ -248,7 +167,4 @@ def _key(pairs: Sequence[Pair], collator: PairCollator) -> str:
         CACHE_VERSION, tokenizer_hash(tokenizer), probes, tokenizer.truncation_side, collator.prefix,
         collator.source_limit, collator.max_target_length,
     ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for pair in pairs:
-        digest.update(json.dumps([pair.document, pair.summaries[:1]]).encode())
-    return digest.hexdigest()[:32]
+    return hash_of(settings, ([pair.document, pair.summaries[:1]] for pair in pairs))
