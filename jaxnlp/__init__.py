@@ -22,7 +22,9 @@ from jaxnlp.auto import (
 )  # fmt: skip
 from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
+from jaxnlp.prediction import cached_teacher_logits, predict
 from jaxnlp.pretrained import functional, merge, parameter_tree, split, update
+from jaxnlp.students import init_student
 
 __all__ = [
     "AutoModel",
@@ -35,11 +37,24 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "cached_teacher_logits",
     "compiled",
+    "distill",
     "functional",
+    "init_student",
     "merge",
     "parameter_tree",
     "pipeline",
+    "predict",
     "split",
     "update",
 ]
+
+
+def __getattr__(name: str):
+    """``distill`` is imported when it is asked for: training needs more packages than running a model does."""
+    if name == "distill":
+        from jaxnlp.distillation import distill
+
+        return distill
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

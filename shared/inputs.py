@@ -29,6 +29,29 @@ ONE_MASK_A_ROW = ("multiple-choice", "sequence-classification", "replaced-token-
 """Heads that read the mask themselves; all others take one of [batch, length, length] as well: who sees whom."""
 
 
+TEACHER = "teacher_"
+"""Before the names of a batch's inputs that are for a teacher alone, who has another tokenizer."""
+
+
+def model_inputs(cfg: TransformerConfig, batch: Mapping, *, as_teacher: bool = False) -> dict:
+    """What of a batch a model reads, but for labels: token types only where it has such.
+
+    Args:
+        as_teacher: takes ``teacher_input_ids``, ..., under their plain names, where the batch has them.
+
+    Raises:
+        InputError: there are no input_ids.
+    """
+    own = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
+    given = own if as_teacher and "input_ids" in own else batch
+    if "input_ids" not in given:
+        raise InputError(f"a batch has {', '.join(given) or 'nothing'}; a model needs input_ids")
+    e = cfg.embedding
+    taken = (*TOKEN_INPUTS, *(DECODER_INPUTS if cfg.decoder is not None else ()))
+    has_types = e.type_vocab_size or e.token_types_from_words
+    return {n: given[n] for n in taken if n in given and (n != "token_type_ids" or has_types)}
+
+
 def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping, cached: bool = False) -> None:
     """Refuse inputs a lookup would answer with nonsense. Values are looked at only where they are at hand (not traced).
 
@@ -153,7 +176,7 @@ def _check_labels(cfg, head: str, labels, ids) -> None:
     elif head == "sequence-classification":
         one_of_several = cfg.problem_type is None and cfg.num_labels > 1 and _is_integer(labels)
         if cfg.problem_type == "single_label_classification" or one_of_several:
-            _check_range("labels", labels, cfg.num_labels, "the labels")
+            _check_range("labels", labels, cfg.num_labels, "the labels", IGNORED)
 
 
 def _values(values) -> np.ndarray | None:

@@ -53,6 +53,9 @@ TWINS = (
     "pretrained.py",
     "losses.py",
     "inference.py",
+    "prediction.py",
+    "students.py",
+    "distillation_losses.py",
     "generation/decoder.py",
     "generation/processors.py",
     "generation/scoring.py",
@@ -69,7 +72,6 @@ CONVENTIONS = {
         "dtype": "a Keras dtype policy, which covers param_dtype in layers",
         "param_dtype": "the other half of the policy, in models",
         "seed": "of dropout, where NNX is handed rngs",
-        "sample_weight": "fit's, by row; a loss in JAX is written where it is needed",
     },
     "jaxnlp": {
         "rngs": "NNX modules are handed their random numbers, at construction and for dropout",

@@ -28,9 +28,12 @@ from tfnlp.auto import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )  # fmt: skip
+from tfnlp.distillation import Distiller, distill
 from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
+from tfnlp.prediction import cached_teacher_logits, predict
 from tfnlp.pretrained import parameter_tree
+from tfnlp.students import init_student
 
 __all__ = [
     "AutoModel",
@@ -43,7 +46,12 @@ __all__ = [
     "AutoModelForSeq2SeqLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
+    "Distiller",
+    "cached_teacher_logits",
     "compiled",
+    "distill",
+    "init_student",
     "parameter_tree",
     "pipeline",
+    "predict",
 ]

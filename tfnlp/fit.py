@@ -1,12 +1,14 @@
 """What compile, fit, evaluate and predict need to know of a model whose inputs and outputs are dicts."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from shared.errors import InputError
-from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS
+from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from shared.seq2seq import shift_right
 from tfnlp import ops
 from tfnlp.losses import IGNORED
@@ -20,7 +22,56 @@ class Fit:
     With ``compile(optimizer, loss=...)``, the loss and the metrics see the head's logits alone, labels of -100 are
     masked for them, and a causal language model's labels are shifted for them as they are for its own loss. The decoder of
     an encoder-decoder that is fed no ``decoder_input_ids`` reads the labels, wherever they come from, moved to the right.
+
+    A ``sample_weight`` [B], too, may come as an argument or inside the inputs; the argument is the one that counts.
+
+    ``fit`` and ``evaluate`` look at NumPy arrays before the first step, and at each batch of a
+    ``tfnlp.training.batch_dataset`` before it is computed, and raise InputError for labels, ids and shapes that cannot be. (In
+    any other tf.data.Dataset, TensorFlow itself refuses a label beyond the classes; with ``jit_compile`` it gives a loss of
+    NaN, for ``tfnlp.training.StopAtNonFiniteLoss`` to find.)
     """
+
+    def fit(self, x=None, y=None, *args, **options):
+        """As keras.Model.fit."""
+        with self._looked_at(x, y, options.get("validation_data")):
+            return super().fit(_with_weights(x, y, options), y, *args, **options)
+
+    def evaluate(self, x=None, y=None, *args, **options):
+        """As keras.Model.evaluate."""
+        with self._looked_at(x, y):
+            return super().evaluate(_with_weights(x, y, options), y, *args, **options)
+
+    def check_batch(self, batch, y=None):
+        """Raises InputError for a batch of NumPy arrays that the model cannot learn from.
+
+        Args:
+            batch: the inputs, perhaps with labels and ``sample_weight`` in it; inputs for a teacher are left out.
+            y: labels, as fit takes them.
+        """
+        inputs = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
+        inputs = {n: v for n, v in inputs.items() if n != "sample_weight" and not n.startswith("teacher_")}
+        inputs |= self._labels(inputs, y)
+        missing = [name for name in self.targets if name not in inputs]
+        if missing and self._compile_loss is None:
+            raise InputError(f"no {', '.join(missing)} to learn from; a {self.head} model wants them as y, or among x")
+        if self._compile_loss is not None and np.asarray(inputs.get("labels")).dtype.kind not in "iu":
+            inputs.pop("labels", None)  # a loss of the caller's may want them in another form
+        check_inputs(self.config, self.head, inputs)
+
+    @contextmanager
+    def _looked_at(self, x, y=None, validation_data=None):
+        if all(isinstance(value, np.ndarray) for value in tf.nest.flatten(x if y is None else [x, y])):
+            self.check_batch(x, y)
+        with ExitStack() as stack:
+            for data in (x, validation_data):
+                feed = getattr(data, "source", None)  # of a batch_dataset
+                if not hasattr(feed, "errors"):
+                    continue
+                stack.enter_context(feed.errors())
+                if feed.check is None:
+                    feed.check = self.check_batch
+                    stack.callback(setattr, feed, "check", None)
+            yield
 
     def train_step(self, data):
         """A step of fit."""
@@ -31,8 +82,13 @@ class Fit:
         return super().test_step(self._with_targets(data))
 
     def _with_targets(self, data):
-        """A batch whose inputs have the labels as well, where the decoder is to read them."""
+        """A batch whose weights are no input, and whose inputs have the labels as well, where the decoder is to read them."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(x, Mapping) and "sample_weight" in x:
+            x = dict(x)
+            inside = x.pop("sample_weight")
+            data = x, y, inside if sample_weight is None else sample_weight
+            sample_weight = data[2]
         if self.head != "seq2seq-lm" or (isinstance(x, Mapping) and "decoder_input_ids" in x):
             return data
         x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
@@ -96,8 +152,10 @@ class Fit:
         y_true, outputs, weights = {}, {}, {}
         for name, output in self.targets.items():
             if name in labels:
-                pair = self._align(y_pred[output], labels[name], sample_weight)
-                y_true[output], outputs[output], weights[output] = *_masked(*pair[:2]), pair[2]
+                logits, wanted, weight = self._align(y_pred[output], labels[name], sample_weight)
+                if weight is not None and weight.shape.rank == 1 and wanted.shape.rank == logits.shape.rank - 1 > 1:
+                    weight = tf.expand_dims(weight, 1)  # of a row: for each of its labels
+                y_true[output], outputs[output], weights[output] = *_masked(logits, wanted), weight
             else:
                 outputs[output] = y_pred[output]
         if len(self.targets) == 1 and not isinstance(getattr(self, "loss", None), Mapping):
@@ -107,6 +165,13 @@ class Fit:
 
     def _align(self, logits, labels, sample_weight):
         return logits, labels, sample_weight
+
+
+def _with_weights(x, y, options: dict):
+    """The inputs with the argument ``sample_weight`` among them where there is no y: Keras would drop it."""
+    if y is not None or not isinstance(x, Mapping) or options.get("sample_weight") is None:
+        return x
+    return {**x, "sample_weight": options.pop("sample_weight")}
 
 
 def _masked(logits, labels):

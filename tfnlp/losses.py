@@ -18,8 +18,16 @@ IGNORED = -100
 
 def cross_entropy(logits, labels, sample_weight=None, label_smoothing=0.0):
     """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
-    total, count = cross_entropy_sum(logits, labels, sample_weight, label_smoothing)
-    return total / count
+    return _mean(*cross_entropy_sum(logits, labels, sample_weight, label_smoothing))
+
+
+def _mean(total, count):
+    """total / count; on one of several replicas, over the mean of their counts: so the replicas' mean is that of all labels,
+    however they are spread."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return total / count
+    return total / tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.MEAN, count), 1e-9)
 
 
 def cross_entropy_sum(logits, labels, sample_weight=None, label_smoothing=0.0):
@@ -69,6 +77,15 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it must be a share from 0 to below 1")
         self.label_smoothing = float(label_smoothing)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        mask = getattr(y_pred, "_keras_mask", None)
+        if mask is None or self.reduction != "sum_over_batch_size":
+            return super().__call__(y_true, y_pred, sample_weight)
+        # over replicas, too, the mean of all that is labelled
+        return cross_entropy(
+            y_pred, tf.where(mask, tf.cast(y_true, tf.int32), IGNORED), sample_weight, self.label_smoothing
+        )
 
     def call(self, y_true, y_pred):
         labels = tf.cast(y_true, tf.int32)

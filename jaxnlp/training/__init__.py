@@ -3,7 +3,7 @@
 from jaxnlp.training.checkpoints import read_run
 from jaxnlp.training.distributed import barrier, is_main, start
 from jaxnlp.training.export import export
-from jaxnlp.training.fit import FitResult, fit
+from jaxnlp.training.fit import fit
 from jaxnlp.training.fit_step import FitStep, loss_terms
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
@@ -12,6 +12,7 @@ from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
 from shared.training.config import PretrainingConfig
 from shared.training.fit_config import FitConfig
 from shared.training.generated import GenerationScorer
+from shared.training.result import FitResult
 
 __all__ = [
     "FitConfig",

@@ -3,9 +3,8 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,12 @@ from jaxnlp.training.mesh import make_mesh
 from shared import architectures
 from shared.errors import InputError, NonFiniteLossError
 from shared.frameworks import keep_heap
-from shared.inputs import IGNORED
 from shared.training.best import Best
 from shared.training.fit_config import FitConfig, is_time
+from shared.training.fit_loop import BEST, data_of, evaluates, examples, fit_log, stream, total_steps, try_out
 from shared.training.generated import one_pass
-from shared.training.metrics_log import MetricsLog, NullLog
+from shared.training.result import FitResult
 from shared.training.schedules import due
-
-BEST = "best"
-"""The folder of the best model, below the run's."""
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a fine-tuning ended.
-
-    model: with the parameters of the last step.
-    steps, examples: done and seen, those of resumed parts included; seconds: of training, without evaluations.
-    loss: of the last step.
-    history: what each evaluation of this part found, and its "step".
-    best: {"value", "step"} of the best evaluation, by ``config.best_metric``; None where nothing was evaluated.
-    best_folder: where that model is, in Hugging Face layout; None without a folder or an evaluation.
-    stopped_early: whether patience ran out. preempted: whether it was asked to stop; resuming goes on.
-    """
-
-    model: Any
-    steps: int
-    examples: int
-    seconds: float
-    loss: float
-    history: list[dict[str, float]]
-    best: dict[str, float] | None
-    best_folder: Path | None
-    stopped_early: bool
-    preempted: bool
 
 
 def fit(
@@ -97,21 +68,39 @@ def fit(
         NonFiniteLossError: the loss is not a number; the best model and the last checkpoint are from before.
         CheckpointError: a checkpoint cannot be read or written.
     """
-    config = FitConfig() if config is None else config
-    evaluates = bool(config.evaluate_every) and (validation is not None or evaluate is not None)
-    total = _check(batches, config, validation, evaluate, evaluates)
+    config, mesh = FitConfig() if config is None else config, make_mesh() if mesh is None else mesh
+    step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
+    description = {"model": architectures.hf_config(model.config, model.head), "head": model.head}
+    return train(
+        step, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer,
+        description=description | {"data": data_of(batches) if data is None else dict(data)}, log=log,
+    )  # fmt: skip
+
+
+def train(
+    step: FitStep,
+    model,
+    batches,
+    config: FitConfig,
+    folder: str | Path | None,
+    *,
+    validation,
+    evaluate: Callable[[Any], Mapping[str, float]] | None,
+    tokenizer,
+    description: Mapping[str, Any],
+    log: Mapping[str, Any] | None,
+) -> FitResult:
+    """The loop of :func:`fit`, over a step that is made already: its arguments, and a run's description for run.json."""
+    if jax.process_count() > 1:
+        raise InputError(
+            f"fit trains in one process, and there are {jax.process_count()}; pretrain is for several hosts"
+        )
+    total, evaluated = total_steps(batches, config, validation, evaluate), evaluates(config, validation, evaluate)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = step.mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if on_cpu:
         keep_heap()
-    step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
-    count = {"batches": len(batches) if hasattr(batches, "__len__") else None}
-    description = {
-        "model": architectures.hf_config(model.config, model.head),
-        "head": model.head,
-        "data": count if data is None else dict(data),
-    }
     at = {"step": 0, "epoch": 0, "batch": 0, "examples": 0, "seconds": 0.0, "loss": math.nan, "best": best.to_dict()}
     history, preempted = [], False
     with ExitStack() as stack:
@@ -122,17 +111,17 @@ def fit(
         else:
             state = step.init_state()
         resumed = at["step"] if checkpoints is not None and checkpoints.resumes else None
-        writer = stack.enter_context(_log(folder, total, resumed, log or {}))
+        writer = stack.enter_context(fit_log(folder, total, resumed, log))
         window, preemption = _Window(writer, at["loss"]), stack.enter_context(Preemption())
         if resumed:
             writer.message(f"going on after step {resumed}")
-        if evaluates and at["step"] == 0 and hasattr(evaluate, "try_out"):
-            _try_out(evaluate, _as_model(model, state, mesh), best, validation is not None)
+        if evaluated and at["step"] == 0 and hasattr(evaluate, "try_out"):
+            try_out(evaluate, _as_model(model, step, state), best, validation is not None)
 
         clock = time.perf_counter() - at["seconds"]
         remaining = 0 if best.is_over else total - at["step"]
-        stream = itertools.islice(_stream(batches, at["epoch"], at["batch"]), remaining)
-        for number, (epoch, index, batch, ends_epoch) in enumerate(stream, at["step"] + 1):
+        following = itertools.islice(stream(batches, at["epoch"], at["batch"]), remaining)
+        for number, (epoch, index, batch, ends_epoch) in enumerate(following, at["step"] + 1):
             # the middle of the step, so that neither the first nor the last one is wasted on a rate of nothing
             rate = config.learning_rate_at((number - 0.5) / total)
             state, known = step(state, step.put(batch), rate)
@@ -140,18 +129,18 @@ def fit(
                 # One at a time: with several in flight, sums over host devices can wait for each other's threads for ever.
                 jax.block_until_ready(known)
             last = number == total
-            at |= {"step": number, "examples": at["examples"] + _examples(batch)}
+            at |= {"step": number, "examples": at["examples"] + examples(batch)}
             at |= {"epoch": epoch + ends_epoch, "batch": 0 if ends_epoch else index + 1}
             at["seconds"] = time.perf_counter() - clock
             window.add({name: at[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate}, known)
             preempted = preemption.asked(number)
-            evaluation = evaluates and is_time(config.evaluate_every, number, ends_epoch, last)
+            evaluation = evaluated and is_time(config.evaluate_every, number, ends_epoch, last)
             saves = is_time(config.save_every, number, ends_epoch, last) or preempted
             if due(number, config.log_every, total) or evaluation or saves or last:
                 at["loss"] = window.write()  # nothing is evaluated or saved that has not been found finite
             if evaluation:
-                began, now = time.perf_counter(), _as_model(model, state, mesh)
-                results = {} if validation is None else {"loss": step.evaluate(state["params"], one_pass(validation))}
+                began, now = time.perf_counter(), _as_model(model, step, state)
+                results = {} if validation is None else step.evaluate(state["params"], one_pass(validation))
                 results |= {} if evaluate is None else evaluate(now)
                 history.append({"step": number, **results})
                 writer.evaluation({"name": "validation", **history[-1]})
@@ -171,83 +160,16 @@ def fit(
                 break
     folder = None if folder is None or best.value is None else Path(folder).expanduser() / BEST
     return FitResult(
-        _as_model(model, state, mesh), at["step"], at["examples"], at["seconds"], at["loss"], history,
+        _as_model(model, step, state), at["step"], at["examples"], at["seconds"], at["loss"], history,
         None if best.value is None else {"value": best.value, "step": best.step}, folder, best.is_over,
         preempted and at["step"] < total,
     )  # fmt: skip
 
 
-def _check(batches, config: FitConfig, validation, evaluate, evaluates: bool) -> int:
-    """The number of steps, once everything has been found to go together."""
-    if jax.process_count() > 1:
-        raise InputError(
-            f"fit trains in one process, and there are {jax.process_count()}; pretrain is for several hosts"
-        )
-    if evaluates and config.best_metric == "loss" and validation is None:
-        raise InputError("best_metric is 'loss' and there are no validation batches; give some, or name another metric")
-    if evaluates and config.best_metric != "loss" and evaluate is None:
-        raise InputError(
-            f"best_metric is {config.best_metric!r} and nothing computes it; pass evaluate, or take 'loss'"
-        )
-    if config.patience is not None and not evaluates:
-        raise InputError(
-            f"patience is {config.patience} and nothing is evaluated; give validation batches and evaluate_every"
-        )
-    if config.steps is not None:
-        return config.steps
-    if not hasattr(batches, "__len__"):
-        raise InputError("how many batches an epoch has is not known; set steps in the FitConfig")
-    if not len(batches):
-        raise InputError("there are no batches to train on; give at least one")
-    return config.epochs * len(batches)
-
-
-def _stream(batches, epoch: int, skipped: int) -> Iterator[tuple[int, int, Mapping, bool]]:
-    """(epoch, index in it, batch, whether it is the epoch's last), without end, from a position on."""
-    while True:
-        ahead = enumerate(one_pass(batches, epoch))
-        index, batch = next(ahead, (0, None))
-        if batch is None:
-            raise InputError(
-                f"there are no batches in epoch {epoch}; give what can be iterated over again, such as a list"
-            )
-        for following, more in ahead:
-            if index >= skipped:
-                yield epoch, index, batch, False
-            index, batch = following, more
-        if index >= skipped:
-            yield epoch, index, batch, True
-        epoch, skipped = epoch + 1, 0
-
-
-def _examples(batch: Mapping) -> int:
-    """Rows of a batch, but for those that only fill it up."""
-    labels = np.asarray(batch.get("labels", 0))
-    if labels.ndim == 2 and labels.dtype.kind in "iu":
-        return int((labels != IGNORED).any(axis=1).sum())
-    return len(next(iter(batch.values())))
-
-
-def _as_model(model, state, mesh: Mesh):
+def _as_model(model, step: FitStep, state):
     """The model with the parameters of a state, on one device."""
-    params = state["params"] if mesh.size == 1 else jax.device_put(state["params"], mesh.devices.flat[0])
-    return update(model, params)
-
-
-def _try_out(evaluate, model, best: Best, has_loss: bool) -> None:
-    """Evaluates a little before the first step, rather than finding out after an epoch that it fails."""
-    found = {**({"loss": 0.0} if has_loss else {}), **evaluate.try_out(model)}
-    if best.name not in found:
-        raise InputError(
-            f"best_metric is {best.name!r}, and the evaluation gives {', '.join(found)}; name one of these"
-        )
-
-
-def _log(folder, total: int, resumed: int | None, options: Mapping):
-    if folder is None:
-        return NullLog()
-    defaults = {"description": "fine-tuning", "unit": "examples"}
-    return MetricsLog(folder, total_steps=total, resumed_from=resumed, **{**defaults, **options})
+    params, mesh = step.model_parameters(state["params"]), step.mesh
+    return update(model, params if mesh.size == 1 else jax.device_put(params, mesh.devices.flat[0]))
 
 
 class _Window:
@@ -273,8 +195,7 @@ class _Window:
                     f"({record['learning_rate']:.3g}), warm up longer, or clip harder, then start anew"
                 )
         self.last_loss = float(fetched[-1]["loss"])
-        mean = float(np.mean([known["loss"] for known in fetched], dtype=np.float64))
-        norm = float(fetched[-1]["gradient_norm"])
-        self.log.step(records[-1] | {"loss": mean, "gradient_norm": norm})
+        means = {name: float(np.mean([known[name] for known in fetched], dtype=np.float64)) for name in fetched[-1]}
+        self.log.step(records[-1] | means | {"gradient_norm": float(fetched[-1]["gradient_norm"])})
         self.steps.clear()
         return self.last_loss

@@ -42,27 +42,28 @@ def summed_gradients(loss: Callable, params, batch, key, pieces: int, together: 
     """Sums over a batch that is computed in pieces, one after the other.
 
     Args:
-        loss: ``(params, batch, key) -> (sum, count)``.
+        loss: ``(params, batch, key) -> (sum, what else is summed)``; the latter is a pytree of arrays, such as a count.
         batch: arrays [B, ...]; piece i has every row whose number leaves i when divided by `pieces`, so that each device
             finds all pieces among its own rows.
         together: puts a piece's rows where they are computed.
 
     Returns:
-        sum of the loss, count of labelled tokens, and the gradient of the sum, float32.
+        sum of the loss, sums of what else there is, and the gradient of the loss's sum, float32.
     """
     both = jax.value_and_grad(loss, has_aux=True)
     if pieces == 1:
-        (total, count), gradients = both(params, batch, key)
-        return total, count, gradients
+        (total, more), gradients = both(params, batch, key)
+        return total, more, gradients
     cut = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def add(sums, each):
         number, piece = each
         own = None if key is None else jax.random.fold_in(key, number)
-        (total, count), gradients = both(params, together(piece), own)
-        return jax.tree.map(jnp.add, sums, (total, count, gradients)), None
+        (total, more), gradients = both(params, together(piece), own)
+        return jax.tree.map(jnp.add, sums, (total, more, gradients)), None
 
-    nothing = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    first = jax.tree.map(lambda x: x[0], cut)
+    nothing = jax.tree.map(jnp.zeros_like, (*jax.eval_shape(loss, params, first, key), params))
     sums, _ = jax.lax.scan(add, nothing, (jnp.arange(pieces), cut))
     return sums
 

@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: every setting of jaxnlp's ``fit``, checked once."""
+"""How a model is fine-tuned: every setting of ``fit``, checked once."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ EPOCH = "epoch"
 
 CURVE = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
-    "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing",
+    "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay",
 )  # fmt: skip
 """Settings that a run is resumed with unchanged; the others may change on the way."""
 
@@ -35,6 +35,8 @@ class FitConfig(Settings):
     clip_norm: largest global norm of the gradients; None for no limit.
     label_smoothing: share of the weight that cross-entropy takes from the label and spreads over all classes (Szegedy et
         al. 2016), in training and in the validation loss.
+    layer_decay: each layer's learning rate is this share of the one's above it, the embeddings' the least (Clark et al.
+        2020; shared.training.layer_decay); weight decay with it. 1.0: the same for all.
     log_every: steps between two records; 0 for none.
     evaluate_every, save_every: steps between two evaluations, or checkpoints to resume from; "epoch"; or 0 for never.
     best_metric: what the best model is told by, and what early stopping looks at: "loss" (of the validation batches), or a
@@ -59,6 +61,7 @@ class FitConfig(Settings):
     beta2: float = 0.999
     clip_norm: float | None = 1.0
     label_smoothing: float = 0.0
+    layer_decay: float = 1.0
     log_every: int = 10
     evaluate_every: int | str = EPOCH
     save_every: int | str = EPOCH
@@ -82,6 +85,10 @@ class FitConfig(Settings):
         for name in ("warmup_share", "final_share", "beta1", "beta2", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("final_share", 1):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be a share from 0 to below 1")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(
+                f"layer_decay is {self.layer_decay}; it must be a share above 0, and at most 1 (the same for all)"
+            )
         for name in ("weight_decay", "log_every", "min_delta"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")

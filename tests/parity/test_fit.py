@@ -1,5 +1,7 @@
 """Fine-tuning in both frameworks from the same weights on the same batches: one loss, one optimizer, one curve."""
 
+from functools import partial
+
 import jax
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ from jaxnlp.training.optimizers import make_optimizer as optax_optimizer
 from shared.training.metrics_file import read_metrics
 from tests.pairs import T5, pair_batches
 from tfnlp.losses import SmoothedCrossEntropy
-from tfnlp.training import Adafactor, Schedule, make_optimizer, pair_dataset
+from tfnlp.training import Adafactor, Schedule, make_optimizer, batch_dataset
 
 STEPS = 10
 OPTIONS = {"schedule": "cosine", "warmup_share": 0.2, "final_share": 0.1}
@@ -48,7 +50,7 @@ def test_the_curves_agree(tmp_path, optimizer, learning_rate, smoothing):
     """20 pairs, so that the third batch of each epoch is filled up with rows that do not count."""
     settings = {"optimizer": optimizer, "learning_rate": learning_rate, "label_smoothing": smoothing, "clip_norm": 0.5}
     ours = in_jax(pair_batches(20), tmp_path / "run", **settings)
-    theirs = in_keras(pair_dataset(pair_batches(20), epochs=4), **settings)
+    theirs = in_keras(batch_dataset(pair_batches(20), epochs=4), **settings)
     assert ours[-1] < 0.9 * ours[0] and len(ours) == STEPS
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
 
@@ -60,7 +62,7 @@ def test_the_curves_agree_when_gradients_are_accumulated(tmp_path, optimizer, le
     whole = [batch for epoch in range(4) for batch in pair_batches().epoch(epoch)][:STEPS]
     halves = [{name: rows[i::2] for name, rows in batch.items()} for batch in whole for i in range(2)]
     ours = in_jax(whole, tmp_path / "run", **settings)
-    np.testing.assert_allclose(in_keras(pair_dataset(halves), **settings), ours, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(in_keras(batch_dataset(halves), **settings), ours, rtol=0, atol=1e-4)
 
 
 def test_adafactor_is_optax_s():
@@ -99,7 +101,7 @@ def test_label_smoothing_is_torch_s(smoothing):
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, ignore_index=-100)
     expected = criterion(theirs.reshape(-1, 7), torch.tensor(labels.reshape(-1), dtype=torch.long))
     expected.backward()
-    loss, gradient = jax.value_and_grad(jaxnlp.losses.cross_entropy)(logits, labels, smoothing)
+    loss, gradient = jax.value_and_grad(jaxnlp.losses.cross_entropy)(logits, labels, label_smoothing=smoothing)
     variable = tf.Variable(logits)
     with tf.GradientTape() as tape:
         other = tfnlp.losses.cross_entropy(variable, labels, label_smoothing=smoothing)
@@ -111,6 +113,7 @@ def test_label_smoothing_is_torch_s(smoothing):
 def test_smoothing_keeps_nothing_but_the_logits():
     """Of all that has their size: neither probabilities nor targets written out are kept for the gradient."""
     logits, labels = jax.ShapeDtypeStruct((4, 64, 999), "bfloat16"), jax.ShapeDtypeStruct((4, 64), "int32")
-    _, kept = jax.eval_shape(lambda x, y: jax.vjp(lambda x: jaxnlp.losses.cross_entropy(x, y, 0.1), x), logits, labels)
+    smoothed = partial(jaxnlp.losses.cross_entropy, label_smoothing=0.1)
+    _, kept = jax.eval_shape(lambda x, y: jax.vjp(lambda x: smoothed(x, y), x), logits, labels)
     large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= 4 * 64 * 999]
     assert [(leaf.shape, leaf.dtype) for leaf in large] == [(logits.shape, logits.dtype)]

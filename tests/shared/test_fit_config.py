@@ -30,6 +30,8 @@ def test_settings_go_through_json_and_unknown_ones_are_refused():
         ({"epochs": 0}, "epochs is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1"),
         ({"optimizer": "adam"}, "must be one of adamw, adafactor, lion"),
         ({"save_every": True}, "save_every is True"),
         ({"seed": -1}, "seed is -1"),

@@ -84,7 +84,11 @@ def test_an_array_that_cannot_be_read_says_so():
 @pytest.mark.parametrize(
     ("head", "labels", "says"),
     [
-        ("sequence-classification", [0, 3], "labels holds 3, but the labels of this model ends at 2; use 0 to 2$"),
+        (
+            "sequence-classification",
+            [0, 3],
+            "labels holds 3, but the labels of this model ends at 2; use 0 to 2, and -100 where nothing is labelled$",
+        ),
         ("sequence-classification", [-1, 0], "labels holds -1"),
         (
             "sequence-classification",
@@ -116,6 +120,7 @@ def test_rows_of_other_labels():
         ("masked-lm", BERT, IDS * -100),
         ("token-classification", THREE, np.array([[0, 1, 2, -100, 0]] * 2)),
         ("sequence-classification", THREE, [0, 2]),
+        ("sequence-classification", THREE, [-100, 2]),
         ("sequence-classification", THREE, np.eye(3)[:2]),
         (
             "sequence-classification",

@@ -9,7 +9,7 @@ import tfnlp
 from shared.errors import InputError
 from tests.pairs import T5, pair_batches, share_of_words, tokenizer
 from tfnlp.losses import IGNORED, SmoothedCrossEntropy, cross_entropy
-from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, make_optimizer, pair_dataset
+from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, make_optimizer, batch_dataset
 
 
 def model_of(**changes):
@@ -79,9 +79,9 @@ def test_under_a_strategy_labels_as_y_serve_as_well(batch):
 
 def test_the_dataset_has_the_order_of_the_epochs():
     batches = pair_batches(20)
-    rows = list(pair_dataset(batches, epochs=2, first_epoch=1))
+    rows = list(batch_dataset(batches, epochs=2, first_epoch=1))
     expected = [batch for epoch in (1, 2) for batch in batches.epoch(epoch)]
-    assert len(rows) == len(expected) == int(pair_dataset(batches, epochs=2).cardinality())
+    assert len(rows) == len(expected) == int(batch_dataset(batches, epochs=2).cardinality())
     for ours, theirs in zip(rows, expected, strict=True):
         assert set(ours) == set(theirs)
         for name in theirs:
@@ -94,8 +94,8 @@ def test_what_is_written_is_scored_and_the_best_model_kept(tmp_path):
     best = SaveBest(tmp_path / "best", "val_words", tokenizer=tokenizer())
     stopping = keras.callbacks.EarlyStopping("val_words", mode="max", patience=2)
     history = model.fit(
-        pair_dataset(pair_batches(), epochs=12), epochs=12, steps_per_epoch=3, shuffle=False, verbose=0,
-        validation_data=pair_dataset(validation), callbacks=[evaluation, best, stopping],
+        batch_dataset(pair_batches(), epochs=12), epochs=12, steps_per_epoch=3, shuffle=False, verbose=0,
+        validation_data=batch_dataset(validation), callbacks=[evaluation, best, stopping],
     ).history  # fmt: skip
     assert len(history["val_words"]) == len(history["val_loss"]) == len(evaluation.history) <= 12
     assert best.best.value == max(history["val_words"]) > 0.4
@@ -113,7 +113,7 @@ def test_every_so_many_batches(tmp_path):
     )
     best = SaveBest(tmp_path / "best", "val_score")
     history = model.fit(
-        pair_dataset(pair_batches(), epochs=2),
+        batch_dataset(pair_batches(), epochs=2),
         epochs=2,
         steps_per_epoch=3,
         shuffle=False,
@@ -146,8 +146,8 @@ def test_mistakes_are_said(tmp_path, batch):
         ): "there are no validation batches",
         lambda: GenerationEvaluation([batch], tokenizer(), share_of_words, every=-1): "every is -1",
         lambda: SaveBest(tmp_path, mode="highest"): "mode is 'highest'",
-        lambda: pair_dataset([]): "there are no batches",
-        lambda: pair_dataset([batch], epochs=0): "epochs is 0",
+        lambda: batch_dataset([]): "there are no batches",
+        lambda: batch_dataset([batch], epochs=0): "epochs is 0",
         lambda: SmoothedCrossEntropy(1.0): "label_smoothing is 1.0",
         lambda: make_optimizer("adamw", 1e-3, classifier, accumulation=0): "accumulation is 0",
     }.items():

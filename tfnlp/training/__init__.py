@@ -1,25 +1,32 @@
-"""Training in Keras: blocks and pairs through ``model.fit``, on one device or under tf.distribute."""
+"""Training in Keras: blocks and batches through ``model.fit``, on one device or under tf.distribute."""
 
+from shared.training.fit_config import FitConfig
 from shared.training.generated import GenerationScorer
+from shared.training.result import FitResult
 from tfnlp.training.callbacks import BackupAndRestore, PretrainingLog, StopAtNonFiniteLoss
-from tfnlp.training.fit import GenerationEvaluation, SaveBest, pair_dataset
-from tfnlp.training.input import block_dataset
-from tfnlp.training.optimizers import Adafactor, AdamW, Schedule, make_optimizer
+from tfnlp.training.evaluation import GenerationEvaluation, SaveBest
+from tfnlp.training.fit import fit
+from tfnlp.training.input import batch_dataset, block_dataset
+from tfnlp.training.optimizers import Adafactor, AdamW, Lion, Schedule, make_optimizer
 from tfnlp.training.pretrainer import Pretrainer, model_inputs
 
 __all__ = [
     "Adafactor",
     "AdamW",
     "BackupAndRestore",
+    "FitConfig",
+    "FitResult",
     "GenerationEvaluation",
     "GenerationScorer",
+    "Lion",
     "Pretrainer",
     "PretrainingLog",
     "SaveBest",
     "Schedule",
     "StopAtNonFiniteLoss",
+    "batch_dataset",
     "block_dataset",
+    "fit",
     "make_optimizer",
     "model_inputs",
-    "pair_dataset",
 ]

@@ -1,25 +1,17 @@
 """Callbacks of a pretraining run: a backup that nothing can spoil, an end to runs that diverge, and the log."""
 
-import json
 import math
-import os
-import warnings
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from shared.errors import CheckpointError, InputError, NonFiniteLossError
-from shared.safetensors_file import TensorToWrite, list_tensors, write_tensors
+from shared.errors import InputError, NonFiniteLossError
 from shared.training.flops import pair_flops, token_flops
 from shared.training.metrics_log import MetricsLog, NullLog
 from shared.training.schedules import due
-from tfnlp.pretrained import parameter_tree
+from tfnlp.training.backups import Backups, training_variables
 from tfnlp.training.pretrainer import Pretrainer
-
-STATE = "training_state"
-PARTIAL = ".partial"
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -49,7 +41,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if keep < 1 or not (save_freq == "epoch" or (isinstance(save_freq, int) and save_freq >= 1)):
             raise InputError(f"save_freq is {save_freq!r} and keep {keep}; give 'epoch' or at least 1 step, and keep 1")
         super().__init__(str(backup_dir), save_freq, delete_checkpoint=delete_checkpoint)
-        self.folder, self.keep = Path(backup_dir), keep
+        self.folder, self.backups = Path(backup_dir), Backups(backup_dir, keep)
         self._epoch = self._batch = self._position = 0
         self._saved, self._logs, self._metrics = None, {}, None
 
@@ -57,12 +49,13 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not isinstance(model, Pretrainer):
             raise InputError(f"this BackupAndRestore is for a Pretrainer; for {type(model).__name__}, take Keras' own")
         super().set_model(model)
+        self.backups.writes = is_main_worker(model)
 
     def on_train_begin(self, logs=None):
         model, source = self.model, self.model.source
         self._epoch = self._batch = 0
         self._position, self._saved, self._logs, self._metrics = source.step, None, {}, None
-        found = self._newest()
+        found = self.backups.newest()
         self._agree(0 if found is None else found[1]["step"])
         if found is None:
             return
@@ -99,7 +92,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         if not self.delete_checkpoint:
             self._save_model()
         elif self._finite() and is_main_worker(self.model):
-            for file in self._files():
+            for file in self.backups.files():
                 file.unlink()
 
     def _finite(self) -> bool:
@@ -117,45 +110,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             "format": 1, "step": step, "epoch": self._epoch, "batch": self._batch, "position": self._position,
             "logs": self._logs, "steps_per_epoch": self.params.get("steps"), **self._same(),
         }  # fmt: skip
-        values = {STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)}
-        values |= {f"metric/{i}": value for i, value in enumerate(metrics)}
-        tensors = [TensorToWrite(name, v.shape, v.dtype, lambda v=v: v) for name, v in values.items()]
-        tensors += [
-            TensorToWrite(name, tuple(v.shape), np.dtype(v.dtype), v.numpy) for name, v in self._variables().items()
-        ]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"step-{step:09d}.safetensors"
-        partial = file.with_suffix(PARTIAL)
-        write_tensors(partial, tensors)
-        os.replace(partial, file)
-        folder = os.open(self.folder, os.O_RDONLY)
-        os.fsync(folder)  # the new name, before old ones go
-        os.close(folder)
+        self.backups.write(step, state, {f"metric/{i}": v for i, v in enumerate(metrics)} | self._variables())
         self._saved = point
-        for old in (*self._files()[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")):
-            old.unlink(missing_ok=True)
-
-    def _files(self) -> list[Path]:
-        """Backups, the newest first."""
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
-
-    def _newest(self):
-        """The tensors and the state of the newest backup that can be read; None when there is none at all."""
-        files = self._files()
-        for i, file in enumerate(files):
-            try:
-                tensors = list_tensors(file)
-                found = tensors, json.loads(tensors[STATE].read().tobytes())
-            except (CheckpointError, OSError, KeyError, ValueError) as error:
-                warnings.warn(f"{file} cannot be read ({error}); going on from the backup before it", stacklevel=2)
-                continue
-            if is_main_worker(self.model):
-                for damaged in files[:i]:  # or they would count among those that are kept
-                    damaged.replace(damaged.with_suffix(".damaged"))
-            return found
-        if files:
-            raise CheckpointError(f"none of {', '.join(map(str, files))} can be read; remove them to begin anew")
-        return None
 
     def _agree(self, step: int) -> None:
         """Whether all workers go on from the same step."""
@@ -185,51 +141,43 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                 )
 
     def _load(self, tensors) -> None:
-        variables = self._variables()
-        stored = {name: t for name, t in tensors.items() if name != STATE and not name.startswith("metric/")}
-        wrong = sorted(set(variables) ^ set(stored)) or [
-            name for name, t in stored.items() if t.shape != tuple(variables[name].shape)
-        ]
-        if wrong:
-            raise InputError(
-                f"the backup in {str(self.folder)!r} is of another model or optimizer: {', '.join(wrong[:5])} differ; use "
-                "the same, or another folder for a new run"
-            )
-        for name, variable in variables.items():
-            variable.assign(stored[name].read())
+        stored = {name: tensor for name, tensor in tensors.items() if not name.startswith("metric/")}
+        self.backups.restore(self._variables(), stored)
         metrics = len([name for name in tensors if name.startswith("metric/")])
         self._metrics = [tensors[f"metric/{i}"].read() for i in range(metrics)]
 
     def _variables(self) -> dict[str, keras.Variable]:
-        named = {f"model/{path}": variable for path, variable in parameter_tree(self.model.model).items()}
-        there = {id(variable) for variable in named.values()}
-        others = [variable for variable in self.model.weights if id(variable) not in there]  # the step, LoRA's
-        named |= {f"other/{i}": variable for i, variable in enumerate(others)}
-        return named | {f"optimizer/{i}": variable for i, variable in enumerate(self.model.optimizer.variables)}
+        return training_variables(self.model.model, self.model.optimizer, self.model.weights)  # the step, LoRA's
 
     def _metric_variables(self) -> list[keras.Variable]:
         return [variable for metric in self.model.metrics for variable in metric.variables]
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
-    """Ends the training with an error when a loss is not finite: keras.callbacks.TerminateOnNaN, but said.
+    """Ends the training of any model with an error when a loss is not finite: keras.callbacks.TerminateOnNaN, but said.
+
+    Steps are a Pretrainer's own, which go on where a backup does; of any other model, the batches of this ``fit``.
 
     Raises:
         NonFiniteLossError: it names the steps between which it happened.
     """
 
     def on_train_begin(self, logs=None):
-        self._last_good = int(self.model.step.numpy())
+        self._batches = 0
+        self._last_good = self._step()
 
     def on_train_batch_end(self, batch, logs=None):
-        loss = (logs or {}).get("step_loss", (logs or {}).get("loss", 0.0))
-        step = int(self.model.step.numpy())
+        self._batches += 1
+        loss, step = (logs or {}).get("step_loss", (logs or {}).get("loss", 0.0)), self._step()
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss} at step {step}; it was finite at step {self._last_good}, and the backups of that step "
                 "and before are untouched: go on from one with a lower learning rate, a longer warm-up or a smaller clip_norm"
             )
         self._last_good = step
+
+    def _step(self) -> int:
+        return int(self.model.step.numpy()) if isinstance(self.model, Pretrainer) else self._batches
 
 
 class PretrainingLog(keras.callbacks.Callback):

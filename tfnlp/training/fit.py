@@ -1,171 +1,215 @@
-"""What fit is given to fine-tune with: batches of pairs as a dataset, evaluation by generation, and the best model kept."""
+"""Fine-tuning a model of any head with Keras' own compile and fit, from the first step or from the last checkpoint on."""
 
+import itertools
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from shared import architectures
 from shared.errors import InputError
 from shared.training.best import Best
-from shared.training.fit_config import EPOCH, check_every
-from shared.training.generated import GenerationScorer, one_pass
-from tfnlp.training.callbacks import is_main_worker
+from shared.training.fit_config import FitConfig
+from shared.training.fit_loop import data_of, evaluates, examples, fit_log, stream, total_steps, try_out
+from shared.training.result import FitResult
+from shared.training.run_file import check_run, write_run
+from tfnlp.losses import SmoothedCrossEntropy
+from tfnlp.training.backups import Backups
+from tfnlp.training.fit_run import CHECKPOINTS, Run, Sigterm, label_counts, pieces_of
+from tfnlp.training.input import Feed
+from tfnlp.training.optimizers import Schedule, make_optimizer
+from tfnlp.training.pretrainer import EXPECTED
 
-MODES = {"auto": None, "max": True, "min": False}
 
+def fit(
+    model,
+    batches,
+    config: FitConfig | None = None,
+    folder: str | Path | None = None,
+    *,
+    validation=None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    tokenizer=None,
+    loss: keras.losses.Loss | None = None,
+    jit_compile: bool | str = "auto",
+    data: Mapping[str, Any] | None = None,
+    log: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains a model on batches with labels, in place, under the tf.distribute strategy that it was made under.
 
-def pair_dataset(batches, epochs: int = 1, *, first_epoch: int = 0) -> tf.data.Dataset:
-    """Batches for ``model.fit``, in the order that jaxnlp's fit has them in.
+    It is ``model.compile(make_optimizer(...))`` and ``model.fit(...)`` with a callback: the twin of jaxnlp's, with the same
+    meaning of every setting, and the same curve. A step is that of the whole batch, however many pieces it is computed in
+    and replicas it is spread over. (Heads with two losses weigh their pieces by rows.)
 
-    All epochs follow one another, each in an order of its own, so fit is told where one ends::
-
-        model.fit(pair_dataset(batches, epochs=3), epochs=3, steps_per_epoch=len(batches), shuffle=False)
+    With a folder that has a checkpoint of the same run, it goes on from there as if it had never stopped, over the batches
+    that are left of the epoch. SIGTERM saves and returns.
 
     Args:
-        batches: ``shared.data.pairs.PairBatches``, or anything with ``epoch(n)`` and ``len()``; or a list of dicts of NumPy
-            arrays [B, ...], the same in every epoch.
-        epochs: how many of them.
-        first_epoch: the number of the first; for runs that go on.
-
-    Returns:
-        A tf.data.Dataset of dicts, as the batches have them, integers as int32.
+        model: one of tfnlp's with any head that learns something, its parameters stored in float32; compiled anew.
+        batches: dicts of NumPy arrays [B, ...], the model's inputs and labels: ``LabelledBatches`` or ``PairBatches`` of
+            shared.data, or anything with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
+            is an optimizer step. Without ``len()``, ``config.steps`` is needed. A ``sample_weight`` [B] among them
+            multiplies the terms of the loss, whose divisor stays their number.
+        folder: of the run: ``best/``, checkpoints to resume from, run.json, metrics.jsonl. None writes nothing.
+        validation: batches for the validation loss, which the evaluations have as "loss": each label weighs the same.
+        evaluate: ``(model) -> {name: number}``: whatever else the evaluations are to have, such as a ClassificationScorer's
+            accuracy.
+        tokenizer: saved with the best model.
+        loss: as compile's, in place of the head's own.
+        jit_compile: as compile's: whether XLA compiles the step, once for each shape.
+        data: what identifies the data in run.json; by default how many batches there are.
+        log: options of MetricsLog: console, tensorboard, wandb, description.
 
     Raises:
-        InputError: there is no batch, or epochs is below 1.
+        InputError: settings, batches, an evaluation or a folder's run that do not fit.
+        NonFiniteLossError: the loss is not a number; the best model and the last checkpoint are from before.
+        CheckpointError: a checkpoint cannot be read or written.
     """
-    if epochs < 1 or first_epoch < 0:
-        raise InputError(f"epochs is {epochs} and first_epoch {first_epoch}; give at least 1, and at least 0")
-    first = next(iter(one_pass(batches, first_epoch)), None)
-    if first is None:
-        raise InputError("there are no batches to train on; give at least one")
+    config, weights = FitConfig() if config is None else config, None
+    if not model.targets and loss is None:
+        raise InputError(f"a {model.head} model has no labels to learn from; take another head")
+    if config.label_smoothing and loss is None:
+        if model.head == "replaced-token-detection" or _no_classes(model.config):
+            raise InputError(
+                f"label_smoothing is {config.label_smoothing}, and a {model.head} model's loss has no classes to smooth over"
+            )
+        loss = SmoothedCrossEntropy(config.label_smoothing)
+        if model.head == "question-answering":
+            weights = dict.fromkeys(model.targets.values(), 0.5)
+    return train(
+        model, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data, log=log,
+        compile=lambda optimizer: model.compile(optimizer, loss=loss, loss_weights=weights, jit_compile=jit_compile),
+    )  # fmt: skip
+
+
+def _no_classes(config) -> bool:
+    return config.problem_type in ("regression", "multi_label_classification")
+
+
+def train(
+    trainer: keras.Model,
+    model,
+    batches,
+    config: FitConfig,
+    folder: str | Path | None = None,
+    *,
+    compile: Callable[[keras.optimizers.Optimizer], None],
+    description: Mapping[str, Any] | None = None,
+    check: Callable[[Mapping], None] | None = None,
+    validation=None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    tokenizer=None,
+    data: Mapping[str, Any] | None = None,
+    log: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """What :func:`fit` is, for any Keras model that trains one of this package's: ``compile``, then ``trainer.fit``.
+
+    Each batch goes to ``trainer.train_step`` as a dict, as the batches have it, with a ``sample_weight`` float32 [B] where
+    they have one, or where pieces of a batch (``config.accumulation``) and batches of the validation are to count by their
+    labels: the trainer multiplies the terms of a loss by it, and divides their sum by the number of terms.
+
+    Args:
+        trainer: what is trained with ``fit``: the model itself, or a keras.Model around it, such as a Distiller, made under
+            the same tf.distribute strategy. Its logs are "loss", as Keras tracks it, and perhaps other losses, tracked alike
+            (weighted by rows): metrics are reset before each batch, so that a log is that batch's.
+        model: the one that is saved, evaluated and returned.
+        compile: called once with the optimizer that the configuration asks for: ``trainer.compile(optimizer, ...)``.
+        description: more of what the run is, for run.json: a resumed run has to have the same.
+        check: called with every batch, raises InputError for one that cannot be used; by default ``model.check_batch``.
+        batches, config, folder, validation, evaluate, tokenizer, data, log: as of :func:`fit`.
+
+    Raises:
+        InputError, NonFiniteLossError, CheckpointError: as :func:`fit`.
+    """
+    if model.variable_dtype != "float32":
+        raise InputError(
+            f"the parameters are {model.variable_dtype}, in which small updates are lost; load the model with "
+            f"param_dtype='float32', and dtype={model.variable_dtype!r} to compute in that"
+        )
+    if getattr(trainer.distribute_strategy.extended, "_num_workers", 1) > 1:
+        raise InputError("fit trains in one process, and the strategy has several workers; a Pretrainer is for these")
+    total, pieces = total_steps(batches, config, validation, evaluate), config.accumulation
+    if pieces > 1 and trainer.distribute_strategy.num_replicas_in_sync > 1:
+        raise InputError(
+            f"accumulation is {pieces}, and Keras accumulates no gradients over several replicas; take 1, or one replica"
+        )
+    best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
+    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
+    about["data"] = data_of(batches) if data is None else dict(data)
+    folder = None if folder is None else Path(folder).expanduser()
+    resumes = folder is not None and check_run(folder, config, about)
+    check = model.check_batch if check is None else check
+
+    rate = Schedule(
+        total, config.learning_rate, schedule=config.schedule, warmup_share=config.warmup_share,
+        final_share=config.final_share,
+    )  # fmt: skip
+    optimizer = make_optimizer(
+        config.optimizer, rate, model, weight_decay=config.weight_decay, beta1=config.beta1, beta2=config.beta2,
+        clip_norm=config.clip_norm, accumulation=pieces, layer_decay=config.layer_decay,
+    )  # fmt: skip
+    compile(optimizer)
+    backups = None if folder is None else Backups(folder / CHECKPOINTS, config.keep_last)
+    run = Run(trainer, model, config, total, best, folder, backups, tokenizer)
+    found = None if backups is None else backups.newest()
+    if found is not None:
+        run.restore(*found)
+    if folder is not None:
+        write_run(folder, config, about)
+
+    remaining = 0 if best.is_over else total - run.at["step"]
 
     def rows():
-        for epoch in range(first_epoch, first_epoch + epochs):
-            for batch in one_pass(batches, epoch):
-                yield {name: _array(value) for name, value in batch.items()}
+        ahead = stream(batches, run.at["epoch"], run.at["batch"])
+        for epoch, index, batch, ends_epoch in itertools.islice(ahead, remaining):
+            check(batch)
+            mark = {"epoch": epoch + ends_epoch, "batch": 0 if ends_epoch else index + 1, "examples": examples(batch)}
+            cut = pieces_of(model.head, batch, pieces)
+            yield from zip([None] * (pieces - 1) + [mark | {"ends_epoch": ends_epoch}], cut, strict=True)
 
-    signature = {}
-    for name, value in first.items():
-        value = _array(value)
-        # Lengths differ from batch to batch, and the rows of the last one may be fewer.
-        signature[name] = tf.TensorSpec([None] * value.ndim, value.dtype, name=name)
-    dataset = tf.data.Dataset.from_generator(rows, output_signature=signature)
-    if hasattr(batches, "__len__"):
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(epochs * len(batches)))
-    options = tf.data.Options()
-    options.deterministic = True
-    return dataset.prefetch(2).with_options(options)
+    def validate() -> dict[str, float]:
+        seen = np.zeros(2)
 
+        def weighted():
+            for _, _, batch, last in stream(validation):
+                check(batch)
+                counts = label_counts(model.head, batch)
+                if counts.sum():
+                    seen[:] += len(counts), counts.sum()
+                    weight = np.asarray(batch.get("sample_weight", 1.0), np.float32) * (counts.sum() / len(counts))
+                    yield None, {**batch, "sample_weight": np.broadcast_to(weight, len(counts)).astype(np.float32)}
+                if last:
+                    return
 
-def _array(value) -> np.ndarray:
-    value = np.asarray(value)
-    return value.astype(np.int32) if value.dtype == np.int64 else value
+        feed = Feed(weighted, lambda batch: None)
+        try:
+            dataset = feed.dataset()
+        except InputError as error:
+            raise InputError(f"the validation batches cannot be evaluated: {error}") from error
+        seen[:] = 0
+        with feed.errors(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", EXPECTED)
+            found = trainer.evaluate(dataset, verbose=0, return_dict=True)
+        return {name: float(value * seen[0] / seen[1]) for name, value in found.items()}
 
-
-class GenerationEvaluation(keras.callbacks.Callback):
-    """Writes texts to validation sources while a seq2seq-lm model trains, and logs what they score: ``val_rougeL``, ...
-
-    Callbacks that stand after it in the list see the scores as if Keras had computed them: ``EarlyStopping(monitor=
-    "val_rougeL", mode="max")``, ``TensorBoard``, :class:`SaveBest`. The first batch is tried before the training begins, so
-    that what is wrong is said then.
-
-    Args:
-        batches: of validation, as pair_dataset takes them.
-        tokenizer: of the model.
-        metric: ``(predictions, references) -> {name: number}``, or a metric of shared.metrics, such as Rouge().
-        every: "epoch", or a number of batches between two evaluations.
-        prefix: before the names of the scores.
-        most_batches: only the first ones are read; None for all.
-        options: of ``model.generate``: num_beams=4, max_new_tokens=64, ...
-
-    history: every evaluation's scores, and its "step", counted in batches of this fit.
-    scorer: has the texts of the last evaluation, ``predictions`` and ``references``.
-
-    Raises:
-        InputError: as shared.training.generated.GenerationScorer.
-    """
-
-    def __init__(
-        self, batches, tokenizer, metric, *, every: int | str = EPOCH, prefix: str = "val_",
-        most_batches: int | None = None, **options: Any,
-    ):  # fmt: skip
-        super().__init__()
-        check_every("every", every)
-        self.scorer = GenerationScorer(batches, tokenizer, metric, most_batches=most_batches, **options)
-        self.every, self.prefix = every, prefix
-        self.history: list[dict[str, float]] = []
-        self._step, self._latest = 0, {}
-
-    def on_train_begin(self, logs=None):
-        self._step, self._latest = 0, {}
-        self.scorer.try_out(self.model)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
-        if self.every != EPOCH and self.every and self._step % self.every == 0:
-            self._evaluate(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.every == EPOCH:
-            self._evaluate(logs)
-        elif logs is not None:
-            logs |= self._latest
-
-    def _evaluate(self, logs):
-        scores = self.scorer(self.model)
-        self._latest = {f"{self.prefix}{name}": value for name, value in scores.items()}
-        self.history.append({"step": self._step, **self._latest})
-        if logs is not None:
-            logs |= self._latest
-
-
-class SaveBest(keras.callbacks.Callback):
-    """Keeps the best model of a training in Hugging Face layout: written beside its place, then renamed.
-
-    Args:
-        folder: where the model is saved.
-        monitor: the name among fit's logs that tells the best one. What a :class:`GenerationEvaluation` every so many
-            batches finds is looked at then, all else at the end of each epoch.
-        mode: "min", "max", or "auto": the smaller the better for names with "loss", "error" or "perplexity" in them.
-        min_delta: how much better counts as better.
-        tokenizer: saved beside the model.
-
-    best: shared.training.best.Best: its ``value``, and the ``step`` it is from, counted in batches.
-
-    Raises:
-        InputError: a mode or min_delta that is not allowed.
-    """
-
-    def __init__(
-        self, folder, monitor: str = "val_loss", *, mode: str = "auto", min_delta: float = 0.0, tokenizer=None
-    ):
-        super().__init__()
-        if mode not in MODES:
-            raise InputError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-        self.folder, self.tokenizer = Path(folder), tokenizer
-        self.best = Best(monitor, MODES[mode], min_delta=min_delta)
-        self._step = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._step += 1
-        # Of training, each batch has a loss of its own, too.
-        if self.best.name.startswith("val_") and self.best.name in (logs or {}):
-            self._update(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.best.name in (logs or {}):
-            self._update(logs)
-        else:
-            warnings.warn(
-                f"SaveBest saved nothing: there is no {self.best.name!r} among {', '.join(logs or {}) or 'no logs'}; put it "
-                "after the callback that logs it, or monitor another",
-                stacklevel=2,
-            )
-
-    def _update(self, logs):
-        if self.best.update(self._step, logs) and is_main_worker(self.model):
-            model = self.model if hasattr(self.model, "save_pretrained") else self.model.model
-            model.save_pretrained(self.folder, self.tokenizer)
+    if evaluates(config, validation, evaluate):
+        run.evaluation = lambda: (
+            ({} if validation is None else validate()) | ({} if evaluate is None else evaluate(model))
+        )
+        if run.at["step"] == 0 and hasattr(evaluate, "try_out"):
+            try_out(evaluate, model, best, validation is not None)
+    resumed = run.at["step"] if resumes else None
+    with fit_log(folder, total, resumed, log) as run.log, Sigterm() as run.asked:
+        if resumed:
+            run.log.message(f"going on after step {resumed}")
+        if remaining:
+            run.feed = Feed(rows, lambda batch: None)
+            dataset = run.feed.dataset()
+            with run.feed.errors():
+                trainer.fit(
+                    dataset, epochs=1, steps_per_epoch=remaining * pieces, shuffle=False, verbose=0, callbacks=[run]
+                )
+    return run.result()

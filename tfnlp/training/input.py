@@ -1,12 +1,15 @@
-"""Blocks as a tf.data.Dataset: the batch of any step, from its number alone, on one device or on many."""
+"""Batches as a tf.data.Dataset: blocks, each step's from its number alone, on one device or on many; and epochs of anything."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from shared.errors import InputError
+from shared.training.fit_loop import stream
 
 NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
 """What a batch may have."""
@@ -132,3 +135,112 @@ def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
+
+
+def batch_dataset(batches, epochs: int = 1, *, first_epoch: int = 0, first_batch: int = 0) -> tf.data.Dataset:
+    """Batches of labelled texts, of pairs, of anything, for ``model.fit``, in the order that jaxnlp's fit has them in.
+
+    All epochs follow one another, each in an order of its own, so fit is told where one ends::
+
+        model.fit(batch_dataset(batches, epochs=3), epochs=3, steps_per_epoch=len(batches), shuffle=False)
+
+    The batches stay dicts: the labels and a ``sample_weight`` in them are found by the models of this package. Their ``fit``
+    also looks at each batch before it computes anything of it, and says what is wrong: a label beyond ``num_labels``, ...
+
+    Args:
+        batches: ``LabelledBatches`` or ``PairBatches`` of shared.data, or anything with ``epoch(n)`` and ``len()``; or a
+            list of dicts of NumPy arrays [B, ...], the same in every epoch.
+        epochs: how many of them.
+        first_epoch, first_batch: the number of the first epoch, and the first batch of it; for runs that go on. Nothing is
+            read to be thrown away where the batches have ``epoch(n, first)``.
+
+    Returns:
+        A tf.data.Dataset of dicts, as the batches have them: integers as int32, numbers as float32.
+
+    Raises:
+        InputError: there is no batch, or a number is out of range.
+    """
+    if epochs < 1 or first_epoch < 0 or first_batch < 0:
+        raise InputError(
+            f"epochs is {epochs}, first_epoch {first_epoch} and first_batch {first_batch}; give at least 1, 0 and 0"
+        )
+
+    def rows():
+        for epoch, _, batch, ends_epoch in stream(batches, first_epoch, first_batch):
+            yield None, batch
+            if ends_epoch and epoch + 1 == first_epoch + epochs:
+                return
+
+    feed = Feed(rows)
+    dataset = feed.dataset()
+    if hasattr(batches, "__len__"):
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(epochs * len(batches) - first_batch))
+        dataset.source = feed
+    return dataset
+
+
+class Feed:
+    """Batches on their way through tf.data: what each is marked with, whether one cannot be used, and what went wrong.
+
+    Args:
+        rows: gives an iterator of (mark, batch), dicts of NumPy arrays [B, ...], from the first on.
+        check: raises for a batch that cannot be used.
+
+    marks: of the batches that were read and not taken yet, in their order; those marked None have none.
+    error: what stopped the reading. (TensorFlow makes a text of it.)
+    """
+
+    def __init__(
+        self, rows: Callable[[], Iterator[tuple[Any, Mapping]]], check: Callable[[Mapping], None] | None = None
+    ):
+        self.rows, self.check = rows, check
+        self.marks: deque = deque()
+        self.error: Exception | None = None
+
+    def dataset(self) -> tf.data.Dataset:
+        """The batches, once each; this Feed is its ``source``."""
+        first = next(iter(self.rows()), None)
+        if first is None:
+            raise InputError("there are no batches; give at least one")
+        signature = {}
+        for name, value in first[1].items():
+            value = array(value)
+            # Lengths differ from batch to batch, and the rows of the last one may be fewer.
+            signature[name] = tf.TensorSpec([None] * value.ndim, value.dtype, name=name)
+        dataset = tf.data.Dataset.from_generator(self._read, output_signature=signature)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        dataset = dataset.prefetch(2).with_options(options)
+        dataset.source = self
+        return dataset
+
+    @contextmanager
+    def errors(self):
+        """Inside, what stopped the reading is raised as it was."""
+        self.error = None
+        try:
+            yield
+        except tf.errors.OpError:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+    def _read(self):
+        marks = self.marks = deque()  # an iterator before this one may still be reading ahead
+        try:
+            for mark, batch in self.rows():
+                if self.check is not None:
+                    self.check(batch)
+                if mark is not None:
+                    marks.append(mark)
+                yield {name: array(value) for name, value in batch.items()}
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def array(value) -> np.ndarray:
+    """As TensorFlow is to have it: int64 as int32, float64 as float32."""
+    value = np.asarray(value)
+    return value.astype({"int64": np.int32, "float64": np.float32}.get(value.dtype.name, value.dtype), copy=False)

@@ -1,5 +1,7 @@
 """Optimizers by name, with the learning rate of shared/training/schedules.py and no decay on biases and norms."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,6 +9,7 @@ import tensorflow as tf
 from shared.errors import InputError
 from shared.parameters import decays
 from shared.training.config import OPTIMIZERS
+from shared.training.layer_decay import rate_factor
 from shared.training.schedules import learning_rate_at
 from tfnlp.pretrained import parameter_tree
 
@@ -51,8 +54,85 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"steps": len(self.rates), **self.options, "accumulation": self.accumulation}
 
 
+class Rates:
+    """Mixin of optimizers: a learning rate for each variable, and gradients that are summed before they are clipped, over
+    replicas and over the tokens of an embedding. (Keras clips each replica's gradient, and takes the norm of an embedding's
+    rows before it sums what falls on the same row.)
+
+    Args:
+        rate_factors: variable path, without the model's name, to what its learning rate and its weight decay are multiplied
+            with; 1 for all that are not in it.
+        undecayed: paths of variables that do not decay. What ``exclude_from_weight_decay`` is told besides is not saved.
+        options: the optimizer's.
+    """
+
+    def __init__(self, *args, rate_factors: Mapping[str, float] | None = None, undecayed=(), **options):
+        super().__init__(*args, **options)
+        self.rate_factors, self.undecayed = dict(rate_factors or {}), sorted(undecayed)
+        self._factors, self._still = {}, set()
+        self.sums_gradients = True
+        """False where whoever calls ``apply`` has summed them over the replicas."""
+
+    def build(self, variables):
+        """Makes the optimizer's state for the variables."""
+        undecayed = set(self.undecayed)
+        for variable in variables:
+            path, key = path_in_model(variable), self._var_key(variable)
+            if path in self.rate_factors:
+                self._factors[key] = float(self.rate_factors[path])
+            if path in undecayed:
+                self._still.add(key)
+        super().build(variables)
+
+    def _distributed_tf_update_step(self, distribution, grads_and_vars, learning_rate):
+        def update(variable, gradient, rate, factor):
+            self.update_step(gradient, variable, rate if factor == 1 else rate * factor)
+
+        for gradient, variable in grads_and_vars:
+            factor = self._factors.get(self._var_key(variable), 1.0)
+            distribution.extended.update(variable, update, args=(gradient, learning_rate, factor), group=False)
+
+    def _use_weight_decay(self, variable):
+        return self._var_key(variable) not in self._still and super()._use_weight_decay(variable)
+
+    def _apply_weight_decay(self, variables):
+        if not self.weight_decay:
+            return
+
+        def decay(variable):
+            if self._use_weight_decay(variable):
+                rate = self.learning_rate * self.weight_decay * self._factors.get(self._var_key(variable), 1.0)
+                variable.assign_sub(variable * tf.cast(rate, variable.dtype))
+
+        def decay_all(distribution, variables):
+            for variable in variables:
+                distribution.extended.update(getattr(variable, "value", variable), decay, group=False)
+
+        # as Keras' own, which knows one rate for all
+        tf.__internal__.distribute.interim.maybe_merge_call(decay_all, self._distribution_strategy, variables)
+
+    def _clip_gradients(self, gradients):
+        # An embedding's gradient has a slice for each token: their norm is not that of their sum.
+        gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+        if self.sums_gradients:
+            gradients = [gradient for gradient, _ in super()._all_reduce_sum_gradients([(g, None) for g in gradients])]
+        return super()._clip_gradients(gradients)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return grads_and_vars  # they were summed to be clipped
+
+    def get_config(self):
+        """What Keras writes into a ``.keras`` file."""
+        return super().get_config() | {"rate_factors": self.rate_factors, "undecayed": self.undecayed}
+
+
+def path_in_model(variable) -> str:
+    """A Keras variable's path without the name of its model, which a model that is loaded again may have changed."""
+    return getattr(variable, "path", "").partition("/")[2]
+
+
 @register
-class AdamW(keras.optimizers.AdamW):
+class AdamW(Rates, keras.optimizers.AdamW):
     """Keras' AdamW with epsilon where the paper and everyone else has it (Kingma & Ba 2015, algorithm 1).
 
     Keras adds it before the bias is corrected, which makes it up to 1 / sqrt(1 - beta_2) times as large in the first
@@ -71,7 +151,12 @@ class AdamW(keras.optimizers.AdamW):
 
 
 @register
-class Adafactor(keras.optimizers.Optimizer):
+class Lion(Rates, keras.optimizers.Lion):
+    """Keras' Lion (Chen et al. 2023, https://arxiv.org/abs/2302.06675), with a learning rate for each variable."""
+
+
+@register
+class Adafactor(Rates, keras.optimizers.Optimizer):
     """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) without first moments, as optax and jaxnlp have it.
 
     keras.optimizers.Adafactor is another: it keeps the second moments written out beside their factors, and so saves no
@@ -159,6 +244,7 @@ def make_optimizer(
     epsilon: float = 1e-8,
     clip_norm: float | None = 1.0,
     accumulation: int = 1,
+    layer_decay: float = 1.0,
 ) -> keras.optimizers.Optimizer:
     """An optimizer for a model, made under the model's own tf.distribute strategy.
 
@@ -172,6 +258,8 @@ def make_optimizer(
         clip_norm: largest global norm of the gradients of the whole batch; None for no limit.
         accumulation: batches whose gradients' mean is one step: Keras' gradient_accumulation_steps, each batch weighing the
             same. A :class:`Schedule` goes by such steps. (A Pretrainer has its own, which weighs tokens.)
+        layer_decay: the share of the learning rate, and of the weight decay, that a layer has of the one above it
+            (shared.training.layer_decay); 1.0: all have the same.
 
     Raises:
         InputError: no such optimizer, or a number that is out of range.
@@ -180,11 +268,19 @@ def make_optimizer(
         raise InputError(f"optimizer is {name!r}; choose one of {', '.join(OPTIMIZERS)}")
     if weight_decay < 0 or (clip_norm is not None and not clip_norm > 0):
         raise InputError(f"weight_decay is {weight_decay} and clip_norm {clip_norm}; at least 0, and above 0 or None")
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay is {layer_decay}; it must be a share above 0, and at most 1 (the same for all)")
     if isinstance(learning_rate, int):
         learning_rate = float(learning_rate)
     if accumulation < 1:
         raise InputError(f"accumulation is {accumulation}; it is a number of batches, 1 or more")
+    tree = parameter_tree(model)
     options = {"weight_decay": weight_decay, "global_clipnorm": clip_norm}
+    options["undecayed"] = [path_in_model(variable) for path, variable in tree.items() if not decays(path)]
+    if layer_decay != 1:
+        options["rate_factors"] = {
+            path_in_model(variable): rate_factor(path, model.config, layer_decay) for path, variable in tree.items()
+        }
     if accumulation > 1:
         options["gradient_accumulation_steps"] = accumulation
         if isinstance(learning_rate, Schedule):
@@ -192,11 +288,7 @@ def make_optimizer(
     options["learning_rate"] = learning_rate
     with model.distribute_strategy.scope():
         if name == "adamw":
-            optimizer = AdamW(beta_1=beta1, beta_2=0.95 if beta2 is None else beta2, epsilon=epsilon, **options)
-        elif name == "lion":
-            optimizer = keras.optimizers.Lion(beta_1=beta1, beta_2=0.99 if beta2 is None else beta2, **options)
-        else:
-            optimizer = Adafactor(**options)
-    still = [variable for path, variable in parameter_tree(model).items() if not decays(path)]
-    optimizer.exclude_from_weight_decay(var_list=still)
-    return optimizer
+            return AdamW(beta_1=beta1, beta_2=0.95 if beta2 is None else beta2, epsilon=epsilon, **options)
+        if name == "lion":
+            return Lion(beta_1=beta1, beta_2=0.99 if beta2 is None else beta2, **options)
+        return Adafactor(**options)

@@ -112,7 +112,7 @@ class Pretrainer(keras.Model):
         if optimizer._distribution_strategy is not self.distribute_strategy:
             raise InputError("the optimizer was made under another strategy; make it inside strategy.scope()")
         assert hasattr(optimizer, "_all_reduce_sum_gradients")
-        optimizer._all_reduce_sum_gradients = lambda pairs: pairs
+        optimizer.sums_gradients, optimizer._all_reduce_sum_gradients = False, lambda pairs: pairs
 
     def train_step(self, batch):
         """One optimizer step on this replica's rows: int32 [rows, T] each."""

@@ -1,0 +1,363 @@
+"""Every loss of a distillation in both frameworks: against the NumPy reference, each other, and PyTorch."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import jaxnlp
+import jaxnlp.distillation_losses
+import jaxnlp.heads
+import tfnlp
+import tfnlp.distillation_losses
+import tfnlp.heads
+from jaxnlp.inference import transposed
+from jaxnlp.pretrained import merge, split
+from shared import distillation_losses as reference
+from shared.distillation import Attentions, Distillation, HiddenStates, Relations, init_projections
+from tests.cases import cases
+from tests.engines import difference
+from tfnlp.pretrained import parameter_tree
+
+ROWS, HEADS, LENGTH, CLASSES = 3, 2, 5, 7
+REAL = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+WEIGHTS = np.array([0.5, 2.0, 3.0], np.float32)
+
+
+def normal(*shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 2
+
+
+def attention(seed):
+    """Probabilities [B, N, T, T], as models give them: exactly 0 on padding."""
+    scores = normal(ROWS, HEADS, LENGTH, LENGTH, seed=seed) + np.where(REAL[:, None, None], 0, -1e30)
+    return reference.softmax(scores).astype(np.float32)
+
+
+def pair(make):
+    return make(1), make(2)
+
+
+TOKENS = pair(lambda seed: normal(ROWS, LENGTH, CLASSES, seed=seed))
+TEXTS = pair(lambda seed: normal(ROWS, CLASSES, seed=seed))
+STATES = pair(lambda seed: normal(ROWS, LENGTH, 8, seed=seed))
+ATTENTIONS = pair(attention)
+VECTORS = normal(ROWS, LENGTH, 4, seed=1), normal(ROWS, LENGTH, 6, seed=2)
+CASES = {
+    "kl_divergence_sum": (TOKENS, (3.0,), REAL),
+    "bernoulli_kl_divergence_sum": (TEXTS, (2.0,), REAL[:, 0]),
+    "squared_error_sum": (TEXTS, (), REAL[:, 0]),
+    "hidden_mse_sum": (STATES, (), REAL),
+    "hidden_cosine_sum": (STATES, (), REAL),
+    "attention_kl_sum": (ATTENTIONS, (), REAL),
+    "attention_mse_sum": (ATTENTIONS, (), REAL),
+    "relation_kl_sum": (VECTORS, (2,), REAL),
+}
+
+
+def in_jax(name, student, teacher, *options):
+    """Sum, count, and the gradients of the sum to the student's and the teacher's values."""
+    function = getattr(jaxnlp.distillation_losses, name)
+    both = jax.jit(jax.value_and_grad(lambda s, t: function(s, t, *options), argnums=(0, 1), has_aux=True))
+    (total, count), gradients = both(jnp.asarray(student), jnp.asarray(teacher))
+    assert total.dtype == count.dtype == jnp.float32 and gradients[0].dtype == student.dtype
+    return float(total), float(count), *(np.asarray(g, np.float32) for g in gradients)
+
+
+def in_keras(name, student, teacher, *options):
+    student, teacher = tf.convert_to_tensor(student), tf.convert_to_tensor(teacher)
+    with tf.GradientTape() as tape:
+        tape.watch((student, teacher))
+        total, count = getattr(tfnlp.distillation_losses, name)(student, teacher, *options)
+    gradients = tape.gradient(total, (student, teacher))
+    assert total.dtype == count.dtype == tf.float32 and gradients[0].dtype == student.dtype and gradients[1] is None
+    return float(total), float(count), tf.cast(gradients[0], tf.float32).numpy()
+
+
+@pytest.mark.parametrize("given", ["all", "masked and weighted", "bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_is_the_references_in_both_frameworks(name, given):
+    (student, teacher), options, mask = CASES[name]
+    options += (None, None) if given == "all" else (mask, WEIGHTS)
+    if given == "bfloat16":
+        student, teacher = (x.astype(jnp.bfloat16) for x in (student, teacher))
+    total, count = getattr(reference, name)(student.astype(np.float64), teacher.astype(np.float64), *options)
+    ours, theirs = in_jax(name, student, teacher, *options), in_keras(name, student, teacher, *options)
+    for found in (ours, theirs):
+        assert found[1] == count
+        assert found[0] == pytest.approx(total, rel=1e-5)
+        assert np.isfinite(found[2]).all() and np.abs(found[2]).max() > 0
+        if given != "all":
+            assert not found[2][2].any()  # a row that does not count
+    assert not ours[3].any()
+    assert difference(theirs[2], ours[2]) < (1e-2 if given == "bfloat16" else 1e-4)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tf"])
+def test_sums_and_counts_add_up_over_rows(framework):
+    losses = {"jax": jaxnlp, "tf": tfnlp}[framework].distillation_losses
+    for name, ((student, teacher), options, mask) in CASES.items():
+        whole = getattr(losses, name)(jnp.asarray(student) if framework == "jax" else student, teacher, *options, mask)
+        rows = [
+            getattr(losses, name)(student[i : i + 1], teacher[i : i + 1], *options, mask[i : i + 1])
+            for i in range(ROWS)
+        ]
+        np.testing.assert_allclose(np.sum(rows, axis=0), np.asarray(whole), rtol=1e-5, err_msg=name)
+
+
+def test_keras_needs_no_known_batch_or_length():
+    """Neither where fit traces a step once for all buckets of lengths, nor where XLA compiles it for one."""
+    for name, ((student, teacher), options, mask) in CASES.items():
+        expected = getattr(reference, name)(student, teacher, *options, mask, WEIGHTS)
+        function = getattr(tfnlp.distillation_losses, name)
+        unknown = [tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], tf.float32) for x in (student, teacher)]
+        unknown += [tf.TensorSpec([None] * mask.ndim, tf.int32), tf.TensorSpec([None], tf.float32)]
+        if name.startswith("attention"):
+            unknown[:2] = [tf.TensorSpec([None] * 4, tf.float32)] * 2
+
+        def call(s, t, mask, weights, function=function, options=options):
+            return function(s, t, *options, mask, weights)
+
+        compiled = [tf.function(call, jit_compile=True)] if name in ("kl_divergence_sum", "relation_kl_sum") else []
+        for made in (tf.function(call, unknown), *compiled):
+            found = made(student, teacher, mask.astype(np.int32), WEIGHTS)
+            np.testing.assert_allclose([float(x) for x in found], expected, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["kl_divergence_sum", "bernoulli_kl_divergence_sum"])
+def test_extreme_logits_stay_finite(name):
+    student, teacher = (x.copy() for x in TEXTS)
+    student[0, 1], teacher[0, 1], student[1, 2], teacher[1, 3], teacher[2, 0] = 1e4, 1e4, 1e4, -1e4, -1e9
+    expected = getattr(reference, name)(student, teacher)
+    for found in (in_jax(name, student, teacher), in_keras(name, student, teacher)):
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert np.isfinite(found[2]).all()
+
+
+def test_classes_that_both_models_rule_out_do_not_matter():
+    """Their logits are -inf, as a mask or a logits processor leaves them."""
+    student, teacher = (x.copy() for x in TEXTS)
+    student[:, 2] = teacher[:, 2] = -np.inf
+    rest = np.delete(student, 2, axis=1), np.delete(teacher, 2, axis=1)
+    expected = reference.kl_divergence_sum(*rest)[0]
+    for found in (f("kl_divergence_sum", student, teacher) for f in (in_jax, in_keras)):
+        assert found[0] == pytest.approx(expected, rel=1e-5)
+        assert np.isfinite(found[2]).all() and not found[2][:, 2].any()
+
+
+def test_attentions_that_have_vanished_and_states_of_zeros_have_a_finite_loss():
+    sharp = np.zeros_like(ATTENTIONS[0])
+    sharp[..., 0] = 1
+    zeros = np.zeros_like(STATES[0])
+    for name, student, teacher in (
+        ("attention_kl_sum", sharp, ATTENTIONS[1]),
+        ("attention_kl_sum", ATTENTIONS[0], sharp),
+        ("hidden_cosine_sum", zeros, STATES[1]),
+        ("hidden_cosine_sum", STATES[0], zeros),
+        ("relation_kl_sum", 100 * STATES[0], 100 * STATES[1]),
+    ):
+        options = (2, REAL) if name == "relation_kl_sum" else (REAL,)
+        expected = getattr(reference, name)(student, teacher, *options)
+        for found in (in_jax(name, student, teacher, *options), in_keras(name, student, teacher, *options)):
+            assert found[:2] == (pytest.approx(expected[0], rel=1e-5), expected[1]) and np.isfinite(found[2]).all()
+
+
+# In whole models.
+
+
+def named(name):
+    return next(case for case in cases() if case.name == name)
+
+
+BERT, GPT2, BART = (named(f"{n}") for n in ("bert-sequence-classification", "gpt2-causal-lm", "bart-seq2seq-lm"))
+WIDER = {"bert": {"hidden_size": 32, "num_hidden_layers": 3}, "gpt2": {"n_embd": 32, "n_layer": 3}}
+INSIDE = (
+    HiddenStates(0.5), HiddenStates(kind="cosine", layers=((-1, -1),)), Attentions(0.3), Attentions(0.2, "mse"),
+    Relations(2.0, heads=2),
+)  # fmt: skip
+
+
+def batch(head):
+    rng = np.random.default_rng(5)
+    ids = rng.integers(3, 50, (ROWS, LENGTH)).astype(np.int32)
+    labels = np.array([1, 0, -100]) if head == "sequence-classification" else np.where(REAL, ids, -100)
+    mask = np.where(REAL.any(axis=1, keepdims=True), REAL, 1)  # what fills up is a copy of some text
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int32), "labels": labels.astype(np.int32)}
+
+
+def run(model, distillation, inputs):
+    """With what is inside, but without the labels, unless the decoder reads them."""
+    taken = {name: value for name, value in inputs.items() if name != "labels" or model.head == "seq2seq-lm"}
+    return model(
+        **taken, output_hidden_states=distillation.needs_hidden_states, output_attentions=distillation.needs_attentions
+    )
+
+
+def jax_terms(student, teacher, distillation, inputs, projections):
+    """{name: (sum, count, factor)}, the gradient of the loss by parameter path, and that of the projections."""
+    teacher_outputs = run(teacher, distillation, inputs)
+    graphdef, params = split(student)
+
+    def loss(params, projections):
+        student = merge(graphdef, params)
+        terms = jaxnlp.distillation_losses.terms(
+            distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
+            projections=projections, sample_weight=WEIGHTS,
+        )  # fmt: skip
+        return jaxnlp.distillation_losses.total(terms), terms
+
+    (_, terms), trees = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, projections)
+    flat = [{"/".join(k.key for k in p): v for p, v in jax.tree_util.tree_leaves_with_path(tree)} for tree in trees]
+    return {name: tuple(map(float, term)) for name, term in terms.items()}, *flat
+
+
+def keras_terms(student, teacher, distillation, inputs, projections):
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    projections = {name: {"kernel": tf.Variable(each["kernel"])} for name, each in projections.items()}
+    teacher_outputs = run(teacher, distillation, inputs)
+    with tf.GradientTape() as tape:
+        terms = tfnlp.distillation_losses.terms(
+            distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
+            projections=projections, sample_weight=WEIGHTS,
+        )  # fmt: skip
+        loss = tfnlp.distillation_losses.total(terms)
+    variables = {path: variable.value for path, variable in parameter_tree(student).items()}
+    variables |= {f"{name}/kernel": each["kernel"] for name, each in projections.items()}
+    found = {
+        path: np.zeros(variables[path].shape) if gradient is None else tf.convert_to_tensor(gradient).numpy()
+        for path, gradient in zip(variables, tape.gradient(loss, list(variables.values())))
+    }
+    return {name: tuple(map(float, term)) for name, term in terms.items()}, found
+
+
+@pytest.mark.parametrize("case", [BERT, GPT2, BART], ids=lambda case: case.name)
+def test_the_parts_of_the_loss_and_their_gradients_agree(case):
+    """Norms behind (BERT) and before (GPT-2), a deeper and wider teacher; and an encoder-decoder with one of its size."""
+    losses = INSIDE if case is not BART else INSIDE[:-1]
+    distillation = Distillation(0.4, 3.0, losses)
+    wider = case.hf | WIDER.get(case.hf["model_type"], {})
+    models = []
+    for package in (jaxnlp, tfnlp):
+        made, spread = package.heads.HEADS[case.head].from_config, "init_std" if case is BART else "initializer_range"
+        models.append([made(hf | {spread: 0.3}, seed=seed) for hf, seed in ((case.hf, 1), (wider, 2))])
+    inputs, configs = batch(case.head), [model.config for model in models[0]]
+    projections = init_projections(distillation, *configs)
+    ours, gradients, to_projections = jax_terms(*models[0], distillation, inputs, projections)
+    theirs, keras_gradients = keras_terms(*models[1], distillation, inputs, projections)
+    assert list(theirs) == ["logits_kl", *distillation.loss_names] and set(ours) == set(theirs)
+    for name, term in ours.items():
+        assert term[0] > 0 and theirs[name] == pytest.approx(term, rel=1e-4), name
+        rows = {"sequence-classification": 2, "causal-lm": 6, "seq2seq-lm": 8}[case.head]
+        assert term[1] == (rows if name == "logits_kl" else 8), name
+    gradients |= to_projections
+    assert set(gradients) == set(keras_gradients)
+    largest = max(np.abs(g).max() for g in gradients.values())
+    for path, gradient in gradients.items():
+        assert np.abs(keras_gradients[path] - gradient).max() < 1e-4 * largest, path
+    assert all(np.abs(g).max() > 0 for g in to_projections.values())
+
+
+@pytest.mark.parametrize("case", [BERT, GPT2], ids=lambda case: case.name)
+def test_queries_and_keys_are_those_that_attention_multiplies(case):
+    inputs = {name: value for name, value in batch(case.head).items() if name != "labels"}
+    for package in (jaxnlp, tfnlp):
+        model = package.heads.HEADS[case.head].from_config(case.hf, seed=1, initializer_range=0.3)
+        out = model(**inputs, output_hidden_states=True, output_attentions=True)
+        models = (model, transposed(model)) if package is jaxnlp else (model,)  # jaxnlp.inference's layers are fused
+        c = model.config.attention
+        for each in models:
+            for layer in range(model.config.num_layers):
+                made = package.distillation_losses.queries_keys_values(each, out["hidden_states"], layer)
+                query, key = (
+                    np.asarray(made[name]).reshape(ROWS, LENGTH, c.num_heads, c.head_dim).swapaxes(1, 2)
+                    for name in ("query", "key")
+                )
+                scores = query @ key.swapaxes(2, 3) * c.head_dim**-0.5
+                scores += np.where(inputs["attention_mask"][:, None, None], 0, -1e30)
+                if case is GPT2:
+                    scores += np.where(np.tri(LENGTH), 0, -1e30)
+                assert made["value"].shape == made["query"].shape
+                assert difference(reference.softmax(scores), np.asarray(out["attentions"][layer])) < 1e-5
+
+
+# The same losses in PyTorch.
+
+
+def torch_losses():
+    import torch
+    from torch.nn import functional as F
+
+    def divergence(log_student, log_teacher):
+        return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+
+    def relations(x, heads, mask):
+        parts = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        scores = parts @ parts.mT / parts.shape[-1] ** 0.5
+        return scores.masked_fill(~mask[:, None, None, :], -1e30).log_softmax(-1)
+
+    def bernoulli(student, teacher, temperature, mask):
+        wanted = torch.sigmoid(teacher / temperature)
+        each = [
+            F.binary_cross_entropy_with_logits(x / temperature, wanted, reduction="none") for x in (student, teacher)
+        ]
+        return each[0] - each[1]
+
+    def attention_kl(student, teacher, mask):
+        return F.kl_div(student.clamp_min(1e-8).log(), teacher, reduction="none").sum(-1).mean(1)
+
+    def attention_mse(student, teacher, mask):
+        keys = mask[:, None, None, :].float()
+        each = (F.mse_loss(student, teacher, reduction="none") * keys).sum(-1) / keys.sum(-1).clamp_min(1)
+        return each.mean(1)
+
+    return SimpleNamespace(
+        kl_divergence_sum=lambda s, t, temperature, mask: divergence(
+            F.log_softmax(s / temperature, -1), F.log_softmax(t / temperature, -1)
+        ),
+        bernoulli_kl_divergence_sum=bernoulli,
+        squared_error_sum=lambda s, t, mask: F.mse_loss(s, t, reduction="none"),
+        hidden_mse_sum=lambda s, t, mask: F.mse_loss(s, t, reduction="none").mean(-1),
+        hidden_cosine_sum=lambda s, t, mask: 1 - F.cosine_similarity(s, t, dim=-1),
+        attention_kl_sum=attention_kl,
+        attention_mse_sum=attention_mse,
+        relation_kl_sum=lambda s, t, heads, mask: divergence(relations(s, heads, mask), relations(t, heads, mask)).mean(
+            1
+        ),
+    )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_and_its_gradient_are_pytorchs(name):
+    import torch
+
+    (student, teacher), options, mask = CASES[name]
+    s, t, real = torch.tensor(student, requires_grad=True), torch.tensor(teacher), torch.tensor(mask) != 0
+    each = getattr(torch_losses(), name)(s, t, *options, real)
+    widened = [x.reshape(x.shape + (1,) * (each.ndim - x.ndim)) for x in (real.float(), torch.tensor(WEIGHTS))]
+    total = (each * widened[0] * widened[1]).sum()
+    total.backward()
+    for found in (f(name, student, teacher, *options, mask, WEIGHTS) for f in (in_jax, in_keras)):
+        assert found[0] == pytest.approx(total.item(), rel=1e-5)
+        assert difference(found[2], s.grad.numpy()) < 1e-4
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_t_squared_kl_is_pytorchs_batchmean(temperature):
+    import torch
+    from torch.nn import functional as F
+
+    student, teacher = TEXTS
+    s, t = torch.tensor(student, requires_grad=True), torch.tensor(teacher)
+    expected = (
+        F.kl_div(F.log_softmax(s / temperature, -1), F.softmax(t / temperature, -1), reduction="batchmean")
+        * temperature**2
+    )
+    expected.backward()
+    for found in (f("kl_divergence_sum", student, teacher, temperature) for f in (in_jax, in_keras)):
+        assert found[0] / found[1] * temperature**2 == pytest.approx(expected.item(), rel=1e-5)
+        assert difference(found[2] / found[1] * temperature**2, s.grad.numpy()) < 1e-4

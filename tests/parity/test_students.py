@@ -1,0 +1,131 @@
+"""Students made of some of a teacher's layers: the same ones, with the same values, in both frameworks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import jaxnlp
+import tfnlp
+from jaxnlp.students import init_student as in_jax
+from shared.errors import InputError
+from shared.students import chosen_layers, student_config
+from tests.cases import SIZES, Case, cases
+from tfnlp.students import init_student as in_keras
+
+ENCODER = {"num_hidden_layers": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+GPT2 = {"n_layer": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+BART = {"encoder_layers": 3, "decoder_layers": 4, "dropout": 0.0}
+T5 = {"num_layers": 3, "num_decoder_layers": 4, "dropout_rate": 0.0}
+MODELS = {
+    # a name of tests.cases, what differs, what the student is asked for, its layers' origins by stack
+    "bert-sequence-classification": (ENCODER, {"num_layers": 2}, {"encoder": (0, 3)}),
+    "distilbert-masked-lm": ({"n_layers": 4, "dropout": 0.0}, {"layers": [-1, 1]}, {"encoder": (3, 1)}),
+    "gpt2-causal-lm": (
+        GPT2 | {"scale_attn_by_inverse_layer_idx": True},
+        {"layers": [0, 3]},
+        {"decoder": (0, 3)},
+    ),
+    "albert-token-classification": (ENCODER, {"num_layers": 2}, {"encoder": (0, 0)}),
+    "t5-seq2seq-lm": (T5, {"num_layers": 2, "decoder_layers": 2}, {"encoder": (0, 2), "decoder": (0, 3)}),
+    "bart-seq2seq-lm": (BART, {"decoder_layers": [0, 2]}, {"encoder": (0, 1, 2), "decoder": (0, 2)}),
+}
+
+
+def case(name):
+    base, (changes, asked, origins) = next(c for c in cases() if c.name == name), MODELS[name]
+    return Case(f"student-{name}", base.hf | changes, base.head), asked, origins
+
+
+def origin(path, origins):
+    """The teacher's path of a student's, where no layers share weights."""
+    parts = path.split("/")
+    if parts[1:] and parts[1].startswith("layer_"):
+        parts[1] = f"layer_{origins[parts[0]][int(parts[1].removeprefix('layer_'))]}"
+    return "/".join(parts)
+
+
+def values_of(package, model):
+    return {path: np.asarray(value).copy() for path, value in package.parameter_tree(model).items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_student_has_its_teachers_layers_in_both_frameworks(tmp_path, name):
+    made, asked, origins = case(name)
+    folder, inputs = made.write(tmp_path / "teacher"), made.inputs()
+    found = {}
+    for package, init_student in ((jaxnlp, in_jax), (tfnlp, in_keras)):
+        auto = next(cls for cls in vars(package).values() if getattr(cls, "head", None) == made.head)
+        teacher = auto.from_pretrained(folder)
+        teacher.generation_config = replace(teacher.generation_config, num_beams=3)
+        before = values_of(package, teacher)
+        student = init_student(teacher, **asked)
+        assert type(student) is type(teacher) and student.folder is None
+        assert student.generation_config == teacher.generation_config
+        for path, value in values_of(package, student).items():
+            source = path if "albert" in name else origin(path, origins)
+            number = origins["decoder"].index(3) + 1 if "gpt2" in name and "layer_3/" in source else None
+            factor = number / 4 if number and "/attention/query/" in path else 1
+            np.testing.assert_array_equal(value, before[source] * np.float32(factor), err_msg=path)
+        student.save_pretrained(tmp_path / "student")
+        again = auto.from_pretrained(tmp_path / "student")
+        assert again.config == student.config
+        for path, value in values_of(package, again).items():
+            np.testing.assert_array_equal(value, values_of(package, student)[path])
+        found[package] = np.asarray(student(**inputs)["logits"])
+        if package is tfnlp:  # copies: what the student learns, the teacher does not
+            for variable in student.trainable_variables:
+                variable.assign_add(np.ones(variable.shape))
+        for path, value in values_of(package, teacher).items():
+            np.testing.assert_array_equal(value, before[path])
+    np.testing.assert_allclose(found[jaxnlp], found[tfnlp], rtol=0, atol=1e-5 * np.abs(found[jaxnlp]).max())
+
+
+def test_the_queries_of_numbered_layers_keep_their_scores():
+    """Scores are divided by the number of the layer, so those of a moved one are multiplied: the same attention comes out."""
+    hf = {"model_type": "gpt2", **SIZES["gpt2"], **GPT2, "n_layer": 2, "scale_attn_by_inverse_layer_idx": True}
+    teacher = jaxnlp.AutoModel.from_config(hf, initializer_range=0.5)
+    student = in_jax(teacher, layers=[1])
+    ids = np.arange(2, 10)[None]
+    out = teacher(ids, output_hidden_states=True, output_attentions=True)
+    block, after = student.decoder.layer_0, out["hidden_states"][1]
+    bias = np.where(np.tri(8, dtype=bool), 0.0, -1e30).astype(np.float32)[None, None]
+    _, probabilities, _ = block(after, bias, layer_index=0)
+    np.testing.assert_allclose(probabilities, out["attentions"][1], rtol=0, atol=1e-6)
+
+
+def test_evenly_spaced_layers_are_distilberts():
+    assert chosen_layers(12, 6) == (0, 2, 4, 7, 9, 11)
+    assert chosen_layers(12, 1) == (0,) and chosen_layers(12, 12) == chosen_layers(12) == tuple(range(12))
+    assert chosen_layers(6, 3) == (0, 2, 5) and chosen_layers(6, 2) == (0, 5)
+    assert chosen_layers(6, layers=[-1, 0]) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"num_layers": 3, "layers": [0]}, "give one of the two"),
+        ({"num_layers": 7}, "the teacher has 6; give a number from 1 to 6"),
+        ({"num_layers": 0}, "from 1 to 6"),
+        ({"layers": [6]}, "numbered from 0 to 5"),
+        ({"layers": []}, "numbered from 0 to 5"),
+        ({"layers": [5, -1]}, "takes a layer twice"),
+    ],
+)
+def test_layers_that_are_not_there(asked, said):
+    with pytest.raises(InputError, match=said):
+        chosen_layers(6, **asked)
+
+
+def test_what_a_configuration_cannot_say():
+    bert = next(c for c in cases() if c.name == "bert-base").config
+    with pytest.raises(InputError, match="has one stack of layers"):
+        student_config(bert, "base", num_layers=1, decoder_layers=1)
+    t5 = next(c for c in cases() if c.name == "t5-base").config
+    with pytest.raises(InputError, match="decoder_layers are asked for, and the teacher has 2"):
+        student_config(t5, "base", decoder_layers=3)
+    albert = next(c for c in cases() if "num_hidden_groups=2" in c.name).config  # (0, 1, 0, 1, 2, 3)
+    student = student_config(albert, "base", layers=[0, 1, 4, 5]).config
+    assert student.layer_order == (0, 1, 2, 3)
+    with pytest.raises(InputError, match="cannot tell that of steps"):
+        student_config(albert, "base", layers=[0, 2, 4])

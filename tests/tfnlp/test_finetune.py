@@ -1,0 +1,384 @@
+"""Fine-tuning by hand with compile and fit, and with tfnlp's fit: the same steps, whole after any interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfnlp
+from shared.errors import InputError, NonFiniteLossError
+from shared.training.metrics_file import read_metrics
+from shared.training.run_file import read_run
+from tfnlp.training import (
+    FitConfig,
+    SaveBest,
+    Schedule,
+    StopAtNonFiniteLoss,
+    backups,
+    batch_dataset,
+    fit,
+    make_optimizer,
+)
+from tfnlp.training.fit import train
+from tfnlp.training.fit_run import label_counts, pieces_of
+
+ROOT = Path(__file__).parents[2]
+BERT = {
+    "model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "max_position_embeddings": 8, "num_labels": 3, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2,
+}  # fmt: skip
+CONFIG = FitConfig(epochs=2, learning_rate=3e-3, layer_decay=0.5, log_every=1, clip_norm=0.5)
+QUIET = {"console": False}
+
+
+def model_of(**changes):
+    return tfnlp.AutoModelForSequenceClassification.from_config(BERT | changes, seed=1)
+
+
+def batch(seed: int, rows: int = 8, filled: int = 0):
+    """Which third of the vocabulary the first id is of; the last rows only fill the batch up."""
+    ids = np.random.default_rng(seed).integers(1, 30, (rows, 5))
+    labels = ids[:, 0] // 10
+    labels[rows - filled :] = -100
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
+
+
+BATCHES = [batch(0), batch(1), batch(2, filled=3)]
+VALIDATION = [batch(3), batch(4, filled=5)]
+
+
+def weights(model):
+    return {path: variable.numpy() for path, variable in tfnlp.parameter_tree(model).items()}
+
+
+def assert_same(ours, theirs, **tolerance):
+    for path, values in theirs.items():
+        if path.endswith("key/bias"):  # its gradient is nothing but rounding
+            continue
+        np.testing.assert_allclose(ours[path], values, err_msg=path, **tolerance)
+
+
+def fitted(folder=None, config=CONFIG, model=None, batches=BATCHES, **options):
+    return fit(model_of() if model is None else model, batches, config, folder, log=QUIET, **options)
+
+
+def right(model):
+    """A share that a test can know: of the validation's labels."""
+    hits = [
+        np.asarray(model(b["input_ids"])["logits"]).argmax(-1)[b["labels"] >= 0] == b["labels"][b["labels"] >= 0]
+        for b in VALIDATION
+    ]
+    return {"right": float(np.concatenate(hits).mean())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts: its folder, result and parameters."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = fitted(folder, validation=VALIDATION, evaluate=right)
+    return folder, result, weights(result.model)
+
+
+def test_what_a_run_leaves(whole):
+    folder, result, values = whole
+    records = read_metrics(folder)
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert (result.steps, result.examples, result.stopped_early, result.preempted) == (6, 42, False, False)
+    assert [h["step"] for h in result.history] == [3, 6] and result.history[-1].keys() == {"step", "loss", "right"}
+    labels, logits = np.concatenate([b["labels"] for b in VALIDATION]), [
+        result.model(b["input_ids"], b["attention_mask"])["logits"].numpy() for b in VALIDATION
+    ]  # fmt: skip
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(np.maximum(labels, 0), np.concatenate(logits)).numpy()
+    assert result.history[-1]["loss"] == pytest.approx(each[labels >= 0].mean(), rel=1e-5)  # each label the same
+    best = tfnlp.AutoModelForSequenceClassification.from_pretrained(result.best_folder)
+    assert result.best["step"] in (3, 6)
+    if result.best["step"] == 6:
+        assert_same(weights(best), values)
+    assert FitConfig.of(read_run(folder)["config"]) == CONFIG
+
+
+def test_by_hand_it_is_compile_and_fit(whole):
+    values = whole[2]
+    model = model_of()
+    rate = Schedule(6, CONFIG.learning_rate, schedule="linear", warmup_share=0.05, final_share=0.0)
+    options = {"weight_decay": 0.01, "beta2": 0.999, "clip_norm": 0.5, "layer_decay": 0.5}
+    model.compile(make_optimizer("adamw", rate, model, **options))
+    data = batch_dataset(BATCHES, epochs=2)
+    model.fit(data, epochs=2, steps_per_epoch=3, shuffle=False, verbose=0)
+    assert_same(weights(model), values, rtol=0, atol=1e-6)
+
+
+def stopped_at_backup(number, monkeypatch):
+    """As if the process had been killed while that backup was written: before it has its name."""
+    replace, count = os.replace, iter(range(1, 100))
+
+    def stop(source, target):
+        if str(target).endswith(".safetensors") and next(count) == number:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(backups.os, "replace", stop)
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_save_goes_on(tmp_path, whole, monkeypatch):
+    folder, _, values = whole
+    run = tmp_path / "run"
+    config = FitConfig(**CONFIG.to_dict() | {"save_every": 2, "evaluate_every": 0})
+    with monkeypatch.context() as patch:
+        stopped_at_backup(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(run, config)
+    files = sorted(file.name for file in (run / "checkpoints").iterdir())
+    assert [name for name in files if name.endswith(".safetensors")] == ["step-000000004.safetensors"]
+    model = model_of()  # as another process would have it
+    again = fitted(run, config, model)  # from the middle of the second epoch
+    assert_same(weights(again.model), values)
+    losses = [[r["loss"] for r in read_metrics(each) if r["kind"] == "step"] for each in (folder, run)]
+    assert losses[0] == losses[1] and (again.steps, again.examples) == (6, 42)
+    assert fitted(run, config, model).steps == 6  # nothing is left to do
+    with pytest.raises(InputError, match=r"layer_decay=0.5 \(now 0.9\)"):
+        fitted(run, FitConfig(**config.to_dict() | {"layer_decay": 0.9}))
+    with pytest.raises(InputError, match="another data: batches is 3 there and 2 here"):
+        fitted(run, config, batches=BATCHES[:2])
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    write, count = backups.write_tensors, iter(range(1, 100))
+
+    def full(path, tensors):
+        if next(count) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write(path, tensors)
+
+    monkeypatch.setattr(backups, "write_tensors", full)
+    with pytest.raises(tfnlp.training.backups.CheckpointError, match="No space left on device"):
+        fitted(tmp_path, FitConfig(steps=2, save_every=1))
+    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
+
+
+def eagerly(model, config, **options):
+    """The same fit, operation by operation."""
+    return train(model, model, options.pop("batches"), config, log=QUIET,
+                 compile=lambda optimizer: model.compile(optimizer, run_eagerly=True), **options)  # fmt: skip
+
+
+def test_pieces_of_a_batch_are_the_batch():
+    """Of uneven labels: the mean of the pieces' own means would be another."""
+    config = BERT | {"num_labels": 4}
+    rng, many = np.random.default_rng(0), []
+    for _ in range(3):
+        ids = rng.integers(1, 30, (4, 6)).astype(np.int32)
+        labels = np.where(rng.random((4, 6)) < np.array([[0.9], [0.2], [0.6], [0.0]]), ids % 4, -100).astype(np.int32)
+        labels[0, 0] = 1
+        many.append({"input_ids": ids, "labels": labels, "sample_weight": np.array([1, 2, 0.5, 1], np.float32)})
+    results = []
+    for pieces in (1, 4):
+        model = tfnlp.AutoModelForTokenClassification.from_config(config, seed=1)
+        settings = FitConfig(epochs=1, accumulation=pieces, learning_rate=3e-3, clip_norm=0.5)
+        results.append((eagerly(model, settings, batches=many, validation=many), weights(model)))
+    (one, expected), (four, values) = results
+    assert four.loss == pytest.approx(one.loss, rel=1e-5)
+    assert four.best["value"] == pytest.approx(one.best["value"], rel=1e-5)
+    assert_same(values, expected, rtol=0, atol=1e-5)
+    cut = list(pieces_of("token-classification", many[0], 4))
+    assert cut[3]["labels"].shape == (1, 6) and not cut[3]["sample_weight"].any()
+    with pytest.raises(InputError, match="4 rows cannot be computed in 5 pieces"):
+        list(pieces_of("token-classification", many[0], 5))
+    assert label_counts("causal-lm", {"input_ids": ids, "labels": np.zeros_like(ids)}).tolist() == [5.0] * 4
+
+
+def spoil(model, step):
+    """What makes the loss of a later step no number."""
+    calls = iter(range(1, 100))
+
+    def evaluate(trained):
+        if next(calls) == step:
+            variable = tfnlp.parameter_tree(trained)["classifier/bias"]
+            variable.assign(variable * np.nan)
+        return {"score": 1.0}
+
+    return evaluate
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_path):
+    model = model_of()
+    config = FitConfig(steps=6, evaluate_every=1, save_every=2, best_metric="score", keep_last=2)
+    batches = [{**b, "labels": np.maximum(b["labels"], 0)} for b in BATCHES]
+    with pytest.raises(NonFiniteLossError, match="step 4 has a loss of nan"):
+        eagerly(model, config, batches=batches, folder=tmp_path, evaluate=spoil(model, 3))
+    loaded = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "best")
+    assert all(np.isfinite(values).all() for values in weights(loaded).values())
+    tensors, state = backups.Backups(tmp_path / "checkpoints", 2).newest()
+    assert state["at"]["step"] == 2
+    for name, tensor in tensors.items():
+        assert tensor.read().dtype.kind != "f" or np.isfinite(tensor.read()).all(), name
+
+
+def test_a_signal_saves_and_stops_and_patience_ends_a_run(tmp_path):
+    batches = [{**b, "labels": np.maximum(b["labels"], 0)} for b in BATCHES]
+
+    def evaluate(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"score": 1.0}
+
+    config = FitConfig(steps=6, evaluate_every=2, save_every=0, best_metric="score", patience=1)
+    first = eagerly(model_of(), config, batches=batches, folder=tmp_path, evaluate=evaluate)
+    assert (first.steps, first.preempted) == (3, True)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    again = eagerly(model_of(), config, batches=batches, folder=tmp_path, evaluate=lambda model: {"score": 1.0})
+    assert (again.steps, again.stopped_early, again.best) == (4, True, {"value": 1.0, "step": 2})
+
+
+def test_plain_keras_with_its_callbacks(tmp_path):
+    """Accuracy, early stopping, the best checkpoint, backups, TensorBoard: as people write it."""
+    model = model_of()
+    x = {name: np.concatenate([b[name] for b in BATCHES[:2]]) for name in ("input_ids", "attention_mask")}
+    y = np.concatenate([b["labels"] for b in BATCHES[:2]])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(make_optimizer("adamw", 3e-2, model, layer_decay=0.8), loss=loss, metrics=["accuracy"])
+    log = tmp_path / "log"
+    history = model.fit(
+        x, y, epochs=12, batch_size=8, verbose=0, validation_data=(x, y),
+        callbacks=[
+            keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=3),
+            keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_accuracy", mode="max", save_best_only=True),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            keras.callbacks.TensorBoard(log),
+            SaveBest(tmp_path / "best", "val_accuracy"),
+            StopAtNonFiniteLoss(),
+        ],
+    ).history  # fmt: skip
+    assert max(history["val_accuracy"]) > 0.9 and list(log.rglob("events*"))
+    saved = keras.saving.load_model(tmp_path / "best.keras")
+    assert saved.optimizer.rate_factors == model.optimizer.rate_factors and saved.optimizer.undecayed
+    hugging_face = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "best")
+    assert_same(weights(hugging_face), weights(saved))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_by_keras_policy(policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = model_of()
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert (model.compute_dtype, model.variable_dtype) == (policy.removeprefix("mixed_"), "float32")
+    model.compile(make_optimizer("adamw", 3e-2, model), run_eagerly=True)
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    one = BATCHES[0]
+    losses = model.fit(one, epochs=8, batch_size=8, verbose=0).history["loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(values.dtype == np.float32 for values in weights(model).values())
+
+
+def test_xla_takes_the_same_step():
+    results = []
+    for jit_compile in (False, True):
+        model = model_of()
+        model.compile(make_optimizer("adamw", 1e-3, model, layer_decay=0.5), jit_compile=jit_compile)
+        results.append((model.fit(BATCHES[0], batch_size=8, verbose=0).history["loss"], weights(model)))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert_same(results[1][1], results[0][1], rtol=0, atol=1e-5)
+
+
+def test_weights_inside_the_batch_are_weights():
+    model, one = model_of(), BATCHES[0]
+    given = np.arange(8, dtype=np.float32)
+    model.compile("sgd", run_eagerly=True)
+    x = {name: one[name] for name in ("input_ids", "attention_mask")}
+    outside = model.evaluate(x, one["labels"], sample_weight=given, batch_size=8, verbose=0)
+    assert model.evaluate(one, sample_weight=given, batch_size=8, verbose=0) == pytest.approx(
+        outside
+    )  # Keras drops them
+    assert model.evaluate({**one, "sample_weight": given}, batch_size=8, verbose=0) == pytest.approx(outside)
+    inside = batch_dataset([{**one, "sample_weight": given.astype(np.float64)}])
+    assert model.evaluate(inside, verbose=0) == pytest.approx(outside)
+
+
+TWO_DEVICES = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.tfnlp.test_finetune import on_devices
+on_devices(FILE, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+"""
+
+
+def on_devices(file, strategy):
+    """A run of ``fit`` and one by hand with labels spread unevenly over replicas: losses and parameters."""
+    with strategy.scope():
+        models = [model_of(), model_of()]
+        models[1].compile(make_optimizer("adamw", 3e-3, models[1], clip_norm=0.1))
+    result = fitted(model=models[0], validation=VALIDATION)
+    losses = models[1].fit(batch_dataset(BATCHES[:2], 2), epochs=2, steps_per_epoch=2, shuffle=False, verbose=0).history
+    values = {f"{i}{path}": v for i, model in enumerate(models) for path, v in weights(model).items()}
+    evaluations = [each["loss"] for each in result.history]
+    np.savez(file, losses=[result.loss, *evaluations, *losses["loss"]], **values)
+
+
+def test_two_devices_are_one(tmp_path):
+    files = tmp_path / "one.npz", tmp_path / "two.npz"
+    code = f"import sys; sys.path.insert(0, '.'); FILE = {str(files[1])!r}" + TWO_DEVICES
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stderr=subprocess.PIPE)
+    on_devices(files[0], tf.distribute.get_strategy())
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    one, two = (dict(np.load(file)) for file in files)
+    np.testing.assert_allclose(two.pop("losses"), one.pop("losses"), rtol=1e-5)
+    assert_same(two, one, rtol=0, atol=1e-5)
+
+
+def test_mistakes_are_said(tmp_path):
+    model = model_of()
+    model.compile(make_optimizer("adamw", 1e-3, model), run_eagerly=True)
+    bad = {**BATCHES[0], "labels": np.full(8, 3)}
+    without = {name: value for name, value in BATCHES[0].items() if name != "labels"}
+    for call, message in {
+        lambda: model.fit(bad, verbose=0): "labels holds 3, but the labels of this model ends at 2",
+        lambda: model.fit(without, bad["labels"], verbose=0): "labels holds 3",
+        lambda: model.fit(batch_dataset([BATCHES[0], bad]), verbose=0): "labels holds 3",
+        lambda: model.fit(BATCHES[0], validation_data=batch_dataset([bad]), batch_size=8, verbose=0): "labels holds 3",
+        lambda: model.fit(batch_dataset([without]), verbose=0): "no labels to learn from",
+        lambda: fitted(batches=[BATCHES[0], bad]): "labels holds 3",
+        lambda: fitted(batches=[without]): "no labels to learn from",
+        lambda: fitted(batches=[]): "there are no batches",
+        lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
+        lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",
+        lambda: fitted(model=tfnlp.AutoModel.from_config(BERT)): "a base model has no labels to learn from",
+        lambda: fitted(model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)): "no classes",
+        lambda: make_optimizer("adamw", 1e-3, model, layer_decay=0): "layer_decay is 0",
+        lambda: batch_dataset(BATCHES, first_batch=-1): "first_batch -1",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            call()
+    half = tfnlp.AutoModelForSequenceClassification.from_config(BERT, dtype="bfloat16", param_dtype="bfloat16")
+    with pytest.raises(InputError, match="the parameters are bfloat16"):
+        fitted(model=half)
+    assert json.loads(json.dumps(model.optimizer.get_config()["undecayed"]))
+
+
+def test_a_dataset_begins_anywhere():
+    class Counted:
+        read: list = []
+
+        def __len__(self):
+            return 3
+
+        def epoch(self, number, first=0):
+            for i in range(first, 3):
+                self.read.append((number, i))
+                yield {"input_ids": np.full((2, 2), 10 * number + i)}
+
+    rows = [int(b["input_ids"][0, 0]) for b in batch_dataset(Counted(), 2, first_epoch=1, first_batch=2)]
+    assert rows == [12, 20, 21, 22] and min(Counted.read) == (1, 2)  # nothing is read to be thrown away

@@ -1,0 +1,43 @@
+"""A model's logits of many texts, in their order, and those of a teacher kept on disk."""
+
+from functools import partial
+
+import numpy as np
+
+from shared.data.teacher_logits import TeacherLogits, cached, in_order
+from shared.inputs import model_inputs
+from tfnlp.inference import compiled
+from tfnlp.pretrained import parameter_tree
+
+
+def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
+    """The logits of each text: float32 [n, C], in the order of the texts.
+
+    Args:
+        model: of a head with one row of ``logits`` a text.
+        batches: of input_ids, attention_mask, ..., with ``epoch(n)`` and ``order(n)``: LabelledBatches of
+            shared.data.labelled_batches. Labels are not read.
+        as_teacher: reads ``teacher_input_ids``, ..., where there are such.
+
+    Raises:
+        InputError: the model does not take the inputs, or the batches do not tell which text each row is.
+    """
+    run = compiled(model)
+    return in_order(batches, lambda batch: run(**model_inputs(model.config, batch, as_teacher=as_teacher))["logits"])
+
+
+def cached_teacher_logits(teacher, batches, folder) -> TeacherLogits:
+    """The batches, with the teacher's logits as ``teacher_logits``: computed once, and kept in a folder.
+
+    They are found again by a hash of the teacher's values and of the texts' ids: nothing is computed the next time, in
+    either package.
+
+    Args:
+        teacher: a model of a head with one row of logits a text.
+        batches: as :func:`predict` takes them; with ``teacher_...`` inputs where the teacher has another tokenizer.
+        folder: of the files.
+
+    Raises:
+        InputError: as :func:`predict`.
+    """
+    return cached(batches, folder, teacher, parameter_tree(teacher), partial(predict, as_teacher=True))

@@ -1,0 +1,32 @@
+"""A student that starts as some of its teacher's layers."""
+
+from shared.errors import InputError
+from shared.students import student_config, student_plan
+from tfnlp.pretrained import _merged
+
+
+def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
+    """A model of the teacher's class with some of its layers, its embeddings and its head: a start for distillation.
+
+    The values are copies; the teacher stays as it is. LoRA's weights are merged. Under a tf.distribute strategy's ``scope()``
+    the student's variables are made for that.
+
+    Args:
+        teacher: a model of this package.
+        num_layers: how many layers, evenly spaced, the first and the last among them (DistilBERT's 6 of 12: 0, 2, 4, 7, 9,
+            11); of an encoder-decoder, of the encoder.
+        layers: or the layers themselves, counted from 0 or, negative, from the end.
+        decoder_layers: of an encoder-decoder's decoder, a number or a sequence of them; None for all.
+
+    Raises:
+        InputError: there are no such layers (see shared.students.student_config), or the teacher is quantised.
+    """
+    if any(layer.quantization_mode is not None for layer in teacher._flatten_layers()):
+        raise InputError("the teacher is quantised; make the student from the model as it was before")
+    made = student_config(
+        teacher.config, teacher.head, num_layers=num_layers, layers=layers, decoder_layers=decoder_layers
+    )
+    plan = student_plan(made, teacher.head, lambda path: _merged(teacher, path))
+    student = type(teacher)._from_plan(made.config, plan, teacher.compute_dtype, teacher.variable_dtype)
+    student.generation_config = teacher.generation_config
+    return student
