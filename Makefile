@@ -16,7 +16,7 @@ PIP = $(BIN)/python -m pip install -qq
 # Two workers, for two cores: most of the time is spent compiling. Each begins with half of the list, and one that is done
 # takes from the other's end: few files are split, so few fixtures are made and few programs are compiled by both.
 PYTEST_ARGS ?= -n 2 --dist worksteal
-EXTRAS := tf-cpu,jax,data,pretrain,summarization,bench,test
+EXTRAS := tf-cpu,jax,data,pretrain,summarization,search,bench,test
 
 # One readable screen: no notes from the frameworks' C++, nothing of a GPU that may be there, no Hub.
 export TF_CPP_MIN_LOG_LEVEL ?= 2

@@ -4,13 +4,15 @@ import contextlib
 import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+from shared.machine import machine
+
+__all__ = ["Contestant", "interleave", "machine", "ratios"]
 
 PAUSE = 0.3
 """Seconds before each turn: threads of the one before go on spinning for a while when their work is done."""
@@ -105,29 +107,6 @@ def ratios(seconds: dict, reference: str) -> dict[str, float]:
         name: statistics.median(a / b for a, b in zip(values, theirs, strict=True))
         for name, values in seconds.items()
         if values and theirs
-    }
-
-
-def machine() -> dict:
-    """What a figure depends on: processor, cores, load, versions."""
-    names = "jax", "flax", "tensorflow", "tensorflow-cpu", "keras", "keras-hub", "torch", "transformers", "numpy"
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            model = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": model,
-        "cores": cores,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "versions": versions,
     }
 
 

@@ -188,7 +188,7 @@ def _fit_jax(model, batches, config, folder):
 def _fit_tf(model, batches, config, folder):
     import keras
 
-    from tfnlp.training import Schedule, make_optimizer, pair_dataset
+    from tfnlp.training import Schedule, batch_dataset, make_optimizer
 
     losses = []
 
@@ -212,7 +212,7 @@ def _fit_tf(model, batches, config, folder):
         )
     )  # fmt: skip
     epochs = -(-config.steps // len(batches))
-    dataset = pair_dataset(batches, epochs).take(config.steps)
+    dataset = batch_dataset(batches, epochs).take(config.steps)
     model.fit(dataset, steps_per_epoch=config.steps, verbose=1 if sys.stderr.isatty() else 0, callbacks=[EachLoss()])
     return model, losses
 

@@ -1,4 +1,5 @@
-"""`duonlp`: run a task, continue a prompt, summarize files, compare frameworks, list models, and the demo.
+"""`duonlp`: run a task, continue a prompt, summarize files, train, tune and measure a model, compare frameworks, list models,
+and the demo.
 
 Everything heavy is imported inside the commands, so that `duonlp --help` is quick and needs no framework. A mistake a
 person can mend is one line on standard error and exit status 2; `--debug` shows where it came from.
@@ -8,13 +9,25 @@ import contextlib
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shared import __version__, cli_evaluate
+from shared import __version__, cli_benchmark, cli_distill, cli_evaluate, cli_finetune, cli_tune
+from shared.cli_common import (
+    Debug,
+    Framework,
+    Json,
+    calm_frameworks,
+    choice,
+    load_package,
+    need_model,
+    option_hint,
+    parsed_options,
+    print_json,
+    quiet_stdout,
+)
 from shared.errors import DuonlpError, InputError
 
 app = typer.Typer(
@@ -26,11 +39,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_evaluate.app, name="evaluate")
-
-PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
-
-Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
+for command in (cli_finetune.finetune, cli_distill.distill, cli_tune.tune, cli_benchmark.benchmark):
+    app.command()(command)
 
 
 def _version(asked: bool) -> None:
@@ -57,9 +67,7 @@ def run(
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Inputs; one that is a JSON object is read as such.")
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
-    ] = "",
+    framework: Framework = "",
     input_file: Annotated[
         str, typer.Option("--input", "-i", help="A file of inputs: .json, .jsonl, or one text a line; - is stdin.")
     ] = "",
@@ -72,19 +80,19 @@ def run(
     """Run a task on texts: arguments, a file, or standard input with one text a line."""
     from shared.tasks import ALIASES, TASKS, get_task
 
-    get_task(task if task.startswith("translation_") else _choice("task", task, [*TASKS, *ALIASES]))
-    _need_model(model)
-    options = _options(option or [])
+    get_task(task if task.startswith("translation_") else choice("task", task, [*TASKS, *ALIASES]))
+    need_model(model)
+    options = parsed_options(option or [])
     items = _inputs(texts or [], input_file)
-    with _quiet_stdout():
-        package, name = _package(framework)
+    with quiet_stdout():
+        package, name = load_package(framework)
         try:
             # An iterator, for it gives one result for each input; of a list of one, some tasks give that one's result.
             results = list(package.pipeline(task, model, **options)(iter(items)))
         except InputError as error:
-            raise InputError(f"{error}{_hint(error, options, get_task(task))}") from error
+            raise InputError(f"{error}{option_hint(error, options, get_task(task))}") from error
     if as_json:
-        _print_json({"task": task, "model": model, "framework": name, "results": results})
+        print_json({"task": task, "model": model, "framework": name, "results": results})
     else:
         from shared.cli_output import print_results
 
@@ -95,9 +103,7 @@ def run(
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; standard input by default.")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
-    ] = "",
+    framework: Framework = "",
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to add at most.")] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens at random; greedy by default.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Below 1 plays safe, above 1 takes risks.")] = None,
@@ -123,22 +129,22 @@ def generate(
     from shared import cli_generate
     from shared.tasks import get_task
 
-    _need_model(model)
+    need_model(model)
     flags = {
         "max_new_tokens": max_new_tokens, "do_sample": sample, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "num_beams": beams, "num_return_sequences": texts, "seed": seed, "stop_strings": stop,
     }  # fmt: skip
-    options = cli_generate.merge_options(flags, _options(option or []))
+    options = cli_generate.merge_options(flags, parsed_options(option or []))
     settings = cli_generate.Settings(_prompt(prompt), model, options, choices, plot, stream=not no_stream)
     out = None if as_json else sys.stdout
-    with _quiet_stdout():
-        package, name = _package(framework)
+    with quiet_stdout():
+        package, name = load_package(framework)
         try:
             report = cli_generate.run(package, name, settings, out)
         except InputError as error:
-            raise InputError(f"{error}{_hint(error, options, get_task('text-generation'))}") from error
+            raise InputError(f"{error}{option_hint(error, options, get_task('text-generation'))}") from error
     if as_json:
-        _print_json(report)
+        print_json(report)
 
 
 @app.command()
@@ -147,9 +153,7 @@ def summarize(
         list[str] | None, typer.Argument(metavar="FILE|-...", help="Text files, each a document; - is standard input.")
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
-    ] = "",
+    framework: Framework = "",
     long: Annotated[
         str, typer.Option(help="Documents longer than the model: chunk (in parts, recursively), truncate or error.")
     ] = "",
@@ -170,21 +174,21 @@ def summarize(
     from shared import cli_generate, cli_summarize
     from shared.tasks import get_task
 
-    _need_model(model)
+    need_model(model)
     flags = {
-        "long_documents": _choice("--long", long, cli_summarize.LONG) if long else None, "max_length": max_length,
+        "long_documents": choice("--long", long, cli_summarize.LONG) if long else None, "max_length": max_length,
         "min_length": min_length, "num_beams": beams, "language": language or None, "return_chunks": chunks,
     }  # fmt: skip
-    options = cli_generate.merge_options(flags, _options(option or []))
+    options = cli_generate.merge_options(flags, parsed_options(option or []))
     documents = cli_summarize.read_documents(files or [])
-    with _quiet_stdout():
-        package, name = _package(framework)
+    with quiet_stdout():
+        package, name = load_package(framework)
         try:
             report = cli_summarize.run(package, name, model, documents, options)
         except InputError as error:
-            raise InputError(f"{error}{_hint(error, options, get_task('summarization'))}") from error
+            raise InputError(f"{error}{option_hint(error, options, get_task('summarization'))}") from error
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         cli_summarize.write(report, sys.stdout)
 
@@ -208,13 +212,13 @@ def parity(
     from shared.parity import FRAMEWORKS, compare
 
     if head:
-        _choice("head", head, HEADS)
-    names = [_choice("framework", name.strip(), FRAMEWORKS) for name in frameworks.split(",")]
-    _calm_frameworks()
-    with _quiet_stdout():
+        choice("head", head, HEADS)
+    names = [choice("framework", name.strip(), FRAMEWORKS) for name in frameworks.split(",")]
+    calm_frameworks()
+    with quiet_stdout():
         report = compare(model, head or None, text or None, names, tolerance=tolerance)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         from shared.cli_output import print_report
 
@@ -234,7 +238,7 @@ def models(
 
     found = cli_output.describe_checkpoint(checkpoint) if checkpoint else cli_output.describe_families()
     if as_json:
-        _print_json(found)
+        print_json(found)
     elif checkpoint:
         cli_output.print_checkpoint(found)
     else:
@@ -265,13 +269,13 @@ def demo(
         seconds=seconds or defaults.seconds,
         prompts=tuple(prompt) if prompt else defaults.prompts,
     )
-    _calm_frameworks()
+    calm_frameworks()
     for name in frameworks.PACKAGES:
         frameworks.require(name)
-    with _quiet_stdout() if as_json else contextlib.nullcontext():
+    with quiet_stdout() if as_json else contextlib.nullcontext():
         report = cli_demo.run(settings)
     if as_json:
-        _print_json(report)
+        print_json(report)
     if not report["agree"]:
         raise typer.Exit(1)
 
@@ -302,51 +306,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _need_model(model: str) -> None:
-    if not model:
-        raise InputError(
-            "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
-        )
-
-
-def _choice(what: str, value: str, allowed) -> str:
-    """`value` if it is allowed; else an InputError that names the nearest."""
-    if value in allowed:
-        return value
-    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{_nearest(value, allowed)}")
-
-
-def _nearest(value: str, allowed) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(value.lower(), list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _hint(error: Exception, options: dict, task) -> str:
-    """The nearest option to one that the error complains about."""
-    from dataclasses import fields
-
-    known = [*(f.name for f in fields(task.Options)), *PIPELINE_OPTIONS]
-    return "".join(_nearest(name, known) for name in options if name not in known and repr(name) in str(error))
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """["top_k=3", "truncation=true"] -> {"top_k": 3, "truncation": True}: values are JSON, or else text."""
-    options = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key.isidentifier():
-            raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option top_k=3")
-        words = {"True": True, "False": False, "None": None}
-        try:
-            options[key] = words[text] if text in words else json.loads(text)
-        except ValueError:
-            options[key] = text
-    return options
 
 
 def _inputs(texts: list[str], input_file: str) -> list:
@@ -401,47 +360,6 @@ def _item(text: str) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(text)
     return text
-
-
-def _package(framework: str):
-    """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name."""
-    from shared import frameworks
-
-    if framework:
-        _choice("framework", framework, frameworks.PACKAGES)
-    else:
-        framework = "tf" if frameworks.installed("tf") and not frameworks.installed("jax") else "jax"
-    _calm_frameworks()
-    return frameworks.package(framework), framework
-
-
-def _calm_frameworks() -> None:
-    """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.
-    warnings.formatwarning = lambda message, *_: f"duonlp: {message}\n"
-
-
-def _quiet_stdout():
-    """While a framework works, whatever prints goes to standard error: standard output is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
-
-
-def _plain(value: Any) -> Any:
-    """NumPy for JSON."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from shared import cli_evaluate_summarization
+from shared.cli_common import Debug, Framework, Json, load_package, need_model, print_json, quiet_stdout
 from shared.errors import InputError
 
 app = typer.Typer(
@@ -82,9 +83,7 @@ def _root() -> None:
 def code(
     model: Annotated[str, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id.")] = "",
     problems: Annotated[str, typer.Option(help="A file in HumanEval's format: .jsonl or .jsonl.gz.")] = "",
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
-    ] = "",
+    framework: Framework = "",
     samples: Annotated[
         int, typer.Option(help="Completions of a problem; the largest k by default.", show_default=False)
     ] = 0,
@@ -104,13 +103,11 @@ def code(
         bool, typer.Option("--allow-code-execution", help="Run what the model writes; without this, nothing is run.")
     ] = False,
     output: Annotated[str, typer.Option(help="Write all results into this JSON file.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Complete programming problems, run their tests in a sandbox, and estimate pass@k."""
-    from shared import cli
-
-    cli._need_model(model)
+    need_model(model)
     if not problems:
         raise InputError("no problems given; pass --problems with a file in HumanEval's format (.jsonl or .jsonl.gz)")
     ks = numbers(k)
@@ -120,13 +117,13 @@ def code(
     )  # fmt: skip
     check_output(output)
     check_allowed(allow_code_execution)
-    with cli._quiet_stdout():
-        package, name = cli._package(framework)
+    with quiet_stdout():
+        package, name = load_package(framework)
         report = run(package, name, settings)
     if output:
         write_json(report, output)
     if as_json:
-        cli._print_json(report)
+        print_json(report)
     else:
         print_report(report, sys.stdout)
         if output:

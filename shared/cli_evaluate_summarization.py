@@ -18,7 +18,20 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from shared.cli_common import (
+    PIPELINE_OPTIONS,
+    Debug,
+    Framework,
+    Json,
+    load_package,
+    option_hint,
+    parsed_options,
+    plain_value,
+    print_json,
+    quiet_stdout,
+)
 from shared.errors import InputError
+from shared.nearest import nearest
 
 LEAD = re.compile(r"lead-([1-9]\d*)")
 LIBRARIES = ("numpy", "rouge-score", "nltk", "sacrebleu", "sentencex")
@@ -93,9 +106,7 @@ def summarization(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="A folder in Hugging Face layout, or a Hub id; repeat it.")
     ] = None,
-    framework: Annotated[
-        str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed.")
-    ] = "",
+    framework: Framework = "",
     baseline: Annotated[
         list[str] | None, typer.Option(help="lead-3 (or another number of sentences), or tldr; repeat it.")
     ] = None,
@@ -119,21 +130,19 @@ def summarization(
     resamples: Annotated[int, typer.Option(help="Of the examples, for intervals and p-values.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the random numbers: the same result again.")] = 0,
     output: Annotated[str, typer.Option(help="Folder for the predictions, scores.json and scores.png.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Score summaries by ROUGE and BLEU, and say which systems differ by more than chance."""
-    from shared import cli
-
     settings = Settings(
         data, split, document_field, summary_field, limit, tuple(model or ()), tuple(baseline or ()),
-        tuple(predictions or ()), tldr_model, cli._options(option or []), cli._options(tldr_option or []), framework,
-        stemmer, sentences, confidence, resamples, seed, output,
+        tuple(predictions or ()), tldr_model, parsed_options(option or []), parsed_options(tldr_option or []),
+        framework, stemmer, sentences, confidence, resamples, seed, output,
     )  # fmt: skip
-    with cli._quiet_stdout():
+    with quiet_stdout():
         report, comparison = run(settings)
     if as_json:
-        cli._print_json(report)
+        print_json(report)
     else:
         print_report(report, comparison, sys.stdout)
 
@@ -153,8 +162,6 @@ def plan(settings: Settings) -> list[System]:
     Raises:
         InputError: an unknown baseline, predictions without a name, or two systems of one name.
     """
-    from shared.cli import _nearest
-
     systems = [System(name, "model", model) for model, name in model_names(settings.models).items()]
     for given in settings.predictions:
         name, equals, file = given.partition("=")
@@ -166,7 +173,7 @@ def plan(settings: Settings) -> list[System]:
     for given in settings.baselines:
         number = LEAD.fullmatch(given)
         if not number and given != "tldr":
-            close = _nearest(given, ("lead-3", "tldr"))
+            close = nearest(given, ("lead-3", "tldr"))
             raise InputError(f"--baseline {given!r} is neither lead-N, such as lead-3, nor tldr{close}")
         systems.append(System(given, "lead", number[1]) if number else System(given, "tldr", settings.tldr_model))
     names = [system.name for system in systems]
@@ -238,9 +245,7 @@ def run(settings: Settings) -> tuple[dict[str, Any], Any]:
         make_output(output)
     for system in sorted(systems, key=lambda system: ("file", "lead", "tldr", "model").index(system.kind)):
         if system.kind in ("model", "tldr") and framework is None:
-            from shared import cli
-
-            package, framework = cli._package(settings.framework)
+            package, framework = load_package(settings.framework)
         start = time.monotonic()
         if system.kind == "lead":
             texts[system.name] = lead_summaries(int(system.source), settings, documents)
@@ -294,7 +299,6 @@ def lead_summaries(sentences: int, settings: Settings, documents: Sequence[str])
 def tldr_summaries(package, settings: Settings, documents: Sequence[str]) -> list[str]:
     """What a decoder-only model writes after "TL;DR:"."""
     from shared.baselines import tldr
-    from shared.cli import PIPELINE_OPTIONS
 
     making = {name: value for name, value in settings.tldr_options.items() if name in PIPELINE_OPTIONS}
     calling = {name: value for name, value in settings.tldr_options.items() if name not in PIPELINE_OPTIONS}
@@ -326,10 +330,9 @@ def told(results: Callable[[], list[str]], options: dict[str, Any], task: str) -
     try:
         return results()
     except InputError as error:
-        from shared import cli
         from shared.tasks import get_task
 
-        raise InputError(f"{error}{cli._hint(error, options, get_task(task))}") from error
+        raise InputError(f"{error}{option_hint(error, options, get_task(task))}") from error
 
 
 def check_output(output: str) -> Path | None:
@@ -382,12 +385,11 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
 
 def write_scores(output: Path, report: dict[str, Any], comparison, settings: Settings) -> None:
     """The picture, and last scores.json, which says that all is there."""
-    from shared.cli import _plain
     from shared.metrics.predictions import write_whole
 
     if importlib.util.find_spec("matplotlib"):
         comparison.plot(output / "scores.png", f"{Path(settings.data).name} {settings.split}".strip())
-    write_whole(output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=_plain) + "\n")
+    write_whole(output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n")
 
 
 def digest(pairs) -> str:

@@ -1,0 +1,252 @@
+"""`duonlp finetune`: settings, what is written, resumption and refusals without a framework, then a run in each."""
+
+import json
+import tomllib
+import warnings
+
+import numpy as np
+import pytest
+
+from shared import cli_training, frameworks
+from shared.cli import main
+from shared.errors import InputError
+from shared.settings_file import build, replaced, to_toml
+from shared.training import finetune as training
+from shared.training.finetune import FinetuneSettings, finetune
+from shared.training.fit_config import FitConfig
+from shared.training.labelled_run import FIT
+from shared.training.metrics_file import read_metrics
+from tests.intents import BERT, LABELS, checkpoint, write_queries
+from tests.standins import Package, fingerprint_of
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(a checkpoint without a head, a file of queries)."""
+    folder = tmp_path_factory.mktemp("intents")
+    return checkpoint(folder / "bert"), write_queries(folder / "queries.json")
+
+
+@pytest.fixture
+def settings(base, tmp_path):
+    """Of a run of four epochs of eight batches."""
+    model, data = base
+    return FinetuneSettings(model=str(model), data=str(data), output=str(tmp_path / "run"), batch_size=8)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """run(*arguments) -> (status, standard output, standard error), with a stand-in for the package."""
+
+    def call(*arguments, package=None):
+        if package is not None:
+            monkeypatch.setattr(cli_training, "load_package", lambda name: (package, "jax"))
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+def test_a_run_writes_what_repeats_it(settings):
+    seen = []
+    report = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each), console=False)
+    folder = settings.folder
+    assert {"best", "settings.toml", "results.json", "metrics.jsonl", "run.json"} <= {f.name for f in folder.iterdir()}
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(report))
+    stored = build(FinetuneSettings, tomllib.loads((folder / "settings.toml").read_text()))
+    assert stored == replaced(settings, {"framework": "jax"})
+    config = json.loads((folder / "best" / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(LABELS) and (folder / "best" / "tokenizer.json").exists()
+    assert [step for step, _ in seen] == [8, 16, 24, 32] == [each["step"] for each in report["history"]]
+    assert report["metrics"]["accuracy"] == pytest.approx(12 / 24) == report["best"]["value"]
+    assert {"in_scope_accuracy", "out_of_scope_recall", "macro_f1", "loss"} <= set(report["metrics"])
+    assert report["at_threshold"]["out_of_scope_recall"] >= report["metrics"]["out_of_scope_recall"]
+    assert report["data"] == {**report["data"], "train": 64, "validation": 24, "labels": 4}
+    assert report["examples_per_second"] == report["examples"] / report["seconds"]
+    assert report["bytes"] > 4 * report["parameters"] and report["machine"]["versions"]["numpy"]
+
+
+def test_the_reported_scores_are_those_of_the_model_that_was_kept(settings):
+    report = finetune(Package(best_epoch=2), settings, console=False)
+    assert report["best"] == {"value": 6 / 24, "step": 16}
+    assert report["metrics"]["accuracy"] == pytest.approx(6 / 24)
+    assert "step" not in report["metrics"]
+
+
+def test_the_same_settings_go_on(settings):
+    first = finetune(Package(stop_after=2), settings, console=False)
+    assert first["preempted"] and first["steps"] == 16
+    seen = []
+    second = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each[0]), console=False)
+    assert seen == [24, 32] and [each["step"] for each in second["history"]] == [8, 16, 24, 32]
+    third = finetune(Package(), settings, console=False)  # nothing is left to train
+    assert third["metrics"] == pytest.approx(second["metrics"]) and third["best"] == second["best"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 4}, "another batch_size"),
+        ({"fit.learning_rate": 1e-3}, "another fit.learning_rate"),
+        ({"limit": 8}, "another limit"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
+    finetune(Package(), settings, console=False)
+    before = fingerprint_of(settings.folder)
+    package = Package()
+    with pytest.raises(InputError, match=message):
+        finetune(package, replaced(settings, change), console=False)
+    assert not package.calls and fingerprint_of(settings.folder) == before
+    finetune(Package(), replaced(settings, {"fit.log_every": 1, "fit.patience": 3}), console=False)  # which may change
+
+
+def test_a_folder_with_something_else_in_it_is_refused(settings, base):
+    with pytest.raises(InputError, match=r"holds another run or a model already \(config.json, model.safetensors\)"):
+        finetune(Package(), replaced(settings, {"output": str(base[0])}), console=False)
+
+
+def test_nothing_to_validate(settings):
+    report = finetune(Package(), replaced(settings, {"validation_split": ""}), console=False)
+    assert report["metrics"] == {} and report["best"] is None and report["data"]["validation"] == 0
+    assert (settings.folder / "best" / "model.safetensors").exists()
+
+
+def test_a_new_head_is_no_warning(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finetune(Package(), settings, console=False)
+
+
+def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
+    order = LABELS[::-1]
+    model = checkpoint(tmp_path / "tuned", labels=order)
+    finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+    config = json.loads((settings.folder / "best" / "config.json").read_text())
+    assert tuple(config["id2label"].values()) == order
+
+
+def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
+    model = checkpoint(tmp_path / "tuned", labels=("a", "b", "c", "d"))
+    with pytest.raises(InputError, match="for as many labels as the data has, but for others"):
+        finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
+        ({"max_length": 17}, "max_length is 17, and the model reads 16 tokens"),
+        ({"dtype": "float8"}, "dtype 'float8'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"framework": "jaxx"}, "'jaxx' is not one of tf, jax; did you mean 'jax'"),
+        ({"data": ""}, "data is empty"),
+        ({"train_split": "tarin"}, "tarin"),
+    ],
+)
+def test_what_is_wrong_is_wrong_before_the_training(settings, change, message):
+    package = Package()
+    with pytest.raises(InputError, match=message):
+        finetune(package, replaced(settings, change), console=False)
+    assert not package.calls and not settings.folder.exists()
+
+
+def test_settings_as_toml_and_back(settings):
+    changed = replaced(settings, {"fit.clip_norm": None, "fit.patience": 2, "text_column": 'a "b"', "limit": 7})
+    text = to_toml(changed, "a heading")
+    assert text.startswith("# a heading\n") and 'clip_norm = "none"' in text
+    assert build(FinetuneSettings, tomllib.loads(text)) == changed
+    partly = build(FinetuneSettings, {"model": "m", "data": "d", "output": "o", "fit": {"epochs": 1}})
+    assert partly.fit == FitConfig.of(FIT.to_dict() | {"epochs": 1})  # the rest of the table is the run's own default
+
+
+def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
+    file = tmp_path / "run.toml"
+    text = f'model = "{settings.model}"\ndata = "{settings.data}"\nbatch_size = 8\n[fit]\nepochs = 3\nlearning_rate = 1e-3\n'
+    file.write_text(text + "weight_decay = 0.5\n")
+    status, out, err = run(
+        "finetune", "--config", file, "--output", tmp_path / "run", "-o", "fit.learning_rate=2e-3", "-o", "fit.epochs=2",
+        "--epochs", 1, "--seed", 5, "--json", package=Package(),
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)["settings"]
+    assert (found["fit"]["epochs"], found["fit"]["learning_rate"], found["fit"]["weight_decay"]) == (1, 2e-3, 0.5)
+    assert found["batch_size"] == 8 and found["seed"] == found["fit"]["seed"] == 5
+    again = run("finetune", "--config", tmp_path / "run" / "settings.toml", "--json", package=Package())
+    assert json.loads(again[1])["settings"] == found  # the file it wrote repeats it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["lacks data, output, model"]),
+        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
+        (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
+        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "a whole number"]),
+        (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),
+        (["-o", "fit.optimizer=adam"], ["fit: optimizer is 'adam'", "adamw"]),
+        (["-c", "/nowhere/run.toml"], ["cannot read '/nowhere/run.toml'", "TOML"]),
+        (["--plot", "curve.gif"], ["'.gif'", ".png"]),
+    ],
+)
+def test_mistakes_are_one_line(run, settings, arguments, parts):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output] if arguments else []
+    status, out, err = run("finetune", *given, *arguments)
+    assert status == 2 and not out and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_a_broken_file_is_named(run, tmp_path):
+    (tmp_path / "run.toml").write_text("model = \n")
+    status, _, err = run("finetune", "-c", tmp_path / "run.toml")
+    assert status == 2 and "is no valid TOML" in err and "line 1" in err
+
+
+def test_dry_run_says_what_would_be_done(run, settings):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
+    status, out, _ = run("finetune", *given, "--dry-run")
+    assert status == 0 and not settings.folder.exists()
+    assert "64 texts to train on, 24 to validate on, 4 labels" in out and "32 steps, 8 an epoch" in out
+    plan = training.plan(settings, "jax")
+    assert plan["steps"] == 32 and plan["out_of_scope"] == "oos" and plan["parameters"] > 0
+
+
+def test_table_and_plot(run, settings, tmp_path):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
+    status, out, err = run("finetune", *given, "--plot", tmp_path / "curve.svg", package=Package())
+    assert status == 0, err
+    assert "in_scope_accuracy" in out and "at threshold" in out and "best after step 32" in out
+    picture = (tmp_path / "curve.svg").read_text()
+    assert "validation scores" in picture and "training" in picture
+
+
+@pytest.fixture(scope="module", params=["jax", "tf"])
+def real(request, base, tmp_path_factory):
+    """(package, settings, report) of a real run: a BERT of three layers that learns from scratch."""
+    pytest.importorskip(frameworks.NEEDS[request.param])
+    package = frameworks.package(request.param)
+    folder = tmp_path_factory.mktemp("real")
+    data = write_queries(folder / "queries.json", train=128)
+    settings = FinetuneSettings(
+        model=str(base[0]), data=str(data), output=str(folder / "run"), batch_size=16, max_length=8,
+        fit=FitConfig(epochs=6, learning_rate=6e-3, schedule="cosine", best_metric="accuracy", save_every=0),
+    )  # fmt: skip
+    return package, settings, finetune(package, settings, console=False)
+
+
+def test_a_real_run_learns_and_its_model_loads(real):
+    package, settings, report = real
+    assert report["metrics"]["accuracy"] > 0.8 and report["metrics"]["out_of_scope_recall"] > 0.6
+    assert report["framework"] == {"jaxnlp": "jax", "tfnlp": "tf"}[package.__name__]
+    steps = [record for record in read_metrics(settings.folder) if record["kind"] == "step"]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    pipe = package.pipeline("text-classification", settings.folder / "best")
+    assert pipe("please play some song")[0]["label"] == "music"
+    model = package.AutoModelForSequenceClassification.from_pretrained(settings.folder / "best")
+    data, _ = training.prepare(settings)
+    logits = package.predict(model, data.validation)
+    assert np.mean(logits.argmax(1) == data.validation.labels) == pytest.approx(report["metrics"]["accuracy"])
+    assert model.config.num_layers == BERT["num_hidden_layers"] and model.config.labels == LABELS
