@@ -33,6 +33,8 @@ COMPARED = 3
 """Steps whose losses are compared."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest relative difference from PyTorch's loss."""
+OTHER_GELU = 5e-4
+"""The same of keras-hub, whose BERT has the tanh approximation of gelu."""
 
 REFERENCE = "transformers-torch"
 HALF = "-bfloat16"
@@ -240,7 +242,8 @@ def _check_losses(records: list[dict]) -> None:
         if theirs is None:
             continue
         furthest = max(abs(a - b) / abs(b) for a, b in zip(record["losses"], theirs, strict=True))
-        if not furthest <= TOLERANCE[record["dtype"]]:
+        allowed = TOLERANCE[record["dtype"]]
+        if not furthest <= (max(allowed, OTHER_GELU) if record["name"].startswith("keras-hub") else allowed):
             sys.exit(f"{record['name']} in {record['dtype']} does not learn as PyTorch: {record['losses']}, {theirs}")
     print(f"the losses of the first {COMPARED} steps agree", file=sys.stderr)
 

@@ -20,6 +20,9 @@ DRIFT = 0.05
 SCORES = ("accuracy", "in_scope_accuracy", "out_of_scope_recall")
 """Those that are shares of examples answered right, which a test can tell apart."""
 
+FEWEST_QUERIES = 20
+"""With fewer, the bootstrap over queries claims too much."""
+
 ROWS = 64
 """Resamples in memory at once."""
 
@@ -246,10 +249,10 @@ def latency_intervals(
     """Intervals of the ratio after / before of the mean and percentiles, by the paired bootstrap over queries.
 
     The same queries are drawn for both, so that long ones do not blur the ratio. Empty where samples were not kept, or are
-    of other texts or other queries.
+    of other texts or other queries, or of too few of them.
     """
     a, b = before.latency.by_query(), after.latency.by_query()
-    if before.data != after.data or not a.size or a.size != b.size or not (a > 0).all():
+    if before.data != after.data or a.size < FEWEST_QUERIES or a.size != b.size or not (a > 0).all():
         return {}
     rng = np.random.default_rng(settings.seed)
     ratios: dict[str, list[np.ndarray]] = {}

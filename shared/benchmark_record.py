@@ -40,7 +40,7 @@ class Latency:
         """From measurements in seconds, ordered as ``samples``."""
         samples = 1000 * np.asarray(seconds, np.float64)
         p50, p95, p99 = np.percentile(samples, [50, 95, 99]).tolist()
-        kept = tuple(np.round(samples, 4).tolist()) if keep else None
+        kept = tuple(np.round(samples, 6).tolist()) if keep else None
         return cls(
             float(samples.mean()), float(samples.std()), p50, p95, p99, samples.size // repeats, repeats, kept
         )  # fmt: skip

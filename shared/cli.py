@@ -39,8 +39,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_evaluate.app, name="evaluate")
-for command in (cli_finetune.finetune, cli_distill.distill, cli_tune.tune, cli_benchmark.benchmark):
-    app.command()(command)
 
 
 def _version(asked: bool) -> None:
@@ -278,6 +276,10 @@ def demo(
         print_json(report)
     if not report["agree"]:
         raise typer.Exit(1)
+
+
+for command in (cli_finetune.finetune, cli_distill.distill, cli_tune.tune, cli_benchmark.benchmark):
+    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

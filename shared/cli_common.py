@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import warnings
@@ -102,7 +103,11 @@ def load_package(framework: str):
 
     framework = chosen_framework(framework)
     calm_frameworks()
-    return frameworks.package(framework), framework
+    package = frameworks.package(framework)
+    for name in ("absl", "tensorflow"):  # that a save took long, that a shape was compiled: notes to programmers
+        if name in sys.modules:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    return package, framework
 
 
 def calm_frameworks() -> None:

@@ -15,7 +15,7 @@ from shared.training.plots import COLOURS, ticks
 from shared.tuning_study import COMPLETE, FAILED, PRUNED, TrialRecord
 
 BLUE, ORANGE, GREY = COLOURS[0], COLOURS[1], COLOURS[5]
-UNITS = {"latency": "latency (ms)"}
+UNITS = {"latency": "latency (ms)", "latency_p95": "latency, 95th percentile (ms)", "seconds": "training (s)"}
 
 
 def plot_history(trials: Sequence[TrialRecord], objectives: Sequence[Objective], file: str | Path) -> None:
@@ -115,6 +115,8 @@ def plot_slices(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
                     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
                     axes.xaxis.set_minor_locator(NullLocator())
                     axes.set_xlim(searched.low / 1.2, searched.high * 1.2)
+                elif searched.whole:
+                    axes.xaxis.get_major_locator().set_params(integer=True)
                 drawn = axes.scatter(
                     settings, values, c=[t.number for t in complete], cmap="Blues", vmin=-len(trials) / 3,
                     vmax=max(1, len(trials) - 1), s=28,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from shared import architectures
@@ -49,7 +50,8 @@ class Distiller(Fit, keras.Model):
 
     Args:
         student: any model of this package, made under the strategy it is trained with.
-        teacher: one with the same head and labels, in any order; None where batches have its logits.
+        teacher: one with the same head and labels, in any order; None where batches have its logits, in the student's
+            order of labels.
         student_tokenizer, teacher_tokenizer: to tell whether both mean the same by an id; without them, the sizes of the
             vocabularies tell.
         seed: of the projections.
@@ -176,6 +178,11 @@ class Distiller(Fit, keras.Model):
             super().check_batch(inputs | self._labels(batch, y))
         else:
             check_inputs(self.config, self.head, inputs)
+        for output in self._outputs(self.distillation):
+            name = TEACHER + output.logits
+            shape, ids = np.shape(batch.get(name, ())), np.shape(batch["input_ids"])
+            if name in batch and (shape[0] != ids[0] or (output.per_token and shape[:2] != ids[:2])):
+                raise InputError(f"{name} has shape {shape}, input_ids {ids}; give what the teacher said of these rows")
         if self.teacher is not None:
             inputs = model_inputs(self.teacher.config, batch, as_teacher=True)
             check_inputs(self.teacher.config, self.teacher.head, inputs)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from shared.config import AttentionConfig, EmbeddingConfig, NormConfig
 from shared.positions import fixed_table, relative_bucket_table
-from tfnlp.layers import dense, make_norm
+from tfnlp.layers import Dropout, dense, make_norm
 
 
 class Embeddings(keras.layers.Layer):
@@ -38,7 +38,7 @@ class Embeddings(keras.layers.Layer):
             )
         if config.norm:
             self.norm = make_norm(norm, config.size, dtype=dtype, name="norm")
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
         if config.projection:
             self.projection = dense(hidden_size, "projection", dtype)
 

@@ -55,6 +55,31 @@ def flatten_tokens(x):
     return tf.reshape(x, [-1, x.shape[-1]])
 
 
+class Dropout(keras.layers.Dropout):
+    """Zero a share ``rate`` of the inputs, to the nearest 2**-16, and scale up the rest so that the mean stays what it is.
+
+    Four decisions of each 64 random bits, where Keras takes 32 bits, made a float, for each: on a CPU those are up to a
+    quarter of a training step's time under XLA.
+    """
+
+    def call(self, inputs, training=False):
+        """Any shape and dtype -> the same."""
+        dropped = round(self.rate * 2**16)  # of the 2**16 values that 16 bits take
+        if not training or not dropped:
+            return inputs
+        if dropped == 2**16:
+            return tf.zeros_like(inputs)
+        seed = tf.cast(
+            tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32
+        )  # as Keras does, for XLA
+        shape = tf.shape(inputs)
+        size = tf.reduce_prod(shape)
+        words = tf.random.stateless_uniform([(size + 3) // 4], seed, minval=None, maxval=None, dtype=tf.uint64)
+        bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint16), [-1])[:size], shape)
+        keep = tf.greater_equal(bits, tf.constant(dropped, tf.uint16))
+        return tf.where(keep, inputs * tf.cast(2**16 / (2**16 - dropped), inputs.dtype), tf.zeros_like(inputs))
+
+
 class LayerNorm(keras.layers.LayerNormalization):
     """Layer norm over the last axis; mean and variance in float32, the variance as the mean of squared distances."""
 
@@ -108,7 +133,7 @@ class Attention(keras.layers.Layer):
         self.key = dense(self.inner_size, "key", dtype, config.bias)
         self.value = dense(self.inner_size, "value", dtype, config.bias)
         self.output_layer = dense(hidden_size, "output", dtype, config.bias)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
         for layer in (self.query, self.key, self.value):
@@ -179,7 +204,7 @@ class FeedForward(keras.layers.Layer):
             self.gate = dense(config.size, "gate", dtype, config.bias)
         self.up = dense(config.size, "up", dtype, config.bias)
         self.down = dense(hidden_size, "down", dtype, config.bias)
-        self.dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
         for layer in (self.gate, self.up) if self.config.gated else (self.up,):

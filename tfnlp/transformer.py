@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from shared.config import TransformerConfig
 from tfnlp.embeddings import RelativeAttention
-from tfnlp.layers import Attention, FeedForward, make_norm
+from tfnlp.layers import Attention, Dropout, FeedForward, make_norm
 
 MASKED = -1e30
 """Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""
@@ -29,7 +29,7 @@ class Layer(keras.layers.Layer):
         self.feed_forward = FeedForward(config.feed_forward, size, dtype=dtype)
         self.feed_forward_norm = make_norm(norm, size, dtype=dtype, name="feed_forward_norm")
         self.parts += [self.feed_forward, self.feed_forward_norm]
-        self.dropout = keras.layers.Dropout(config.hidden_dropout, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.hidden_dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
         for layer in self.parts:
@@ -78,7 +78,7 @@ class Stack(keras.layers.Layer):
             setattr(self, f"layer_{i}", Layer(config, dtype=dtype, name=f"layer_{i}"))
         if config.norm.final:
             self.final_norm = make_norm(config.norm, config.hidden_size, dtype=dtype, name="final_norm")
-            self.dropout = keras.layers.Dropout(config.norm.final_dropout, dtype=dtype, name="dropout")
+            self.dropout = Dropout(config.norm.final_dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape=None):
         if self.config.attention.relative_buckets:

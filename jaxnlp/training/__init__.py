@@ -1,6 +1,5 @@
 """Pretraining on one CPU or a TPU pod, and fine-tuning: mesh, steps, input, checkpoints, and the loops over them."""
 
-from jaxnlp.training.checkpoints import read_run
 from jaxnlp.training.distributed import barrier, is_main, start
 from jaxnlp.training.export import export
 from jaxnlp.training.fit import fit
@@ -13,6 +12,7 @@ from shared.training.config import PretrainingConfig
 from shared.training.fit_config import FitConfig
 from shared.training.generated import GenerationScorer
 from shared.training.result import FitResult
+from shared.training.run_file import read_run
 
 __all__ = [
     "FitConfig",

@@ -1,6 +1,5 @@
 """Checkpoints of a run with Orbax: written in the background, whole or not at all, kept by policy, restored anywhere."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,9 +12,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxnlp.training.distributed import barrier, is_main
 from shared.errors import CheckpointError, InputError
-from shared.training.config import PretrainingConfig
+from shared.training.run_file import check_run, first_line, write_run
+from shared.training.settings import Settings
 
-RUN_FILE, FOLDER, STATE, META = "run.json", "checkpoints", "state", "meta"
+FOLDER, STATE, META = "checkpoints", "state", "meta"
 LOSS = "held_out_loss"
 
 
@@ -29,17 +29,18 @@ class Checkpoints:
         InputError: the folder holds another run: another model, other data, or settings that would break the curve.
     """
 
-    def __init__(self, folder: str | os.PathLike, config: PretrainingConfig, description: Mapping[str, Any]):
+    def __init__(self, folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]):
         if re.match(r"[a-z0-9]+:/", str(folder)):
             raise InputError(
                 f"{str(folder)!r} is no folder of this machine; mount the bucket, and give the folder it is at"
             )
         self.folder = Path(folder).expanduser().resolve()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{str(self.folder)!r} is a file; give a folder for the run")
-        self.resumes = (self.folder / RUN_FILE).exists()
+        self.resumes = check_run(self.folder, config, description)
         """Whether the folder held this run already; it may have been ended before its first checkpoint."""
-        self._check_run(config, description)
+        barrier("run.json was read")
+        if is_main():
+            write_run(self.folder, config, description)
+        barrier("run.json was written")
         keep = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
@@ -58,26 +59,6 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
             ),
         )
-
-    def _check_run(self, config: PretrainingConfig, description: Mapping[str, Any]) -> None:
-        file = self.folder / RUN_FILE
-        description = json.loads(json.dumps(description))
-        if self.resumes:
-            stored = read_run(self.folder)
-            for name, value in description.items():
-                if stored.get(name) != value:
-                    raise InputError(
-                        f"{str(self.folder)!r} holds a run with another {name}: {_difference(stored.get(name), value)}; "
-                        "give the same to resume it, or another folder"
-                    )
-            config.check_resumable(stored["config"])
-        barrier("run.json was read")
-        if is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".partial")
-            part.write_text(json.dumps({**description, "config": config.to_dict()}, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, file)
-        barrier("run.json was written")
 
     @property
     def latest(self) -> int | None:
@@ -100,7 +81,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise whatever they meet
             where = self.folder / FOLDER / str(step)
             raise CheckpointError(
-                f"the checkpoint {str(where)!r} cannot be read ({_first_line(error)}); remove that folder to go on from "
+                f"the checkpoint {str(where)!r} cannot be read ({first_line(error)}); remove that folder to go on from "
                 "the one before it"
             ) from error
         return restored[STATE], restored[META]
@@ -124,7 +105,7 @@ class Checkpoints:
             do()
         except Exception as error:  # the background thread's, of whatever kind
             raise CheckpointError(
-                f"a checkpoint could not be written below {str(self.folder)!r}: {_first_line(error)}; the ones before it "
+                f"a checkpoint could not be written below {str(self.folder)!r}: {first_line(error)}; the ones before it "
                 "are whole: make room and resume"
             ) from error
 
@@ -137,27 +118,3 @@ class Checkpoints:
                 self.wait()
         finally:
             self._manager.close()
-
-
-def read_run(folder: str | os.PathLike) -> dict[str, Any]:
-    """What ``run.json`` says: model, head, data and config.
-
-    Raises:
-        CheckpointError: it is not there, or damaged.
-    """
-    file = Path(folder).expanduser() / RUN_FILE
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(file)!r} cannot be read: {_first_line(error)}; give the folder of a run") from None
-
-
-def _difference(stored, now) -> str:
-    if isinstance(stored, dict) and isinstance(now, dict):
-        names = [name for name in {**stored, **now} if stored.get(name) != now.get(name)]
-        return ", ".join(f"{name} is {stored.get(name)!r} there and {now.get(name)!r} here" for name in names)
-    return f"{stored!r} there and {now!r} here"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -33,6 +33,7 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     records = read_metrics(run)
     steps = [each for each in records if each.get("kind", STEP) == STEP]
@@ -46,8 +47,9 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
         FigureCanvasAgg(figure)
         losses, scores = figure.subplots(1, 2)
         at = [each["step"] for each in steps]
-        losses.plot(at, [each["loss"] for each in steps], color=COLOURS[0], alpha=0.3, linewidth=1)
-        losses.plot(at, [each.get("smoothed_loss", each["loss"]) for each in steps], color=COLOURS[0], label="training")
+        losses.plot(
+            at, [each["loss"] for each in steps], color=COLOURS[0], label="training"
+        )  # means since the one before
         held_out = [(each["step"], each["loss"]) for each in evaluations if "loss" in each]
         if held_out:
             losses.plot(*zip(*held_out), "o-", color=COLOURS[1], label="validation", markeredgecolor="white")
@@ -61,6 +63,7 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
         scores.set_ylabel("validation scores")
         for axes in (losses, scores):
             axes.set_xlabel("steps")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
             if axes.get_legend_handles_labels()[0]:

@@ -18,7 +18,7 @@ from jaxnlp.training.optimizers import make_optimizer as optax_optimizer
 from shared.training.metrics_file import read_metrics
 from tests.pairs import T5, pair_batches
 from tfnlp.losses import SmoothedCrossEntropy
-from tfnlp.training import Adafactor, Schedule, make_optimizer, batch_dataset
+from tfnlp.training import Adafactor, Schedule, batch_dataset, make_optimizer
 
 STEPS = 10
 OPTIONS = {"schedule": "cosine", "warmup_share": 0.2, "final_share": 0.1}

@@ -378,6 +378,12 @@ def test_intervals_cover_the_true_ratio():
     assert covered >= 34, covered
 
 
+def test_few_queries_are_not_tested():
+    before, after = benchmark().run(), benchmark(slowness=2.0, clock=Clock()).run()
+    found = {each.metric: each for each in compare_records(before, after)}["p50 latency"]
+    assert found.ratio == pytest.approx(2) and found.low is None and found.verdict == "not tested"
+
+
 def test_other_data_is_not_tested():
     before, after = many(), replace(many(2.0, 30, seed=1), data="other")
     found = {each.metric: each for each in compare_records(before, after)}

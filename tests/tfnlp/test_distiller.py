@@ -151,6 +151,8 @@ def test_however_it_is_fed(bert):
     alone = Distiller(distiller.student)
     alone.compile("sgd", jit_compile=False)
     assert evaluated(alone, batch | {"teacher_logits": logits}) == pytest.approx(plain, rel=1e-5)
+    with pytest.raises(InputError, match="teacher_logits has shape"):
+        evaluated(alone, batch | {"teacher_logits": logits[:2]})
     with pytest.raises(InputError, match="no teacher_logits in the batch"):
         evaluated(alone, batch)
     with pytest.raises(InputError, match="no labels to learn from"):

@@ -9,7 +9,7 @@ import tfnlp
 from shared.errors import InputError
 from tests.pairs import T5, pair_batches, share_of_words, tokenizer
 from tfnlp.losses import IGNORED, SmoothedCrossEntropy, cross_entropy
-from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, make_optimizer, batch_dataset
+from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, batch_dataset, make_optimizer
 
 
 def model_of(**changes):
