@@ -184,13 +184,13 @@ def dropout(x, rate: float, rngs):
     """Zero a share ``rate`` of x and scale up the rest; nothing where ``rngs`` is None. rngs: nnx.Rngs."""
     if rngs is None or rate == 0:
         return x
-    return jnp.where(keep_mask(rngs.dropout(), rate, x.shape), x * (1 / (1 - rate)), jnp.zeros_like(x))
+    return jnp.where(_keep_mask(rngs.dropout(), rate, x.shape), x * (1 / (1 - rate)), jnp.zeros_like(x))
 
 
 ROTATIONS = 13, 15, 26, 6, 17, 29, 16, 24
 
 
-def keep_mask(key, rate: float, shape) -> jax.Array:
+def _keep_mask(key, rate: float, shape) -> jax.Array:
     """bool [shape], False with probability ``rate`` (to within 2**-32), independently of each other.
 
     Threefry 2x32 of 13 rounds, the fewest that pass BigCrush (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405,
@@ -309,7 +309,7 @@ class Attention(nnx.Module):
         if c.float32_scores:
             query, key = query.astype(jnp.float32), key.astype(jnp.float32)
         rate = 0.0 if rngs is None else c.dropout
-        keep = keep_mask(rngs.dropout(), rate, (*query.shape[:-1], key.shape[-1])) if rate else None
+        keep = _keep_mask(rngs.dropout(), rate, (*query.shape[:-1], key.shape[-1])) if rate else None
         context = attend(query * scale, key, value, bias, keep) * (1 / (1 - rate))  # [B, N, T, H]
         context = context.astype(hidden_states.dtype).transpose(0, 2, 1, 3)  # [B, T, N, H]
         probabilities = jax.nn.softmax(scores_of(query * scale, key, bias)).astype(value.dtype)  # nothing, where unused

@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from shared.errors import InputError
-from shared.settings_file import build, write_text
+from shared.files import write_text
+from shared.settings_file import build
 
 FORMAT = "duonlp benchmark 1"
 """First key of a run file; the number grows when an older program could not read a newer file."""

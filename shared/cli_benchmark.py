@@ -119,9 +119,9 @@ def benchmark(
             _show(files or [], plot, as_json, markdown)
         return
     settings = settings_from(BenchmarkSettings, config, flags, option or [], what=COMMAND)
-    from shared.cli_common import quiet_stdout
+    from shared.cli_common import quiet_stdout, remedies
 
-    with quiet_stdout():
+    with quiet_stdout(), remedies():
         records, shown = measure(settings)
     if as_json:
         from shared.cli_common import print_json
@@ -199,20 +199,13 @@ def _options(settings: BenchmarkSettings) -> dict[str, Any]:
 
 
 def read_texts(settings: BenchmarkSettings):
-    """The LabelledTexts that were asked for; of a limit, ones spread evenly over all, for many files are sorted by label."""
-    import numpy as np
+    """The LabelledTexts that were asked for."""
+    from shared.data.labelled_texts import read_labelled_texts
 
-    from shared.data.labelled_texts import LabelledTexts, read_labelled_texts
-
-    texts = read_labelled_texts(
-        settings.data, settings.split, text_column=settings.text_column, label_column=settings.label_column
-    )
-    if settings.limit is None or settings.limit >= len(texts.texts):
-        return texts
-    chosen = np.linspace(0, len(texts.texts) - 1, settings.limit).round().astype(int)
-    return LabelledTexts(
-        [texts.texts[i] for i in chosen], texts.labels[chosen], texts.label_names, [texts.ids[i] for i in chosen]
-    )
+    return read_labelled_texts(
+        settings.data, settings.split, text_column=settings.text_column, label_column=settings.label_column,
+        limit=settings.limit,
+    )  # fmt: skip
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:

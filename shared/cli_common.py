@@ -17,6 +17,12 @@ from shared.nearest import nearest
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 """What every pipeline takes besides the options of its task."""
+REMEDIES = (
+    (", or give a report, in which such are counted and left out", ", or leave it out"),
+    ("label_column", "--label-column"),
+    ("text_column", "--text-column"),
+)
+"""What read_labelled_texts tells a caller to do, and what a person at the command line can."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
@@ -37,6 +43,24 @@ def choice(what: str, value: str, allowed: Iterable[str]) -> str:
     if value in allowed:
         return value
     raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+
+
+@contextlib.contextmanager
+def remedies(*more: tuple[str, str]):
+    """While it lasts, an InputError says what can be done at the command line, rather than in Python.
+
+    Args:
+        more: (what it says, what is said instead), besides REMEDIES.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        for said, instead in (*REMEDIES, *more):
+            text = text.replace(said, instead)
+        if text == str(error):
+            raise
+        raise InputError(text) from error
 
 
 def parsed_options(pairs: Sequence[str], paths: bool = False) -> dict[str, Any]:
@@ -92,8 +116,11 @@ def chosen_framework(framework: str) -> str:
     return "tf" if frameworks.installed("tf") and not frameworks.installed("jax") else "jax"
 
 
-def load_package(framework: str):
+def load_package(framework: str, trains: bool = False):
     """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name.
+
+    Args:
+        trains: prepares the process' memory for a training, which has to be done before TensorFlow starts its threads.
 
     Raises:
         InputError: another name.
@@ -103,6 +130,8 @@ def load_package(framework: str):
 
     framework = chosen_framework(framework)
     calm_frameworks()
+    if trains:
+        frameworks.keep_heap()
     package = frameworks.package(framework)
     for name in ("absl", "tensorflow"):  # that a save took long, that a shape was compiled: notes to programmers
         if name in sys.modules:

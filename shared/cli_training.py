@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shared.cli_common import chosen_framework, load_package, print_json, quiet_stdout
+from shared.cli_common import calm_frameworks, chosen_framework, load_package, print_json, quiet_stdout, remedies
 from shared.cli_settings import settings_from
 from shared.errors import InputError
 
@@ -20,7 +20,7 @@ BatchSize = Annotated[int | None, typer.Option(help="Texts in a step; 48 by defa
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of a text at most; what the model reads by default.")]
 Dtype = Annotated[str | None, typer.Option(help="What is computed in: float32 or bfloat16.")]
 Seed = Annotated[int | None, typer.Option(help="Of the order of the texts, of dropout and of new parameters.")]
-Limit = Annotated[int | None, typer.Option(help="Only so many of the first texts of each split.")]
+Limit = Annotated[int | None, typer.Option(help="Only so many texts of each split, spread evenly over it.")]
 TrainSplit = Annotated[str | None, typer.Option(help="Name of the split to train on.")]
 ValidationSplit = Annotated[str | None, typer.Option(help='Name of the split to validate on; "" for none.')]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the texts.")]
@@ -44,6 +44,12 @@ FLAGS = {
     "tensorboard": "tensorboard",
 }  # fmt: skip
 """Names of flags to paths of settings."""
+
+SPLITS_NEEDED = (
+    "leave the split out",
+    "give a folder with a file for each split, such as train.csv and validation.csv",
+)
+"""What is to be done about a single file, of which a run cannot tell what to train on and what to validate on."""
 
 MAY_BE_EMPTY = ("validation_split", "out_of_scope")
 SCORES_FIRST = ("accuracy", "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1")
@@ -84,11 +90,12 @@ def carry_out(
         check_plot(plot)
         if not settings.fit.log_every:
             raise InputError("fit.log_every is 0, so that there is nothing to plot; leave out --plot or set it to 10")
-    with quiet_stdout():
+    calm_frameworks()
+    with quiet_stdout(), remedies(SPLITS_NEEDED):
         if dry_run:
             report = training.plan(settings, chosen_framework(settings.framework))
         else:
-            package, _ = load_package(settings.framework)
+            package, _ = load_package(settings.framework, trains=True)
             report = run(package, settings)
         if plot and not dry_run:
             from shared.training.curves import plot_run

@@ -16,8 +16,10 @@ from shared.cli_common import (
     load_package,
     print_json,
     quiet_stdout,
+    remedies,
 )
 from shared.cli_settings import merged
+from shared.cli_training import SPLITS_NEEDED
 from shared.errors import InputError
 from shared.settings_file import build
 
@@ -55,6 +57,8 @@ def tune(
 ) -> None:
     """Search for the best alpha, temperature, learning rate, ... of a distillation or a fine-tuning, with Optuna."""
     from shared.frameworks import require
+    from shared.training.run_folder import BEST
+    from shared.tuning import trial_folder
     from shared.tuning_runs import RunSearch, TuneSettings, tune_runs
     from shared.tuning_study import require_optuna
 
@@ -71,10 +75,11 @@ def tune(
     require_optuna()
     require(chosen_framework(table.get("framework", "")))
     RunSearch(table, search, options, folder)  # mistakes are found before a framework is loaded
-    with quiet_stdout():
-        package, name = load_package(table.get("framework", ""))
+    with quiet_stdout(), remedies(SPLITS_NEEDED):
+        package, name = load_package(table.get("framework", ""), trains=True)
         result = tune_runs(package, {**table, "framework": name}, search, folder, options)
-    report = {"framework": name, "output": folder, **result.to_dict()}
+    models = [str(trial_folder(Path(folder), trial.number) / BEST) for trial in result.best]
+    report = {"framework": name, "output": folder, **result.to_dict(), "models": models}
     if as_json:
         print_json(report)
     else:
@@ -113,5 +118,8 @@ def show(report: Mapping[str, Any], out: TextIO) -> None:
         console.print(f"what {objective} depends on: {text}", highlight=False, markup=False, soft_wrap=True)
     for note in report["notes"]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
+    if report["models"]:
+        name = "the best model" if len(report["models"]) == 1 else "their models"
+        console.print(f"{name}: {', '.join(report['models'])}", highlight=False, markup=False, soft_wrap=True)
     where = f"{report['output']}: {', '.join(Path(file).name for file in report['files'].values())}"
     console.print(where, highlight=False, markup=False, soft_wrap=True)

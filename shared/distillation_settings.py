@@ -4,7 +4,6 @@ The loss is ``alpha * own + (1 - alpha) * T^2 * KL(teacher || student) + sum of 
 loss on the labels and the KL is between softmaxes of logits / T (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 """
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from shared.errors import InputError
+from shared.nearest import nearest, unknown_setting
 
 POSITIONS = ("attended", "labelled")
 """Which tokens a KL over each token's classes may count: those that are no padding, or those that have a label."""
@@ -229,17 +229,12 @@ def _check_keys(settings: Mapping[str, Any], cls: type, what: str) -> None:
     known = [f.name for f in fields(cls)]
     for key in settings:
         if key not in known:
-            raise InputError(f"{key!r} is no setting of {what}; there are {', '.join(known)}{_nearest(key, known)}")
+            raise InputError(unknown_setting(key, known, what))
 
 
 def _check_choice(what: str, value: Any, allowed) -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{what} is {value!r}; it must be one of {', '.join(allowed)}{_nearest(value, allowed)}")
-
-
-def _nearest(value: Any, allowed) -> str:
-    close = difflib.get_close_matches(str(value).lower(), list(allowed), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{what} is {value!r}; it must be one of {', '.join(allowed)}{nearest(str(value), allowed)}")
 
 
 def _check_weight(loss) -> None:

@@ -82,6 +82,7 @@ def keep_heap() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, top_pad, mmap_threshold, arena_max = -1, -2, -3, -8  # malloc.h
-        for option, value in ((mmap_threshold, 1 << 25), (trim_threshold, 1 << 30), (top_pad, 1 << 28), (arena_max, 1)):
+        trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # malloc.h
+        kept = {mmap_threshold: 1 << 25, trim_threshold: 1 << 30, top_pad: 1 << 28, mmap_max: 0, arena_max: 1}
+        for option, value in kept.items():
             mallopt(option, value)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shared.errors import InputError
-from shared.nearest import nearest
+from shared.files import write_text
+from shared.nearest import unknown_setting
 from shared.training.settings import Settings
 
 T = TypeVar("T")
@@ -68,7 +69,12 @@ def build(cls: type[T], settings: Mapping[str, Any], what: str = "a run", path: 
     for key, value in settings.items():
         full = f"{path}{key}"
         if key not in known:
-            raise InputError(unknown_setting(full, known, what, path))
+            inner = _path_below(key, hints)
+            raise InputError(
+                f"{full!r} is no setting of {what}; it is in a table: {path}{inner}"
+                if inner
+                else unknown_setting(full, [path + name for name in known], what)
+            )
         values[key] = _converted(value, hints[key], full, what, defaults.get(key))
     missing = [
         path + f.name
@@ -76,17 +82,20 @@ def build(cls: type[T], settings: Mapping[str, Any], what: str = "a run", path: 
         if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values
     ]
     if missing:
-        raise InputError(f"{what} lacks {', '.join(missing)}; give it as a flag, or in the TOML file")
+        raise InputError(
+            f"{what} lacks {', '.join(missing)}; give {'it as a flag' if len(missing) == 1 else 'them as flags'}, or in the "
+            "TOML file"
+        )
     try:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{path.rstrip('.')}: {error}" if path else str(error)) from error
 
 
-def unknown_setting(key: str, known: Sequence[str], what: str, path: str = "") -> str:
-    """The message for a key that is no setting, with the nearest that is one."""
-    names = [path + name for name in known]
-    return f"{key!r} is no setting of {what}; there are {', '.join(names)}{nearest(key.replace('-', '_'), names)}"
+def _path_below(key: str, hints: Mapping[str, Any]) -> str | None:
+    """The path of the first setting of that name in a field that is a dataclass itself: "fit.epochs" of "epochs"."""
+    inner = (f"{name}.{each.name}" for name, kind in hints.items() if is_dataclass(kind) for each in fields(kind))
+    return next((path for path in inner if path.rpartition(".")[2] == key.replace("-", "_")), None)
 
 
 def set_path(settings: dict[str, Any], path: str, value: Any) -> None:
@@ -146,20 +155,6 @@ def to_toml(settings: Any, heading: str = "") -> str:
 def write_toml(file: str | os.PathLike, settings: Any, heading: str = "") -> None:
     """Writes :func:`to_toml` to a temporary name and renames that."""
     write_text(file, to_toml(settings, heading))
-
-
-def write_text(file: str | os.PathLike, text: str) -> None:
-    """A whole file or none: written to a temporary name, and renamed."""
-    file = Path(file)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with open(unfinished, "w", encoding="utf-8") as writing:
-            writing.write(text)
-            writing.flush()
-            os.fsync(writing.fileno())
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _reads_itself(cls) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError, NonFiniteLossError
+from shared.files import locked_folder, write_text
 from shared.search_space import Objective, Space, front, read_objectives, read_space
-from shared.settings_file import write_text
 from shared.tuning_progress import TuningProgress
 from shared.tuning_study import (
     COMPLETE,
@@ -166,12 +166,10 @@ def tune(
             raise InputError(f"{name} is {value}; it must be positive")
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed is {seed!r}; it must be a whole number from 0")
-    from shared.data.block_writer import _locked
-
     folder.mkdir(parents=True, exist_ok=True)
     began, interrupted = time.monotonic(), False
     with ExitStack() as stack:
-        stack.enter_context(_locked(folder))
+        stack.enter_context(locked_folder(folder))
         stack.enter_context(quiet_optuna())
         study, storage = stack.enter_context(open_study(folder, space, objectives, seed, settings or {}))
         progress = stack.enter_context(TuningProgress(trials, objectives, console))
@@ -347,7 +345,7 @@ def _finite(value: Any) -> Any:
 def _draw(folder, done, best, objectives, space, importance, notes: list[str]) -> dict[str, Path]:
     """The pictures that there is something to draw for; notes on the others."""
     if not importlib.util.find_spec("matplotlib"):
-        notes.append('there are no pictures without matplotlib; pip install "duonlp[bench]", then run this again')
+        notes.append('there are no pictures without matplotlib; pip install "duonlp[search]", then run this again')
         return {}
     if not any(trial.state == COMPLETE for trial in done):
         notes.append("there are no pictures: no trial is complete")

@@ -17,9 +17,10 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from shared.errors import CheckpointError, InputError
+from shared.files import write_text
 from shared.nearest import nearest
 from shared.search_space import Space, read_objectives, read_space
-from shared.settings_file import as_table, build, set_path, to_toml, write_text
+from shared.settings_file import as_table, build, set_path, to_toml
 from shared.training.run_folder import BEST, OTHERS, SETTINGS_FILE, framework_of
 from shared.tuning import TRIALS, Interrupted, Report, TuningResult, trial_folder, tune
 from shared.tuning_study import TrialRecord
@@ -144,6 +145,11 @@ class RunSearch:
         """
         first = {name: each.examples()[0] for name, each in self.space.items()}
         data = self.module.plan(self.trial_settings(first, self.folder), framework)["data"]
+        if not data["validation"]:
+            raise InputError(
+                f"{self.base.data!r} is a single table, so that nothing is validated, and there is nothing to search by; give a "
+                "folder with validation texts beside it, train.csv and validation.csv, say"
+            )
         # Such as the numbers of layers; the ends of a continuous range are never drawn, and fit's are no business of a plan's.
         tried = [each for name, each in self.space.items() if each.size < math.inf and not name.startswith("fit.")]
         for name, value in [(each.name, value) for each in tried for value in each.examples()[1:]]:

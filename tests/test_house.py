@@ -93,6 +93,7 @@ TWIN_EXCEPTIONS = {
     "layers.py:scores_of": "as attend",
     "losses.py:SmoothedCrossEntropy": "a loss for compile; jaxnlp's fit has label_smoothing among its settings",
     "layers.py:dropout": "a function in NNX, where Keras has a layer",
+    "layers.py:Dropout": "Keras' layer with fewer random bits; NNX has a function",
     "inference.py:transposed": "of the kernels of jaxnlp's Linear",
     "pretrained.py:StoredAs": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
@@ -303,7 +304,8 @@ def modules_after(code: str) -> set[str]:
     [
         "import shared",
         "from shared.cli import main; main(['--help'])",
-        "import shared.parity, shared.tasks, shared.pipeline, shared.checkpoint, shared.generation, shared.cli_demo",
+        "import shared.parity, shared.tasks, shared.pipeline, shared.checkpoint, shared.generation, shared.cli_demo\n"
+        "import shared.training.finetune, shared.training.distill, shared.tuning_runs, shared.benchmark, shared.students",
     ],
     ids=["shared", "help", "every part"],
 )

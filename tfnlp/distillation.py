@@ -19,8 +19,7 @@ from shared.training.result import FitResult
 from tfnlp import ops
 from tfnlp.distillation_losses import terms
 from tfnlp.fit import Fit
-from tfnlp.losses import SmoothedCrossEntropy
-from tfnlp.training.fit import train
+from tfnlp.training.fit import by_xla, smoothed_loss, train
 
 
 class Distiller(Fit, keras.Model):
@@ -255,7 +254,7 @@ class Distiller(Fit, keras.Model):
             name = name if name in weights else "distillation_loss"
             parts[name] = parts.get(name, 0.0) + (factor / weight * value if weight else 0.0)
         added = [self._aggregate_additional_loss(loss) for loss in self.student.losses]
-        return tf.add_n([total, *(tf.cast(loss, tf.float32) / replicas for loss in added)]), parts, out
+        return tf.add_n([total, *(tf.cast(loss, tf.float32) for loss in added)]), parts, out
 
     def _logs(self, loss, parts, x, y, out, sample_weight) -> dict:
         """The means so far, of batches as they are: weighted by their rows."""
@@ -269,6 +268,30 @@ class Distiller(Fit, keras.Model):
         """The student's."""
         self.student.save_pretrained(folder, tokenizer, max_shard_size)
 
+    def __dir__(self):
+        """Without ``teacher``: Keras saves the weights of every model that it finds by ``dir``."""
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    def save_own_variables(self, store):
+        """The projections, by name; Keras adds the student's weights and the optimizer's."""
+        for name, kernel in self._unseen.projections.items():
+            store[name] = kernel
+
+    def load_own_variables(self, store):
+        """The projections that were saved.
+
+        Raises:
+            InputError: compile has made others.
+        """
+        projections = self._unseen.projections
+        if set(store.keys()) != set(projections):
+            raise InputError(
+                f"the file has projections of {sorted(store.keys())}, and this Distiller of {sorted(projections)}; compile "
+                "it with the same distillation_losses before its weights are loaded"
+            )
+        for name, kernel in projections.items():
+            kernel.assign(store[name])
+
     def get_config(self):
         """Not there: a Distiller is made of two models anew.
 
@@ -276,8 +299,8 @@ class Distiller(Fit, keras.Model):
             InputError: always.
         """
         raise InputError(
-            "a Distiller is not saved as a whole; save its student (distiller.student.save, or save_pretrained), or its "
-            "weights (save_weights, keras.callbacks.BackupAndRestore) to go on training"
+            "a Distiller is not saved as a whole; save its student (distiller.student.save, or save_pretrained), or, to go "
+            "on training, all weights but the teacher's (save_weights, keras.callbacks.BackupAndRestore)"
         )
 
 
@@ -316,8 +339,7 @@ def distill(
             is called only for what is inside it; with ``teacher_input_ids``, ... it reads these.
         config: how it is trained. distillation: what it learns from the teacher.
         tokenizer, teacher_tokenizer: they have to be alike. The first is saved with the best model.
-        jit_compile: as keras.Model.compile's.
-        folder, validation, evaluate, data, log: as fit has them.
+        folder, validation, evaluate, jit_compile, data, log: as fit has them.
 
     Returns:
         A FitResult, whose model is the student.
@@ -327,6 +349,7 @@ def distill(
         NonFiniteLossError, CheckpointError: as fit.
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
+    loss, loss_weights = smoothed_loss(student, config.label_smoothing)
     distiller = Distiller(
         student, teacher, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, seed=config.seed
     )
@@ -334,8 +357,8 @@ def distill(
     def compile(optimizer):
         distiller.compile(
             optimizer, distillation_losses=distillation.losses, alpha=distillation.alpha,
-            temperature=distillation.temperature, positions=distillation.positions, jit_compile=jit_compile,
-            **_smoothed(student, config.label_smoothing),
+            temperature=distillation.temperature, positions=distillation.positions, jit_compile=by_xla(student, jit_compile),
+            student_loss=loss, loss_weights=loss_weights,
         )  # fmt: skip
 
     description = {
@@ -347,16 +370,3 @@ def distill(
         validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data,
         log={"description": "distilling", **(log or {})},
     )  # fmt: skip
-
-
-def _smoothed(student, label_smoothing: float) -> dict:
-    """compile's student_loss and loss_weights where labels are smoothed."""
-    if not label_smoothing:
-        return {}
-    numbers = student.config.problem_type in ("regression", "multi_label_classification")
-    if numbers or student.head == "replaced-token-detection":
-        raise InputError(
-            f"label_smoothing is {label_smoothing}, and a {student.head} model's loss has no classes to smooth over"
-        )
-    halves = dict.fromkeys(student.targets.values(), 0.5) if student.head == "question-answering" else None
-    return {"student_loss": SmoothedCrossEntropy(label_smoothing), "loss_weights": halves}

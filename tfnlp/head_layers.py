@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from shared.config import LMHeadConfig, PoolingConfig
-from tfnlp.layers import ACTIVATIONS, LayerNorm, dense, flatten_tokens
+from tfnlp.layers import ACTIVATIONS, Dropout, LayerNorm, dense, flatten_tokens
 
 
 class Pooler(keras.layers.Layer):
@@ -13,7 +13,7 @@ class Pooler(keras.layers.Layer):
     def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, name="pooler"):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
-        self.dropout = keras.layers.Dropout(config.dropout_before, dtype=dtype, name="dropout")
+        self.dropout = Dropout(config.dropout_before, dtype=dtype, name="dropout")
         if config.dense:
             self.dense = dense(hidden_size, "dense", dtype)
 

@@ -16,7 +16,7 @@ from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.fit import Fit
 from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead, Pooler
-from tfnlp.layers import dense
+from tfnlp.layers import Dropout, dense
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
 from tfnlp.transformer import Stack, attention_bias
 
@@ -243,7 +243,7 @@ class ModelForSequenceClassification(Model):
 
     def _build_head(self, options):
         c = self.config
-        self.dropout = keras.layers.Dropout(c.classification.dropout, name="dropout", **options)
+        self.dropout = Dropout(c.classification.dropout, name="dropout", **options)
         self.classifier = dense(c.num_labels, "classifier", bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states, inputs, training):
@@ -263,7 +263,7 @@ class ModelForTokenClassification(Model):
     targets = {"labels": "logits"}
 
     def _build_head(self, options):
-        self.dropout = keras.layers.Dropout(self.config.token_dropout, name="dropout", **options)
+        self.dropout = Dropout(self.config.token_dropout, name="dropout", **options)
         self.classifier = dense(self.config.num_labels, "classifier", **options)
 
     def _head(self, hidden_states, inputs, training):
@@ -278,7 +278,7 @@ class ModelForQuestionAnswering(Model):
     targets = {"start_positions": "start_logits", "end_positions": "end_logits"}
 
     def _build_head(self, options):
-        self.dropout = keras.layers.Dropout(self.config.qa_dropout, name="dropout", **options)
+        self.dropout = Dropout(self.config.qa_dropout, name="dropout", **options)
         self.qa_outputs = dense(2, "qa_outputs", **options)
 
     def _head(self, hidden_states, inputs, training):
@@ -298,7 +298,7 @@ class ModelForMultipleChoice(Model):
     targets = {"labels": "logits"}
 
     def _build_head(self, options):
-        self.dropout = keras.layers.Dropout(self.config.multiple_choice.dropout, name="dropout", **options)
+        self.dropout = Dropout(self.config.multiple_choice.dropout, name="dropout", **options)
         self.classifier = dense(1, "classifier", **options)
 
     def _body(self, inputs, output_hidden_states, output_attentions, cache, cache_index, training):
@@ -350,7 +350,7 @@ class ModelForPreTraining(ModelForMaskedLM):
         super()._build_head(options)
         c = self.config
         outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
-        self.dropout = keras.layers.Dropout(c.classification.dropout, name="dropout", **options)
+        self.dropout = Dropout(c.classification.dropout, name="dropout", **options)
         setattr(self, c.sentence_head, dense(outputs, c.sentence_head, **options))
 
     def _head(self, hidden_states, inputs, training):

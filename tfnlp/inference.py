@@ -1,5 +1,7 @@
 """A model made ready to be called many times: compiled, not run operation by operation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import tensorflow as tf
 
@@ -40,3 +42,16 @@ def compiled(model):
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 
     return run
+
+
+def compiled_once(model):
+    """:func:`compiled`, which gives the same function again until the model has other layers, weights or dtypes.
+
+    For what is called again and again during a training: an evaluation would trace and compile the model each time.
+    """
+    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]  # quantisation is in the names
+    variables, kept = list(model.variables), getattr(model, "_compiled_once", None)
+    if kept is None or kept.policies != policies or [*map(id, kept.variables)] != [*map(id, variables)]:
+        # With the model, not in a table of all: the function holds the model. Keras looks into containers, not into this.
+        kept = model._compiled_once = SimpleNamespace(run=compiled(model), policies=policies, variables=variables)
+    return kept.run

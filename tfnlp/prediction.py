@@ -6,7 +6,7 @@ import numpy as np
 
 from shared.data.teacher_logits import TeacherLogits, cached, in_order
 from shared.inputs import model_inputs
-from tfnlp.inference import compiled
+from tfnlp.inference import compiled_once
 from tfnlp.pretrained import parameter_tree
 
 
@@ -22,7 +22,7 @@ def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
     Raises:
         InputError: the model does not take the inputs, or the batches do not tell which text each row is.
     """
-    run = compiled(model)
+    run = compiled_once(model)
     return in_order(batches, lambda batch: run(**model_inputs(model.config, batch, as_teacher=as_teacher))["logits"])
 
 

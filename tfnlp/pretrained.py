@@ -69,7 +69,7 @@ class Pretrained(PretrainedBase):
                 "a quantised model has no Hugging Face layout; use model.save('model.keras'), or save it before"
             )
         save_checkpoint(
-            folder, self.config, self.head, lambda path: _merged(self, path), np.dtype(self.variable_dtype), tokenizer,
+            folder, self.config, self.head, lambda path: merged_values(self, path), np.dtype(self.variable_dtype), tokenizer,
             max_shard_size, self.generation_config.to_dict() if self.head in ("causal-lm", "seq2seq-lm") else None,
         )  # fmt: skip
 
@@ -151,7 +151,7 @@ def _variable(layer, leaf: str) -> keras.Variable:
     return getattr(layer, LEAVES.get(leaf, leaf))
 
 
-def _merged(model, path: str) -> np.ndarray:
+def merged_values(model, path: str) -> np.ndarray:
     """A parameter's values, with what LoRA adds to them."""
     layer, leaf = _layer_of(model, path)
     if getattr(layer, "lora_enabled", False) and leaf in ("kernel", "embedding"):

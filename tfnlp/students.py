@@ -2,7 +2,7 @@
 
 from shared.errors import InputError
 from shared.students import student_config, student_plan
-from tfnlp.pretrained import _merged
+from tfnlp.pretrained import merged_values
 
 
 def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
@@ -26,7 +26,7 @@ def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
     made = student_config(
         teacher.config, teacher.head, num_layers=num_layers, layers=layers, decoder_layers=decoder_layers
     )
-    plan = student_plan(made, teacher.head, lambda path: _merged(teacher, path))
+    plan = student_plan(made, teacher.head, lambda path: merged_values(teacher, path))
     student = type(teacher)._from_plan(made.config, plan, teacher.compute_dtype, teacher.variable_dtype)
     student.generation_config = teacher.generation_config
     return student

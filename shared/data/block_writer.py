@@ -1,9 +1,7 @@
 """Text to blocks on disk, restartably: what `shared.data.blocks.write_blocks` is made of."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from shared.data.manifest import (
     write_manifest,
 )
 from shared.errors import InputError
+from shared.files import locked_folder
 
 SHARD_TOKENS = 2**25
 """Tokens of a shard unless told otherwise: what is lost when the making is killed is a part of one shard."""
@@ -91,7 +90,7 @@ def write_blocks(
     )  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked_folder(folder):
         manifest = _manifest_to_go_on_from(fresh, folder)
         texts = iter(texts)
         counts = _Counts()
@@ -332,24 +331,3 @@ def _batches_of_text(texts: Iterator[str], documents: int) -> Iterator[list[str]
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which the system takes back however the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{str(folder)!r} is being written by another process; wait for it or stop it") from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.data import document_files
+from shared.data import document_files, summary_files
 from shared.data.cleaning_report import CleaningReport
 from shared.data.corpus import text_files
 from shared.errors import InputError, MissingExtraError
@@ -195,14 +195,10 @@ def _shards(path: Path, kind: str) -> list[Path]:
 
 
 def _file_rows(file: Path, kind: str, columns: Columns, problems) -> Iterator[tuple[str, dict]]:
-    if kind == "jsonl":
-        return document_files.jsonl_rows(file, problems)
-
     def wanted(names: list[str]) -> list[str]:
         return list(columns.of(names, str(file)).values())
 
-    rows = document_files.parquet_rows if kind == "parquet" else document_files.arrow_rows
-    return rows(file, wanted, problems)
+    return summary_files.file_rows(file, kind, wanted, problems)
 
 
 def _from_rows(rows: Iterable[tuple[str, Any]], source: str, columns: Columns, problems) -> Iterator[Document]:

@@ -5,13 +5,13 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from shared.data import document_files, documents, summary_files
 from shared.data.summary_files import ALL, SPLIT_NAMES
 from shared.errors import InputError
+from shared.nearest import nearest
 
 HUB_NAMES = {"clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos"}
 """Datasets of the Hub that need no "hub://" before them."""
@@ -67,7 +67,7 @@ def open_source(source: Any, config: str | None = None) -> Open:
             f"no file or folder {str(source)!r}; a dataset on the Hub is written {documents.HUB_PREFIX}owner/name"
         )
     _no_config(config, repr(str(source)))
-    if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if _is_saved(path):
         return _saved(path)
     if path.is_file() and summary_files.ending_kind(path) == "json":
         splits = json_splits(path)
@@ -89,6 +89,27 @@ def _plain(source: Iterable) -> Open:
         return Table(_numbered(source, name), name, _features(source))
 
     return table
+
+
+def is_one_table(source: str | Path) -> bool:
+    """Whether files, a folder or a saved dataset have no splits to choose from: one file, or files whose names say none.
+
+    Raises:
+        InputError: a folder has files of several kinds, or none.
+    """
+    path = Path(source)
+    if not path.exists():  # the Hub's
+        return False
+    if path.is_file():
+        return summary_files.ending_kind(path) != "json" or json_splits(path) is None
+    if _is_saved(path):
+        return not (path / "dataset_dict.json").is_file()
+    found = summary_files.split_files(path, ALL, summary_files.kind_of(path))
+    return not any(summary_files.split_of(file.name) for file in found)
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _by_split(splits: Mapping[str, Iterable], source: str) -> Open:
@@ -221,15 +242,7 @@ def _file_rows(file: Path, kind: str, columns, problems) -> Iterator[tuple[str, 
         texts, label = columns.of(names, str(file))
         return list(dict.fromkeys([*texts, label, *(["id"] if "id" in names else [])]))
 
-    if kind in ("parquet", "arrow"):
-        reader = document_files.parquet_rows if kind == "parquet" else document_files.arrow_rows
-        return reader(file, wanted, problems)
-    readers = {
-        "jsonl": document_files.jsonl_rows,
-        "json": summary_files.json_rows,
-        "csv": summary_files.csv_rows,
-    }
-    return readers[kind](file, problems)
+    return summary_files.file_rows(file, kind, wanted, problems)
 
 
 def _features(rows: Any) -> Mapping[str, Any]:
@@ -269,13 +282,3 @@ def class_names(feature: Any) -> tuple[str, ...] | None:
         return class_names(inner)
     names = get("names")
     return tuple(names) if names else None
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """What to add to a message about a name that is not among those allowed: the one most like it, if one is."""
-    allowed = list(allowed)
-    lower = {each.lower(): each for each in reversed(allowed)}
-    close = get_close_matches(name, allowed, n=1) or [
-        lower[found] for found in get_close_matches(name.lower(), lower, n=1)
-    ]
-    return f"; did you mean {close[0]!r}?" if close else ""

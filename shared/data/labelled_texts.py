@@ -10,10 +10,10 @@ import numpy as np
 
 from shared.data import document_files, documents, labelled_files
 from shared.data.cleaning_report import CleaningReport
-from shared.data.labelled_files import nearest
 from shared.data.summaries import has_text
 from shared.data.summary_files import SPLIT_NAMES
 from shared.errors import InputError
+from shared.nearest import nearest
 
 TEXT_COLUMNS = ("text", "sentence", "query", "utterance", "utt", "question", "document", "content")
 LABEL_COLUMNS = ("label", "labels", "intent", "category", "class", "coarse_label")

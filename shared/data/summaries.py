@@ -198,14 +198,7 @@ def _file_pairs(file: Path, kind: str, columns: PairColumns, problems) -> Iterat
         document, summaries, name = columns.of(names, str(file))
         return [document, *summaries, *([name] if name else [])]
 
-    if kind in ("parquet", "arrow"):
-        reader = document_files.parquet_rows if kind == "parquet" else document_files.arrow_rows
-        rows = reader(file, wanted, problems)
-    elif kind == "jsonl":
-        rows = document_files.jsonl_rows(file, problems)
-    else:
-        rows = (summary_files.csv_rows if kind == "csv" else summary_files.json_rows)(file, problems)
-    return _pairs(rows, str(file), columns, problems)
+    return _pairs(summary_files.file_rows(file, kind, wanted, problems), str(file), columns, problems)
 
 
 def _pairs(rows: Iterable[tuple[str, Any]], source: str, columns: PairColumns, problems) -> Iterator[Pair]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,18 @@ def read_story(text: str) -> tuple[str, str]:
         elif line:
             into.append(line if line.endswith(_ENDS) or "@highlight" in line else f"{line} .")
     return " ".join(article), "\n".join(highlights)
+
+
+def file_rows(file: Path, kind: str, wanted: Callable[[list[str]], list[str]], problems) -> Iterator[tuple[str, Any]]:
+    """Yields (place, row) of a file of one of the kinds in ENDINGS.
+
+    Args:
+        wanted: names of the columns that there are -> those to read, for files that keep each column by itself.
+        problems: where rows that cannot be read are noted.
+    """
+    if kind in ("parquet", "arrow"):
+        return (document_files.parquet_rows if kind == "parquet" else document_files.arrow_rows)(file, wanted, problems)
+    return {"jsonl": document_files.jsonl_rows, "json": json_rows, "csv": csv_rows}[kind](file, problems)
 
 
 def json_rows(file: Path, problems) -> Iterator[tuple[str, Any]]:

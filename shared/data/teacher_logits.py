@@ -129,7 +129,8 @@ def cached(batches, folder: str | Path, model, parameters: Mapping[str, object],
 
 def _key(batches, model, parameters: Mapping[str, object]) -> str:
     """Changes with all that the logits depend on: the teacher's configuration, dtype and values, and the texts' ids."""
-    digest = hashlib.sha256(json.dumps([repr(model.config), model.head]).encode())
+    dtype = getattr(model, "compute_dtype", None) or np.dtype(model.dtype).name  # Keras' name for it comes first
+    digest = hashlib.sha256(json.dumps([repr(model.config), model.head, dtype]).encode())
     for path in sorted(parameters):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(np.asarray(parameters[path])).tobytes())

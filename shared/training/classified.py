@@ -5,7 +5,7 @@ CLINC150: the share of in-scope queries whose intent is right (calling one out o
 out-of-scope queries that are called so.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,9 +149,9 @@ def threshold_scores(
     """The scores when a query is also called out of scope where the model is not sure enough of any intent.
 
     "oos-threshold" of Larson et al. 2019 (https://arxiv.org/abs/1909.02027): below a threshold on the probability of the most
-    likely intent. They choose it by the score over all labels, the out-of-scope one among them; that is "accuracy" here. With
-    30 in-scope queries to an out-of-scope one, as CLINC150's validation texts have, that hardly counts what is out of scope, so
-    that the default is the mean of the two figures that they report, in-scope accuracy and out-of-scope recall.
+    likely intent. The threshold is the one that is best by `maximise`: "accuracy" hardly counts what is out of scope where
+    there are 30 in-scope queries to such a one, as in CLINC150's validation texts, so that the default is the mean of the two
+    figures, in-scope accuracy and out-of-scope recall.
 
     A model that has an out-of-scope class ("oos-train") keeps to it where that is the most likely one, at any threshold.
 
@@ -241,8 +241,3 @@ def _macro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
     """The mean over the classes that there are, true or predicted, as scikit-learn takes it."""
     both, either = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
     return float(np.mean(2 * both[either > 0] / either[either > 0])) if either.any() else 0.0
-
-
-def named_scores(scores: Mapping[str, float], digits: int = 4) -> str:
-    """ "accuracy 0.9512, loss 0.1830": for a line."""
-    return ", ".join(f"{name} {value:.{digits}f}" for name, value in scores.items())

@@ -167,7 +167,7 @@ def prepare(settings: DistillSettings) -> _Prepared:
             f"a text of the data has {has}, and the teacher gives it {wants}; give the data of the teacher's kind"
         )
     data = labelled_run.batched(
-        settings, texts, tokenizer, config, teacher=(teacher_tokenizer, teacher_config) if other_words else None
+        settings, texts, tokenizer, config, teacher_config, teacher_tokenizer=teacher_tokenizer if other_words else None
     )
     return _Prepared(data, config, tokenizer, teacher_tokenizer)
 

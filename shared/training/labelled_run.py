@@ -18,6 +18,9 @@ from shared.nearest import nearest
 from shared.training.classified import ClassificationScorer
 from shared.training.fit_config import FitConfig
 
+TRAIN, VALIDATION = "train", "validation"
+"""The splits that are read unless others are named."""
+
 OUT_OF_SCOPE = "oos"
 """The name of the label that CLINC150 gives to what is out of scope."""
 
@@ -33,9 +36,10 @@ class LabelledRunSettings:
     output: the run's folder. With this very run in it, the run goes on.
     framework: "tf" or "jax", for the command line; a run writes down which it was.
     config: of a dataset of the Hub, such as "plus".
-    train_split, validation_split: their names; an empty validation_split, and nothing is validated.
+    train_split, validation_split: their names; an empty validation_split, and nothing is validated. Of a file that is a single
+        table, all of it is trained on, and nothing is validated.
     text_column, label_column: names of columns; None: as read_labelled_texts finds them.
-    limit: only so many of the first texts of each split; None for all.
+    limit: only so many texts of each split, spread evenly over it; None for all.
     max_length: tokens of a text at most; None: as many as the model reads. (Batches are as long as their texts.)
     batch_size: texts in a step.
     dtype: what is computed in: "float32" or "bfloat16"; parameters and the optimizer's moments are float32.
@@ -50,8 +54,8 @@ class LabelledRunSettings:
     output: str
     framework: str = ""
     config: str | None = None
-    train_split: str = "train"
-    validation_split: str = "validation"
+    train_split: str = TRAIN
+    validation_split: str = VALIDATION
     text_column: str | None = None
     label_column: str | None = None
     limit: int | None = None
@@ -137,15 +141,32 @@ def read_texts(settings: LabelledRunSettings, label_names: tuple[str, ...] | Non
     """
     from shared.data.labelled_texts import read_labelled_texts
 
+    train_split, validation_split = _splits(settings)
     columns = {"config": settings.config, "text_column": settings.text_column, "label_column": settings.label_column}
     options = columns | {"limit": settings.limit}
-    train = read_labelled_texts(settings.data, settings.train_split, **options)
+    train = read_labelled_texts(settings.data, train_split, **options)
     if label_names is not None:
         train = with_label_names(train, label_names, whose)
-    if not settings.validation_split:
+    if not validation_split:
         return train, None
     names = tuple(train.label_names)
-    return train, read_labelled_texts(settings.data, settings.validation_split, **options, label_names=names)
+    return train, read_labelled_texts(settings.data, validation_split, **options, label_names=names)
+
+
+def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
+    """Names of the splits to train on and to validate on: of a single table, all of it and none."""
+    from shared.data.labelled_files import is_one_table
+
+    named = settings.train_split, settings.validation_split
+    if named not in ((TRAIN, VALIDATION), (TRAIN, "")) or not is_one_table(settings.data):
+        return named
+    if settings.validation_split:
+        warnings.warn(
+            f"{settings.data!r} is a single table: all of it is trained on, and nothing is validated; to choose the best model "
+            "by validation texts, put them beside it in a folder, train.csv and validation.csv, say, and give the folder",
+            stacklevel=3,
+        )
+    return None, ""
 
 
 def with_label_names(texts, label_names: tuple[str, ...], whose: str = "the model"):
@@ -173,14 +194,14 @@ def with_label_names(texts, label_names: tuple[str, ...], whose: str = "the mode
     return replace(texts, labels=moved, label_names=new)
 
 
-def batched(settings: LabelledRunSettings, texts, tokenizer, model_config, teacher=None) -> LabelledData:
-    """The texts as batches for a model.
+def batched(settings: LabelledRunSettings, texts, tokenizer, *configs, teacher_tokenizer=None) -> LabelledData:
+    """The texts as batches for a model, and perhaps for its teacher, too.
 
     Args:
         texts: what :func:`read_texts` gave.
         tokenizer: of the model.
-        model_config: its TransformerConfig, for its longest text.
-        teacher: (tokenizer, TransformerConfig) of a teacher that reads the texts its own way.
+        configs: TransformerConfigs of all models that read the texts, which are cut to what each of them can read.
+        teacher_tokenizer: of a teacher that reads the texts its own way.
 
     Raises:
         InputError: max_length is more than a model reads, the out-of-scope label is none of the labels, or the texts make no
@@ -189,7 +210,7 @@ def batched(settings: LabelledRunSettings, texts, tokenizer, model_config, teach
     from shared.data.labelled_batches import LabelledBatches
 
     train, validation = texts
-    longest = min(config.max_length for config in (model_config, *(teacher or ())[1:]))
+    longest = min(config.max_length for config in configs)
     if settings.max_length is not None and settings.max_length > longest:
         raise InputError(
             f"max_length is {settings.max_length}, and the model reads {longest} tokens; give at most that"
@@ -197,7 +218,7 @@ def batched(settings: LabelledRunSettings, texts, tokenizer, model_config, teach
     options = {
         "max_length": settings.max_length or longest,
         "cache": settings.cache,
-        "teacher_tokenizer": None if teacher is None else teacher[0],
+        "teacher_tokenizer": teacher_tokenizer,
     }
     batches = LabelledBatches(train, tokenizer, settings.batch_size, seed=settings.seed, **options)
     if validation is not None:

@@ -1,7 +1,6 @@
 """From raw text to blocks: read, clean, split, train a tokenizer, tokenise and pack. Each stage is kept, and not done twice."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from shared.data.cleaning_report import CleaningReport
 from shared.data.documents import read_documents
 from shared.data.splits import write_split
 from shared.errors import InputError
+from shared.files import write_text
 from shared.tokenizers.report import tokenizer_report
 from shared.tokenizers.train import train_tokenizer
 from shared.training.run import RunConfig
@@ -95,9 +95,7 @@ def _stage(folder: Path, settings: dict, make: Callable[[Path], dict]) -> dict:
         )
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(make(folder)))
-    part = folder / f"{DONE}.partial"
-    part.write_text(json.dumps({"settings": settings, "result": result}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / DONE)
+    write_text(folder / DONE, json.dumps({"settings": settings, "result": result}, indent=2) + "\n")
     return result
 
 

@@ -1,6 +1,5 @@
 """A run from raw text to a model, as data: which corpus, how it is cleaned, which tokenizer, blocks, model and training."""
 
-import difflib
 import importlib.util
 import json
 import sysconfig
@@ -19,6 +18,7 @@ from shared.data.licences import LicenceConfig
 from shared.data.masking import MaskingConfig
 from shared.data.objectives import check_model, head_of, objective
 from shared.errors import ConfigError, InputError
+from shared.nearest import unknown_setting
 from shared.training.config import PretrainingConfig
 
 SENTINELS = 100
@@ -220,6 +220,4 @@ def _cleaning(settings: Mapping[str, Any]) -> CleaningConfig:
 
 def _known(key: str, allowed: Sequence[str], what: str) -> None:
     if key not in allowed:
-        close = difflib.get_close_matches(key, allowed, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"{key!r} is no setting of {what}; there are {', '.join(allowed)}{hint}")
+        raise InputError(unknown_setting(key, allowed, what))

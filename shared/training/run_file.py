@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import CheckpointError, InputError
+from shared.files import write_text
 from shared.training.settings import Settings
 
 RUN_FILE = "run.json"
@@ -43,9 +44,7 @@ def write_run(folder: str | os.PathLike, config: Settings, description: Mapping[
     """Writes run.json, whole or not at all."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".partial")
-    part.write_text(json.dumps({**description, "config": config.to_dict()}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    write_text(file, json.dumps({**description, "config": config.to_dict()}, indent=2) + "\n")
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError
+from shared.files import locked_folder, write_text
 from shared.frameworks import PACKAGES
-from shared.settings_file import as_table, read_toml, write_text, write_toml
+from shared.settings_file import as_table, read_toml, write_toml
 from shared.training.classified import ClassificationScorer
 from shared.training.fit_config import EPOCH
 from shared.training.labelled_run import LabelledData, LabelledRunSettings
@@ -153,6 +154,9 @@ def carried_out(
 
     Returns:
         The report that results.json has.
+
+    Raises:
+        InputError: another process has this run in hand; or what `train` raises.
     """
     from shared.machine import machine
 
@@ -163,13 +167,14 @@ def carried_out(
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     heading = f"{settings.what}\nduonlp {type(settings).command} --config {folder / SETTINGS_FILE}"
-    write_toml(folder / SETTINGS_FILE, settings, heading)
-    result = train(
-        evaluate,
-        # the scorer has the loss, too; fit asks for batches where the best model is told by it
-        validation=data.validation if settings.fit.best_metric == "loss" else None,
-        tokenizer=tokenizer,
-    )
+    with locked_folder(folder):
+        write_toml(folder / SETTINGS_FILE, settings, heading)
+        result = train(
+            evaluate,
+            # the scorer has the loss, too; fit asks for batches where the best model is told by it
+            validation=data.validation if settings.fit.best_metric == "loss" else None,
+            tokenizer=tokenizer,
+        )
     best = folder / BEST
     if result.best is None:  # nothing was evaluated
         result.model.save_pretrained(best, tokenizer)

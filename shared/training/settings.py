@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any, ClassVar, Self
 
 from shared.errors import InputError
+from shared.nearest import unknown_setting
 from shared.training.schedules import learning_rate_at
 
 
@@ -20,11 +21,11 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From a mapping, such as a TOML table; raises InputError for a key that is no setting."""
+        """From a mapping, such as a TOML table; raises InputError for a key that is no setting, with the nearest."""
         known = [f.name for f in fields(cls)]
         for key in settings:
             if key not in known:
-                raise InputError(f"{key!r} is no setting of {cls.of_what}; there are {', '.join(known)}")
+                raise InputError(unknown_setting(key, known, cls.of_what))
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:

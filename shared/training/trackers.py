@@ -1,7 +1,6 @@
 """Where a run's figures go besides its own file: TensorBoard, and Weights & Biases when it is asked for."""
 
 import importlib
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputError, MissingExtraError
+from shared.files import write_text
 
 FOLDER = "tensorboard"
 RUN_ID = "wandb_run_id"
@@ -85,9 +85,7 @@ class WeightsAndBiases:
         if resumed_from is not None and "id" not in options and stored.is_file():
             options |= {"id": stored.read_text(encoding="utf-8").strip(), "resume": "allow"}
         self.run = wandb.init(**options)
-        unfinished = stored.with_name(f".{RUN_ID}.{os.getpid()}.part")
-        unfinished.write_text(f"{self.run.id}\n", encoding="utf-8")
-        os.replace(unfinished, stored)
+        write_text(stored, f"{self.run.id}\n")
         # Its own step may never go back, as ours does on resuming.
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")

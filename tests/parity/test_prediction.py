@@ -72,7 +72,9 @@ def test_another_teacher_and_a_damaged_file_are_computed_anew(models, tmp_path):
     np.testing.assert_allclose(batches.logits, expected, atol=1e-5)
     other = jaxnlp.AutoModelForSequenceClassification.from_config(BERT | {"num_labels": 4}, seed=4)
     jaxnlp.cached_teacher_logits(other, Texts(), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    half = jaxnlp.AutoModelForSequenceClassification.from_config(BERT | {"num_labels": 4}, seed=4, dtype="bfloat16")
+    jaxnlp.cached_teacher_logits(half, Texts(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_does_not_go_together_is_refused(models):

@@ -1,5 +1,6 @@
 """`duonlp finetune`: settings, what is written, resumption and refusals without a framework, then a run in each."""
 
+import csv
 import json
 import tomllib
 import warnings
@@ -10,13 +11,14 @@ import pytest
 from shared import cli_training, frameworks
 from shared.cli import main
 from shared.errors import InputError
+from shared.files import locked_folder
 from shared.settings_file import build, replaced, to_toml
 from shared.training import finetune as training
 from shared.training.finetune import FinetuneSettings, finetune
 from shared.training.fit_config import FitConfig
 from shared.training.labelled_run import FIT
 from shared.training.metrics_file import read_metrics
-from tests.intents import BERT, LABELS, checkpoint, write_queries
+from tests.intents import BERT, LABELS, checkpoint, queries, write_queries
 from tests.standins import Package, fingerprint_of
 
 
@@ -112,6 +114,46 @@ def test_nothing_to_validate(settings):
     report = finetune(Package(), replaced(settings, {"validation_split": ""}), console=False)
     assert report["metrics"] == {} and report["best"] is None and report["data"]["validation"] == 0
     assert (settings.folder / "best" / "model.safetensors").exists()
+
+
+def write_table(file, count):
+    with open(file, "w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *queries(count)])
+    return file
+
+
+@pytest.mark.parametrize("name", ["all.csv", "train.csv", "folder"])
+def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    write_table(tmp_path / name / "all.csv" if name == "folder" else tmp_path / name, 40)
+    alone = replaced(settings, {"data": str(tmp_path / name)})
+    with pytest.warns(UserWarning, match="is a single table.*nothing is validated.*give the folder"):
+        report = finetune(Package(), alone, console=False)
+    assert report["data"] | {"train": 40, "validation": 0, "labels": 4} == report["data"] and report["metrics"] == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is missed where nothing is to be validated
+        training.prepare(replaced(alone, {"validation_split": ""}))
+    with pytest.raises(InputError, match="dev"):
+        training.prepare(replaced(alone, {"validation_split": "dev"}))
+
+
+def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
+    (tmp_path / "tables").mkdir()
+    for name, count in (("train", 40), ("validation", 12)):
+        write_table(tmp_path / "tables" / f"{name}.csv", count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, _ = training.prepare(replaced(settings, {"data": str(tmp_path / "tables")}))
+    assert data.describe() | {"train": 40, "validation": 12} == data.describe()
+
+
+def test_a_run_that_another_process_has_in_hand_is_refused(settings):
+    settings.folder.mkdir()
+    package = Package()
+    with locked_folder(settings.folder), pytest.raises(InputError, match="is being written by another process"):
+        finetune(package, settings, console=False)
+    assert not list(settings.folder.iterdir())
 
 
 def test_a_new_head_is_no_warning(settings):

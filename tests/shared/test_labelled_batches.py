@@ -118,6 +118,7 @@ def test_few_shapes_and_little_padding():
     long = LabelledTexts([*data.texts, "now " * 500], np.append(data.labels, 0).astype(np.int32), data.label_names)
     assert LabelledBatches(long, BERT, 8, max_length=300).widths[:5] == batches.widths
     assert LabelledBatches(long, BERT, 8, max_length=300).widths[-1] == 300, "not more than the model has positions for"
+    assert LabelledBatches(long, BERT, 8, max_length=20).widths[-1] == 20, "which is between two widths"
     assert LabelledBatches(texts(99, 500), BERT, 8, max_length=512).widths == (128, 192, 256, 384, 512)
     single = LabelledBatches(data, BERT, 8, max_length=32, widths=(32,))
     assert {batch["input_ids"].shape for batch in single.epoch(0)} == {(8, 32)}

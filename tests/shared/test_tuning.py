@@ -448,7 +448,7 @@ def test_pictures(tmp_path):
 def test_missing_extras(tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
-    assert any('pip install "duonlp[bench]"' in note for note in search(tmp_path, trials=1).notes)
+    assert any('pip install "duonlp[search]"' in note for note in search(tmp_path, trials=1).notes)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "optuna" else find(name, *a))
     with pytest.raises(MissingExtraError, match=r'pip install "duonlp\[search\]"'):
         search(tmp_path)

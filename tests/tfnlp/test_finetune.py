@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -26,10 +23,14 @@ from tfnlp.training import (
     fit,
     make_optimizer,
 )
-from tfnlp.training.fit import train
 from tfnlp.training.fit_run import label_counts, pieces_of
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [
+    pytest.mark.usefixtures("eagerly"),
+    pytest.mark.filterwarnings(
+        "ignore:Even though the .* option is set, this option does not apply to tf.data:UserWarning"
+    ),
+]
 BERT = {
     "model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 16, "max_position_embeddings": 8, "num_labels": 3, "hidden_dropout_prob": 0.0,
@@ -80,7 +81,7 @@ def right(model):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, eagerly):
     """A run that nothing interrupts: its folder, result and parameters."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     result = fitted(folder, validation=VALIDATION, evaluate=right)
@@ -105,12 +106,13 @@ def test_what_a_run_leaves(whole):
     assert FitConfig.of(read_run(folder)["config"]) == CONFIG
 
 
-def test_by_hand_it_is_compile_and_fit(whole):
+def test_by_hand_it_is_compile_and_fit(whole, compiled):
+    """And by XLA, it is what it is operation by operation."""
     values = whole[2]
     model = model_of()
     rate = Schedule(6, CONFIG.learning_rate, schedule="linear", warmup_share=0.05, final_share=0.0)
     options = {"weight_decay": 0.01, "beta2": 0.999, "clip_norm": 0.5, "layer_decay": 0.5}
-    model.compile(make_optimizer("adamw", rate, model, **options))
+    model.compile(make_optimizer("adamw", rate, model, **options), jit_compile=True)
     data = batch_dataset(BATCHES, epochs=2)
     model.fit(data, epochs=2, steps_per_epoch=3, shuffle=False, verbose=0)
     assert_same(weights(model), values, rtol=0, atol=1e-6)
@@ -165,12 +167,6 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(tmp_path, monkeypat
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
 
 
-def eagerly(model, config, **options):
-    """The same fit, operation by operation."""
-    return train(model, model, options.pop("batches"), config, log=QUIET,
-                 compile=lambda optimizer: model.compile(optimizer, run_eagerly=True), **options)  # fmt: skip
-
-
 def test_pieces_of_a_batch_are_the_batch():
     """Of uneven labels: the mean of the pieces' own means would be another."""
     config = BERT | {"num_labels": 4}
@@ -184,7 +180,7 @@ def test_pieces_of_a_batch_are_the_batch():
     for pieces in (1, 4):
         model = tfnlp.AutoModelForTokenClassification.from_config(config, seed=1)
         settings = FitConfig(epochs=1, accumulation=pieces, learning_rate=3e-3, clip_norm=0.5)
-        results.append((eagerly(model, settings, batches=many, validation=many), weights(model)))
+        results.append((fitted(None, settings, model, many, validation=many), weights(model)))
     (one, expected), (four, values) = results
     assert four.loss == pytest.approx(one.loss, rel=1e-5)
     assert four.best["value"] == pytest.approx(one.best["value"], rel=1e-5)
@@ -214,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_pat
     config = FitConfig(steps=6, evaluate_every=1, save_every=2, best_metric="score", keep_last=2)
     batches = [{**b, "labels": np.maximum(b["labels"], 0)} for b in BATCHES]
     with pytest.raises(NonFiniteLossError, match="step 4 has a loss of nan"):
-        eagerly(model, config, batches=batches, folder=tmp_path, evaluate=spoil(model, 3))
+        fitted(tmp_path, config, model, batches, evaluate=spoil(model, 3))
     loaded = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "best")
     assert all(np.isfinite(values).all() for values in weights(loaded).values())
     tensors, state = backups.Backups(tmp_path / "checkpoints", 2).newest()
@@ -231,20 +227,22 @@ def test_a_signal_saves_and_stops_and_patience_ends_a_run(tmp_path):
         return {"score": 1.0}
 
     config = FitConfig(steps=6, evaluate_every=2, save_every=0, best_metric="score", patience=1)
-    first = eagerly(model_of(), config, batches=batches, folder=tmp_path, evaluate=evaluate)
+    first = fitted(tmp_path, config, batches=batches, evaluate=evaluate)
     assert (first.steps, first.preempted) == (3, True)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    again = eagerly(model_of(), config, batches=batches, folder=tmp_path, evaluate=lambda model: {"score": 1.0})
+    again = fitted(tmp_path, config, batches=batches, evaluate=lambda model: {"score": 1.0})
     assert (again.steps, again.stopped_early, again.best) == (4, True, {"value": 1.0, "step": 2})
 
 
-def test_plain_keras_with_its_callbacks(tmp_path):
+def test_plain_keras_with_its_callbacks(tmp_path, compiled):
     """Accuracy, early stopping, the best checkpoint, backups, TensorBoard: as people write it."""
     model = model_of()
     x = {name: np.concatenate([b[name] for b in BATCHES[:2]]) for name in ("input_ids", "attention_mask")}
     y = np.concatenate([b["labels"] for b in BATCHES[:2]])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(make_optimizer("adamw", 3e-2, model, layer_decay=0.8), loss=loss, metrics=["accuracy"])
+    model.compile(
+        make_optimizer("adamw", 3e-2, model, layer_decay=0.8), loss=loss, metrics=["accuracy"], jit_compile=False
+    )
     log = tmp_path / "log"
     history = model.fit(
         x, y, epochs=12, batch_size=8, verbose=0, validation_data=(x, y),
@@ -273,7 +271,7 @@ def test_half_precision_by_keras_policy(policy):
     finally:
         keras.config.set_dtype_policy(before)
     assert (model.compute_dtype, model.variable_dtype) == (policy.removeprefix("mixed_"), "float32")
-    model.compile(make_optimizer("adamw", 3e-2, model), run_eagerly=True)
+    model.compile(make_optimizer("adamw", 3e-2, model))
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert scaled == (policy == "mixed_float16")
     one = BATCHES[0]
@@ -282,20 +280,10 @@ def test_half_precision_by_keras_policy(policy):
     assert all(values.dtype == np.float32 for values in weights(model).values())
 
 
-def test_xla_takes_the_same_step():
-    results = []
-    for jit_compile in (False, True):
-        model = model_of()
-        model.compile(make_optimizer("adamw", 1e-3, model, layer_decay=0.5), jit_compile=jit_compile)
-        results.append((model.fit(BATCHES[0], batch_size=8, verbose=0).history["loss"], weights(model)))
-    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
-    assert_same(results[1][1], results[0][1], rtol=0, atol=1e-5)
-
-
 def test_weights_inside_the_batch_are_weights():
     model, one = model_of(), BATCHES[0]
     given = np.arange(8, dtype=np.float32)
-    model.compile("sgd", run_eagerly=True)
+    model.compile("sgd")
     x = {name: one[name] for name in ("input_ids", "attention_mask")}
     outside = model.evaluate(x, one["labels"], sample_weight=given, batch_size=8, verbose=0)
     assert model.evaluate(one, sample_weight=given, batch_size=8, verbose=0) == pytest.approx(
@@ -306,42 +294,21 @@ def test_weights_inside_the_batch_are_weights():
     assert model.evaluate(inside, verbose=0) == pytest.approx(outside)
 
 
-TWO_DEVICES = """
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.tfnlp.test_finetune import on_devices
-on_devices(FILE, tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
-"""
-
-
-def on_devices(file, strategy):
+def run_steps(strategy):
     """A run of ``fit`` and one by hand with labels spread unevenly over replicas: losses and parameters."""
     with strategy.scope():
         models = [model_of(), model_of()]
-        models[1].compile(make_optimizer("adamw", 3e-3, models[1], clip_norm=0.1))
-    result = fitted(model=models[0], validation=VALIDATION)
+        models[1].compile(make_optimizer("adamw", 3e-3, models[1], clip_norm=0.1), jit_compile=False)
+    result = fitted(model=models[0], validation=VALIDATION, jit_compile=False)
     losses = models[1].fit(batch_dataset(BATCHES[:2], 2), epochs=2, steps_per_epoch=2, shuffle=False, verbose=0).history
     values = {f"{i}{path}": v for i, model in enumerate(models) for path, v in weights(model).items()}
     evaluations = [each["loss"] for each in result.history]
-    np.savez(file, losses=[result.loss, *evaluations, *losses["loss"]], **values)
-
-
-def test_two_devices_are_one(tmp_path):
-    files = tmp_path / "one.npz", tmp_path / "two.npz"
-    code = f"import sys; sys.path.insert(0, '.'); FILE = {str(files[1])!r}" + TWO_DEVICES
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stderr=subprocess.PIPE)
-    on_devices(files[0], tf.distribute.get_strategy())
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    one, two = (dict(np.load(file)) for file in files)
-    np.testing.assert_allclose(two.pop("losses"), one.pop("losses"), rtol=1e-5)
-    assert_same(two, one, rtol=0, atol=1e-5)
+    return {"losses": np.array([result.loss, *evaluations, *losses["loss"]])} | values
 
 
 def test_mistakes_are_said(tmp_path):
     model = model_of()
-    model.compile(make_optimizer("adamw", 1e-3, model), run_eagerly=True)
+    model.compile(make_optimizer("adamw", 1e-3, model))
     bad = {**BATCHES[0], "labels": np.full(8, 3)}
     without = {name: value for name, value in BATCHES[0].items() if name != "labels"}
     for call, message in {

@@ -11,6 +11,7 @@ import numpy as np
 
 from shared import architectures
 from shared.errors import InputError
+from shared.frameworks import keep_heap
 from shared.training.best import Best
 from shared.training.fit_config import FitConfig
 from shared.training.fit_loop import data_of, evaluates, examples, fit_log, stream, total_steps, try_out
@@ -59,7 +60,8 @@ def fit(
             accuracy.
         tokenizer: saved with the best model.
         loss: as compile's, in place of the head's own.
-        jit_compile: as compile's: whether XLA compiles the step, once for each shape.
+        jit_compile: as compile's: whether XLA compiles the step, as it does by default: a faster step, above all in bfloat16,
+            that takes longer to compile for each shape. False may pay for a short run of many lengths.
         data: what identifies the data in run.json; by default how many batches there are.
         log: options of MetricsLog: console, tensorboard, wandb, description.
 
@@ -69,24 +71,37 @@ def fit(
         CheckpointError: a checkpoint cannot be read or written.
     """
     config, weights = FitConfig() if config is None else config, None
-    if not model.targets and loss is None:
-        raise InputError(f"a {model.head} model has no labels to learn from; take another head")
-    if config.label_smoothing and loss is None:
-        if model.head == "replaced-token-detection" or _no_classes(model.config):
-            raise InputError(
-                f"label_smoothing is {config.label_smoothing}, and a {model.head} model's loss has no classes to smooth over"
-            )
-        loss = SmoothedCrossEntropy(config.label_smoothing)
-        if model.head == "question-answering":
-            weights = dict.fromkeys(model.targets.values(), 0.5)
+    jit_compile = by_xla(model, jit_compile)
+    if loss is None:
+        if not model.targets:
+            raise InputError(f"a {model.head} model has no labels to learn from; take another head")
+        loss, weights = smoothed_loss(model, config.label_smoothing)
     return train(
         model, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data, log=log,
         compile=lambda optimizer: model.compile(optimizer, loss=loss, loss_weights=weights, jit_compile=jit_compile),
     )  # fmt: skip
 
 
-def _no_classes(config) -> bool:
-    return config.problem_type in ("regression", "multi_label_classification")
+def by_xla(model, jit_compile: bool | str) -> bool:
+    """What "auto" means for a model that is trained on batches of few shapes: XLA, unless there are several replicas."""
+    return model.distribute_strategy.num_replicas_in_sync == 1 if jit_compile == "auto" else jit_compile
+
+
+def smoothed_loss(model, label_smoothing: float) -> tuple[keras.losses.Loss | None, dict[str, float] | None]:
+    """compile's ``loss`` and ``loss_weights`` for a head whose labels are smoothed; both None for its own loss, at 0.
+
+    Raises:
+        InputError: its loss has no classes.
+    """
+    if not label_smoothing:
+        return None, None
+    numbers = model.config.problem_type in ("regression", "multi_label_classification")
+    if numbers or model.head == "replaced-token-detection":
+        raise InputError(
+            f"label_smoothing is {label_smoothing}, and a {model.head} model's loss has no classes to smooth over"
+        )
+    halves = dict.fromkeys(model.targets.values(), 0.5) if model.head == "question-answering" else None
+    return SmoothedCrossEntropy(label_smoothing), halves
 
 
 def train(
@@ -131,6 +146,7 @@ def train(
         )
     if getattr(trainer.distribute_strategy.extended, "_num_workers", 1) > 1:
         raise InputError("fit trains in one process, and the strategy has several workers; a Pretrainer is for these")
+    keep_heap()
     total, pieces = total_steps(batches, config, validation, evaluate), config.accumulation
     if pieces > 1 and trainer.distribute_strategy.num_replicas_in_sync > 1:
         raise InputError(

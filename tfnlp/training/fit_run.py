@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from shared.errors import InputError, NonFiniteLossError
+from shared.frameworks import keep_heap
 from shared.inputs import IGNORED
 from shared.training.best import Best
 from shared.training.fit_config import FitConfig, is_time
@@ -77,6 +78,8 @@ class Run(keras.callbacks.Callback):
         self._clock = time.perf_counter() - self.at["seconds"]
 
     def on_train_batch_begin(self, batch, logs=None):
+        if batch == 1:  # tf.data's generators have made malloc give its memory back again
+            keep_heap()
         """Forgets the metrics, so that a loss is the batch's own, not the mean since the beginning."""
         self.trainer.reset_metrics()
 

@@ -126,6 +126,11 @@ class Rates:
         return super().get_config() | {"rate_factors": self.rate_factors, "undecayed": self.undecayed}
 
 
+def _handle(variable):
+    """Where TensorFlow keeps a variable, Keras' or its own."""
+    return (variable.value if isinstance(variable, keras.Variable) else variable).handle
+
+
 def path_in_model(variable) -> str:
     """A Keras variable's path without the name of its model, which a model that is loaded again may have changed."""
     return getattr(variable, "path", "").partition("/")[2]
@@ -140,14 +145,17 @@ class AdamW(Rates, keras.optimizers.AdamW):
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        gradient = tf.cast(gradient, variable.dtype)
         index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
-        mean, square = self._momentums[index], self._velocities[index]
-        self.assign_add(mean, (gradient - mean) * (1 - self.beta_1))
-        self.assign_add(square, (tf.square(gradient) - square) * (1 - self.beta_2))
-        corrected = tf.cast(1 / (1 - tf.pow(self.beta_1, step)), variable.dtype)
-        root = tf.sqrt(square * tf.cast(1 / (1 - tf.pow(self.beta_2, step)), variable.dtype)) + self.epsilon
-        self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * corrected * mean / root)
+        power1, power2 = tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        # One pass over all four arrays. Its epsilon stands before the bias is corrected, so that is undone.
+        numbers = {
+            "beta1_power": power1, "beta2_power": power2, "lr": learning_rate, "beta1": self.beta_1, "beta2": self.beta_2,
+            "epsilon": self.epsilon * tf.sqrt(1 - power2), "grad": tf.convert_to_tensor(gradient),
+        }  # fmt: skip
+        tf.raw_ops.ResourceApplyAdam(
+            var=_handle(variable), m=_handle(self._momentums[index]), v=_handle(self._velocities[index]),
+            **{name: tf.cast(value, variable.dtype) for name, value in numbers.items()},
+        )  # fmt: skip
 
 
 @register
