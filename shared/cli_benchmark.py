@@ -162,6 +162,7 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
     PerformanceBenchmark(str, texts, "check", **_options(settings))  # what is wrong is wrong before a model is loaded
     package, framework = load_package(settings.framework)
     options = {"truncation": True, **settings.pipeline}
+    print(f"measuring {', '.join(models)} on {len(texts.texts)} texts", file=sys.stderr)
     benchmarks = []
     for name, model in models.items():
         folder = open_checkpoint(model).folder
@@ -173,6 +174,7 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
         )
     records = benchmark_together(benchmarks)
     if settings.memory:
+        print("measuring memory, in a process of each model's own", file=sys.stderr)
         # What this process holds is every model's; a child answers with one alone, when nothing is timed any more.
         records = [
             replace(

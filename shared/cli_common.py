@@ -46,17 +46,13 @@ def choice(what: str, value: str, allowed: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def remedies(*more: tuple[str, str]):
-    """While it lasts, an InputError says what can be done at the command line, rather than in Python.
-
-    Args:
-        more: (what it says, what is said instead), besides REMEDIES.
-    """
+def remedies():
+    """While it lasts, an InputError says what can be done at the command line, rather than in Python."""
     try:
         yield
     except InputError as error:
         text = str(error)
-        for said, instead in (*REMEDIES, *more):
+        for said, instead in REMEDIES:
             text = text.replace(said, instead)
         if text == str(error):
             raise
@@ -133,9 +129,11 @@ def load_package(framework: str, trains: bool = False):
     if trains:
         frameworks.keep_heap()
     package = frameworks.package(framework)
-    for name in ("absl", "tensorflow"):  # that a save took long, that a shape was compiled: notes to programmers
+    # That a save took long, that a shape was compiled: notes to programmers. Of absl not even errors: those are raised as
+    # well, and Orbax writes a traceback of a Ctrl-C that comes while it saves.
+    for name, level in (("absl", logging.CRITICAL), ("tensorflow", logging.ERROR)):
         if name in sys.modules:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(level)
     return package, framework
 
 

@@ -1,5 +1,6 @@
 """What `duonlp finetune` and `duonlp distill` have in common: their flags, the run, and the table of its results."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -45,11 +46,8 @@ FLAGS = {
 }  # fmt: skip
 """Names of flags to paths of settings."""
 
-SPLITS_NEEDED = (
-    "leave the split out",
-    "give a folder with a file for each split, such as train.csv and validation.csv",
-)
-"""What is to be done about a single file, of which a run cannot tell what to train on and what to validate on."""
+STOPPED = 130
+"""The exit status after Ctrl-C, as shells have it; what was asked for is not done."""
 
 MAY_BE_EMPTY = ("validation_split", "out_of_scope")
 SCORES_FIRST = ("accuracy", "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1")
@@ -83,6 +81,9 @@ def carry_out(
     Args:
         training: shared.training.finetune or shared.training.distill, for its ``plan``.
         run: what does it: ``(package, settings) -> report``.
+
+    Raises:
+        typer.Exit: of status STOPPED, when the run was stopped before its end.
     """
     if plot:
         from shared.training.curves import check_plot
@@ -91,12 +92,17 @@ def carry_out(
         if not settings.fit.log_every:
             raise InputError("fit.log_every is 0, so that there is nothing to plot; leave out --plot or set it to 10")
     calm_frameworks()
-    with quiet_stdout(), remedies(SPLITS_NEEDED):
-        if dry_run:
-            report = training.plan(settings, chosen_framework(settings.framework))
-        else:
-            package, _ = load_package(settings.framework, trains=True)
-            report = run(package, settings)
+    try:
+        with quiet_stdout(), remedies():
+            if dry_run:
+                report = training.plan(settings, chosen_framework(settings.framework))
+            else:
+                package, _ = load_package(settings.framework, trains=True)
+                report = run(package, settings)
+    except KeyboardInterrupt:
+        print("duonlp: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
+    with quiet_stdout():
         if plot and not dry_run:
             from shared.training.curves import plot_run
 
@@ -107,6 +113,8 @@ def carry_out(
         show_plan(report)
     else:
         show(report)
+    if report.get("preempted"):
+        raise typer.Exit(STOPPED)
 
 
 def show(report: Mapping[str, Any]) -> None:

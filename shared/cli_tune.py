@@ -19,12 +19,9 @@ from shared.cli_common import (
     remedies,
 )
 from shared.cli_settings import merged
-from shared.cli_training import SPLITS_NEEDED
+from shared.cli_training import STOPPED
 from shared.errors import InputError
 from shared.settings_file import build
-
-STOPPED = 130
-"""The exit status after Ctrl-C, as shells have it."""
 
 
 def tune(
@@ -75,7 +72,7 @@ def tune(
     require_optuna()
     require(chosen_framework(table.get("framework", "")))
     RunSearch(table, search, options, folder)  # mistakes are found before a framework is loaded
-    with quiet_stdout(), remedies(SPLITS_NEEDED):
+    with quiet_stdout(), remedies():
         package, name = load_package(table.get("framework", ""), trains=True)
         result = tune_runs(package, {**table, "framework": name}, search, folder, options)
     models = [str(trial_folder(Path(folder), trial.number) / BEST) for trial in result.best]

@@ -68,11 +68,11 @@ class TuneSettings:
 
     def __post_init__(self):
         if self.run not in ("", *RUNS):
-            raise InputError(f"tune.run is {self.run!r}; it must be {' or '.join(RUNS)}{nearest(self.run, RUNS)}")
+            raise InputError(f"run is {self.run!r}; it must be {' or '.join(RUNS)}{nearest(self.run, RUNS)}")
         for name in ("trials", "minutes", "queries", "repeats"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise InputError(f"tune.{name} is {value}; it must be positive")
+                raise InputError(f"{name} is {value}; it must be positive")
         read_objectives(self.objective)
 
 
@@ -147,8 +147,8 @@ class RunSearch:
         data = self.module.plan(self.trial_settings(first, self.folder), framework)["data"]
         if not data["validation"]:
             raise InputError(
-                f"{self.base.data!r} is a single table, so that nothing is validated, and there is nothing to search by; give a "
-                "folder with validation texts beside it, train.csv and validation.csv, say"
+                f"{self.base.data!r} is a single table, of which nothing is validated, and there is nothing to search by; give a "
+                "folder with a file for each split, such as train.csv and validation.csv"
             )
         # Such as the numbers of layers; the ends of a continuous range are never drawn, and fit's are no business of a plan's.
         tried = [each for name, each in self.space.items() if each.size < math.inf and not name.startswith("fit.")]
@@ -339,7 +339,8 @@ def full_path(name: str, known: Sequence[str]) -> str:
     if found:
         raise InputError(f"search has {name!r}, which may be {' or '.join(found)}; write the one that is meant")
     shorts = {path.rpartition(".")[2]: path for path in known} | {path: path for path in known}
-    raise InputError(f"search has {name!r}, which is no setting; there are {', '.join(known)}{nearest(name, shorts)}")
+    near = nearest(name, shorts)  # all of them fill a screen
+    raise InputError(f"search has {name!r}, which is no setting{near or '; there are ' + ', '.join(known)}")
 
 
 def _copied(table: Mapping[str, Any]) -> dict[str, Any]:

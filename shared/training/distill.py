@@ -101,7 +101,7 @@ def distill(
         student = package.init_student(teacher, num_layers=settings.layers, layers=settings.layer_list)
     else:
         student, _ = labelled_run.load_classifier(
-            package, settings.student, ready.student_config.labels, data.several_labels, settings.dtype, settings.seed
+            package, settings.student, ready.student_config.labels, data.multi_label, settings.dtype, settings.seed
         )
     say = run_folder.speaker(console)
     say(

@@ -60,7 +60,7 @@ def finetune(
     run_folder.check_output(settings, run_folder.framework_of(package))
     data, tokenizer = prepare(settings)
     model, is_new = labelled_run.load_classifier(
-        package, settings.model, data.label_names, data.several_labels, settings.dtype, settings.seed
+        package, settings.model, data.label_names, data.multi_label, settings.dtype, settings.seed
     )
     fit = run_folder.training_of(package).fit
     say = run_folder.speaker(console)

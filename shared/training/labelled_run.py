@@ -103,7 +103,7 @@ class LabelledData:
     fingerprint: str
 
     @property
-    def several_labels(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether a text may have several labels."""
         return np.ndim(self.batches.labels) == 2
 
@@ -154,16 +154,23 @@ def read_texts(settings: LabelledRunSettings, label_names: tuple[str, ...] | Non
 
 
 def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
-    """Names of the splits to train on and to validate on: of a single table, all of it and none."""
+    """Names of the splits to train on and to validate on: of a single table, all of it and none.
+
+    Raises:
+        InputError: a split of a single table was named.
+    """
     from shared.data.labelled_files import is_one_table
 
-    named = settings.train_split, settings.validation_split
-    if named not in ((TRAIN, VALIDATION), (TRAIN, "")) or not is_one_table(settings.data):
-        return named
+    if not is_one_table(settings.data):
+        return settings.train_split, settings.validation_split
+    folder = "a folder with a file for each split, such as train.csv and validation.csv"
+    for split, usual in ((settings.train_split, TRAIN), (settings.validation_split, VALIDATION)):
+        if split not in (usual, ""):
+            raise InputError(f"{settings.data!r} is a single table and has no split {split!r}; give {folder}")
     if settings.validation_split:
         warnings.warn(
-            f"{settings.data!r} is a single table: all of it is trained on, and nothing is validated; to choose the best model "
-            "by validation texts, put them beside it in a folder, train.csv and validation.csv, say, and give the folder",
+            f"{settings.data!r} is a single table: all of it is trained on, and nothing is validated, so that the last model "
+            f"is kept; to keep the best one, give {folder}",
             stacklevel=3,
         )
     return None, ""
@@ -247,7 +254,7 @@ def fingerprint(*several) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_classifier(package, name: str, label_names: tuple[str, ...], several_labels: bool, dtype: str, seed: int):
+def load_classifier(package, name: str, label_names: tuple[str, ...], multi_label: bool, dtype: str, seed: int):
     """(a model with a head for these labels, whether that head is new): one that the checkpoint has for them goes on.
 
     Raises:
@@ -268,7 +275,7 @@ def load_classifier(package, name: str, label_names: tuple[str, ...], several_la
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
         "label2id": {label: number for number, label in enumerate(label_names)},
-        "problem_type": "multi_label_classification" if several_labels else "single_label_classification",
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -39,7 +39,7 @@ def run(capsys, monkeypatch):
 
     def call(*arguments, package=None):
         if package is not None:
-            monkeypatch.setattr(cli_training, "load_package", lambda name: (package, "jax"))
+            monkeypatch.setattr(cli_training, "load_package", lambda name, trains=False: (package, "jax"))
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()

@@ -42,7 +42,7 @@ def run(capsys, monkeypatch):
 
     def call(*arguments, package=None):
         if package is not None:
-            monkeypatch.setattr(cli_training, "load_package", lambda name: (package, "jax"))
+            monkeypatch.setattr(cli_training, "load_package", lambda name, trains=False: (package, "jax"))
         with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
@@ -128,13 +128,13 @@ def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
         (tmp_path / name).mkdir()
     write_table(tmp_path / name / "all.csv" if name == "folder" else tmp_path / name, 40)
     alone = replaced(settings, {"data": str(tmp_path / name)})
-    with pytest.warns(UserWarning, match="is a single table.*nothing is validated.*give the folder"):
+    with pytest.warns(UserWarning, match="is a single table.*nothing is validated.*give a folder"):
         report = finetune(Package(), alone, console=False)
     assert report["data"] | {"train": 40, "validation": 0, "labels": 4} == report["data"] and report["metrics"] == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is missed where nothing is to be validated
         training.prepare(replaced(alone, {"validation_split": ""}))
-    with pytest.raises(InputError, match="dev"):
+    with pytest.raises(InputError, match="is a single table and has no split 'dev'; give a folder"):
         training.prepare(replaced(alone, {"validation_split": "dev"}))
 
 
@@ -245,6 +245,25 @@ def test_a_broken_file_is_named(run, tmp_path):
     (tmp_path / "run.toml").write_text("model = \n")
     status, _, err = run("finetune", "-c", tmp_path / "run.toml")
     assert status == 2 and "is no valid TOML" in err and "line 1" in err
+
+
+def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
+    given = ["finetune", "-m", settings.model, "-d", settings.data, "--output", settings.folder, "--batch-size", 8]
+    status, out, _ = run(*given, package=Package(stop_after=1))
+    assert status == cli_training.STOPPED and "the same command goes on" in out
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "finetune", interrupted)
+    status, out, err = run(*given, package=Package())
+    assert status == cli_training.STOPPED and not out and "the same command goes on" in err
+
+
+def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nhello,\n")
+    status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
+    assert status == 2 and "mend it, or leave it out" in err
 
 
 def test_dry_run_says_what_would_be_done(run, settings):

@@ -13,7 +13,7 @@ from shared.settings_file import build
 from shared.training.distill import DistillSettings
 from shared.training.finetune import FinetuneSettings
 from shared.tuning_runs import RunSearch, TuneSettings, full_path, paths, tune_runs
-from tests.intents import LABELS, checkpoint, write_queries
+from tests.intents import LABELS, checkpoint, queries, write_queries
 from tests.standins import Package
 
 if not importlib.util.find_spec("optuna"):
@@ -57,7 +57,7 @@ def run(capsys, monkeypatch):
     """run(*arguments, package=None) -> (status, standard output, standard error); errors are raised."""
 
     def call(*arguments, package=None):
-        monkeypatch.setattr(cli_tune, "load_package", lambda name: (package or Tuned(), "jax"))
+        monkeypatch.setattr(cli_tune, "load_package", lambda name, trains=False: (package or Tuned(), "jax"))
         monkeypatch.setattr(frameworks, "require", lambda name: None)
         app = typer.Typer(pretty_exceptions_enable=False)
         app.command()(cli_tune.tune)
@@ -153,7 +153,7 @@ def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
 @pytest.mark.parametrize(
     ("change", "search", "said"),
     [
-        ({}, {"alfa": SEARCH["alpha"]}, "'alfa', which is no setting; .*did you mean 'alpha'"),
+        ({}, {"alfa": SEARCH["alpha"]}, "'alfa', which is no setting; did you mean 'alpha'"),
         ({}, {"num_layers": SEARCH["layers"]}, "did you mean 'layers'"),
         ({}, {**SEARCH, "output": {"choices": ["a", "b"]}}, "by which trials could not be compared"),
         ({}, {**SEARCH, "distillation": {"alpha": SEARCH["alpha"]}}, "search has 'distillation.alpha' twice"),
@@ -186,11 +186,17 @@ def test_every_model_of_a_search_is_looked_at_first(table, tmp_path):
     assert not [each for each in package.calls if each[0] == "distill" and each[1].alpha is None]
 
 
+def test_a_single_table_leaves_nothing_to_search_by(table, tmp_path):
+    (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in queries(16)))
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="there is nothing to search by; give a folder"):
+        tune_runs(Tuned(), {**table, "data": str(tmp_path / "all.csv")}, SEARCH, tmp_path / "search", console=False)
+
+
 def test_settings_of_a_search():
     for options, said in (
         ({"run": "distil"}, "did you mean 'distill'"),
-        ({"trials": 0}, "tune.trials is 0"),
-        ({"minutes": -1.0}, "tune.minutes is -1.0"),
+        ({"trials": 0}, "trials is 0"),
+        ({"minutes": -1.0}, "minutes is -1.0"),
         ({"objective": ()}, "give at least one"),
     ):
         with pytest.raises(InputError, match=said):
@@ -223,6 +229,6 @@ def test_mistakes_at_the_command_line(run, table, tmp_path):
     refused("give --output", good)
     refused("there is nothing to search", "", *there)
     refused("trails' is no setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *there)
-    refused("tune.trials is 0", good, *there, "--trials", 0)
+    refused("^tune: trials is 0", good, *there, "--trials", 0)
     refused("framework 'jaxx' is not one of", good, *there, "--framework", "jaxx")
     assert not (tmp_path / "search").exists()

@@ -1,8 +1,10 @@
 """What is asked of a model beyond its numbers (tests/parity has those): weights, inputs, generation, errors."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from shared.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS
+from tfnlp.inference import compiled_once
 
 BERT, ROBERTA, GPT2 = (
     next(c for c in cases() if c.name == name)
@@ -61,6 +64,23 @@ def test_compiled_gives_the_same_for_every_shape(bert):
         assert difference(run(**inputs)["logits"], bert(inputs)["logits"]) < 1e-6
     bert.classifier.bias.assign(bert.classifier.bias + 1)
     assert difference(run(**inputs)["logits"], bert(inputs)["logits"]) < 1e-6
+
+
+def test_compiled_once_is_compiled_again_when_the_layers_change(tmp_path):
+    model = tfnlp.AutoModelForSequenceClassification.from_config(BERT.hf, seed=1)
+    runs, weights = [compiled_once(model)], len(model.weights)
+    tfnlp.parameter_tree(model)["classifier/bias"].assign_add(np.ones(model.config.num_labels))
+    model.save(tmp_path / "model.keras")
+    assert compiled_once(model) is runs[0] and len(model.weights) == weights
+    model.classifier.enable_lora(2)
+    runs.append(compiled_once(model))
+    assert compiled_once(model) is runs[1] is not runs[0]
+    model.classifier.quantize("int8")
+    assert compiled_once(model) is not runs[1]
+    alive = weakref.ref(model)
+    del model, runs
+    gc.collect()
+    assert alive() is None  # the function is the model's, not one of a table
 
 
 def test_positions_are_derived_as_the_family_does():

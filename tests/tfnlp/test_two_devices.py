@@ -32,7 +32,7 @@ def on_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     process = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, str(folder)], cwd=ROOT, env=os.environ, text=True, capture_output=True,
-        timeout=600,
+        timeout=900,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return {name: dict(np.load(folder / f"{name}.npz")) for name in RUNS}
