@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from shared import architectures
+from shared.data.teacher_logits import ordered_for
 from shared.distillation import Distillation, check_pair, distilled_outputs, init_projections
 from shared.errors import InputError
 from shared.inputs import TEACHER, check_inputs, model_inputs
@@ -123,7 +124,7 @@ class Distiller(Fit, keras.Model):
         kernels = {}
         if teacher is not None:
             kernels = init_projections(distillation, self.config, teacher.config, unseen.seed)
-            if self.config.embedding.vocab_size == teacher.config.embedding.vocab_size:
+            if self._have_one_vocabulary():
                 self._check_pair(distillation, own_inputs=False)  # with other tokenizers, the batches tell
         elif distillation.losses:
             raise InputError(
@@ -145,6 +146,11 @@ class Distiller(Fit, keras.Model):
         for name, kernel in unseen.projections.items():
             kernel.trainable = name in kernels
         self.distillation = distillation
+
+    def _have_one_vocabulary(self) -> bool:
+        sizes = {model.config.embedding.vocab_size for model in (self.student, self.teacher)}
+        mine, others = self._unseen.tokenizers
+        return len(sizes) == 1 and (mine is None or others is None or mine.get_vocab() == others.get_vocab())
 
     def _has_own(self, distillation) -> bool:
         return distillation.alpha > 0 and bool(self.targets)
@@ -349,6 +355,8 @@ def distill(
         NonFiniteLossError, CheckpointError: as fit.
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
+    if teacher is None:
+        batches, validation = (ordered_for(each, student.config) for each in (batches, validation))
     loss, loss_weights = smoothed_loss(student, config.label_smoothing)
     distiller = Distiller(
         student, teacher, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, seed=config.seed

@@ -1,5 +1,7 @@
 """Distiller: the parts of its loss, what it is fed, what it trains and what it leaves alone."""
 
+from types import SimpleNamespace
+
 import h5py
 import keras
 import numpy as np
@@ -396,7 +398,9 @@ def test_models_that_do_not_go_together(bert):
         Distiller(student()).compile("sgd", distillation_losses=(HiddenStates(),))
     with pytest.raises(InputError, match="are one model"):
         Distiller(bert, bert)
-    other = Distiller(student(vocab_size=70), bert)
-    other.compile("sgd")
-    with pytest.raises(InputError, match="the tokenizers differ"):
-        evaluated(other, labelled())
+    words = [SimpleNamespace(get_vocab=lambda words=words: dict.fromkeys(words, 0)) for words in ("abc", "abd")]
+    tokenizers = {"student_tokenizer": words[0], "teacher_tokenizer": words[1]}
+    for other in (Distiller(student(vocab_size=70), bert), Distiller(student(), bert, **tokenizers)):
+        other.compile("sgd")  # the batches tell whether the teacher has inputs of its own
+        with pytest.raises(InputError, match="the tokenizers differ"):
+            evaluated(other, labelled())

@@ -38,6 +38,9 @@ def on_two(tmp_path_factory):
     return {name: dict(np.load(folder / f"{name}.npz")) for name in RUNS}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Even though the .* option is set, this option does not apply to tf.data:UserWarning"
+)
 @pytest.mark.parametrize("name", RUNS)
 def test_two_devices_are_one(on_two, eagerly, name):
     one, two = RUNS[name](tf.distribute.get_strategy()), on_two[name]
