@@ -23,7 +23,7 @@ from shared.data.teacher_logits import ordered_for
 from shared.distillation import check_pair, init_projections
 from shared.distillation_settings import Distillation
 from shared.errors import InputError
-from shared.inputs import TEACHER, model_inputs
+from shared.inputs import TEACHER, check_inputs, model_inputs
 from shared.seq2seq import shift_right
 from shared.training.fit_config import FitConfig
 from shared.training.fit_loop import data_of
@@ -171,6 +171,9 @@ class DistillStep(FitStep):
                 f"there is no teacher, and a batch has {', '.join(batch)} but no {TEACHER_LOGITS}; give a teacher, or "
                 "batches of cached_teacher_logits"
             )
+        if self.has_teacher and f"{TEACHER}input_ids" in batch:
+            config = self._plan.teacher_config
+            check_inputs(config, self._plan.head, model_inputs(config, batch, as_teacher=True))
         return super().put(batch)
 
 

@@ -73,11 +73,11 @@ _negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_
 
 
 def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):
-    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights (None: all 1)."""
+    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights 0 or 1 (None: all 1)."""
     logits, labels = logits.astype(jnp.float32), labels.astype(jnp.float32)
     each = jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     each = _weighted(each, sample_weight)
-    return jnp.mean(each) if weights is None else jnp.sum(each * weights) / jnp.sum(weights)
+    return jnp.mean(each) if weights is None else jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1)
 
 
 def mean_squared_error(logits, labels, sample_weight=None):
@@ -90,6 +90,7 @@ def classification_loss(logits, labels, problem_type: str | None, sample_weight=
     """The loss of a sequence classifier, by problem_type or, when that is None, by the labels as Transformers does.
 
     logits: [B, C]; labels: int [B] (one class), float [B, C] (several), or float [B] with C = 1 (regression).
+    Of the first two, those of IGNORED do not count.
     """
     if problem_type is None:
         integer = jnp.issubdtype(labels.dtype, jnp.integer)
@@ -99,7 +100,7 @@ def classification_loss(logits, labels, problem_type: str | None, sample_weight=
         return mean_squared_error(logits, labels, sample_weight)
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels, sample_weight)
-    return binary_cross_entropy(logits, labels, sample_weight=sample_weight)
+    return binary_cross_entropy(logits, labels, labels != IGNORED, sample_weight)
 
 
 def span_loss(start_logits, end_logits, start_positions, end_positions, sample_weight=None):

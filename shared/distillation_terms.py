@@ -146,8 +146,8 @@ def _token_mask(ops: ModuleType, student, batch):
 
 
 def _rows(ops: ModuleType, labels):
-    """[B]: rows with a label; one without only fills a batch up. None: all, for numbers have none that is set aside."""
-    if labels is None or not are_class_ids(labels):
+    """[B]: rows with a label; one without only fills a batch up. None: all, for a number is never set aside."""
+    if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
         return None
     labelled = labels != IGNORED
     return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)

@@ -94,6 +94,8 @@ TWIN_EXCEPTIONS = {
     "losses.py:SmoothedCrossEntropy": "a loss for compile; jaxnlp's fit has label_smoothing among its settings",
     "layers.py:dropout": "a function in NNX, where Keras has a layer",
     "layers.py:Dropout": "Keras' layer with fewer random bits; NNX has a function",
+    "inference.py:compiled_once": "jit shares programs between models by itself",
+    "pretrained.py:merged_values": "with what LoRA adds, Keras' own",
     "inference.py:transposed": "of the kernels of jaxnlp's Linear",
     "pretrained.py:StoredAs": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
@@ -113,7 +115,7 @@ TWIN_EXCEPTIONS = {
 # Names that a framework calls, documented there.
 PROTOCOL = {
     "call", "build", "get_config", "from_config", "compute_output_shape", "compute_mask", "train_step", "update_step",
-    "set_model", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_train_batch_end",
+    "set_model", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end",
 }  # fmt: skip
 MOST_LINES = 450
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")

@@ -98,13 +98,13 @@ class SmoothedCrossEntropy(keras.losses.Loss):
 
 
 def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):
-    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights (None: all 1)."""
+    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights 0 or 1 (None: all 1)."""
     logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.float32)
     each = _weighted(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), sample_weight)
     if weights is None:
         return tf.reduce_mean(each)
     weights = tf.cast(weights, tf.float32)
-    return tf.reduce_sum(each * weights) / tf.reduce_sum(weights)
+    return tf.reduce_sum(each * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
 
 
 def mean_squared_error(logits, labels, sample_weight=None):
@@ -117,6 +117,7 @@ def classification_loss(logits, labels, problem_type: str | None, sample_weight=
     """The loss of a sequence classifier, by problem_type or, when that is None, by the labels as Transformers does.
 
     logits: [B, C]; labels: int [B] (one class), float [B, C] (several), or float [B] with C = 1 (regression).
+    Of the first two, those of IGNORED do not count.
     """
     if problem_type is None:
         kinds = "single_label_classification", "multi_label_classification"
@@ -125,7 +126,7 @@ def classification_loss(logits, labels, problem_type: str | None, sample_weight=
         return mean_squared_error(logits, labels, sample_weight)
     if problem_type == "single_label_classification":
         return cross_entropy(logits, labels, sample_weight)
-    return binary_cross_entropy(logits, labels, sample_weight=sample_weight)
+    return binary_cross_entropy(logits, labels, tf.not_equal(labels, IGNORED), sample_weight)
 
 
 def span_loss(start_logits, end_logits, start_positions, end_positions, sample_weight=None):

@@ -84,7 +84,9 @@ def loss_terms(head: str, config, outputs: Mapping, batch: Mapping, label_smooth
             count = jnp.sum(jnp.ones_like(labels) if mask is None else mask, dtype=jnp.float32)
             return ((losses.binary_cross_entropy(logits, labels, mask, weight) * count, count),)
         mean = losses.classification_loss(logits, labels, config.problem_type, weight)
-        return ((mean * labels.size, jnp.float32(labels.size)),)
+        several = logits.shape[-1] > 1 and config.problem_type != "regression"
+        count = jnp.sum(labels != IGNORED, dtype=jnp.float32) if several else jnp.float32(labels.size)
+        return ((mean * count, count),)
     return (entropy(logits, labels),)
 
 
@@ -260,7 +262,7 @@ class FitStep:
         if name == "sample_weight":
             more = np.zeros_like(more)
         if name in self._plan.labels:
-            if self._plan.loss is not None or value.dtype.kind not in "iu":
+            if self._plan.loss is not None or (value.dtype.kind not in "iu" and value.ndim == 1):
                 raise InputError(
                     f"a batch of {len(value)} rows does not divide among {self._rows} (devices times accumulation), and "
                     f"rows of these {name} cannot be left out; make batches of a multiple of {self._rows}"

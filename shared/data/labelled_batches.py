@@ -25,7 +25,7 @@ class LabelledBatches(LengthBatches):
     Each epoch has every text once, in an order of its own. Texts of like lengths come together (shuffled texts are sorted
     within pools of 64 batches, and the batches shuffled), and lengths are padded to a few, so that little is padding and few
     shapes are compiled. Every batch has `batch_size` rows: the last one is filled up with rows that count for nothing,
-    labels -100 or weight 0.
+    labels -100; of texts without labels, weight 0.
 
     Attributes:
         texts: as they were given, str or pairs of str.
@@ -124,9 +124,9 @@ class LabelledBatches(LengthBatches):
         for inputs in self._inputs:
             arrays |= inputs.arrays(rows, batch)
         if self.labels is not None:
-            labels = self.labels[rows]
-            arrays["labels"] = np.where(filling, np.int32(IGNORED), labels) if labels.ndim == 1 else labels
-        if self.sample_weight is not None or self.labels is None or self.labels.ndim == 2:
+            arrays["labels"] = self.labels[rows]
+            arrays["labels"][filling] = IGNORED
+        if self.sample_weight is not None or self.labels is None:
             weights = np.ones(len(rows), np.float32) if self.sample_weight is None else self.sample_weight[rows]
             arrays["sample_weight"] = np.where(filling, np.float32(0), weights)
         return arrays

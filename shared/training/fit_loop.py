@@ -81,7 +81,7 @@ def examples(batch: Mapping) -> int:
     """Rows of a batch, but for those that only fill it up: whose labels are all -100, or whose weight is 0."""
     rows = len(next(iter(batch.values())))
     labels, counted = np.asarray(batch.get("labels", 0)), np.ones(rows, bool)
-    if labels.ndim and labels.dtype.kind in "iu":
+    if labels.ndim and (labels.ndim > 1 or labels.dtype.kind in "iu"):
         counted &= (labels != IGNORED).reshape(rows, -1).any(axis=1)
     if "sample_weight" in batch:
         counted &= (np.asarray(batch["sample_weight"]) != 0).reshape(rows, -1).any(axis=1)

@@ -204,3 +204,22 @@ def test_weights_of_rows_are_respected_without_a_teacher(first_batch):
     assert losses[0] == pytest.approx(2 * losses[1], rel=1e-6)
     result = fit(student, Sentences(), FitConfig(epochs=1, accumulation=2), mesh=one_device())
     assert np.isfinite(result.loss)
+
+
+def test_rows_without_labels_only_fill_up_a_batch_of_several_labels(models, first_batch):
+    """Of the loss and of the teacher's; in pieces, too, one of which has nothing but such rows."""
+    changes = {"problem_type": "multi_label_classification"}
+    student, teacher = model(BERT | changes | {"num_hidden_layers": 1}, 2), model(BERT | changes, 1)
+    labels = np.eye(3, dtype=np.float32)[first_batch["labels"]]
+    real = {"input_ids": first_batch["input_ids"][:4], "labels": labels[:4]}
+    filled = {
+        "input_ids": first_batch["input_ids"][:5].repeat([1, 1, 1, 1, 4], 0),
+        "labels": np.full((8, 3), -100.0, "f4"),
+    }
+    filled["input_ids"], filled["labels"] = filled["input_ids"][[0, 4, 1, 5, 2, 6, 3, 7]], filled["labels"]
+    filled["labels"][::2] = labels[:4]
+    losses = []
+    for batch, pieces in ((real, 1), (filled, 1), (filled, 2)):
+        step = DistillStep(student, teacher, FitConfig(accumulation=pieces), Distillation(), one_device())
+        losses.append(float(step(step.init_state(), step.put(batch), 0.0)[1]["loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)

@@ -69,6 +69,9 @@ def test_several_labels_are_compared_one_by_one_and_numbers_by_their_squares():
     found, (mine,), (others,) = terms(several.head, Distillation(), (ROWS, LABELS), inputs, student=several)
     expected = reference.bernoulli_kl_divergence_sum(mine, others, 2.0)
     assert found == {"logits_bernoulli_kl": (*expected, 2.0)} and expected[1] == ROWS * LABELS
+    inputs["labels"][-1] = -100  # a row that only fills up
+    found, _, _ = terms(several.head, Distillation(), (ROWS, LABELS), inputs, student=several)
+    assert found["logits_bernoulli_kl"][1] == (ROWS - 1) * LABELS
     number = model("sequence-classification", id2label={0: "score"})
     inputs = {"labels": np.array([-100.0, 1.0, 2.0], np.float32)}  # a number like any other
     found, (mine,), (others,) = terms(number.head, Distillation(), (ROWS, 1), inputs, student=number)

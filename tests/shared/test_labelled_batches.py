@@ -124,12 +124,12 @@ def test_few_shapes_and_little_padding():
     assert {batch["input_ids"].shape for batch in single.epoch(0)} == {(8, 32)}
 
 
-def test_several_labels_and_weights_fill_up_with_a_weight_of_nothing():
+def test_several_labels_fill_up_with_none_and_weights_with_nothing():
     data = texts(5, multi=True)
     *_, batch = LabelledBatches(data, BERT, 2, max_length=32, shuffle=False, sort=False).epoch(0)
-    np.testing.assert_array_equal(batch["labels"], data.labels[[4, 4]])
-    assert batch["labels"].dtype == batch["sample_weight"].dtype == np.float32
-    assert batch["sample_weight"].tolist() == [1, 0]
+    np.testing.assert_array_equal(batch["labels"][0], data.labels[4])
+    assert batch["labels"].dtype == np.float32 and "sample_weight" not in batch
+    assert (batch["labels"] == -100).all(axis=1).tolist() == [False, True]
     weighted = LabelledBatches(texts(3), BERT, 2, max_length=32, shuffle=False, sort=False, sample_weight=[0.5, 2, 3])
     first, last = weighted.epoch(0)
     assert [first["sample_weight"].tolist(), last["sample_weight"].tolist()] == [[0.5, 2], [3, 0]]
@@ -167,7 +167,7 @@ def test_hosts_share_each_batch(multi):
         for i in range(4)
     ]
     for batch, *parts in zip(whole, *hosts, strict=True):
-        counted = batch["sample_weight"] > 0 if multi else batch["labels"] >= 0
+        counted = (batch["labels"] >= 0).reshape(len(batch["labels"]), -1).all(axis=1)
         for name in batch:
             together = np.concatenate([part[name] for part in parts])
             assert together.shape == batch[name].shape

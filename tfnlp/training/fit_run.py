@@ -171,7 +171,7 @@ def label_counts(head: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """How many terms of the loss each row of a batch has, float64 [B]; heads of two losses go by their rows."""
     labels = np.asarray(batch["labels"]) if "labels" in batch and head != "pretraining" else None
     rows = len(batch["input_ids"])
-    if labels is None or labels.dtype.kind not in "iu":
+    if labels is None or (labels.dtype.kind not in "iu" and labels.ndim == 1):
         return np.ones(rows)
     if head == "replaced-token-detection":
         return np.asarray(batch.get("attention_mask", np.ones_like(labels)), np.float64).sum(axis=1)
