@@ -26,7 +26,6 @@ from shared.errors import InputError
 from shared.inputs import TEACHER, check_inputs, model_inputs
 from shared.seq2seq import shift_right
 from shared.training.fit_config import FitConfig
-from shared.training.fit_loop import data_of
 from shared.training.generated import one_pass
 from shared.training.result import FitResult
 
@@ -223,13 +222,10 @@ def distill(
         teacher_tokenizer=teacher_tokenizer, own_inputs=f"{TEACHER}input_ids" in first,
     )  # fmt: skip
     description = {
-        "model": architectures.hf_config(student.config, student.head),
-        "head": student.head,
         "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
         "distillation": distillation.to_dict(),
-        "data": data_of(batches) if data is None else dict(data),
     }
     return train(
         step, student, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer,
-        description=description, log={"description": "distilling", **(log or {})},
+        data=data, description=description, log={"description": "distilling", **(log or {})},
     )  # fmt: skip

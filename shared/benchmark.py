@@ -21,6 +21,7 @@ from shared.benchmark_record import BenchmarkRecord, Latency, packed
 from shared.benchmark_timing import time_batches, time_queries
 from shared.errors import InputError
 from shared.machine import machine
+from shared.parameters import count_parameters
 from shared.pipeline import Pipeline, Progress
 from shared.tasks.base import check_int
 from shared.training.classified import classification_scores, label_id
@@ -208,9 +209,7 @@ class PerformanceBenchmark:
         size = self.size if self.folder is None else sum(path.stat().st_size for path in model_files(self.folder))
         parameters = None
         if isinstance(self.pipeline, Pipeline):
-            from shared.parameters import parameters as of
-
-            parameters = sum(each.size for each in of(self.pipeline.config, self.pipeline.task.head).values())
+            parameters = count_parameters(self.pipeline.config, self.pipeline.task.head)
         return {"size": size, "parameters": parameters}
 
     def warm(self) -> None:

@@ -1,6 +1,5 @@
 """Benchmark records and comparisons for people: tables on a terminal, in Markdown, and the picture of accuracy and latency."""
 
-import importlib.util
 import itertools
 import os
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from shared.benchmark_compare import BETTER, WORSE, BenchmarkComparison, Difference
 from shared.benchmark_record import BenchmarkRecord
-from shared.errors import InputError, MissingExtraError
+from shared.errors import InputError
 
 MEGABYTE = 1e6
 
@@ -221,7 +220,7 @@ def plot_records(
         InputError: no record, a score or a reference that they do not have, or a file that no picture can be saved to.
         MissingExtraError: matplotlib is not installed.
     """
-    from shared.pictures import check_picture_file, save_picture
+    from shared.pictures import check_picture_file, picture, require_matplotlib
 
     file = Path(file)
     check_picture_file(file)
@@ -233,18 +232,12 @@ def plot_records(
     for each in records:
         if score not in each.scores:
             raise InputError(f"{each.name!r} has no {score!r}; it has {', '.join(each.scores)}")
-    if not importlib.util.find_spec("matplotlib"):
-        raise MissingExtraError('records are drawn with matplotlib, which is missing; pip install "duonlp[bench]"')
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    require_matplotlib("records are drawn")
 
     from shared.training.plots import COLOURS
 
     largest = max((each.size or 0 for each in records), default=0)
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-        figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with picture(file, 8, 4.8) as figure:
         axes = figure.add_subplot()
         # the smallest circle in front, so that it is not hidden
         for number, each in sorted(enumerate(records), key=lambda pair: -(pair[1].size or 0)):
@@ -266,7 +259,6 @@ def plot_records(
         _scale(axes, records, score)
         if title:
             axes.set_title(title, fontsize=12)
-        save_picture(figure, file)
 
 
 def _scale(axes, records: Sequence[BenchmarkRecord], score: str) -> None:

@@ -167,14 +167,14 @@ def pretrain(run, prepared, folder: Path, output: Path, console: Console) -> dic
 
     from shared.architectures import config_from_hf
     from shared.data.objectives import head_of
-    from shared.parameters import parameters
+    from shared.parameters import count_parameters
 
     frameworks.package("jax")
     from jaxnlp import training
 
     mesh = training.make_mesh()
     config = run.model_config(prepared.tokenizer)
-    count = sum(parameter.size for parameter in parameters(config_from_hf(config), head_of(run.objective)).values())
+    count = count_parameters(config_from_hf(config), head_of(run.objective))
     console.print(
         f"model: GPT-2's shape, {config['n_layer']} layers of {config['n_embd']}, {count / 1e6:.1f}M parameters, from "
         f"random values, on {mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)} "

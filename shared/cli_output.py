@@ -11,7 +11,7 @@ from rich.table import Table
 from shared import architectures
 from shared.checkpoint import open_checkpoint
 from shared.errors import ConfigError
-from shared.parameters import parameters
+from shared.parameters import count_parameters
 
 INPUT_WIDTH = 48
 
@@ -115,7 +115,7 @@ def _heads(config) -> dict[str, dict]:
     found = {}
     for head, name in architectures.get(config.model_type).heads(config.model_type).items():
         try:
-            count = sum(parameter.size for parameter in parameters(config, head).values())
+            count = count_parameters(config, head)
         except ConfigError:  # a head that this configuration cannot have, such as three labels for spans
             continue
         found[head] = {"class": name, "parameters": count}

@@ -56,6 +56,11 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
     return tree.rows
 
 
+def count_parameters(cfg: TransformerConfig, head: str = "base") -> int:
+    """How many values the parameters of a model have; raises ConfigError as :func:`parameters`."""
+    return sum(parameter.size for parameter in parameters(cfg, head).values())
+
+
 class _Tree:
     def __init__(self, std, fan_in, rms):
         self.rows, self.std, self.fan_in, self.rms = {}, std, fan_in, rms

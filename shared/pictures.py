@@ -1,9 +1,12 @@
 """Pictures on disk: what their files may be called, and saving them whole or not at all."""
 
+import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import InputError
+from shared.errors import InputError, MissingExtraError
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -26,3 +29,24 @@ def save_picture(figure, path: Path) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def require_matplotlib(what: str) -> None:
+    """Raises MissingExtraError without matplotlib. what: is done with it, such as "losses are plotted"."""
+    if not importlib.util.find_spec("matplotlib"):
+        raise MissingExtraError(f'{what} with matplotlib, which is missing; pip install "duonlp[bench]"')
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float, dpi: int = 150) -> Iterator:
+    """A matplotlib figure of so many inches, saved at the end; nothing of matplotlib's own state is changed."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # text as text keeps the labels of an SVG or PDF searchable
+    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
+        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure
+        save_picture(figure, path)

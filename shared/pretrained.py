@@ -9,7 +9,7 @@ from shared.config import TransformerConfig
 from shared.dtypes import check_dtype
 from shared.errors import ConfigError, InputError
 from shared.generation import GenerationConfig
-from shared.parameters import parameters
+from shared.parameters import count_parameters, parameters
 
 ADVICE = {
     "cache_dir": "set the environment variable HF_HOME",
@@ -93,7 +93,7 @@ class PretrainedBase:
 
     def num_parameters(self) -> int:
         """How many values the parameters have."""
-        return sum(p.size for p in parameters(self.config, self.head).values())
+        return count_parameters(self.config, self.head)
 
 
 def own_generation_config(cfg: TransformerConfig, stored: Mapping | None = None) -> GenerationConfig:

@@ -5,11 +5,10 @@ Drawn here rather than by Optuna, whose pictures change matplotlib's style for t
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import InputError
-from shared.pictures import check_picture_file, save_picture
+from shared.pictures import check_picture_file, picture
 from shared.search_space import Objective, Space
 from shared.training.plots import COLOURS, ticks
 from shared.tuning_study import COMPLETE, FAILED, PRUNED, TrialRecord
@@ -167,20 +166,9 @@ def named(objective: str) -> str:
     return UNITS.get(objective, objective)
 
 
-@contextmanager
 def _figure(file: str | Path, width: float, height: float):
-    """A figure of that many inches, saved at the end; nothing of matplotlib's own state is changed."""
-    file = Path(file)
-    check_picture_file(file)
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-        figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
-        yield figure
-        save_picture(figure, file)
+    check_picture_file(Path(file))
+    return picture(Path(file), width, height)
 
 
 def _label(axes, across: str, upward: str) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from shared import cli_training
 from shared.checkpoint import open_checkpoint
+from shared.cli import main
 from shared.parameters import initial_value, parameters
 from shared.save import save_checkpoint
 from shared.students import student_config
@@ -123,3 +126,17 @@ def fingerprint_of(folder: Path) -> dict[str, str]:
         for file in sorted(Path(folder).rglob("*"))
         if file.is_file()
     }
+
+
+def command(capsys, monkeypatch):
+    """run(*arguments) -> (status, standard output, standard error), with a stand-in for the package."""
+
+    def call(*arguments, package=None):
+        if package is not None:
+            monkeypatch.setattr(cli_training, "load_package", lambda name, trains=False: (package, "jax"))
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return call

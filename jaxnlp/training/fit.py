@@ -70,10 +70,8 @@ def fit(
     """
     config, mesh = FitConfig() if config is None else config, make_mesh() if mesh is None else mesh
     step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
-    description = {"model": architectures.hf_config(model.config, model.head), "head": model.head}
     return train(
-        step, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer,
-        description=description | {"data": data_of(batches) if data is None else dict(data)}, log=log,
+        step, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data, log=log,
     )  # fmt: skip
 
 
@@ -87,16 +85,24 @@ def train(
     validation,
     evaluate: Callable[[Any], Mapping[str, float]] | None,
     tokenizer,
-    description: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
     log: Mapping[str, Any] | None,
+    description: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """The loop of :func:`fit`, over a step that is made already: its arguments, and a run's description for run.json."""
+    """The loop of :func:`fit`, over a step that is made already.
+
+    Args:
+        description: more of what the run is, for run.json: a resumed run has to have the same.
+        All others: as of :func:`fit`.
+    """
     if jax.process_count() > 1:
         raise InputError(
             f"fit trains in one process, and there are {jax.process_count()}; pretrain is for several hosts"
         )
     total, evaluated = total_steps(batches, config, validation, evaluate), evaluates(config, validation, evaluate)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
+    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
+    about["data"] = data_of(batches) if data is None else dict(data)
     mesh = step.mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if on_cpu:
@@ -104,7 +110,7 @@ def train(
     at = {"step": 0, "epoch": 0, "batch": 0, "examples": 0, "seconds": 0.0, "loss": math.nan, "best": best.to_dict()}
     history, preempted = [], False
     with ExitStack() as stack:
-        checkpoints = None if folder is None else stack.enter_context(Checkpoints(folder, config, description))
+        checkpoints = None if folder is None else stack.enter_context(Checkpoints(folder, config, about))
         if checkpoints is not None and checkpoints.latest is not None:
             state, at = checkpoints.restore(step.abstract, step.shardings)
             best.restore(at["best"])

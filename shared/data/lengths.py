@@ -1,6 +1,5 @@
 """How long documents and summaries are in tokens, and how many of them a limit would cut."""
 
-import importlib.util
 import itertools
 import operator
 import os
@@ -13,8 +12,8 @@ import numpy as np
 
 from shared.data.pair_collator import token_ids
 from shared.data.summaries import Pair
-from shared.errors import InputError, MissingExtraError
-from shared.pictures import check_picture_file, save_picture
+from shared.errors import InputError
+from shared.pictures import check_picture_file, picture, require_matplotlib
 
 TOKENISED_TOGETHER = 1024  # pairs
 PERCENTILES = (50, 90, 95, 99)
@@ -118,25 +117,15 @@ class LengthReport:
         """
         path = Path(path)
         check_picture_file(path)
-        if not importlib.util.find_spec("matplotlib"):
-            raise MissingExtraError(
-                'lengths are plotted with matplotlib, which is missing; pip install "duonlp[bench]"'
-            )
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        require_matplotlib("lengths are plotted")
 
-        # text as text keeps the labels of an SVG or PDF searchable
-        with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-            figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained", facecolor="white")
-            FigureCanvasAgg(figure)
+        with picture(path, 11, 4.2, dpi=120) as figure:
             for axes, lengths, name in zip(
                 figure.subplots(1, 2), (self.sources, self.targets), ("documents", "summaries"), strict=True
             ):
                 _draw(axes, lengths, name)
             if title:
                 figure.suptitle(title)
-            save_picture(figure, path)
 
 
 def length_report(

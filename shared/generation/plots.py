@@ -1,15 +1,14 @@
 """The distribution of the next token as a picture: what top-k and top-p keep, and what the temperature does."""
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from shared.errors import InputError, MissingExtraError
+from shared.errors import InputError
 from shared.generation.choices import TokenNames, log_softmax, token_label
-from shared.pictures import check_picture_file, save_picture
+from shared.pictures import check_picture_file, picture, require_matplotlib
 
 BARS = 20
 """Tokens shown by name."""
@@ -50,13 +49,7 @@ def plot_next_token(
     path = Path(path)
     logits = np.asarray(logits)
     check(logits, path, temperatures, top_k, top_p)
-    if not importlib.util.find_spec("matplotlib"):
-        raise MissingExtraError(
-            'distributions are plotted with matplotlib, which is missing; pip install "duonlp[bench]"'
-        )
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    require_matplotlib("distributions are plotted")
 
     probabilities = np.exp(log_softmax(logits, "the next token"))
     order = np.argsort(-probabilities, kind="stable")
@@ -64,10 +57,7 @@ def plot_next_token(
     kept = kept_ranks(ranked, top_k, top_p)
     names = TokenNames(tokenizer)
     labels = [legible(token_label(names[i], i)) for i in order[:BARS].tolist()]
-    # text as text keeps the labels of an SVG or PDF searchable
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-        figure = Figure(figsize=(15, 5.2), dpi=120, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with picture(path, 15, 5.2, dpi=120) as figure:
         bars, cumulative, sorted_ = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
         draw_bars(bars, ranked, labels, kept, top_k is not None or top_p is not None)
         draw_cumulative(cumulative, ranked, kept, top_k, top_p)
@@ -76,7 +66,6 @@ def plot_next_token(
             axes.spines[["top", "right"]].set_visible(False)
         if title:
             figure.suptitle(title, fontsize=13)
-        save_picture(figure, path)
 
 
 def check(

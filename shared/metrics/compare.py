@@ -1,6 +1,5 @@
 """Several systems over the same examples: scores with intervals, and which differences are more than chance."""
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import InputError, MissingExtraError
+from shared.errors import InputError
 from shared.metrics.base import Metric, References, check_predictions, check_references
 from shared.metrics.bootstrap import ROUNDING, Score, check_settings, holm, interval, p_value, resampled_sums, wins
 
@@ -160,22 +159,16 @@ class Comparison:
             InputError: an unknown kind of file, or a folder that is not there.
             MissingExtraError: matplotlib is not installed.
         """
-        from shared.pictures import check_picture_file, save_picture
+        from shared.pictures import check_picture_file, picture, require_matplotlib
 
         file = Path(file)
         check_picture_file(file)
-        if not importlib.util.find_spec("matplotlib"):
-            raise MissingExtraError('scores are plotted with matplotlib, which is missing; pip install "duonlp[bench]"')
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        require_matplotlib("scores are plotted")
 
         from shared.training.plots import COLOURS
 
-        with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-            size = (1.6 + 1.75 * len(self.highest), 1.3 + 0.42 * len(self.scores))
-            figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-            FigureCanvasAgg(figure)
+        size = (1.6 + 1.75 * len(self.highest), 1.3 + 0.42 * len(self.scores))
+        with picture(file, *size) as figure:
             panels = figure.subplots(1, len(self.highest), sharey=True, squeeze=False)[0]
             rows = range(len(self.scores))
             for axes, kind in zip(panels, self.highest, strict=True):
@@ -193,7 +186,6 @@ class Comparison:
             figure.supxlabel(f"percent, {self.confidence:.0%} intervals, {self.examples} examples", fontsize=9)
             if title:
                 figure.suptitle(title, fontsize=12)
-            save_picture(figure, file)
 
 
 def compare(

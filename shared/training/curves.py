@@ -1,11 +1,10 @@
 """A fine-tuning or distillation as a picture: its losses, and what its evaluations found, against the steps."""
 
-import importlib.util
 import os
 from pathlib import Path
 
-from shared.errors import InputError, MissingExtraError
-from shared.pictures import check_picture_file, save_picture
+from shared.errors import InputError
+from shared.pictures import check_picture_file, picture, require_matplotlib
 from shared.training.metrics_file import EVALUATION, STEP, read_metrics
 from shared.training.plots import COLOURS
 
@@ -13,8 +12,7 @@ from shared.training.plots import COLOURS
 def check_plot(file: str | os.PathLike) -> None:
     """Raises InputError for a file that no picture can be saved to, and MissingExtraError without matplotlib."""
     check_picture_file(Path(file))
-    if not importlib.util.find_spec("matplotlib"):
-        raise MissingExtraError('curves are plotted with matplotlib, which is missing; pip install "duonlp[bench]"')
+    require_matplotlib("curves are plotted")
 
 
 def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -> None:
@@ -30,9 +28,6 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
         MissingExtraError: as check_plot.
     """
     check_plot(file)
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     records = read_metrics(run)
@@ -42,9 +37,7 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
         raise InputError(f"the run {str(run)!r} has no records to draw")
     names = dict.fromkeys(name for each in evaluations for name in each)
     names = [name for name in names if name not in ("kind", "name", "step", "examples", "loss")]
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-        figure = Figure(figsize=(9, 4), dpi=150, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with picture(Path(file), 9, 4) as figure:
         losses, scores = figure.subplots(1, 2)
         at = [each["step"] for each in steps]
         losses.plot(
@@ -70,4 +63,3 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
                 axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
         if title:
             figure.suptitle(title, fontsize=12)
-        save_picture(figure, Path(file))

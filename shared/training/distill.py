@@ -9,7 +9,7 @@ from shared.config import TransformerConfig
 from shared.distillation import check_pair, head_kind
 from shared.distillation_settings import Distillation
 from shared.errors import InputError
-from shared.parameters import parameters
+from shared.parameters import count_parameters
 from shared.students import student_config
 from shared.training import labelled_run, run_folder
 from shared.training.labelled_run import LabelledData, LabelledRunSettings
@@ -181,11 +181,8 @@ def plan(settings: DistillSettings, framework: str) -> dict[str, Any]:
     run_folder.check_output(settings, framework)
     ready = prepare(settings)
     teacher = open_checkpoint(settings.teacher).transformer_config()
-    counts = [
-        sum(each.size for each in parameters(config, HEAD).values()) for config in (ready.student_config, teacher)
-    ]
-    return run_folder.planned(settings, ready.data, counts[0]) | {
+    return run_folder.planned(settings, ready.data, count_parameters(ready.student_config, HEAD)) | {
         "student_layers": ready.student_config.num_layers,
         "teacher_layers": teacher.num_layers,
-        "teacher_parameters": counts[1],
+        "teacher_parameters": count_parameters(teacher, HEAD),
     }

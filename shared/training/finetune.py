@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from shared.checkpoint import open_checkpoint
 from shared.errors import InputError
-from shared.parameters import parameters
+from shared.parameters import count_parameters
 from shared.training import labelled_run, run_folder
 from shared.training.labelled_run import LabelledData, LabelledRunSettings
 
@@ -97,5 +97,4 @@ def plan(settings: FinetuneSettings, framework: str) -> dict[str, Any]:
     run_folder.check_output(settings, framework)
     data, _ = prepare(settings)
     config = open_checkpoint(settings.model).transformer_config(num_labels=len(data.label_names))
-    count = sum(parameter.size for parameter in parameters(config, "sequence-classification").values())
-    return run_folder.planned(settings, data, count)
+    return run_folder.planned(settings, data, count_parameters(config, "sequence-classification"))

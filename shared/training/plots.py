@@ -1,6 +1,5 @@
 """The loss of one or more runs against the tokens they saw, as a picture."""
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import InputError, MissingExtraError
-from shared.pictures import check_picture_file, save_picture
+from shared.errors import InputError
+from shared.pictures import check_picture_file, picture, require_matplotlib
 from shared.training.metrics_file import EVALUATION, STEP, read_metrics
 
 COLOURS = ("#1f4e8c", "#c1440e", "#2e8b57", "#8a5fb0", "#b8860b", "#5f6b7a", "#c2477f", "#3a9fb5")
@@ -56,17 +55,10 @@ def plot_loss(
     check_picture_file(file)
     if not 0 <= smoothing < 1:
         raise InputError(f"smoothing is {smoothing}; it must be a share from 0 to below 1")
-    if not importlib.util.find_spec("matplotlib"):
-        raise MissingExtraError('losses are plotted with matplotlib, which is missing; pip install "duonlp[bench]"')
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    require_matplotlib("losses are plotted")
 
     curves = {name: Points(name, run, evaluation, log_axes) for name, run in runs.items()}
-    # text as text keeps the labels of an SVG or PDF searchable
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "text.parse_math": False}):
-        figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+    with picture(file, 8, 4.8) as figure:
         axes = figure.add_subplot()
         for number, (name, points) in enumerate(curves.items()):
             draw(axes, points, name, COLOURS[number % len(COLOURS)], smoothing, only=len(curves) == 1)
@@ -74,7 +66,6 @@ def plot_loss(
         if title:
             axes.set_title(title, fontsize=12)
         axes.legend(fontsize=9, loc="upper right", framealpha=0.85, edgecolor="none")
-        save_picture(figure, file)
 
 
 class Points:

@@ -95,7 +95,6 @@ class Evaluation:
         self.every = steps_per_epoch if every == EPOCH else every
         self.total = settings.fit.steps or settings.fit.epochs * steps_per_epoch
         self.done: int | None = None
-        self.step = 0
 
     def __call__(self, model) -> dict[str, float]:
         """The scores."""
@@ -103,9 +102,8 @@ class Evaluation:
             self.done = len(evaluations(self.settings.folder))
         results = self.scorer(model)
         self.done += 1
-        self.step = min(self.done * self.every, self.total)
         if self.on_evaluation is not None:
-            self.on_evaluation(self.step, dict(results))
+            self.on_evaluation(min(self.done * self.every, self.total), dict(results))
         return results
 
     def try_out(self, model) -> dict[str, float]:
@@ -182,9 +180,8 @@ def carried_out(
     scores = next((each for each in history if result.best and each["step"] == result.best["step"]), None)
     threshold = None
     if scorer is not None and result.best is not None:
-        if (
-            evaluate.step != result.best["step"] or scores is None
-        ):  # the best is an earlier one: what was written is read
+        last = result.history[-1]["step"] if result.history else None
+        if last != result.best["step"] or scores is None:  # the best is an earlier one: what was written is read
             scores = scorer(package.AutoModelForSequenceClassification.from_pretrained(best, dtype=settings.dtype))
         threshold = threshold_of(scorer)
     report = {

@@ -5,8 +5,7 @@ import tomllib
 
 import pytest
 
-from shared import cli_training, frameworks
-from shared.cli import main
+from shared import frameworks
 from shared.distillation_settings import Attentions, Distillation, HiddenStates
 from shared.errors import CheckpointError, InputError
 from shared.settings_file import build, replaced, to_toml
@@ -14,7 +13,7 @@ from shared.training import distill as training
 from shared.training.distill import DistillSettings, distill
 from shared.training.fit_config import FitConfig
 from tests.intents import LABELS, WORDS, checkpoint, write_queries
-from tests.standins import Package, fingerprint_of
+from tests.standins import Package, command, fingerprint_of
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +34,7 @@ def settings(base, tmp_path):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run(*arguments) -> (status, standard output, standard error), with a stand-in for the package."""
-
-    def call(*arguments, package=None):
-        if package is not None:
-            monkeypatch.setattr(cli_training, "load_package", lambda name, trains=False: (package, "jax"))
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
+    return command(capsys, monkeypatch)
 
 
 def stored_config(settings) -> dict:

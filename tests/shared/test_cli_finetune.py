@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from shared import cli_training, frameworks
-from shared.cli import main
 from shared.errors import InputError
 from shared.files import locked_folder
 from shared.settings_file import build, replaced, to_toml
@@ -19,7 +18,7 @@ from shared.training.fit_config import FitConfig
 from shared.training.labelled_run import FIT
 from shared.training.metrics_file import read_metrics
 from tests.intents import BERT, LABELS, checkpoint, queries, write_queries
-from tests.standins import Package, fingerprint_of
+from tests.standins import Package, command, fingerprint_of
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +37,7 @@ def settings(base, tmp_path):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run(*arguments) -> (status, standard output, standard error), with a stand-in for the package."""
-
-    def call(*arguments, package=None):
-        if package is not None:
-            monkeypatch.setattr(cli_training, "load_package", lambda name, trains=False: (package, "jax"))
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
+    return command(capsys, monkeypatch)
 
 
 def test_a_run_writes_what_repeats_it(settings):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from shared.errors import InputError, MissingExtraError
-from shared.training import plots
 from shared.training.plots import counted, named, plot_loss, smooth, ticks
 
 if not importlib.util.find_spec("matplotlib"):
@@ -135,7 +134,7 @@ def test_what_cannot_be_drawn_says_so(tmp_path, monkeypatch):
             plot_loss(*arguments)
     with pytest.raises(InputError, match="smoothing is 1"):
         plot_loss(good, tmp_path / "loss.png", smoothing=1)
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"duonlp\[bench\]"):
         plot_loss(good, tmp_path / "loss.png")
     assert not list(tmp_path.iterdir())
