@@ -245,7 +245,7 @@ def test_plain_keras_with_its_callbacks(tmp_path, compiled):
     )
     log = tmp_path / "log"
     history = model.fit(
-        x, y, epochs=12, batch_size=8, verbose=0, validation_data=(x, y),
+        x, y, epochs=8, batch_size=8, shuffle=False, verbose=0, validation_data=(x, y),
         callbacks=[
             keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=3),
             keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_accuracy", mode="max", save_best_only=True),
