@@ -186,6 +186,7 @@ def distill(
     *,
     validation=None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer=None,
     teacher_tokenizer=None,
     mesh: Mesh | None = None,
@@ -204,7 +205,7 @@ def distill(
             inside it; with ``teacher_input_ids``, ... it reads these.
         config: how it is trained. distillation: what it learns from the teacher.
         tokenizer, teacher_tokenizer: they have to be alike. The first is saved with the best model.
-        folder, validation, evaluate, mesh, data, log: as fit has them.
+        folder, validation, evaluate, on_evaluation, mesh, data, log: as fit has them.
 
     Returns:
         A FitResult, whose model is the student.
@@ -226,6 +227,6 @@ def distill(
         "distillation": distillation.to_dict(),
     }
     return train(
-        step, student, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer,
-        data=data, description=description, log={"description": "distilling", **(log or {})},
+        step, student, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
+        tokenizer=tokenizer, data=data, description=description, log={"description": "distilling", **(log or {})},
     )  # fmt: skip

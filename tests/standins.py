@@ -83,8 +83,9 @@ class Package:
         return self._fit(student, batches, config, folder, **options)
 
     def _fit(
-        self, model, batches, config, folder, *, evaluate=None, validation=None, tokenizer=None, data=None, log=None
-    ):
+        self, model, batches, config, folder, *, evaluate=None, on_evaluation=None, validation=None, tokenizer=None,
+        data=None, log=None,
+    ):  # fmt: skip
         self.calls.append(("fit", config))
         best, history = Best(config.best_metric, config.greater_is_better), []
         state = Path(folder) / "run.json"
@@ -109,6 +110,8 @@ class Package:
                     writer.evaluation({"name": "validation", **history[-1]})
                     if best.update(step, history[-1]):
                         model.save_pretrained(Path(folder) / "best", tokenizer)
+                    if on_evaluation is not None:
+                        on_evaluation(step, history[-1])
                 state.write_text(json.dumps({"epoch": epoch + 1, "best": best.to_dict()}))
                 if epoch + 1 == self.stop_after:
                     break

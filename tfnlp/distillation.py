@@ -328,6 +328,7 @@ def distill(
     *,
     validation=None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer=None,
     teacher_tokenizer=None,
     jit_compile: bool | str = "auto",
@@ -345,7 +346,7 @@ def distill(
             is called only for what is inside it; with ``teacher_input_ids``, ... it reads these.
         config: how it is trained. distillation: what it learns from the teacher.
         tokenizer, teacher_tokenizer: they have to be alike. The first is saved with the best model.
-        folder, validation, evaluate, jit_compile, data, log: as fit has them.
+        folder, validation, evaluate, on_evaluation, jit_compile, data, log: as fit has them.
 
     Returns:
         A FitResult, whose model is the student.
@@ -375,6 +376,6 @@ def distill(
     }
     return train(
         distiller, student, batches, config, folder, compile=compile, description=description, check=distiller.check_batch,
-        validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data,
+        validation=validation, evaluate=evaluate, on_evaluation=on_evaluation, tokenizer=tokenizer, data=data,
         log={"description": "distilling", **(log or {})},
     )  # fmt: skip

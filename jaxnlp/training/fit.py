@@ -36,6 +36,7 @@ def fit(
     *,
     validation=None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer=None,
     loss: Callable | None = None,
     model_options: Mapping[str, Any] | None = None,
@@ -57,6 +58,7 @@ def fit(
         validation: batches for the validation loss, which the evaluations have as "loss".
         evaluate: ``(model) -> {name: number}``: whatever else the evaluations are to have, such as a GenerationScorer's ROUGE.
             The model is for this call alone: training goes on in its memory.
+        on_evaluation: told the steps that are done, and the results, after each evaluation; what it raises ends the training.
         tokenizer: saved with the best model.
         loss, model_options: as FitStep's.
         mesh: by default all devices along "data".
@@ -71,7 +73,8 @@ def fit(
     config, mesh = FitConfig() if config is None else config, make_mesh() if mesh is None else mesh
     step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
     return train(
-        step, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data, log=log,
+        step, model, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
+        tokenizer=tokenizer, data=data, log=log,
     )  # fmt: skip
 
 
@@ -84,6 +87,7 @@ def train(
     *,
     validation,
     evaluate: Callable[[Any], Mapping[str, float]] | None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer,
     data: Mapping[str, Any] | None,
     log: Mapping[str, Any] | None,
@@ -153,6 +157,8 @@ def train(
                 if best.update(number, results) and folder is not None:
                     now.save_pretrained(Path(folder).expanduser() / BEST, tokenizer)
                 at["best"] = best.to_dict()
+                if on_evaluation is not None:
+                    on_evaluation(number, results)
                 clock += time.perf_counter() - began
             if checkpoints is not None and (saves or best.is_over):
                 checkpoints.save(number, state, at)

@@ -16,7 +16,6 @@ from shared.files import locked_folder, write_text
 from shared.frameworks import PACKAGES
 from shared.settings_file import as_table, read_toml, write_toml
 from shared.training.classified import ClassificationScorer
-from shared.training.fit_config import EPOCH
 from shared.training.labelled_run import LabelledData, LabelledRunSettings
 from shared.training.metrics_file import EVALUATION, FILE, read_metrics
 
@@ -77,40 +76,6 @@ def training_of(package):
     return getattr(package, "training", None) or importlib.import_module(f"{package.__name__}.training")
 
 
-class Evaluation:
-    """``fit``'s evaluate: scores a model, and tells `on_evaluation` of it with the number of steps that were done.
-
-    Args:
-        scorer: a ClassificationScorer.
-        settings: of the run.
-        steps_per_epoch: batches of an epoch.
-        on_evaluation: ``(step, results) -> None``; what it raises ends the training.
-    """
-
-    def __init__(
-        self, scorer: ClassificationScorer, settings: LabelledRunSettings, steps_per_epoch: int, on_evaluation
-    ):
-        self.scorer, self.settings, self.on_evaluation = scorer, settings, on_evaluation
-        every = settings.fit.evaluate_every
-        self.every = steps_per_epoch if every == EPOCH else every
-        self.total = settings.fit.steps or settings.fit.epochs * steps_per_epoch
-        self.done: int | None = None
-
-    def __call__(self, model) -> dict[str, float]:
-        """The scores."""
-        if self.done is None:  # those of the part before a resumption; fit has left out what is to be done again
-            self.done = len(evaluations(self.settings.folder))
-        results = self.scorer(model)
-        self.done += 1
-        if self.on_evaluation is not None:
-            self.on_evaluation(min(self.done * self.every, self.total), dict(results))
-        return results
-
-    def try_out(self, model) -> dict[str, float]:
-        """As the scorer's."""
-        return self.scorer.try_out(model)
-
-
 def evaluations(folder: Path) -> list[dict[str, float]]:
     """What each evaluation of a run found, with its "step", those before a resumption too."""
     if not (folder / FILE).is_file():
@@ -161,14 +126,14 @@ def carried_out(
     framework = framework_of(package)
     settings = replace(settings, framework=framework)
     scorer = data.scorer(package)
-    evaluate = None if scorer is None else Evaluation(scorer, settings, len(data.batches), on_evaluation)
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     heading = f"{settings.what}\nduonlp {type(settings).command} --config {folder / SETTINGS_FILE}"
     with locked_folder(folder):
         write_toml(folder / SETTINGS_FILE, settings, heading)
         result = train(
-            evaluate,
+            scorer,
+            on_evaluation=on_evaluation,
             # the scorer has the loss, too; fit asks for batches where the best model is told by it
             validation=data.validation if settings.fit.best_metric == "loss" else None,
             tokenizer=tokenizer,

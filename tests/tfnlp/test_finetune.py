@@ -83,8 +83,9 @@ def right(model):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, eagerly):
     """A run that nothing interrupts: its folder, result and parameters."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    result = fitted(folder, validation=VALIDATION, evaluate=right)
+    folder, told = tmp_path_factory.mktemp("whole") / "run", []
+    result = fitted(folder, validation=VALIDATION, evaluate=right, on_evaluation=lambda *each: told.append(each))
+    assert [{"step": step, **results} for step, results in told] == result.history
     return folder, result, weights(result.model)
 
 

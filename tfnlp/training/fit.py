@@ -33,6 +33,7 @@ def fit(
     *,
     validation=None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer=None,
     loss: keras.losses.Loss | None = None,
     jit_compile: bool | str = "auto",
@@ -58,6 +59,7 @@ def fit(
         validation: batches for the validation loss, which the evaluations have as "loss": each label weighs the same.
         evaluate: ``(model) -> {name: number}``: whatever else the evaluations are to have, such as a ClassificationScorer's
             accuracy.
+        on_evaluation: told the steps that are done, and the results, after each evaluation; what it raises ends the training.
         tokenizer: saved with the best model.
         loss: as compile's, in place of the head's own.
         jit_compile: as compile's: whether XLA compiles the step, as it does by default: a faster step, above all in bfloat16,
@@ -77,7 +79,8 @@ def fit(
             raise InputError(f"a {model.head} model has no labels to learn from; take another head")
         loss, weights = smoothed_loss(model, config.label_smoothing)
     return train(
-        model, model, batches, config, folder, validation=validation, evaluate=evaluate, tokenizer=tokenizer, data=data, log=log,
+        model, model, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
+        tokenizer=tokenizer, data=data, log=log,
         compile=lambda optimizer: model.compile(optimizer, loss=loss, loss_weights=weights, jit_compile=jit_compile),
     )  # fmt: skip
 
@@ -116,6 +119,7 @@ def train(
     check: Callable[[Mapping], None] | None = None,
     validation=None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer=None,
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
@@ -134,7 +138,7 @@ def train(
         compile: called once with the optimizer that the configuration asks for: ``trainer.compile(optimizer, ...)``.
         description: more of what the run is, for run.json: a resumed run has to have the same.
         check: called with every batch, raises InputError for one that cannot be used; by default ``model.check_batch``.
-        batches, config, folder, validation, evaluate, tokenizer, data, log: as of :func:`fit`.
+        batches, config, folder, validation, evaluate, on_evaluation, tokenizer, data, log: as of :func:`fit`.
 
     Raises:
         InputError, NonFiniteLossError, CheckpointError: as :func:`fit`.
@@ -215,6 +219,7 @@ def train(
         run.evaluation = lambda: (
             ({} if validation is None else validate()) | ({} if evaluate is None else evaluate(model))
         )
+        run.on_evaluation = on_evaluation
         if run.at["step"] == 0 and hasattr(evaluate, "try_out"):
             try_out(evaluate, model, best, validation is not None)
     resumed = run.at["step"] if resumes else None

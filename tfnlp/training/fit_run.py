@@ -37,8 +37,8 @@ class Run(keras.callbacks.Callback):
         backups: to resume from; None for none.
 
     at: how far the run is.
-    feed, log, asked, evaluation: set before it begins: where the batches come from, what is told of the steps, whether
-        someone asked to stop, and what gives the results of an evaluation, if there are any.
+    feed, log, asked, evaluation, on_evaluation: set before it begins: where the batches come from, what is told of the steps,
+        whether someone asked to stop, what gives the results of an evaluation, if there are any, and who is told of them.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Run(keras.callbacks.Callback):
         self.log: Any = NullLog()
         self.asked: Callable[[], bool] = lambda: False
         self.evaluation: Callable[[], Mapping[str, float]] | None = None
+        self.on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None
         self.history: list[dict[str, float]] = []
         self.preempted = False
         self._pieces: list[Mapping[str, float]] = []
@@ -133,6 +134,8 @@ class Run(keras.callbacks.Callback):
         self.log.evaluation({"name": "validation", **self.history[-1]})
         if self.best.update(step, results) and self.folder is not None:
             self.trained.save_pretrained(self.folder / BEST, self.tokenizer)
+        if self.on_evaluation is not None:
+            self.on_evaluation(step, results)
         self._clock += time.perf_counter() - began
 
     def _check(self, step: int, value: float, rate: float, what: str = "loss") -> None:

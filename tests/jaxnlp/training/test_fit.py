@@ -56,11 +56,11 @@ def settings(**changes):
     return FitConfig(**({"epochs": 4, "learning_rate": 3e-2, "log_every": 1} | changes))
 
 
-def run(folder=None, model=None, batches=None, validation=True, mesh=None, evaluate=None, **changes):
+def run(folder=None, model=None, batches=None, validation=True, mesh=None, evaluate=None, told=None, **changes):
     return fit(
         classifier() if model is None else model, Sentences() if batches is None else batches, settings(**changes), folder,
         validation=Sentences() if validation else None, evaluate=evaluate, mesh=one_device() if mesh is None else mesh,
-        log={"console": False},
+        on_evaluation=told, log={"console": False},
     )  # fmt: skip
 
 
@@ -177,10 +177,12 @@ def test_every_head_s_loss_is_the_sum_of_its_terms(case):
 
 
 def test_early_stopping_by_a_metric_of_the_caller_s(tmp_path):
-    scores = iter([0.1, 0.5, 0.4, float("nan"), 0.5, 0.9])
+    scores, told = iter([0.1, 0.5, 0.4, float("nan"), 0.5, 0.9]), []
     result = run(
-        tmp_path / "run", evaluate=lambda model: {"rougeL": next(scores)}, best_metric="rougeL", patience=3, epochs=9
-    )
+        tmp_path / "run", evaluate=lambda model: {"rougeL": next(scores)}, told=lambda *each: told.append(each),
+        best_metric="rougeL", patience=3, epochs=9,
+    )  # fmt: skip
+    np.testing.assert_equal([{"step": step, **results} for step, results in told], result.history)
     assert result.best == {"value": 0.5, "step": 6} and result.stopped_early and result.steps == 15
     best = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
     assert best["architectures"] == ["BertForSequenceClassification"]
