@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from shared.cli_common import Debug, Framework, Json, SettingsFile, SettingsOption
+from shared.cli_training import DataConfig
 from shared.errors import InputError
 
 COMMAND = "duonlp benchmark"
@@ -19,7 +20,7 @@ class BenchmarkSettings:
     """What is measured, and how.
 
     models: folders in Hugging Face layout or Hub ids, or NAME=one of them; the name is the folder's where there is none.
-    data, split, text_column, label_column: what `read_labelled_texts` reads. limit: only so many, spread evenly over all.
+    data, config, split, text_column, label_column: what `read_labelled_texts` reads. limit: only so many, spread evenly over all.
     framework: "tf" or "jax"; "" for the one that is installed.
     out_of_scope, threshold, queries, repeats, warm_up, batch_size: as of PerformanceBenchmark.
     pipeline: options of the pipelines, such as max_length; they cut what is too long unless told otherwise.
@@ -29,6 +30,7 @@ class BenchmarkSettings:
 
     models: tuple[str, ...] = ()
     data: str = ""
+    config: str | None = None
     split: str | None = None
     text_column: str | None = None
     label_column: str | None = None
@@ -70,6 +72,7 @@ def benchmark(
         typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="A folder, or a Hub id; repeat it for several."),
     ] = None,
     data: Annotated[str, typer.Option(help="Texts with labels: a file, a folder, or a dataset of the Hub.")] = "",
+    data_config: DataConfig = None,
     split: Annotated[str, typer.Option(help="Of the data, such as validation.")] = "",
     text_column: Annotated[str, typer.Option(help="By default a usual name.")] = "",
     label_column: Annotated[str, typer.Option(help="By default a usual name.")] = "",
@@ -97,8 +100,8 @@ def benchmark(
     from shared.cli_settings import settings_from
 
     flags = {
-        "models": model or None, "data": data or None, "split": split or None, "text_column": text_column or None,
-        "label_column": label_column or None, "limit": limit, "framework": framework or None,
+        "models": model or None, "data": data or None, "config": data_config, "split": split or None,
+        "text_column": text_column or None, "label_column": label_column or None, "limit": limit, "framework": framework or None,
         "out_of_scope": out_of_scope or None, "threshold": threshold, "queries": queries, "repeats": repeats,
         "batch_size": batch_size, "memory": memory, "output": output or None, "plot": plot or None,
     }  # fmt: skip
@@ -205,8 +208,8 @@ def read_texts(settings: BenchmarkSettings):
     from shared.data.labelled_texts import read_labelled_texts
 
     return read_labelled_texts(
-        settings.data, settings.split, text_column=settings.text_column, label_column=settings.label_column,
-        limit=settings.limit,
+        settings.data, settings.split, config=settings.config, text_column=settings.text_column,
+        label_column=settings.label_column, limit=settings.limit,
     )  # fmt: skip
 
 
