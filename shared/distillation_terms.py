@@ -7,7 +7,7 @@ from typing import Any
 from shared.distillation import are_class_ids, distilled_outputs, head_kind, projection_name, term_names
 from shared.distillation_settings import Attentions, Distillation, HiddenStates
 from shared.errors import InputError
-from shared.inputs import IGNORED
+from shared.inputs import BEYOND, IGNORED
 
 NOTHING = -1e9
 """The logit of a token that cannot be an answer."""
@@ -149,7 +149,7 @@ def _rows(ops: ModuleType, labels):
     """[B]: rows with a label; one without only fills a batch up. None: all, for a number is never set aside."""
     if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
         return None
-    labelled = labels != IGNORED
+    labelled = (labels != IGNORED) & (labels != BEYOND)
     return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
 
 

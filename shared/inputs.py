@@ -25,6 +25,9 @@ PER_TOKEN = ("masked-lm", "causal-lm", "pretraining", "token-classification", "r
 IGNORED = -100
 """A label that does not count."""
 
+BEYOND = 2**30
+"""A position that is in no sequence, which question answering leaves out: the start and end of rows that only fill up."""
+
 ONE_MASK_A_ROW = ("multiple-choice", "sequence-classification", "replaced-token-detection")
 """Heads that read the mask themselves; all others take one of [batch, length, length] as well: who sees whom."""
 

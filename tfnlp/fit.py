@@ -155,7 +155,10 @@ class Fit:
                 logits, wanted, weight = self._align(y_pred[output], labels[name], sample_weight)
                 if weight is not None and weight.shape.rank == 1 and wanted.shape.rank == logits.shape.rank - 1 > 1:
                     weight = tf.expand_dims(weight, 1)  # of a row: for each of its labels
-                y_true[output], outputs[output], weights[output] = *_masked(logits, wanted), weight
+                several = (
+                    self.config.problem_type == "multi_label_classification" and self.head == "sequence-classification"
+                )
+                y_true[output], outputs[output], weights[output] = *_masked(logits, wanted, several), weight
             else:
                 outputs[output] = y_pred[output]
         if len(self.targets) == 1 and not isinstance(getattr(self, "loss", None), Mapping):
@@ -174,11 +177,15 @@ def _with_weights(x, y, options: dict):
     return {**x, "sample_weight": options.pop("sample_weight")}
 
 
-def _masked(logits, labels):
-    """Labels without IGNORED, and logits with the mask that Keras' losses and metrics read."""
-    if not labels.dtype.is_integer or labels.shape.rank != logits.shape.rank - 1:
+def _masked(logits, labels, several: bool = False):
+    """Labels without IGNORED, and logits with the mask that Keras' losses and metrics read.
+
+    Args:
+        several: whether labels are [B, C], 1 for each that a row has; a row of IGNORED has none at all.
+    """
+    if labels.shape.rank != logits.shape.rank - (not several) or not (several or labels.dtype.is_integer):
         return labels, logits  # no class ids
-    counted = tf.not_equal(labels, IGNORED)
+    real = tf.not_equal(labels, tf.cast(IGNORED, labels.dtype))
     logits = tf.identity(logits)
-    logits._keras_mask = counted
-    return tf.where(counted, labels, tf.zeros_like(labels)), logits
+    logits._keras_mask = tf.reduce_any(real, axis=-1) if several else real
+    return tf.where(real, labels, tf.zeros_like(labels)), logits

@@ -23,7 +23,7 @@ from jaxnlp.training.optimizers import make_optimizer
 from jaxnlp.training.step import summed_gradients
 from shared.config import TransformerConfig
 from shared.errors import InputError
-from shared.inputs import DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
+from shared.inputs import BEYOND, DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
 from shared.training.fit_config import FitConfig
 from shared.training.layer_decay import rate_factor
 
@@ -37,9 +37,6 @@ IN_PROGRAM = (
     "accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay",
 )  # fmt: skip
 """Settings that a compiled step depends on."""
-
-BEYOND = 2**30
-"""A position that is in no sequence, which question answering leaves out."""
 
 
 def loss_terms(head: str, config, outputs: Mapping, batch: Mapping, label_smoothing: float = 0.0) -> Terms:
@@ -248,12 +245,14 @@ class FitStep:
         """A batch, NumPy [B, ...] each, over the devices, with rows of no labels where B does not divide among them.
 
         Raises:
-            InputError: the model does not take it, or its labels are numbers and B does not divide.
+            InputError: the model does not take it; or B does not divide, and its labels are numbers or there are none.
         """
         batch = {name: np.asarray(value) for name, value in batch.items()}
         check_inputs(self._plan.model_config, self._plan.head, self._plan.inputs(batch))
         missing = -len(next(iter(batch.values()))) % self._rows
         if missing:
+            if not {"sample_weight", *self._plan.labels} & set(batch):
+                raise self._indivisible(batch, "no labels say which rows only fill it up")
             batch = {name: self._filled(name, value, missing) for name, value in batch.items()}
         return jax.device_put(batch, batch_sharding(self.mesh))
 
@@ -263,14 +262,17 @@ class FitStep:
             more = np.zeros_like(more)
         if name in self._plan.labels:
             if self._plan.loss is not None or (value.dtype.kind not in "iu" and value.ndim == 1):
-                raise InputError(
-                    f"a batch of {len(value)} rows does not divide among {self._rows} (devices times accumulation), and "
-                    f"rows of these {name} cannot be left out; make batches of a multiple of {self._rows}"
-                )
+                raise self._indivisible({name: value}, f"rows of these {name} cannot be left out")
             more = np.full_like(more, BEYOND if head == "question-answering" else IGNORED)
         if name == "attention_mask" and head == "replaced-token-detection":
             more = np.zeros_like(more)
         return np.concatenate([value, more])
+
+    def _indivisible(self, batch: Mapping[str, np.ndarray], why: str) -> InputError:
+        return InputError(
+            f"a batch of {len(next(iter(batch.values())))} rows does not divide among {self._rows} (devices times "
+            f"accumulation), and {why}; make batches of a multiple of {self._rows}"
+        )
 
     def __call__(self, state, batch, rate: float):
         """One step; the state that is handed in is given up. batch: from :meth:`put`."""

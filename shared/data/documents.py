@@ -247,8 +247,10 @@ def _licence(value: Any) -> str | None:
     return str(value) if value else None
 
 
-def dataset_rows(source: Any, kind: str, split: str, streaming: bool) -> tuple[Iterable, str]:
+def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> tuple[Iterable, str]:
     """The rows of a dataset that is in memory, was saved ("dataset"), or is on the Hub ("hub"), and what to call it.
+
+    Of split None, {split: rows} of a dataset that has splits.
 
     Raises:
         MissingExtraError: the datasets library is not here.
@@ -264,7 +266,7 @@ def dataset_rows(source: Any, kind: str, split: str, streaming: bool) -> tuple[I
         ) from error
     if kind == "dataset":
         loaded = datasets.load_from_disk(str(source))
-        if isinstance(loaded, datasets.DatasetDict):
+        if isinstance(loaded, datasets.DatasetDict) and split is not None:
             if split not in loaded:
                 raise InputError(f"{str(source)!r} has no split {split!r}; it has {', '.join(loaded)}")
             loaded = loaded[split]
@@ -276,5 +278,6 @@ def dataset_rows(source: Any, kind: str, split: str, streaming: bool) -> tuple[I
             name, configuration or None, split=split, revision=revision or None, streaming=streaming
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"the dataset {name!r} (split {split!r}) cannot be read from the Hub: {error}") from error
-    return loaded, f"{name}/{split}"
+        which = f" (split {split!r})" if split is not None else ""
+        raise InputError(f"the dataset {name!r}{which} cannot be read from the Hub: {error}") from error
+    return loaded, f"{name}/{split}" if split is not None else name

@@ -1,6 +1,7 @@
 """Batches of texts and labels: tokenised once, padded to a few lengths, in an order by seed and epoch."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,8 +78,8 @@ class LabelledBatches(LengthBatches):
             host_count: how many hosts there are.
 
         Raises:
-            InputError: there are no texts (or, with `drop_last`, not enough for a batch), a text gives no tokens, the
-                tokenizer has no token to pad with, or a number is out of range.
+            InputError: there are no texts (or, with `drop_last`, not enough for a batch), a text gives no tokens or is no
+                valid Unicode, the tokenizer has no token to pad with, or a number is out of range.
         """
         super().__init__(batch_size, seed, shuffle, drop_last, host_index, host_count)
         if isinstance(texts, str):
@@ -92,7 +93,7 @@ class LabelledBatches(LengthBatches):
         self.sample_weight = None if sample_weight is None else _weights(sample_weight, len(self.texts))
         self.max_length = max_length
         self.check_count()
-        cache = None if cache is None else Path(cache)
+        cache = None if cache is None else Path(os.path.expanduser(cache))
         self._inputs = [_Inputs("", tokenizer, self.texts, max_length, widths, cache)]
         if teacher_tokenizer is not None:
             self._inputs.append(_Inputs("teacher_", teacher_tokenizer, self.texts, max_length, widths, cache))
@@ -199,6 +200,12 @@ class _Inputs:
             parts = text if self.pair and isinstance(text, tuple) and len(text) == 2 else (text,)
             if not all(isinstance(part, str) for part in parts) or self.pair != (len(parts) == 2):
                 raise InputError(f"text {number} is {text!r}; give texts alone, or pairs of texts alone")
+            for part in parts:
+                if (half := _half_of_a_pair(part)) is not None:
+                    raise InputError(
+                        f"text {number} has half of a surrogate pair at character {half}, which is no valid Unicode; mend it, "
+                        "or leave it out"
+                    )
         return self.tokenizer(
             *(map(list, zip(*texts)) if self.pair else [list(texts)]),
             truncation=True,
@@ -216,6 +223,15 @@ class _Inputs:
             CACHE_VERSION, tokenizer_hash(tokenizer), probe, tokenizer.truncation_side, self.max_length, self.has_types
         ]  # fmt: skip
         return hash_of(settings, texts)
+
+
+def _half_of_a_pair(text: str) -> int | None:
+    """Where a text has half of a surrogate pair; None where it has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def _useful(lengths: np.ndarray, most: int) -> tuple[int, ...]:

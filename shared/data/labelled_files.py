@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def open_source(source: Any, config: str | None = None) -> Open:
         if isinstance(source, Mapping):
             return _by_split(source, "the rows")
         return _plain(source)
-    path = Path(source)
+    path = _path(source)
     name = str(source).removeprefix(documents.HUB_PREFIX)
     known = name.partition("@")[0].partition("#")[0] in HUB_NAMES or config is not None
     if str(source).startswith(documents.HUB_PREFIX) or (known and not path.exists()):
@@ -76,16 +77,21 @@ def open_source(source: Any, config: str | None = None) -> Open:
     return _files(path)
 
 
+def _path(source: str | Path) -> Path:
+    return Path(os.path.expanduser(source))
+
+
 def _no_config(config: str | None, source: str) -> None:
     if config is not None:
         raise InputError(f"config is {config!r}, and {source} is no dataset on the Hub; leave it out")
 
 
-def _plain(source: Iterable) -> Open:
+def _plain(source: Iterable, called: str | None = None) -> Open:
     def table(split, columns, problems) -> Table:
         if split not in (None, ALL):
-            raise InputError(f"split is {split!r}, and rows have none; leave it out, or choose the rows yourself")
-        name = str(getattr(source, "builder_name", None) or "rows")
+            have = "rows have" if called is None else f"{called!r} has"
+            raise InputError(f"split is {split!r}, and {have} none; leave it out, or choose the rows yourself")
+        name = called or str(getattr(source, "builder_name", None) or "rows")
         return Table(_numbered(source, name), name, _features(source))
 
     return table
@@ -97,7 +103,7 @@ def is_one_table(source: str | Path) -> bool:
     Raises:
         InputError: a folder has files of several kinds, or none.
     """
-    path = Path(source)
+    path = _path(source)
     if not path.exists():  # the Hub's
         return False
     if path.is_file():
@@ -155,6 +161,8 @@ def chosen_splits(split: str | None, found: list[str], source: str) -> list[str]
 def json_splits(file: Path) -> dict[str, list] | None:
     """The splits of a JSON file {split: rows}, read at once; None when it is none.
 
+    What is beside splits with usual names, such as a version or a description, is left out.
+
     Raises:
         InputError: the file cannot be read.
     """
@@ -164,12 +172,12 @@ def json_splits(file: Path) -> dict[str, list] | None:
         if first.lstrip(b" \t\xef\xbb\xbf")[:1] != b"{":
             return None
         # The rest of a file of an object a line is not looked at.
-        if first.rstrip().endswith(b"}") and not _has_splits(_parsed(first)) and next(lines, None) is not None:
+        if first.rstrip().endswith(b"}") and _splits_in(_parsed(first)) is None and next(lines, None) is not None:
             return None
-        splits = _parsed(b"".join([first, *document_files.lines_of(file)][1:]))
+        value = _parsed(b"".join([first, *document_files.lines_of(file)][1:]))
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{str(file)!r} cannot be read: {error or type(error).__name__}") from error
-    return splits if _has_splits(splits) else None
+    return _splits_in(value)
 
 
 def _parsed(data: bytes) -> Any:
@@ -179,15 +187,17 @@ def _parsed(data: bytes) -> Any:
         return None
 
 
-def _has_splits(value: Any) -> bool:
-    """Whether it is {split: [rows]}, each row a list or an object; not a row of its own."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(
-            isinstance(rows, list) and all(isinstance(row, (list, dict)) for row in rows) for rows in value.values()
-        )
-    )
+def _splits_in(value: Any) -> dict[str, list] | None:
+    """What of it is {split: [rows]}, each row a list or an object; None of a row of its own."""
+    lists = {name: each for name, each in value.items() if isinstance(each, list)} if isinstance(value, dict) else {}
+    splits = {name: rows for name, rows in lists.items() if all(isinstance(row, (list, dict)) for row in rows)}
+    if not splits or len(splits) == len(value):
+        return splits or None
+    # A row may have a list of objects too, such as its labels, but none that is called "train".
+    usual = {name for name in lists if name.removeprefix(OUT_OF_SCOPE) in SPLIT_NAMES}
+    if usual.isdisjoint(splits):
+        return None
+    return {name: rows for name, rows in lists.items() if name in splits or name in usual}
 
 
 def _hub(name: str, config: str | None) -> Open:
@@ -206,13 +216,17 @@ def _saved(path: Path) -> Open:
 
 def _datasets(source: Any, kind: str, called: str) -> Open:
     def table(split, columns, problems) -> Table:
-        if split is None and not (kind == "dataset" and not (source / "dataset_dict.json").is_file()):
+        if split is None and kind == "hub":
             raise InputError(f'{called!r} has several splits; name one, such as "train", "validation" or "test"')
+        part = split if kind == "hub" and any(sign in split for sign in "[+") else None  # "train[:10%]", "train+test"
         try:
-            rows, name = documents.dataset_rows(source, kind, SPLIT_NAMES.get(split, split) or "train", streaming=False)
+            # All splits are downloaded whichever is named, and mapped: what they are called is known for nothing.
+            rows, name = documents.dataset_rows(source, kind, part, streaming=False)
         except RuntimeError as error:  # a dataset that is a program, which no version of `datasets` from 4 on runs
             raise InputError(f"the dataset {called!r} cannot be read: {error}; give one that is files alone") from error
-        return Table(_numbered(rows, name), name, _features(rows))
+        if part is not None:
+            return _plain(rows, name)(None, columns, problems)
+        return (_by_split if isinstance(rows, Mapping) else _plain)(rows, called)(split, columns, problems)
 
     return table
 

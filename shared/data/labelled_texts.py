@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def read_labelled_texts(
         text_column: by default the first of TEXT_COLUMNS that is there. Two columns make pairs of texts.
         label_column: by default the first of LABEL_COLUMNS that is there. Its values are names, or numbers: classes of the
             dataset or of `label_names`, and their own names otherwise. An object with a name, as a label of GitHub's, is
-            that name. A list of labels makes the texts multi-label.
+            that name. A list of labels makes the texts multi-label; so do lists with a 0 or 1 for each class (one-hot), which
+            are known by one of them that has 0 or 1 twice, or, of two classes, is [1, 0].
         label_names: of the classes, in order. Read validation data with those of the training data, so that ids agree. By
             default those of the dataset, or else all that its train split has, sorted; of this split if there is none.
         label_separator: what is between the labels of a text, in one field: they are multi-label.
@@ -167,13 +168,16 @@ def read_labelled_texts(
     problems = document_files.Problems(report)
 
     table = open_split(split, columns, problems)
-    records = _records(table, columns, label_separator, problems)
+    records = list(_records(table, columns, label_separator, problems))
     names = names or _declared_names(table, columns)
-    if names is None:
-        records = list(records)
-        others = records if SPLIT_NAMES.get(split) == "train" else _train(open_split, columns, label_separator)
-        names = _found_names(others or records)
-    kept = list(_known(records, names, problems))
+    if _are_one_hot(records, names):
+        names = _names_of_flags(names, len(records[0].flags), table.name)
+        kept = [replace(each, labels=np.flatnonzero(each.flags).tolist()) for each in records]
+    else:
+        if names is None:
+            others = records if SPLIT_NAMES.get(split) == "train" else _train(open_split, columns, label_separator)
+            names = _found_names(others or records)
+        kept = list(_known(records, names, problems))
     if not kept:
         raise InputError(f"{_called(source, split)} is empty: no row of it has a text and a label")
     if len({isinstance(record.labels, list) for record in kept}) > 1:
@@ -215,18 +219,53 @@ def check_label_names(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Record:
-    """A row: its labels are a name, a number (of a class of `label_names`), or a list of such."""
+    """A row: its labels are a name, a number (of a class of `label_names`), or a list of such.
+
+    flags: the labels as they were, of a list of 0 and 1 alone, which may be one of each class; None of any other.
+    """
 
     place: str
     id: str
     text: Text
     labels: Any
+    flags: tuple[float, ...] | None = None
+
+
+def _plain_value(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+def _flags(value: Any) -> tuple[float, ...] | None:
+    """Labels that may have a 0 or 1 for each class, as they are; None of any others."""
+    value = _plain_value(value)
+    if not isinstance(value, (list, tuple)) or len(value) < 2:
+        return None
+    return tuple(value) if all(isinstance(each, (int, float)) and each in (0, 1) for each in value) else None
+
+
+def _are_one_hot(records: list[_Record], names: tuple[str, ...] | None) -> bool:
+    """Whether labels have a 0 or 1 for each class: all the same number of them, and one is no list of the numbers of classes,
+    which has each once, and of two classes is hardly [1, 0]."""
+    flags = [record.flags for record in records]
+    if not flags or None in flags or len(set(map(len, flags))) > 1:
+        return False
+    two = len(flags[0]) == len(names or flags[0]) == 2
+    return any(len(set(each)) < len(each) or (two and each == (1, 0)) for each in flags)
+
+
+def _names_of_flags(names: tuple[str, ...] | None, classes: int, called: str) -> tuple[str, ...]:
+    names = names or tuple(map(str, range(classes)))
+    if len(names) != classes:
+        raise InputError(
+            f"{called}: its labels are lists of {classes} values, 0 or 1, and there are {len(names)} label names "
+            f"({', '.join(names[:20])}{', ...' * (len(names) > 20)}); give label_names, one for each value"
+        )
+    return names
 
 
 def _labels(value: Any, names: tuple[str, ...] | None, separator: str | None) -> Any:
     """Labels as a _Record has them; ValueError when they are none."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
+    value = _plain_value(value)
     if separator is not None and not isinstance(value, (list, tuple)):
         value = [each for each in value.split(separator) if each.strip()] if isinstance(value, str) else [value]
     if isinstance(value, (list, tuple)):
@@ -270,7 +309,7 @@ def _records(
             except ValueError as error:
                 problems.note("no label", place, str(error))
             else:
-                yield _Record(place, name, found[0] if len(found) == 1 else tuple(found), labels)
+                yield _Record(place, name, found[0] if len(found) == 1 else tuple(found), labels, _flags(row[label]))
 
 
 def _found_names(records: Iterable[_Record]) -> tuple[str, ...]:
@@ -308,6 +347,15 @@ def _known(records: Iterable[_Record], names: tuple[str, ...], problems) -> Iter
             )
             continue
         found = [ids[label] for label in labels]
+        if len(set(found)) < len(found):
+            twice = next(label for number, label in enumerate(labels) if found[number] in found[:number])
+            problems.note(
+                "repeated label",
+                record.place,
+                f"its labels have {twice!r} twice; give the names or the numbers of its labels, each once, or a 0 or 1 for "
+                "each class in every row",
+            )
+            continue
         yield _Record(record.place, record.id, record.text, found if several else found[0])
 
 

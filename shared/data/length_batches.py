@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,10 @@ def kept_rows(
             raise InputError(f"{str(folder)!r} has not the ids of {count} {of_what}; remove it")
         return rows
 
-    try:
+    with suppress(InputError):  # what is wrong with what is made has nothing to do with what is not there
         return opened()
-    except InputError:
-        _write(folder, names, make())
-        return opened()
+    _write(folder, names, make())
+    return opened()
 
 
 def _write(folder: Path, names: Sequence[str], rows: Sequence[TokenRows]) -> None:

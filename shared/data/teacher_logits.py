@@ -25,8 +25,9 @@ def in_order(batches, forward: Callable[[Mapping[str, np.ndarray]], np.ndarray])
         forward: a batch -> an array with a row for each of its rows.
 
     Raises:
-        InputError: the batches have no order, leave texts out, or rows of the results differ in shape.
+        InputError: the batches have no order, leave texts out or are a host's share, or rows of the results differ in shape.
     """
+    _check_whole(batches)
     if not hasattr(batches, "order"):
         raise InputError(
             f"these batches, a {type(batches).__name__}, do not tell which text each row is; give LabelledBatches, or "
@@ -58,10 +59,11 @@ class TeacherLogits:
         teacher: the teacher's TransformerConfig, which names its labels; None where it is not known.
 
     Raises:
-        InputError: there are not as many of them as texts.
+        InputError: there are not as many of them as texts, or the batches leave texts out, or are a host's share.
     """
 
     def __init__(self, batches, logits: np.ndarray, teacher: TransformerConfig | None = None):
+        _check_whole(batches)
         count = int(batches.order(0).max(initial=-1)) + 1
         if len(logits) != count:
             raise InputError(f"there are logits of {len(logits)} texts, and {count} texts; give those of these texts")
@@ -79,6 +81,17 @@ class TeacherLogits:
         """Yields an epoch's batches; rows that only fill one up have the first text's logits."""
         for rows, batch in zip(self.order(number)[first:], self.batches.epoch(number, first), strict=True):
             yield {**batch, NAME: np.asarray(self.logits[np.maximum(rows, 0)], np.float32)}
+
+
+def _check_whole(batches) -> None:
+    """Raises InputError where batches leave texts out, or have only some of each batch's rows."""
+    if getattr(batches, "drop_last", False):
+        raise InputError("the batches leave texts out (drop_last); make them without, so that each text has a result")
+    host, hosts = getattr(batches, "hosts", (0, 1))
+    if hosts > 1:
+        raise InputError(
+            f"the batches are the share of host {host} of {hosts}; make them with host_count=1, so that each text has a result"
+        )
 
 
 def ordered_for(batches, student: TransformerConfig):

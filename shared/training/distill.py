@@ -149,6 +149,7 @@ def prepare(settings: DistillSettings) -> _Prepared:
     else:
         own = open_checkpoint(settings.student)
         tokenizer = own.tokenizer()
+        labelled_run.check_labels(settings.student, names)
         names = labelled_run.own_labels(settings.student, names) or names
         ids = {str(number): name for number, name in enumerate(names)}
         config = own.transformer_config(

@@ -85,6 +85,7 @@ def prepare(settings: FinetuneSettings) -> tuple[LabelledData, Any]:
     own = labelled_run.own_labels(settings.model, tuple(texts[0].label_names))
     if own is not None:
         texts = tuple(None if each is None else labelled_run.with_label_names(each, own) for each in texts)
+    labelled_run.check_labels(settings.model, tuple(texts[0].label_names))
     return labelled_run.batched(settings, texts, tokenizer, checkpoint.transformer_config()), tokenizer
 
 

@@ -13,7 +13,7 @@ EPOCH = "epoch"
 
 CURVE = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
-    "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay",
+    "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay", "best_metric", "greater_is_better",
 )  # fmt: skip
 """Settings that a run is resumed with unchanged; the others may change on the way."""
 

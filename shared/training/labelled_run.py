@@ -4,7 +4,6 @@ import hashlib
 import json
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,7 +124,12 @@ class LabelledData:
         """
         if self.validation is None:
             return None
-        predict = partial(package.predict, as_teacher=True) if as_teacher else package.predict
+
+        def of_teacher(model, batches) -> np.ndarray:
+            labels = model.config.label2id  # its own order may be another than the data's, which is the student's
+            return package.predict(model, batches, as_teacher=True)[:, [labels[name] for name in self.label_names]]
+
+        predict = of_teacher if as_teacher else package.predict
         return ClassificationScorer(self.validation, predict, out_of_scope=self.out_of_scope)
 
 
@@ -261,16 +265,7 @@ def load_classifier(package, name: str, label_names: tuple[str, ...], multi_labe
         InputError: the checkpoint tells as many other labels apart, so that its head would be taken for these.
         CheckpointError: it cannot be read.
     """
-    checkpoint = open_checkpoint(name)
-    stored = checkpoint.transformer_config().labels
-    unnamed = stored == tuple(f"LABEL_{i}" for i in range(len(stored)))
-    trained = checkpoint.head == "sequence-classification"
-    if trained and len(stored) == len(label_names) and stored != tuple(label_names) and not unnamed:
-        other = next(name for name in label_names if name not in stored)
-        raise InputError(
-            f"{name!r} is fine-tuned for as many labels as the data has, but for others ({stored[0]!r}, ..., not {other!r}); "
-            "start from the checkpoint that it was made of, or give data with its labels"
-        )
+    check_labels(name, label_names)
     options = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -289,6 +284,20 @@ def load_classifier(package, name: str, label_names: tuple[str, ...], multi_labe
         else:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     return model, is_new
+
+
+def check_labels(name: str, label_names: tuple[str, ...]) -> None:
+    """Raises InputError for a checkpoint with a trained head for as many other labels, so that it would be taken for these."""
+    checkpoint = open_checkpoint(name)
+    stored = checkpoint.transformer_config().labels
+    unnamed = stored == tuple(f"LABEL_{i}" for i in range(len(stored)))
+    trained = checkpoint.head == "sequence-classification"
+    other = next((label for label in label_names if label not in stored), None)
+    if trained and len(stored) == len(label_names) and other is not None and not unnamed:
+        raise InputError(
+            f"{name!r} is fine-tuned for as many labels as the data has, but for others ({stored[0]!r}, ..., not {other!r}); "
+            "start from the checkpoint that it was made of, or give data with its labels"
+        )
 
 
 def own_labels(name: str, data_labels: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -15,7 +15,9 @@ from shared.errors import InputError
 from shared.files import locked_folder, write_text
 from shared.frameworks import PACKAGES
 from shared.settings_file import as_table, read_toml, write_toml
+from shared.training.best import Best
 from shared.training.classified import ClassificationScorer
+from shared.training.fit_loop import evaluates, total_steps, try_out
 from shared.training.labelled_run import LabelledData, LabelledRunSettings
 from shared.training.metrics_file import EVALUATION, FILE, read_metrics
 
@@ -31,8 +33,9 @@ def check_output(settings: LabelledRunSettings, framework: str) -> None:
         framework: "tf" or "jax": that this run is in.
     """
     folder = settings.folder
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output {str(folder)!r} is a file; give a folder")
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise InputError(f"output {str(folder)!r}: {str(there)!r} is a file; give a folder")
     file = folder / SETTINGS_FILE
     if not file.is_file():
         found = [name for name in OTHERS if (folder / name).exists()]
@@ -85,13 +88,22 @@ def evaluations(folder: Path) -> list[dict[str, float]]:
 
 
 def planned(settings: LabelledRunSettings, data: LabelledData, parameters: int) -> dict[str, Any]:
-    """What a run would do."""
-    batches = len(data.batches)
+    """What a run would do.
+
+    Raises:
+        InputError: its settings and its validation do not go together, which fit would find.
+    """
+    batches, fit, scorer = len(data.batches), settings.fit, None
+    if data.validation is not None:
+        scorer = ClassificationScorer(data.validation, predict=None, out_of_scope=data.out_of_scope)
+    steps = total_steps(data.batches, fit, data.validation, scorer)
+    if evaluates(fit, data.validation, scorer):
+        try_out(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=True)
     return {
         "data": data.describe(),
         "parameters": parameters,
         "batches_an_epoch": batches,
-        "steps": settings.fit.steps or settings.fit.epochs * batches,
+        "steps": steps,
         "out_of_scope": data.out_of_scope,
         "settings": as_table(settings),
     }

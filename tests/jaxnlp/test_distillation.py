@@ -192,6 +192,9 @@ def test_what_does_not_go_together_is_refused(models):
         distill(student, None, Sentences(), FitConfig(epochs=1), mesh=one_device())
     with pytest.raises(InputError, match="label"):
         distill(model(BERT | {"num_labels": 4}, 1), teacher, Sentences(), mesh=one_device())
+    pieces = DistillStep(student, teacher, FitConfig(accumulation=2), Distillation(alpha=0.0), one_device())
+    with pytest.raises(InputError, match=r"3 rows does not divide among 2 .*no labels say which rows only fill it up"):
+        pieces.put({"input_ids": np.ones((3, 4), np.int32)})
 
 
 def test_weights_of_rows_are_respected_without_a_teacher(first_batch):

@@ -89,6 +89,13 @@ def test_what_does_not_go_together_is_refused(models):
 
     with pytest.raises(InputError, match=r"drop_last"):
         jaxnlp.predict(made[jaxnlp], LeftOut())
+    for name, value, message in (("drop_last", True, "drop_last"), ("hosts", (1, 2), "the share of host 1 of 2")):
+        some = Texts()
+        setattr(some, name, value)  # as LabelledBatches have it
+        with pytest.raises(InputError, match=message):
+            jaxnlp.predict(made[jaxnlp], some)
+        with pytest.raises(InputError, match=message):
+            TeacherLogits(some, np.zeros((5, 2), np.float32))
     with pytest.raises(InputError, match="do not tell which text each row is"):
         tfnlp.predict(made[tfnlp], list(Texts().epoch(0)))
     with pytest.raises(InputError, match="logits of 4 texts, and 5 texts"):

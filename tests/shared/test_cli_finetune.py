@@ -82,6 +82,7 @@ def test_the_same_settings_go_on(settings):
         ({"batch_size": 4}, "another batch_size"),
         ({"fit.learning_rate": 1e-3}, "another fit.learning_rate"),
         ({"limit": 8}, "another limit"),
+        ({"fit.best_metric": "loss"}, "another fit.best_metric"),  # the best so far is a value of the other
     ],
 )
 def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
@@ -253,6 +254,25 @@ def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_pat
     (tmp_path / "train.csv").write_text("text,label\nhello,\n")
     status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
     assert status == 2 and "mend it, or leave it out" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch', and the evaluation gives loss, accuracy"),
+        ({"validation_split": "", "fit.patience": 2}, "patience is 2 and nothing is evaluated"),
+        ({"output": "DATA/run"}, "queries.json' is a file; give a folder"),
+        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for others"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
+    other = checkpoint(tmp_path / "other", labels=("a", "b", "c", "d"))
+    change = {name: value.replace("OTHER", str(other)) if name == "model" else value for name, value in change.items()}
+    change = {
+        name: value.replace("DATA", settings.data) if name == "output" else value for name, value in change.items()
+    }
+    with pytest.raises(InputError, match=message):
+        training.plan(replaced(settings, change), "jax")
 
 
 def test_dry_run_says_what_would_be_done(run, settings):

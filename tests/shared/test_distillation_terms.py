@@ -11,6 +11,7 @@ from shared.architectures import config_from_hf
 from shared.distillation import Attentions, Distillation, HiddenStates, init_projections
 from shared.distillation_terms import distillation_terms
 from shared.errors import InputError
+from shared.inputs import BEYOND, IGNORED
 
 ROWS, LENGTH, WORDS, LABELS, WIDTH = 3, 5, 11, 4, 8
 BERT = {
@@ -125,8 +126,10 @@ def test_of_an_encoder_decoder_the_targets_count():
     assert found["logits_kl"][:2] == reference.kl_divergence_sum(mine, others, 2.0, TOKENS != -100)
 
 
-def test_spans_are_the_mean_of_start_and_end_and_padding_is_no_answer():
-    names, inputs = ("start_logits", "end_logits"), {"attention_mask": MASK, "start_positions": TEXTS}
+@pytest.mark.parametrize("filling", [IGNORED, BEYOND])
+def test_spans_are_the_mean_of_start_and_end_and_padding_is_no_answer(filling):
+    positions = np.where(TEXTS == IGNORED, filling, TEXTS)
+    names, inputs = ("start_logits", "end_logits"), {"attention_mask": MASK, "start_positions": positions}
     inputs["end_positions"] = inputs["start_positions"]
     found, mine, others = terms("question-answering", Distillation(), (ROWS, LENGTH), inputs, names)
     assert list(found) == ["start_logits_kl", "end_logits_kl"]

@@ -204,6 +204,23 @@ def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(tmp_path, monkeypa
     assert not list((tmp_path / "ids").glob(".*"))
 
 
+def test_a_cache_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    LabelledBatches(["now"], BERT, 1, max_length=8, cache="~/ids")
+    assert [path.name for path in tmp_path.iterdir()] == ["ids"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_half_of_a_surrogate_pair(tmp_path, cached):
+    for given in (["now", "a\ud800"], [("now", "now"), ("now", "a\ud800")]):
+        with pytest.raises(
+            InputError, match=r"text 1 has half of a surrogate pair at character 1, .*leave it out"
+        ) as error:
+            LabelledBatches(given, BERT, 2, max_length=8, cache=tmp_path if cached else None)
+        assert error.value.__context__ is None, "and nothing of what was not in the cache"
+
+
 def test_what_cannot_be_batched():
     no_pad = tokenizer()
     no_pad.pad_token = None

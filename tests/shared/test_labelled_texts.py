@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shared.data.cleaning_report import CleaningReport
+from shared.data.labelled_files import is_one_table
 from shared.data.labelled_texts import LabelledTexts, read_labelled_texts
 from shared.errors import InputError
 
@@ -113,7 +114,7 @@ def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
 
     def load_dataset(*names, **options):
         asked.append((names, options))
-        return table
+        return table if options["split"] else datasets.DatasetDict(train=table, validation=table)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     table.to_parquet(tmp_path / "train.parquet")
@@ -127,10 +128,12 @@ def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
         assert several.labels.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]], "none is a label of none, not a mistake"
     other = read_labelled_texts(table, label_names=["balance", "greeting", "oos"])
     assert named(other) == named(read), "by name, whatever the order"
-    options = {"split": "validation", "revision": None, "streaming": False}
+    options = {"split": None, "revision": None, "streaming": False}
     assert asked[0] == (("clinc/clinc_oos", "plus"), options)
     read_labelled_texts("clinc/clinc_oos", "train", config="small")
-    assert asked[-1] == (("clinc/clinc_oos", "small"), options | {"split": "train"})
+    assert asked[-1] == (("clinc/clinc_oos", "small"), options)
+    read_labelled_texts("clinc/clinc_oos", "train[:10%]")
+    assert asked[-1] == (("clinc/clinc_oos", "plus"), options | {"split": "train[:10%]"})
     read_labelled_texts("some/intents", "train", config="de")
     read_labelled_texts("hub://some/intents@main#de", "train")
     assert [names for names, _ in asked[-2:]] == [("some/intents", "de")] * 2 and asked[-1][1]["revision"] == "main"
@@ -141,6 +144,62 @@ def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
     bad = table.add_item({"text": "x", "intent": -1, "topics": []})
     with pytest.raises(InputError, match=r"no label: its label is -1, and the dataset has the classes 0 to 3"):
         read_labelled_texts(bad)
+
+
+@pytest.mark.parametrize("kind", ["saved", "hub", "dict"])
+@pytest.mark.parametrize("called", ["val", "dev"])
+def test_a_dataset_s_own_names_of_splits(tmp_path, monkeypatch, kind, called):
+    import datasets
+
+    splits = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(ROWS), called: datasets.Dataset.from_list(ROWS[1:])}
+    )
+    splits.save_to_disk(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, split, **options: splits[split] if split else splits)
+    source = {"saved": tmp_path, "hub": "hub://some/intents", "dict": splits}[kind]
+    for split in (called, "validation", "valid"):
+        assert read_labelled_texts(source, split).texts == ["so bad", "boo"]
+    assert len(read_labelled_texts(source, "all")) == 5
+    with pytest.raises(InputError, match=rf"no split 'test'; it has 'train', '{called}'"):
+        read_labelled_texts(source, "test")
+    splits["validation"] = datasets.Dataset.from_list(ROWS[:1])
+    splits.save_to_disk(tmp_path / "more")
+    source = tmp_path / "more" if kind == "saved" else source
+    assert read_labelled_texts(source, called).texts == ["so bad", "boo"], "an exact name first"
+    assert read_labelled_texts(source, "validation").texts == ["so good"]
+
+
+def test_a_saved_table_has_no_splits(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    assert len(read_labelled_texts(tmp_path)) == len(read_labelled_texts(tmp_path, "all")) == 3
+    for split in ("train", "validation", "foo"):
+        with pytest.raises(InputError, match=rf"split is '{split}', and '{tmp_path}' has none; leave it out"):
+            read_labelled_texts(tmp_path, split)
+
+
+def test_what_is_beside_the_splits_of_a_json_file_is_left_out(tmp_path):
+    beside = {"version": 2, "about": "x", "licence": None, "info": {"by": "us"}, "classes": ["anger", "joy"]}
+    file = write(tmp_path / "a.json", {"train": ROWS, **beside, "dev": ROWS[1:], "test": ["so good"]})
+    assert is_one_table(file) is False and len(read_labelled_texts(file, "validation")) == 2
+    with pytest.raises(InputError, match=r"no split 'version'; it has 'train', 'dev', 'test'"):
+        read_labelled_texts(file, "version")
+    with pytest.raises(InputError, match=r"test:0: corrupt row: it is a str"):
+        read_labelled_texts(file, "test")
+    row = {"text": "so good", "version": 2, "labels": [{"name": "joy"}]}
+    for rows in ([row], [row, row]):
+        assert len(read_labelled_texts(write(tmp_path / "rows.json", rows, lines=True))) == len(rows), (
+            "rows of their own"
+        )
+
+
+def test_a_source_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "train.jsonl", ROWS, lines=True)
+    assert len(read_labelled_texts("~/train.jsonl")) == 3 and is_one_table("~/train.jsonl")
+    with pytest.raises(InputError, match=r"no file or folder '~/no'"):
+        read_labelled_texts("~/no")
 
 
 @pytest.mark.parametrize(
@@ -163,10 +222,50 @@ def test_labels_of_every_kind(labels, given, names, ids):
     assert read.label_names == names and read.labels.tolist() == ids
 
 
+@pytest.mark.parametrize("kind", [int, float, bool, np.array])
+def test_labels_with_a_0_or_1_for_each_class(kind):
+    rows = [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
+    given = [kind(row) if kind is np.array else list(map(kind, row)) for row in rows]
+    data = [{"text": "a", "label": row} for row in given]
+    for names in (None, ("a", "b", "c")):
+        read = read_labelled_texts(data, label_names=names)
+        assert read.labels.dtype == np.float32 and read.labels.tolist() == rows
+        assert read.label_names == (names or ("0", "1", "2"))
+    with pytest.raises(
+        InputError, match=r"lists of 3 values, 0 or 1, and there are 2 label names \(a, b\); give label_na"
+    ):
+        read_labelled_texts(data, label_names=["a", "b"])
+    with pytest.raises(
+        InputError, match=r"rows:0: repeated label: .* twice; give the names or the numbers .*each once"
+    ):
+        read_labelled_texts([*data, {"text": "a", "label": given[0][:2]}])
+
+
+def test_labels_with_a_0_or_1_for_each_class_of_the_dataset():
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.List(datasets.ClassLabel(names=["x", "y", "z"]))}
+    )
+    table = datasets.Dataset.from_list([{"text": "a", "label": [0, 1, 1]}], features=features)
+    assert named(read_labelled_texts(table)) == [("a", ["y", "z"])]
+    several = datasets.Dataset.from_list(
+        [{"text": "a", "label": [0, 1]}, {"text": "b", "label": [1, 0]}], features=features
+    )
+    assert named(read_labelled_texts(several)) == [("a", ["x", "y"]), ("b", ["x", "y"])], (
+        "each once: numbers of classes"
+    )
+    assert named(read_labelled_texts([{"text": "a", "label": [0, 1]}, {"text": "b", "label": [1, 0]}])) == [
+        ("a", ["1"]), ("b", ["0"]),
+    ]  # fmt: skip
+
+
 def test_several_labels_in_one_field(tmp_path):
     rows = [{"text": "a", "label": "4, 27"}, {"text": "b", "label": "4"}, {"text": "c", "label": ""}]
     read = read_labelled_texts(write_csv(tmp_path / "a.tsv", rows), label_separator=",")
     assert read.label_names == ("4", "27") and read.labels.tolist() == [[1, 1], [1, 0], [0, 0]]
+    with pytest.raises(InputError, match=r"rows:0: repeated label: its labels have 'a' twice"):
+        read_labelled_texts([{"text": "a", "label": "a, b, a"}], label_separator=",")
     with pytest.raises(InputError, match=r"rows:1: its label is no list, and others are"):
         read_labelled_texts([{"text": "a", "label": ["x"]}, {"text": "a", "label": "x"}])
 

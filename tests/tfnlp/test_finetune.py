@@ -281,6 +281,17 @@ def test_half_precision_by_keras_policy(policy):
     assert all(values.dtype == np.float32 for values in weights(model).values())
 
 
+def test_rows_without_several_labels_count_for_no_loss_of_keras():
+    model, one = model_of(problem_type="multi_label_classification"), BATCHES[0]
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True), metrics=["binary_accuracy"])
+    labels = np.eye(3, dtype=np.float32)[one["labels"]]
+    real = model.evaluate({"input_ids": one["input_ids"][:5]}, labels[:5], verbose=0, return_dict=True)
+    labels[5:] = -100
+    filled = model.evaluate({"input_ids": one["input_ids"]}, labels, verbose=0, return_dict=True)
+    assert filled["binary_accuracy"] == pytest.approx(real["binary_accuracy"])
+    assert filled["loss"] == pytest.approx(real["loss"], rel=1e-5)
+
+
 def test_weights_inside_the_batch_are_weights():
     model, one = model_of(), BATCHES[0]
     given = np.arange(8, dtype=np.float32)
