@@ -122,7 +122,19 @@ class BenchmarkRecord:
         Raises:
             InputError: a key that is missing or unknown, or a value of the wrong kind.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"{values!r} is no record, which is a table of what was measured; measure it again")
         record = build(cls, values, "a benchmark's record")
+        on = record.machine
+        numbers = {f"scores.{name}": score for name, score in record.scores.items()}
+        numbers |= {f"machine.{key}": on[key] for key in ("cores", "load") if on.get(key) is not None}
+        wrong = [(path, value, "a number") for path, value in numbers.items() if type(value) not in (int, float)]
+        tables = {key: on[key] for key in ("versions", "environment") if key in on}
+        wrong += [(f"machine.{key}", each, "a table") for key, each in tables.items() if not isinstance(each, Mapping)]
+        for path, value, kind in wrong:
+            raise InputError(
+                f"{path} is {value!r} in the record of {record.name!r}; it must be {kind}, so measure it again"
+            )
         samples = record.latency.samples
         if samples is not None and len(samples) != record.latency.queries * record.latency.repeats:
             raise InputError(
@@ -178,7 +190,7 @@ def read_records(file: str | os.PathLike) -> list[BenchmarkRecord]:
         raise InputError(f'{str(file)!r} is no benchmark\'s run file: its "format" is not {FORMAT!r}')
     try:
         records = [BenchmarkRecord.from_dict(each) for each in content["records"]]
-    except (InputError, AttributeError) as error:
+    except InputError as error:
         raise InputError(f"{str(file)!r}: {error}") from error
     if not records:
         raise InputError(f"{str(file)!r} has no record; measure a model into it with --output")

@@ -1,6 +1,7 @@
 """`duonlp benchmark`: accuracy, latency, size and memory of classifiers in a run file, a picture, and two runs compared."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,7 +138,7 @@ def benchmark(
 
 
 def measure(settings: BenchmarkSettings) -> tuple[list, list]:
-    """Measures the models, in turns, and writes what was asked for.
+    """Measures the models, in turns, and writes what was asked for; memory last, when everything else is written.
 
     Returns:
         their records, and all records that the run file has now.
@@ -148,12 +149,11 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
         MissingExtraError: a library is not installed.
     """
     from shared.benchmark import PerformanceBenchmark, benchmark_together
-    from shared.benchmark_memory import memory_alone
     from shared.benchmark_record import check_run_file, write_records
     from shared.benchmark_report import plot_records
     from shared.checkpoint import open_checkpoint
     from shared.cli_common import load_package
-    from shared.pictures import check_picture_file
+    from shared.pictures import check_picture_file, require_matplotlib
     from shared.settings_file import as_table
 
     models = model_names(settings.models)
@@ -161,6 +161,7 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
         check_run_file(Path(settings.output))
     if settings.plot:
         check_picture_file(Path(settings.plot))
+        require_matplotlib("records are drawn")
     texts = read_texts(settings)
     PerformanceBenchmark(str, texts, "check", **_options(settings))  # what is wrong is wrong before a model is loaded
     package, framework = load_package(settings.framework)
@@ -175,27 +176,32 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
                 pipeline, texts, name, folder=folder, framework=framework, model=model, **_options(settings)
             )
         )
-    records = benchmark_together(benchmarks)
+    table = as_table(settings)
+    # What this process holds is every model's; a child answers with one alone, when nothing is timed any more.
+    records = [replace(record, memory=None, settings=table) for record in benchmark_together(benchmarks)]
+    shown = write_records(settings.output, records) if settings.output else records
     if settings.memory:
         print("measuring memory, in a process of each model's own", file=sys.stderr)
-        # What this process holds is every model's; a child answers with one alone, when nothing is timed any more.
         records = [
-            replace(
-                record,
-                memory=memory_alone(
-                    framework, each.folder, each.queries, batch_size=settings.batch_size, options=options
-                ),
-            )
-            for each, record in zip(benchmarks, records, strict=True)
-        ]  # fmt: skip
-    else:
-        records = [replace(record, memory=None) for record in records]
-    table = as_table(settings)
-    records = [replace(record, settings=table) for record in records]
-    shown = write_records(settings.output, records) if settings.output else records
+            replace(record, memory=_memory(each, options)) for each, record in zip(benchmarks, records, strict=True)
+        ]
+        shown = write_records(settings.output, records) if settings.output else records
     if settings.plot:
         plot_records(shown, settings.plot, reference=shown[0].name if len(shown) > 1 else None)
     return records, shown
+
+
+def _memory(benchmark, options: dict[str, Any]):
+    """Memory of a process for one model; None, with a warning, where that fails: the other figures are good without it."""
+    from shared.benchmark_memory import memory_alone
+
+    try:
+        return memory_alone(
+            benchmark.framework, benchmark.folder, benchmark.queries, batch_size=benchmark.batch_size, options=options
+        )
+    except InputError as error:
+        warnings.warn(f"{benchmark.name} is recorded without its memory: {error}", stacklevel=2)
+        return None
 
 
 def _options(settings: BenchmarkSettings) -> dict[str, Any]:

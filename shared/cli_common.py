@@ -40,9 +40,9 @@ SettingsOption = Annotated[
 
 def choice(what: str, value: str, allowed: Iterable[str]) -> str:
     """`value` if it is allowed; else an InputError that names the nearest."""
-    if value in allowed:
+    if isinstance(value, str) and value in allowed:  # a TOML file has any kind
         return value
-    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(value, allowed)}")
+    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
 
 
 @contextlib.contextmanager

@@ -105,7 +105,9 @@ def show(report: Mapping[str, Any], out: TextIO) -> None:
     console.print(f"{report['finished']} trials: {states}", highlight=False)
     if report["best"]:
         parameters = list(report["best"][0]["parameters"])
-        table = Table("trial", *names, *parameters, box=None, pad_edge=False, header_style="bold")
+        last = [name.rpartition(".")[2] for name in parameters]  # enough to tell a setting by, as in [search]
+        headers = [short if last.count(short) == 1 else name for short, name in zip(last, parameters, strict=True)]
+        table = Table("trial", *names, *headers, box=None, pad_edge=False, header_style="bold")
         for trial in report["best"]:
             cells = [trial["results"][name] for name in names] + [trial["parameters"][name] for name in parameters]
             table.add_row(str(trial["number"]), *(shown(cell) for cell in cells))

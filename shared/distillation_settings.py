@@ -5,7 +5,7 @@ loss on the labels and the KL is between softmaxes of logits / T (Hinton et al. 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -114,11 +114,14 @@ class Relations:
         if self.layers is None:
             raise InputError("a relations loss needs its layers; give pairs such as [[-1, -1]], the last of both")
         object.__setattr__(self, "layers", _pairs(self.layers, self.loss))
-        of = (self.of,) if isinstance(self.of, str) else tuple(self.of)
-        if not of or len(set(of)) < len(of):
-            raise InputError(f"of is {list(of)} in a relations loss; give some of query, key, value, each once")
+        of = (self.of,) if isinstance(self.of, str) else self.of
+        of = tuple(of) if isinstance(of, Iterable) else ()
         for each in of:
             _check_choice("of in a relations loss", each, ("query", "key", "value"))
+        if not of or len(set(of)) < len(of):
+            raise InputError(
+                f"of is {list(of) or self.of!r} in a relations loss; give some of query, key, value, each once"
+            )
         object.__setattr__(self, "of", of)
 
     def pairs(self, student_layers: int, teacher_layers: int) -> Pairs:
@@ -154,12 +157,16 @@ class Distillation:
             raise InputError(f"temperature is {self.temperature!r}; it must be above 0 (1 to 4 is usual)")
         if self.positions is not None:
             _check_choice("positions", self.positions, POSITIONS)
-        losses = (self.losses,) if isinstance(self.losses, (*LOSSES.values(), Mapping)) else tuple(self.losses)
+        losses = (self.losses,) if isinstance(self.losses, (*LOSSES.values(), Mapping)) else self.losses
+        if isinstance(losses, str) or not isinstance(losses, Iterable):
+            raise InputError(f"losses is {losses!r}; give a list of tables, each with its `loss`")
         losses = tuple(_loss(each) if isinstance(each, Mapping) else each for each in losses)
         for each in losses:
             if not isinstance(each, tuple(LOSSES.values())):
                 raise InputError(f"{each!r} is no loss; give {', '.join(cls.__name__ for cls in LOSSES.values())}")
         object.__setattr__(self, "losses", losses)
+        for name in ("alpha", "temperature"):  # 2 is the same setting as 2.0, and written down as such
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -171,8 +178,6 @@ class Distillation:
             InputError: a key that is no setting, with the nearest that is one; a value that is out of range.
         """
         _check_keys(settings, cls, "distillation")
-        if isinstance(settings.get("losses", ()), str):
-            raise InputError(f"losses is {settings['losses']!r}; give a list of tables, each with its `loss`")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,6 +245,7 @@ def _check_choice(what: str, value: Any, allowed) -> None:
 def _check_weight(loss) -> None:
     if not _is_number(loss.weight) or not 0 <= loss.weight < math.inf:
         raise InputError(f"weight of the {loss.loss} loss is {loss.weight!r}; it must be 0 or more")
+    object.__setattr__(loss, "weight", float(loss.weight))
 
 
 def _is_number(value: Any) -> bool:

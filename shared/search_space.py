@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -99,7 +99,12 @@ class Choices:
     choices: tuple[Any, ...]
 
     def __post_init__(self):
-        labels = [self.label(choice) for choice in self.choices]
+        try:
+            labels = [self.label(choice) for choice in self.choices]
+        except TypeError:  # what JSON has not, such as TOML's dates
+            raise InputError(
+                f"{self.name}: choices are {list(self.choices)}; give texts, numbers, booleans, or lists and tables of them"
+            ) from None
         if len(labels) < 2 or len(set(map(str, labels))) < len(labels):
             raise InputError(
                 f"{self.name}: choices are {list(self.choices)}; give at least two, each once (a value that is fixed is a "
@@ -137,7 +142,7 @@ class Choices:
 Space = dict[str, Range | Choices]
 
 
-def read_space(table: Mapping[str, Any], real: Sequence[str] = ()) -> Space:
+def read_space(table: Mapping[str, Any], real: Sequence[str] = (), whole: Sequence[str] = ()) -> Space:
     """A space from a table such as that of TOML: {"alpha": {"low": 0.0, "high": 1.0}, "num_layers": {"choices": [2, 3]}}.
 
     A name with dots may be written as tables in tables, as TOML makes of ``fit.learning_rate = ...``.
@@ -145,9 +150,11 @@ def read_space(table: Mapping[str, Any], real: Sequence[str] = ()) -> Space:
     Args:
         table: ranges {"low", "high", and "log" or "step"} and choices {"choices"} by name; Range and Choices are taken, too.
         real: names whose ranges are of real numbers even where their ends were written as whole ones.
+        whole: names whose ranges are of whole numbers even where they were written as 1.0.
 
     Raises:
-        InputError: nothing to search, something that is neither a range nor choices, or a range without numbers in it.
+        InputError: nothing to search, something that is neither a range nor choices, a range without numbers in it, or one
+            with 1.5 in it by a name of `whole`.
     """
     space: Space = {}
 
@@ -166,8 +173,17 @@ def read_space(table: Mapping[str, Any], real: Sequence[str] = ()) -> Space:
             if len({"low", "high"} & set(value)) < 2:
                 raise InputError(f"{name} has {', '.join(value)}; a range has low and high")
             found = Range(name, **value)
-            if name in real and found.whole:
-                found = Range(name, **{**value, "low": float(found.low), "high": float(found.high)})
+            numbers = {key: each for key, each in value.items() if key != "log" and each is not None}
+            if name in real:
+                found = replace(found, **{key: float(each) for key, each in numbers.items()})
+            elif name in whole:
+                for key, each in numbers.items():
+                    if int(each) != each:
+                        raise InputError(
+                            f"{name}: {key} is {each}, and the setting is a whole number; give whole low, high and step, such "
+                            "as { low = 2, high = 8, step = 2 }"
+                        )
+                found = replace(found, **{key: int(each) for key, each in numbers.items()})
             space[name] = found
         elif all(isinstance(inner, (Mapping, Range, Choices)) for inner in value.values()):
             for key, inner in value.items():

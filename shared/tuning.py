@@ -37,10 +37,8 @@ from shared.tuning_study import (
     quiet_optuna,
     records,
     require_optuna,
+    trial_folder,
 )  # fmt: skip
-
-TRIALS = "trials"
-"""The folder of the trials' own folders, trials/0007 and so on."""
 
 STARTUP_TRIALS = 10
 """Trials with random settings before the estimator has enough to go by (Optuna's own number)."""
@@ -248,11 +246,6 @@ def _trial(study, storage, objective, space, objectives, folder, seed, prune, do
         trial.set_user_attr(key, value)
     study.tell(trial, values, state=state)
     return next(record for record in reversed(records(study, space)) if record.number == trial.number)
-
-
-def trial_folder(folder: Path, number: int) -> Path:
-    """The folder of a trial in that of the search."""
-    return folder / TRIALS / f"{number:04d}"
 
 
 def _values(results: Mapping[str, Any], objectives: Sequence[Objective]) -> list[float]:

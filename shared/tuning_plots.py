@@ -110,8 +110,8 @@ def plot_slices(trials: Sequence[TrialRecord], objectives: Sequence[Objective], 
                     axes.set_xlim(-0.5, len(labels) - 0.5)
                 elif searched.log:
                     axes.set_xscale("log")
-                    axes.xaxis.set_major_locator(FixedLocator(ticks(searched.low, searched.high, most=5)))
-                    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                    axes.xaxis.set_major_locator(FixedLocator(ticks(searched.low, searched.high, most=4)))
+                    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
                     axes.xaxis.set_minor_locator(NullLocator())
                     axes.set_xlim(searched.low / 1.2, searched.high * 1.2)
                 elif searched.whole:
@@ -169,6 +169,12 @@ def named(objective: str) -> str:
 def _figure(file: str | Path, width: float, height: float):
     check_picture_file(Path(file))
     return picture(Path(file), width, height)
+
+
+def _short(value: float) -> str:
+    """5e-4 for what would take the room of two marks, written out."""
+    digits, power = f"{value:.2e}".split("e")
+    return f"{value:g}" if value >= 0.001 else f"{float(digits):g}e{int(power)}"
 
 
 def _label(axes, across: str, upward: str) -> None:

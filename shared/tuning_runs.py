@@ -22,8 +22,8 @@ from shared.nearest import nearest
 from shared.search_space import Space, read_objectives, read_space
 from shared.settings_file import as_table, build, set_path, to_toml
 from shared.training.run_folder import BEST, OTHERS, SETTINGS_FILE, framework_of
-from shared.tuning import TRIALS, Interrupted, Report, TuningResult, trial_folder, tune
-from shared.tuning_study import TrialRecord
+from shared.tuning import Interrupted, Report, TuningResult, tune
+from shared.tuning_study import TRIALS, TrialRecord, trial_folder
 
 RUNS = {"distill": "DistillSettings", "finetune": "FinetuneSettings"}
 """Kinds of runs, and their settings in shared.training."""
@@ -98,7 +98,9 @@ class RunSearch:
         self.objectives = read_objectives(options.objective)
         self.table = _copied({**table, "output": str(self.folder / "again")})
         metrics = [each for each in self.objectives if each.name not in MEASURED]
-        if metrics and "best_metric" not in self.table.get("fit", {}):  # what the search wants of a trial's best model
+        fit = self.table.get("fit", {})  # of another kind than a table: build says so
+        # what the search wants of a trial's best model
+        if metrics and isinstance(fit, Mapping) and "best_metric" not in fit:
             set_path(self.table, "fit.best_metric", metrics[0].name)
             set_path(self.table, "fit.greater_is_better", metrics[0].greater)
         self.space = self._space(search)
@@ -116,7 +118,7 @@ class RunSearch:
             )
 
     def _space(self, search: Mapping[str, Any]) -> Space:
-        known, real = paths(self.cls)
+        known, real, whole = paths(self.cls)
         space: Space = {}
         for name, each in read_space(search).items():
             path = full_path(name, known)
@@ -127,7 +129,7 @@ class RunSearch:
             if path in space:
                 raise InputError(f"search has {path!r} twice; leave one out")
             set_path(self.table, path, None)  # one value is no more the run's
-            space |= read_space({path: each.to_dict()}, real)
+            space |= read_space({path: each.to_dict()}, real, whole)
         return space
 
     def settings(self, parameters: Mapping[str, Any]):
@@ -275,7 +277,10 @@ def measured_latency(package, settings, model: Path, options: TuneSettings) -> d
     _, texts = read_texts(settings)
     # Labels are of no interest here, and of multi-label texts the benchmark takes none.
     texts = replace(texts, labels=np.zeros(len(texts.texts), np.int32))
-    pipeline = package.pipeline("text-classification", str(model), dtype=settings.dtype, progress=False)
+    pipeline = package.pipeline(  # which cuts texts as the run did
+        "text-classification", str(model), dtype=settings.dtype, progress=False,
+        truncation=True, max_length=settings.max_length,
+    )  # fmt: skip
     benchmark = PerformanceBenchmark(
         pipeline, texts, model.parent.name, queries=options.queries, repeats=options.repeats, batch_size=None
     )  # fmt: skip
@@ -307,9 +312,9 @@ def free_memory() -> None:
         sys.modules["keras"].backend.clear_session()
 
 
-def paths(cls, prefix: str = "") -> tuple[list[str], list[str]]:
-    """(the paths of all settings of a dataclass, those of them that are real numbers)."""
-    hints, known, real = get_type_hints(cls), [], []
+def paths(cls, prefix: str = "") -> tuple[list[str], list[str], list[str]]:
+    """(the paths of all settings of a dataclass, those of them that are real numbers, those that are whole ones)."""
+    hints, known, real, whole = get_type_hints(cls), [], [], []
     for each in fields(cls):
         if not each.init:
             continue
@@ -317,12 +322,14 @@ def paths(cls, prefix: str = "") -> tuple[list[str], list[str]]:
         inner = next((kind for kind in kinds if is_dataclass(kind)), None)
         if inner is not None and hints[each.name] is inner:
             found = paths(inner, f"{prefix}{each.name}.")
-            known, real = known + found[0], real + found[1]
+            known, real, whole = known + found[0], real + found[1], whole + found[2]
             continue
         known.append(prefix + each.name)
         if float in kinds and int not in kinds:
             real.append(prefix + each.name)
-    return known, real
+        if set(kinds) - {type(None)} == {int}:
+            whole.append(prefix + each.name)
+    return known, real, whole
 
 
 def full_path(name: str, known: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import shutil
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from typing import Any
 
 from shared.errors import InputError, MissingExtraError
 from shared.search_space import Objective, Space
+
+TRIALS = "trials"
+"""The folder of the trials' own folders, trials/0007 and so on."""
 
 STUDY_FILE = "study.db"
 STUDY_NAME = "duonlp"
@@ -83,6 +87,8 @@ def quiet_optuna() -> Iterator[None]:
 def open_study(folder: Path, space: Space, objectives: Sequence[Objective], seed: int, settings: Mapping[str, Any]):
     """The study of a folder, new or gone on with, as (study, its storage); lets go of the file at the end.
 
+    Another search of which no trial has finished makes room for this one: that is how a mistake in it is mended.
+
     Raises:
         InputError: it is of another search (what differs is named), or the file is no study.
     """
@@ -104,11 +110,13 @@ def open_study(folder: Path, space: Space, objectives: Sequence[Objective], seed
             # by a connection of ours, for a path in a URL may hold no ? or #
             engine = {"creator": lambda: _connect(file)}
             storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=engine)
-            study = optuna.create_study(
-                storage=storage, study_name=STUDY_NAME, load_if_exists=True,
-                directions=[each.direction for each in objectives],
-            )  # fmt: skip
+            study = _create(storage, objectives)
             stored = study.user_attrs.get(DESCRIPTION)
+            if stored is not None and _differences(stored, description) and not finished(study, {}):
+                for trial in study.get_trials(deepcopy=False):  # numbers begin anew, too
+                    shutil.rmtree(trial_folder(folder, trial.number), ignore_errors=True)
+                optuna.delete_study(study_name=STUDY_NAME, storage=storage)
+                study, stored = _create(storage, objectives), None
             if stored is None and not study.get_trials(deepcopy=False):
                 study.set_metric_names([each.name for each in objectives])
                 study.set_user_attr(DESCRIPTION, description)
@@ -131,6 +139,19 @@ def open_study(folder: Path, space: Space, objectives: Sequence[Objective], seed
         if storage is not None:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def _create(storage, objectives: Sequence[Objective]):
+    """The study in a storage, made if there is none."""
+    return require_optuna().create_study(
+        storage=storage, study_name=STUDY_NAME, load_if_exists=True,
+        directions=[each.direction for each in objectives],
+    )  # fmt: skip
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """The folder of a trial in that of the search."""
+    return folder / TRIALS / f"{number:04d}"
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -209,14 +230,14 @@ def _jsonable(value: Any) -> Any:
 
 
 def _differences(stored: Any, now: Any, path: str = "") -> list[str]:
-    """What differs between two descriptions, in words."""
+    """What differs between two descriptions, in words; 1 is neither 1.0, of which another range is made, nor true."""
     if isinstance(stored, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*stored, *now]))
         return [
             each
             for key in keys
-            if stored.get(key) != now.get(key)
             for each in _differences(stored.get(key), now.get(key), f"{path}.{key}" if path else key)
         ]
     shown = ["nothing" if value is None else json.dumps(value) for value in (stored, now)]
-    return [] if stored == now else [f"{path} was {shown[0]}, now {shown[1]}"]
+    same = json.dumps(stored, sort_keys=True) == json.dumps(now, sort_keys=True)
+    return [] if same else [f"{path} was {shown[0]}, now {shown[1]}"]

@@ -35,9 +35,11 @@ def compiled(model):
         key = kinds, tuple(flags.items()), small
         if key not in functions:
             spec = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in kinds}
-            functions[key] = tf.function(
+            function = tf.function(
                 lambda given: model(given, training=False, **flags), [spec], autograph=False, jit_compile=small
             )
+            # called itself, which spares finding out each time which of a function's traces is meant
+            functions[key] = function.get_concrete_function()
         outputs = functions[key]({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 

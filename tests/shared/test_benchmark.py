@@ -3,7 +3,10 @@
 import importlib.util
 import json
 import mmap
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from shared.benchmark_timing import PASSES, rotated
 from shared.data.labelled_texts import LabelledTexts
 from shared.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("greet", "pay", "oos")
 WORDS = ["hello", "hi there", "pay the bill", "send money now", "what is love", "sing"]
 LABELS = [0, 0, 1, 1, 2, 2]
@@ -292,7 +296,7 @@ def test_a_run_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         ('{"format": "duonlp benchmark 1", "records": []}', "no record"),
         ('{"format": "duonlp benchmark 1", "records": [{"name": "m"}]}', "lacks run"),
         ('{"format": "duonlp benchmark 1", "records": [{"nam": "m"}]}', "did you mean 'name'"),
-        ('{"format": "duonlp benchmark 1", "records": [3]}', "run.json"),
+        ('{"format": "duonlp benchmark 1", "records": [5]}', "run.json.*5 is no record"),
     ],
 )  # fmt: skip
 def test_files_that_are_none(tmp_path, content, part):
@@ -302,6 +306,20 @@ def test_files_that_are_none(tmp_path, content, part):
     with pytest.raises(InputError):
         write_records(tmp_path / "run.json", [benchmark().run()])
     assert (tmp_path / "run.json").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"scores": {"accuracy": "x"}}, "scores.accuracy is 'x' in the record of 'm'; it must be a number"),
+        ({"machine": {"versions": None}}, "machine.versions is None"),
+        ({"machine": {"cores": 2, "load": "high"}}, "machine.load is 'high'"),
+    ],
+)
+def test_values_of_the_wrong_kind(change, part):
+    record = replace(benchmark().run(), name="m").to_dict()
+    with pytest.raises(InputError, match=part):
+        BenchmarkRecord.from_dict(record | change)
 
 
 @given(st.lists(st.booleans(), max_size=40))
@@ -460,6 +478,9 @@ def test_memory_of_a_process_of_its_own(monkeypatch):
     assert found is None or (found["before"] == 7 and found["alone"] and found["peak"] > 7)
     with pytest.raises(InputError, match="--no-memory"):
         benchmark_memory.memory_alone("torch", "m", ["a"])
+    orphan = "import time; from shared.benchmark_memory import end_with; end_with(-1); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", orphan], cwd=ROOT, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_data_has_a_name():

@@ -79,8 +79,13 @@ def package(monkeypatch):
 
     def memory_alone(framework, model, texts, **more):
         alone.append((framework, model.name, len(texts), more))
+        if made.fails:
+            assert [each.memory for each in read_records(made.fails)] == [None, None]  # nothing measured is lost
+            if model.name == "b":
+                raise InputError("the process was killed")
         return Memory(3000, 1000, True)
 
+    made.fails = None
     monkeypatch.setattr(benchmark_memory, "memory_alone", memory_alone)
     return made
 
@@ -108,6 +113,14 @@ def test_models_are_measured_into_a_file(run, package, models, data, tmp_path): 
     again = read_records(tmp_path / "run.json")
     assert status == 0 and [each.name for each in again] == ["a", "b"] and again[0] == a, err
     assert again[1].scores["accuracy"] == 1 and again[1].memory is None and len(package.alone) == 2
+
+
+def test_memory_that_cannot_be_measured(run, package, models, data, tmp_path):  # noqa: F811
+    package.fails = tmp_path / "run.json"
+    with pytest.warns(UserWarning, match="b is recorded without its memory: the process was killed"):
+        status, _, err = measured(run, models, data, tmp_path)
+    a, b = read_records(package.fails)
+    assert status == 0 and a.memory.peak == 3000 and b.memory is None and a.run == b.run, err
 
 
 def test_json_and_a_toml_file(run, package, models, data, tmp_path):  # noqa: F811
@@ -153,6 +166,13 @@ def test_a_slower_run_fails(run, package, models, data, tmp_path):  # noqa: F811
     assert run("benchmark", "--compare", before, after, "--fail-if-slower", "1.6")[0] == 0
     status, out, err = run("benchmark", "--compare", before, after, "--fail-if-slower", "1.1")
     assert status == 1 and "1.500" in err and "p50 latency" in out
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_first(run, package, models, data, tmp_path, monkeypatch):  # noqa: F811
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
+    status, _, err = measured(run, models, data, tmp_path, "--plot", tmp_path / "p.png")
+    assert status == 2 and "duonlp[bench]" in err and package.asked == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")

@@ -64,8 +64,9 @@ def test_a_student_that_is_a_checkpoint(settings, tmp_path):
 
 def test_a_fine_tuned_student_keeps_its_order_of_labels(settings, tmp_path):
     student = checkpoint(tmp_path / "small", labels=LABELS, num_hidden_layers=1)
-    distill(Package(), replaced(settings, {"layers": None, "student": str(student)}), console=False)
+    report = distill(Package(), replaced(settings, {"layers": None, "student": str(student)}), console=False)
     assert tuple(stored_config(settings)["id2label"].values()) == LABELS
+    assert report["teacher"]["metrics"]["accuracy"] == pytest.approx(4 / 8)  # whose labels are in another order
 
 
 def test_another_tokenizer_reads_its_own_inputs(settings, tmp_path):
@@ -105,6 +106,10 @@ def refused(settings, change, message, kind=InputError):
         ({"distillation.alpha": 1.0}, "nothing is learnt from the teacher"),
         ({"distillation.temprature": 2}, "did you mean 'temperature'"),
         ({"distillation.losses": [{"loss": "hidden"}]}, "did you mean 'hidden_states'"),
+        ({"distillation.losses": 3}, "losses is 3; give a list of tables"),
+        ({"distillation.losses": None}, "losses is None; give a list of tables"),
+        ({"distillation.losses": [{"loss": "relations", "of": 3}]}, "of is 3 in a relations loss; give some of query"),
+        ({"distillation.losses": [{"loss": "relations", "of": [["key"]]}]}, r"of in a relations loss is \['key'\]"),
         ({"distillation.losses": [{"loss": "attentions", "layers": [[5, 0]]}]}, "the student has no layer 5"),
     ],
 )

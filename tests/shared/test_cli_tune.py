@@ -123,18 +123,21 @@ def test_accuracy_and_latency(table, tmp_path):
     assert kept == [f"{best.number:04d}"]
 
 
-def test_a_latency_that_is_measured(table, tmp_path):
+@pytest.mark.parametrize("max_length", [None, 5])
+def test_a_latency_that_is_measured(table, tmp_path, max_length):
+    table["max_length"] = max_length
     package, options = Tuned(), TuneSettings(trials=1, objective=("latency",), queries=3, repeats=2)
     result = tune_runs(package, table, SEARCH, tmp_path, options, console=False)
     assert 0 < result.best[0].results["latency"] <= result.best[0].results["latency_p95"]
     asked = [each for each in package.calls if each[0] == "pipeline"]
-    assert asked == [("pipeline", "text-classification", {"dtype": "float32", "progress": False})]
+    cut = {"truncation": True, "max_length": max_length}  # a text may be longer than the model reads
+    assert asked == [("pipeline", "text-classification", {"dtype": "float32", "progress": False, **cut})]
 
 
 def test_a_search_over_fine_tunings(base, tmp_path):
     teacher, data = base
     table = {"model": str(teacher), "data": str(data), "batch_size": 8}
-    search = {"epochs": {"low": 1, "high": 3}, "fit": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}}
+    search = {"epochs": {"low": 1.0, "high": 3.0}, "fit": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}}
     options = TuneSettings(trials=4, keep_all=True, objective=("maximize:in_scope_accuracy",), prune=False)
     result = tune_runs(Package(), table, search, tmp_path, options, console=False)
     found = build(FinetuneSettings, tomllib.loads((tmp_path / "best.toml").read_text()))
@@ -166,6 +169,12 @@ def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
         ({}, {"alpha": SEARCH["alpha"]}, "no student given"),
         ({"validation_split": ""}, SEARCH, "nothing is validated"),
         ({"fit": {"evaluate_every": 0}}, SEARCH, "nothing is validated"),
+        ({"fit": 3}, SEARCH, "fit is 3; it must be a table"),
+        (
+            {},
+            {**SEARCH, "epochs": {"low": 1.0, "high": 3.5}},
+            "fit.epochs: high is 3.5, and the setting is a whole number",
+        ),
         ({"batchsize": 8}, SEARCH, "'batchsize' is no setting of duonlp distill"),
     ],
 )
@@ -201,7 +210,8 @@ def test_settings_of_a_search():
     ):
         with pytest.raises(InputError, match=said):
             TuneSettings(**options)
-    known, real = paths(DistillSettings)
+    known, real, whole = paths(DistillSettings)
+    assert {"layers", "fit.epochs", "fit.steps"} <= set(whole) and not {"fit.save_every", "tensorboard"} & set(whole)
     assert {"layers", "fit.epochs", "distillation.alpha"} <= set(known) and "distillation.temperature" in real
     assert full_path("learning_rate", known) == "fit.learning_rate" and full_path("seed", known) == "seed"
 
@@ -231,4 +241,5 @@ def test_mistakes_at_the_command_line(run, table, tmp_path):
     refused("trails' is no setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *there)
     refused("^tune: trials is 0", good, *there, "--trials", 0)
     refused("framework 'jaxx' is not one of", good, *there, "--framework", "jaxx")
+    refused("framework 5 is not one of", "", *there, "--option", "framework=5")
     assert not (tmp_path / "search").exists()

@@ -1,6 +1,7 @@
 """The search: what it looks through, how it goes on after a kill, what is pruned, the front, and what it writes."""
 
 import csv
+import datetime
 import importlib.util
 import json
 import math
@@ -71,6 +72,8 @@ def test_a_space_is_read_from_toml():
     assert list(space) == ["alpha", "temperature", "fit.learning_rate", "fit.epochs", "num_layers", "layers"]
     assert [space[name].size for name in space] == [11, math.inf, math.inf, 4, 2, 2]
     assert not space["temperature"].whole and read_space(table)["temperature"].whole
+    (epochs,) = read_space({"epochs": {"low": 1.0, "high": 9.0, "step": 2}}, whole=("epochs",)).values()
+    assert epochs.whole and json.dumps(epochs.to_dict()) == '{"low": 1, "high": 9, "step": 2}'
     assert read_space({name: each.to_dict() for name, each in space.items()}) == space
     stored = [each.distribution() for each in space.values()]
     assert [type(each).__name__ for each in stored[2:]] == [
@@ -103,13 +106,16 @@ def test_a_space_is_read_from_toml():
         ({"layers": {"choices": [2]}}, "layers: choices are \\[2\\]; give at least two"),
         ({"layers": {"choices": [2, 2]}}, "each once"),
         ({"layers": {"choices": 3}}, "choices is 3; it must be a list"),
+        ({"day": {"choices": [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)]}}, "day: .*; give texts, numbers"),
+        ({"epochs": {"low": 1.0, "high": 3.5}}, "epochs: high is 3.5, and the setting is a whole number"),
+        ({"epochs": {"low": 1, "high": 3, "step": 0.5}}, "epochs: step is 0.5, and the setting is a whole number"),
         ({"layers": {"choices": [2, 3], "low": 2}}, "layers has 'low', beside choices"),
         ({"fit": {"epochs": 3, "seed": 1}}, "fit has epochs, seed, which is neither a range nor choices"),
     ],
 )
 def test_a_space_that_makes_no_sense(table, said):
     with pytest.raises(InputError, match=said):
-        read_space(table)
+        read_space(table, whole=("epochs",))
 
 
 def test_objectives_and_their_directions():
@@ -343,11 +349,27 @@ def test_an_error_that_every_trial_would_have_ends_it(tmp_path):
     assert len(search(tmp_path / "bug").trials) == 6
 
 
+def search_until_an_error(folder, **options):
+    def objective(parameters, report):
+        assert not list(report.folder.iterdir())
+        (report.folder / "half.bin").touch()
+        return quick(parameters, report)
+
+    with pytest.raises(InputError) as error:
+        search(folder, objective, **options)
+    return str(error.value)
+
+
 def test_another_search_is_not_gone_on_with(tmp_path):
+    wrong = search_until_an_error(tmp_path, objectives="acuracy", settings={"teacher": "a", "fit": {"epochs": 9}})
+    assert "the results have no acuracy" in wrong  # of which no trial has finished: the next takes its place
     search(tmp_path, trials=1, settings={"teacher": "a", "fit": {"epochs": 4}})
     same = {"trials": 1, "settings": {"teacher": "a", "fit": {"epochs": 4}}}
+    whole = {**SPACE, "alpha": {"low": 0, "high": 1}}
     wider = {**SPACE, "alpha": {"low": 0.0, "high": 2.0}}
     for options, said in (
+        ({"space": whole}, "search.alpha.low was 0.0, now 0; search.alpha.high was 1.0, now 1"),
+        ({"settings": {"teacher": "a", "fit": {"epochs": True}}}, "settings.fit.epochs was 4, now true"),
         ({"space": wider}, "search.alpha.high was 1.0, now 2.0"),
         ({"space": {"alpha": SPACE["alpha"]}}, "search.fit.learning_rate was .*, now nothing"),
         ({"objectives": "latency"}, "objectives was"),
@@ -360,7 +382,8 @@ def test_another_search_is_not_gone_on_with(tmp_path):
     ):
         with pytest.raises(InputError, match=said):
             search(tmp_path, **{**same, **options})
-    assert len(search(tmp_path, **{**same, "trials": 2}).trials) == 2
+    result = search(tmp_path, **{**same, "trials": 2})
+    assert [trial.number for trial in result.trials] == [0, 1] and not list((tmp_path / "trials" / "0000").iterdir())
 
 
 def test_a_file_that_is_no_study(tmp_path):
