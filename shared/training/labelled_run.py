@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shared.checkpoint import open_checkpoint
-from shared.dtypes import check_dtype
+from shared.dtypes import TRAINED_IN, check_dtype
 from shared.errors import CheckpointError, InputError
 from shared.frameworks import PACKAGES
 from shared.nearest import nearest
@@ -83,7 +83,7 @@ class LabelledRunSettings:
             raise InputError(
                 f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
             )
-        check_dtype(self.dtype)
+        check_dtype(self.dtype, allowed=TRAINED_IN)
 
     @property
     def folder(self) -> Path:
