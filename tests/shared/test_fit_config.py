@@ -17,9 +17,11 @@ from shared.training.metrics_log import MetricsLog
 def test_settings_go_through_json_and_unknown_ones_are_refused():
     config = FitConfig(epochs=2, clip_norm=None, evaluate_every=100, best_metric="rougeL")
     assert FitConfig.of(json.loads(json.dumps(config.to_dict()))) == config
-    config.check_resumable(FitConfig(epochs=2, clip_norm=None, log_every=3).to_dict())
+    config.check_resumable(FitConfig(epochs=2, clip_norm=None, best_metric="rougeL", log_every=3).to_dict())
     with pytest.raises(InputError, match=r"clip_norm=1.0 \(now None\)"):
-        config.check_resumable(FitConfig(epochs=2).to_dict())
+        config.check_resumable(FitConfig(epochs=2, best_metric="rougeL").to_dict())
+    with pytest.raises(InputError, match=r"best_metric='loss' \(now 'rougeL'\)"):
+        config.check_resumable(FitConfig(epochs=2, clip_norm=None).to_dict())
     with pytest.raises(InputError, match="'lerning_rate' is no setting of fit"):
         FitConfig.of({"lerning_rate": 1})
 
