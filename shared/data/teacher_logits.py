@@ -16,6 +16,8 @@ from shared.errors import InputError
 NAME = "teacher_logits"
 """What the batches have them as."""
 
+LEFT_OUT = "the batches leave texts out (drop_last); make them without, so that each text has a result"
+
 
 def in_order(batches, forward: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> np.ndarray:
     """Results of the first epoch's batches, put into the order of the texts: [n, ...].
@@ -46,7 +48,7 @@ def in_order(batches, forward: Callable[[Mapping[str, np.ndarray]], np.ndarray])
             )
         results[rows[real]] = found[real]
     if results is None or len(np.unique(order[order >= 0])) != count:
-        raise InputError("the batches leave texts out (drop_last); make them without, so that each text has a result")
+        raise InputError(LEFT_OUT)
     return results
 
 
@@ -86,7 +88,7 @@ class TeacherLogits:
 def _check_whole(batches) -> None:
     """Raises InputError where batches leave texts out, or have only some of each batch's rows."""
     if getattr(batches, "drop_last", False):
-        raise InputError("the batches leave texts out (drop_last); make them without, so that each text has a result")
+        raise InputError(LEFT_OUT)
     host, hosts = getattr(batches, "hosts", (0, 1))
     if hosts > 1:
         raise InputError(

@@ -261,11 +261,12 @@ def fingerprint(*several) -> str:
 def load_classifier(package, name: str, label_names: tuple[str, ...], multi_label: bool, dtype: str, seed: int):
     """(a model with a head for these labels, whether that head is new): one that the checkpoint has for them goes on.
 
+    Args:
+        label_names: in its own order, where it is fine-tuned for them; see :func:`check_labels` and :func:`own_labels`.
+
     Raises:
-        InputError: the checkpoint tells as many other labels apart, so that its head would be taken for these.
         CheckpointError: it cannot be read.
     """
-    check_labels(name, label_names)
     options = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
