@@ -20,17 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.baselines import lead, tldr
-from shared.data.pair_collator import PairCollator
-from shared.data.pairs import PairBatches
-from shared.data.summaries import Pair
-from shared.metrics.compare import compare
-from shared.metrics.rouge import Rouge
-from shared.pictures import save_picture
-from shared.tokenizers.train import train_tokenizer
-from shared.training.fit_config import FitConfig
-from shared.training.generated import GenerationScorer
-from shared.training.metrics_file import FILE, STEP, from_line
+from duonlp.data.pairs.batches import PairBatches
+from duonlp.data.pairs.collator import PairCollator
+from duonlp.data.pairs.summaries import Pair
+from duonlp.evaluation.baselines import lead, tldr
+from duonlp.metrics.comparison import compare
+from duonlp.metrics.rouge import Rouge
+from duonlp.tokenizers.train import train_tokenizer
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.generated import GenerationScorer
+from duonlp.training.log.metrics_file import FILE, STEP, from_line
+from duonlp.util.pictures import save_picture
 
 SOURCE, TARGET, VOCABULARY = 160, 32, 1500
 MODEL = {

@@ -11,13 +11,13 @@ import time
 
 import numpy as np
 
-from shared.data.batches import Batches
-from shared.data.blocks import open_blocks, write_blocks
-from shared.data.cleaning_report import CleaningReport
-from shared.data.corpus import STANDARD_LIBRARY_SKIPS, standard_library_folder
-from shared.data.documents import read_documents
-from shared.data.objectives import objective
-from shared.tokenizers.train import train_tokenizer
+from duonlp.data.blocks.batches import Batches
+from duonlp.data.blocks.reader import open_blocks, write_blocks
+from duonlp.data.cleaning.report import CleaningReport
+from duonlp.data.objectives.language_modelling import objective
+from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS, standard_library_folder
+from duonlp.data.reading.documents import read_documents
+from duonlp.tokenizers.train import train_tokenizer
 
 
 def timed(call, times: int = 1) -> tuple[float, float]:

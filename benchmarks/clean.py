@@ -12,9 +12,9 @@ import time
 
 from rich.console import Console
 
-from shared.data.cleaning import clean
-from shared.data.cleaning_report import CleaningReport
-from shared.data.documents import read_documents
+from duonlp.data.cleaning.cleaner import clean
+from duonlp.data.cleaning.report import CleaningReport
+from duonlp.data.reading.documents import read_documents
 
 
 def main(options: list[str] | None = None) -> None:

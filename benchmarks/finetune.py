@@ -113,13 +113,13 @@ def _transformers_torch(setting, dtype, inputs, labels):
 
 
 def _jaxnlp(setting, dtype, inputs, labels):
-    from shared.frameworks import keep_heap
+    from duonlp.util.frameworks import keep_heap
 
     keep_heap()  # as fit does
     import jaxnlp
+    from duonlp.training.fit_config import FitConfig
     from jaxnlp.training.fit_step import FitStep
     from jaxnlp.training.mesh import make_mesh
-    from shared.training.fit_config import FitConfig
 
     model = jaxnlp.AutoModelForSequenceClassification.from_pretrained(setting["folder"], dtype=dtype)
     config = FitConfig(weight_decay=WEIGHT_DECAY, beta1=BETA1, beta2=BETA2, clip_norm=CLIP_NORM)
@@ -136,7 +136,7 @@ def _jaxnlp(setting, dtype, inputs, labels):
 
 
 def _tfnlp(setting, dtype, inputs, labels, jit_compile="auto"):
-    from shared.frameworks import keep_heap
+    from duonlp.util.frameworks import keep_heap
 
     keep_heap()  # as fit does
     import tfnlp

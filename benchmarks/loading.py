@@ -62,9 +62,9 @@ def main(arguments=None) -> None:
 def _random(folder: Path) -> Path:
     import numpy as np
 
-    from shared.architectures import config_from_hf
-    from shared.parameters import initial_value, parameters
-    from shared.save import save_checkpoint
+    from duonlp.architectures import config_from_hf
+    from duonlp.checkpoints.save import save_checkpoint
+    from duonlp.parameters import initial_value, parameters
 
     cfg = config_from_hf({"model_type": "bert"})
     spec = parameters(cfg, "base")

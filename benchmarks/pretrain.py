@@ -62,9 +62,9 @@ def _transformers_torch(ids, dtype):
 
 def _jaxnlp(ids, dtype):
     import jaxnlp
+    from duonlp.training.config import PretrainingConfig
     from jaxnlp.training.model import reader
     from jaxnlp.training.step import make_step
-    from shared.training.config import PretrainingConfig
 
     model = jaxnlp.AutoModelForCausalLM.from_config(GPT2)
     config = PretrainingConfig(
@@ -84,7 +84,7 @@ def _jaxnlp(ids, dtype):
 
 
 def _tfnlp(ids, dtype):
-    from shared.frameworks import keep_heap
+    from duonlp.util.frameworks import keep_heap
 
     keep_heap()
     import tensorflow as tf

@@ -1,6 +1,6 @@
 """NLP models for Flax NNX on JAX. The same names as tfnlp, over the same checkpoints."""
 
-from shared.errors import MissingExtraError
+from duonlp.errors import MissingExtraError
 
 try:
     import flax  # noqa: F401

@@ -1,8 +1,8 @@
 """The familiar names. One class a head serves every family, so most of these are the classes of heads.py."""
 
+from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.pretrained import pretraining_head, resolve_config
 from jaxnlp import heads
-from shared.checkpoint import open_checkpoint
-from shared.pretrained import pretraining_head, resolve_config
 
 AutoModel = heads.Model
 AutoModelForMaskedLM = heads.ModelForMaskedLM
@@ -16,7 +16,7 @@ AutoModelForNextSentencePrediction = heads.ModelForNextSentencePrediction
 
 
 class AutoModelForPreTraining:
-    """The head a family was pretrained with (shared.pretrained.pretraining_head)."""
+    """The head a family was pretrained with (duonlp.checkpoints.pretrained.pretraining_head)."""
 
     @classmethod
     def class_for(cls, model_type: str):

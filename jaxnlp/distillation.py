@@ -11,23 +11,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from duonlp import architectures
+from duonlp.config import TransformerConfig
+from duonlp.distillation.pair import check_pair, init_projections
+from duonlp.distillation.settings import Distillation
+from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
+from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.errors import InputError
+from duonlp.inputs import TEACHER, check_inputs, model_inputs
+from duonlp.seq2seq import shift_right
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.generated import one_pass
+from duonlp.training.result import FitResult
 from jaxnlp import distillation_losses, ops
 from jaxnlp.pretrained import merge, split
 from jaxnlp.training.fit import train
 from jaxnlp.training.fit_step import FitStep, NamedTerms, Plan, loss_terms
 from jaxnlp.training.mesh import make_mesh
-from shared import architectures
-from shared.config import TransformerConfig
-from shared.data.teacher_logits import NAME as TEACHER_LOGITS
-from shared.data.teacher_logits import ordered_for
-from shared.distillation import check_pair, init_projections
-from shared.distillation_settings import Distillation
-from shared.errors import InputError
-from shared.inputs import TEACHER, check_inputs, model_inputs
-from shared.seq2seq import shift_right
-from shared.training.fit_config import FitConfig
-from shared.training.generated import one_pass
-from shared.training.result import FitResult
 
 PROJECTIONS = "projections"
 """Where, among the trained parameters, those are that are not the student's."""
@@ -41,7 +41,7 @@ class DistillPlan(Plan):
     """All that a step of distillation depends on but arrays; hashable, a static argument of jit.
 
     teacher_graphdef, teacher_config, teacher_head: None without a teacher, whose logits are in the batches.
-    label_order: where the student's labels are among the teacher's (shared.distillation.check_pair).
+    label_order: where the student's labels are among the teacher's (duonlp.distillation.pair.check_pair).
     """
 
     distillation: Distillation = field(default_factory=Distillation)
@@ -119,7 +119,7 @@ def distill_plan(
     Args:
         student, teacher: models of this package of the same head; neither is changed.
         mesh: with one, gradients are kept where the parameters live.
-        student_tokenizer, teacher_tokenizer, own_inputs: as shared.distillation.check_pair has them.
+        student_tokenizer, teacher_tokenizer, own_inputs: as duonlp.distillation.pair.check_pair has them.
 
     Raises:
         InputError: the two do not go together, or there is no teacher and something inside it is to be compared.

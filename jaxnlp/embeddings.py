@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from duonlp.config import AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.positions import fixed_table, relative_bucket_table
 from jaxnlp.layers import Linear, dropout, make_norm
-from shared.config import AttentionConfig, EmbeddingConfig, NormConfig
-from shared.positions import fixed_table, relative_bucket_table
 
 
 class Embeddings(nnx.Module):

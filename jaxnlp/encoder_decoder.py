@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
+from duonlp.seq2seq import decoder_input_ids
 from jaxnlp import ops
 from jaxnlp.transformer import attention_bias
-from shared.seq2seq import decoder_input_ids
 
 
 class EncoderDecoder:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from duonlp.config import LMHeadConfig, PoolingConfig
 from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout, matmul_transposed
-from shared.config import LMHeadConfig, PoolingConfig
 
 
 class Pooler(nnx.Module):

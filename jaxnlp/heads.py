@@ -3,6 +3,11 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from duonlp.checkpoints.pretrained import own_generation_config
+from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
+from duonlp.inputs import check_inputs
+from duonlp.parameters import pooling_of
 from jaxnlp import losses
 from jaxnlp.embeddings import Embeddings
 from jaxnlp.encoder_decoder import EncoderDecoder
@@ -11,11 +16,6 @@ from jaxnlp.head_layers import Discriminator, LMHead, Pooler
 from jaxnlp.layers import Linear, dropout
 from jaxnlp.pretrained import Pretrained
 from jaxnlp.transformer import Stack, attention_bias
-from shared.config import TransformerConfig
-from shared.errors import InputError
-from shared.inputs import check_inputs
-from shared.parameters import pooling_of
-from shared.pretrained import own_generation_config
 
 
 class Model(Pretrained, EncoderDecoder, nnx.Module):
@@ -70,7 +70,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
             token_type_ids: int [B, T], or None for zeros.
             position_ids: int [B, T], or None to derive them as the family does.
             decoder_input_ids, decoder_attention_mask, decoder_position_ids: the same of an encoder-decoder's decoder, [B, U]
-                each. Without ids it reads the labels moved one to the right (shared.seq2seq.shift_right), or the source so.
+                each. Without ids it reads the labels moved one to the right (duonlp.seq2seq.shift_right), or the source so.
             output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output; of an
                 encoder-decoder ``encoder_...``, ``decoder_...`` and ``cross_attentions``.
             cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
@@ -113,7 +113,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         return x, more | ({} if cache is None else {"cache": cache})
 
     def _default_positions(self, input_ids, past, embedding=None):
-        """What shared.positions.position_ids gives, for a caller who passes none."""
+        """What duonlp.positions.position_ids gives, for a caller who passes none."""
         e = self.config.embedding if embedding is None else embedding
         if e.positions_skip_padding:
             real = (input_ids != e.position_offset - 1).astype(jnp.int32)
@@ -326,4 +326,4 @@ HEADS = {
         ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
-"""Head name (shared.architectures.HEADS) to class."""
+"""Head name (duonlp.architectures.HEADS) to class."""

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from duonlp.inputs import check_inputs
+from duonlp.util.frameworks import keep_heap
 from jaxnlp.layers import Attention, Linear
 from jaxnlp.pretrained import merge, split
-from shared.frameworks import keep_heap
-from shared.inputs import check_inputs
 
 FLAGS = ("output_hidden_states", "output_attentions")
 """Arguments of a model that are no arrays."""
@@ -21,7 +21,7 @@ def compiled(model):
 
     The kernels are kept transposed, [out, in], in a copy of their own: with few rows, a product that contracts the last
     axis of both sides reads them 1.3 to 1.5 times as fast on a CPU. Later changes of the model do not reach the copy.
-    On a CPU, malloc is told to keep large buffers for the next call (shared.frameworks.keep_heap).
+    On a CPU, malloc is told to keep large buffers for the next call (duonlp.util.frameworks.keep_heap).
     """
     if jax.default_backend() == "cpu":
         keep_heap()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from shared.config import AttentionConfig, FeedForwardConfig, NormConfig
+from duonlp.config import AttentionConfig, FeedForwardConfig, NormConfig
 
 
 def gelu(x):
@@ -63,7 +63,7 @@ ACTIVATIONS = {
     "laplace": lambda x: 0.5 * (1 + jax.lax.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "linear": lambda x: x,
 }
-"""Activations by their Transformers names (shared.config.ACTIVATIONS)."""
+"""Activations by their Transformers names (duonlp.config.ACTIVATIONS)."""
 
 
 class LayerNorm(nnx.LayerNorm):

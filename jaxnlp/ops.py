@@ -1,4 +1,4 @@
-"""The array operations that decoding is written in, in JAX; see shared/numpy_ops.py for what each does."""
+"""The array operations that decoding is written in, in JAX; see shared/duonlp/numpy_ops.py for what each does."""
 
 import jax
 import jax.numpy as jnp

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 
+from duonlp.distillation.teacher_logits import TeacherLogits, cached, in_order
+from duonlp.inputs import check_inputs, model_inputs
 from jaxnlp.pretrained import merge, parameter_tree, split
-from shared.data.teacher_logits import TeacherLogits, cached, in_order
-from shared.inputs import check_inputs, model_inputs
 
 
 def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
@@ -16,7 +16,7 @@ def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
     Args:
         model: of a head with one row of ``logits`` a text. Models of one structure share their compiled programs.
         batches: of input_ids, attention_mask, ..., with ``epoch(n)`` and ``order(n)``: LabelledBatches of
-            shared.data.labelled_batches. Labels are not read.
+            duonlp.data.labelled.batches. Labels are not read.
         as_teacher: reads ``teacher_input_ids``, ..., where there are such.
 
     Raises:

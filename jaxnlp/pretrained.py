@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from shared.errors import ConfigError
-from shared.pretrained import PretrainedBase
-from shared.save import save_checkpoint
+from duonlp.checkpoints.pretrained import PretrainedBase
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.errors import ConfigError
 
 
 class Pretrained(PretrainedBase):
     """Mixin of the model classes; they bring ``head``, ``config``, ``dtype`` and ``param_dtype``."""
 
     def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
-        """Write the model in Hugging Face layout; see shared.save.save_checkpoint."""
+        """Write the model in Hugging Face layout; see duonlp.checkpoints.save.save_checkpoint."""
         values = parameter_tree(self)
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,

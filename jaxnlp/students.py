@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from duonlp.distillation.students import student_config, student_plan
 from jaxnlp.pretrained import parameter_tree
-from shared.students import student_config, student_plan
 
 
 def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
@@ -20,7 +20,7 @@ def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
         decoder_layers: of an encoder-decoder's decoder, a number or a sequence of them; None for all.
 
     Raises:
-        InputError: there are no such layers (see shared.students.student_config).
+        InputError: there are no such layers (see duonlp.distillation.students.student_config).
     """
     made = student_config(
         teacher.config, teacher.head, num_layers=num_layers, layers=layers, decoder_layers=decoder_layers

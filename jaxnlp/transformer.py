@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from duonlp.config import TransformerConfig
 from jaxnlp.embeddings import RelativeAttention
 from jaxnlp.layers import Attention, FeedForward, dropout, make_norm
-from shared.config import TransformerConfig
 
 MASKED = -1e30
 """Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""

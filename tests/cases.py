@@ -1,6 +1,6 @@
 """Small random models of the real architectures: every (family, head), and every option that changes arithmetic.
 
-The registry decides what there is: a new file in shared/architectures brings its cases with it.
+The registry decides what there is: a new file in shared/duonlp/architectures brings its cases with it.
 """
 
 import zlib
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shared import architectures
-from shared.config import ACTIVATIONS
-from shared.parameters import Parameter, parameters
-from shared.save import save_checkpoint
+from duonlp import architectures
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.config import ACTIVATIONS
+from duonlp.parameters import Parameter, parameters
 
 VOCABULARY, LENGTH, BATCH, CHOICES, TARGET = 61, 9, 3, 2, 6
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from shared import architectures
-from shared.parameters import parameters
+from duonlp import architectures
+from duonlp.parameters import parameters
 
 
 def run(framework: str, folder, head: str, inputs: dict, gradients: bool = True):
@@ -87,7 +87,7 @@ def _torch(folder, head, inputs, gradients):
     grads = {}
     if gradients and out.get("loss") is not None:
         out["loss"].backward()
-        from shared.checkpoint import open_checkpoint
+        from duonlp.checkpoints.checkpoint import open_checkpoint
 
         cfg = open_checkpoint(folder).transformer_config()
         family = architectures.get(cfg.model_type)

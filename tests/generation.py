@@ -102,12 +102,12 @@ PROCESSORS = [
     *(("eta_cutoff", {"epsilon": np.float32(e), "min_tokens_to_keep": k}) for e, k in ((0.02, 1), (0.2, 1), (0.5, 3))),
     ("renormalize", {}),
 ]  # fmt: skip
-"""Every processor of shared.generation.processors with arguments."""
+"""Every processor of duonlp.generation.processors with arguments."""
 
 
 def processed(ops, name: str, arguments: dict, ids, logits, convert) -> np.ndarray:
     """What a processor gives. ``convert`` makes the framework's arrays; sizes stay Python's."""
-    from shared.generation import processors
+    from duonlp.generation import processors
 
     values = {k: v if isinstance(v, int) else convert(v) for k, v in arguments.items()}
     process = getattr(processors, name)(ops, **values)

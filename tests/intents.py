@@ -7,9 +7,9 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from shared.architectures import config_from_hf
-from shared.parameters import initial_value, parameters
-from shared.save import save_checkpoint
+from duonlp.architectures import config_from_hf
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.parameters import initial_value, parameters
 
 KEYWORDS = {"greet": ("hello", "hi"), "music": ("play", "song"), "weather": ("rain", "sun"), "oos": ("blorp", "zorg")}
 FILLERS = ("please", "now", "the", "a", "some", "today")

@@ -4,10 +4,10 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shared import architectures
-from shared.data.pair_collator import PairCollator
-from shared.data.pairs import PairBatches
-from shared.data.summaries import Pair
+from duonlp import architectures
+from duonlp.data.pairs.batches import PairBatches
+from duonlp.data.pairs.collator import PairCollator
+from duonlp.data.pairs.summaries import Pair
 
 COLOURS, ANIMALS = ("red", "blue", "green"), ("fox", "cow", "hen")
 WORDS = ("<pad>", "</s>", "<unk>", *COLOURS, *ANIMALS, "the", "is", "here", "and", "there", "a", "seen", "was")

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shared import cli_training
-from shared.checkpoint import open_checkpoint
-from shared.cli import main
-from shared.parameters import initial_value, parameters
-from shared.save import save_checkpoint
-from shared.students import student_config
-from shared.training.best import Best
-from shared.training.metrics_log import MetricsLog
-from shared.training.result import FitResult
+from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.cli import training as cli_training
+from duonlp.cli.app import main
+from duonlp.distillation.students import student_config
+from duonlp.parameters import initial_value, parameters
+from duonlp.training.best import Best
+from duonlp.training.log.metrics_log import MetricsLog
+from duonlp.training.result import FitResult
 
 HEAD = "sequence-classification"
 

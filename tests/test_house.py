@@ -9,20 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("shared", "tfnlp", "jaxnlp", "tpu_scripts", "benchmarks")
-OURS = {"shared", "tfnlp", "jaxnlp", "tpu_scripts", "benchmarks"}
+PACKAGES = ("shared/duonlp", "tfnlp", "jaxnlp", "tpu_scripts", "benchmarks")
+OURS = {"duonlp", "tfnlp", "jaxnlp", "tpu_scripts", "benchmarks"}
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_text"}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 TORCH = {"torch"}
 
 FORBIDDEN = {
-    "shared": TENSORFLOW | JAX | TORCH | (OURS - {"shared"}),
-    "tfnlp": JAX | TORCH | (OURS - {"shared", "tfnlp"}),
-    "jaxnlp": TENSORFLOW | TORCH | (OURS - {"shared", "jaxnlp"}),
-    "tpu_scripts": TENSORFLOW | TORCH | (OURS - {"shared", "jaxnlp", "tpu_scripts"}),
+    "shared/duonlp": TENSORFLOW | JAX | TORCH | (OURS - {"duonlp"}),
+    "tfnlp": JAX | TORCH | (OURS - {"duonlp", "tfnlp"}),
+    "jaxnlp": TENSORFLOW | TORCH | (OURS - {"duonlp", "jaxnlp"}),
+    "tpu_scripts": TENSORFLOW | TORCH | (OURS - {"duonlp", "jaxnlp", "tpu_scripts"}),
 }
 # These may see both frameworks, inside functions alone: the command line, and the comparison it prints.
-MAY_IMPORT_LAZILY = ("shared/cli.py", "shared/cli_demo.py", "shared/frameworks.py", "shared/parity.py")
+MAY_IMPORT_LAZILY = (
+    "shared/duonlp/cli/app.py",
+    "shared/duonlp/cli/demo.py",
+    "shared/duonlp/util/frameworks.py",
+    "shared/duonlp/parity.py",
+)
 
 ONE_SIDED = {
     "jaxnlp/training/checkpoints.py": "Orbax; Keras has BackupAndRestore",
@@ -64,7 +69,7 @@ TWINS = (
     "generation/scoring.py",
     "generation/search.py",
 )
-OPS = ("shared/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
+OPS = ("shared/duonlp/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
 """The same functions for three kinds of arrays, each written or just named."""
 # Arguments that only one framework's calling convention has.
 CONVENTIONS = {
@@ -154,7 +159,7 @@ def imports(file: str) -> list[tuple[str, int, bool]]:
 
 @pytest.mark.parametrize("file", sources(*FORBIDDEN))
 def test_arrows_run_one_way(file):
-    forbidden = FORBIDDEN[file.split("/")[0]]
+    forbidden = next(names for package, names in FORBIDDEN.items() if file.startswith(package + "/"))
     wrong = [
         f"line {line} imports {module}"
         for module, line, lazily in imports(file)
@@ -304,19 +309,23 @@ def modules_after(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import shared",
-        "from shared.cli import main; main(['--help'])",
-        "import shared.parity, shared.tasks, shared.pipeline, shared.checkpoint, shared.generation, shared.cli_demo\n"
-        "import shared.training.finetune, shared.training.distill, shared.tuning_runs, shared.benchmark, shared.students",
+        "import duonlp",
+        "from duonlp.cli import main; main(['--help'])",
+        "import duonlp.parity, duonlp.tasks, duonlp.pipelines.pipeline, duonlp.checkpoints.checkpoint, duonlp.cli.demo\n"
+        "import duonlp.runs.finetuning, duonlp.runs.distillation, duonlp.tuning.runs, duonlp.benchmark.performance",
     ],
-    ids=["shared", "help", "every part"],
+    ids=["duonlp", "help", "every part"],
 )
-def test_importing_shared_is_light(code):
+def test_importing_duonlp_is_light(code):
     heavy = modules_after(code) & set(HEAVY)
     assert not heavy, f"{code!r} imports {', '.join(sorted(heavy))}; import it inside the function that needs it"
 
 
-def test_every_shared_module_stays_clear_of_frameworks():
-    names = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in sources("shared")]
+def test_every_neutral_module_stays_clear_of_frameworks():
+    names = [
+        file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for file in sources("shared/duonlp")
+        if not file.endswith("/__main__.py")
+    ]
     loaded = modules_after("\n".join(f"import {name}" for name in names))
     assert not loaded & (TENSORFLOW | JAX | TORCH | {"tfnlp", "jaxnlp"})

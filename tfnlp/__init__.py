@@ -2,7 +2,7 @@
 
 import os
 
-from shared.errors import MissingExtraError
+from duonlp.errors import MissingExtraError
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it once, when it is first imported
 try:

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared import architectures
-from shared.data.teacher_logits import ordered_for
-from shared.distillation import Distillation, check_pair, distilled_outputs, init_projections
-from shared.errors import InputError
-from shared.inputs import TEACHER, check_inputs, model_inputs
-from shared.seq2seq import shift_right
-from shared.training.fit_config import FitConfig
-from shared.training.result import FitResult
+from duonlp import architectures
+from duonlp.distillation.pair import Distillation, check_pair, distilled_outputs, init_projections
+from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.errors import InputError
+from duonlp.inputs import TEACHER, check_inputs, model_inputs
+from duonlp.seq2seq import shift_right
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.result import FitResult
 from tfnlp import ops
 from tfnlp.distillation_losses import terms
 from tfnlp.fit import Fit
@@ -27,7 +27,7 @@ class Distiller(Fit, keras.Model):
     """A student in training: ``compile(optimizer, ...)``, then ``fit`` and ``evaluate`` as of any model, on the same batches.
 
     The loss is ``alpha * student_loss + (1 - alpha) * T^2 * KL(teacher || student) + sum of weight * loss`` (Hinton et al.
-    2015, https://arxiv.org/abs/1503.02531; the further losses are those of shared.distillation_settings). The student's own
+    2015, https://arxiv.org/abs/1503.02531; the further losses are those of duonlp.distillation.settings). The student's own
     is its head's, over the labels; what is compared by KL is what the head predicts: classes, several labels that may hold
     each, the words of every token, the ends of an answer, or a number, by its squared error.
 
@@ -110,10 +110,10 @@ class Distiller(Fit, keras.Model):
             optimizer: as keras.Model.compile takes it, or from tfnlp.training.make_optimizer.
             metrics: of the student, as keras.Model.compile takes them.
             student_loss: a Keras loss of the logits in place of the head's own; see tfnlp.fit.Fit.
-            distillation_losses: HiddenStates, Attentions and Relations of shared.distillation.
+            distillation_losses: HiddenStates, Attentions and Relations of duonlp.distillation.pair.
             alpha: the share of the student's own loss, from 0 to 1. At 0 no labels are read, at 1 no teacher's logits.
             temperature: what logits are divided by before the softmax, above 0.
-            positions: which tokens the KL of a head with outputs for each counts; see shared.distillation.Distillation.
+            positions: which tokens the KL of a head with outputs for each counts; see duonlp.distillation.pair.Distillation.
             options: of keras.Model.compile: jit_compile, run_eagerly, weighted_metrics, steps_per_execution, ...
 
         Raises:

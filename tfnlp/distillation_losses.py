@@ -2,8 +2,8 @@
 
 Sums and counts add up over pieces of a batch, devices and hosts; a count depends on masks alone. ``mask`` is 0 where nothing
 counts, ``sample_weight`` multiplies what does; both are [B], or have more of the axes that are compared. Teachers' values
-get no gradient, and the arithmetic is in float32 whatever the values are. ``shared/distillation_losses.py`` has the same in
-NumPy.
+get no gradient, and the arithmetic is in float32 whatever the values are. ``duonlp.distillation.reference_losses`` has the same
+in NumPy.
 """
 
 import sys
@@ -12,9 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from shared.distillation import Distillation
-from shared.distillation_losses import PROBABILITY_FLOOR, SQUARED_NORM_FLOOR
-from shared.distillation_terms import NOTHING, distillation_terms
+from duonlp.distillation.pair import Distillation
+from duonlp.distillation.reference_losses import PROBABILITY_FLOOR, SQUARED_NORM_FLOOR
+from duonlp.distillation.terms import NOTHING, distillation_terms
 from tfnlp import ops
 from tfnlp.layers import flatten_tokens
 
@@ -24,7 +24,7 @@ def terms(
     batch: Mapping[str, Any], *, projections: Mapping[str, Mapping[str, Any]] | None = None, label_order=None,
     sample_weight=None,
 ) -> dict[str, tuple]:  # fmt: skip
-    """All that the teacher adds to the loss of a batch, in the order of shared.distillation.term_names.
+    """All that the teacher adds to the loss of a batch, in the order of duonlp.distillation.pair.term_names.
 
     The student's own loss on the labels, times alpha, is not among it.
 
@@ -34,8 +34,8 @@ def terms(
         student_outputs, teacher_outputs: what they gave, with ``hidden_states`` and ``attentions`` where ``distillation`` needs
             them (``needs_hidden_states``, ``needs_attentions``).
         batch: what the student reads, and labels: they say what counts.
-        projections: of shared.distillation.init_projections, where the widths differ.
-        label_order: what shared.distillation.check_pair gave.
+        projections: of duonlp.distillation.pair.init_projections, where the widths differ.
+        label_order: what duonlp.distillation.pair.check_pair gave.
         sample_weight: [B], or [B, T] where every token has outputs.
 
     Returns:

@@ -5,8 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from shared.config import AttentionConfig, EmbeddingConfig, NormConfig
-from shared.positions import fixed_table, relative_bucket_table
+from duonlp.config import AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.positions import fixed_table, relative_bucket_table
 from tfnlp.layers import Dropout, dense, make_norm
 
 

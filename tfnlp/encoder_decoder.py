@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from shared.seq2seq import decoder_input_ids
+from duonlp.seq2seq import decoder_input_ids
 from tfnlp import ops
 from tfnlp.transformer import attention_bias
 

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import InputError
-from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
-from shared.seq2seq import shift_right
+from duonlp.errors import InputError
+from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.seq2seq import shift_right
 from tfnlp import ops
 from tfnlp.losses import IGNORED
 

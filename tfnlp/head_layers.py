@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from shared.config import LMHeadConfig, PoolingConfig
+from duonlp.config import LMHeadConfig, PoolingConfig
 from tfnlp.layers import ACTIVATIONS, Dropout, LayerNorm, dense, flatten_tokens
 
 

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.config import TransformerConfig
-from shared.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
-from shared.parameters import pooling_of
-from shared.pretrained import fresh_plan, own_generation_config
+from duonlp.checkpoints.pretrained import fresh_plan, own_generation_config
+from duonlp.config import TransformerConfig
+from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.parameters import pooling_of
 from tfnlp import losses
 from tfnlp.embeddings import Embeddings
 from tfnlp.encoder_decoder import EncoderDecoder
@@ -95,7 +95,7 @@ class Model(Pretrained, EncoderDecoder, Fit, keras.Model):
             token_type_ids: int [B, T], or None for zeros.
             position_ids: int [B, T], or None to derive them as the family does.
             decoder_input_ids, decoder_attention_mask, decoder_position_ids: the same of an encoder-decoder's decoder, [B, U]
-                each. Without ids it reads the labels moved one to the right (shared.seq2seq.shift_right), or the source so.
+                each. Without ids it reads the labels moved one to the right (duonlp.seq2seq.shift_right), or the source so.
             output_hidden_states, output_attentions: add ``hidden_states``, ``attentions`` (tuples) to the output; of an
                 encoder-decoder ``encoder_...``, ``decoder_...`` and ``cross_attentions``.
             cache, cache_index: keys and values of earlier positions (transformer.init_cache), and how many there are.
@@ -156,7 +156,7 @@ class Model(Pretrained, EncoderDecoder, Fit, keras.Model):
         return x, more | ({} if cache is None else {"cache": cache})
 
     def _default_positions(self, input_ids, past, embedding=None):
-        """What shared.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] if rows are alike."""
+        """What duonlp.positions.position_ids gives, for a caller who passes none: [B, T], or [1, T] if rows are alike."""
         e = self.config.embedding if embedding is None else embedding
         if e.positions_skip_padding:
             real = tf.cast(tf.not_equal(input_ids, e.position_offset - 1), tf.int32)
@@ -395,4 +395,4 @@ HEADS = {
         ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
-"""Head name (shared.architectures.HEADS) to class."""
+"""Head name (duonlp.architectures.HEADS) to class."""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import tensorflow as tf
 
-from shared.inputs import check_inputs
+from duonlp.inputs import check_inputs
 
 FLAGS = ("output_hidden_states", "output_attentions")
 """Arguments of a model that are no arrays."""
@@ -19,7 +19,7 @@ def compiled(model):
 
     A large batch runs as a graph that takes every shape, by TensorFlow's own kernels, which fuse matmul, bias and gelu on a
     CPU. A few hundred tokens go through XLA, which spares the overhead of many small kernels and compiles each shape once:
-    pad to a few (shared.buckets).
+    pad to a few (duonlp.util.buckets).
     New values of the weights are seen; ask for a new function after the layers have changed (LoRA, quantisation).
     """
     functions = {}

@@ -9,7 +9,7 @@ import math
 import keras
 import tensorflow as tf
 
-from shared.config import AttentionConfig, FeedForwardConfig, NormConfig
+from duonlp.config import AttentionConfig, FeedForwardConfig, NormConfig
 
 
 def gelu(x):
@@ -42,7 +42,7 @@ ACTIVATIONS = {
     "laplace": lambda x: 0.5 * (1.0 + tf.math.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "linear": lambda x: x,
 }
-"""Activations by their Transformers names (shared.config.ACTIVATIONS)."""
+"""Activations by their Transformers names (duonlp.config.ACTIVATIONS)."""
 
 
 def dense(size: int, name: str, dtype, bias: bool = True) -> keras.layers.Dense:

@@ -10,7 +10,7 @@ al. 2016, https://arxiv.org/abs/1512.00567), as torch.nn.CrossEntropyLoss does; 
 import keras
 import tensorflow as tf
 
-from shared.errors import InputError
+from duonlp.errors import InputError
 
 IGNORED = -100
 """A label that does not count."""

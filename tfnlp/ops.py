@@ -1,4 +1,4 @@
-"""The array operations that decoding is written in, in TensorFlow; see shared/numpy_ops.py for what each does."""
+"""The array operations that decoding is written in, in TensorFlow; see shared/duonlp/numpy_ops.py for what each does."""
 
 import keras
 import tensorflow as tf

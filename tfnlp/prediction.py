@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from shared.data.teacher_logits import TeacherLogits, cached, in_order
-from shared.inputs import model_inputs
+from duonlp.distillation.teacher_logits import TeacherLogits, cached, in_order
+from duonlp.inputs import model_inputs
 from tfnlp.inference import compiled_once
 from tfnlp.pretrained import parameter_tree
 
@@ -16,7 +16,7 @@ def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
     Args:
         model: of a head with one row of ``logits`` a text.
         batches: of input_ids, attention_mask, ..., with ``epoch(n)`` and ``order(n)``: LabelledBatches of
-            shared.data.labelled_batches. Labels are not read.
+            duonlp.data.labelled.batches. Labels are not read.
         as_teacher: reads ``teacher_input_ids``, ..., where there are such.
 
     Raises:

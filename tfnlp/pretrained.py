@@ -6,14 +6,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared import architectures
-from shared.checkpoint import Source
-from shared.dtypes import check_dtype
-from shared.errors import ConfigError, InputError
-from shared.generation import GenerationConfig
-from shared.parameters import parameters
-from shared.pretrained import PretrainedBase
-from shared.save import save_checkpoint
+from duonlp import architectures
+from duonlp.checkpoints.checkpoint import Source
+from duonlp.checkpoints.pretrained import PretrainedBase
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.dtypes import check_dtype
+from duonlp.errors import ConfigError, InputError
+from duonlp.generation import GenerationConfig
+from duonlp.parameters import parameters
 
 
 class Pretrained(PretrainedBase):
@@ -59,7 +59,7 @@ class Pretrained(PretrainedBase):
         }
 
     def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
-        """Write the model in Hugging Face layout, LoRA weights merged; see shared.save.save_checkpoint.
+        """Write the model in Hugging Face layout, LoRA weights merged; see duonlp.checkpoints.save.save_checkpoint.
 
         Raises:
             InputError: the model is quantised.

@@ -1,7 +1,7 @@
 """A student that starts as some of its teacher's layers."""
 
-from shared.errors import InputError
-from shared.students import student_config, student_plan
+from duonlp.distillation.students import student_config, student_plan
+from duonlp.errors import InputError
 from tfnlp.pretrained import merged_values
 
 
@@ -19,7 +19,7 @@ def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
         decoder_layers: of an encoder-decoder's decoder, a number or a sequence of them; None for all.
 
     Raises:
-        InputError: there are no such layers (see shared.students.student_config), or the teacher is quantised.
+        InputError: there are no such layers (see duonlp.distillation.students.student_config), or the teacher is quantised.
     """
     if any(layer.quantization_mode is not None for layer in teacher._flatten_layers()):
         raise InputError("the teacher is quantised; make the student from the model as it was before")

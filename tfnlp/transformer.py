@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from shared.config import TransformerConfig
+from duonlp.config import TransformerConfig
 from tfnlp.embeddings import RelativeAttention
 from tfnlp.layers import Attention, Dropout, FeedForward, make_norm
 

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from shared.errors import DuonlpError
+from duonlp.errors import DuonlpError
 
 # transformers, here for its tokenizers, tells whoever has no PyTorch so at its import.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

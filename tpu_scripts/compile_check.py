@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from shared.errors import InputError
-from shared.training.config import OPTIMIZERS, REMAT, PretrainingConfig
+from duonlp.errors import InputError
+from duonlp.training.config import OPTIMIZERS, REMAT, PretrainingConfig
 from tpu_scripts._program import run
 
 SWEEP_MODELS = ("codeparrot-small", "codeparrot")
@@ -122,17 +122,17 @@ def show(name: str, config: PretrainingConfig, report, head_room: float, as_json
 
 def described_run(file: Path, overrides: list[str], dropout: bool):
     """(LazyModel, its name, PretrainingConfig, sequence length, whether rows hold several documents) of a run's file."""
+    from duonlp.data.objectives.language_modelling import head_of
+    from duonlp.runs.pretraining import load_run
     from jaxnlp.training.model import LazyModel
-    from shared.data.objectives import head_of
-    from shared.training.run import load_run
 
     settings = load_run(file, overrides)
     if settings.name_or_path:
-        from shared.checkpoint import open_checkpoint
+        from duonlp.checkpoints.checkpoint import open_checkpoint
 
         config = open_checkpoint(settings.name_or_path).transformer_config()
     else:
-        from shared.pretrained import resolve_config
+        from duonlp.checkpoints.pretrained import resolve_config
 
         # What the tokenizer will fill in, as far as it is known before there is one.
         known = {"vocab_size": settings.tokenizer["vocab_size"]} if "vocab_size" in settings.tokenizer else {}
@@ -165,7 +165,7 @@ def model_of(name: str, dropout: bool):
             raise InputError(f"{name} cannot be read as a config.json: {error}") from error
     else:
         described = preset(name)
-    from shared.pretrained import resolve_config
+    from duonlp.checkpoints.pretrained import resolve_config
 
     config = resolve_config(described, {})
     head = "seq2seq-lm" if config.decoder is not None else "causal-lm" if config.causal else "masked-lm"

@@ -31,8 +31,8 @@ def main(
     max_shard_size: Annotated[str, typer.Option(help="Larger models become several files.")] = "5GB",
 ) -> None:
     """Writes the model of a run's checkpoint in Hugging Face layout, with its tokenizer."""
+    from duonlp.runs.preparation import load_tokenizer
     from jaxnlp.training import export
-    from shared.training.prepare import load_tokenizer
 
     tokenizer = None if data is None else load_tokenizer(data)
     print(export(folder, output, step=step, tokenizer=tokenizer, dtype=dtype, max_shard_size=max_shard_size))

@@ -35,8 +35,8 @@ def main(
     """Reads and cleans a corpus, holds some of it out, trains a tokenizer, tokenises and packs: raw text to blocks."""
     from dataclasses import asdict
 
-    from shared.training.prepare import prepare
-    from shared.training.run import load_run
+    from duonlp.runs.preparation import prepare
+    from duonlp.runs.pretraining import load_run
 
     console = Console(stderr=True)
     with console.status("") as status:

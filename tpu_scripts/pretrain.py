@@ -40,9 +40,9 @@ def main(
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={host_devices}".strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from duonlp.runs.preparation import open_prepared
+    from duonlp.runs.pretraining import load_run
     from jaxnlp import training
-    from shared.training.prepare import open_prepared
-    from shared.training.run import load_run
 
     training.start(coordinator, processes, process)
     log = {"tensorboard": tensorboard, "wandb": {"project": wandb} if wandb else None}

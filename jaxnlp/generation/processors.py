@@ -1,10 +1,10 @@
-"""The logits processors of shared.generation.processors, ready for this engine: ``top_k(20)`` is a function
+"""The logits processors of duonlp.generation.processors, ready for this engine: ``top_k(20)`` is a function
 (ids, logits, step) -> logits for ``generate(..., logits_processor=[...])``."""
 
 from functools import partial
 
+from duonlp.generation import processors as written_once
 from jaxnlp import ops
-from shared.generation import processors as written_once
 
 temperature = partial(written_once.temperature, ops)
 repetition_penalty = partial(written_once.repetition_penalty, ops)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from duonlp.generation.scoring import pad_texts, perplexity_of, sums_of
 from jaxnlp.pretrained import merge, split
-from shared.generation.scoring import pad_texts, perplexity_of, sums_of
 
 
 def sequence_logprob(model, ids, input_len: int = 1, attention_mask=None) -> np.ndarray:

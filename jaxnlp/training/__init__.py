@@ -1,5 +1,10 @@
 """Pretraining on one CPU or a TPU pod, and fine-tuning: mesh, steps, input, checkpoints, and the loops over them."""
 
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.generated import GenerationScorer
+from duonlp.training.result import FitResult
+from duonlp.training.run_file import read_run
 from jaxnlp.training.distributed import barrier, is_main, start
 from jaxnlp.training.export import export
 from jaxnlp.training.fit import fit
@@ -8,11 +13,6 @@ from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.step import make_step
 from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
-from shared.training.config import PretrainingConfig
-from shared.training.fit_config import FitConfig
-from shared.training.generated import GenerationScorer
-from shared.training.result import FitResult
-from shared.training.run_file import read_run
 
 __all__ = [
     "FitConfig",

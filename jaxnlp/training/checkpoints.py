@@ -10,10 +10,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from duonlp.errors import CheckpointError, InputError
+from duonlp.training.run_file import check_run, first_line, write_run
+from duonlp.training.settings import Settings
 from jaxnlp.training.distributed import barrier, is_main
-from shared.errors import CheckpointError, InputError
-from shared.training.run_file import check_run, first_line, write_run
-from shared.training.settings import Settings
 
 FOLDER, STATE, META = "checkpoints", "state", "meta"
 LOSS = "held_out_loss"

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from duonlp.errors import InputError
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.flops import mfu, pair_flops, token_flops
 from jaxnlp.training import hlo, hlo_cost
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.step import make_step
 from jaxnlp.training.topology import Topology
-from shared.errors import InputError
-from shared.training.config import PretrainingConfig
-from shared.training.flops import mfu, pair_flops, token_flops
 
 PRESETS: dict[str, dict] = {
     "gpt2": {"model_type": "gpt2"},
@@ -91,7 +91,7 @@ class StepReport:
     """A compiled step, everything a chip and a step unless it says otherwise.
 
     flops: of matrix products, those computed a second time included. model_flops: what the model needs, the analytic
-        count of shared.training.flops with full attention. xla_flops, xla_bytes: XLA's own count, every loop once.
+        count of duonlp.training.flops with full attention. xla_flops, xla_bytes: XLA's own count, every loop once.
     traffic: bytes to and from the chip's memory.
     compute_seconds, memory_seconds, interconnect_seconds: the three rooflines.
     compiler_seconds: what the compiler itself estimates for all instructions but collectives: no bound, but it knows

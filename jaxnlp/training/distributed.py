@@ -7,7 +7,7 @@ import threading
 import jax
 from orbax.checkpoint import multihost
 
-from shared.errors import InputError
+from duonlp.errors import InputError
 
 CLUSTER_VARIABLES = (
     "SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_SIZE",

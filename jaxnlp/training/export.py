@@ -8,13 +8,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from duonlp import architectures
+from duonlp.checkpoints.save import save_checkpoint
+from duonlp.errors import CheckpointError, InputError
+from duonlp.generation import GenerationConfig
+from duonlp.training.run_file import read_run
 from jaxnlp.training.checkpoints import FOLDER, STATE
 from jaxnlp.training.model import ONE_BY_ONE, STACKED
-from shared import architectures
-from shared.errors import CheckpointError, InputError
-from shared.generation import GenerationConfig
-from shared.save import save_checkpoint
-from shared.training.run_file import read_run
 
 
 def export(

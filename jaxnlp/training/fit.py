@@ -12,20 +12,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from duonlp import architectures
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.best import Best
+from duonlp.training.fit_config import FitConfig, is_time
+from duonlp.training.fit_loop import BEST, data_of, evaluates, examples, fit_log, stream, total_steps, try_out
+from duonlp.training.generated import one_pass
+from duonlp.training.result import FitResult
+from duonlp.training.schedules import due
+from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import update
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption
 from jaxnlp.training.fit_step import FitStep
 from jaxnlp.training.mesh import make_mesh
-from shared import architectures
-from shared.errors import InputError, NonFiniteLossError
-from shared.frameworks import keep_heap
-from shared.training.best import Best
-from shared.training.fit_config import FitConfig, is_time
-from shared.training.fit_loop import BEST, data_of, evaluates, examples, fit_log, stream, total_steps, try_out
-from shared.training.generated import one_pass
-from shared.training.result import FitResult
-from shared.training.schedules import due
 
 
 def fit(
@@ -51,7 +51,7 @@ def fit(
 
     Args:
         model: one of jaxnlp's with any head that learns something; it is not changed.
-        batches: dicts of NumPy arrays [B, ...], the model's inputs and labels: ``shared.data.pairs.PairBatches`` or anything
+        batches: dicts of NumPy arrays [B, ...], the model's inputs and labels: ``duonlp.data.PairBatches`` or anything
             with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each is an optimizer step.
             Without ``len()``, ``config.steps`` is needed.
         folder: of the run: ``best/``, checkpoints to resume from, run.json, metrics.jsonl. None writes nothing.

@@ -14,6 +14,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
+from duonlp.inputs import BEYOND, DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.layer_decay import rate_factor
 from jaxnlp import losses
 from jaxnlp.heads import ModelForPreTraining
 from jaxnlp.pretrained import merge, split
@@ -21,11 +26,6 @@ from jaxnlp.training.mesh import batch_sharding, replicated, shardings
 from jaxnlp.training.model import rows_apart
 from jaxnlp.training.optimizers import make_optimizer
 from jaxnlp.training.step import summed_gradients
-from shared.config import TransformerConfig
-from shared.errors import InputError
-from shared.inputs import BEYOND, DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
-from shared.training.fit_config import FitConfig
-from shared.training.layer_decay import rate_factor
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 """(sum, count) of each term of a loss: the loss is the sum of sum / count. Counts depend on the labels alone."""

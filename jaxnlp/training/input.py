@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from shared.data.batches import Batches
+from duonlp.data.blocks.batches import Batches
 
 
 class _Steps:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from shared.training.config import AXES, mesh_shape
+from duonlp.training.config import AXES, mesh_shape
 
 BATCH = ("data", "fsdp")
 """Axes that the rows of a batch are cut along."""

@@ -15,17 +15,17 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.pretrained import check_head, fresh_plan, resolve_config
+from duonlp.config import TransformerConfig
+from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
+from duonlp.errors import InputError
 from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.losses import cross_entropy_sum
 from jaxnlp.pretrained import parameter_tree, split
 from jaxnlp.training.mesh import batch_sharding, partition, path_of
 from jaxnlp.transformer import Stack
-from shared.checkpoint import open_checkpoint
-from shared.config import TransformerConfig
-from shared.data.objectives import PRETRAINED_HEADS
-from shared.errors import InputError
-from shared.pretrained import check_head, fresh_plan, resolve_config
 
 ONE_BY_ONE = re.compile(r"/layer_(\d+)/")
 STACKED = "/layers/"

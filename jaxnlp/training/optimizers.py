@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import optax
 
+from duonlp.parameters import decays
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.fit_config import FitConfig
 from jaxnlp.training.mesh import path_of
 from jaxnlp.training.model import STACKED
-from shared.parameters import decays
-from shared.training.config import PretrainingConfig
-from shared.training.fit_config import FitConfig
 
 
 def make_optimizer(
@@ -25,7 +25,7 @@ def make_optimizer(
     Args:
         config: which of them, and its settings.
         rate_factors: what the learning rate of the parameter of a path is multiplied with, such as
-            ``shared.training.layer_decay.rate_factor``; weight decay with it. None: the same rate for all.
+            ``duonlp.training.layer_decay.rate_factor``; weight decay with it. None: the same rate for all.
     """
     rules = {
         "adamw": lambda: optax.scale_by_adam(b1=config.beta1, b2=config.beta2),

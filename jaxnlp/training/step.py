@@ -13,12 +13,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from duonlp.errors import InputError
+from duonlp.training.config import PretrainingConfig
+from duonlp.util.frameworks import keep_heap
 from jaxnlp.training.mesh import batch_sharding, make_mesh, replicated, shardings
 from jaxnlp.training.model import Trainable, rows_apart, trainable
 from jaxnlp.training.optimizers import make_optimizer
-from shared.errors import InputError
-from shared.frameworks import keep_heap
-from shared.training.config import PretrainingConfig
 
 
 def make_step(model, config: PretrainingConfig, mesh: Mesh | None = None):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.errors import InputError, MissingExtraError
-from shared.training.chips import CHIPS, Chip
+from duonlp.errors import InputError, MissingExtraError
+from jaxnlp.training.chips import CHIPS, Chip
 
 FAMILIES: dict[str, dict] = {
     "v5e": {"chip_config_name": "default", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1},

@@ -12,22 +12,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from duonlp import architectures
+from duonlp.data.blocks.batches import Batches, held_out_batches
+from duonlp.data.objectives.language_modelling import check_model, head_of
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.runs.preparation import Prepared
+from duonlp.runs.pretraining import RunConfig
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.flops import block_flops
+from duonlp.training.log.metrics_log import MetricsLog, NullLog
+from duonlp.training.schedules import due
 from jaxnlp.training.checkpoints import Checkpoints
+from jaxnlp.training.chips import peak_of
 from jaxnlp.training.distributed import Preemption, is_main
 from jaxnlp.training.input import read_ahead
 from jaxnlp.training.model import LazyModel, reader
 from jaxnlp.training.step import make_step
-from shared import architectures
-from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import check_model, head_of
-from shared.errors import InputError, NonFiniteLossError
-from shared.training.chips import peak_of
-from shared.training.config import PretrainingConfig
-from shared.training.flops import block_flops
-from shared.training.metrics_log import MetricsLog, NullLog
-from shared.training.prepare import Prepared
-from shared.training.run import RunConfig
-from shared.training.schedules import due
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def pretrain(
 
     Args:
         model: one of jaxnlp's with the causal-lm, masked-lm or seq2seq-lm head, or a LazyModel; it is not changed.
-        batches: this host's rows of every step (shared.data.batches).
+        batches: this host's rows of every step (duonlp.data.blocks.batches).
         folder: of the run: checkpoints, run.json, metrics.jsonl. None writes nothing.
-        held_out: a finite sequence of batches (shared.data.batches.held_out_batches) for ``config.evaluate_every``.
+        held_out: a finite sequence of batches (duonlp.data.blocks.batches.held_out_batches) for ``config.evaluate_every``.
         mesh: by default ``config.mesh`` over all devices.
         data: what identifies the data in run.json; by default the manifest's counts and hashes, objective and seed.
         log: options of MetricsLog: console, tensorboard, wandb, peak_flops, description.
@@ -162,8 +162,8 @@ def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None =
     """Pretrains what a run describes on the blocks that were prepared for it; called in every process alike.
 
     Args:
-        run: from shared.training.run.
-        prepared: from shared.training.prepare.
+        run: from duonlp.runs.pretraining.
+        prepared: from duonlp.runs.preparation.
         folder, options: as :func:`pretrain`'s.
     """
     if prepared.training.block_length != run.block_length:

@@ -90,7 +90,7 @@ def run(line: str) -> None:
 
 def families_table() -> str:
     """The table of families and heads, as README has it."""
-    from shared import architectures
+    from duonlp import architectures
 
     lines = ["| head | " + " | ".join(architectures.families()) + " |"]
     lines.append("|---|" + ":-:|" * len(architectures.families()))

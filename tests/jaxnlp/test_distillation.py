@@ -7,13 +7,13 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
+from duonlp.distillation import reference_losses as reference
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations
+from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.errors import InputError
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.distillation import DistillStep, distill, distill_plan, distill_step
 from jaxnlp.training import FitConfig, FitStep, fit, make_mesh
-from shared import distillation_losses as reference
-from shared.data.teacher_logits import ordered_for
-from shared.distillation_settings import Attentions, Distillation, HiddenStates, Relations
-from shared.errors import InputError
-from shared.training.metrics_file import read_metrics
 from tests.cases import cases
 
 HEAD = "sequence-classification"

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 import jaxnlp
+from duonlp.errors import CheckpointError, ConfigError, InputError
+from duonlp.parameters import parameters
 from jaxnlp.heads import HEADS
-from shared.errors import CheckpointError, ConfigError, InputError
-from shared.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 

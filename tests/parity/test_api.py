@@ -5,9 +5,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from shared.errors import ConfigError, InputError
-from shared.generation import GenerationConfig
-from shared.parity import compare
+from duonlp.errors import ConfigError, InputError
+from duonlp.generation import GenerationConfig
+from duonlp.parity import compare
 from tests.cases import Case, cases
 from tests.engines import difference
 

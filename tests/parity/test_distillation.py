@@ -8,9 +8,9 @@ pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
 import tfnlp
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import FitConfig, make_mesh
-from shared.distillation_settings import Attentions, Distillation, HiddenStates, Relations
-from shared.training.metrics_file import read_metrics
 from tests.cases import cases
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}

@@ -14,10 +14,10 @@ import jaxnlp.heads
 import tfnlp
 import tfnlp.distillation_losses
 import tfnlp.heads
+from duonlp.distillation import reference_losses as reference
+from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, Relations, init_projections
 from jaxnlp.inference import transposed
 from jaxnlp.pretrained import merge, split
-from shared import distillation_losses as reference
-from shared.distillation import Attentions, Distillation, HiddenStates, Relations, init_projections
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.pretrained import parameter_tree

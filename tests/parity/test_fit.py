@@ -13,9 +13,9 @@ pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp.losses
 import tfnlp.losses
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import FitConfig, fit, make_mesh
 from jaxnlp.training.optimizers import make_optimizer as optax_optimizer
-from shared.training.metrics_file import read_metrics
 from tests.pairs import T5, pair_batches
 from tfnlp.losses import SmoothedCrossEntropy
 from tfnlp.training import Adafactor, Schedule, batch_dataset, make_optimizer

@@ -7,8 +7,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from shared.errors import InputError
-from shared.generation import GenerationOutput
+from duonlp.errors import InputError
+from duonlp.generation import GenerationOutput
 from tests.generation import EOS, language_model, prompts
 
 FREE = {"eos_token_id": None, "pad_token_id": 0}

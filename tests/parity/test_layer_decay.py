@@ -11,11 +11,11 @@ pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp.training
 import tfnlp.training
+from duonlp import architectures
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.layer_decay import rate_factor
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training.optimizers import make_optimizer as optax_optimizer
-from shared import architectures
-from shared.training.fit_config import FitConfig
-from shared.training.layer_decay import rate_factor
-from shared.training.metrics_file import read_metrics
 from tests.pairs import T5, pair_batches
 
 BERT = {

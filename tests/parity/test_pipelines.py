@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.errors import InputError
-from shared.tasks import TASKS, get_task
+from duonlp.errors import InputError
+from duonlp.tasks import TASKS, get_task
 from tests.cases import Case
 from tests.reference import record_pipelines as reference
 

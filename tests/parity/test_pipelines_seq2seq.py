@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from shared.errors import InputError
+from duonlp.errors import InputError
 from tests.cases import Case
 from tests.reference import record_pipelines as reference
 

@@ -5,8 +5,8 @@ import pytest
 
 import jaxnlp
 import tfnlp
-from shared.data.teacher_logits import NAME, TeacherLogits
-from shared.errors import InputError
+from duonlp.distillation.teacher_logits import NAME, TeacherLogits
+from duonlp.errors import InputError
 from tests.cases import cases
 
 BERT = next(case for case in cases() if case.name == "bert-sequence-classification").hf

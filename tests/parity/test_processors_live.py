@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared import numpy_ops
+from duonlp import numpy_ops
 from tests.generation import PROCESSORS, STEP, processed, shown
 
 pytestmark = pytest.mark.parity

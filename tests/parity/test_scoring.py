@@ -5,7 +5,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from shared.errors import InputError
+from duonlp.errors import InputError
 from tests.cases import SIZES
 
 HF = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 61, "n_positions": 20, "eos_token_id": None}

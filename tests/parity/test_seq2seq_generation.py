@@ -6,7 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from shared.errors import InputError
+from duonlp.errors import InputError
 from tests.cases import SIZES
 from tests.generation import encoder_decoder, sources
 

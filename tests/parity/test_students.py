@@ -7,9 +7,9 @@ import pytest
 
 import jaxnlp
 import tfnlp
+from duonlp.distillation.students import chosen_layers, student_config
+from duonlp.errors import InputError
 from jaxnlp.students import init_student as in_jax
-from shared.errors import InputError
-from shared.students import chosen_layers, student_config
 from tests.cases import SIZES, Case, cases
 from tfnlp.students import init_student as in_keras
 

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared import distillation_losses as reference
-from shared.distillation import Attentions, Distillation, HiddenStates, Relations, uniform_map
-from shared.errors import InputError
-from shared.training.fit_config import FitConfig
+from duonlp.distillation import reference_losses as reference
+from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, Relations, uniform_map
+from duonlp.errors import InputError
+from duonlp.training.fit_config import FitConfig
 from tests.cases import SIZES, VOCABULARY
 from tfnlp.distillation import Distiller, distill
 from tfnlp.students import init_student

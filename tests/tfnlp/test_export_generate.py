@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.errors import InputError
-from shared.generation.threefry import row_keys
+from duonlp.errors import InputError
+from duonlp.generation.threefry import row_keys
 from tests.cases import SIZES
 from tfnlp.generation import export_generate
 

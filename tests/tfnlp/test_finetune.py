@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.errors import InputError, NonFiniteLossError
-from shared.training.metrics_file import read_metrics
-from shared.training.run_file import read_run
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.log.metrics_file import read_metrics
+from duonlp.training.run_file import read_run
 from tfnlp.training import (
     FitConfig,
     SaveBest,

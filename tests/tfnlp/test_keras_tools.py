@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.errors import InputError
+from duonlp.errors import InputError
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.errors import CheckpointError, ConfigError, InputError
-from shared.parameters import parameters
+from duonlp.errors import CheckpointError, ConfigError, InputError
+from duonlp.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS
@@ -84,7 +84,7 @@ def test_compiled_once_is_compiled_again_when_the_layers_change(tmp_path):
 
 
 def test_positions_are_derived_as_the_family_does():
-    from shared.positions import position_ids
+    from duonlp.positions import position_ids
 
     model, inputs = HEADS["base"].from_config(ROBERTA.hf, initializer_range=0.2), ROBERTA.inputs()
     given = position_ids(model.config, inputs["input_ids"])

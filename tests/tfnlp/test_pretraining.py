@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import CausalLM
-from shared.errors import CheckpointError, InputError, NonFiniteLossError
-from shared.training.metrics_file import read_metrics
-from shared.training.schedules import learning_rate_at
+from duonlp.data.blocks.batches import Batches, held_out_batches
+from duonlp.data.objectives.language_modelling import CausalLM
+from duonlp.errors import CheckpointError, InputError, NonFiniteLossError
+from duonlp.training.log.metrics_file import read_metrics
+from duonlp.training.schedules import learning_rate_at
 from tfnlp.training import (
     AdamW,
     BackupAndRestore,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import tfnlp
-from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import CausalLM, objective
-from shared.errors import InputError
-from shared.training.metrics_file import read_metrics
-from tests.shared.objective_blocks import FIRST, SIZE, tokenizer
+from duonlp.data.blocks.batches import Batches, held_out_batches
+from duonlp.data.objectives.language_modelling import CausalLM, objective
+from duonlp.errors import InputError
+from duonlp.training.log.metrics_file import read_metrics
+from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
 from tfnlp.training import Pretrainer, PretrainingLog, block_dataset, make_optimizer
 
 LENGTH = 24

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
-from shared.errors import InputError
+from duonlp.errors import InputError
 from tests.pairs import T5, pair_batches, share_of_words, tokenizer
 from tfnlp.losses import IGNORED, SmoothedCrossEntropy, cross_entropy
 from tfnlp.training import GenerationEvaluation, SaveBest, Schedule, batch_dataset, make_optimizer

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("jax")
 
+from duonlp.errors import InputError, MissingExtraError
+from duonlp.training.config import PretrainingConfig
 from jaxnlp.training import compile_report, topology
+from jaxnlp.training.chips import CHIPS
 from jaxnlp.training.compile_report import Exchange, Memory, StepReport
 from jaxnlp.training.hlo_cost import Collective
-from shared.errors import InputError, MissingExtraError
-from shared.training.chips import CHIPS
-from shared.training.config import PretrainingConfig
 from tpu_scripts import compile_check
 from tpu_scripts._program import run
 
@@ -161,7 +161,7 @@ def test_the_slowest_of_the_three_bounds_a_step():
 
 @pytest.mark.parametrize("name", compile_report.PRESETS)
 def test_presets_have_the_sizes_they_are_known_by(name):
-    from shared.parameters import parameters
+    from duonlp.parameters import parameters
 
     config = compile_check.model_of(name, dropout=True).config
     millions = sum(p.size for p in parameters(config, "causal-lm").values()) / 1e6

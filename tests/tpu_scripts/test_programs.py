@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
-from tests.shared.test_run import SMALL, write_source
+from tests.duonlp.runs.test_run import SMALL, write_source
 
 
 def program(name, *arguments, status=0):

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import InputError
-from shared.generation import driver, search
+from duonlp.errors import InputError
+from duonlp.generation import driver, search
 from tfnlp import ops
 
 
@@ -16,7 +16,7 @@ def export_generate(
 
     The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length], padded on the left, or on the
     right for an encoder-decoder, whose sources they are; and with do_sample ``keys``, uint32 [batch_size *
-    num_return_sequences, 2], two random words a text (or shared.generation.threefry.row_keys, for the very texts that
+    num_return_sequences, 2], two random words a text (or duonlp.generation.threefry.row_keys, for the very texts that
     ``generate`` gives). It gives ``sequences``, int32 [batch_size * num_return_sequences, prompt_length (1 for an
     encoder-decoder) + new tokens], the pad token after the end of a text.
 

@@ -1,9 +1,9 @@
-"""The logits processors of shared.generation.processors, ready for this engine: ``top_k(20)`` is a function
+"""The logits processors of duonlp.generation.processors, ready for this engine: ``top_k(20)`` is a function
 (ids, logits, step) -> logits for ``generate(..., logits_processor=[...])``."""
 
 from functools import partial
 
-from shared.generation import processors as written_once
+from duonlp.generation import processors as written_once
 from tfnlp import ops
 
 temperature = partial(written_once.temperature, ops)

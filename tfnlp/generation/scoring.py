@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from shared.generation.scoring import pad_texts, perplexity_of, sums_of
+from duonlp.generation.scoring import pad_texts, perplexity_of, sums_of
 from tfnlp.generation.search import kept_with
 
 

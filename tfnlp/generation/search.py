@@ -1,12 +1,12 @@
-"""Continuing prompts: the loop of shared.generation as tf.while_loop, compiled by XLA."""
+"""Continuing prompts: the loop of duonlp.generation as tf.while_loop, compiled by XLA."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from shared.frameworks import keep_heap
-from shared.generation import driver, search
+from duonlp.generation import driver, search
+from duonlp.util.frameworks import keep_heap
 from tfnlp import ops
 
 
@@ -24,9 +24,9 @@ def generate(
         decoder_input_ids: int [B, U], what an encoder-decoder's texts begin with; by default the decoder_start_token_id. It
             is the prompt that lengths count, and that is returned.
         decoder_attention_mask: [B, U], 0 on padding on the left.
-        logits_processor: functions (ids, logits, step) -> logits of your own (shared.generation.processors). Keep the same
+        logits_processor: functions (ids, logits, step) -> logits of your own (duonlp.generation.processors). Keep the same
             function objects: others compile again.
-        assistant_model: a smaller model with the same tokenizer that proposes tokens (shared.generation.assisted).
+        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.assisted).
         negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
         tokenizer: for stop_strings.

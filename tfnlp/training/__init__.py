@@ -1,8 +1,8 @@
 """Training in Keras: blocks and batches through ``model.fit``, on one device or under tf.distribute."""
 
-from shared.training.fit_config import FitConfig
-from shared.training.generated import GenerationScorer
-from shared.training.result import FitResult
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.generated import GenerationScorer
+from duonlp.training.result import FitResult
 from tfnlp.training.callbacks import BackupAndRestore, PretrainingLog, StopAtNonFiniteLoss
 from tfnlp.training.evaluation import GenerationEvaluation, SaveBest
 from tfnlp.training.fit import fit

@@ -9,9 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from shared.errors import CheckpointError, InputError
-from shared.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
-from shared.training.run_file import first_line
+from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
+from duonlp.errors import CheckpointError, InputError
+from duonlp.training.run_file import first_line
 from tfnlp.pretrained import parameter_tree
 
 STATE = "training_state"

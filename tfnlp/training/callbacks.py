@@ -6,10 +6,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from shared.errors import InputError, NonFiniteLossError
-from shared.training.flops import pair_flops, token_flops
-from shared.training.metrics_log import MetricsLog, NullLog
-from shared.training.schedules import due
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.flops import pair_flops, token_flops
+from duonlp.training.log.metrics_log import MetricsLog, NullLog
+from duonlp.training.schedules import due
 from tfnlp.training.backups import Backups, training_variables
 from tfnlp.training.pretrainer import Pretrainer
 
@@ -181,7 +181,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
 
 class PretrainingLog(keras.callbacks.Callback):
-    """Writes the run to ``shared.training.metrics_log``: loss, perplexity, tokens a second, validation; and its console line.
+    """Writes the run to ``duonlp.training.log.metrics_log``: loss, perplexity, tokens a second, validation; and its console line.
 
     Pass ``verbose=0`` to fit, or there are two progress bars. It goes on where a BackupAndRestore goes on. With several
     workers, only the first one logs.

@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from shared.errors import InputError
-from shared.training.best import Best
-from shared.training.fit_config import EPOCH, check_every
-from shared.training.generated import GenerationScorer
+from duonlp.errors import InputError
+from duonlp.training.best import Best
+from duonlp.training.fit_config import EPOCH, check_every
+from duonlp.training.generated import GenerationScorer
 from tfnlp.training.callbacks import is_main_worker
 
 MODES = {"auto": None, "max": True, "min": False}
@@ -25,7 +25,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
     Args:
         batches: of validation, as batch_dataset takes them.
         tokenizer: of the model.
-        metric: ``(predictions, references) -> {name: number}``, or a metric of shared.metrics, such as Rouge().
+        metric: ``(predictions, references) -> {name: number}``, or a metric of duonlp.metrics, such as Rouge().
         every: "epoch", or a number of batches between two evaluations.
         prefix: before the names of the scores.
         most_batches: only the first ones are read; None for all.
@@ -35,7 +35,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
     scorer: has the texts of the last evaluation, ``predictions`` and ``references``.
 
     Raises:
-        InputError: as shared.training.generated.GenerationScorer.
+        InputError: as duonlp.training.generated.GenerationScorer.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SaveBest(keras.callbacks.Callback):
         min_delta: how much better counts as better.
         tokenizer: saved beside the model.
 
-    best: shared.training.best.Best: its ``value``, and the ``step`` it is from, counted in batches.
+    best: duonlp.training.best.Best: its ``value``, and the ``step`` it is from, counted in batches.
 
     Raises:
         InputError: a mode or min_delta that is not allowed.

@@ -9,14 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from shared import architectures
-from shared.errors import InputError
-from shared.frameworks import keep_heap
-from shared.training.best import Best
-from shared.training.fit_config import FitConfig
-from shared.training.fit_loop import data_of, evaluates, examples, fit_log, stream, total_steps, try_out
-from shared.training.result import FitResult
-from shared.training.run_file import check_run, write_run
+from duonlp import architectures
+from duonlp.errors import InputError
+from duonlp.training.best import Best
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.fit_loop import data_of, evaluates, examples, fit_log, stream, total_steps, try_out
+from duonlp.training.result import FitResult
+from duonlp.training.run_file import check_run, write_run
+from duonlp.util.frameworks import keep_heap
 from tfnlp.losses import SmoothedCrossEntropy
 from tfnlp.training.backups import Backups
 from tfnlp.training.fit_run import CHECKPOINTS, Run, Sigterm, label_counts, pieces_of
@@ -52,7 +52,7 @@ def fit(
     Args:
         model: one of tfnlp's with any head that learns something, its parameters stored in float32; compiled anew.
         batches: dicts of NumPy arrays [B, ...], the model's inputs and labels: ``LabelledBatches`` or ``PairBatches`` of
-            shared.data, or anything with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
+            duonlp.data, or anything with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
             is an optimizer step. Without ``len()``, ``config.steps`` is needed. A ``sample_weight`` [B] among them
             multiplies the terms of the loss, whose divisor stays their number.
         folder: of the run: ``best/``, checkpoints to resume from, run.json, metrics.jsonl. None writes nothing.

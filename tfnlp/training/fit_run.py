@@ -12,15 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import InputError, NonFiniteLossError
-from shared.frameworks import keep_heap
-from shared.inputs import IGNORED
-from shared.training.best import Best
-from shared.training.fit_config import FitConfig, is_time
-from shared.training.fit_loop import BEST
-from shared.training.metrics_log import NullLog
-from shared.training.result import FitResult
-from shared.training.schedules import due
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.inputs import IGNORED
+from duonlp.training.best import Best
+from duonlp.training.fit_config import FitConfig, is_time
+from duonlp.training.fit_loop import BEST
+from duonlp.training.log.metrics_log import NullLog
+from duonlp.training.result import FitResult
+from duonlp.training.schedules import due
+from duonlp.util.frameworks import keep_heap
 from tfnlp.training.backups import Backups, training_variables
 from tfnlp.training.input import Feed
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import InputError
-from shared.training.fit_loop import stream
+from duonlp.errors import InputError
+from duonlp.training.fit_loop import stream
 
 NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
 """What a batch may have."""
@@ -58,7 +58,7 @@ def block_dataset(
     """The batches of blocks for ``Pretrainer.fit`` and ``evaluate``.
 
     Args:
-        batches: ``shared.data.batches.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
+        batches: ``duonlp.data.blocks.batches.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
             dict of ``input_ids``, ``labels`` and, where documents in a block are to stay apart, ``segment_ids``, each
             int32 [B, T]; for an encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and
             ``labels`` [B, U]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give
@@ -148,7 +148,7 @@ def batch_dataset(batches, epochs: int = 1, *, first_epoch: int = 0, first_batch
     also looks at each batch before it computes anything of it, and says what is wrong: a label beyond ``num_labels``, ...
 
     Args:
-        batches: ``LabelledBatches`` or ``PairBatches`` of shared.data, or anything with ``epoch(n)`` and ``len()``; or a
+        batches: ``LabelledBatches`` or ``PairBatches`` of duonlp.data, or anything with ``epoch(n)`` and ``len()``; or a
             list of dicts of NumPy arrays [B, ...], the same in every epoch.
         epochs: how many of them.
         first_epoch, first_batch: the number of the first epoch, and the first batch of it; for runs that go on. Nothing is

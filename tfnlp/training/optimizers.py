@@ -1,4 +1,4 @@
-"""Optimizers by name, with the learning rate of shared/training/schedules.py and no decay on biases and norms."""
+"""Optimizers by name, with the learning rate of shared/duonlp/training/schedules.py and no decay on biases and norms."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.errors import InputError
-from shared.parameters import decays
-from shared.training.config import OPTIMIZERS
-from shared.training.layer_decay import rate_factor
-from shared.training.schedules import learning_rate_at
+from duonlp.errors import InputError
+from duonlp.parameters import decays
+from duonlp.training.config import OPTIMIZERS
+from duonlp.training.layer_decay import rate_factor
+from duonlp.training.schedules import learning_rate_at
 from tfnlp.pretrained import parameter_tree
 
 register = keras.saving.register_keras_serializable(package="tfnlp")
@@ -25,7 +25,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         steps: of the run; the rate stays at its last value after them.
-        peak, schedule, warmup_share, final_share: see ``shared.training.schedules.learning_rate_at``.
+        peak, schedule, warmup_share, final_share: see ``duonlp.training.schedules.learning_rate_at``.
         accumulation: batches a step is made of, where the optimizer has as many gradient_accumulation_steps: Keras counts
             batches.
     """
@@ -267,7 +267,7 @@ def make_optimizer(
         accumulation: batches whose gradients' mean is one step: Keras' gradient_accumulation_steps, each batch weighing the
             same. A :class:`Schedule` goes by such steps. (A Pretrainer has its own, which weighs tokens.)
         layer_decay: the share of the learning rate, and of the weight decay, that a layer has of the one above it
-            (shared.training.layer_decay); 1.0: all have the same.
+            (duonlp.training.layer_decay); 1.0: all have the same.
 
     Raises:
         InputError: no such optimizer, or a number that is out of range.

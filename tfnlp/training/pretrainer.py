@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from shared.data.objectives import PRETRAINED_HEADS, check_model
-from shared.errors import InputError
+from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS, check_model
+from duonlp.errors import InputError
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training.input import Source
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from duonlp.data.blocks.batches import Batches, held_out_batches
+from duonlp.data.objectives.language_modelling import CausalLM
 from jaxnlp.training import LazyModel, PretrainingConfig, make_mesh, make_step, pretrain
 from jaxnlp.training.model import reader
-from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import CausalLM
 
 GPT2 = {
     "model_type": "gpt2", "vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2,
@@ -21,7 +21,7 @@ ROWS, LENGTH = 8, 16
 
 @dataclass(frozen=True)
 class Manifest:
-    """As shared.data.manifest's, as far as a run looks at it."""
+    """As duonlp.data.rows.manifest's, as far as a run looks at it."""
 
     block_length: int = LENGTH
     blocks: int = 64

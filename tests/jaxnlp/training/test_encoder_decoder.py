@@ -7,14 +7,14 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
+from duonlp.data.blocks.batches import Batches, held_out_batches
+from duonlp.data.objectives.language_modelling import CausalLM, objective
+from duonlp.errors import ConfigError, InputError
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import LazyModel, export, make_mesh, make_step, pretrain
 from jaxnlp.training.model import reader
-from shared.data.batches import Batches, held_out_batches
-from shared.data.objectives import CausalLM, objective
-from shared.errors import ConfigError, InputError
-from shared.training.metrics_file import read_metrics
+from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
 from tests.jaxnlp.training.runs import GPT2, ROWS, CountingBlocks, Manifest, curve, settings
-from tests.shared.objective_blocks import FIRST, SIZE, tokenizer
 
 LENGTH, STEPS = 24, 8
 T5 = {

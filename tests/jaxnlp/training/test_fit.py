@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
+from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.heads import HEADS
 from jaxnlp.training import FitConfig, FitStep, GenerationScorer, fit, loss_terms, make_mesh
-from shared.errors import InputError, NonFiniteLossError
-from shared.training.metrics_file import read_metrics
 from tests.cases import cases
 from tests.pairs import T5, pair_batches, share_of_words, tokenizer
 

@@ -6,10 +6,10 @@ from jax.sharding import PartitionSpec as P
 
 pytest.importorskip("orbax.checkpoint")
 
+from duonlp import architectures
+from duonlp.training.config import mesh_shape
 from jaxnlp.training.mesh import make_mesh, partition, shardings
 from jaxnlp.training.model import LazyModel, trainable
-from shared import architectures
-from shared.training.config import mesh_shape
 from tests.jaxnlp.training.runs import GPT2
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
-from shared.training.metrics_file import read_metrics
+from duonlp.training.log.metrics_file import read_metrics
 
 PROGRAM = [sys.executable, "-m", "tests.jaxnlp.training.runs"]
 

@@ -6,11 +6,11 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
+from duonlp.errors import InputError
+from duonlp.training.config import OPTIMIZERS
 from jaxnlp.training import LazyModel, make_mesh, make_step
 from jaxnlp.training.model import reader
 from jaxnlp.training.optimizers import make_optimizer
-from shared.errors import InputError
-from shared.training.config import OPTIMIZERS
 from tests.jaxnlp.training.runs import GPT2, LENGTH, batches, curve, settings
 
 DROPOUT = GPT2 | {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "scale_attn_by_inverse_layer_idx": True}

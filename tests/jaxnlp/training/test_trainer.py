@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
+from duonlp.errors import CheckpointError, InputError, NonFiniteLossError
+from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import LazyModel, export, make_mesh, pretrain
-from shared.errors import CheckpointError, InputError, NonFiniteLossError
-from shared.training.metrics_file import read_metrics
 from tests.jaxnlp.training.runs import GPT2, LENGTH, ROWS, CountingBlocks, batches, run, settings
 
 FINISHED = {"steps": 12, "evaluate_every": 4, "save_every": 4, "keep_every": 4}

@@ -1,0 +1,181 @@
+"""T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): v1.0, and v1.1 and FLAN, gated and with an output of their own."""
+
+from duonlp.architectures._common import Weight, common_hf, embedding, linear, take, take_common
+from duonlp.config import (
+    AttentionConfig,
+    DecoderConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    LMHeadConfig,
+    NormConfig,
+    PoolingConfig,
+    TransformerConfig,
+    activation_name,
+)  # fmt: skip
+from duonlp.errors import ConfigError
+
+MODEL_TYPES = ("t5",)
+PREFIX = ""
+
+DEFAULTS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_decoder_layers": None,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-6,
+    "initializer_factor": 1.0,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+    "scale_decoder_outputs": True,
+    "decoder_start_token_id": None,
+}
+
+
+def heads(model_type):
+    """Head to Transformers class."""
+    return {"base": "T5Model", "seq2seq-lm": "T5ForConditionalGeneration"}
+
+
+def config(hf):
+    """config.json to TransformerConfig."""
+    o = take(hf, DEFAULTS)
+    for derived in ("dense_act_fn", "is_gated_act"):  # of feed_forward_proj, which decides
+        hf.pop(derived, None)
+    common = take_common(hf, {"pad_token_id": 0, "eos_token_id": 1}, encoder_decoder=True)
+    common["initializer_range"] = o["initializer_factor"]
+    buckets, distance = o["relative_attention_num_buckets"], o["relative_attention_max_distance"]
+    # Half of them (of each side's, in the encoder) are for one distance each; the others reach from there to the last.
+    if buckets < 4 or distance <= buckets // 2:
+        raise ConfigError(
+            f"relative_attention_num_buckets={buckets} and relative_attention_max_distance={distance} do not go together; "
+            "there must be 4 buckets or more, and a distance above half of their number"
+        )
+    attention = AttentionConfig(
+        num_heads=o["num_heads"],
+        head_dim=o["d_kv"],
+        bias=False,
+        dropout=o["dropout_rate"],
+        scale_by_head_dim=False,
+        relative_buckets=buckets,
+        relative_max_distance=distance,
+    )
+    activation, gated = _feed_forward(o["feed_forward_proj"])
+    feed_forward = FeedForwardConfig(o["d_ff"], activation, bias=False, gated=gated, dropout=o["dropout_rate"])
+    words = EmbeddingConfig(
+        vocab_size=o["vocab_size"],
+        size=o["d_model"],
+        max_positions=0,
+        positions="none",
+        norm=False,
+        dropout=o["dropout_rate"],
+    )
+    layers = o["num_layers"] if o["num_decoder_layers"] is None else o["num_decoder_layers"]
+    # Transformers 5 calls every T5 tied, and tells those that are not by the scale that only the tied ones have.
+    tied = o["tie_word_embeddings"] is not False and o["scale_decoder_outputs"]
+    unused = PoolingConfig(token="last_eos")
+    return TransformerConfig(
+        model_type="t5",
+        hidden_size=o["d_model"],
+        layer_order=tuple(range(o["num_layers"])),
+        embedding=words,
+        attention=attention,
+        feed_forward=feed_forward,
+        norm=NormConfig(
+            epsilon=o["layer_norm_epsilon"], rms=True, position="pre", final=True, final_dropout=o["dropout_rate"]
+        ),
+        lm_head=LMHeadConfig(tied=tied, scale=tied),
+        pooler=None,
+        classification=unused,
+        multiple_choice=unused,
+        decoder=DecoderConfig(
+            layer_order=tuple(range(layers)),
+            embedding=words,
+            attention=attention,
+            cross_attention=AttentionConfig(
+                o["num_heads"], o["d_kv"], bias=False, dropout=o["dropout_rate"], scale_by_head_dim=False
+            ),
+            feed_forward=feed_forward,
+            start_token_id=o["decoder_start_token_id"],
+        ),
+        hidden_dropout=o["dropout_rate"],
+        fan_in_init=True,
+        extra=hf,
+        **common,
+    )
+
+
+def hf_config(cfg):
+    """TransformerConfig to config.json."""
+    ff = cfg.feed_forward
+    # "gated-gelu" means the tanh approximation, for the sake of old configurations; "gated-gelu_new" the same.
+    projection = {("gelu_new", True): "gated-gelu"}.get((ff.activation, ff.gated), "gated-" * ff.gated + ff.activation)
+    common = common_hf(cfg)
+    common["initializer_factor"] = common.pop("initializer_range")
+    return common | {
+        "vocab_size": cfg.embedding.vocab_size,
+        "d_model": cfg.hidden_size,
+        "d_kv": cfg.attention.head_dim,
+        "d_ff": ff.size,
+        "num_layers": cfg.num_layers,
+        "num_decoder_layers": len(cfg.decoder.layer_order),
+        "num_heads": cfg.attention.num_heads,
+        "relative_attention_num_buckets": cfg.attention.relative_buckets,
+        "relative_attention_max_distance": cfg.attention.relative_max_distance,
+        "dropout_rate": cfg.hidden_dropout,
+        "layer_norm_epsilon": cfg.norm.epsilon,
+        "feed_forward_proj": projection,
+        "decoder_start_token_id": cfg.decoder.start_token_id,
+        "is_encoder_decoder": True,
+    }
+
+
+def _feed_forward(name):
+    """Activation, and whether it is gated."""
+    first, _, second = name.partition("-")
+    if second and first != "gated":
+        raise ConfigError(f"feed_forward_proj={name!r} is not known; write gated-ACTIVATION, or ACTIVATION alone")
+    activation = second or first
+    return activation_name("gelu_new" if (activation, bool(second)) == ("gelu", True) else activation), bool(second)
+
+
+def weights(cfg, head):
+    """The weight table."""
+    copies = [Weight(f"{stack}.embed_tokens.weight", None, "embedding") for stack in ("encoder", "decoder")]
+    rows = embedding("shared", "embeddings/word_embeddings", aliases=tuple(row.name for row in copies)) + copies
+    rows += _stack(cfg, cross=False) + _stack(cfg.as_decoder(), cross=True)
+    if head == "seq2seq-lm":
+        # A fresh v1.1 that Transformers 5 saved has no output of its own: it was the table of words.
+        path, other = (None, ()) if cfg.lm_head.tied else ("lm_head/output/kernel", ("shared.weight",))
+        rows += [Weight("lm_head.weight", path, "linear", aliases=other)]
+    # An old version gave cross attention a bias table that it never used.
+    return [*rows, Weight("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None, "embedding")]
+
+
+def _stack(cfg, cross):
+    stack, rows = cfg.stack, []
+    for i in range(cfg.num_layers):
+        theirs, ours = f"{stack}.block.{i}.layer", f"{stack}/layer_{i}"
+        rows += _attention(f"{theirs}.0", "SelfAttention", f"{ours}/attention")
+        if i == 0:
+            rows += embedding(f"{theirs}.0.SelfAttention.relative_attention_bias", f"{stack}/relative_attention")
+        if cross:
+            rows += _attention(f"{theirs}.1", "EncDecAttention", f"{ours}/cross_attention")
+        dense = f"{theirs}.{2 if cross else 1}"
+        names = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if cfg.feed_forward.gated else {"wi": "up", "wo": "down"}
+        for name, part in names.items():
+            rows += linear(f"{dense}.DenseReluDense.{name}", f"{ours}/feed_forward/{part}", bias=False)
+        rows += [Weight(f"{dense}.layer_norm.weight", f"{ours}/feed_forward_norm/scale", "vector")]
+    return [*rows, Weight(f"{stack}.final_layer_norm.weight", f"{stack}/final_norm/scale", "vector")]
+
+
+def _attention(theirs, name, ours):
+    rows = []
+    for letter, part in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
+        rows += linear(f"{theirs}.{name}.{letter}", f"{ours}/{part}", bias=False)
+    return [*rows, Weight(f"{theirs}.layer_norm.weight", f"{ours}_norm/scale", "vector")]

@@ -1,0 +1,88 @@
+"""Which frameworks there are, whether they are installed, and our package for each, imported when asked for."""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+from duonlp.errors import MissingExtraError
+
+PACKAGES = {"tf": "tfnlp", "jax": "jaxnlp"}
+"""Framework to our package."""
+
+NEEDS = {"tf": "tensorflow", "jax": "flax", "torch": "torch"}
+"""Framework to the module that must be installed; torch is a reference alone."""
+
+INSTALL = {
+    "tf": 'pip install "duonlp[tf]"',
+    "jax": 'pip install "duonlp[jax]"',
+    "torch": 'pip install "duonlp[parity]"',
+}
+
+
+def installed(framework: str) -> bool:
+    """Whether a framework is installed; it is not imported for that."""
+    return importlib.util.find_spec(NEEDS[framework]) is not None
+
+
+def package(framework: str) -> ModuleType:
+    """tfnlp or jaxnlp, imported.
+
+    Raises:
+        MissingExtraError: its framework is not installed.
+    """
+    require(framework)
+    with without_native_notes():
+        module = importlib.import_module(PACKAGES[framework])
+        if framework == "tf":
+            importlib.import_module("tensorflow").constant(0) + 0  # the first operation says its note, too
+    return module
+
+
+def require(framework: str) -> None:
+    """Raises MissingExtraError, with what to install, unless the framework is installed."""
+    if not installed(framework):
+        name = PACKAGES.get(framework, framework)
+        raise MissingExtraError(f"{name} needs {NEEDS[framework]}, which is not installed; {INSTALL[framework]}")
+
+
+NATIVE_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl)")
+
+
+@contextmanager
+def without_native_notes() -> Iterator[None]:
+    """Keeps TensorFlow's informative C++ lines, for which it has no switch, off standard error; the rest comes after."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            lines.seek(0)
+            for line in lines:
+                if not NATIVE_NOTE.match(line):
+                    os.write(2, line)
+
+
+def keep_heap() -> None:
+    """Makes glibc's malloc keep the memory it has, for a loop on the CPU that allocates the same buffers each step.
+
+    By default large buffers go back to the kernel and return as fresh pages: some 27,000 page faults a step of a small
+    model's training, a fifth of its time. To be called before a framework starts its threads. Elsewhere it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # malloc.h
+        kept = {mmap_threshold: 1 << 25, trim_threshold: 1 << 30, top_pad: 1 << 28, mmap_max: 0, arena_max: 1}
+        for option, value in kept.items():
+            mallopt(option, value)

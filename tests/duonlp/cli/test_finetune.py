@@ -1,0 +1,323 @@
+"""`duonlp finetune`: settings, what is written, resumption and refusals without a framework, then a run in each."""
+
+import csv
+import json
+import tomllib
+import warnings
+
+import numpy as np
+import pytest
+
+from duonlp.cli import training as cli_training
+from duonlp.errors import InputError
+from duonlp.runs import finetuning as training
+from duonlp.runs.finetuning import FinetuneSettings, finetune
+from duonlp.runs.labelled import FIT
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.log.metrics_file import read_metrics
+from duonlp.util import frameworks
+from duonlp.util.files import locked_folder
+from duonlp.util.settings_file import build, replaced, to_toml
+from tests.intents import BERT, LABELS, checkpoint, queries, write_queries
+from tests.standins import Package, command, fingerprint_of
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(a checkpoint without a head, a file of queries)."""
+    folder = tmp_path_factory.mktemp("intents")
+    return checkpoint(folder / "bert"), write_queries(folder / "queries.json")
+
+
+@pytest.fixture
+def settings(base, tmp_path):
+    """Of a run of four epochs of eight batches."""
+    model, data = base
+    return FinetuneSettings(model=str(model), data=str(data), output=str(tmp_path / "run"), batch_size=8)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    return command(capsys, monkeypatch)
+
+
+def test_a_run_writes_what_repeats_it(settings):
+    seen = []
+    report = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each), console=False)
+    folder = settings.folder
+    assert {"best", "settings.toml", "results.json", "metrics.jsonl", "run.json"} <= {f.name for f in folder.iterdir()}
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(report))
+    stored = build(FinetuneSettings, tomllib.loads((folder / "settings.toml").read_text()))
+    assert stored == replaced(settings, {"framework": "jax"})
+    config = json.loads((folder / "best" / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(LABELS) and (folder / "best" / "tokenizer.json").exists()
+    assert [step for step, _ in seen] == [8, 16, 24, 32] == [each["step"] for each in report["history"]]
+    assert report["metrics"]["accuracy"] == pytest.approx(12 / 24) == report["best"]["value"]
+    assert {"in_scope_accuracy", "out_of_scope_recall", "macro_f1", "loss"} <= set(report["metrics"])
+    assert report["at_threshold"]["out_of_scope_recall"] >= report["metrics"]["out_of_scope_recall"]
+    assert report["data"] == {**report["data"], "train": 64, "validation": 24, "labels": 4}
+    assert report["examples_per_second"] == report["examples"] / report["seconds"]
+    assert report["bytes"] > 4 * report["parameters"] and report["machine"]["versions"]["numpy"]
+
+
+def test_the_reported_scores_are_those_of_the_model_that_was_kept(settings):
+    report = finetune(Package(best_epoch=2), settings, console=False)
+    assert report["best"] == {"value": 6 / 24, "step": 16}
+    assert report["metrics"]["accuracy"] == pytest.approx(6 / 24)
+    assert "step" not in report["metrics"]
+
+
+def test_the_same_settings_go_on(settings):
+    first = finetune(Package(stop_after=2), settings, console=False)
+    assert first["preempted"] and first["steps"] == 16
+    seen = []
+    second = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each[0]), console=False)
+    assert seen == [24, 32] and [each["step"] for each in second["history"]] == [8, 16, 24, 32]
+    third = finetune(Package(), settings, console=False)  # nothing is left to train
+    assert third["metrics"] == pytest.approx(second["metrics"]) and third["best"] == second["best"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 4}, "another batch_size"),
+        ({"fit.learning_rate": 1e-3}, "another fit.learning_rate"),
+        ({"limit": 8}, "another limit"),
+        ({"fit.best_metric": "loss"}, "another fit.best_metric"),  # the best so far is a value of the other
+    ],
+)
+def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
+    finetune(Package(), settings, console=False)
+    before = fingerprint_of(settings.folder)
+    package = Package()
+    with pytest.raises(InputError, match=message):
+        finetune(package, replaced(settings, change), console=False)
+    assert not package.calls and fingerprint_of(settings.folder) == before
+    finetune(Package(), replaced(settings, {"fit.log_every": 1, "fit.patience": 3}), console=False)  # which may change
+
+
+def test_a_folder_with_something_else_in_it_is_refused(settings, base):
+    with pytest.raises(InputError, match=r"holds another run or a model already \(config.json, model.safetensors\)"):
+        finetune(Package(), replaced(settings, {"output": str(base[0])}), console=False)
+
+
+def test_nothing_to_validate(settings):
+    report = finetune(Package(), replaced(settings, {"validation_split": ""}), console=False)
+    assert report["metrics"] == {} and report["best"] is None and report["data"]["validation"] == 0
+    assert (settings.folder / "best" / "model.safetensors").exists()
+
+
+def write_table(file, count):
+    with open(file, "w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *queries(count)])
+    return file
+
+
+@pytest.mark.parametrize("name", ["all.csv", "train.csv", "folder"])
+def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    write_table(tmp_path / name / "all.csv" if name == "folder" else tmp_path / name, 40)
+    alone = replaced(settings, {"data": str(tmp_path / name)})
+    with pytest.warns(UserWarning, match="is a single table.*nothing is validated.*give a folder"):
+        report = finetune(Package(), alone, console=False)
+    assert report["data"] | {"train": 40, "validation": 0, "labels": 4} == report["data"] and report["metrics"] == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is missed where nothing is to be validated
+        training.prepare(replaced(alone, {"validation_split": ""}))
+    with pytest.raises(InputError, match="is a single table and has no split 'dev'; give a folder"):
+        training.prepare(replaced(alone, {"validation_split": "dev"}))
+
+
+def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
+    (tmp_path / "tables").mkdir()
+    for name, count in (("train", 40), ("validation", 12)):
+        write_table(tmp_path / "tables" / f"{name}.csv", count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, _ = training.prepare(replaced(settings, {"data": str(tmp_path / "tables")}))
+    assert data.describe() | {"train": 40, "validation": 12} == data.describe()
+
+
+def test_a_run_that_another_process_has_in_hand_is_refused(settings):
+    settings.folder.mkdir()
+    package = Package()
+    with locked_folder(settings.folder), pytest.raises(InputError, match="is being written by another process"):
+        finetune(package, settings, console=False)
+    assert not list(settings.folder.iterdir())
+
+
+def test_a_new_head_is_no_warning(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finetune(Package(), settings, console=False)
+
+
+def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
+    order = LABELS[::-1]
+    model = checkpoint(tmp_path / "tuned", labels=order)
+    finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+    config = json.loads((settings.folder / "best" / "config.json").read_text())
+    assert tuple(config["id2label"].values()) == order
+
+
+def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
+    model = checkpoint(tmp_path / "tuned", labels=("a", "b", "c", "d"))
+    with pytest.raises(InputError, match="for as many labels as the data has, but for others"):
+        finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
+        ({"max_length": 17}, "max_length is 17, and the model reads 16 tokens"),
+        ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"framework": "jaxx"}, "'jaxx' is not one of tf, jax; did you mean 'jax'"),
+        ({"data": ""}, "data is empty"),
+        ({"train_split": "tarin"}, "tarin"),
+    ],
+)
+def test_what_is_wrong_is_wrong_before_the_training(settings, change, message):
+    package = Package()
+    with pytest.raises(InputError, match=message):
+        finetune(package, replaced(settings, change), console=False)
+    assert not package.calls and not settings.folder.exists()
+
+
+def test_settings_as_toml_and_back(settings):
+    changed = replaced(settings, {"fit.clip_norm": None, "fit.patience": 2, "text_column": 'a "b"', "limit": 7})
+    text = to_toml(changed, "a heading")
+    assert text.startswith("# a heading\n") and 'clip_norm = "none"' in text
+    assert build(FinetuneSettings, tomllib.loads(text)) == changed
+    partly = build(FinetuneSettings, {"model": "m", "data": "d", "output": "o", "fit": {"epochs": 1}})
+    assert partly.fit == FitConfig.of(FIT.to_dict() | {"epochs": 1})  # the rest of the table is the run's own default
+
+
+def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
+    file = tmp_path / "run.toml"
+    text = f'model = "{settings.model}"\ndata = "{settings.data}"\nbatch_size = 8\n[fit]\nepochs = 3\nlearning_rate = 1e-3\n'
+    file.write_text(text + "weight_decay = 0.5\n")
+    status, out, err = run(
+        "finetune", "--config", file, "--output", tmp_path / "run", "-o", "fit.learning_rate=2e-3", "-o", "fit.epochs=2",
+        "--epochs", 1, "--seed", 5, "--json", package=Package(),
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)["settings"]
+    assert (found["fit"]["epochs"], found["fit"]["learning_rate"], found["fit"]["weight_decay"]) == (1, 2e-3, 0.5)
+    assert found["batch_size"] == 8 and found["seed"] == found["fit"]["seed"] == 5
+    again = run("finetune", "--config", tmp_path / "run" / "settings.toml", "--json", package=Package())
+    assert json.loads(again[1])["settings"] == found  # the file it wrote repeats it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["lacks data, output, model"]),
+        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
+        (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
+        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "a whole number"]),
+        (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),
+        (["-o", "fit.optimizer=adam"], ["fit: optimizer is 'adam'", "adamw"]),
+        (["-c", "/nowhere/run.toml"], ["cannot read '/nowhere/run.toml'", "TOML"]),
+        (["--plot", "curve.gif"], ["'.gif'", ".png"]),
+    ],
+)
+def test_mistakes_are_one_line(run, settings, arguments, parts):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output] if arguments else []
+    status, out, err = run("finetune", *given, *arguments)
+    assert status == 2 and not out and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_a_broken_file_is_named(run, tmp_path):
+    (tmp_path / "run.toml").write_text("model = \n")
+    status, _, err = run("finetune", "-c", tmp_path / "run.toml")
+    assert status == 2 and "is no valid TOML" in err and "line 1" in err
+
+
+def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
+    given = ["finetune", "-m", settings.model, "-d", settings.data, "--output", settings.folder, "--batch-size", 8]
+    status, out, _ = run(*given, package=Package(stop_after=1))
+    assert status == cli_training.STOPPED and "the same command goes on" in out
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "finetune", interrupted)
+    status, out, err = run(*given, package=Package())
+    assert status == cli_training.STOPPED and not out and "the same command goes on" in err
+
+
+def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nhello,\n")
+    status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
+    assert status == 2 and "mend it, or leave it out" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch', and the evaluation gives loss, accuracy"),
+        ({"validation_split": "", "fit.patience": 2}, "patience is 2 and nothing is evaluated"),
+        ({"output": "DATA/run"}, "queries.json' is a file; give a folder"),
+        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for others"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
+    other = checkpoint(tmp_path / "other", labels=("a", "b", "c", "d"))
+    change = {name: value.replace("OTHER", str(other)) if name == "model" else value for name, value in change.items()}
+    change = {
+        name: value.replace("DATA", settings.data) if name == "output" else value for name, value in change.items()
+    }
+    with pytest.raises(InputError, match=message):
+        training.plan(replaced(settings, change), "jax")
+
+
+def test_dry_run_says_what_would_be_done(run, settings):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
+    status, out, _ = run("finetune", *given, "--dry-run")
+    assert status == 0 and not settings.folder.exists()
+    assert "64 texts to train on, 24 to validate on, 4 labels" in out and "32 steps, 8 an epoch" in out
+    plan = training.plan(settings, "jax")
+    assert plan["steps"] == 32 and plan["out_of_scope"] == "oos" and plan["parameters"] > 0
+
+
+def test_table_and_plot(run, settings, tmp_path):
+    given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
+    status, out, err = run("finetune", *given, "--plot", tmp_path / "curve.svg", package=Package())
+    assert status == 0, err
+    assert "in_scope_accuracy" in out and "at threshold" in out and "best after step 32" in out
+    picture = (tmp_path / "curve.svg").read_text()
+    assert "validation scores" in picture and "training" in picture
+
+
+@pytest.fixture(scope="module", params=["jax", "tf"])
+def real(request, base, tmp_path_factory):
+    """(package, settings, report) of a real run: a BERT of three layers that learns from scratch."""
+    pytest.importorskip(frameworks.NEEDS[request.param])
+    package = frameworks.package(request.param)
+    folder = tmp_path_factory.mktemp("real")
+    data = write_queries(folder / "queries.json", train=128)
+    settings = FinetuneSettings(
+        model=str(base[0]), data=str(data), output=str(folder / "run"), batch_size=16, max_length=8,
+        fit=FitConfig(epochs=6, learning_rate=6e-3, schedule="cosine", best_metric="accuracy", save_every=0),
+    )  # fmt: skip
+    return package, settings, finetune(package, settings, console=False)
+
+
+def test_a_real_run_learns_and_its_model_loads(real):
+    package, settings, report = real
+    assert report["metrics"]["accuracy"] > 0.8 and report["metrics"]["out_of_scope_recall"] > 0.6
+    assert report["framework"] == {"jaxnlp": "jax", "tfnlp": "tf"}[package.__name__]
+    steps = [record for record in read_metrics(settings.folder) if record["kind"] == "step"]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    pipe = package.pipeline("text-classification", settings.folder / "best")
+    assert pipe("please play some song")[0]["label"] == "music"
+    model = package.AutoModelForSequenceClassification.from_pretrained(settings.folder / "best")
+    data, _ = training.prepare(settings)
+    logits = package.predict(model, data.validation)
+    assert np.mean(logits.argmax(1) == data.validation.labels) == pytest.approx(report["metrics"]["accuracy"])
+    assert model.config.num_layers == BERT["num_hidden_layers"] and model.config.labels == LABELS

@@ -1,0 +1,44 @@
+"""Files found, and split by their names."""
+
+import pytest
+
+from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS, is_held_out, standard_library_folder, text_files
+from duonlp.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(200):
+        (tmp_path / f"part_{i % 3}").mkdir(exist_ok=True)
+        (tmp_path / f"part_{i % 3}" / f"m{i}.py").write_text(f"x = {i}\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "t.py").write_text("assert True\n")
+    (tmp_path / "notes.txt").write_text("no code\n")
+    return tmp_path
+
+
+def test_text_files_are_sorted_and_skips_are_left_out(folder):
+    found = text_files(folder, "*.py", frozenset({"tests"}))
+    assert len(found) == 200 and found == sorted(found)
+
+
+def test_text_files_says_what_to_do(folder):
+    with pytest.raises(InputError, match="not a folder"):
+        text_files(folder / "nowhere")
+    with pytest.raises(InputError, match="matches"):
+        text_files(folder, "*.rs")
+
+
+def test_the_split_is_by_name_whatever_else_is_there():
+    names = [f"part/m{i}.py" for i in range(400)]
+    held_out = [name for name in names if is_held_out(name, 0.2)]
+    assert 50 <= len(held_out) <= 110
+    assert held_out != [name for name in names if is_held_out(name, 0.2, salt="b")]
+    with pytest.raises(InputError, match="share"):
+        is_held_out("x", 5)
+
+
+def test_the_standard_library_is_there_without_its_tests():
+    files = text_files(standard_library_folder(), "*.py", STANDARD_LIBRARY_SKIPS)
+    assert any(path.name == "argparse.py" for path in files)
+    assert not any("test" in path.parts or "site-packages" in path.parts for path in files)

@@ -1,0 +1,190 @@
+"""Sentence embedding: the files of sentence-transformers, pooling, normalisation, prompts."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from duonlp.architectures import config_from_hf
+from duonlp.errors import CheckpointError, InputError
+from duonlp.pipelines.pipeline import make_pipeline
+from duonlp.tasks.sentence_config import normalized, read_sentence_config
+from tests.reference import record_pipelines as reference
+
+TEXTS = ["Ada Lovelace wrote", "The loom", "a"]
+NEW, OLD = "sentence_transformers.sentence_transformer.modules.", "sentence_transformers.models."
+
+
+def write(folder, modules=("Transformer", "Pooling"), prefix=OLD, pooling=None, **files):
+    """A folder as sentence-transformers leaves it; `files` are further JSON files by name."""
+    places = [
+        {"idx": i, "name": str(i), "path": f"{i}_{m}" if i else "", "type": prefix + m} for i, m in enumerate(modules)
+    ]
+    for place in places:
+        (folder / place["path"]).mkdir(exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(places))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+def make(folder=None, tokenizer="wordpiece", **options):
+    tokenizer = reference.load_tokenizer(tokenizer)
+    hf = {"model_type": "bert", "vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2}
+    config = config_from_hf(hf | {"max_position_embeddings": 128})
+    model = reference.NumpyModel(len(tokenizer))
+    return make_pipeline("sentence-embedding", model, tokenizer, config, folder, **options), model
+
+
+def mean(model, tokenizer, text):
+    row = {key: np.array([value]) for key, value in tokenizer(text).items()}
+    return model.hidden(**row)[0].mean(0)
+
+
+def test_shapes_and_the_mean(tmp_path):
+    pipe, model = make(write(tmp_path))
+    vectors = pipe(TEXTS)
+    assert vectors.shape == (3, 16) and vectors.dtype == np.float32
+    assert np.allclose(vectors, [mean(model, pipe.tokenizer, text) for text in TEXTS], atol=1e-6)
+    one = pipe(TEXTS[0])
+    assert one.shape == (16,) and np.allclose(one, vectors[0], atol=1e-6)
+    assert pipe([]).shape == (0, 16)
+    assert [v.shape for v in pipe(iter(TEXTS))] == [(16,)] * 3
+
+
+def test_normalisation(tmp_path):
+    pipe, _ = make(write(tmp_path, ("Transformer", "Pooling", "Normalize")))
+    assert np.allclose(np.linalg.norm(pipe(TEXTS), axis=1), 1)
+    raw = pipe(TEXTS, normalize=False)
+    assert np.allclose(normalized(raw), pipe(TEXTS)) and not np.allclose(raw, pipe(TEXTS))
+    plain, _ = make(write(tmp_path))
+    assert np.allclose(plain(TEXTS), raw) and np.allclose(plain(TEXTS, normalize=True), pipe(TEXTS))
+    assert np.allclose(normalized(np.zeros((1, 3))), 0)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modes"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls",)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, ("max", "mean")),
+        ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
+        ({"pooling_mode": ["weightedmean", "cls"]}, ("weightedmean", "cls")),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, ("mean_sqrt_len_tokens",)),
+        ({"pooling_mode_mean_tokens": False}, ("mean",)),
+    ],
+)
+@pytest.mark.parametrize("prefix", [OLD, NEW])
+def test_poolings(tmp_path, pooling, modes, prefix):
+    folder = write(tmp_path, pooling={"word_embedding_dimension": 16, **pooling}, prefix=prefix)
+    assert read_sentence_config(folder).pooling == modes
+    pipe, _ = make(folder)
+    assert pipe(TEXTS).shape == (3, 16 * len(modes)) and pipe([]).shape == (0, 16 * len(modes))
+
+
+def test_a_dense_layer(tmp_path):
+    write(tmp_path, ("Transformer", "Pooling", "Dense", "Normalize"))
+    random = np.random.RandomState(0)
+    weight, bias = random.normal(size=(3, 16)).astype(np.float32), random.normal(size=3).astype(np.float32)
+    (tmp_path / "2_Dense" / "config.json").write_text(
+        json.dumps({"in_features": 16, "out_features": 3, "activation_function": "torch.nn.modules.activation.Tanh"})
+    )
+    with pytest.raises(CheckpointError, match=r"2_Dense/model.safetensors is missing; only safetensors are read"):
+        make(tmp_path)
+    save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
+    pipe, model = make(tmp_path)
+    expected = normalized(np.tanh(np.array([mean(model, pipe.tokenizer, t) for t in TEXTS]) @ weight.T + bias))
+    assert np.allclose(pipe(TEXTS), expected, atol=1e-6) and pipe([]).shape == (0, 3)
+
+
+def test_the_activations_of_dense_layers():
+    from duonlp.tasks.sentence_config import ACTIVATIONS
+
+    x = np.array([-1.5, 0.0, 2.0], np.float32)
+    exact = {
+        "Identity": x,
+        "Tanh": [math.tanh(v) for v in x],
+        "ReLU": [max(v, 0) for v in x],
+        "Sigmoid": [1 / (1 + math.exp(-v)) for v in x],
+        "GELU": [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x],
+    }
+    for name, values in exact.items():
+        assert np.allclose(ACTIVATIONS[name](x), values, atol=1e-6), name
+
+
+def test_lengths_and_lower_case(tmp_path):
+    write(tmp_path, sentence_bert_config={"max_seq_length": 7, "do_lower_case": True})
+    pipe, _ = make(tmp_path, "bpe")
+    seen = []
+    forward = pipe.forward
+    pipe.forward = lambda batch: seen.append(batch) or forward(batch)
+    long = pipe("ADA " * 30)
+    assert seen[0]["attention_mask"].sum(1).tolist() == [7]
+    assert np.allclose(long, pipe("ada " * 30)) and np.allclose(pipe("Ada"), pipe("ada"))
+    pipe("Ada " * 30, max_length=5)
+    assert seen[-1]["attention_mask"].sum(1).tolist() == [5]
+    with pytest.raises(InputError, match="positions for 128; shorten it, or leave truncation=True"):
+        pipe("Ada " * 300, truncation=False)
+
+
+def test_what_the_files_say_of_length_stands_above_the_tokenizer(tmp_path):
+    pipe, _ = make(write(tmp_path, sentence_bert_config={"max_seq_length": 100}))
+    assert pipe.tokenizer.model_max_length == 64 and pipe.task.limit() == 100
+
+
+def test_prompts(tmp_path):
+    saved = {"prompts": {"query": "The loom ", "doc": "Ada "}, "default_prompt_name": None, "similarity_fn_name": "dot"}
+    pipe, model = make(write(tmp_path, config_sentence_transformers=saved))
+    assert pipe.task.similarity == "dot"
+    with_prompt = pipe("weaves", prompt_name="query")
+    assert np.allclose(with_prompt, pipe("The loom weaves")) and np.allclose(
+        with_prompt, pipe("weaves", prompt="The loom ")
+    )
+    with pytest.raises(InputError, match="prompt_name is 'passage' and the checkpoint's prompts are 'query', 'doc'"):
+        pipe("weaves", prompt_name="passage")
+    default, _ = make(write(tmp_path, config_sentence_transformers=saved | {"default_prompt_name": "query"}))
+    assert np.allclose(default("weaves"), with_prompt) and np.allclose(default("weaves", prompt=""), pipe("weaves"))
+
+    write(tmp_path, pooling={"pooling_mode": "mean", "include_prompt": False}, config_sentence_transformers=saved)
+    pipe, _ = make(tmp_path)
+    skipped = len(pipe.tokenizer("The loom ")["input_ids"]) - 1
+    row = {key: np.array([value]) for key, value in pipe.tokenizer("The loom weaves").items()}
+    expected = model.hidden(**row)[0, skipped:].mean(0)
+    assert np.allclose(pipe("weaves", prompt_name="query"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("modules", "pooling", "message"),
+    [
+        (("Transformer", "CNN"), None, r"has a module 'sentence_transformers.models.CNN'; supported are Transformer"),
+        (("WordEmbeddings", "Pooling"), None, r"has a module 'sentence_transformers.models.WordEmbeddings'"),
+        (("Transformer",), None, "has no Pooling module; use feature-extraction"),
+        (("Transformer", "Pooling"), {"pooling_mode": "median"}, "asks for pooling 'median'; supported are cls, max"),
+        (("Transformer", "Pooling"), {"pooling_mode_median": True}, "asks for pooling 'pooling_mode_median'"),
+    ],
+)
+def test_checkpoints_it_cannot_follow(tmp_path, modules, pooling, message):
+    with pytest.raises(CheckpointError, match=message):
+        make(write(tmp_path, modules, pooling=pooling))
+
+
+def test_broken_and_missing_files(tmp_path):
+    write(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"1_Pooling/config.json is missing"):
+        make(tmp_path)
+    (tmp_path / "modules.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"modules.json is not valid JSON"):
+        make(tmp_path)
+
+
+def test_a_checkpoint_without_files_takes_the_mean_and_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="has no modules.json, so the mean of its token vectors is taken"):
+        pipe, model = make(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.allclose(pipe("Ada"), mean(model, pipe.tokenizer, "Ada"), atol=1e-6)
