@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from duonlp.util.machine_info import machine
+from duonlp.util import machine
 
 __all__ = ["Contestant", "interleave", "machine", "ratios"]
 

@@ -20,17 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from duonlp.data.pairs.batches import PairBatches
-from duonlp.data.pairs.collator import PairCollator
-from duonlp.data.pairs.summaries import Pair
-from duonlp.evaluation.baselines import lead, tldr
-from duonlp.metrics.comparison import compare
-from duonlp.metrics.rouge import Rouge
-from duonlp.tokenizers.train import train_tokenizer
-from duonlp.training.fit_config import FitConfig
-from duonlp.training.generated import GenerationScorer
+from duonlp.data import Pair, PairBatches, PairCollator
+from duonlp.evaluation import lead, tldr
+from duonlp.metrics import Rouge, compare
+from duonlp.tokenizers import train_tokenizer
+from duonlp.training import FitConfig, GenerationScorer
 from duonlp.training.log.metrics_file import FILE, STEP, from_line
-from duonlp.util.pictures import save_picture
+from duonlp.util import save_picture
 
 SOURCE, TARGET, VOCABULARY = 160, 32, 1500
 MODEL = {

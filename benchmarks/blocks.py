@@ -11,13 +11,10 @@ import time
 
 import numpy as np
 
-from duonlp.data.blocks.batches import Batches
-from duonlp.data.blocks.reader import open_blocks, write_blocks
-from duonlp.data.cleaning.report import CleaningReport
-from duonlp.data.objectives.language_modelling import objective
-from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS, standard_library_folder
-from duonlp.data.reading.documents import read_documents
-from duonlp.tokenizers.train import train_tokenizer
+from duonlp.data import Batches, CleaningReport, objective, open_blocks, read_documents, standard_library_folder
+from duonlp.data.blocks.reader import write_blocks
+from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS
+from duonlp.tokenizers import train_tokenizer
 
 
 def timed(call, times: int = 1) -> tuple[float, float]:

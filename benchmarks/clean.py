@@ -12,9 +12,7 @@ import time
 
 from rich.console import Console
 
-from duonlp.data.cleaning.cleaner import clean
-from duonlp.data.cleaning.report import CleaningReport
-from duonlp.data.reading.documents import read_documents
+from duonlp.data import CleaningReport, clean, read_documents
 
 
 def main(options: list[str] | None = None) -> None:

@@ -113,11 +113,11 @@ def _transformers_torch(setting, dtype, inputs, labels):
 
 
 def _jaxnlp(setting, dtype, inputs, labels):
-    from duonlp.util.frameworks import keep_heap
+    from duonlp.util import keep_heap
 
     keep_heap()  # as fit does
     import jaxnlp
-    from duonlp.training.fit_config import FitConfig
+    from duonlp.training import FitConfig
     from jaxnlp.training.fit_step import FitStep
     from jaxnlp.training.mesh import make_mesh
 
@@ -136,7 +136,7 @@ def _jaxnlp(setting, dtype, inputs, labels):
 
 
 def _tfnlp(setting, dtype, inputs, labels, jit_compile="auto"):
-    from duonlp.util.frameworks import keep_heap
+    from duonlp.util import keep_heap
 
     keep_heap()  # as fit does
     import tfnlp

@@ -63,7 +63,7 @@ def _random(folder: Path) -> Path:
     import numpy as np
 
     from duonlp.architectures import config_from_hf
-    from duonlp.checkpoints.save import save_checkpoint
+    from duonlp.checkpoints import save_checkpoint
     from duonlp.parameters import initial_value, parameters
 
     cfg = config_from_hf({"model_type": "bert"})

@@ -62,7 +62,7 @@ def _transformers_torch(ids, dtype):
 
 def _jaxnlp(ids, dtype):
     import jaxnlp
-    from duonlp.training.config import PretrainingConfig
+    from duonlp.training import PretrainingConfig
     from jaxnlp.training.model import reader
     from jaxnlp.training.step import make_step
 
@@ -84,7 +84,7 @@ def _jaxnlp(ids, dtype):
 
 
 def _tfnlp(ids, dtype):
-    from duonlp.util.frameworks import keep_heap
+    from duonlp.util import keep_heap
 
     keep_heap()
     import tensorflow as tf

@@ -1,5 +1,7 @@
 """NLP models for Flax NNX on JAX. The same names as tfnlp, over the same checkpoints."""
 
+from typing import TYPE_CHECKING, Any
+
 from duonlp.errors import MissingExtraError
 
 try:
@@ -20,11 +22,14 @@ from jaxnlp.auto import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )  # fmt: skip
+from jaxnlp.distillation import init_student
 from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
 from jaxnlp.prediction import cached_teacher_logits, predict
 from jaxnlp.pretrained import functional, merge, parameter_tree, split, update
-from jaxnlp.students import init_student
+
+if TYPE_CHECKING:
+    from jaxnlp.distillation import distill
 
 __all__ = [
     "AutoModel",
@@ -51,8 +56,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    """``distill`` is imported when it is asked for: training needs more packages than running a model does."""
+def __getattr__(name: str) -> Any:
+    """Import ``distill`` on first use: training needs Orbax, which running a model does not."""
     if name == "distill":
         from jaxnlp.distillation import distill
 

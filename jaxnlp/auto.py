@@ -16,7 +16,7 @@ AutoModelForNextSentencePrediction = heads.ModelForNextSentencePrediction
 
 
 class AutoModelForPreTraining:
-    """The head a family was pretrained with (duonlp.checkpoints.pretrained.pretraining_head)."""
+    """The head a family was pretrained with (duonlp.checkpoints.pretraining_head)."""
 
     @classmethod
     def class_for(cls, model_type: str):

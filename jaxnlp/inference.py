@@ -21,7 +21,7 @@ def compiled(model):
 
     The kernels are kept transposed, [out, in], in a copy of their own: with few rows, a product that contracts the last
     axis of both sides reads them 1.3 to 1.5 times as fast on a CPU. Later changes of the model do not reach the copy.
-    On a CPU, malloc is told to keep large buffers for the next call (duonlp.util.frameworks.keep_heap).
+    On a CPU, malloc is told to keep large buffers for the next call (duonlp.util.keep_heap).
     """
     if jax.default_backend() == "cpu":
         keep_heap()

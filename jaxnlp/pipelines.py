@@ -17,7 +17,7 @@ def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
             question-answering, text-generation, summarization, translation or text2text-generation.
         model: a folder, a Hub id, or a model of this package with the task's head.
         tokenizer: of Transformers, a fast one but for translation and its kin; the checkpoint's own when None.
-        options: see duonlp.pipelines.loader.load_pipeline, and the task's options.
+        options: see duonlp.pipelines.load_pipeline, and the task's options.
 
     Raises:
         InputError: an unknown task or option, no model, or a model whose head is another task's.

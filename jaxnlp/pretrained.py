@@ -14,7 +14,7 @@ class Pretrained(PretrainedBase):
     """Mixin of the model classes; they bring ``head``, ``config``, ``dtype`` and ``param_dtype``."""
 
     def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
-        """Write the model in Hugging Face layout; see duonlp.checkpoints.save.save_checkpoint."""
+        """Write the model in Hugging Face layout; see duonlp.checkpoints.save_checkpoint."""
         values = parameter_tree(self)
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,

@@ -3,8 +3,16 @@
 import gc
 import os
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Processes that tests start import what is tested here, wherever they run and whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "shared"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 for name, value in {
     "CUDA_VISIBLE_DEVICES": "",

@@ -30,25 +30,27 @@ MAY_IMPORT_LAZILY = (
 )
 
 ONE_SIDED = {
+    "jaxnlp/training/chips.py": "published figures of TPU chips",
+    "jaxnlp/training/compile_check/__init__.py": "steps compiled ahead of time for a TPU pod",
     "jaxnlp/training/checkpoints.py": "Orbax; Keras has BackupAndRestore",
-    "jaxnlp/training/compile_report.py": "of a step compiled for a TPU pod",
+    "jaxnlp/training/compile_check/report.py": "of a step compiled for a TPU pod",
     "jaxnlp/training/distributed.py": "Keras leaves it to tf.distribute",
     "jaxnlp/training/export.py": "from an Orbax checkpoint; a Keras model is trained in place",
     "jaxnlp/training/fit_step.py": "the step of fit; in Keras it is Model.train_step",
-    "jaxnlp/training/hlo.py": "the compiler's own language",
-    "jaxnlp/training/hlo_cost.py": "the compiler's own language",
+    "jaxnlp/training/compile_check/hlo.py": "the compiler's own language",
+    "jaxnlp/training/compile_check/hlo_cost.py": "the compiler's own language",
     "jaxnlp/training/mesh.py": "Keras leaves it to tf.distribute",
     "jaxnlp/training/model.py": "scan, rematerialisation and sharding; Keras trains the model as it is",
     "jaxnlp/training/step.py": "the step; in Keras it is Pretrainer.train_step",
-    "jaxnlp/training/topology.py": "of TPU pods",
+    "jaxnlp/training/compile_check/topology.py": "of TPU pods",
     "jaxnlp/training/trainer.py": "the loop; in Keras it is fit",
     "tfnlp/training/backups.py": "of Keras' variables; jaxnlp has Orbax",
     "tfnlp/training/callbacks.py": "of Keras' fit",
     "tfnlp/training/evaluation.py": "callbacks of Keras' fit; in jaxnlp fit calls a function",
-    "tfnlp/training/fit_run.py": "the callback that fit is; jaxnlp's loop stands in fit itself",
+    "tfnlp/training/fit_callback.py": "the callback that fit is; jaxnlp's loop stands in fit itself",
     "tfnlp/training/pretrainer.py": "what compile and fit train",
     "tfnlp/generation/export.py": "a SavedModel is TensorFlow's own",
-    "tfnlp/fit.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
+    "tfnlp/trainer_mixin.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
 }
 TWINS = (
     "embeddings.py",
@@ -62,8 +64,8 @@ TWINS = (
     "losses.py",
     "inference.py",
     "prediction.py",
-    "students.py",
-    "distillation_losses.py",
+    "distillation/students.py",
+    "distillation/losses.py",
     "generation/decoder.py",
     "generation/processors.py",
     "generation/scoring.py",
@@ -123,6 +125,10 @@ PROTOCOL = {
     "set_model", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end",
 }  # fmt: skip
 MOST_LINES = 450
+MOST_BODY_LINES = 70
+MOST_MODULES = 15
+REGISTRIES = ("shared/duonlp/architectures", "shared/duonlp/tasks", "shared/duonlp/cli", "benchmarks")
+"""Folders that grow by one file per family, task, command or measurement."""
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 
 
@@ -293,6 +299,104 @@ def test_what_is_public_has_a_docstring(file):
 def test_files_are_short(file):
     lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{file} has {lines} lines; split it so that each file does one thing"
+
+
+def test_functions_are_short():
+    long = []
+    for file in sources(*PACKAGES):
+        for node in ast.walk(tree(file)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body else 0
+                if lines > MOST_BODY_LINES:
+                    long.append(f"{file}:{node.lineno} {node.name} ({lines} lines)")
+    assert not long, "\n".join(["split these functions:", *long])
+
+
+def test_folders_are_small():
+    folders: dict[str, list[str]] = {}
+    for file in sources("shared/duonlp", "tfnlp", "jaxnlp", "tpu_scripts", "benchmarks"):
+        folder, _, name = file.rpartition("/")
+        if not name.startswith("__"):
+            folders.setdefault(folder, []).append(name)
+    crowded = {folder: len(names) for folder, names in folders.items() if len(names) > MOST_MODULES}
+    assert set(crowded) <= set(REGISTRIES), f"too many modules for one folder: {crowded}"
+
+
+@cache
+def import_graph() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports anywhere, except for type checking."""
+    names = {
+        file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
+        for file in sources(*PACKAGES)
+    }
+    graph: dict[str, set[str]] = {name: set() for name in names}
+
+    def visit(node, name):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.ImportFrom):
+            targets = {f"{node.module}.{alias.name}" for alias in node.names}
+            graph[name] |= {target if target in names else node.module for target in targets} & set(names)
+        elif isinstance(node, ast.Import):
+            graph[name] |= {alias.name for alias in node.names} & set(names)
+        for child in ast.iter_child_nodes(node):
+            visit(child, name)
+
+    for name, file in names.items():
+        visit(tree(file), name)
+    return graph
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    """The nodes of one cycle in order, or None."""
+    done: set[str] = set()
+
+    def search(node, path):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return None
+        for target in sorted(graph[node]):
+            if (cycle := search(target, [*path, node])) is not None:
+                return cycle
+        done.add(node)
+        return None
+
+    return next((cycle for node in sorted(graph) if (cycle := search(node, []))), None)
+
+
+def test_there_are_no_import_cycles():
+    graph = import_graph()
+    assert (cycle := cycle_in(graph)) is None, f"modules import each other: {' -> '.join(cycle)}"
+
+
+def test_folders_of_duonlp_do_not_import_each_other():
+    """A folder's `__init__` imports its modules, so a cycle of folders would be one of modules."""
+    folders: dict[str, set[str]] = {}
+    for name, targets in import_graph().items():
+        if name.startswith("duonlp."):
+            folder = name.split(".")[1]
+            folders.setdefault(folder, set()).update(
+                target.split(".")[1] for target in targets if target.startswith("duonlp.")
+            )
+            folders[folder].discard(folder)
+    assert (cycle := cycle_in(folders)) is None, f"folders import each other: {' -> '.join(cycle)}"
+
+
+def test_only_the_command_line_imports_the_command_line():
+    users = {
+        name
+        for name, targets in import_graph().items()
+        if not name.startswith(("duonlp.cli", "duonlp.__main__"))
+        and any(target == "duonlp.cli" or target.startswith("duonlp.cli.") for target in targets)
+    }
+    assert not users, f"a library module imports the command line: {sorted(users)}"
+
+
+def test_a_cycle_is_found():
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
 
 
 def modules_after(code: str) -> set[str]:

@@ -28,12 +28,11 @@ from tfnlp.auto import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )  # fmt: skip
-from tfnlp.distillation import Distiller, distill
+from tfnlp.distillation import Distiller, distill, init_student
 from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
 from tfnlp.prediction import cached_teacher_logits, predict
 from tfnlp.pretrained import parameter_tree
-from tfnlp.students import init_student
 
 __all__ = [
     "AutoModel",

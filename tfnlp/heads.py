@@ -13,11 +13,11 @@ from duonlp.parameters import pooling_of
 from tfnlp import losses
 from tfnlp.embeddings import Embeddings
 from tfnlp.encoder_decoder import EncoderDecoder
-from tfnlp.fit import Fit
 from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead, Pooler
 from tfnlp.layers import Dropout, dense
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
+from tfnlp.trainer_mixin import Fit
 from tfnlp.transformer import Stack, attention_bias
 
 register = keras.saving.register_keras_serializable(package="tfnlp")

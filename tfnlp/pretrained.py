@@ -59,7 +59,7 @@ class Pretrained(PretrainedBase):
         }
 
     def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
-        """Write the model in Hugging Face layout, LoRA weights merged; see duonlp.checkpoints.save.save_checkpoint.
+        """Write the model in Hugging Face layout, LoRA weights merged; see duonlp.checkpoints.save_checkpoint.
 
         Raises:
             InputError: the model is quantised.

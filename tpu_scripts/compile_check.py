@@ -19,7 +19,8 @@ from typing import Annotated
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu is asked to compile, never to look for chips
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    root = Path(__file__).resolve().parent.parent
+    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
 
 import typer
 from rich.console import Console
@@ -27,7 +28,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from duonlp.errors import InputError
-from duonlp.training.config import OPTIMIZERS, REMAT, PretrainingConfig
+from duonlp.training import PretrainingConfig
+from duonlp.training.config import OPTIMIZERS, REMAT
 from tpu_scripts._program import run
 
 SWEEP_MODELS = ("codeparrot-small", "codeparrot")
@@ -73,7 +75,7 @@ def main(
 ) -> None:
     """Will this training step fit a pod, and how fast could it be? Answered on a machine without a TPU."""
     """The command."""
-    from jaxnlp.training.topology import topology as describe
+    from jaxnlp.training.compile_check.topology import topology as describe
 
     if batch_per_chip < 1:
         raise InputError(f"--batch-per-chip is {batch_per_chip}; give at least one row")
@@ -107,7 +109,7 @@ def main(
 
 def show(name: str, config: PretrainingConfig, report, head_room: float, as_json: bool) -> int:
     """Print a report; returns the exit status."""
-    from jaxnlp.training.compile_report import advice
+    from jaxnlp.training.compile_check.report import advice
 
     if as_json:
         print(json.dumps({"model": name} | settings_of(config) | report.to_dict(), indent=2))
@@ -122,17 +124,17 @@ def show(name: str, config: PretrainingConfig, report, head_room: float, as_json
 
 def described_run(file: Path, overrides: list[str], dropout: bool):
     """(LazyModel, its name, PretrainingConfig, sequence length, whether rows hold several documents) of a run's file."""
-    from duonlp.data.objectives.language_modelling import head_of
-    from duonlp.runs.pretraining import load_run
+    from duonlp.data import head_of
+    from duonlp.runs import load_run
     from jaxnlp.training.model import LazyModel
 
     settings = load_run(file, overrides)
     if settings.name_or_path:
-        from duonlp.checkpoints.checkpoint import open_checkpoint
+        from duonlp.checkpoints import open_checkpoint
 
         config = open_checkpoint(settings.name_or_path).transformer_config()
     else:
-        from duonlp.checkpoints.pretrained import resolve_config
+        from duonlp.checkpoints import resolve_config
 
         # What the tokenizer will fill in, as far as it is known before there is one.
         known = {"vocab_size": settings.tokenizer["vocab_size"]} if "vocab_size" in settings.tokenizer else {}
@@ -155,7 +157,7 @@ def mesh_of(text: str) -> dict[str, int]:
 
 def model_of(name: str, dropout: bool):
     """A LazyModel by a preset's name or from a config.json."""
-    from jaxnlp.training.compile_report import preset
+    from jaxnlp.training.compile_check.report import preset
     from jaxnlp.training.model import LazyModel
 
     if Path(name).suffix == ".json" or os.sep in name:
@@ -165,7 +167,7 @@ def model_of(name: str, dropout: bool):
             raise InputError(f"{name} cannot be read as a config.json: {error}") from error
     else:
         described = preset(name)
-    from duonlp.checkpoints.pretrained import resolve_config
+    from duonlp.checkpoints import resolve_config
 
     config = resolve_config(described, {})
     head = "seq2seq-lm" if config.decoder is not None else "causal-lm" if config.causal else "masked-lm"
@@ -177,7 +179,7 @@ def check(
     target_length=0,
 ):  # fmt: skip
     """Compile one step, with the time it takes shown on standard error."""
-    from jaxnlp.training.compile_report import compile_step
+    from jaxnlp.training.compile_check.report import compile_step
 
     with progress(f"compiling {name} for {slice_of_pod.name}"):
         return compile_step(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    root = Path(__file__).resolve().parent.parent
+    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import typer
@@ -31,7 +32,7 @@ def main(
     max_shard_size: Annotated[str, typer.Option(help="Larger models become several files.")] = "5GB",
 ) -> None:
     """Writes the model of a run's checkpoint in Hugging Face layout, with its tokenizer."""
-    from duonlp.runs.preparation import load_tokenizer
+    from duonlp.runs import load_tokenizer
     from jaxnlp.training import export
 
     tokenizer = None if data is None else load_tokenizer(data)

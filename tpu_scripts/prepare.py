@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    root = Path(__file__).resolve().parent.parent
+    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import typer
@@ -35,8 +36,7 @@ def main(
     """Reads and cleans a corpus, holds some of it out, trains a tokenizer, tokenises and packs: raw text to blocks."""
     from dataclasses import asdict
 
-    from duonlp.runs.preparation import prepare
-    from duonlp.runs.pretraining import load_run
+    from duonlp.runs import load_run, prepare
 
     console = Console(stderr=True)
     with console.status("") as status:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    root = Path(__file__).resolve().parent.parent
+    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
 
 import typer
 
@@ -40,8 +41,7 @@ def main(
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={host_devices}".strip()
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from duonlp.runs.preparation import open_prepared
-    from duonlp.runs.pretraining import load_run
+    from duonlp.runs import load_run, open_prepared
     from jaxnlp import training
 
     training.start(coordinator, processes, process)

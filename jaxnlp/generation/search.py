@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from duonlp.generation import driver, search
+from duonlp.generation import driver
+from duonlp.generation import loop as decoding
+from duonlp.generation.strategies import search
 from duonlp.util.frameworks import keep_heap
 from jaxnlp import ops
 from jaxnlp.inference import transposed
@@ -30,7 +32,7 @@ def generate(
         decoder_attention_mask: [B, U], 0 on padding on the left.
         logits_processor: functions (ids, logits, step) -> logits of your own (duonlp.generation.processors). Keep the same
             function objects: others compile again.
-        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.assisted).
+        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.strategies.assisted).
         negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
         tokenizer: for stop_strings.
@@ -97,17 +99,17 @@ def _search(params, draft_params, values, plan, graphdef, draft_graphdef):
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _start(params, draft_params, values, *, plan, graphdef, draft_graphdef):
-    return search.start(_search(params, draft_params, values, plan, graphdef, draft_graphdef))
+    return decoding.start(_search(params, draft_params, values, plan, graphdef, draft_graphdef))
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
 def _advance(params, draft_params, values, state, until, *, plan, graphdef, draft_graphdef):
-    return search.advance(_search(params, draft_params, values, plan, graphdef, draft_graphdef), state, until)
+    return decoding.advance(_search(params, draft_params, values, plan, graphdef, draft_graphdef), state, until)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _result(values, state, *, plan):
-    return search.result(search.Search(ops, None, plan, values), state)
+    return decoding.result(search.Search(ops, None, plan, values), state)
 
 
 _PREPARED = weakref.WeakKeyDictionary()

@@ -69,7 +69,7 @@ def pretrain(
         model: one of jaxnlp's with the causal-lm, masked-lm or seq2seq-lm head, or a LazyModel; it is not changed.
         batches: this host's rows of every step (duonlp.data.blocks.batches).
         folder: of the run: checkpoints, run.json, metrics.jsonl. None writes nothing.
-        held_out: a finite sequence of batches (duonlp.data.blocks.batches.held_out_batches) for ``config.evaluate_every``.
+        held_out: a finite sequence of batches (duonlp.data.held_out_batches) for ``config.evaluate_every``.
         mesh: by default ``config.mesh`` over all devices.
         data: what identifies the data in run.json; by default the manifest's counts and hashes, objective and seed.
         log: options of MetricsLog: console, tensorboard, wandb, peak_flops, description.

@@ -12,7 +12,7 @@ from duonlp.distillation.settings import Attentions, Distillation, HiddenStates,
 from duonlp.distillation.teacher_logits import ordered_for
 from duonlp.errors import InputError
 from duonlp.training.log.metrics_file import read_metrics
-from jaxnlp.distillation import DistillStep, distill, distill_plan, distill_step
+from jaxnlp.distillation.distiller import DistillStep, distill, distill_plan, distill_step
 from jaxnlp.training import FitConfig, FitStep, fit, make_mesh
 from tests.cases import cases
 

@@ -228,6 +228,5 @@ def test_models_need_no_graph_mode():
 
 def _environment(**extra):
     import os
-    from pathlib import Path
 
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | extra
+    return os.environ | extra

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 import jaxnlp
-import jaxnlp.distillation_losses
+import jaxnlp.distillation.losses
 import jaxnlp.heads
 import tfnlp
-import tfnlp.distillation_losses
+import tfnlp.distillation.losses
 import tfnlp.heads
 from duonlp.distillation import reference_losses as reference
 from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, Relations, init_projections
@@ -60,7 +60,7 @@ CASES = {
 
 def in_jax(name, student, teacher, *options):
     """Sum, count, and the gradients of the sum to the student's and the teacher's values."""
-    function = getattr(jaxnlp.distillation_losses, name)
+    function = getattr(jaxnlp.distillation.losses, name)
     both = jax.jit(jax.value_and_grad(lambda s, t: function(s, t, *options), argnums=(0, 1), has_aux=True))
     (total, count), gradients = both(jnp.asarray(student), jnp.asarray(teacher))
     assert total.dtype == count.dtype == jnp.float32 and gradients[0].dtype == student.dtype
@@ -71,7 +71,7 @@ def in_keras(name, student, teacher, *options):
     student, teacher = tf.convert_to_tensor(student), tf.convert_to_tensor(teacher)
     with tf.GradientTape() as tape:
         tape.watch((student, teacher))
-        total, count = getattr(tfnlp.distillation_losses, name)(student, teacher, *options)
+        total, count = getattr(tfnlp.distillation.losses, name)(student, teacher, *options)
     gradients = tape.gradient(total, (student, teacher))
     assert total.dtype == count.dtype == tf.float32 and gradients[0].dtype == student.dtype and gradients[1] is None
     return float(total), float(count), tf.cast(gradients[0], tf.float32).numpy()
@@ -112,7 +112,7 @@ def test_keras_needs_no_known_batch_or_length():
     """Neither where fit traces a step once for all buckets of lengths, nor where XLA compiles it for one."""
     for name, ((student, teacher), options, mask) in CASES.items():
         expected = getattr(reference, name)(student, teacher, *options, mask, WEIGHTS)
-        function = getattr(tfnlp.distillation_losses, name)
+        function = getattr(tfnlp.distillation.losses, name)
         unknown = [tf.TensorSpec([None] * (x.ndim - 1) + [x.shape[-1]], tf.float32) for x in (student, teacher)]
         unknown += [tf.TensorSpec([None] * mask.ndim, tf.int32), tf.TensorSpec([None], tf.float32)]
         if name.startswith("attention"):
@@ -203,11 +203,11 @@ def jax_terms(student, teacher, distillation, inputs, projections):
 
     def loss(params, projections):
         student = merge(graphdef, params)
-        terms = jaxnlp.distillation_losses.terms(
+        terms = jaxnlp.distillation.losses.terms(
             distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
             projections=projections, sample_weight=WEIGHTS,
         )  # fmt: skip
-        return jaxnlp.distillation_losses.total(terms), terms
+        return jaxnlp.distillation.losses.total(terms), terms
 
     (_, terms), trees = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, projections)
     flat = [{"/".join(k.key for k in p): v for p, v in jax.tree_util.tree_leaves_with_path(tree)} for tree in trees]
@@ -219,11 +219,11 @@ def keras_terms(student, teacher, distillation, inputs, projections):
     projections = {name: {"kernel": tf.Variable(each["kernel"])} for name, each in projections.items()}
     teacher_outputs = run(teacher, distillation, inputs)
     with tf.GradientTape() as tape:
-        terms = tfnlp.distillation_losses.terms(
+        terms = tfnlp.distillation.losses.terms(
             distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
             projections=projections, sample_weight=WEIGHTS,
         )  # fmt: skip
-        loss = tfnlp.distillation_losses.total(terms)
+        loss = tfnlp.distillation.losses.total(terms)
     variables = {path: variable.value for path, variable in parameter_tree(student).items()}
     variables |= {f"{name}/kernel": each["kernel"] for name, each in projections.items()}
     found = {

@@ -9,9 +9,9 @@ import jaxnlp
 import tfnlp
 from duonlp.distillation.students import chosen_layers, student_config
 from duonlp.errors import InputError
-from jaxnlp.students import init_student as in_jax
+from jaxnlp.distillation.students import init_student as in_jax
 from tests.cases import SIZES, Case, cases
-from tfnlp.students import init_student as in_keras
+from tfnlp.distillation.students import init_student as in_keras
 
 ENCODER = {"num_hidden_layers": 4, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 GPT2 = {"n_layer": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

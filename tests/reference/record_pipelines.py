@@ -1,4 +1,4 @@
-"""Records what Transformers' pipelines return, as the reference of tests/duonlp/duonlp/test_tasks_*.py.
+"""Records what Transformers' pipelines return, as the reference of tests/duonlp/tasks/test_*.py.
 
     python tests/reference/record_pipelines.py            # Transformers 5: every task but question answering
     python tests/reference/record_pipelines.py squad      # Transformers 4.57, the last that has question answering

@@ -14,8 +14,8 @@ from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, Rel
 from duonlp.errors import InputError
 from duonlp.training.fit_config import FitConfig
 from tests.cases import SIZES, VOCABULARY
-from tfnlp.distillation import Distiller, distill
-from tfnlp.students import init_student
+from tfnlp.distillation.distiller import Distiller, distill
+from tfnlp.distillation.students import init_student
 
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),

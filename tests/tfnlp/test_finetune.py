@@ -23,7 +23,7 @@ from tfnlp.training import (
     fit,
     make_optimizer,
 )
-from tfnlp.training.fit_run import label_counts, pieces_of
+from tfnlp.training.fit_callback import label_counts, pieces_of
 
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),

@@ -13,10 +13,11 @@ pytest.importorskip("jax")
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.training.config import PretrainingConfig
-from jaxnlp.training import compile_report, topology
 from jaxnlp.training.chips import CHIPS
-from jaxnlp.training.compile_report import Exchange, Memory, StepReport
-from jaxnlp.training.hlo_cost import Collective
+from jaxnlp.training.compile_check import report as compile_report
+from jaxnlp.training.compile_check import topology
+from jaxnlp.training.compile_check.hlo_cost import Collective
+from jaxnlp.training.compile_check.report import Exchange, Memory, StepReport
 from tpu_scripts import compile_check
 from tpu_scripts._program import run
 

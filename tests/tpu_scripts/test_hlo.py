@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("jax")
 
-from jaxnlp.training import hlo, hlo_cost
+from jaxnlp.training.compile_check import hlo, hlo_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,8 +191,9 @@ import json, os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxnlp.training import hlo, hlo_cost
-from jaxnlp.training.compile_report import axes_of
+from jaxnlp.training.compile_check import hlo_cost
+from jaxnlp.training.compile_check import hlo
+from jaxnlp.training.compile_check.report import axes_of
 from jaxnlp.training.mesh import make_mesh
 
 mesh = make_mesh({"data": 2, "fsdp": 4})

@@ -1,4 +1,4 @@
-"""What a language model brings to the decoding loop; see duonlp.generation.search."""
+"""What a language model brings to the decoding loop; see duonlp.generation.strategies.search."""
 
 import tensorflow as tf
 

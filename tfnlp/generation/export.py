@@ -5,7 +5,9 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from duonlp.generation import driver, search
+from duonlp.generation import driver
+from duonlp.generation import loop as decoding
+from duonlp.generation.strategies import search
 from tfnlp import ops
 
 
@@ -46,8 +48,8 @@ def export_generate(
         if keys is not None:
             values["keys"] = tf.pad(keys, [[0, (rows - batch_size) * call.plan.samples], [0, 0]])
         searching = search.Search(ops, model, loop, values)
-        state = search.advance(searching, search.start(searching), values["new_tokens"])
-        out = search.result(search.Search(ops, model, call.plan, values), state)
+        state = decoding.advance(searching, decoding.start(searching), values["new_tokens"])
+        out = decoding.result(search.Search(ops, model, call.plan, values), state)
         prompts = tf.constant(call.prompt.original, tf.int32) if call.plan.sourced else input_ids
         prompts = tf.repeat(prompts, call.plan.returned, axis=0)
         return {"sequences": tf.concat([prompts, out["ids"][:texts, :new_tokens]], 1)}

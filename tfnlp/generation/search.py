@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from duonlp.generation import driver, search
+from duonlp.generation import driver
+from duonlp.generation import loop as decoding
+from duonlp.generation.strategies import search
 from duonlp.util.frameworks import keep_heap
 from tfnlp import ops
 
@@ -26,7 +28,7 @@ def generate(
         decoder_attention_mask: [B, U], 0 on padding on the left.
         logits_processor: functions (ids, logits, step) -> logits of your own (duonlp.generation.processors). Keep the same
             function objects: others compile again.
-        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.assisted).
+        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.strategies.assisted).
         negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
         tokenizer: for stop_strings.
@@ -91,12 +93,12 @@ def _functions(call):
 
     def make_loop():
         return (
-            _compiled(lambda values: search.start(searching(values, loop))),
-            _compiled(lambda values, state, until: search.advance(searching(values, loop), state, until)),
+            _compiled(lambda values: decoding.start(searching(values, loop))),
+            _compiled(lambda values, state, until: decoding.advance(searching(values, loop), state, until)),
         )
 
     def make_result():
-        return _compiled(lambda values, state: search.result(searching(values, plan), state))
+        return _compiled(lambda values, state: decoding.result(searching(values, plan), state))
 
     others = None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
     return *kept_with(model, (loop, others), make_loop), kept_with(model, ("result", plan, others), make_result)

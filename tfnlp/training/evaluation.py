@@ -35,7 +35,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
     scorer: has the texts of the last evaluation, ``predictions`` and ``references``.
 
     Raises:
-        InputError: as duonlp.training.generated.GenerationScorer.
+        InputError: as duonlp.training.GenerationScorer.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SaveBest(keras.callbacks.Callback):
         min_delta: how much better counts as better.
         tokenizer: saved beside the model.
 
-    best: duonlp.training.best.Best: its ``value``, and the ``step`` it is from, counted in batches.
+    best: duonlp.training.Best: its ``value``, and the ``step`` it is from, counted in batches.
 
     Raises:
         InputError: a mode or min_delta that is not allowed.

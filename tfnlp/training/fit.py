@@ -19,7 +19,7 @@ from duonlp.training.run_file import check_run, write_run
 from duonlp.util.frameworks import keep_heap
 from tfnlp.losses import SmoothedCrossEntropy
 from tfnlp.training.backups import Backups
-from tfnlp.training.fit_run import CHECKPOINTS, Run, Sigterm, label_counts, pieces_of
+from tfnlp.training.fit_callback import CHECKPOINTS, Run, Sigterm, label_counts, pieces_of
 from tfnlp.training.input import Feed
 from tfnlp.training.optimizers import Schedule, make_optimizer
 from tfnlp.training.pretrainer import EXPECTED

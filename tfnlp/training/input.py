@@ -58,7 +58,7 @@ def block_dataset(
     """The batches of blocks for ``Pretrainer.fit`` and ``evaluate``.
 
     Args:
-        batches: ``duonlp.data.blocks.batches.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
+        batches: ``duonlp.data.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
             dict of ``input_ids``, ``labels`` and, where documents in a block are to stay apart, ``segment_ids``, each
             int32 [B, T]; for an encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and
             ``labels`` [B, U]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give

@@ -25,7 +25,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         steps: of the run; the rate stays at its last value after them.
-        peak, schedule, warmup_share, final_share: see ``duonlp.training.schedules.learning_rate_at``.
+        peak, schedule, warmup_share, final_share: see ``duonlp.training.learning_rate_at``.
         accumulation: batches a step is made of, where the optimizer has as many gradient_accumulation_steps: Keras counts
             batches.
     """

@@ -10,7 +10,7 @@ import numpy as np
 from duonlp.benchmark.record import BenchmarkRecord
 from duonlp.errors import InputError
 from duonlp.metrics.bootstrap import interval
-from duonlp.util.settings_file import build
+from duonlp.training.settings_file import build
 
 BETTER, WORSE, NOISE, UNTESTED, SAME = "better", "worse", "within noise", "not tested", "the same"
 

@@ -12,11 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from duonlp.benchmark.record import Memory
 from duonlp.errors import InputError
+from duonlp.util.frameworks import load_package, quiet_stdout
 
 STATUS, FORGET = "/proc/self/status", "/proc/self/clear_refs"
 """Of Linux, man 5 proc: VmHWM is the peak of VmRSS; writing 5 to clear_refs sets it back to what there is now."""
@@ -88,8 +88,7 @@ def memory_alone(
         "framework": framework, "model": str(model), "texts": list(texts), "batch_size": batch_size,
         "options": dict(options or {}), "parent": os.getpid(),
     }  # fmt: skip
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(filter(None, sys.path))  # it imports what this process would
     done = subprocess.run(
         [sys.executable, "-m", "duonlp.benchmark.memory"],
         input=json.dumps(order), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False,
@@ -132,8 +131,6 @@ def end_with(parent: int) -> None:
 
 
 def _main() -> None:
-    from duonlp.cli.common import load_package, quiet_stdout
-
     order = json.load(sys.stdin)
     if os.name == "posix":  # elsewhere the parent may be a launcher of Python
         end_with(order["parent"])

@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from duonlp.errors import InputError
+from duonlp.training.settings_file import build
 from duonlp.util.files import write_text
-from duonlp.util.settings_file import build
 
 FORMAT = "duonlp benchmark 1"
 """First key of a run file; the number grows when an older program could not read a newer file."""
@@ -87,7 +87,7 @@ class BenchmarkRecord:
     out_of_scope_examples: the same, whether its label is the out-of-scope one; None where there is none.
     throughput: examples a second in batches of batch_size; None where the pipeline takes one text at a time.
     size, parameters: bytes of the model on disk, and its number of weights; None: not known.
-    machine: as duonlp.util.machine_info.machine. settings: of the command that measured.
+    machine: as duonlp.util.machine. settings: of the command that measured.
     """
 
     name: str

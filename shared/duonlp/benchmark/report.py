@@ -234,7 +234,7 @@ def plot_records(
             raise InputError(f"{each.name!r} has no {score!r}; it has {', '.join(each.scores)}")
     require_matplotlib("records are drawn")
 
-    from duonlp.training.log.plots import COLOURS
+    from duonlp.util.pictures import COLOURS
 
     largest = max((each.size or 0 for each in records), default=0)
     with picture(file, 8, 4.8) as figure:

@@ -20,20 +20,10 @@ from duonlp.cli import distill as cli_distill
 from duonlp.cli import evaluate as cli_evaluate
 from duonlp.cli import finetune as cli_finetune
 from duonlp.cli import tune as cli_tune
-from duonlp.cli.common import (
-    Debug,
-    Framework,
-    Json,
-    calm_frameworks,
-    choice,
-    load_package,
-    need_model,
-    option_hint,
-    parsed_options,
-    print_json,
-    quiet_stdout,
-)
+from duonlp.cli.common import Debug, Framework, Json, need_model, option_hint, parsed_options, print_json
 from duonlp.errors import DuonlpError, InputError
+from duonlp.util.frameworks import calm_frameworks, load_package, quiet_stdout
+from duonlp.util.suggestions import choice
 
 app = typer.Typer(
     name="duonlp",

@@ -123,7 +123,8 @@ def benchmark(
             _show(files or [], plot, as_json, markdown)
         return
     settings = settings_from(BenchmarkSettings, config, flags, option or [], what=COMMAND)
-    from duonlp.cli.common import quiet_stdout, remedies
+    from duonlp.cli.common import remedies
+    from duonlp.util.frameworks import quiet_stdout
 
     with quiet_stdout(), remedies():
         records, shown = measure(settings)
@@ -152,9 +153,9 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
     from duonlp.benchmark.record import check_run_file, write_records
     from duonlp.benchmark.report import plot_records
     from duonlp.checkpoints.checkpoint import open_checkpoint
-    from duonlp.cli.common import load_package
+    from duonlp.training.settings_file import as_table
+    from duonlp.util.frameworks import load_package
     from duonlp.util.pictures import check_picture_file, require_matplotlib
-    from duonlp.util.settings_file import as_table
 
     models = model_names(settings.models)
     if settings.output:

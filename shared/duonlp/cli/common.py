@@ -2,11 +2,7 @@
 
 import contextlib
 import json
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,13 +32,6 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other setting, such as fit.beta1=0.95; repeat it."),
 ]
-
-
-def choice(what: str, value: str, allowed: Iterable[str]) -> str:
-    """`value` if it is allowed; else an InputError that names the nearest."""
-    if isinstance(value, str) and value in allowed:  # a TOML file has any kind
-        return value
-    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
 
 
 @contextlib.contextmanager
@@ -97,60 +86,6 @@ def need_model(model: str) -> None:
         raise InputError(
             "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
         )
-
-
-def chosen_framework(framework: str) -> str:
-    """ "tf" or "jax": by default the one that is installed, jax if both are.
-
-    Raises:
-        InputError: another name.
-    """
-    from duonlp.util import frameworks
-
-    if framework:
-        return choice("framework", framework, frameworks.PACKAGES)
-    return "tf" if frameworks.installed("tf") and not frameworks.installed("jax") else "jax"
-
-
-def load_package(framework: str, trains: bool = False):
-    """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name.
-
-    Args:
-        trains: prepares the process' memory for a training, which has to be done before TensorFlow starts its threads.
-
-    Raises:
-        InputError: another name.
-        MissingExtraError: it is not installed.
-    """
-    from duonlp.util import frameworks
-
-    framework = chosen_framework(framework)
-    calm_frameworks()
-    if trains:
-        frameworks.keep_heap()
-    package = frameworks.package(framework)
-    # That a save took long, that a shape was compiled: notes to programmers. Of absl not even errors: those are raised as
-    # well, and Orbax writes a traceback of a Ctrl-C that comes while it saves.
-    for name, level in (("absl", logging.CRITICAL), ("tensorflow", logging.ERROR)):
-        if name in sys.modules:
-            logging.getLogger(name).setLevel(level)
-    return package, framework
-
-
-def calm_frameworks() -> None:
-    """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.
-    warnings.formatwarning = lambda message, *_: f"duonlp: {message}\n"
-
-
-def quiet_stdout():
-    """While a framework works, whatever prints goes to standard error: standard output is for results."""
-    return contextlib.redirect_stdout(sys.stderr)
 
 
 def print_json(value: Any) -> None:

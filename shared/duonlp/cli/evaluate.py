@@ -15,8 +15,9 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from duonlp.cli import evaluate_summarization as cli_evaluate_summarization
-from duonlp.cli.common import Debug, Framework, Json, load_package, need_model, print_json, quiet_stdout
+from duonlp.cli.common import Debug, Framework, Json, need_model, print_json
 from duonlp.errors import InputError
+from duonlp.util.frameworks import load_package, quiet_stdout
 
 app = typer.Typer(
     help="Measure a model: how much of the code it writes passes its tests, or how good its summaries are.",

@@ -23,14 +23,13 @@ from duonlp.cli.common import (
     Debug,
     Framework,
     Json,
-    load_package,
     option_hint,
     parsed_options,
     plain_value,
     print_json,
-    quiet_stdout,
 )
 from duonlp.errors import InputError
+from duonlp.util.frameworks import load_package, quiet_stdout
 from duonlp.util.suggestions import nearest
 
 LEAD = re.compile(r"lead-([1-9]\d*)")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from duonlp.cli.common import parsed_options
-from duonlp.util.settings_file import build, read_toml, set_path
+from duonlp.training.settings_file import build, read_toml, set_path
 
 T = TypeVar("T")
 

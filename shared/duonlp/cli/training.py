@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from duonlp.cli.common import calm_frameworks, chosen_framework, load_package, print_json, quiet_stdout, remedies
+from duonlp.cli.common import print_json, remedies
 from duonlp.cli.settings import settings_from
 from duonlp.errors import InputError
+from duonlp.util.frameworks import calm_frameworks, chosen_framework, load_package, quiet_stdout
 
 Data = Annotated[str, typer.Option("--data", "-d", help="Labelled texts: a file, a folder, or a Hub id.")]
 Output = Annotated[str, typer.Option(help="The run's folder; a run of the same settings in it goes on.")]

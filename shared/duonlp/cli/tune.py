@@ -7,21 +7,12 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from duonlp.cli.common import (
-    Debug,
-    Framework,
-    Json,
-    SettingsOption,
-    chosen_framework,
-    load_package,
-    print_json,
-    quiet_stdout,
-    remedies,
-)
+from duonlp.cli.common import Debug, Framework, Json, SettingsOption, print_json, remedies
 from duonlp.cli.settings import merged
 from duonlp.cli.training import STOPPED
 from duonlp.errors import InputError
-from duonlp.util.settings_file import build
+from duonlp.training.settings_file import build
+from duonlp.util.frameworks import chosen_framework, load_package, quiet_stdout
 
 
 def tune(

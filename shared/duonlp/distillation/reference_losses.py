@@ -1,6 +1,6 @@
 """The losses of a distillation in NumPy and float64, written down from their definitions: what both frameworks are tested by.
 
-``jaxnlp/distillation_losses.py`` and ``tfnlp/distillation_losses.py`` have the same functions: sums over what is compared, and
+``jaxnlp/distillation/losses.py`` and ``tfnlp/distillation/losses.py`` have the same functions: sums over what is compared, and
 how many there are. ``mask`` is 0 where nothing counts, ``sample_weight`` multiplies what does; both are [B], or have more of
 the axes that are compared.
 """

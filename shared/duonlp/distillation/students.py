@@ -138,7 +138,7 @@ def source_path(path: str, student: Student) -> tuple[str, float]:
 
 @dataclass(frozen=True)
 class CopiedSource:
-    """Where a student's parameter comes from, as duonlp.checkpoints.checkpoint.Source is for one that is loaded."""
+    """Where a student's parameter comes from, as duonlp.checkpoints.Source is for one that is loaded."""
 
     path: str
     parameter: Parameter

@@ -23,7 +23,7 @@ def in_order(batches, forward: Callable[[Mapping[str, np.ndarray]], np.ndarray])
     """Results of the first epoch's batches, put into the order of the texts: [n, ...].
 
     Args:
-        batches: with ``epoch(n)`` and ``order(n)``, such as duonlp.data.labelled.batches.LabelledBatches.
+        batches: with ``epoch(n)`` and ``order(n)``, such as duonlp.data.LabelledBatches.
         forward: a batch -> an array with a row for each of its rows.
 
     Raises:

@@ -1,1 +1,19 @@
-"""Evaluation of models: code that is run against its tests, and the figures that come of it."""
+"""Evaluate generated code with its tests, and the baselines a summarizer has to beat."""
+
+from duonlp.evaluation.baselines import lead, tldr
+from duonlp.evaluation.human_eval import Problem, cut_at_first_block, evaluate_problems, read_problems, summarize
+from duonlp.evaluation.pass_rate import pass_at_k
+from duonlp.evaluation.sandbox import Result, check_program
+
+__all__ = [
+    "Problem",
+    "Result",
+    "check_program",
+    "cut_at_first_block",
+    "evaluate_problems",
+    "lead",
+    "pass_at_k",
+    "read_problems",
+    "summarize",
+    "tldr",
+]

@@ -27,7 +27,7 @@ def collect(call, out) -> GenerationOutput:
 
     Args:
         call: duonlp.generation.driver.Call.
-        out: what search.result gave, as NumPy.
+        out: what duonlp.generation.loop.result returned, as NumPy.
     """
     plan, original = call.plan, call.prompt.original
     steps, texts = int(out["steps"]), len(original) * plan.returned

@@ -165,7 +165,7 @@ class Comparison:
         check_picture_file(file)
         require_matplotlib("scores are plotted")
 
-        from duonlp.training.log.plots import COLOURS
+        from duonlp.util.pictures import COLOURS
 
         size = (1.6 + 1.75 * len(self.highest), 1.3 + 0.42 * len(self.scores))
         with picture(file, *size) as figure:

@@ -34,7 +34,7 @@ class Rouge(Metric):
         kinds: of rouge1 to rouge9 (n-grams), rougeL and rougeLsum.
         stemmer: compare Porter's stems of words, as papers mostly do.
         sentences: a language code such as "en": a sentence splitter for it puts every sentence of predictions and
-            references on a line of its own (see :func:`duonlp.util.sentences.split_sentences`). None takes the lines as they
+            references on a line of its own (see :func:`duonlp.util.split_sentences`). None takes the lines as they
             are. Only rougeLsum sees a difference.
         tokenizer: an object with ``tokenize(text) -> list[str]``. rouge-score's own keeps the letters a-z and digits
             alone, so that a text in another script has no words; it takes another tokenizer to compare these.

@@ -1,1 +1,6 @@
-"""."""
+"""Pipelines: raw inputs to results through a task and a model."""
+
+from duonlp.pipelines.loader import load_pipeline
+from duonlp.pipelines.pipeline import Pipeline, make_pipeline
+
+__all__ = ["Pipeline", "load_pipeline", "make_pipeline"]

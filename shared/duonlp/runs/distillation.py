@@ -83,7 +83,7 @@ def distill(
     The same settings again go on where the run was stopped; a finished run is evaluated again, and not trained.
 
     Args:
-        package, settings, on_evaluation, console: as of duonlp.runs.finetuning.finetune.
+        package, settings, on_evaluation, console: as of duonlp.runs.finetune.
 
     Returns:
         The report that results.json has: that of a fine-tuning, and "teacher": its "metrics" on the same validation texts,

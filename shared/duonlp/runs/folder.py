@@ -17,9 +17,9 @@ from duonlp.runs.labelled import LabelledData, LabelledRunSettings
 from duonlp.training.best import Best
 from duonlp.training.fit_loop import evaluates, total_steps, try_out
 from duonlp.training.log.metrics_file import EVALUATION, FILE, read_metrics
+from duonlp.training.settings_file import as_table, read_toml, write_toml
 from duonlp.util.files import locked_folder, write_text
 from duonlp.util.frameworks import PACKAGES
-from duonlp.util.settings_file import as_table, read_toml, write_toml
 
 SETTINGS_FILE, RESULTS_FILE, BEST = "settings.toml", "results.json", "best"
 OTHERS = ("run.json", FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")

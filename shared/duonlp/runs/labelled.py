@@ -31,7 +31,7 @@ FIT = FitConfig(epochs=4, learning_rate=2e-4, schedule="cosine", best_metric="ac
 class LabelledRunSettings:
     """What every run on labelled texts is made of.
 
-    data: a file, a folder or a Hub id, as duonlp.data.labelled.texts.read_labelled_texts takes it.
+    data: a file, a folder or a Hub id, as duonlp.data.read_labelled_texts takes it.
     output: the run's folder. With this very run in it, the run goes on.
     framework: "tf" or "jax", for the command line; a run writes down which it was.
     config: of a dataset of the Hub, such as "plus".

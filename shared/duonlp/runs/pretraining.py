@@ -39,15 +39,15 @@ PARTS = {
 class RunConfig:
     """What a run is made of; every part of it plain data.
 
-    corpus: a source of duonlp.data.reading.documents.read_documents, one of :data:`NAMED_SOURCES`, or a list of them.
+    corpus: a source of duonlp.data.read_documents, one of :data:`NAMED_SOURCES`, or a list of them.
     corpus_options: of read_documents.
     cleaning: what is done to the corpus before it is split.
     held_out: share of the documents that is held out.
-    tokenizer: options of duonlp.tokenizers.train.train_tokenizer; or ``{"from": folder or Hub id}`` to take one.
+    tokenizer: options of duonlp.tokenizers.train_tokenizer; or ``{"from": folder or Hub id}`` to take one.
     block_length: tokens in a block, and the length that is trained on.
     segment_ids: whether attention stops where a document ends.
     objective: "causal-lm" or "masked-lm"; for an encoder-decoder "span-corruption", "text-infilling" or "gap-sentences".
-    objective_options: of duonlp.data.objectives.language_modelling.objective.
+    objective_options: of duonlp.data.objective.
     model: keys of config.json for a model with random values, the vocabulary's size and special tokens filled in; or
         ``{"from": folder or Hub id}`` to train one further.
     model_seed: of the random values.

@@ -1,6 +1,6 @@
 """What every task has: a tokenizer, options checked in one place, text to arrays, arrays to results.
 
-A task holds no model. :class:`duonlp.pipelines.pipeline.Pipeline` batches what :meth:`Task.encode` makes, runs either engine's
+A task holds no model. :class:`duonlp.pipelines.Pipeline` batches what :meth:`Task.encode` makes, runs either engine's
 forward pass on it, lets :meth:`Task.reduce` keep what matters of each batch, and asks :meth:`Task.decode` for results.
 """
 

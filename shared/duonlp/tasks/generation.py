@@ -94,7 +94,7 @@ class Ending:
 
     Args:
         end_ids: ids that end texts.
-        stops: duonlp.generation.stop_strings.StopStrings, or None.
+        stops: duonlp.generation.StopStrings, or None.
         prompt: int [length], the ids before the text.
     """
 

@@ -1,1 +1,13 @@
-"""Tokenizers: trained here from text, kept in the Hugging Face layout."""
+"""Train tokenizers from text, and report how well they fit it."""
+
+from duonlp.tokenizers.report import TokenizerComparison, TokenizerReport, compare_tokenizers, tokenizer_report
+from duonlp.tokenizers.train import train_new_from, train_tokenizer
+
+__all__ = [
+    "TokenizerComparison",
+    "TokenizerReport",
+    "compare_tokenizers",
+    "tokenizer_report",
+    "train_new_from",
+    "train_tokenizer",
+]

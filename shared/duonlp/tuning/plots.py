@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from duonlp.errors import InputError
-from duonlp.training.log.plots import COLOURS, ticks
 from duonlp.tuning.search_space import Objective, Space
 from duonlp.tuning.study import COMPLETE, FAILED, PRUNED, TrialRecord
-from duonlp.util.pictures import check_picture_file, picture
+from duonlp.util.pictures import COLOURS, check_picture_file, picture, ticks
 
 BLUE, ORANGE, GREY = COLOURS[0], COLOURS[1], COLOURS[5]
 UNITS = {"latency": "latency (ms)", "latency_p95": "latency, 95th percentile (ms)", "seconds": "training (s)"}

@@ -18,11 +18,11 @@ import numpy as np
 
 from duonlp.errors import CheckpointError, InputError
 from duonlp.runs.folder import BEST, OTHERS, SETTINGS_FILE, framework_of
+from duonlp.training.settings_file import as_table, build, set_path, to_toml
 from duonlp.tuning.search import Interrupted, Report, TuningResult, tune
 from duonlp.tuning.search_space import Space, read_objectives, read_space
 from duonlp.tuning.study import TRIALS, TrialRecord, trial_folder
 from duonlp.util.files import write_text
-from duonlp.util.settings_file import as_table, build, set_path, to_toml
 from duonlp.util.suggestions import nearest
 
 RUNS = {"distill": "DistillSettings", "finetune": "FinetuneSettings"}
@@ -222,14 +222,14 @@ def tune_runs(
     Args:
         package: tfnlp or jaxnlp.
         table: the run's settings, as in the TOML file of `duonlp distill` or `duonlp finetune`; its output is not used.
-        search: {"alpha": {"low": 0.0, "high": 1.0}, ...}, as :func:`duonlp.tuning.search_space.read_space` has it.
+        search: {"alpha": {"low": 0.0, "high": 1.0}, ...}, as :func:`duonlp.tuning.read_space` has it.
         folder: of the search; with the same search in it, it goes on.
         options: of the search.
         latency: ``(settings, folder of a model) -> results``; by default PerformanceBenchmark's, over validation texts.
         console: whether to show what goes on, on the standard error.
 
     Raises:
-        InputError: as of RunSearch and :func:`duonlp.tuning.search.tune`, or what a run raises.
+        InputError: as of RunSearch and :func:`duonlp.tuning.tune`, or what a run raises.
         CheckpointError: a checkpoint cannot be read.
         MissingExtraError: Optuna is not installed.
     """

@@ -139,7 +139,7 @@ def tune(
         objective: ``(parameters, report) -> results``: runs one trial. Parameters are by name as in the space, ``report`` is a
             :class:`Report`. A NonFiniteLossError, or memory that runs out, fails this trial with that reason and the search
             goes on; every other error ends it.
-        space: what to search, as :func:`duonlp.tuning.search_space.read_space` has it.
+        space: what to search, as :func:`duonlp.tuning.read_space` has it.
         folder: for study.db, trials.json, trials.csv, pictures, and trials/0000, ..., one folder a trial.
         objectives: one name among the results, or several for a Pareto front; greater is better unless the name speaks of a
             loss, an error, a time or a size, or says so: "minimize:NAME".

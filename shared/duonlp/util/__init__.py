@@ -1,1 +1,32 @@
-"""."""
+"""Helpers without a subject of their own: files, pictures, sentences, and loading an engine."""
+
+from duonlp.util.buckets import bucket
+from duonlp.util.files import locked_folder, write_text
+from duonlp.util.frameworks import installed, keep_heap, load_package, package, require
+from duonlp.util.machine_info import machine, processor
+from duonlp.util.pictures import check_picture_file, picture, require_matplotlib, save_picture
+from duonlp.util.sentences import is_dialogue, sentences_by_line, split_sentences
+from duonlp.util.suggestions import choice, nearest, unknown_setting
+
+__all__ = [
+    "bucket",
+    "check_picture_file",
+    "choice",
+    "installed",
+    "is_dialogue",
+    "keep_heap",
+    "load_package",
+    "locked_folder",
+    "machine",
+    "nearest",
+    "package",
+    "picture",
+    "processor",
+    "require",
+    "require_matplotlib",
+    "save_picture",
+    "sentences_by_line",
+    "split_sentences",
+    "unknown_setting",
+    "write_text",
+]

@@ -1,17 +1,21 @@
 """Which frameworks there are, whether they are installed, and our package for each, imported when asked for."""
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from duonlp.errors import MissingExtraError
+from duonlp.util.suggestions import choice
 
 PACKAGES = {"tf": "tfnlp", "jax": "jaxnlp"}
 """Framework to our package."""
@@ -86,3 +90,53 @@ def keep_heap() -> None:
         kept = {mmap_threshold: 1 << 25, trim_threshold: 1 << 30, top_pad: 1 << 28, mmap_max: 0, arena_max: 1}
         for option, value in kept.items():
             mallopt(option, value)
+
+
+def chosen_framework(framework: str) -> str:
+    """ "tf" or "jax": by default the one that is installed, jax if both are.
+
+    Raises:
+        InputError: another name.
+    """
+    if framework:
+        return choice("framework", framework, PACKAGES)
+    return "tf" if installed("tf") and not installed("jax") else "jax"
+
+
+def load_package(framework: str, trains: bool = False):
+    """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name.
+
+    Args:
+        trains: prepares the process' memory for a training, which has to be done before TensorFlow starts its threads.
+
+    Raises:
+        InputError: another name.
+        MissingExtraError: it is not installed.
+    """
+    framework = chosen_framework(framework)
+    calm_frameworks()
+    if trains:
+        keep_heap()
+    module = package(framework)
+    # That a save took long, that a shape was compiled: notes to programmers. Of absl not even errors: those are raised as
+    # well, and Orbax writes a traceback of a Ctrl-C that comes while it saves.
+    for name, level in (("absl", logging.CRITICAL), ("tensorflow", logging.ERROR)):
+        if name in sys.modules:
+            logging.getLogger(name).setLevel(level)
+    return module, framework
+
+
+def calm_frameworks() -> None:
+    """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.
+    warnings.formatwarning = lambda message, *_: f"duonlp: {message}\n"
+
+
+def quiet_stdout():
+    """While a framework works, whatever prints goes to standard error: standard output is for results."""
+    return contextlib.redirect_stdout(sys.stderr)

@@ -1,6 +1,7 @@
 """Pictures on disk: what their files may be called, and saving them whole or not at all."""
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,12 @@ from pathlib import Path
 from duonlp.errors import InputError, MissingExtraError
 
 FORMATS = (".png", ".svg", ".pdf")
+
+COLOURS = ("#1f4e8c", "#c1440e", "#2e8b57", "#8a5fb0", "#b8860b", "#5f6b7a", "#c2477f", "#3a9fb5")
+
+FINE = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
+FINER = (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9)
+"""First digits of ticks on a logarithmic axis that has few or less than one power of ten."""
 
 
 def check_picture_file(path: Path) -> None:
@@ -50,3 +57,21 @@ def picture(path: Path, width: float, height: float, dpi: int = 150) -> Iterator
         FigureCanvasAgg(figure)
         yield figure
         save_picture(figure, path)
+
+
+def ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers from `low` to `high`, above 0: those of a logarithmic axis, or of a linear one in a narrow range."""
+    from matplotlib.ticker import MaxNLocator
+
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), FINE, FINER):
+        marks = [digit * 10.0**power for power in powers for digit in digits]
+        marks = [mark for mark in marks if low <= mark <= high]
+        if len(marks) > most:
+            break
+        best = marks
+    if len(best) >= 4:
+        return best
+    locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
+    return [float(mark) for mark in locator.tick_values(low, high) if low <= mark <= high]

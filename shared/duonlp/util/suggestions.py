@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+from duonlp.errors import InputError
+
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """ "; did you mean 'jax'?" for "jaxx", the end of a message, and nothing where no name is near."""
@@ -14,3 +16,10 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 def unknown_setting(key: str, known: Sequence[str], what: str) -> str:
     """The message for a key that is no setting of what: those that there are, and the nearest."""
     return f"{key!r} is no setting of {what}; there are {', '.join(known)}{nearest(key.replace('-', '_'), known)}"
+
+
+def choice(what: str, value: str, allowed: Iterable[str]) -> str:
+    """`value` if it is allowed; else an InputError that names the nearest."""
+    if isinstance(value, str) and value in allowed:  # a TOML file has any kind
+        return value
+    raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")

@@ -23,7 +23,7 @@ from duonlp.benchmark.timing import PASSES, rotated
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("greet", "pay", "oos")
 WORDS = ["hello", "hi there", "pay the bill", "send money now", "what is love", "sing"]
 LABELS = [0, 0, 1, 1, 2, 2]

@@ -10,8 +10,8 @@ from duonlp.errors import CheckpointError, InputError
 from duonlp.runs import distillation as training
 from duonlp.runs.distillation import DistillSettings, distill
 from duonlp.training.fit_config import FitConfig
+from duonlp.training.settings_file import build, replaced, to_toml
 from duonlp.util import frameworks
-from duonlp.util.settings_file import build, replaced, to_toml
 from tests.intents import LABELS, WORDS, checkpoint, write_queries
 from tests.standins import Package, command, fingerprint_of
 

@@ -139,7 +139,7 @@ def test_tldr(run, known, data, monkeypatch):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.skipif(not frameworks.installed("jax"), reason="no flax")
 def test_real_models(run, data, tmp_path):  # noqa: F811
-    pieces = (Path(__file__).parents[1] / "reference/pipelines/gpt2.json").read_text()
+    pieces = (Path(__file__).parents[2] / "reference/pipelines/gpt2.json").read_text()
     end = {"vocab_size": 2000, "eos_token_id": 0, "pad_token_id": 0}
     for name, hf, head in (
         ("t5", {"model_type": "t5", "decoder_start_token_id": 0}, "seq2seq-lm"),

@@ -15,9 +15,9 @@ from duonlp.runs.finetuning import FinetuneSettings, finetune
 from duonlp.runs.labelled import FIT
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.log.metrics_file import read_metrics
+from duonlp.training.settings_file import build, replaced, to_toml
 from duonlp.util import frameworks
 from duonlp.util.files import locked_folder
-from duonlp.util.settings_file import build, replaced, to_toml
 from tests.intents import BERT, LABELS, checkpoint, queries, write_queries
 from tests.standins import Package, command, fingerprint_of
 

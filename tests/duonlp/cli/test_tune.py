@@ -11,11 +11,11 @@ from duonlp.cli import tune as cli_tune
 from duonlp.errors import CheckpointError, InputError
 from duonlp.runs.distillation import DistillSettings
 from duonlp.runs.finetuning import FinetuneSettings
+from duonlp.training.settings_file import build
 from duonlp.tuning import runs as tuning_runs
 from duonlp.tuning import search as tuning
 from duonlp.tuning.runs import RunSearch, TuneSettings, full_path, paths, tune_runs
 from duonlp.util import frameworks
-from duonlp.util.settings_file import build
 from tests.intents import LABELS, checkpoint, queries, write_queries
 from tests.standins import Package
 

@@ -23,7 +23,7 @@ from duonlp.errors import InputError
 from duonlp.tokenizers.train import train_tokenizer
 
 pytest.importorskip("array_record")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def documents(count=400, seed=0):

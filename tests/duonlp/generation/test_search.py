@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from duonlp import numpy_ops
-from duonlp.generation import GenerationConfig, GenerationOutput, search
+from duonlp.generation import GenerationConfig, GenerationOutput
+from duonlp.generation import loop as decoding
 from duonlp.generation.driver import Call
 from duonlp.generation.output import collect
 from duonlp.generation.plan import make_plan
 from duonlp.generation.prompt import prepare_prompt
+from duonlp.generation.strategies import search
 from tests.cases import cases
 
 
@@ -52,9 +54,9 @@ def run_in_numpy(model, ids, vocabulary: int, **options) -> GenerationOutput:
     plan, values = make_plan(config, prompt, vocabulary, 32)
     searching = search.Search(numpy_ops, model, plan, values)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        state = search.advance(searching, search.start(searching), values["new_tokens"])
+        state = decoding.advance(searching, decoding.start(searching), values["new_tokens"])
     call = Call(None, None, config, prompt, plan, values)
-    return collect(call, search.result(searching, state))
+    return collect(call, decoding.result(searching, state))
 
 
 def every_text(vocabulary: int, steps: int, eos: int | None):

@@ -24,7 +24,7 @@ from duonlp.tuning.search_space import Choices, Objective, Range, front, read_ob
 if not importlib.util.find_spec("optuna"):
     pytest.skip("the extra search", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 SPACE = {"alpha": {"low": 0.0, "high": 1.0}, "fit": {"learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}}
 

@@ -43,7 +43,7 @@ class Batches:
 
         Args:
             blocks: what `open_blocks` returns.
-            objective: what `duonlp.data.objectives.language_modelling.objective` returns.
+            objective: what `duonlp.data.objective` returns.
             batch_size: rows of the global batch, over all hosts.
             seed: decides the order and the objective's draws; from 0 to 2**64 - 1.
             shuffle: False: the blocks' own order, each epoch.
@@ -164,7 +164,7 @@ def held_out_batches(
 
     Args:
         blocks: what `open_blocks` returns.
-        objective: what `duonlp.data.objectives.language_modelling.objective` returns.
+        objective: what `duonlp.data.objective` returns.
         batch_size: rows of the global batch, over all hosts. The last batch is filled up with rows whose labels are all
             -100, so that every batch has one shape.
         seed: of the objective's draws.

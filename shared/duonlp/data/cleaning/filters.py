@@ -75,7 +75,7 @@ def reason_to_drop(text: str, digest: bytes, config: FilterConfig) -> str | None
 
     Args:
         text: the whole file.
-        digest: `duonlp.data.cleaning.duplicates.content_digest(text)`, which draws the share that is kept of configuration, tests
+        digest: `duonlp.data.cleaning.content_digest(text)`, which draws the share that is kept of configuration, tests
             and files without keywords.
         config: the limits.
     """

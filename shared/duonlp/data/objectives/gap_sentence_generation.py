@@ -48,7 +48,7 @@ def gap_sentences(
         seed: of what is drawn: ratios, noise, random sentences.
         mask_token: what stands for each of them in the source.
         noise: scores are multiplied by numbers drawn evenly from 1 - noise to 1 + noise; 0.2 in PEGASUS-large.
-        language: of the text (duonlp.util.sentences.split_sentences).
+        language: of the text (duonlp.util.split_sentences).
 
     Returns:
         The source, and the target: the sentences that were taken out, in their order, with spaces between.

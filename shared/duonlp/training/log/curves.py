@@ -5,8 +5,7 @@ from pathlib import Path
 
 from duonlp.errors import InputError
 from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
-from duonlp.training.log.plots import COLOURS
-from duonlp.util.pictures import check_picture_file, picture, require_matplotlib
+from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib
 
 
 def check_plot(file: str | os.PathLike) -> None:

@@ -10,13 +10,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
-from duonlp.util.pictures import check_picture_file, picture, require_matplotlib
-
-COLOURS = ("#1f4e8c", "#c1440e", "#2e8b57", "#8a5fb0", "#b8860b", "#5f6b7a", "#c2477f", "#3a9fb5")
-
-FINE = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
-FINER = (1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9)
-"""First digits of ticks on a logarithmic axis that has few or less than one power of ten."""
+from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib, ticks
 
 Run = str | os.PathLike | Sequence[Mapping[str, Any]]
 """A metrics.jsonl, the folder it is in, or its records."""
@@ -177,24 +171,6 @@ def scale(axes, curves: Iterable[Points], log_axes: bool) -> None:
     right.yaxis.set_minor_locator(NullLocator())
     right.yaxis.set_major_formatter(lambda value, _: counted(math.exp(value)))
     right.spines["top"].set_visible(False)
-
-
-def ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers from `low` to `high`, above 0: those of a logarithmic axis, or of a linear one in a narrow range."""
-    from matplotlib.ticker import MaxNLocator
-
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    best: list[float] = []
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), FINE, FINER):
-        marks = [digit * 10.0**power for power in powers for digit in digits]
-        marks = [mark for mark in marks if low <= mark <= high]
-        if len(marks) > most:
-            break
-        best = marks
-    if len(best) >= 4:
-        return best
-    locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
-    return [float(mark) for mark in locator.tick_values(low, high) if low <= mark <= high]
 
 
 def counted(value: float) -> str:

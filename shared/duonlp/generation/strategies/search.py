@@ -179,32 +179,3 @@ def map_cache(function: Callable, cache):
     if isinstance(cache, dict):
         return {name: map_cache(function, part) for name, part in cache.items()}
     return function(cache)
-
-
-def strategy(plan: Plan):
-    """The module that has ``start(search)``, ``step(search, state)``, ``unfinished(search, state)`` and
-    ``result(search, state)`` of a plan's strategy."""
-    from duonlp.generation import assisted, beam, contrastive, sample
-
-    modules = {"greedy": sample, "sample": sample, "beam": beam, "contrastive": contrastive, "assisted": assisted}
-    return modules[plan.strategy]
-
-
-def start(search: Search) -> State:
-    """The prompts, and the first new token."""
-    return strategy(search.plan).start(search)
-
-
-def advance(search: Search, state: State, until) -> State:
-    """Go on until every text has ended, or ``until`` tokens are new (speculative decoding may overshoot)."""
-    how = strategy(search.plan)
-    return search.ops.while_loop(
-        lambda state: how.unfinished(search, state) & (state["n"] < until),
-        lambda state: how.step(search, state),
-        state,
-    )
-
-
-def result(search: Search, state: State) -> State:
-    """What is returned of the last state: ``ids`` [texts, room], ``steps``, and what was recorded."""
-    return strategy(search.plan).result(search, state)

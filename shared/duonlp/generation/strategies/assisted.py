@@ -10,8 +10,8 @@ with the same numbers, which makes it agree as often as it can.
 
 from dataclasses import replace
 
-from duonlp.generation import sample
-from duonlp.generation.search import Search, State
+from duonlp.generation.strategies import sample
+from duonlp.generation.strategies.search import Search, State
 
 
 def start(search: Search) -> State:

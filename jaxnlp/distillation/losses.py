@@ -24,7 +24,7 @@ def terms(
     batch: Mapping[str, Any], *, projections: Mapping[str, Mapping[str, Any]] | None = None, label_order=None,
     sample_weight=None,
 ) -> dict[str, tuple]:  # fmt: skip
-    """All that the teacher adds to the loss of a batch, in the order of duonlp.distillation.pair.term_names.
+    """All that the teacher adds to the loss of a batch, in the order of duonlp.distillation.term_names.
 
     The student's own loss on the labels, times alpha, is not among it.
 
@@ -34,8 +34,8 @@ def terms(
         student_outputs, teacher_outputs: what they gave, with ``hidden_states`` and ``attentions`` where ``distillation`` needs
             them (``needs_hidden_states``, ``needs_attentions``).
         batch: what the student reads, and labels: they say what counts.
-        projections: of duonlp.distillation.pair.init_projections, where the widths differ.
-        label_order: what duonlp.distillation.pair.check_pair gave.
+        projections: of duonlp.distillation.init_projections, where the widths differ.
+        label_order: what duonlp.distillation.check_pair gave.
         sample_weight: [B], or [B, T] where every token has outputs.
 
     Returns:

@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 from duonlp.errors import InputError
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.flops import mfu, pair_flops, token_flops
-from jaxnlp.training import hlo, hlo_cost
+from jaxnlp.training.compile_check import hlo, hlo_cost
+from jaxnlp.training.compile_check.topology import Topology
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.step import make_step
-from jaxnlp.training.topology import Topology
 
 PRESETS: dict[str, dict] = {
     "gpt2": {"model_type": "gpt2"},
@@ -168,7 +168,7 @@ def compile_step(
     Args:
         model: what is trained; its parameters are never made.
         config: its batch_size counts rows over all chips; its mesh must fit the slice.
-        topology: from jaxnlp.training.topology.
+        topology: from jaxnlp.training.compile_check.topology.
         sequence_length: tokens in a row; of an encoder-decoder, in a source.
         head_room: share of a chip's memory that must stay free, for the next batch and what the runtime keeps.
         segment_ids: rows hold several documents, which attention keeps apart.

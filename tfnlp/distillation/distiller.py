@@ -18,8 +18,8 @@ from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
 from tfnlp import ops
-from tfnlp.distillation_losses import terms
-from tfnlp.fit import Fit
+from tfnlp.distillation.losses import terms
+from tfnlp.trainer_mixin import Fit
 from tfnlp.training.fit import by_xla, smoothed_loss, train
 
 
@@ -109,7 +109,7 @@ class Distiller(Fit, keras.Model):
         Args:
             optimizer: as keras.Model.compile takes it, or from tfnlp.training.make_optimizer.
             metrics: of the student, as keras.Model.compile takes them.
-            student_loss: a Keras loss of the logits in place of the head's own; see tfnlp.fit.Fit.
+            student_loss: a Keras loss of the logits in place of the head's own; see tfnlp.trainer_mixin.Fit.
             distillation_losses: HiddenStates, Attentions and Relations of duonlp.distillation.pair.
             alpha: the share of the student's own loss, from 0 to 1. At 0 no labels are read, at 1 no teacher's logits.
             temperature: what logits are divided by before the softmax, above 0.

@@ -19,7 +19,7 @@ def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
         decoder_layers: of an encoder-decoder's decoder, a number or a sequence of them; None for all.
 
     Raises:
-        InputError: there are no such layers (see duonlp.distillation.students.student_config), or the teacher is quantised.
+        InputError: there are no such layers (see duonlp.distillation.student_config), or the teacher is quantised.
     """
     if any(layer.quantization_mode is not None for layer in teacher._flatten_layers()):
         raise InputError("the teacher is quantised; make the student from the model as it was before")

@@ -1,6 +1,6 @@
 """What a compiled program costs a chip: FLOPs of its matrix products, traffic with memory, and its collectives.
 
-All of it is counted over the instructions that XLA scheduled, each as often as it runs (jaxnlp.training.hlo), so layers
+All of it is counted over the instructions that XLA scheduled, each as often as it runs (see hlo.py), so layers
 that are scanned, pieces of an accumulated batch and what is computed again for the backward pass are all in it.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxnlp.training.hlo import HBM, Computation, Instruction, Program, Run
+from jaxnlp.training.compile_check.hlo import HBM, Computation, Instruction, Program, Run
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {

@@ -1,7 +1,7 @@
 """Beam search, beam sampling and diverse beam search, as Transformers 5 has them.
 
 Its ``GenerationMixin._beam_search`` is followed to the letter, for libraries disagree on when to stop and which ends count.
-A prompt's beams are tokens of one row (see duonlp.generation.search): when beams change places only the small table of
+A prompt's beams are tokens of one row (see duonlp.generation.strategies.search): when beams change places only the small table of
 ``ancestors`` does.
 
 Diverse beam search (Vijayakumar et al. 2016, https://arxiv.org/abs/1610.02424) is one beam search a group, the groups one
@@ -9,7 +9,7 @@ after the other at each step; a token costs ``diversity_penalty`` for every beam
 """
 
 from duonlp.generation import threefry
-from duonlp.generation.search import Search, State
+from duonlp.generation.strategies.search import Search, State
 
 HOPELESS = -1.0e9
 """Added to scores that must not win; finite, so that among them order stays."""

@@ -23,7 +23,8 @@ from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import one_pass
 from duonlp.training.result import FitResult
-from jaxnlp import distillation_losses, ops
+from jaxnlp import ops
+from jaxnlp.distillation import losses as distillation_losses
 from jaxnlp.pretrained import merge, split
 from jaxnlp.training.fit import train
 from jaxnlp.training.fit_step import FitStep, NamedTerms, Plan, loss_terms
@@ -41,7 +42,7 @@ class DistillPlan(Plan):
     """All that a step of distillation depends on but arrays; hashable, a static argument of jit.
 
     teacher_graphdef, teacher_config, teacher_head: None without a teacher, whose logits are in the batches.
-    label_order: where the student's labels are among the teacher's (duonlp.distillation.pair.check_pair).
+    label_order: where the student's labels are among the teacher's (duonlp.distillation.check_pair).
     """
 
     distillation: Distillation = field(default_factory=Distillation)
@@ -119,7 +120,7 @@ def distill_plan(
     Args:
         student, teacher: models of this package of the same head; neither is changed.
         mesh: with one, gradients are kept where the parameters live.
-        student_tokenizer, teacher_tokenizer, own_inputs: as duonlp.distillation.pair.check_pair has them.
+        student_tokenizer, teacher_tokenizer, own_inputs: as duonlp.distillation.check_pair has them.
 
     Raises:
         InputError: the two do not go together, or there is no teacher and something inside it is to be compared.

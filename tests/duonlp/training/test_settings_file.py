@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from duonlp.cli.settings import merged, settings_from
 from duonlp.errors import InputError
-from duonlp.util.settings_file import as_table, build, read_toml, replaced, to_toml, write_toml
+from duonlp.training.settings_file import as_table, build, read_toml, replaced, to_toml, write_toml
 
 
 @dataclass(frozen=True)

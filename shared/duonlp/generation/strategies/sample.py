@@ -1,7 +1,7 @@
 """Greedy decoding and sampling: one token after the other, each the most likely or drawn."""
 
 from duonlp.generation import threefry
-from duonlp.generation.search import Search, State, map_cache
+from duonlp.generation.strategies.search import Search, State, map_cache
 
 SLACK = 16
 """Candidates beyond top_k: tokens as likely as the last of them are kept, too."""

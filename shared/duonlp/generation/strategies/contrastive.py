@@ -7,8 +7,8 @@ with h the last hidden states: of the candidate as it would be, and of every tok
 together, as tokens of one row that do not see each other.
 """
 
-from duonlp.generation import sample
-from duonlp.generation.search import Search, State
+from duonlp.generation.strategies import sample
+from duonlp.generation.strategies.search import Search, State
 
 
 def start(search: Search) -> State:

@@ -20,7 +20,7 @@ def init_student(teacher, *, num_layers=None, layers=None, decoder_layers=None):
         decoder_layers: of an encoder-decoder's decoder, a number or a sequence of them; None for all.
 
     Raises:
-        InputError: there are no such layers (see duonlp.distillation.students.student_config).
+        InputError: there are no such layers (see duonlp.distillation.student_config).
     """
     made = student_config(
         teacher.config, teacher.head, num_layers=num_layers, layers=layers, decoder_layers=decoder_layers
