@@ -295,6 +295,34 @@ def test_what_is_public_has_a_docstring(file):
     assert not missing, f"{file}: no docstring for {', '.join(missing)}"
 
 
+def unannotated(file: str) -> list[str]:
+    """Public functions and methods with an argument or a result that has no annotation."""
+    missing = []
+
+    def visit(body, owner):
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                visit(node.body, f"{owner}{node.name}.")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                if node.name.startswith("_") and node.name not in ("__init__", "__call__"):
+                    continue
+                given = node.args
+                names = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+                bare = [arg.arg for arg in names if arg and not arg.annotation and arg.arg not in ("self", "cls")]
+                bare += ["return"] if node.returns is None and node.name != "__init__" else []
+                if bare:
+                    missing.append(f"{owner}{node.name} (line {node.lineno}): {', '.join(bare)}")
+
+    visit(tree(file).body, "")
+    return missing
+
+
+@pytest.mark.parametrize("file", sources("shared/duonlp", "tfnlp", "jaxnlp", "tpu_scripts"))
+def test_what_is_public_is_annotated(file):
+    missing = unannotated(file)
+    assert not missing, f"{file}: annotate {'; '.join(missing)}"
+
+
 @pytest.mark.parametrize("file", sources(*PACKAGES))
 def test_files_are_short(file):
     lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,44 @@
+"""Types that several packages name: arrays of any framework, and the two engines as they are passed around."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
+
+Array: TypeAlias = Any
+"""An array of NumPy, TensorFlow or JAX, in code that is written once for all of them over ``ops``."""
+
+Ops: TypeAlias = ModuleType
+"""``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``: the same array functions for one kind of array each."""
+
+Batch: TypeAlias = Mapping[str, Array]
+"""Input and label names to arrays, [B, ...] each."""
+
+
+class Engine(Protocol):
+    """An engine package, ``tfnlp`` or ``jaxnlp``, as the neutral code uses it: the names both define.
+
+    Attributes:
+        AutoModel..., one class per head: ``from_pretrained``, ``from_config`` and ``save_pretrained``.
+        pipeline: ``pipeline(task, model, **options)``, see :func:`duonlp.pipelines.load_pipeline`.
+        compiled: a model as a compiled function of its inputs.
+        predict: logits of many texts in their order.
+        distill, init_student, cached_teacher_logits: knowledge distillation.
+    """
+
+    __name__: str
+    AutoModel: Any
+    AutoModelForCausalLM: Any
+    AutoModelForMaskedLM: Any
+    AutoModelForMultipleChoice: Any
+    AutoModelForNextSentencePrediction: Any
+    AutoModelForPreTraining: Any
+    AutoModelForQuestionAnswering: Any
+    AutoModelForSeq2SeqLM: Any
+    AutoModelForSequenceClassification: Any
+    AutoModelForTokenClassification: Any
+    pipeline: Callable[..., Any]
+    compiled: Callable[..., Callable[..., Any]]
+    predict: Callable[..., Any]
+    distill: Callable[..., Any]
+    init_student: Callable[..., Any]
+    cached_teacher_logits: Callable[..., Any]
