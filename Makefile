@@ -27,7 +27,7 @@ test parity topology demo: export HF_HUB_OFFLINE := 1
 test parity topology: export CUDA_VISIBLE_DEVICES :=
 test parity topology demo: export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test parity topology lint format bench clean
+.PHONY: help demo test parity topology docs lint format bench clean
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -43,11 +43,16 @@ parity: $(VENV)/.installed-parity ## compare live with Transformers' PyTorch mod
 topology: $(VENV)/.installed-topology ## compile training steps for TPU pods, which needs no TPU
 	$(BIN)/python -m pytest -m "topology and not slow" $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed ## ruff: rules and format
+docs: $(VENV)/.installed-docs ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or serve it: $(BIN)/mkdocs serve"
+
+lint: $(VENV)/.installed ## ruff (rules, format) and pyrefly (types)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-format: $(VENV)/.installed ## mend what ruff can mend
+format: $(VENV)/.installed ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -55,7 +60,7 @@ bench: $(VENV)/.installed-parity ## side-by-side measurements; ARGS="NAME ..." c
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove what was made, .venv too
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "duonlp needs Python 3.11, 3.12 or 3.13, and none is on the path;" \
@@ -75,6 +80,11 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-parity: $(VENV)/.installed
 	@echo "installing torch, the reference, into $(VENV)"
 	@$(PIP) --editable ".[$(EXTRAS),parity]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing MkDocs into $(VENV)"
+	@$(PIP) --editable ".[$(EXTRAS),docs]"
 	@touch $@
 
 $(VENV)/.installed-topology: $(VENV)/.installed
