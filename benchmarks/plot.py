@@ -50,7 +50,9 @@ def speeds(page: str) -> dict[str, dict[str, float]]:
     bars: dict[str, dict[str, float]] = {}
     for heading, label in SECTIONS.items():
         for setting, contestant, ratio in rows(sections[heading]):
-            bars.setdefault(label.format(setting), {})[contestant] = 1 / ratio  # tfnlp-xla replaces tfnlp: `fit` uses XLA
+            bars.setdefault(label.format(setting), {})[contestant] = (
+                1 / ratio
+            )  # tfnlp-xla replaces tfnlp: `fit` uses XLA
     return bars
 
 

@@ -46,7 +46,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Write the reference pages, which hold nothing but a directive."""
-    rows = [f"| [`{module}`]({page.removeprefix('reference/')}) | {summary(module)} |" for page, module in pages().items()]
+    rows = [
+        f"| [`{module}`]({page.removeprefix('reference/')}) | {summary(module)} |" for page, module in pages().items()
+    ]
     index = "\n".join(["# API reference", "", "| package | contents |", "|---|---|", *rows, ""])
     files.append(File.generated(config, "reference/index.md", content=index))
     for page, module in pages().items():
