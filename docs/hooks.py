@@ -15,7 +15,7 @@ SUBJECTS = ("training", "distillation", "generation")
 
 
 def pages() -> dict[str, str]:
-    """Reference page -> the module it documents, for every package with an ``__all__`` or documented top-level module."""
+    """Return the module that each reference page documents, for every package and the top-level modules users import."""
     modules = {f"reference/{engine}/index.md": engine for engine in ENGINES}
     modules |= {f"reference/{e}/{s}.md": f"{e}.{s}" for e in ENGINES for s in SUBJECTS if (ROOT / e / s).is_dir()}
     neutral = ROOT / "shared" / "duonlp"
@@ -28,7 +28,7 @@ def pages() -> dict[str, str]:
 
 
 def summary(module: str) -> str:
-    """The first paragraph of a module's docstring, as one line."""
+    """Return the first paragraph of a module's docstring, as one line."""
     path = ROOT / ("shared" if module.startswith("duonlp") else "") / module.replace(".", "/")
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
