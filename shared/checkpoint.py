@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import architectures
+from shared import architectures, frameworks
 from shared.architectures._common import BUFFERS, Weight
 from shared.config import TransformerConfig
 from shared.errors import CheckpointError, InputError
@@ -177,8 +177,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
             )
-        from transformers import AutoTokenizer
-
+        AutoTokenizer = frameworks.transformers().AutoTokenizer
         try:
             # local_files_only: the files are here, and a tokenizer must never fetch anything else
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared import frameworks
 from shared.data.blocks import Blocks, open_blocks, write_blocks
 from shared.data.cleaning import clean
 from shared.data.cleaning_report import CleaningReport
@@ -78,9 +79,7 @@ def open_prepared(folder: str | Path, tokenizer=None, corpus=None, report=None) 
 
 def load_tokenizer(folder: str | Path):
     """The tokenizer in a folder that was prepared."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
+    return frameworks.transformers().AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
 
 
 def _stage(folder: Path, settings: dict, make: Callable[[Path], dict]) -> dict:
@@ -128,11 +127,9 @@ def _tokenizer_settings(run: RunConfig) -> dict:
 def _tokenizer(run: RunConfig, folder: Path, at: Path, say) -> dict:
     options = run.tokenizer_options
     if "from" in options:
-        from transformers import AutoTokenizer
-
         if len(options) > 1:
             raise InputError(f"the tokenizer is taken from {options['from']!r}, so it has no other options: {options}")
-        tokenizer = AutoTokenizer.from_pretrained(options["from"])
+        tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
     else:
         say("training a tokenizer")
         options.setdefault("max_length", run.block_length)

@@ -28,7 +28,8 @@ def one_device():
         {"mesh": {"data": 8}},
         {"mesh": {"data": 2, "fsdp": 4}},
         pytest.param(
-            {"mesh": {"fsdp": 2, "tensor": 2, "data": -1}, "scan": True, "remat": "full"}, marks=pytest.mark.representative
+            {"mesh": {"fsdp": 2, "tensor": 2, "data": -1}, "scan": True, "remat": "full"},
+            marks=pytest.mark.representative,
         ),
         {"mesh": {}, "accumulation": 4, "remat": "dots"},
     ],
