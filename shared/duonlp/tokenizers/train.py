@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.util import frameworks
 
 KINDS = ("bpe", "wordpiece", "unigram")
 END_OF_TEXT = "<|endoftext|>"
@@ -109,8 +110,7 @@ def train_tokenizer(
         _check_room(tokenizer.get_vocab_size(), vocab_size)
     _add_post_processor(tokenizer, kind, roles)
 
-    from transformers import PreTrainedTokenizerFast
-
+    PreTrainedTokenizerFast = frameworks.transformers().PreTrainedTokenizerFast
     options: dict[str, Any] = dict(roles)
     if max_length is not None:
         options["model_max_length"] = max_length
