@@ -34,7 +34,7 @@ def test_the_split_is_by_name_whatever_else_is_there():
     held_out = [name for name in names if is_held_out(name, 0.2)]
     assert 50 <= len(held_out) <= 110
     assert held_out != [name for name in names if is_held_out(name, 0.2, salt="b")]
-    with pytest.raises(InputError, match="share"):
+    with pytest.raises(InputError, match="must be a fraction between 0 and 1"):
         is_held_out("x", 5)
 
 

@@ -123,12 +123,12 @@ def test_columns_are_named_or_an_error_lists_them(tmp_path):
 BAD_LINES = [
     (b'{"content": "caf\xe9"}', "invalid UTF-8", "byte 0xe9 at 16"),
     (b'{"content": "x', "corrupt line", "not JSON"),
-    (b'["x"]', "corrupt row", "a list, not an object"),
-    (b'{"content": null}', "corrupt row", "a NoneType, not a text"),
+    (b'["x"]', "corrupt row", "type list; expected an object with columns"),
+    (b'{"content": null}', "corrupt row", "type NoneType; expected str"),
     (b'{"path": "a.py"}', "corrupt row", "no column 'content'.*path"),
-    (b'{"content": 7}', "corrupt row", "a int, not a text"),
+    (b'{"content": 7}', "corrupt row", "type int; expected str"),
     (rb'{"content": "\ud800"}', "invalid UTF-8", "surrogate"),
-    (rb'{"content": "\u0000"}', "binary", "zero byte"),
+    (rb'{"content": "\u0000"}', "binary", "NUL byte"),
 ]
 
 
@@ -207,13 +207,13 @@ def test_sources_that_are_none(tmp_path):
         with pytest.raises(InputError, match=message):
             list(read_documents(bad))
     (tmp_path / "a.csv").write_text("text\nx\n")
-    with pytest.raises(InputError, match=r"a\.csv.*ends in none of \.jsonl"):
+    with pytest.raises(InputError, match=r"a\.csv.*unsupported ending; expected \.jsonl"):
         read_documents(tmp_path / "a.csv")
     with pytest.raises(InputError, match="kind is 'csv'; it must be one of jsonl"):
         read_documents(tmp_path / "a.csv", kind="csv")
     (tmp_path / "a.jsonl").write_bytes(lines())
     (tmp_path / "m.py").write_text("x = 1\n")
-    with pytest.raises(InputError, match=r"several kinds \(jsonl, \*\.py\)"):
+    with pytest.raises(InputError, match=r"several kinds of files \(jsonl, \*\.py\)"):
         read_documents(tmp_path)
     assert [d.path for d in read_documents(tmp_path, kind="tree")] == ["m.py"]
     assert list(read_documents(tmp_path, kind="jsonl")) == EXPECTED
@@ -237,6 +237,6 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
         lambda: write_split(EXPECTED, tmp_path / "split", ending=".jsonl.zst"),
     ]
     for call in missing:
-        with pytest.raises(MissingExtraError, match=r'missing; pip install "duonlp\[data\]"'):
+        with pytest.raises(MissingExtraError, match=r'requires .*; install it with pip install "duonlp\[data\]"'):
             call()
     assert len(list(clean(EXPECTED, CleaningConfig(filters=None, near_duplicates=None, masking=None)))) == 2
