@@ -228,7 +228,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
         (tmp_path / name).write_bytes(b"")
     for module in ("datasets", "datasketch", "detect_secrets.core.plugins.util", "pyarrow", "zstandard"):
         monkeypatch.setitem(sys.modules, module, None)
-    masking._patterns.cache_clear()
+    masking._load_patterns.cache_clear()
     missing = [
         *(lambda name=name: list(read_documents(tmp_path / name)) for name in ("a.jsonl.zst", "a.parquet", "a.arrow")),
         lambda: list(read_documents("hub://owner/name")),

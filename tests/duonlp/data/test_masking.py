@@ -146,13 +146,13 @@ def test_every_detector_of_the_library_is_known():
     assert names == set(ANCHORS) | set(NOT_USED)
 
 
-def test_anchors_hide_nothing_from_the_patterns():
+def test_anchors_hide_nothing_from_the_load_patterns():
     """What the patterns find on every line of a text full of secrets is masked, without their anchors' help."""
-    from duonlp.data.cleaning.masking import _patterns
+    from duonlp.data.cleaning.masking import _load_patterns
 
     lines = [f'x{i} = "{secret}"' for i, secret in enumerate(SECRETS.values())]
     masked = mask("\n".join(lines), ALL)[0].split("\n")
-    for kind in _patterns():
+    for kind in _load_patterns():
         for pattern in kind:
             for line, after in zip(lines, masked):
                 assert not pattern.regex.search(line) or "<KEY>" in after

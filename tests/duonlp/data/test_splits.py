@@ -32,7 +32,7 @@ def test_a_split_that_fails_leaves_what_was_there(tmp_path):
 
     with pytest.raises(InputError, match="a corrupt line"):
         write_split(breaks(), tmp_path)
-    with pytest.raises(InputError, match="0 documents leave 0 to train on"):
+    with pytest.raises(InputError, match="0 documents split into 0 for training"):
         write_split([], tmp_path)
     assert [file.read_bytes() for file in files.values()] == before
     assert sorted(tmp_path.iterdir()) == sorted(files.values())
