@@ -135,7 +135,7 @@ def test_batches_of_sources_and_targets(name):
     ("blocks", "batch_size", "options", "message"),
     [
         (0, 4, {}, "no blocks"),
-        (10, 11, {}, "11 and there are 10 blocks"),
+        (10, 11, {}, "11 but there are only 10 blocks"),
         (10, 0, {}, "batch_size is 0"),
         (10, -4, {}, "batch_size is -4"),
         (10, 6, {"host_count": 4}, "such as 8"),

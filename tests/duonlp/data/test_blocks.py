@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from duonlp.data.blocks import writer as block_writer
 from duonlp.data.blocks.reader import open_blocks, tokenizer_hash, write_blocks
 from duonlp.data.rows import manifest as manifest_module
-from duonlp.data.rows.manifest import put_in_place
+from duonlp.data.rows.manifest import fsync_and_rename
 from duonlp.errors import InputError
 from duonlp.tokenizers.train import train_tokenizer
 
@@ -120,8 +120,7 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from tokenizers import Tokenizer
-from duonlp.data import block_writer
-from duonlp.data import manifest as manifest_module
+from duonlp.data.blocks import writer as block_writer
 block_writer.BATCH_CHARACTERS = 500
 folder, texts = Path(sys.argv[1]), Path(sys.argv[2]).read_text().split("|")
 tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_file(sys.argv[3]), eos_token_id=0)
@@ -197,15 +196,15 @@ def test_stopped_at_every_step_of_the_disk_it_ends_with_the_same_bytes(tokenizer
         # Shards are put in place by the writer, manifests by `manifest`: stop at the next, or at the one after it.
         left = [attempt % 3]
 
-        def put(partial, path, real=put_in_place, after=attempt % 2, left=left):
+        def put(partial, path, real=fsync_and_rename, after=attempt % 2, left=left):
             left[0] -= 1
             if left[0] >= 0 or after:
                 real(partial, path)
             if left[0] < 0:
                 raise Killed
 
-        monkeypatch.setattr(block_writer, "put_in_place", put)
-        monkeypatch.setattr(manifest_module, "put_in_place", put)
+        monkeypatch.setattr(block_writer, "fsync_and_rename", put)
+        monkeypatch.setattr(manifest_module, "fsync_and_rename", put)
         try:
             write_blocks(documents(), tokenizer, folder, **options)
             break
@@ -238,8 +237,8 @@ def test_going_on_with_anything_else_is_an_error(tokenizer, tmp_path, monkeypatc
         ({"shard_blocks": 30}, "shard_blocks 20, now 30"),
         ({"separator_id": 7}, "separator_id 0, now 7"),
         ({"tokenizer": other}, "vocab_size 300, now 290; tokenizer_hash"),
-        ({"texts": [texts[0] + "x", *texts[1:]]}, "begun with other texts"),
-        ({"texts": texts[1:]}, "begun with other texts"),
+        ({"texts": [texts[0] + "x", *texts[1:]]}, "started with other texts"),
+        ({"texts": texts[1:]}, "started with other texts"),
         ({"texts": texts[:3]}, "more documents than the 3 given"),
     ):
         arguments = {"texts": texts, "tokenizer": tokenizer, **same, **change}
@@ -282,7 +281,7 @@ def test_two_writers_at_once_are_an_error(tokenizer, tmp_path):
         (["a"], {"block_length": 1}, "block_length is 1"),
         (["a"], {"shard_blocks": 0}, "shard_blocks is 0"),
         (["a"], {"separator_id": 300}, "from 0 to 299"),
-        (["a", b"b"], {}, "document 1 is a bytes"),
+        (["a", b"b"], {}, "document 1 has type bytes"),
         (["a", "\ud800"], {}, "document 1 is not valid Unicode"),
     ],
 )
@@ -329,7 +328,7 @@ def test_reading_in_any_order_across_shards(made):
 
 
 def test_few_files_are_open_at_once(made, monkeypatch):
-    monkeypatch.setattr("duonlp.data.blocks.reader.MOST_OPEN", 2)
+    monkeypatch.setattr("duonlp.data.blocks.reader.MAX_OPEN_SHARDS", 2)
     blocks = open_blocks(made)
     assert len(blocks.manifest.shards) > 4
     everything = blocks.read(np.arange(len(blocks)))["input_ids"]
@@ -382,7 +381,7 @@ def flipped(path, place):
 def test_a_damaged_shard_is_named_and_a_damaged_record_too(made):
     shard = made / "blocks-00001.array_record"
     flipped(shard, shard.stat().st_size // 100)
-    with pytest.raises(InputError, match=r"blocks-00001\.array_record' is damaged: its SHA-256"):
+    with pytest.raises(InputError, match=r"blocks-00001\.array_record' is corrupt: its SHA-256"):
         open_blocks(made, verify=True)
     blocks = open_blocks(made)  # checksums are compared when asked for
     failed = []
@@ -409,14 +408,14 @@ def test_a_record_that_is_whole_but_wrong_is_named(made):
     settle(made, 0)
     blocks = open_blocks(made)
     assert (blocks.read(np.asarray([0]))["input_ids"] == 5).all()
-    for index, message in ((1, "30 bytes"), (2, "33 bytes"), (3, "token id is 300"), (4, "begins at 16")):
+    for index, message in ((1, "30 bytes"), (2, "33 bytes"), (3, "token id 300"), (4, "begins at 16")):
         with pytest.raises(InputError, match=f"record {index} of .*00000.*{message}"):
             blocks.read(np.asarray([0, index]))
     writer = ArrayRecordWriter(str(shard), "group_size:1")
     writer.write(good)
     writer.close()
     settle(made, 0)
-    with pytest.raises(InputError, match="1 records, and the manifest says 100"):
+    with pytest.raises(InputError, match="1 records, but the manifest says 100"):
         open_blocks(made).read(np.asarray([0]))
 
 
@@ -430,7 +429,7 @@ def settle(folder, shard):
 def test_missing_and_truncated_shards_are_named(made, tokenizer):
     shard = made / "blocks-00002.array_record"
     data = shard.read_bytes()
-    for wrong, message in ((data[:-1], "bytes, and the manifest says"), (None, "is missing")):
+    for wrong, message in ((data[:-1], "bytes, but the manifest says"), (None, "is missing")):
         shard.unlink() if wrong is None else shard.write_bytes(wrong)
         with pytest.raises(InputError, match=f"blocks-00002.array_record' .*{message}|has {len(data) - 1} bytes"):
             open_blocks(made)
@@ -441,14 +440,14 @@ def test_missing_and_truncated_shards_are_named(made, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(blocks=m["blocks"] - 1), "counts disagree"),
-        (lambda m: m["shards"][0].update(file="../elsewhere"), "counts disagree"),
+        (lambda m: m.update(blocks=m["blocks"] - 1), "counts are inconsistent"),
+        (lambda m: m["shards"][0].update(file="../elsewhere"), "counts are inconsistent"),
         (lambda m: m.update(format=2), "format 2"),
         (lambda m: m.update(blocks="many"), "blocks is 'many'"),
         (lambda m: m.update(extra=1), "extra"),
         (lambda m: m.pop("separator_id"), "separator_id"),
         (lambda m: m["shards"][0].pop("sha256"), "sha256"),
-        (lambda m: m.update(shards=3), "damaged"),
+        (lambda m: m.update(shards=3), "corrupt"),
         (lambda m: m.update(complete=False), "not complete"),
     ],
 )
@@ -466,10 +465,10 @@ def test_a_folder_without_a_readable_manifest_is_named(made, tmp_path):
         open_blocks(tmp_path)
     for text in ("", "[1]", "{", '{"format": 1}'):
         (made / "manifest.json").write_text(text)
-        with pytest.raises(InputError, match=r"damaged|manifest"):
+        with pytest.raises(InputError, match=r"corrupt|format None"):
             open_blocks(made)
     (made / "manifest.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="corrupt"):
         open_blocks(made)
 
 
@@ -484,7 +483,7 @@ def test_blocks_of_another_tokenizer_are_refused(made, tokenizer):
     more = train_tokenizer(documents(100, seed=1), vocab_size=300, min_frequency=0)
     open_blocks(made, more)
     more.add_tokens(["<fim>"])
-    with pytest.raises(InputError, match=r"of 300 tokens, .* given: 301 tokens"):
+    with pytest.raises(InputError, match=r"another tokenizer \(300 tokens, .* the one given \(301 tokens"):
         open_blocks(made, more)
 
 

@@ -104,7 +104,7 @@ def test_stories_without_lists_are_all_read(stories):
         file.unlink()
     assert len(list(read_pairs(stories))) == 3
     assert len(list(read_pairs(stories / "cnn" / "stories"))) == 2
-    with pytest.raises(InputError, match="nor its url_lists has all_train.txt"):
+    with pytest.raises(InputError, match=r"nor its url_lists has all_train\.txt"):
         read_pairs(stories, "train")
 
 

@@ -72,7 +72,7 @@ def write_split(
 
 
 @contextmanager
-def _writer(file: Path, ending: str) -> Generator[IO[bytes] | gzip.GzipFile]:
+def _writer(file: Path, ending: str) -> Generator[IO[bytes] | gzip.GzipFile, None, None]:
     """Open a binary stream to a file, compressed according to `ending`, and fsync it on exit."""
     with open(file, "wb") as raw:
         if ending.endswith(".gz"):

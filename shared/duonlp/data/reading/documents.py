@@ -291,7 +291,7 @@ def _join_licences(value: Any) -> str | None:
     return str(value) if value else None
 
 
-def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> tuple[Iterable[Any], str]:
+def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> tuple[Any, str]:
     """Return the rows of a dataset and its name.
 
     Args:
