@@ -96,7 +96,7 @@ def test_side_by_side(bpe, wordpiece):
 
 
 def test_what_cannot_be_measured(bpe):
-    for texts, part in (([], "0 texts"), (["..."], "no word"), ("text", "one text"), ([1], "text 0")):
+    for texts, part in (([], "0 texts"), (["..."], "no word"), ("text", "single text"), ([1], "text 0")):
         with pytest.raises(InputError, match=part):
             tokenizer_report(bpe, texts)
     with pytest.raises(InputError, match="fast"):

@@ -102,7 +102,7 @@ def test_another_tokenizer_is_trained_anew(trained):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("texts", "part"), [([], "no texts"), (["", " \n"], "2 texts"), ("one text", "one text"), (["a", 3], "text 1")]
+    ("texts", "part"), [([], "no texts"), (["", " \n"], "2 texts"), ("one text", "single text"), (["a", 3], "text 1")]
 )
 def test_a_stream_must_have_texts(kind, texts, part):
     with pytest.raises(InputError, match=part):

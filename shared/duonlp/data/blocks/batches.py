@@ -1,7 +1,7 @@
 """Batches of blocks, where the seed and the step alone determine a batch.
 
-The training stream is all blocks in a shuffled order, then all of them in another order, and so on without end. A position in
-the stream is one integer, which is the only data state a checkpoint needs.
+The training stream is all blocks in a shuffled order, then all of them in another order, and so on
+without end. A position in the stream is one integer, which is the only data state a checkpoint needs.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +23,9 @@ Objective = Callable[[np.ndarray, np.ndarray | None, np.ndarray, int], dict[str,
 class Batches:
     """Endless batches of a training run: `batches[step]` for any step from 0 on.
 
-    Each batch continues where the previous one ended, across epoch borders, so each epoch has every block once. Of the global
-    batch of B rows, host h of H gets rows h * B / H to (h + 1) * B / H. So what a step trains on does not depend on the number
-    of hosts, and a run can resume on a different number.
+    Each batch continues where the previous one ended, across epoch borders, so each epoch has every
+    block once. Of the global batch of B rows, host h of H gets rows h * B / H to (h + 1) * B / H. So
+    what a step trains on does not depend on the number of hosts, and a run can resume on a different number.
 
     Attributes:
         blocks: Blocks to read.
@@ -63,8 +63,8 @@ class Batches:
             first_block: Stream position where step 0 begins: the number of blocks that earlier runs consumed.
 
         Raises:
-            InputError: If there are no blocks or fewer than `batch_size`, the batch is not divisible by the hosts, or a number
-                is out of range.
+            InputError: If there are no blocks or fewer than `batch_size`, the batch is not divisible by
+                the hosts, or a number is out of range.
         """
         _check(blocks, batch_size, host_index, host_count)
         if batch_size > len(blocks):
@@ -185,8 +185,8 @@ def held_out_batches(
     Args:
         blocks: Blocks from `open_blocks`.
         objective: Objective from `duonlp.data.objective`.
-        batch_size: Rows of the global batch, over all hosts. The last batch is filled up with rows whose labels are all -100,
-            so that every batch has the same shape.
+        batch_size: Rows of the global batch, over all hosts. The last batch is filled up with rows
+            whose labels are all -100, so that every batch has the same shape.
         seed: Seed of the objective's draws.
         host_index: Index of this host.
         host_count: Number of hosts.

@@ -1,8 +1,8 @@
 """Read blocks of tokenized text from disk in random order.
 
-A folder of blocks holds `manifest.json` and shards in the ArrayRecord format. A record is one block: its token ids as
-little-endian uint16 if the vocabulary fits, else uint32, followed, if segment ids are stored, by the offsets in the block where
-a new document begins.
+A folder of blocks holds `manifest.json` and shards in the ArrayRecord format. A record is one block:
+its token ids as little-endian uint16 if the vocabulary fits, else uint32, followed, if segment ids are
+stored, by the offsets in the block where a new document begins.
 """
 
 import os
@@ -47,8 +47,8 @@ def open_blocks(
         verify: Compare the checksums of all shards, which reads them all. Their sizes are always compared.
 
     Raises:
-        InputError: If the manifest is missing, corrupt or incomplete; a shard is missing or has the wrong size or checksum; or
-            the tokenizer is a different one.
+        InputError: If the manifest is missing, corrupt or incomplete; a shard is missing or has the
+            wrong size or checksum; or the tokenizer is a different one.
         MissingExtraError: If array-record is not installed.
     """
     import_array_record()
@@ -110,8 +110,8 @@ class Blocks:
             indices: int [n], each in `range(len(self))`; may repeat.
 
         Returns:
-            `input_ids`, int32 [n, block_length], and, if stored, `segment_ids` of the same shape: 1 for the first document in
-            the block, 2 for the next one, and so on.
+            `input_ids`, int32 [n, block_length], and, if stored, `segment_ids` of the same shape: 1 for
+            the first document in the block, 2 for the next one, and so on.
 
         Raises:
             InputError: If an index is out of range, or a record is corrupt; the message names the record.
@@ -158,8 +158,8 @@ class Blocks:
             records = []
             for place in places:
                 try:
-                    # One at a time: the reader's batched read starts a thread per record, which takes twice as long for a
-                    # few blocks.
+                    # One at a time: the reader's batched read starts a thread per record, which takes
+                    # twice as long for a few blocks.
                     reader.seek(place)
                     records.append(reader.read())
                 except (RuntimeError, IndexError) as error:

@@ -50,11 +50,12 @@ def write_blocks(
 ) -> Manifest:
     """Tokenize texts and pack them end to end into blocks, each followed by a separator (GPT-2, Radford et al. 2019).
 
-    Blocks have no padding; the last tokens that do not fill a block are dropped. Special tokens spelled out in a text are
-    tokenized as plain characters, and the separator is the only special token added. A text without tokens adds nothing.
+    Blocks have no padding; the last tokens that do not fill a block are dropped. Special tokens spelled
+    out in a text are tokenized as plain characters, and the separator is the only special token added.
+    A text without tokens adds nothing.
 
-    A killed call resumes after the last complete shard when repeated with the same texts, and ends with exactly the same
-    bytes. Repeated on a complete folder, the call only verifies that the texts are the same.
+    A killed call resumes after the last complete shard when repeated with the same texts, and ends with
+    exactly the same bytes. Repeated on a complete folder, the call only verifies that the texts are the same.
 
     Args:
         texts: One text per document, in a reproducible order. Consumed once, as a stream.
@@ -69,9 +70,10 @@ def write_blocks(
         The manifest of the complete folder.
 
     Raises:
-        InputError: If a number is out of range; the tokenizer is slow, random (BPE dropout) or without a separator; a text is
-            not a string of valid Unicode; the texts do not fill one block; or the folder is corrupt, locked by another process,
-            or was started with other settings, another tokenizer or other texts.
+        InputError: If a number is out of range; the tokenizer is slow, random (BPE dropout) or without
+            a separator; a text is not a string of valid Unicode; the texts do not fill one block; or
+            the folder is corrupt, locked by another process, or was started with other settings,
+            another tokenizer or other texts.
         MissingExtraError: If array-record is not installed.
     """
     import_array_record()
@@ -316,7 +318,7 @@ class _Packer:
 
 
 def _resume_or_start(fresh: Manifest, folder: Path) -> Manifest:
-    """Return the manifest of a folder started with the settings of `fresh`, or write `fresh` to an empty folder."""
+    """Return the manifest of a folder started with the same settings, or write `fresh` to a new folder."""
     for partial in folder.glob("*" + PARTIAL):
         partial.unlink()
     if not (folder / MANIFEST_FILE).exists():

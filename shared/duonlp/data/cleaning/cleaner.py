@@ -72,15 +72,18 @@ def clean(
 ) -> Iterator[Document]:
     """Yield the documents to keep, masked and in their original order, and update the report along the way.
 
-    The first of several duplicates is kept. The result does not depend on the number of workers. Split the cleaned documents
-    (`duonlp.data.write_split`) rather than the raw ones: then no held-out document is a near duplicate of a training document.
+    The first of several duplicates is kept. The result does not depend on the number of workers. Split
+    the cleaned documents (`duonlp.data.write_split`) rather than the raw ones: then no held-out
+    document is a near duplicate of a training document.
 
     Args:
         documents: Documents such as those of `read_documents`, consumed lazily.
         config: Steps to run (default: everything except the license check).
-        report: Counts what was dropped and why. Pass the one given to `read_documents` to have everything in one report.
-        workers: Number of processes that filter, hash and mask; 1 uses only the current process. Workers are spawned, so a
-            script that uses several must guard its entry point with `if __name__ == "__main__":`.
+        report: Counts what was dropped and why. Pass the one given to `read_documents` to have
+            everything in one report.
+        workers: Number of processes that filter, hash and mask; 1 uses only the current process.
+            Workers are spawned, so a script that uses several must guard its entry point with `if
+            __name__ == "__main__":`.
 
     Raises:
         InputError: If `workers` is below 1.

@@ -1,9 +1,9 @@
 """Find exact duplicates by hash, and near duplicates by MinHash and locality-sensitive hashing (datasketch).
 
 A document's set is its distinct identifiers and numbers, as in
-`examples/research_projects/codeparrot/scripts/minhash_deduplication.py` of Hugging Face Transformers (v4). See Broder 1997,
-"On the resemblance and containment of documents", and Allamanis 2019, "The Adverse Effects of Code Duplication in Machine
-Learning Models of Code".
+`examples/research_projects/codeparrot/scripts/minhash_deduplication.py` of Hugging Face Transformers
+(v4). See Broder 1997, "On the resemblance and containment of documents", and Allamanis 2019, "The
+Adverse Effects of Code Duplication in Machine Learning Models of Code".
 """
 
 import hashlib
@@ -96,9 +96,9 @@ def _import_datasketch() -> Any:
 class NearDuplicates:
     """Index of the documents kept so far, which finds near duplicates of a new one.
 
-    A new document is compared with those that were kept, never with those that were dropped. So no two kept documents
-    are near duplicates by the estimate, whichever side of a split they land on, and the result depends only on the order.
-    Takes about 8 kB of memory per document at 256 permutations.
+    A new document is compared with those that were kept, never with those that were dropped. So no two
+    kept documents are near duplicates by the estimate, whichever side of a split they land on, and the
+    result depends only on the order. Takes about 8 kB of memory per document at 256 permutations.
 
     Attributes:
         config: Settings.
@@ -125,8 +125,8 @@ class NearDuplicates:
             values: The document's `signature`, uint32 [permutations].
 
         Returns:
-            None if the document was added; otherwise the name of the most similar document in the index (the earliest of
-            several) and the estimated Jaccard similarity.
+            None if the document was added; otherwise the name of the most similar document in the index
+            (the earliest of several) and the estimated Jaccard similarity.
         """
         sketch = _import_datasketch().MinHash(hashvalues=values, permutations=_empty_sketch(self.config).permutations,
                                        hashfunc=zlib.crc32, scheme="affine32")  # fmt: skip
@@ -146,7 +146,8 @@ class NearDuplicates:
 def _bands(config: NearDuplicateConfig) -> tuple[int, int]:
     """Return (bands, rows per band) with the most rows for which a pair at the threshold is a candidate with p >= 0.99.
 
-    datasketch's default balances false candidates against missed ones; here `add` rejects false candidates exactly.
+    datasketch's default balances false candidates against missed ones; here `add` rejects false
+    candidates exactly.
     """
     for rows in range(config.permutations // 2, 1, -1):
         bands = config.permutations // rows

@@ -1,4 +1,4 @@
-"""Select documents by license: an allow-list of SPDX identifiers, checked against the file header or the repository."""
+"""Select documents by an allow-list of SPDX licenses, stated in the file header or by the corpus."""
 
 import re
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class LicenceConfig:
 
 
 def spdx_of_header(text: str) -> str | None:
-    """Return the SPDX expression in the first 4096 characters of a file, or None; several identifier lines are joined by AND."""
+    """Return the SPDX expression in a file's header, or None; several identifier lines are joined by AND."""
     header = text[:HEADER_CHARACTERS]
     if "license-identifier" not in header.lower():
         return None

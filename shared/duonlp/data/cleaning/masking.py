@@ -1,8 +1,9 @@
 """Mask secrets and e-mail addresses in text.
 
-The patterns for secrets are those of detect-secrets' plugins; the masks are those of Li et al. 2023, "StarCoder: may the
-source be with you!", section 4. Running every pattern on every line takes about 15 ms per file, so a pattern is tried only on
-lines that contain a word that could be a key and one of the pattern's anchors, strings that every match contains.
+The patterns for secrets are those of detect-secrets' plugins; the masks are those of Li et al. 2023,
+"StarCoder: may the source be with you!", section 4. Running every pattern on every line takes about 15
+ms per file, so a pattern is tried only on lines that contain a word that could be a key and one of the
+pattern's anchors, strings that every match contains.
 """
 
 import re
@@ -16,8 +17,9 @@ from duonlp.errors import MissingExtraError
 EMAIL, KEY, PASSWORD = "<EMAIL>", "<KEY>", "<PASSWORD>"
 KINDS = {EMAIL: "email", KEY: "key", PASSWORD: "password"}
 
-# Plugin class of detect-secrets -> strings one of which is in every line that it matches, in lower case for patterns that
-# ignore case. Classes not listed here, such as those of a newer version, are tried on the whole text.
+# Plugin class of detect-secrets -> strings one of which is in every line that it matches, in lower case
+# for patterns that ignore case. Classes not listed here, such as those of a newer version, are tried on
+# the whole text.
 ANCHORS = {
     "ArtifactoryDetector": ("AKC", "AP"),
     "AWSKeyDetector": ("AKIA", "ASIA", "ABIA", "ACCA", "A3T", "aws"),
@@ -46,9 +48,11 @@ ANCHORS = {
 }  # fmt: skip
 # Plugins whose secrets can be shorter than LONG_WORD.
 SHORT = ("ArtifactoryDetector", "BasicAuthDetector")
-# Unused plugins: public IP addresses are rarely secret in code, and _PRIVATE_KEY masks private keys with their body.
+# Unused plugins: public IP addresses are rarely secret in code, and _PRIVATE_KEY masks private keys with
+# their body.
 NOT_USED = ("IPPublicDetector", "PrivateKeyDetector")
-# Plugins whose first group is only a prefix; for the others it is the secret without the name it is assigned to.
+# Plugins whose first group is only a prefix; for the others it is the secret without the name it is
+# assigned to.
 WHOLE_MATCH = ("GitHubTokenDetector", "GitLabTokenDetector")
 
 # Minimum length of a key's longest run of key characters: that of an AWS key id.
@@ -59,8 +63,8 @@ _TO_SPACES = bytes(byte if byte in _KEY_CHARACTERS else 32 for byte in range(256
 _PRIVATE_KEY = re.compile(
     r"(-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----)([^<>{}()]{40,20000}?)(-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY)"
 )
-# Does not match `user@host`, matrix products (`a@b.transpose(...)`, `x@self.weight`), SSH addresses or high-resolution
-# images (`logo@2x.png`).
+# Does not match `user@host`, matrix products (`a@b.transpose(...)`, `x@self.weight`), SSH addresses or
+# high-resolution images (`logo@2x.png`).
 _EMAIL = re.compile(
     r"(?<![\w.%+@/-])(?!git@)[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?!self\.)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"(?!(?:png|jpe?g|gif|svg|webp|js|css|py|T|dtype|shape)\b)[A-Za-z]{2,24}(?![\w(\[@-])(?!\.[A-Za-z0-9])"
@@ -163,8 +167,8 @@ def _find_secrets(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple
             start += 1
         while end > start and line[end - 1] in " \t\"'":
             end -= 1
-        # Template placeholders such as {password} or <password> are not secrets, nor are parts of longer words, such as 20
-        # letters of a DNA sequence.
+        # Template placeholders such as {password} or <password> are not secrets, nor are parts of longer
+        # words, such as 20 letters of a DNA sequence.
         if start == end or line[start] in "{<%$*[":
             continue
         before, after = line[max(0, start - 2) : start], line[end : end + 1]
@@ -174,7 +178,10 @@ def _find_secrets(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple
 
 
 def _replace_spans(text: str, spans: list[tuple[int, int, str]]) -> tuple[str, dict[str, int]]:
-    """Replace spans with their masks. Of overlapping spans the first wins, then a secret over an address, then the longest."""
+    """Replace spans with their masks.
+
+    Of overlapping spans the first wins, then a secret over an e-mail address, then the longest.
+    """
     pieces: list[str] = []
     counts: dict[str, int] = {}
     position = 0

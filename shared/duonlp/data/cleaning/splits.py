@@ -26,12 +26,13 @@ def write_split(
 ) -> dict[str, Path]:
     """Write documents to `training` and `held_out` JSONL files, split by a hash of their names.
 
-    `read_documents` reads the files back. Remove near duplicates with `clean` first: the split ignores the text, so it could
-    put one of two near duplicates on each side.
+    `read_documents` reads the files back. Remove near duplicates with `clean` first: the split ignores
+    the text, so it could put one of two near duplicates on each side.
 
     Args:
         documents: Documents to write, consumed once.
-        folder: Output folder, created if needed. Existing files are replaced only after both new ones are complete.
+        folder: Output folder, created if needed. Existing files are replaced only after both new ones
+            are complete.
         held_out: Expected fraction of documents to hold out, in (0, 1).
         salt: Change it to get a different split.
         ending: File ending, one of `ENDINGS`.

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from duonlp.errors import InputError
 
-# Tests, lookup tables and Tk's call lists are large and unlike hand-written code; site-packages is not part of the library.
+# Tests, lookup tables and Tk's call lists are large and unlike hand-written code; site-packages is not
+# part of the library.
 STANDARD_LIBRARY_SKIPS = frozenset(
     {"__pycache__", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data", "site-packages"}
     | {"test", "tests", "tkinter", "turtledemo"}

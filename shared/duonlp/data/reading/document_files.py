@@ -58,7 +58,7 @@ def is_readable(text: str, place: str, problems: Problems) -> bool:
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    r"""Return the text of a UTF-8 file without its byte order mark and with \n line ends; None (noted) if unreadable."""
+    r"""Return the text of a UTF-8 file without BOM and with \n line ends; None (noted) if unreadable."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -112,7 +112,10 @@ def lines_of(file: Path) -> Iterator[bytes]:
 
 
 def _zstd_lines(file: Path) -> Iterator[bytes]:
-    """Yield the lines of a zstd file of any number of frames; zstandard's own reader accepts truncated files silently."""
+    """Yield the lines of a zstd file of any number of frames.
+
+    zstandard's own reader is not used because it accepts truncated files silently.
+    """
     zstandard = _import("zstandard", file)
     rest = b""
     decompressor = None

@@ -1,4 +1,4 @@
-"""Stream documents from JSONL, Parquet and Arrow files, trees of source files, saved datasets and the Hugging Face Hub."""
+"""Stream documents from data files, trees of source files, saved datasets and the Hugging Face Hub."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,25 +115,29 @@ def read_documents(
     """Yield the documents of a corpus in their original order, holding only a few in memory at a time.
 
     Args:
-        source: A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow); a folder of such files, saved by `datasets`, or
-            a tree of source files; "hub://owner/name", optionally followed by "@revision" and "#configuration"; a
-            `datasets` object or any other iterable of rows; or a list of these.
-        kind: One of `KINDS`, needed where the name does not tell: "jsonl" for a file with another ending, "hub" for a name
-            without "hub://", "tree" for a folder of source files that also holds JSONL files.
+        source: A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow); a folder of such files, saved
+            by `datasets`, or a tree of source files; "hub://owner/name", optionally followed by
+            "@revision" and "#configuration"; a `datasets` object or any other iterable of rows; or a
+            list of these.
+        kind: One of `KINDS`, needed where the name does not tell: "jsonl" for a file with another
+            ending, "hub" for a name without "hub://", "tree" for a folder of source files that also
+            holds JSONL files.
         text_field: Text column (default: the first of "content", "text" and "code" that is present).
-        path_field: Path column (default: the first usual name that is present; without one, the path is `file:row`).
+        path_field: Path column (default: the first usual name that is present; without one, the path is
+            `file:row`).
         repository_field: Repository column (default: the first usual name that is present).
-        licence_field: License column (default: the first usual name that is present). Licenses in a list all apply.
+        licence_field: License column (default: the first usual name that is present). Licenses in a
+            list all apply.
         pattern: Glob for file names in a tree.
         skip: Names of folders in a tree to leave out.
         split: Split of a dataset on the Hub.
         streaming: Stream a dataset from the Hub; False downloads and memory-maps it.
-        report: Counts unreadable input with examples: invalid UTF-8, binary files, corrupt lines and archives. Without a
-            report the first such problem raises; nothing is dropped silently.
+        report: Counts unreadable input with examples: invalid UTF-8, binary files, corrupt lines and
+            archives. Without a report the first such problem raises; nothing is dropped silently.
 
     Raises:
-        InputError: If the source does not exist or is of unknown kind, a column is missing (the message lists the
-            available ones), or, without a report, something is unreadable.
+        InputError: If the source does not exist or is of unknown kind, a column is missing (the message
+            lists the available ones), or, without a report, something is unreadable.
         MissingExtraError: If a library that the source needs is not installed.
     """
     columns = Columns(text_field, path_field, repository_field, licence_field)
@@ -257,7 +261,8 @@ def with_columns(
 ) -> Iterator[tuple[str, Mapping[str, Any], Matched]]:
     """Yield (place, row, matched columns) for each row that has the wanted columns; note the others.
 
-    Missing columns in the first row are the caller's error and raise; in later rows they are bad data and are noted.
+    Missing columns in the first row are the caller's error and raise; in later rows they are bad data
+    and are noted.
 
     Args:
         rows: Pairs of place, such as "file:3", and row.
@@ -295,7 +300,8 @@ def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> 
     """Return the rows of a dataset and its name.
 
     Args:
-        source: Rows in memory, the folder of a saved dataset, or "hub://owner/name@revision#configuration".
+        source: Rows in memory, the folder of a saved dataset, or
+            "hub://owner/name@revision#configuration".
         kind: "dataset" for rows in memory and saved datasets, "hub" for the Hub.
         split: Split to read. None returns a mapping {split: rows} where the dataset has splits.
         streaming: Stream a dataset from the Hub instead of downloading it.

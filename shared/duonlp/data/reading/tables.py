@@ -134,7 +134,10 @@ def chosen_splits(split: str | None, available: Mapping[str, Any], source: str) 
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Return files with a split in their names, from the folder or its one subfolder with some; else all data files."""
+    """Return the data files with a split in their names, or else all data files of the folder.
+
+    They are looked for in the folder, then in the one subfolder that has some.
+    """
     files = sorted(file for file in folder.iterdir() if file.is_file() and ending_kind(file))
     if split := [file for file in files if split_of(file.name)]:
         return split
@@ -177,7 +180,7 @@ class StoryFolder:
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
-        """Return `folder` and its subfolders cnn/stories, dailymail/stories and stories, as far as they hold stories."""
+        """Return those of cnn/stories, dailymail/stories, the folder itself and stories that hold stories."""
         if not folder.is_dir():
             return []
         candidates = (folder / "cnn" / "stories", folder / "dailymail" / "stories", folder, folder / "stories")
@@ -238,8 +241,9 @@ def _sha1(url: str) -> str:
 def read_story(text: str) -> tuple[str, str]:
     """Return the article and the highlights of a story: paragraphs, then one highlight after each "@highlight".
 
-    Follows the cased version 3.0.0 of the dataset of See et al. (2017): a paragraph or highlight without final punctuation,
-    such as a caption, gets " .", the article is one line, and each highlight is one line.
+    Follows the cased version 3.0.0 of the dataset of See et al. (2017): a paragraph or highlight
+    without final punctuation, such as a caption, gets " .", the article is one line, and each highlight
+    is one line.
     """
     article: list[str] = []
     highlights: list[str] = []
@@ -260,7 +264,8 @@ def file_rows(
     Args:
         file: File to read.
         kind: One of the kinds in `ENDINGS`.
-        choose_columns: Maps the names of all columns to those to read, for the columnar kinds "parquet" and "arrow".
+        choose_columns: Maps the names of all columns to those to read, for the columnar kinds "parquet"
+            and "arrow".
         problems: Notes rows that cannot be read.
     """
     if kind == "parquet":
@@ -271,7 +276,10 @@ def file_rows(
 
 
 def json_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[str, Any]]:
-    """Yield (file:entry, value) for each entry of a JSON list, which is loaded whole; anything else is read as JSONL."""
+    """Yield (file:entry, value) for each entry of a JSON list, which is loaded whole.
+
+    A file that does not begin with a list is read as JSONL.
+    """
     data = b""
     try:
         lines = document_files.lines_of(file)

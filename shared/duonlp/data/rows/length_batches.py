@@ -26,9 +26,9 @@ POOL = 64
 class LengthBatches(ABC):
     """Batches of rows, epoch by epoch. The seed, the epoch and the batch index determine any batch.
 
-    Each epoch has every row once, in an order of its own. Rows of similar lengths are batched together: shuffled rows are
-    sorted within pools of 64 batches, then the batches are shuffled. Every batch has `batch_size` rows: the last one is
-    filled up.
+    Each epoch has every row once, in an order of its own. Rows of similar lengths are batched together:
+    shuffled rows are sorted within pools of 64 batches, then the batches are shuffled. Every batch has
+    `batch_size` rows: the last one is filled up.
 
     A subclass provides the number of rows, their order within a pool, and their arrays.
 
@@ -52,8 +52,10 @@ class LengthBatches(ABC):
             batch_size: Rows per batch over all hosts.
             seed: Seed of the order, in [0, 2**64).
             shuffle: Whether to shuffle rows differently in each epoch; False gives the same order every time.
-            drop_last: Drop the rows that do not fill a batch, different ones in each epoch, rather than fill the batch up.
-            host_index: Index of this host, which gets its share of each batch's rows, in shapes that all hosts agree on.
+            drop_last: Drop the rows that do not fill a batch, different ones in each epoch, rather than
+                fill the batch up.
+            host_index: Index of this host, which gets its share of each batch's rows, in shapes that
+                all hosts agree on.
             host_count: Number of hosts.
 
         Raises:

@@ -43,9 +43,11 @@ class Manifest:
     Attributes:
         block_length: Tokens per block.
         blocks: Number of blocks.
-        documents: Number of documents consumed: up to the last one with a token in the shards, or all when complete.
+        documents: Number of documents consumed: up to the last one with a token in the shards, or all
+            when complete.
         tokens: Number of tokens in the blocks including separators, blocks * block_length.
-        leftover_tokens: Tokens of these documents that are in no block: carried over to the next shard, or dropped at the end.
+        leftover_tokens: Tokens of these documents that are in no block: carried over to the next shard,
+            or dropped at the end.
         characters: Number of Unicode characters in these documents.
         bytes: Size of these documents in bytes of UTF-8.
         documents_sha256: SHA-256 of these documents, each preceded by its length, in hex.
@@ -83,8 +85,8 @@ class Manifest:
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the SHA-256, in hex, of everything in a tokenizer that decides which ids a text gets.
 
-    Covers the normalizer, pre-tokenizer, model and added tokens in a canonical form. So the hash survives saving and loading,
-    and does not depend on truncation, padding or the template of special tokens.
+    Covers the normalizer, pre-tokenizer, model and added tokens in a canonical form. So the hash
+    survives saving and loading, and does not depend on truncation, padding or the template of special tokens.
 
     Args:
         tokenizer: A `transformers` fast tokenizer.
@@ -148,7 +150,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        InputError: If it is missing, has another format version, or has a key that is missing, unknown or of the wrong type.
+        InputError: If it is missing, has another format version, or has a key that is missing, unknown
+            or of the wrong type.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -223,7 +226,7 @@ def border_dtype(block_length: int) -> str:
 
 
 def import_array_record() -> Any:
-    """Return the ArrayRecord module, which reads and writes shards; raise MissingExtraError if it is not installed."""
+    """Return the ArrayRecord module; raise MissingExtraError if it is not installed."""
     try:
         from array_record.python import array_record_module
     except ImportError as error:

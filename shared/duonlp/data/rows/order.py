@@ -18,10 +18,10 @@ def check_seed(seed: int) -> int:
 def permuted(positions: np.ndarray, count: int, seed: int, epochs: np.ndarray | int = 0) -> np.ndarray:
     """Return the images of positions under a pseudorandom permutation of `range(count)`.
 
-    A Feistel network (Luby and Rackoff 1988) permutes the integers of the bit length that `count` needs; results outside
-    `range(count)` are permuted again until they fall inside (cycle walking: Black and Rogaway 2002, "Ciphers with Arbitrary
-    Finite Domains"), which needs at most about two passes on average. Time and memory depend on the number of positions, not
-    on `count`.
+    A Feistel network (Luby and Rackoff 1988) permutes the integers of the bit length that `count`
+    needs; results outside `range(count)` are permuted again until they fall inside (cycle walking:
+    Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"), which needs at most about two
+    passes on average. Time and memory depend on the number of positions, not on `count`.
 
     Args:
         positions: Positions to permute, int [n], each in `range(count)`.
@@ -53,7 +53,10 @@ def permuted(positions: np.ndarray, count: int, seed: int, epochs: np.ndarray | 
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-    """Permute `bits`-bit integers, uint64 [n], under the keys, uint64 [n]. The halves swap; odd widths differ by a bit."""
+    """Permute `bits`-bit integers, uint64 [n], each under its own key, uint64 [n].
+
+    The two halves swap in every round; for odd `bits` their widths differ by one.
+    """
     low_bits = np.uint64(bits // 2)
     high_bits = np.uint64(bits) - low_bits
     for index in range(ROUNDS):
