@@ -41,8 +41,8 @@ MODEL_LIBRARIES = {
 """Whose versions are written down, for a framework that a model ran in."""
 
 REMEDIES = (
-    (", or pass report=CleaningReport() to skip and count such input", ", or remove it"),
-    ("pass its kind", "rename it"),
+    (", or pass report=CleaningReport() to count and drop such records", ", or remove it"),
+    ("pass kind", "rename it"),
     ("with document_field", "with --document-field"),
     ("with summary_field", "with --summary-field"),
 )

@@ -280,6 +280,6 @@ def test_sources_that_are_none(tmp_path):
         read_pairs(tmp_path / "a.xml")
     for name in ("train.jsonl", "val.csv"):
         write_lines(tmp_path / name, [])
-    with pytest.raises(InputError, match=r"several kinds of files \(csv, jsonl\)"):
+    with pytest.raises(InputError, match=r"several kinds of files \(csv, jsonl\); pass kind"):
         read_pairs(tmp_path)
     assert list(read_pairs(tmp_path, "train", kind="jsonl")) == []

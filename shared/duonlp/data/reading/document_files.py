@@ -38,7 +38,7 @@ class Problems:
         """
         if self.report is None:
             raise InputError(
-                f"{place}: {reason}: {detail}; fix it, or pass report=CleaningReport() to skip and count such input"
+                f"{place}: {reason}: {detail}; fix it, or pass report=CleaningReport() to count and drop such records"
             )
         self.report.drop(reason, f"{place}: {detail}", byte_count)
 

@@ -201,7 +201,7 @@ def _detect_kind(source: Any, kind: str | None, pattern: str) -> str:
         file_kind = _kind_from_ending(path)
         if file_kind is None:
             raise InputError(
-                f"{str(path)!r} has an unsupported ending; expected {', '.join(_ENDINGS)}, or pass its kind, or give the "
+                f"{str(path)!r} has an unsupported ending; expected {', '.join(_ENDINGS)}, or pass kind, or give the "
                 "folder of a source tree"
             )
         return file_kind
@@ -213,7 +213,7 @@ def _detect_kind(source: Any, kind: str | None, pattern: str) -> str:
         return "tree"
     if len(kinds) > 1 or any(path.glob(pattern)):
         kinds += [pattern] * any(path.glob(pattern))
-        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); select one with kind")
+        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); pass kind to select one")
     return kinds[0]
 
 

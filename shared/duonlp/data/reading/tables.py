@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
         if kind is None:
             raise InputError(
                 f"{str(path)!r} has an unsupported ending; expected {', '.join(ENDINGS)} (optionally followed by "
-                f"{' or '.join(COMPRESSIONS)}), or pass its kind"
+                f"{' or '.join(COMPRESSIONS)}), or pass kind"
             )
         return kind
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -57,7 +57,7 @@ def kind_of(path: Path) -> str:
             "with a split in their names; give another file or folder"
         )
     if len(kinds) > 1:
-        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); select one with kind")
+        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); pass kind to select one")
     return kinds[0]
 
 
