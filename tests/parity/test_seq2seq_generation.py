@@ -242,7 +242,7 @@ def test_generation_options_that_make_no_sense_keep_no_model_from_loading(framew
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"num_beams": 0}))
     nlp = import_module(f"{framework}nlp")
     with pytest.warns(
-        UserWarning, match="what config.json says of generation is left out, all of it: num_beams=0"
+        UserWarning, match="all generation settings of config.json are ignored: num_beams=0"
     ) as said:
         model = nlp.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m")
     assert len(said) == 1 and model.generation_config.num_beams == 1
