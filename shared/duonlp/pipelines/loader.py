@@ -89,6 +89,6 @@ def _check_head(task: str, task_class: type[Task[Any]], model_type: str, heads: 
     required = f"Auto{heads[task_class.head].__name__}" if task_class.head in heads else f"the {task_class.head!r} head"
     supported = [name for name, other in TASKS.items() if other.head in available]
     raise InputError(
-        f"{task} needs a model with {required}, which {model_type} does not have; its tasks are "
+        f"{task} needs {required}, which {model_type} does not support; use another model, or a task that it supports: "
         f"{', '.join(supported) or '(none)'}"
     )

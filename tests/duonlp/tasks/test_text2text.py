@@ -407,7 +407,7 @@ def test_unsupported_models_and_tokenizers():
     gpt2 = config_from_hf({"model_type": "gpt2"})
     with pytest.raises(
         InputError,
-        match=r"summarization needs a model with AutoModelForSeq2SeqLM, which gpt2 does not have; .*text-generation",
+        match=r"summarization needs AutoModelForSeq2SeqLM, which gpt2 does not support; .*text-generation",
     ):
         load_pipeline(heads, None, "summarization", Model("causal-lm", gpt2), tokenizer=word_tokenizer())
     with pytest.raises(InputError, match=r"translation needs an encoder-decoder.*, but gpt2 is not one"):
