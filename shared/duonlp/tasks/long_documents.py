@@ -103,7 +103,7 @@ class LongDocumentTask(Text2TextGenerationTask[LongDocumentOptionsT]):
         )
 
     def part_texts(self, outputs: Sequence[dict[str, Any]], number: int, options: LongDocumentOptionsT) -> list[str]:
-        """Return the generated text of each part, out of num_return_sequences that with index ``number``."""
+        """Return the generated text of each part; ``number`` selects one of its num_return_sequences texts."""
         return [self.text(output["new"][number].tolist(), options).strip() for output in outputs]
 
     def chunks(

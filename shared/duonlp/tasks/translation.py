@@ -142,15 +142,15 @@ class TranslationTask(LongDocumentTask[TranslationOptions]):
 
     def check_pair(self, source: str | None, target: str | None, options: TranslationOptions) -> None:
         """Raise InputError if languages are specified that differ from those of a model without language codes."""
-        own = getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None)
-        own = own if all(isinstance(code, str) for code in own) else (None, None)
-        differs = any(asked not in (None, code) for asked, code in zip((source, target), own, strict=True))
-        if own != (None, None) and differs:
+        trained = getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None)
+        trained = trained if all(isinstance(code, str) for code in trained) else (None, None)
+        differs = any(asked not in (None, code) for asked, code in zip((source, target), trained, strict=True))
+        if trained != (None, None) and differs:
             raise InputError(
-                f"this model translates {own[0]!r} to {own[1]!r}, not {source!r} to {target!r}; omit the languages"
+                f"this model translates {trained[0]!r} to {trained[1]!r}, not {source!r} to {target!r}; omit the languages"
             )
         from_name = options.src_lang is None and options.tgt_lang is None
-        if own != (None, None) or (from_name and (source is None or not self.stored_names)):
+        if trained != (None, None) or (from_name and (source is None or not self.stored_names)):
             return  # the languages in the task's name do not matter if the model has only one pair
         pairs = [match.groups() for name in self.stored_names if (match := PAIR.fullmatch(name)) is not None]
         if (source, target) not in pairs and (options.prefix is None or not pairs):
