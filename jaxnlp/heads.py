@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from duonlp.checkpoints.pretrained import own_generation_config
+from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.inputs import check_inputs
@@ -32,7 +32,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, dtype=jnp.float32, param_dtype=jnp.float32, rngs):
         self.config = config
-        self.generation_config = own_generation_config(config)
+        self.generation_config = default_generation_config(config)
         self.dtype, self.param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)

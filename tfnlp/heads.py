@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from duonlp.checkpoints.pretrained import fresh_plan, own_generation_config
+from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
 from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.parameters import pooling_of
@@ -43,7 +43,7 @@ class Model(Pretrained, EncoderDecoder, Fit, keras.Model):
         # autocast: False everywhere, or Keras would round the float32 masks that attention adds to its scores
         super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
         self.config = config
-        self.generation_config = own_generation_config(config)
+        self.generation_config = default_generation_config(config)
         options = {"dtype": self.dtype_policy}
         self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
         setattr(self, config.stack, Stack(config, name=config.stack, **options))

@@ -7,6 +7,9 @@ from typing import Any, Protocol, TypeAlias
 Array: TypeAlias = Any
 """An array of NumPy, TensorFlow or JAX, in code that is written once for all of them over ``ops``."""
 
+Tokenizer: TypeAlias = Any
+"""A tokenizer of Transformers, or an object with the same interface."""
+
 Ops: TypeAlias = ModuleType
 """``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``: the same array functions for one kind of array each."""
 

@@ -70,7 +70,7 @@ def test_what_no_engine_computes_is_refused_by_name(hf, says):
 
 
 def test_a_family_without_the_head_says_what_it_has():
-    with pytest.raises(ConfigError, match=r"gpt2 has no 'masked-lm' head; it has base, causal-lm"):
+    with pytest.raises(ConfigError, match=r"gpt2 has no 'masked-lm' head; available heads are base, causal-lm"):
         class_name("gpt2", "masked-lm")
 
 

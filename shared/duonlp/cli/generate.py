@@ -120,7 +120,7 @@ def generate(pipe, model, prompt: str, choices: int) -> tuple[list[dict], list[l
     beams = "beam_indices" in output
     texts, chosen_among = [], []
     for row, sequence in enumerate(np.asarray(output["sequences"])):
-        new = task.ending(ids, options).take(sequence[len(ids) :])
+        new = task.end_detector(ids, options).trim(sequence[len(ids) :])
         logprobs = np.asarray(output["logprobs"][row][: len(new)], np.float64)
         text = task.tokenizer.decode(new.tolist(), skip_special_tokens=options.skip_special_tokens)
         texts.append(
@@ -176,7 +176,7 @@ def plot_first_token(pipe, model, settings: Settings) -> None:
     ids = example.inputs["input_ids"][None]
     bare = GenerationConfig(max_new_tokens=1, output_logits=True)  # no processor, whatever the model's own has
     logits = model.generate(ids, np.ones_like(ids), bare)["logits"][0, 0]
-    given = pipe.options.given
+    given = pipe.options.explicit
     temperatures = {"temperatures": sorted({1.0, float(given["temperature"])})} if "temperature" in given else {}
     title = " ".join(settings.prompt.split())
     title = title if len(title) <= 60 else "..." + title[-57:]
