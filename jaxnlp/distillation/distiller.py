@@ -21,7 +21,7 @@ from duonlp.errors import InputError
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.generated import one_pass
+from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
 from jaxnlp import ops
 from jaxnlp.distillation import losses as distillation_losses
@@ -218,7 +218,7 @@ def distill(
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
         batches, validation = (ordered_for(each, student.config) for each in (batches, validation))
-    first = next(iter(one_pass(batches)), {})
+    first = next(iter(epoch_batches(batches)), {})
     step = DistillStep(
         student, teacher, config, distillation, make_mesh() if mesh is None else mesh, student_tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer, own_inputs=f"{TEACHER}input_ids" in first,

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from duonlp.errors import InputError
 from duonlp.training.best import Best, greater_is_better
-from duonlp.training.fit_config import FitConfig, is_time
+from duonlp.training.fit_config import FitConfig, fit_event_due
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.log.metrics_log import MetricsLog
 
@@ -47,7 +47,7 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_when_it_is_time():
     steps = [(1, False, False), (2, True, False), (3, False, False), (4, True, True)]
-    times = {every: [step for step, *rest in steps if is_time(every, step, *rest)] for every in ("epoch", 3, 0)}
+    times = {every: [step for step, *rest in steps if fit_event_due(every, step, *rest)] for every in ("epoch", 3, 0)}
     assert times == {"epoch": [2, 4], 3: [3, 4], 0: []}
 
 
@@ -58,10 +58,10 @@ def test_the_best_and_the_end_of_patience():
         False,
         True,
     ]
-    assert not best.update(4, {"rougeL": math.nan}) and not best.is_over
+    assert not best.update(4, {"rougeL": math.nan}) and not best.out_of_patience
     again = Best("rougeL", patience=2, min_delta=0.1)
     again.restore(json.loads(json.dumps(best.to_dict())))
-    assert not again.update(5, {"rougeL": 0.45}) and again.is_over and (again.value, again.step) == (0.4, 3)
+    assert not again.update(5, {"rougeL": 0.45}) and again.out_of_patience and (again.value, again.step) == (0.4, 3)
     assert (
         Best("val_loss").update(1, {"val_loss": 3.0})
         and not greater_is_better("perplexity")

@@ -5,7 +5,7 @@ import pytest
 
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.fit_loop import examples, stream, total_steps
+from duonlp.training.fit_loop import count_examples, endless_batches, total_steps
 from duonlp.training.run_file import RUN_FILE, check_run, read_run, write_run
 
 
@@ -32,7 +32,7 @@ class Plain:
 
 
 def taken(batches, count, *start):
-    rows = stream(batches, *start)
+    rows = endless_batches(batches, *start)
     return [(epoch, index, batch["x"], last) for (epoch, index, batch, last), _ in zip(rows, range(count))]
 
 
@@ -55,15 +55,15 @@ def test_nothing_is_read_to_be_thrown_away():
     taken(batches, 1, 2, 2)
     assert batches.read[0] == (2, 2)
     with pytest.raises(InputError, match="no batches in epoch 0"):
-        next(stream([]))
+        next(endless_batches([]))
 
 
 def test_rows_that_only_fill_a_batch_up_are_no_examples():
     ids, some = np.ones((4, 3)), np.array([0, 2, -100, -100])
-    assert examples({"input_ids": ids}) == 4
-    assert examples({"input_ids": ids, "labels": some}) == 2
-    assert examples({"input_ids": ids, "labels": np.stack([some, some])[:, [2, 2]].T.repeat(2, 0)}) == 0
-    assert examples({"input_ids": ids, "labels": np.zeros((4, 2), np.float32), "sample_weight": [1, 1, 0, 0.5]}) == 3
+    assert count_examples({"input_ids": ids}) == 4
+    assert count_examples({"input_ids": ids, "labels": some}) == 2
+    assert count_examples({"input_ids": ids, "labels": np.stack([some, some])[:, [2, 2]].T.repeat(2, 0)}) == 0
+    assert count_examples({"input_ids": ids, "labels": np.zeros((4, 2), np.float32), "sample_weight": [1, 1, 0, 0.5]}) == 3
 
 
 def test_steps_are_those_of_all_epochs():

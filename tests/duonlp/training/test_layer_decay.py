@@ -45,4 +45,4 @@ def test_every_family_has_every_depth():
 
 
 def test_a_run_goes_on_with_the_same_decay():
-    assert "layer_decay" in FitConfig.curve and FitConfig().layer_decay == 1.0
+    assert "layer_decay" in FitConfig.fixed_on_resume and FitConfig().layer_decay == 1.0

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from duonlp.errors import InputError, MissingExtraError
-from duonlp.training.log.console import Curve, duration, short, sparkline, step_time
+from duonlp.training.log.console import Curve, format_duration, format_short, format_step_time, sparkline
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.log.metrics_log import MetricsLog, NullLog, perplexity
 
@@ -193,11 +193,11 @@ def log_record():
 
 
 def test_figures_for_people():
-    assert [duration(s) for s in (0, 61.4, 3723, 90061, None, math.inf)] == [
+    assert [format_duration(s) for s in (0, 61.4, 3723, 90061, None, math.inf)] == [
         "0:00:00", "0:01:01", "1:02:03", "1 day 1:01:01", "-:--:--", "-:--:--",
     ]  # fmt: skip
-    assert [short(x) for x in (3.214, 24.81, 12345.6, 1.2e9, math.inf)] == ["3.21", "24.8", "12,346", "1.2e+09", "inf"]
-    assert [step_time(s) for s in (2.5, 0.12, 0.0042)] == ["2.50 s", "120 ms", "4.2 ms"]
+    assert [format_short(x) for x in (3.214, 24.81, 12345.6, 1.2e9, math.inf)] == ["3.21", "24.8", "12,346", "1.2e+09", "inf"]
+    assert [format_step_time(s) for s in (2.5, 0.12, 0.0042)] == ["2.50 s", "120 ms", "4.2 ms"]
     assert sparkline([1, 2, 3, math.nan], 3) == "▁▅█" and sparkline([math.nan]) == "" and sparkline([5]) == "▁"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from duonlp.errors import InputError, MissingExtraError
-from duonlp.training.log.plots import counted, named, plot_loss, smooth, ticks
+from duonlp.training.log.plots import format_count, name_runs, plot_loss, smooth, ticks
 
 if not importlib.util.find_spec("matplotlib"):
     pytest.skip("the extra bench", allow_module_level=True)
@@ -68,9 +68,9 @@ def test_several_runs_from_files_are_named_after_their_folders(tmp_path, axes):
 
 def test_names_of_runs(tmp_path):
     a, b = run(2), run(3)
-    assert list(named([a, b])) == ["run 1", "run 2"] and named(a) == {"run 1": a}
-    assert list(named([str(tmp_path), str(tmp_path)])) == [tmp_path.name, f"{tmp_path.name} (2)"]
-    assert named({"x": a}) == {"x": a}
+    assert list(name_runs([a, b])) == ["run 1", "run 2"] and name_runs(a) == {"run 1": a}
+    assert list(name_runs([str(tmp_path), str(tmp_path)])) == [tmp_path.name, f"{tmp_path.name} (2)"]
+    assert name_runs({"x": a}) == {"x": a}
 
 
 def test_losses_that_are_no_numbers_are_marked(tmp_path, axes):
@@ -118,7 +118,7 @@ def test_ticks_are_round_and_neither_few_nor_many():
     for low, high in ((1e3, 1e12), (3.2, 3.3), (7.85, 8.27), (1, 11), (2.3, 2.9), (0.01, 0.9)):
         found = ticks(low, high)
         assert 3 <= len(found) <= 9 and all(low <= mark <= high for mark in found), (low, high, found)
-    assert [counted(n) for n in (0, 12, 2048, 1e6, 1.5e9, 2e12)] == ["0", "12", "2.048K", "1M", "1.5B", "2T"]
+    assert [format_count(n) for n in (0, 12, 2048, 1e6, 1.5e9, 2e12)] == ["0", "12", "2.048K", "1M", "1.5B", "2T"]
 
 
 def test_what_cannot_be_drawn_says_so(tmp_path, monkeypatch):

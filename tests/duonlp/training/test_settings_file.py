@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from duonlp.cli.settings import merged, settings_from
 from duonlp.errors import InputError
-from duonlp.training.settings_file import as_table, build, read_toml, replaced, to_toml, write_toml
+from duonlp.training.settings_file import as_table, build, read_toml, replace_settings, to_toml, write_toml
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def test_there_and_back(one):
 
 def test_a_table_that_leaves_out_is_as_the_default():
     assert build(Outer, {"name": "a", "inner": {"limit": 2}}).inner == Inner(rate=0.25, limit=2.0)
-    assert replaced(Outer("a"), {"inner.rate": 1}).inner == Inner(rate=1.0)
+    assert replace_settings(Outer("a"), {"inner.rate": 1}).inner == Inner(rate=1.0)
 
 
 @pytest.mark.parametrize(
