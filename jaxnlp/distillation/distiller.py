@@ -16,7 +16,7 @@ from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import check_pair, init_projections
 from duonlp.distillation.settings import Distillation
 from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
-from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
@@ -217,7 +217,7 @@ def distill(
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
-        batches, validation = (ordered_for(each, student.config) for each in (batches, validation))
+        batches, validation = (reorder_for_student(each, student.config) for each in (batches, validation))
     first = next(iter(epoch_batches(batches)), {})
     step = DistillStep(
         student, teacher, config, distillation, make_mesh() if mesh is None else mesh, student_tokenizer=tokenizer,

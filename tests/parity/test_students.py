@@ -7,7 +7,7 @@ import pytest
 
 import jaxnlp
 import tfnlp
-from duonlp.distillation.students import chosen_layers, student_config
+from duonlp.distillation.students import choose_layers, student_config
 from duonlp.errors import InputError
 from jaxnlp.distillation.students import init_student as in_jax
 from tests.cases import SIZES, Case, cases
@@ -95,10 +95,10 @@ def test_the_queries_of_numbered_layers_keep_their_scores():
 
 
 def test_evenly_spaced_layers_are_distilberts():
-    assert chosen_layers(12, 6) == (0, 2, 4, 7, 9, 11)
-    assert chosen_layers(12, 1) == (0,) and chosen_layers(12, 12) == chosen_layers(12) == tuple(range(12))
-    assert chosen_layers(6, 3) == (0, 2, 5) and chosen_layers(6, 2) == (0, 5)
-    assert chosen_layers(6, layers=[-1, 0]) == (5, 0)
+    assert choose_layers(12, 6) == (0, 2, 4, 7, 9, 11)
+    assert choose_layers(12, 1) == (0,) and choose_layers(12, 12) == choose_layers(12) == tuple(range(12))
+    assert choose_layers(6, 3) == (0, 2, 5) and choose_layers(6, 2) == (0, 5)
+    assert choose_layers(6, layers=[-1, 0]) == (5, 0)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_evenly_spaced_layers_are_distilberts():
 )
 def test_layers_that_are_not_there(asked, said):
     with pytest.raises(InputError, match=said):
-        chosen_layers(6, **asked)
+        choose_layers(6, **asked)
 
 
 def test_what_a_configuration_cannot_say():
