@@ -98,12 +98,12 @@ def refused(settings, change, message, kind=InputError):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": None}, "no student given; give one of student"),
+        ({"layers": None}, "no student given; give exactly one of student"),
         ({"layer_list": [0, 2]}, r"layers=2 and layer_list=\(0, 2\) given"),
-        ({"layers": 4}, "the teacher has 3"),
+        ({"layers": 4}, "cannot copy 4 layers of the teacher's 3"),
         ({"layers": None, "layer_list": [0, 3]}, "numbered from 0 to 2"),
         ({"distillation.alpha": 1.5}, "alpha is 1.5"),
-        ({"distillation.alpha": 1.0}, "nothing is learnt from the teacher"),
+        ({"distillation.alpha": 1.0}, "nothing is learned from the teacher"),
         ({"distillation.temprature": 2}, "did you mean 'temperature'"),
         ({"distillation.losses": [{"loss": "hidden"}]}, "did you mean 'hidden_states'"),
         ({"distillation.losses": 3}, "losses is 3; give a list of tables"),
@@ -121,7 +121,7 @@ def test_a_teacher_that_classifies_nothing(settings, tmp_path):
     refused(
         settings,
         {"teacher": str(checkpoint(tmp_path / "base"))},
-        "classifies nothing yet; make it with duonlp finetune",
+        r"is not a classifier; fine-tune it first \(duonlp finetune\)",
     )
     refused(settings, {"teacher": str(tmp_path / "nowhere")}, "teacher: ", CheckpointError)
 
@@ -130,7 +130,7 @@ def test_other_labels(settings, tmp_path):
     teacher = checkpoint(tmp_path / "other", labels=("greeting", "music", "oos", "weather"))
     refused(
         settings, {"teacher": str(teacher)},
-        r"the teacher tells 4 labels apart, and 'greet' of the data is none of them \(1 of 4 are not\); did you mean 'greeting'",
+        "the teacher has 4 labels, and 1 of the data's 4 are not among them, such as 'greet'; did you mean 'greeting'",
     )  # fmt: skip
     more = checkpoint(tmp_path / "more", labels=(*LABELS, "alarm"))  # one that the data has not: its class is kept
     distill(Package(), replace_settings(settings, {"teacher": str(more)}), console=False)
@@ -140,7 +140,7 @@ def test_other_labels(settings, tmp_path):
 def test_a_fine_tuning_in_the_folder_is_refused(settings, base):
     distill(Package(), settings, console=False)
     before = fingerprint_of(settings.folder)
-    with pytest.raises(InputError, match="another distillation"):
+    with pytest.raises(InputError, match=r"different settings \(distillation\)"):
         distill(Package(), replace_settings(settings, {"distillation.temperature": 4.0}), console=False)
     assert fingerprint_of(settings.folder) == before
 

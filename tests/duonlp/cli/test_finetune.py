@@ -80,10 +80,10 @@ def test_the_same_settings_go_on(settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 4}, "another batch_size"),
-        ({"fit.learning_rate": 1e-3}, "another fit.learning_rate"),
-        ({"limit": 8}, "another limit"),
-        ({"fit.best_metric": "loss"}, "another fit.best_metric"),  # the best so far is a value of the other
+        ({"batch_size": 4}, r"different settings \(batch_size\)"),
+        ({"fit.learning_rate": 1e-3}, r"different settings \(fit.learning_rate\)"),
+        ({"limit": 8}, r"different settings \(limit\)"),
+        ({"fit.best_metric": "loss"}, r"different settings \(fit.best_metric\)"),  # the best so far is a value of the other
     ],
 )
 def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
@@ -99,7 +99,7 @@ def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, 
 
 
 def test_a_folder_with_something_else_in_it_is_refused(settings, base):
-    with pytest.raises(InputError, match=r"holds another run or a model already \(config.json, model.safetensors\)"):
+    with pytest.raises(InputError, match=r"already holds a run or a model \(config.json, model.safetensors\)"):
         finetune(Package(), replace_settings(settings, {"output": str(base[0])}), console=False)
 
 
@@ -165,7 +165,7 @@ def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
 
 def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
     model = checkpoint(tmp_path / "tuned", labels=("a", "b", "c", "d"))
-    with pytest.raises(InputError, match="for as many labels as the data has, but for others"):
+    with pytest.raises(InputError, match="for as many labels as the data has, but for different ones"):
         finetune(Package(), replace_settings(settings, {"model": str(model)}), console=False)
 
 
@@ -173,7 +173,7 @@ def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
     ("change", "message"),
     [
         ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
-        ({"max_length": 17}, "max_length is 17, and the model reads 16 tokens"),
+        ({"max_length": 17}, "max_length is 17; the model reads at most 16 tokens"),
         ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"framework": "jaxx"}, "'jaxx' is not one of tf, jax; did you mean 'jax'"),
@@ -219,7 +219,7 @@ def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
         ([], ["lacks data, output, model"]),
         (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
         (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
-        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "a whole number"]),
+        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "an integer"]),
         (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),
         (["-o", "fit.optimizer=adam"], ["fit: optimizer is 'adam'", "adamw"]),
         (["-c", "/nowhere/run.toml"], ["cannot read '/nowhere/run.toml'", "TOML"]),
@@ -237,7 +237,7 @@ def test_mistakes_are_one_line(run, settings, arguments, parts):
 def test_a_broken_file_is_named(run, tmp_path):
     (tmp_path / "run.toml").write_text("model = \n")
     status, _, err = run("finetune", "-c", tmp_path / "run.toml")
-    assert status == 2 and "is no valid TOML" in err and "line 1" in err
+    assert status == 2 and "is not valid TOML" in err and "line 1" in err
 
 
 def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
@@ -262,10 +262,10 @@ def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch', and the evaluation gives loss, accuracy"),
-        ({"validation_split": "", "fit.patience": 2}, "patience is 2 and nothing is evaluated"),
+        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch' but the evaluation computes only loss, accuracy"),
+        ({"validation_split": "", "fit.patience": 2}, "patience is 2 but nothing is evaluated"),
         ({"output": "DATA/run"}, "queries.json' is a file; give a folder"),
-        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for others"),
+        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for different ones"),
     ],
 )
 def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
