@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from duonlp.data.blocks.reader import Blocks, open_blocks, write_blocks
 from duonlp.data.cleaning.cleaner import clean
@@ -18,6 +18,7 @@ from duonlp.errors import InputError
 from duonlp.runs.pretraining import RunConfig
 from duonlp.tokenizers.report import tokenizer_report
 from duonlp.tokenizers.train import train_tokenizer
+from duonlp.util import frameworks
 from duonlp.util.files import write_text
 
 CORPUS, TOKENIZER, BLOCKS, DONE = "corpus", "tokenizer", "blocks", "stage.json"
@@ -112,9 +113,7 @@ def open_prepared(
 
 def load_tokenizer(folder: str | Path) -> Any:
     """Load the tokenizer of a prepared folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
+    return frameworks.transformers().AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
 
 
 def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -167,12 +166,10 @@ def _tokenizer_settings(run: RunConfig) -> dict[str, Any]:
 def _make_tokenizer(run: RunConfig, folder: Path, output: Path, on_progress: Callable[[str], None]) -> dict[str, Any]:
     options = run.tokenizer_options
     if "from" in options:
-        from transformers import AutoTokenizer
-
         if len(options) > 1:
             others = ", ".join(name for name in options if name != "from")
             raise InputError(f"tokenizer has from={options['from']!r}, which excludes other options; remove {others}")
-        tokenizer = cast(Any, AutoTokenizer.from_pretrained(options["from"]))
+        tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
     else:
         on_progress("training a tokenizer")
         options.setdefault("max_length", run.block_length)

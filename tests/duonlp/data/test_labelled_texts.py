@@ -185,7 +185,7 @@ def test_what_is_beside_the_splits_of_a_json_file_is_left_out(tmp_path):
     assert is_one_table(file) is False and len(read_labelled_texts(file, "validation")) == 2
     with pytest.raises(InputError, match=r"no split 'version'; it has 'train', 'dev', 'test'"):
         read_labelled_texts(file, "version")
-    with pytest.raises(InputError, match=r"test:0: corrupt row: it is a str"):
+    with pytest.raises(InputError, match=r"test:0: corrupt row: row has type str"):
         read_labelled_texts(file, "test")
     row = {"text": "so good", "version": 2, "labels": [{"name": "joy"}]}
     for rows in ([row], [row, row]):
@@ -298,7 +298,7 @@ def test_columns(tmp_path):
         ({"text": "a", "label": "Joy"}, r"unknown label: its label 'Joy' is none of anger, fear, joy; did you mean 'joy'"),
         ({"text": "a", "label": 3}, r"unknown label: its label 3 is none of"),
         ({"text": "a"}, r"corrupt row: .*no column 'label'"),
-        (["a", "b", "c"], r"corrupt row: it is a list"),
+        (["a", "b", "c"], r"corrupt row: row has type list"),
     ],
 )  # fmt: skip
 def test_rows_of_no_use_are_errors_or_counted(tmp_path, row, reason):

@@ -8,7 +8,7 @@ import numpy as np
 
 from duonlp.data.pairs.collator import SHORTEST, PairCollator, token_ids
 from duonlp.data.pairs.summaries import Pair
-from duonlp.data.rows.length_batches import TOKENISED_TOGETHER, LengthBatches, hash_of, kept_rows
+from duonlp.data.rows.length_batches import TOKENIZER_BATCH, LengthBatches, cache_key, load_or_build_rows
 from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
@@ -29,7 +29,7 @@ class PairBatches(LengthBatches):
         sources, targets: `TokenRows`, cut as the collator says.
     """
 
-    of_what = "pairs"
+    row_noun = "pairs"
 
     def __init__(
         self,
@@ -112,10 +112,10 @@ class PairBatches(LengthBatches):
             found[side] = np.array(widths)[inverse]
         return found
 
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+    def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.lexsort((self.sources.lengths[rows], self._widths[1, rows], self._widths[0, rows]))]
 
-    def _arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
+    def _collate(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
         widths = tuple(self._widths[:, batch].max(axis=1).tolist())
         return self.collator.batch(self.sources, self.targets, rows, widths)
 
@@ -135,7 +135,7 @@ class PairBatches(LengthBatches):
     def _tokenised(self, pairs: Iterable[Pair]) -> tuple[TokenRows, TokenRows]:
         sources, targets = TokenRowsBuilder(), TokenRowsBuilder()
         taken, first = self._take(pairs), 0
-        while some := list(itertools.islice(taken, TOKENISED_TOGETHER)):
+        while some := list(itertools.islice(taken, TOKENIZER_BATCH)):
             for source, target in zip(*self.collator.encode(some, first), strict=True):
                 sources.add(source)
                 targets.add(target)
@@ -150,8 +150,8 @@ class PairBatches(LengthBatches):
         def tokenised():
             return self._tokenised(pairs)
 
-        rows = kept_rows(
-            cache / _key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenised, self.of_what
+        rows = load_or_build_rows(
+            cache / _key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenised, self.row_noun
         )
         if not self.ids:
             for _ in self._take(pairs):
@@ -167,4 +167,4 @@ def _key(pairs: Sequence[Pair], collator: PairCollator) -> str:
         CACHE_VERSION, tokenizer_hash(tokenizer), probes, tokenizer.truncation_side, collator.prefix,
         collator.source_limit, collator.max_target_length,
     ]  # fmt: skip
-    return hash_of(settings, ([pair.document, pair.summaries[:1]] for pair in pairs))
+    return cache_key(settings, ([pair.document, pair.summaries[:1]] for pair in pairs))
