@@ -5,7 +5,7 @@ import json
 import pytest
 
 from duonlp.cli import evaluate as cli_evaluate
-from duonlp.cli.evaluate import Settings, completer, numbers
+from duonlp.cli.evaluate import Settings, completer, parse_ks
 from duonlp.errors import InputError
 from duonlp.util import frameworks
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
@@ -115,10 +115,10 @@ def test_what_is_missing(run, known, tmp_path):  # noqa: F811
 
 
 def test_numbers_of_a_list():
-    assert numbers("10, 1,1") == (1, 10)
+    assert parse_ks("10, 1,1") == (1, 10)
     for text in ("", "0", "1,", "-1"):
         with pytest.raises(InputError, match="--k"):
-            numbers(text)
+            parse_ks(text)
 
 
 def test_a_report_is_written_whole(tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from duonlp.cli import evaluate_summarization as cli_evaluate_summarization
-from duonlp.cli.evaluate_summarization import file_names, model_names
+from duonlp.cli.evaluate_summarization import file_names
+from duonlp.cli.summarization_systems import model_names
 from duonlp.errors import InputError
 from duonlp.metrics.predictions import read_predictions, write_predictions
 from duonlp.util import frameworks

@@ -215,7 +215,7 @@ def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
     ("arguments", "parts"),
     [
         ([], ["lacks data, output, model"]),
-        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
+        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is not a setting", "did you mean 'fit.learning_rate'"]),
         (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
         (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "a whole number"]),
         (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from duonlp.cli.generate import merge_options
+from duonlp.cli.common import merge_options
 from duonlp.errors import InputError
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
 

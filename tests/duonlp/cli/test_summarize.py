@@ -104,17 +104,17 @@ class Package:
 
 def test_what_is_asked_of_the_pipeline_and_printed(capsys):
     package, documents = Package(), [cli_summarize.Document("a.txt", "first"), cli_summarize.Document("-", "bad")]
-    report = cli_summarize.run(package, "tf", "M", documents[:1], {"return_chunks": True})
+    report = cli_summarize.summarize_documents(package, "tf", "M", documents[:1], {"return_chunks": True})
     assert package.made == [(("summarization", "M"), {"return_chunks": True, "long_documents": "chunk"})]
-    cli_summarize.write(report, __import__("sys").stdout)
+    cli_summarize.write_summaries(report, __import__("sys").stdout)
     assert capsys.readouterr().out == "[round 1, part 1 of 1] a\nfir\n"
-    cli_summarize.run(package, "tf", "M", documents[:1], {"truncation": True})
+    cli_summarize.summarize_documents(package, "tf", "M", documents[:1], {"truncation": True})
     assert package.made[-1][1] == {"truncation": True}
     with pytest.raises(InputError, match="summarization: '-' has 9 tokens"):
-        cli_summarize.run(package, "tf", "M", documents, {})
+        cli_summarize.summarize_documents(package, "tf", "M", documents, {})
     for options in ({"num_return_sequences": 2}, {"return_tensors": True}):
         with pytest.raises(InputError, match="prints one text for each document"):
-            cli_summarize.run(package, "tf", "M", documents, options)
+            cli_summarize.summarize_documents(package, "tf", "M", documents, options)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_what_is_asked_of_the_pipeline_and_printed(capsys):
     [
         (["FILE"], None, ["--model"]),
         (["-m", "M"], None, ["no document", "standard input"]),
-        (["-m", "M"], "  \n", ["standard input holds no text"]),
-        (["-m", "M", "EMPTY"], None, ["holds no text"]),
+        (["-m", "M"], "  \n", ["standard input is empty"]),
+        (["-m", "M", "EMPTY"], None, ["is empty"]),
         (["-m", "M", "/nowhere/a.txt"], None, ["'/nowhere/a.txt'", "No such file"]),
         (["-m", "M", "BINARY"], None, ["it is not UTF-8 text"]),
-        (["-m", "M", "-", "-"], "a", ["- is named more than once"]),
+        (["-m", "M", "-", "-"], "a", ["- is given more than once"]),
         (["-m", "M", "FILE", "--long", "chunks"], None, ["--long 'chunks'", "did you mean 'chunk'"]),
         (["-m", "M", "FILE", "--beams", "2", "-o", "num_beams=3"], None, ["num_beams is given twice"]),
         (["-m", "M", "FILE", "-o", "beams"], None, ["KEY=VALUE"]),

@@ -178,7 +178,7 @@ def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
             {**SEARCH, "epochs": {"low": 1.0, "high": 3.5}},
             "fit.epochs: high is 3.5, and the setting is a whole number",
         ),
-        ({"batchsize": 8}, SEARCH, "'batchsize' is no setting of duonlp distill"),
+        ({"batchsize": 8}, SEARCH, "'batchsize' is not a setting of duonlp distill"),
     ],
 )
 def test_what_makes_no_sense(table, tmp_path, change, search, said):
@@ -241,7 +241,9 @@ def test_mistakes_at_the_command_line(run, table, tmp_path):
     there = ("--output", tmp_path / "search")
     refused("give --output", good)
     refused("there is nothing to search", "", *there)
-    refused("trails' is no setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *there)
+    refused(
+        "trails' is not a setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *there
+    )
     refused("^tune: trials is 0", good, *there, "--trials", 0)
     refused("framework 'jaxx' is not one of", good, *there, "--framework", "jaxx")
     refused("framework 5 is not one of", "", *there, "--option", "framework=5")

@@ -191,11 +191,19 @@ def test_columns_are_found_or_named(tmp_path):
     assert list(read_pairs(file, **named)) == [Pair("A b.", ("A.",), f"{file}:1")]
     named |= {"summary_field": "brief", "id_field": "n"}
     assert list(read_pairs(file, **named)) == [Pair("A b.", ("B.", "C."), "7")]
-    with pytest.raises(InputError, match=r"no column 'article' or .*body, short, brief, n: .*document_field"):
+    with pytest.raises(
+        InputError,
+        match=r"no column 'article' or .*body, short, brief, n; name the document column with document_field",
+    ):
         list(read_pairs(file))
-    with pytest.raises(InputError, match=r"no column 'highlights' or .*body, short, brief, n: .*summary_field"):
+    with pytest.raises(
+        InputError,
+        match=r"no column 'highlights' or .*body, short, brief, n; name the summary column with summary_field",
+    ):
         list(read_pairs(file, document_field="body"))
-    with pytest.raises(InputError, match=r"no column 'Short' \(given as summary_field\); it has body, short"):
+    with pytest.raises(
+        InputError, match=r"no column 'Short'; it has body, short, .*; name an existing column with summary_field"
+    ):
         list(read_pairs(file, document_field="body", summary_field=["short", "Short"]))
 
 
@@ -220,7 +228,7 @@ def test_records_of_no_use_are_errors_or_counted(tmp_path, row, reason):
     file = write_lines(tmp_path / "a.jsonl", [good, row, good])
     pairs = read_pairs(file)
     assert next(pairs) == Pair("A", ("B",), "g"), "what comes before is given first"
-    where = rf"a\.jsonl:2( \(id 'bad'\))?: {reason}.*; mend it, or give a report"
+    where = rf"a\.jsonl:2( \(id 'bad'\))?: {reason}.*; fix it, or pass report=CleaningReport\(\)"
     with pytest.raises(InputError, match=where):
         next(pairs)
     report = CleaningReport()
@@ -280,6 +288,6 @@ def test_sources_that_are_none(tmp_path):
         read_pairs(tmp_path / "a.xml")
     for name in ("train.jsonl", "val.csv"):
         write_lines(tmp_path / name, [])
-    with pytest.raises(InputError, match=r"several kinds \(csv, jsonl\)"):
+    with pytest.raises(InputError, match=r"several kinds \(csv, jsonl\); pass kind"):
         read_pairs(tmp_path)
     assert list(read_pairs(tmp_path, "train", kind="jsonl")) == []

@@ -50,7 +50,7 @@ def test_a_run_is_its_json(run):
     ("settings", "message"),
     [
         ({"blok_length": 3}, "no setting of a run.*did you mean 'block_length'"),
-        ({"training": {"step": 3}}, "'step' is no setting of pretraining"),
+        ({"training": {"step": 3}}, "'step' is not a setting of pretraining"),
         ({"cleaning": {"filter": None}}, "no setting of cleaning.*did you mean 'filters'"),
         ({"cleaning": {"filters": {"maximum_byte": 3}}}, "no setting of cleaning.filters.*maximum_bytes"),
         ({"training": {"steps": 0}}, "steps is 0; it must be positive"),

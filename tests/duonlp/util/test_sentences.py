@@ -79,7 +79,7 @@ def test_no_letter_is_lost_or_added(text):
 
 
 def test_what_is_no_text_and_a_missing_library(monkeypatch):
-    with pytest.raises(InputError, match="surrogate pair at 1"):
+    with pytest.raises(InputError, match="lone surrogate at character 1"):
         split_sentences("a\ud800")
     with pytest.raises(InputError, match="bytes"):
         split_sentences(b"a")

@@ -22,9 +22,8 @@ class Problems:
     def note(self, reason: str, place: str, what: str, number_of_bytes: int = 0) -> None:
         """Counts one, or raises InputError."""
         if self.report is None:
-            raise InputError(
-                f"{place}: {reason}: {what}; mend it, or give a report, in which such are counted and left out"
-            )
+            remedy = "fix it, or pass report=CleaningReport() to count and drop such records"
+            raise InputError(f"{place}: {reason}: {what}", remedy=remedy, argument="report")
         self.report.drop(reason, f"{place}: {what}", number_of_bytes)
 
 

@@ -237,7 +237,7 @@ def with_columns(rows: Iterable[tuple[str, Any]], source: str, columns, problems
             except InputError as error:
                 if not known:
                     raise
-                problems.note("corrupt row", place, str(error))
+                problems.note("corrupt row", place, error.message)
                 continue
         yield place, row, known[names]
 

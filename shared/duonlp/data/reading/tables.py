@@ -39,8 +39,9 @@ def kind_of(path: Path) -> str:
         if found is None:
             endings = ", ".join(ENDINGS)
             raise InputError(
-                f"{str(path)!r} ends in none of {endings} (or such with {' or '.join(COMPRESSIONS)}); say what it is with kind"
-            )
+                f"{str(path)!r} ends in none of {endings} (or such with {' or '.join(COMPRESSIONS)})",
+                remedy="pass kind", argument="kind",
+            )  # fmt: skip
         return found
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "saved"
@@ -53,7 +54,11 @@ def kind_of(path: Path) -> str:
             f"{', '.join(ENDINGS)} with a split in their names; give a folder or a file that has"
         )
     if len(kinds) > 1:
-        raise InputError(f"{str(path)!r} has files of several kinds ({', '.join(sorted(kinds))}); choose one with kind")
+        raise InputError(
+            f"{str(path)!r} has files of several kinds ({', '.join(sorted(kinds))})",
+            remedy="pass kind",
+            argument="kind",
+        )
     return kinds.pop()
 
 
