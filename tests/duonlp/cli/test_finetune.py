@@ -241,20 +241,20 @@ def test_a_broken_file_is_named(run, tmp_path):
 def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
     given = ["finetune", "-m", settings.model, "-d", settings.data, "--output", settings.folder, "--batch-size", 8]
     status, out, _ = run(*given, package=Package(stop_after=1))
-    assert status == cli_training.STOPPED and "the same command goes on" in out
+    assert status == cli_training.STOPPED and "run the same command to resume" in out
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "finetune", interrupted)
     status, out, err = run(*given, package=Package())
-    assert status == cli_training.STOPPED and not out and "the same command goes on" in err
+    assert status == cli_training.STOPPED and not out and "run the same command to resume" in err
 
 
 def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nhello,\n")
     status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
-    assert status == 2 and "mend it, or leave it out" in err
+    assert status == 2 and "fix that record or remove it" in err
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_dry_run_says_what_would_be_done(run, settings):
     given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
     status, out, _ = run("finetune", *given, "--dry-run")
     assert status == 0 and not settings.folder.exists()
-    assert "64 texts to train on, 24 to validate on, 4 labels" in out and "32 steps, 8 an epoch" in out
+    assert "64 training texts, 24 validation texts, 4 labels" in out and "32 steps of 8 texts, 8 per epoch" in out
     plan = training.plan(settings, "jax")
     assert plan["steps"] == 32 and plan["out_of_scope"] == "oos" and plan["parameters"] > 0
 

@@ -113,7 +113,7 @@ def test_what_is_asked_of_the_pipeline_and_printed(capsys):
     with pytest.raises(InputError, match="summarization: '-' has 9 tokens"):
         cli_summarize.summarize_documents(package, "tf", "M", documents, {})
     for options in ({"num_return_sequences": 2}, {"return_tensors": True}):
-        with pytest.raises(InputError, match="prints one text for each document"):
+        with pytest.raises(InputError, match="prints one text per document"):
             cli_summarize.summarize_documents(package, "tf", "M", documents, options)
 
 

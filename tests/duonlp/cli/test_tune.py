@@ -229,7 +229,7 @@ def test_the_command(run, table, tmp_path):
     status, out, err = run("--config", file, "--output", folder, "--trials", 4)
     assert status == 0 and "4 trials: " in out and "best.toml" in out and "going on after 3 trials" in err
     status, out, err = run("--config", file, "--output", folder, "--trials", 5, package=Tuned(stop_after=1))
-    assert status == cli_tune.STOPPED and "the same command goes on" in err
+    assert status == cli_tune.STOPPED and "run the same command to resume" in err
 
 
 def test_mistakes_at_the_command_line(run, table, tmp_path):

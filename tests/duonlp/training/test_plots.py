@@ -125,7 +125,7 @@ def test_what_cannot_be_drawn_says_so(tmp_path, monkeypatch):
     good = run(3)
     for arguments, message in (
         ((good, tmp_path / "loss.jpg"), r"\.png, \.svg, \.pdf"),
-        ((good, tmp_path / "nowhere" / "loss.png"), "make it first"),
+        ((good, tmp_path / "nowhere" / "loss.png"), "create it first"),
         (([], tmp_path / "loss.png"), "no run"),
         (([{"step": 1, "tokens": 5, "loss": math.nan}], tmp_path / "loss.png"), "no loss that can be drawn"),
         ((tmp_path / "missing.jsonl", tmp_path / "loss.png"), "there is no"),
