@@ -164,7 +164,7 @@ def test_the_slowest_of_the_three_bounds_a_step():
 def test_presets_have_the_sizes_they_are_known_by(name):
     from duonlp.parameters import parameters
 
-    config = compile_check.model_of(name, dropout=True).config
+    config = compile_check.load_model(name, dropout=True).config
     millions = sum(p.size for p in parameters(config, "causal-lm").values()) / 1e6
     known = {
         "gpt2": 124,
@@ -215,22 +215,22 @@ def test_a_config_that_cannot_be_read_is_named(content, message, tmp_path):
     if content is not None:
         file.write_text(content)
     with pytest.raises(Exception, match=message) as error:
-        compile_check.model_of(str(file), dropout=True)
+        compile_check.load_model(str(file), dropout=True)
     assert isinstance(error.value, (InputError, ValueError))
     with pytest.raises(InputError, match="codeparrot-small"):
-        compile_check.model_of("gpt5", dropout=True)
+        compile_check.load_model("gpt5", dropout=True)
 
 
 def test_a_run_is_checked_as_pretrain_would_do_it():
     file = ROOT / "tpu_scripts" / "configs" / "codeparrot_xl.py"
-    model, name, config, length, _ = compile_check.described_run(file, ["training.batch_size=1024"], dropout=False)
+    model, name, config, length, _ = compile_check.read_run(file, ["training.batch_size=1024"], dropout=False)
     assert (name, length, config.batch_size, config.mesh["fsdp"]) == ("codeparrot_xl", 1024, 1024, 16)
     assert (model.config.embedding.vocab_size, model.config.num_layers) == (32768, 48)
     assert model.config == model.config.without_dropout() and model.head == "causal-lm"
 
 
 def test_what_cannot_be_compiled_ahead_is_refused():
-    model, slice_ = compile_check.model_of("gpt2", dropout=True), slice_of("v5e", 2, 2)
+    model, slice_ = compile_check.load_model("gpt2", dropout=True), slice_of("v5e", 2, 2)
     with pytest.raises(InputError, match="pmap"):
         compile_report.compile_step(model, PretrainingConfig(steps=1, parallelism="pmap"), slice_, 1024)
     with pytest.raises(InputError, match="2048"):

@@ -168,7 +168,7 @@ def test_a_vm_that_is_there_is_used_again_and_its_work_is_kept(cloud):
     assert start(cloud, "bash", "-c", "echo precious > checkpoint", more=("--detach",)).returncode == 0
     wait_for(cloud.folder / "home1/duonlp-my-run/run.status")
     done = start(cloud, "cat", "checkpoint")
-    assert done.returncode == 0 and "used again" in done.stderr and "precious" in done.stdout
+    assert done.returncode == 0 and "Reusing the existing TPU VM my-run" in done.stderr and "precious" in done.stdout
     assert verbs(cloud).count("tpu-vm create") == 1
     old = list((cloud.folder / "home0/duonlp-my-run").glob("run.2*.log"))
     assert len(old) == 1  # the first command's output
@@ -212,7 +212,7 @@ def test_a_running_command_is_seen_stopped_and_not_doubled(cloud):
         assert again.returncode != 0 and "still running" in again.stderr
     finally:
         stopped = cloud("--stop")
-    assert stopped.stdout.splitlines() == ["asked to end"] * 2
+    assert stopped.stdout.splitlines() == ["sent SIGTERM"] * 2
     assert wait_for(home / "run.status") == "0\n"  # its own status, not that of the signal
     assert "saved" in (home / "run.log").read_text()
     assert "ended with status 0" in cloud("--status").stdout
@@ -236,13 +236,13 @@ def test_status_of_what_failed_and_logs_that_are_missing(cloud):
     [
         (["--", "true"], "--accelerator-type is missing"),
         (["--accelerator-type", "v4-8"], "no command to run"),
-        (["--accelerator-type", "v9-8", "--", "true"], "--version is not known for 'v9-8'"),
+        (["--accelerator-type", "v9-8", "--", "true"], "no default --version for 'v9-8'"),
         (["--accelerator-type"], "--accelerator-type needs a value"),
         (["--name", "My Run", "--status"], "--name is 'My Run'"),
         (["--wait", "soon", "--status"], "--wait is 'soon'"),
-        (["--status", "--logs"], "do not go together"),
+        (["--status", "--logs"], "cannot be combined"),
         (["--status", "--", "true"], "--status takes no command"),
-        (["--colour"], "--colour is no option"),
+        (["--colour"], "unknown option --colour"),
         (["--accelerator-type", "v4-8", "--repo", "/nowhere", "--", "true"], "--repo is '/nowhere'"),
         (["--extras", "a;b", "--status"], "--extras is 'a;b'"),
     ],
