@@ -23,7 +23,6 @@ FORBIDDEN = {
 }
 # These may see both frameworks, inside functions alone: the command line, and the comparison it prints.
 MAY_IMPORT_LAZILY = (
-    "shared/duonlp/cli/app.py",
     "shared/duonlp/cli/demo.py",
     "shared/duonlp/util/frameworks.py",
     "shared/duonlp/parity.py",

@@ -4,6 +4,8 @@ Each message names the value it got, what was allowed, and what to do. The comma
 and leaves with status 2; anything else that is raised is a bug of ours.
 """
 
+from collections.abc import Mapping
+
 
 class DuonlpError(Exception):
     """Base of every error below."""
@@ -18,7 +20,29 @@ class CheckpointError(DuonlpError, OSError):
 
 
 class InputError(DuonlpError, ValueError):
-    """A text, a keyword or a value handed to a task that it cannot work on."""
+    """An invalid argument, setting or input.
+
+    Attributes:
+        message: The value, what was expected, and usually what to do.
+        remedy: What a Python caller can do, where another caller would do something else; otherwise "".
+        argument: The Python argument that `remedy` is about, by which other callers look up their own advice.
+    """
+
+    def __init__(self, message: object = "", *, remedy: str = "", argument: str = ""):
+        super().__init__(message)
+        self.message, self.remedy, self.argument = str(message), remedy, argument
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def explain(self, remedies: Mapping[str, str] | None = None) -> str:
+        """Return the message with a remedy: the one in `remedies` for `argument`, or else the error's own."""
+        remedy = (remedies or {}).get(self.argument, self.remedy)
+        if not remedy:
+            return self.message
+        if self.message.endswith("?"):  # "did you mean ...?"
+            return f"{self.message} {remedy[0].upper()}{remedy[1:]}"
+        return f"{self.message}; {remedy}"
 
 
 class MissingExtraError(DuonlpError, ImportError):

@@ -41,7 +41,10 @@ NOT_SEARCHED = (
 MEASURED = ("latency", "latency_p95", "bytes", "parameters", "seconds")
 """Results beside the metrics: ms of the median and of the 95th percentile query, size on disk, weights, time of training."""
 
-RECORDS = (SETTINGS_FILE, *(name for name in RUN_MARKERS if name.endswith((".json", ".jsonl")) and name != "config.json"))
+RECORDS = (
+    SETTINGS_FILE,
+    *(name for name in RUN_MARKERS if name.endswith((".json", ".jsonl")) and name != "config.json"),
+)
 """What is kept of every trial."""
 
 

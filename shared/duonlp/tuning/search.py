@@ -238,7 +238,8 @@ def _trial(study, storage, objective, space, objectives, folder, seed, prune, do
                 close_running(study, storage, _reason(error))
             if isinstance(error, InputError):
                 told = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-                raise InputError(f"{error} (trial {trial.number}: {told})") from error
+                message = f"{error.message} (trial {trial.number}: {told})"
+                raise InputError(message, remedy=error.remedy, argument=error.argument) from error
             raise
         # As Optuna's pruned ones are, it is among the bad ones for the estimator, which keeps away from there.
         state, outcome = states.PRUNED, {"outcome": FAILED, "reason": _reason(error)}

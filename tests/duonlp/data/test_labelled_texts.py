@@ -276,10 +276,16 @@ def test_columns(tmp_path):
     read = read_labelled_texts(file, text_column=("premise", "hypothesis"), label_column="gold")
     assert read.texts == [("It rains.", "It is wet.")] and read.ids == ["7"]
     for options, what in [
-        ({}, r"no column 'text' or .*; it has id, premise, hypothesis, gold: say which is the text with text_column"),
-        ({"text_column": "premise"}, r"no column 'label' or .*say which is the label with label_column"),
-        ({"text_column": "premisse"}, r"'premisse' \(given as text_column\); it has .*; did you mean 'premise'"),
-        ({"text_column": "premise", "label_column": "Gold"}, r"given as label_column.*; did you mean 'gold'"),
+        ({}, r"no column 'text' or .*; it has id, premise, hypothesis, gold; name the text column with text_column"),
+        ({"text_column": "premise"}, r"no column 'label' or .*; name the label column with label_column"),
+        (
+            {"text_column": "premisse"},
+            r"'premisse'; it has .*; did you mean 'premise'\? Name an existing column with text_column",
+        ),
+        (
+            {"text_column": "premise", "label_column": "Gold"},
+            r"'Gold'; it has .*; did you mean 'gold'\? Name an existing column with label_column",
+        ),
         ({"text_column": ("a", "b", "c")}, r"name one column, or two"),
     ]:
         with pytest.raises(InputError, match=what):

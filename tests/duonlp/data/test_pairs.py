@@ -181,7 +181,9 @@ def test_stopped_in_an_epoch_it_goes_on(t5):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert list(batches.epoch(4, first=5)) == []
     for wrong in ((-1, 0), (0, 6), (0, -1)):
-        with pytest.raises(InputError, match=r"epoch is -1; it must be a non-neg|first is (6|-1); it must be from 0 to 5"):
+        with pytest.raises(
+            InputError, match=r"epoch is -1; it must be a non-neg|first is (6|-1); it must be from 0 to 5"
+        ):
             batches.epoch(*wrong)
 
 

@@ -191,11 +191,19 @@ def test_columns_are_found_or_named(tmp_path):
     assert list(read_pairs(file, **named)) == [Pair("A b.", ("A.",), f"{file}:1")]
     named |= {"summary_field": "brief", "id_field": "n"}
     assert list(read_pairs(file, **named)) == [Pair("A b.", ("B.", "C."), "7")]
-    with pytest.raises(InputError, match=r"no column 'article' or .*body, short, brief, n: .*document_field"):
+    with pytest.raises(
+        InputError,
+        match=r"no column 'article' or .*body, short, brief, n; name the document column with document_field",
+    ):
         list(read_pairs(file))
-    with pytest.raises(InputError, match=r"no column 'highlights' or .*body, short, brief, n: .*summary_field"):
+    with pytest.raises(
+        InputError,
+        match=r"no column 'highlights' or .*body, short, brief, n; name the summary column with summary_field",
+    ):
         list(read_pairs(file, document_field="body"))
-    with pytest.raises(InputError, match=r"no column 'Short' \(given as summary_field\); it has body, short"):
+    with pytest.raises(
+        InputError, match=r"no column 'Short'; it has body, short, .*; name an existing column with summary_field"
+    ):
         list(read_pairs(file, document_field="body", summary_field=["short", "Short"]))
 
 

@@ -148,9 +148,9 @@ def test_plot_says_what_was_kept(tmp_path, recwarn):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"path": "next.gif"}, "'.gif'; name a file that ends in .png, .svg, .pdf"),
-        ({"path": "next"}, "name a file"),
-        ({"path": "nowhere/next.png"}, "nowhere' of 'next.png' is not there; make it first"),
+        ({"path": "next.gif"}, "'.gif'; give a file that ends in .png, .svg, .pdf"),
+        ({"path": "next"}, "give a file"),
+        ({"path": "nowhere/next.png"}, "nowhere' of 'next.png' does not exist; create it first"),
         ({"logits": LOGITS}, r"\(2, 4\)"),
         ({"logits": np.full(3, -np.inf)}, "largest logit of the next token is -inf"),
         ({"temperatures": ()}, "at least one"),

@@ -99,16 +99,17 @@ class LabelledColumns:
             for name in given:
                 if name not in names:
                     raise InputError(
-                        f"{source} has no column {name!r} (given as {argument}); {has}{nearest(name, names)}"
-                    )
+                        f"{source} has no column {name!r}; {has}{nearest(name, names)}",
+                        remedy=f"name an existing column with {argument}", argument=argument,
+                    )  # fmt: skip
         texts = texts or tuple(itertools.islice((name for name in TEXT_COLUMNS if name in names), 1))
         label = self.label or next((name for name in LABEL_COLUMNS if name in names and name not in texts), None)
         for argument, found, usual in (("text", texts, TEXT_COLUMNS), ("label", label, LABEL_COLUMNS)):
             if not found:
                 raise InputError(
-                    f"{source} has no column {' or '.join(map(repr, usual))}; {has}: say which is the {argument} with "
-                    f"{argument}_column"
-                )
+                    f"{source} has no column {' or '.join(map(repr, usual))}; {has}",
+                    remedy=f"name the {argument} column with {argument}_column", argument=f"{argument}_column",
+                )  # fmt: skip
         return texts, label
 
 

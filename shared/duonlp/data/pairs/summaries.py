@@ -59,16 +59,26 @@ class PairColumns:
         for part, wanted in given.items():
             for name in wanted:
                 if name is not None and name not in names:
-                    raise InputError(f"{source} has no column {name!r} (given as {part}); {has}")
+                    raise InputError(
+                        f"{source} has no column {name!r}; {has}",
+                        remedy=f"name an existing column with {part}",
+                        argument=part,
+                    )
         document = self.document or next((name for name in DOCUMENT_COLUMNS if name in names), None)
         if document is None:
             usual = " or ".join(map(repr, DOCUMENT_COLUMNS))
-            raise InputError(f"{source} has no column {usual}; {has}: say which is the document with document_field")
+            raise InputError(
+                f"{source} has no column {usual}; {has}",
+                remedy="name the document column with document_field", argument="document_field",
+            )  # fmt: skip
         if not summary:
             summary = next((group for group in SUMMARY_COLUMNS if group[0] in names and group[0] != document), None)
             if summary is None:
                 usual = " or ".join(repr(group[0]) for group in SUMMARY_COLUMNS)
-                raise InputError(f"{source} has no column {usual}; {has}: say which is the summary with summary_field")
+                raise InputError(
+                    f"{source} has no column {usual}; {has}",
+                    remedy="name the summary column with summary_field", argument="summary_field",
+                )  # fmt: skip
             summary = tuple(name for name in summary if name in names)
         return document, summary, self.id or next((name for name in ID_COLUMNS if name in names), None)
 
