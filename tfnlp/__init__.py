@@ -1,10 +1,10 @@
-"""NLP models for Keras 3 on TensorFlow. The same names as jaxnlp, over the same checkpoints."""
+"""NLP models for Keras 3 on TensorFlow, with the same names and checkpoints as jaxnlp."""
 
 import os
 
 from duonlp.errors import MissingExtraError
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it once, when it is first imported
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it on first import
 try:
     import keras
     import tensorflow  # noqa: F401
@@ -12,8 +12,8 @@ except ImportError as error:
     raise MissingExtraError(f"tfnlp needs Keras and TensorFlow ({error}); pip install 'duonlp[tf]'") from error
 if keras.config.backend() != "tensorflow":
     raise MissingExtraError(
-        f"tfnlp needs Keras on TensorFlow, and Keras runs on {keras.config.backend()!r} here; set the environment "
-        "variable KERAS_BACKEND=tensorflow before keras is first imported"
+        f"tfnlp needs the TensorFlow backend of Keras, but the backend is {keras.config.backend()!r}; set the "
+        "environment variable KERAS_BACKEND=tensorflow before keras is first imported"
     )
 
 from tfnlp.auto import (
