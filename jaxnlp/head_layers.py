@@ -12,7 +12,9 @@ from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout, matmul_transp
 class Pooler(nnx.Module):
     """Pool the hidden states of a sequence into one vector; PoolingConfig says how."""
 
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, config: PoolingConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.config = config
         if config.dense:
             self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -6,7 +6,7 @@ Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,9 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
 
 
-def make_norm(config: NormConfig, size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
+def make_norm(
+    config: NormConfig, size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> LayerNorm | RMSNorm:
     """Create the norm layer of a configuration."""
     norm_class = RMSNorm if config.rms else LayerNorm
     return norm_class(size, config.epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

@@ -14,9 +14,7 @@ from jaxnlp.heads import HEADS, Model
 from jaxnlp.inference import compiled
 
 
-def pipeline(
-    task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any
-) -> Pipeline:
+def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any) -> Pipeline:
     """Return a callable that takes one input, a list or an iterator, and returns what Transformers' pipelines return.
 
     Args:

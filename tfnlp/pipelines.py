@@ -12,9 +12,7 @@ from tfnlp.heads import HEADS, Model
 from tfnlp.inference import compiled
 
 
-def pipeline(
-    task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any
-) -> Pipeline:
+def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any) -> Pipeline:
     """Return a callable that takes one input, a list or an iterator, and returns what Transformers' pipelines return.
 
     Args:

@@ -16,7 +16,7 @@ from duonlp.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS
-from tfnlp.inference import compiled_once
+from tfnlp.inference import get_compiled
 
 BERT, ROBERTA, GPT2 = (
     next(c for c in cases() if c.name == name)
@@ -65,17 +65,17 @@ def test_compiled_gives_the_same_for_every_shape(bert):
     assert difference(run(**inputs)["logits"], bert(inputs)["logits"]) < 1e-6
 
 
-def test_compiled_once_is_compiled_again_when_the_layers_change(tmp_path):
+def test_get_compiled_is_compiled_again_when_the_layers_change(tmp_path):
     model = tfnlp.AutoModelForSequenceClassification.from_config(BERT.hf, seed=1)
-    runs, weights = [compiled_once(model)], len(model.weights)
+    runs, weights = [get_compiled(model)], len(model.weights)
     tfnlp.parameter_tree(model)["classifier/bias"].assign_add(np.ones(model.config.num_labels))
     model.save(tmp_path / "model.keras")
-    assert compiled_once(model) is runs[0] and len(model.weights) == weights
+    assert get_compiled(model) is runs[0] and len(model.weights) == weights
     model.classifier.enable_lora(2)
-    runs.append(compiled_once(model))
-    assert compiled_once(model) is runs[1] is not runs[0]
+    runs.append(get_compiled(model))
+    assert get_compiled(model) is runs[1] is not runs[0]
     model.classifier.quantize("int8")
-    assert compiled_once(model) is not runs[1]
+    assert get_compiled(model) is not runs[1]
     alive = weakref.ref(model)
     del model, runs
     gc.collect()
