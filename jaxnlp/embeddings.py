@@ -20,8 +20,8 @@ class Embeddings(nnx.Module):
         config: Kinds and sizes of the tables.
         hidden_size: Width D of the output.
         norm: Kind and epsilon of the norm.
-        has_word_embeddings: Whether the module owns a word table. A decoder that shares its encoder's table has none,
-            and is passed the shared one in each call.
+        has_word_embeddings: Whether the module owns a word table. A decoder that shares its encoder's table has
+            none, and is passed the shared one in each call.
         dtype: Compute dtype.
         param_dtype: Storage dtype of the parameters.
         rngs: Random streams that initialize the parameters.

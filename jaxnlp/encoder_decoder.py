@@ -1,4 +1,4 @@
-"""The body of an encoder-decoder: an encoder for the source, and a decoder for the target that attends to the source."""
+"""The body of an encoder-decoder: an encoder of the source, and a decoder of the target that attends to it."""
 
 from typing import Any
 

@@ -35,7 +35,8 @@ GELU_TANH = 2 * math.sqrt(2 / math.pi), 0.044715
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """Apply the tanh approximation of gelu that GPT-2 uses, as x * sigmoid(u): 0.5 (1 + tanh(u / 2)) is sigmoid(u).
 
-    An exponential is cheaper than a tanh and keeps its precision for very negative x. Only x is saved for the gradient.
+    An exponential is cheaper than a tanh and keeps its precision for very negative x. Only x is saved for the
+    gradient.
     """
     return x * _gelu_gate(x)
 
@@ -97,8 +98,8 @@ class LayerNorm(nnx.LayerNorm):
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """Return (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, in float32.
 
-    The gradient is the closed form of Ba et al. 2016 (https://arxiv.org/abs/1607.06450): two sums per row instead of the
-    five of step-by-step differentiation.
+    The gradient is the closed form of Ba et al. 2016 (https://arxiv.org/abs/1607.06450): two sums per row
+    instead of the five of step-by-step differentiation.
     """
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -169,7 +170,8 @@ class Linear(nnx.Linear):
 def matmul_transposed(x: jax.Array, table: jax.Array) -> jax.Array:
     """Multiply x [..., in] with the transpose of table [out, in], giving [..., out]."""
     if x.dtype == jnp.bfloat16 and x.size == x.shape[-1] and jax.default_backend() == "cpu":
-        # Double a single row: on CPUs, XLA's bfloat16 matrix-vector product is ten times slower than matrix-matrix.
+        # Double a single row: on CPUs, XLA's bfloat16 matrix-vector product is ten times slower than
+        # matrix-matrix.
         return matmul_transposed(jnp.concatenate([x.reshape(1, -1)] * 2), table)[0].reshape(*x.shape[:-1], -1)
     return _product_with_transposed(x.reshape(-1, x.shape[-1]), table).reshape(*x.shape[:-1], table.shape[0])
 
@@ -187,7 +189,8 @@ def _product_with_transposed_backward(residuals, cotangent):
         return jax.lax.dot_general(cotangent, x, (((0,), (0,)), ((), ())))
 
     def via_transpose(x, cotangent):
-        # Transpose the [in, out] product: a CPU would transpose the cotangent, which is far larger for a vocabulary.
+        # Transpose the [in, out] product: a CPU would transpose the cotangent, which is far larger for a
+        # vocabulary.
         product = jax.lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
         return jax.lax.optimization_barrier(product).T
 
@@ -214,10 +217,11 @@ ROTATIONS = 13, 15, 26, 6, 17, 29, 16, 24
 def _keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
     """Return a bool mask of the given shape whose entries are independently False with probability ``rate``.
 
-    The probability is exact to 2**-32. Each entry is Threefry 2x32 of its index, with 13 rounds, the fewest that pass
-    BigCrush (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405, table 2). It is plain arithmetic, which XLA
-    fuses into the consumer of the mask and each device computes for its own shard. jax.random.bernoulli runs 20 rounds
-    in a loop on a CPU, each over arrays in memory: a fifth of the time of a training step.
+    The probability is exact to 2**-32. Each entry is Threefry 2x32 of its index, with 13 rounds, the fewest
+    that pass BigCrush (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405, table 2). It is plain
+    arithmetic, which XLA fuses into the consumer of the mask and each device computes for its own shard.
+    jax.random.bernoulli runs 20 rounds in a loop on a CPU, each over arrays in memory: a fifth of the time of a
+    training step.
     """
     words = jax.random.key_data(key).reshape(-1)[:2]
     keys = words[0], words[1], words[0] ^ words[1] ^ jnp.uint32(0x1BD11BDA)
@@ -246,8 +250,9 @@ def attend(
 ) -> jax.Array:
     """Return the attention-weighted values, float32 [B, N, T, H].
 
-    Softmax is normalized after the product with the values, which saves a pass over [B, N, T, S]. The gradient does the
-    same, taking row sums over H instead of S (Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B.4).
+    Softmax is normalized after the product with the values, which saves a pass over [B, N, T, S]. The gradient
+    does the same, taking row sums over H instead of S (Dao et al. 2022, https://arxiv.org/abs/2205.14135,
+    appendix B.4).
 
     Args:
         query: Scaled queries [B, N, T, H].
@@ -314,15 +319,18 @@ class Attention(nnx.Module):
 
         Args:
             hidden_states: [B, T, D].
-            bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked keys.
+            bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked
+                keys.
             layer_index: Step of the stack, from 0.
             cache: Keys and values of earlier positions, or None.
-            cache_index: Slot on the S axis for this call's keys and values. None with a cache means cross-attention:
-                the cache already holds all keys and values, those of the source (see :meth:`keys_and_values`).
+            cache_index: Slot on the S axis for this call's keys and values. None with a cache means
+                cross-attention: the cache already holds all keys and values, those of the source (see
+                :meth:`keys_and_values`).
             rngs: Random streams with ``dropout``; None for no dropout.
 
         Returns:
-            Output [B, T, D], probabilities [B, N, T, S], and the cache updated with this call's keys and values.
+            Output [B, T, D], probabilities [B, N, T, S], and the cache updated with this call's keys and
+            values.
         """
         c = self.config
         if cache is not None and cache_index is None:
@@ -368,7 +376,10 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Feed-forward block: dense, activation, dense; optionally gated (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Feed-forward block: dense, activation, dense; with ``config.gated`` the gated linear unit of Shazeer 2020.
+
+    See https://arxiv.org/abs/2002.05202.
+    """
 
     def __init__(
         self, config: FeedForwardConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike,

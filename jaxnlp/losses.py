@@ -1,10 +1,10 @@
 """Losses that a model computes when it is given labels: means over the labeled positions, as in Transformers.
 
-``sample_weight`` [B], or of the labels' shape, multiplies each term. The mean divides by the number of terms, not by the
-sum of the weights, like Keras' own losses.
+``sample_weight`` [B], or of the labels' shape, multiplies each term. The mean divides by the number of terms,
+not by the sum of the weights, like Keras' own losses.
 
-``label_smoothing`` moves this fraction of the probability mass from the label to all C classes evenly (Szegedy et al.
-2016, https://arxiv.org/abs/1512.00567), like torch.nn.CrossEntropyLoss; 0.0 is plain cross-entropy.
+``label_smoothing`` moves this fraction of the probability mass from the label to all C classes evenly (Szegedy
+et al. 2016, https://arxiv.org/abs/1512.00567), like torch.nn.CrossEntropyLoss; 0.0 is plain cross-entropy.
 """
 
 from functools import partial
@@ -53,7 +53,7 @@ def cross_entropy_sum(
 def _negative_log_likelihood(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
     """Map logits [..., C] and labels [...] to losses float32 [...], 0 where the label is IGNORED.
 
-    Its own gradient saves the logits, in their dtype, and nothing else of their size.
+    The custom gradient saves the logits in their own dtype, and no other array of that size.
     """
     return _negative_log_likelihood_forward(logits, labels, label_smoothing)[0]
 
@@ -115,8 +115,8 @@ def classification_loss(
 
     Args:
         logits: [B, C].
-        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for regression.
-            Class labels equal to IGNORED are left out.
+        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for
+            regression. Class labels equal to IGNORED are left out.
         problem_type: One of duonlp.config.PROBLEM_TYPES; None infers it from the labels, as Transformers does.
         sample_weight: [B], or of the labels' shape.
     """

@@ -68,7 +68,7 @@ def take_along(x: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
 
 
 def put_along(x: jax.Array, indices: jax.Array) -> jax.Array:
-    """Invert take_along on the last axis: result[..., indices[..., i]] = x[..., i], for indices that are a permutation."""
+    """Invert take_along on the last axis: result[..., indices[..., i]] = x[..., i]; indices are a permutation."""
     return jnp.put_along_axis(jnp.zeros_like(x), indices, x, -1, inplace=False)
 
 
@@ -77,10 +77,10 @@ def take(table: jax.Array, indices: jax.Array) -> jax.Array:
     return jnp.take(table, indices, axis=0)
 
 
-def marked(ids: jax.Array, wanted: jax.Array, size: int) -> jax.Array:
-    """Return bool [rows, size], True at each of the ids [rows, n] where ``wanted`` [rows, n] is True."""
+def marked(ids: jax.Array, mask: jax.Array, size: int) -> jax.Array:
+    """Return bool [rows, size], True at each of the ids [rows, n] where ``mask`` [rows, n] is True."""
     rows = jnp.expand_dims(jnp.arange(ids.shape[0]), 1)
-    return jnp.zeros((ids.shape[0], size + 1), bool).at[rows, jnp.where(wanted, ids, size)].set(True)[:, :size]
+    return jnp.zeros((ids.shape[0], size + 1), bool).at[rows, jnp.where(mask, ids, size)].set(True)[:, :size]
 
 
 def add_at(values: jax.Array, ids: jax.Array, size: int) -> jax.Array:

@@ -13,17 +13,17 @@ from duonlp.typing import Batch
 from jaxnlp.pretrained import merge, parameter_tree, split
 
 if TYPE_CHECKING:
-    from jaxnlp.heads import Model
+    from jaxnlp.model import Model
 
 
 def predict(model: "Model", batches: Any, *, as_teacher: bool = False) -> np.ndarray:
     """Return the logits of each text, float32 [n, C], in the order of the texts.
 
     Args:
-        model: Model whose head has one row of ``logits`` per text. Models of the same structure share their compiled
-            programs.
-        batches: LabelledBatches of duonlp.data, or any batches of input_ids, attention_mask, ... with ``epoch(n)`` and
-            ``order(n)``. Labels are not used.
+        model: Model whose head has one row of ``logits`` per text. Models of the same structure share their
+            compiled programs.
+        batches: LabelledBatches of duonlp.data, or any batches of input_ids, attention_mask, ... with
+            ``epoch(n)`` and ``order(n)``. Labels are not used.
         as_teacher: Whether to use ``teacher_input_ids``, ..., where the batches have them.
 
     Raises:
@@ -47,12 +47,13 @@ def _logits(graphdef, params, inputs):
 def cached_teacher_logits(teacher: "Model", batches: Any, folder: str | Path) -> TeacherLogits:
     """Return the batches with the teacher's logits added as ``teacher_logits``, computed once and cached in a folder.
 
-    The cache key is a hash of the teacher's parameters and of the token ids of the texts. The cache is shared with the
-    other engine.
+    The cache key is a hash of the teacher's parameters and of the token ids of the texts. The cache is shared
+    with the other engine.
 
     Args:
         teacher: Model whose head has one row of logits per text.
-        batches: Batches as :func:`predict` takes them, with ``teacher_...`` inputs if the teacher has its own tokenizer.
+        batches: Batches as :func:`predict` takes them, with ``teacher_...`` inputs if the teacher has its own
+            tokenizer.
         folder: Folder of the cached files.
 
     Raises:

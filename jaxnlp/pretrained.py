@@ -54,7 +54,7 @@ class Pretrained(PretrainedBase, _Module):
 
     @classmethod
     def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
-        create: Any = cls  # takes the arguments of heads.Model
+        create: Any = cls  # takes the arguments of model.Model
         abstract = nnx.eval_shape(lambda: create(cfg, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
         leaves = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
@@ -94,7 +94,7 @@ def merge(graphdef: nnx.GraphDef[M], params: Params) -> M:
 
 
 def update(model: P, params: Params) -> P:
-    """Return a model with the same structure and new parameters, such as those of :func:`functional` after training."""
+    """Return a model of the same structure with new parameters, e.g. trained ones from :func:`functional`."""
     new = merge(nnx.graphdef(model), params)
     new.generation_config = model.generation_config
     return new
@@ -104,7 +104,8 @@ def functional(model: nnx.Module) -> tuple[Callable[..., dict[str, Array]], Para
     """Split a model once into a pure function and its parameters, for jit, grad, sharding and donation.
 
     Returns:
-        ``apply(params, **inputs)``, the model's call over plain pytrees, and ``params``, nested dicts of arrays.
+        ``apply(params, **inputs)``, the model's call over plain pytrees, and ``params``, nested dicts of
+        arrays.
     """
     graphdef, params = split(model)
 

@@ -19,8 +19,8 @@ class Embeddings(keras.layers.Layer):
         config: Kinds and sizes of the tables.
         hidden_size: Width D of the output.
         norm: Kind and epsilon of the norm.
-        has_word_embeddings: Whether the layer owns a word table. A decoder that shares its encoder's table has none,
-            and is passed the shared one in each call.
+        has_word_embeddings: Whether the layer owns a word table. A decoder that shares its encoder's table has
+            none, and is passed the shared one in each call.
         dtype: Keras dtype policy.
         name: Name of the layer.
     """

@@ -11,7 +11,7 @@ from duonlp.inputs import check_inputs
 from duonlp.typing import Array
 
 if TYPE_CHECKING:
-    from tfnlp.heads import Model
+    from tfnlp.model import Model
 
 FLAGS = ("output_hidden_states", "output_attentions")
 """Arguments of a model that are not arrays."""
@@ -23,10 +23,10 @@ XLA_MAX_TOKENS = 256
 def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     """Return a function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
-    A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu on a CPU. A
-    batch of at most XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small kernels and compiles once
-    per shape; pad to few shapes (duonlp.util.buckets).
-    New weight values take effect. Get a new function after the layers have changed (LoRA, quantization).
+    A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu
+    on a CPU. A batch of at most XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
+    kernels and compiles once per shape; pad to few shapes (duonlp.util.buckets). New weight values take effect.
+    Get a new function after the layers have changed (LoRA, quantization).
     """
     functions: dict[tuple, Callable[..., Any]] = {}
 
@@ -63,7 +63,7 @@ def get_compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     policies = [layer.dtype_policy.name for layer in model._flatten_layers()]  # quantization is part of the names
     variables, cached = list(model.variables), getattr(model, "_compiled_forward", None)
     if cached is None or cached.policies != policies or [*map(id, cached.variables)] != [*map(id, variables)]:
-        # On the model, not in a global table, since the function references the model. In a SimpleNamespace, since Keras
-        # tracks what is in containers.
+        # On the model, not in a global table, since the function references the model. In a SimpleNamespace,
+        # since Keras tracks what is in containers.
         cached = model._compiled_forward = SimpleNamespace(run=compiled(model), policies=policies, variables=variables)
     return cached.run

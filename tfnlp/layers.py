@@ -2,8 +2,8 @@
 
 Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
 
-Layers create their sublayers in ``__init__`` and their weights in ``build()``, which needs no shapes. Weights start at
-zero, and heads.Model fills them. ``dtype`` is a Keras dtype policy.
+Layers create their sublayers in ``__init__`` and their weights in ``build()``, which needs no shapes. Weights
+start at zero, and model.Model fills them. ``dtype`` is a Keras dtype policy.
 """
 
 import math
@@ -68,8 +68,8 @@ def flatten_tokens(x: tf.Tensor) -> tf.Tensor:
 class Dropout(keras.layers.Dropout):
     """Zero a fraction ``rate`` of the inputs, rounded to 2**-16, and scale up the rest to preserve the mean.
 
-    Draws 16 random bits per element, where Keras draws 32 and converts them to floats. On a CPU, Keras' way takes up to a
-    quarter of a training step under XLA.
+    Draws 16 random bits per element, where Keras draws 32 and converts them to floats. On a CPU, Keras' way
+    takes up to a quarter of a training step under XLA.
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = False) -> tf.Tensor:
@@ -105,7 +105,8 @@ class LayerNorm(keras.layers.LayerNormalization):
         centered = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centered), axis=-1, keepdims=True)
         scale, bias = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
-        # In the order that TensorFlow's graph optimizer recognizes as layer norm and replaces with one oneDNN kernel.
+        # In the order that TensorFlow's graph optimizer recognizes as layer norm and replaces with one oneDNN
+        # kernel.
         x = bias + centered * (tf.math.rsqrt(variance + self.epsilon) * scale)
         return tf.cast(x, self.compute_dtype)
 
@@ -157,15 +158,18 @@ class Attention(keras.layers.Layer):
 
         Args:
             hidden_states: [B, T, D].
-            bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked keys.
+            bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked
+                keys.
             layer_index: Step of the stack, from 0.
             cache: Keys and values of earlier positions, or None.
-            cache_index: Slot on the S axis for this call's keys and values. None with a cache means cross-attention:
-                the cache already holds all keys and values, those of the source (see :meth:`keys_and_values`).
+            cache_index: Slot on the S axis for this call's keys and values. None with a cache means
+                cross-attention: the cache already holds all keys and values, those of the source (see
+                :meth:`keys_and_values`).
             training: Whether to apply dropout.
 
         Returns:
-            Output [B, T, D], probabilities [B, N, T, S], and the cache updated with this call's keys and values.
+            Output [B, T, D], probabilities [B, N, T, S], and the cache updated with this call's keys and
+            values.
         """
         c = self.config
         tokens, shape = flatten_tokens(hidden_states), tf.shape(hidden_states)
@@ -207,7 +211,10 @@ class Attention(keras.layers.Layer):
 
 
 class FeedForward(keras.layers.Layer):
-    """Feed-forward block: dense, activation, dense; optionally gated (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Feed-forward block: dense, activation, dense; with ``config.gated`` the gated linear unit of Shazeer 2020.
+
+    See https://arxiv.org/abs/2002.05202.
+    """
 
     def __init__(
         self, config: FeedForwardConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "feed_forward"

@@ -1,10 +1,10 @@
 """Losses that a model computes when it is given labels: means over the labeled positions, as in Transformers.
 
-``sample_weight`` [B], or of the labels' shape, multiplies each term. The mean divides by the number of terms, not by the
-sum of the weights, like Keras' own losses.
+``sample_weight`` [B], or of the labels' shape, multiplies each term. The mean divides by the number of terms,
+not by the sum of the weights, like Keras' own losses.
 
-``label_smoothing`` moves this fraction of the probability mass from the label to all C classes evenly (Szegedy et al.
-2016, https://arxiv.org/abs/1512.00567), like torch.nn.CrossEntropyLoss; 0.0 is plain cross-entropy.
+``label_smoothing`` moves this fraction of the probability mass from the label to all C classes evenly (Szegedy
+et al. 2016, https://arxiv.org/abs/1512.00567), like torch.nn.CrossEntropyLoss; 0.0 is plain cross-entropy.
 """
 
 from typing import Any, cast
@@ -35,8 +35,8 @@ def cross_entropy(
 def _mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Divide total by count.
 
-    On one of several replicas, divide by the mean count of the replicas, so that the mean of their losses is the mean over
-    all labels, however these are distributed.
+    On one of several replicas, divide by the mean count of the replicas, so that the mean of their losses is
+    the mean over all labels, however these are distributed.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
@@ -79,8 +79,8 @@ def _negative_log_likelihood(logits: tf.Tensor, labels: tf.Tensor, label_smoothi
 class SmoothedCrossEntropy(keras.losses.Loss):
     """Cross-entropy with label smoothing of class ids and logits, for ``compile(loss=SmoothedCrossEntropy(0.1))``.
 
-    keras.losses.SparseCategoricalCrossentropy has no smoothing, and CategoricalCrossentropy needs one-hot targets
-    [..., C]. Under compile, labels of -100 are masked, also in the mean.
+    keras.losses.SparseCategoricalCrossentropy has no smoothing, and CategoricalCrossentropy needs one-hot
+    targets [..., C]. Under compile, labels of -100 are masked, also in the mean.
 
     Args:
         label_smoothing: Fraction of the probability mass spread over all classes, in [0, 1).
@@ -150,8 +150,8 @@ def classification_loss(
 
     Args:
         logits: [B, C].
-        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for regression.
-            Class labels equal to IGNORED are left out.
+        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for
+            regression. Class labels equal to IGNORED are left out.
         problem_type: One of duonlp.config.PROBLEM_TYPES; None infers it from the labels, as Transformers does.
         sample_weight: [B], or of the labels' shape.
     """

@@ -1,4 +1,4 @@
-"""The array operations of duonlp.numpy_ops in TensorFlow, for code that is written once for all engines, such as decoding."""
+"""The array operations of duonlp.numpy_ops in TensorFlow, for code written once for all engines, such as decoding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -89,7 +89,7 @@ def take_along(x: tf.Tensor, indices: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def put_along(x: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """Invert take_along on the last axis: result[..., indices[..., i]] = x[..., i], for indices that are a permutation."""
+    """Invert take_along on the last axis: result[..., indices[..., i]] = x[..., i]; indices are a permutation."""
     rows = tf.broadcast_to(tf.expand_dims(tf.range(cast_type(int, x.shape[0])), 1), indices.shape)
     return tf.scatter_nd(tf.stack([rows, indices], -1), x, x.shape)
 
@@ -99,10 +99,10 @@ def update(x: tf.Tensor, new: tf.Tensor, start: Sequence[int | tf.Tensor]) -> tf
     return keras.ops.slice_update(x, start, new)
 
 
-def marked(ids: tf.Tensor, wanted: tf.Tensor, size: int) -> tf.Tensor:
-    """Return bool [rows, size], True at each of the ids [rows, n] where ``wanted`` [rows, n] is True."""
+def marked(ids: tf.Tensor, mask: tf.Tensor, size: int) -> tf.Tensor:
+    """Return bool [rows, size], True at each of the ids [rows, n] where ``mask`` [rows, n] is True."""
     rows = tf.broadcast_to(tf.expand_dims(tf.range(cast_type(int, ids.shape[0])), 1), ids.shape)
-    at = tf.stack([rows, tf.where(wanted, ids, size)], -1)
+    at = tf.stack([rows, tf.where(mask, ids, size)], -1)
     out = tf.zeros((ids.shape[0], size + 1), tf.int32)
     return tf.tensor_scatter_nd_max(out, at, tf.ones(ids.shape, tf.int32))[:, :size] > 0
 

@@ -13,7 +13,7 @@ from tfnlp.inference import get_compiled
 from tfnlp.pretrained import parameter_tree
 
 if TYPE_CHECKING:
-    from tfnlp.heads import Model
+    from tfnlp.model import Model
 
 
 def predict(model: "Model", batches: Any, *, as_teacher: bool = False) -> np.ndarray:
@@ -21,8 +21,8 @@ def predict(model: "Model", batches: Any, *, as_teacher: bool = False) -> np.nda
 
     Args:
         model: Model whose head has one row of ``logits`` per text.
-        batches: LabelledBatches of duonlp.data, or any batches of input_ids, attention_mask, ... with ``epoch(n)`` and
-            ``order(n)``. Labels are not used.
+        batches: LabelledBatches of duonlp.data, or any batches of input_ids, attention_mask, ... with
+            ``epoch(n)`` and ``order(n)``. Labels are not used.
         as_teacher: Whether to use ``teacher_input_ids``, ..., where the batches have them.
 
     Raises:
@@ -39,12 +39,13 @@ def predict(model: "Model", batches: Any, *, as_teacher: bool = False) -> np.nda
 def cached_teacher_logits(teacher: "Model", batches: Any, folder: str | Path) -> TeacherLogits:
     """Return the batches with the teacher's logits added as ``teacher_logits``, computed once and cached in a folder.
 
-    The cache key is a hash of the teacher's parameters and of the token ids of the texts. The cache is shared with the
-    other engine.
+    The cache key is a hash of the teacher's parameters and of the token ids of the texts. The cache is shared
+    with the other engine.
 
     Args:
         teacher: Model whose head has one row of logits per text.
-        batches: Batches as :func:`predict` takes them, with ``teacher_...`` inputs if the teacher has its own tokenizer.
+        batches: Batches as :func:`predict` takes them, with ``teacher_...`` inputs if the teacher has its own
+            tokenizer.
         folder: Folder of the cached files.
 
     Raises:

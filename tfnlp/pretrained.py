@@ -57,7 +57,7 @@ class Pretrained(PretrainedBase, _Model):
 
     @classmethod
     def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
-        create: Any = cls  # takes the arguments of heads.Model
+        create: Any = cls  # takes the arguments of model.Model
         model = create(cfg, dtype=dtype, param_dtype=param_dtype, seed=None)
         fill(model, plan)
         return model
@@ -95,7 +95,7 @@ class Pretrained(PretrainedBase, _Model):
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
-        """Return the inputs of an exported model: int32 [B, T], [B, C, T] for multiple choice, [B, U] for a decoder."""
+        """Return the inputs of an exported model: int32 [B, T]; [B, C, T] for multiple choice; [B, U] for a decoder."""
         names = ["input_ids", "attention_mask"] + ["token_type_ids"] * bool(self.config.embedding.type_vocab_size)
         # A sequence classifier with a decoder feeds it the source.
         names += ["decoder_input_ids"] * (self.config.decoder is not None and self.head in ("base", "seq2seq-lm"))
@@ -106,9 +106,12 @@ class Pretrained(PretrainedBase, _Model):
         self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None,
         input_signature: Any = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """Export the model as keras.Model.export does, with a signature for all shapes, so that no call is needed before.
+        """Export the model as keras.Model.export does, with a signature for all shapes.
 
-        The artifact takes a dict of the inputs of :meth:`input_signature` and returns a dict of the head's outputs.
+        The signature makes a call before the export unnecessary.
+
+        The artifact takes a dict of the inputs of :meth:`input_signature` and returns a dict of the head's
+        outputs.
         """
         signature = [self.input_signature()] if input_signature is None else input_signature
         if format != "tf_saved_model":
@@ -156,7 +159,7 @@ def _from_keras_config(cls: Any, config: dict[str, Any]) -> Any:
 
 
 LEAVES = {"kernel": "_kernel", "embedding": "_embeddings", "scale": "gamma"}
-"""Last component of a parameter path to the attribute of the Keras layer, where they differ. A norm's bias is ``beta``."""
+"""Attribute of the Keras layer by the last component of a parameter path, where they differ."""
 
 
 def _find_layer(model: Any, path: str) -> tuple[Any, str]:
@@ -210,8 +213,8 @@ def fill(model: keras.Model, plan: list[Source]) -> None:
             variable.assign(source.read(np.dtype(variable.dtype)))
             continue
         for start, values in source.chunks(np.dtype(variable.dtype), max_bytes=1 << 20):
-            # variable.value[start:stop].assign(values) would first read, and so copy, the variable. Small tensors are
-            # written in place, too: replacing their buffers of zeros would fragment the memory.
+            # variable.value[start:stop].assign(values) would first read, and so copy, the variable. Small
+            # tensors are written in place, too: replacing their buffers of zeros would fragment the memory.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
             )

@@ -23,18 +23,19 @@ _Model = keras.Model if TYPE_CHECKING else object
 class TrainerMixin(_Model):
     """Mixin of the model classes for training with Keras; they define ``targets`` and ``_loss``.
 
-    Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``, ``start_positions``, ...)
-    or those of the outputs, with the same meaning for every loss. ``compile(optimizer)`` trains with the head's own loss.
-    With ``compile(optimizer, loss=...)``, the loss and the metrics get only the head's logits; labels of -100 are masked,
-    and labels of a causal language model are shifted, as for the head's own loss. Without ``decoder_input_ids``, the
-    decoder of an encoder-decoder reads the labels shifted to the right.
+    Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
+    ``start_positions``, ...) or those of the outputs, with the same meaning for every loss.
+    ``compile(optimizer)`` trains with the head's own loss. With ``compile(optimizer, loss=...)``, the loss and
+    the metrics get only the head's logits; labels of -100 are masked, and labels of a causal language model are
+    shifted, as for the head's own loss. Without ``decoder_input_ids``, the decoder of an encoder-decoder reads
+    the labels shifted to the right.
 
-    A ``sample_weight`` [B] is also passed as an argument or inside the inputs; the argument takes precedence.
+    A ``sample_weight`` [B] may also be passed either as an argument or inside the inputs; the argument takes precedence.
 
     ``fit`` and ``evaluate`` validate NumPy arrays before the first step and each batch of a
-    ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes. In any other
-    tf.data.Dataset, TensorFlow itself raises an error for a label outside the classes; with ``jit_compile`` the loss becomes
-    NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
+    ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes.
+    In any other tf.data.Dataset, TensorFlow itself raises an error for a label outside the classes; with
+    ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
 
     Attributes:
         head: Name of the model's head.
@@ -118,7 +119,8 @@ class TrainerMixin(_Model):
         return x | self._labels(x, y), y, sample_weight
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Under a distribution strategy, Keras averages the replicas' batches here, which turns ids into float64.
+        # Under a distribution strategy, Keras averages the replicas' batches here, which turns ids into
+        # float64.
         if data_batch is not None:
             data_batch = tf.nest.map_structure(
                 lambda x: tf.cast(x, tf.int32) if tf.is_tensor(x) and x.dtype == tf.float64 else x, data_batch
@@ -148,7 +150,7 @@ class TrainerMixin(_Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, data: Any) -> dict[str, Any]:
-        """Return the outputs for a batch; its labels are ignored, except as input of a decoder without decoder_input_ids."""
+        """Return the outputs for a batch; labels only serve as input of a decoder without decoder_input_ids."""
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
             inputs = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}

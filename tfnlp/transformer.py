@@ -62,12 +62,12 @@ class Layer(keras.layers.Layer):
             cache: This layer's keys and values of earlier positions, or None.
             cache_index: Slot of the first new position in the cache.
             training: Whether to apply dropout.
-            source: In a decoder with an encoder: the source's keys and values (see Attention.keys_and_values) and the
-                bias of the cross-attention scores.
+            source: In a decoder with an encoder: the source's keys and values (see Attention.keys_and_values)
+                and the bias of the cross-attention scores.
 
         Returns:
-            Hidden states [B, T, D]; attention probabilities [B, N, T, S], as a pair (self, cross) with a source; the
-            updated cache.
+            Hidden states [B, T, D]; attention probabilities [B, N, T, S], as a pair (self, cross) with a
+            source; the updated cache.
         """
         x = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
         x, probabilities, cache = self.attention(
@@ -130,8 +130,8 @@ class Stack(keras.layers.Layer):
                 cross-attention scores.
 
         Returns:
-            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the attention
-            probabilities of each step; the updated cache.
+            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the
+            attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
         for step, i in enumerate(self.config.layer_order):
@@ -194,7 +194,7 @@ def attention_bias(
 
 
 def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: str = "float32") -> Cache:
-    """Return an empty cache of ``length`` slots: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
+    """Return an empty cache: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
     rows, width = (batch_size, config.attention.num_heads), config.attention.head_dim
     return {
         f"step_{i}": {"key": tf.zeros((*rows, width, length), dtype), "value": tf.zeros((*rows, length, width), dtype)}

@@ -12,7 +12,7 @@ from duonlp.typing import Array
 from jaxnlp.pretrained import merge, split
 
 if TYPE_CHECKING:
-    from jaxnlp.heads import Model
+    from jaxnlp.model import Model
 
 
 def sequence_logprob(model: "Model", ids: Array, input_len: int = 1, attention_mask: Array | None = None) -> np.ndarray:
@@ -23,7 +23,8 @@ def sequence_logprob(model: "Model", ids: Array, input_len: int = 1, attention_m
     Args:
         model: Causal language model.
         ids: int [B, T], padded on either side where attention_mask is 0.
-        input_len: Length of the prompt, including padding on the left; at least 1, since the first token has no context.
+        input_len: Length of the prompt, including padding on the left; at least 1, since the first token has no
+            context.
         attention_mask: [B, T], or None.
 
     Returns:

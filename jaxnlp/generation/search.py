@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jaxnlp.inference import transposed
 from jaxnlp.pretrained import Params, merge, split
 
 if TYPE_CHECKING:
-    from jaxnlp.heads import Model
+    from jaxnlp.model import Model
 
 
 def generate(
@@ -34,30 +34,31 @@ def generate(
     Args:
         model: Causal or encoder-decoder language model.
         input_ids: int [B, T]; prompts shorter than T are padded on the left, sources on the right.
-        attention_mask: [B, T], 0 on padding. None recognizes padding by pad_token_id, unless this is also an end token.
+        attention_mask: [B, T], 0 on padding. None recognizes padding by pad_token_id, unless this is also an
+            end token.
         generation_config: A GenerationConfig or a dict; None for the model's own.
-        decoder_input_ids: int [B, U], prompts of an encoder-decoder's decoder, by default its decoder_start_token_id.
-            Length options count these prompts, and they are part of the result.
+        decoder_input_ids: int [B, U], prompts of an encoder-decoder's decoder, by default its
+            decoder_start_token_id. Length options count these prompts, and they are part of the result.
         decoder_attention_mask: [B, U], 0 on padding, which is on the left.
-        logits_processor: Custom functions (ids, logits, step) -> logits; see duonlp.generation.processors. Reuse the
-            function objects: new ones are compiled again.
+        logits_processor: Custom functions (ids, logits, step) -> logits; see duonlp.generation.processors.
+            Reuse the function objects: new ones are compiled again.
         assistant_model: Smaller model with the same tokenizer that drafts tokens for speculative decoding; see
             duonlp.generation.strategies.assisted.
-        negative_prompt_ids: int [B or 1, U], prompts that guidance_scale steers away from; by default the last token of
-            each prompt.
+        negative_prompt_ids: int [B or 1, U], prompts that guidance_scale steers away from; by default the last
+            token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
         tokenizer: The model's tokenizer, required for stop_strings.
-        streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the prompt, then
-            each token.
+        streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the
+            prompt, then each token.
         options: Fields of GenerationConfig that override those of generation_config.
 
     Returns:
-        int32 [B * num_return_sequences, T + n], prompts and continuations, with pad tokens after the end of a text. With
-        return_dict_in_generate, output_scores or output_logits, a GenerationOutput.
+        int32 [B * num_return_sequences, T + n], prompts and continuations, with pad tokens after the end of a
+        text. With return_dict_in_generate, output_scores or output_logits, a GenerationOutput.
 
     Raises:
-        InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown, invalid or
-            incompatible with another.
+        InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown,
+            invalid or incompatible with another.
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
@@ -130,16 +131,18 @@ def _result(values, state, *, plan):
     return decoding.result(search.Search(ops, None, plan, values), state)
 
 
-_PREPARED: weakref.WeakKeyDictionary[Any, tuple[list[weakref.ref], tuple[nnx.GraphDef, Params]]]
-_PREPARED = weakref.WeakKeyDictionary()
-"""Model to the parameters it was prepared with and the result of _prepare."""
+Prepared: TypeAlias = tuple[nnx.GraphDef, Params]
+"""Structure and parameters of a model for decoding."""
+
+_PREPARED: weakref.WeakKeyDictionary[Any, tuple[list[weakref.ref], Prepared]] = weakref.WeakKeyDictionary()
+"""By model: references to the parameters it had, and what _prepare returned for them."""
 
 
-def _prepare(model: Any) -> tuple[nnx.GraphDef, Params]:
+def _prepare(model: Any) -> Prepared:
     """Return a model's graphdef and params for decoding, cached until its parameters are replaced.
 
-    On a CPU, the kernels are copied and transposed to [out, in]: with few rows, a product that contracts the last axis of
-    both operands is faster there.
+    On a CPU, the kernels are copied and transposed to [out, in]: with few rows, a product that contracts the
+    last axis of both operands is faster there.
     """
     graphdef, params = split(model)
     leaves = jax.tree.leaves(params)
@@ -151,7 +154,8 @@ def _prepare(model: Any) -> tuple[nnx.GraphDef, Params]:
     if on_cpu:
         keep_heap()
     copy = transposed(model) if on_cpu else merge(graphdef, params)
-    # These are part of the structure but do not affect decoding; models that differ in them would compile again.
+    # These are part of the structure but do not affect decoding; models that differ in them would compile
+    # again.
     copy.folder = copy.generation_config = None
     prepared = split(copy)
     _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], prepared

@@ -37,8 +37,8 @@ class Decoder:
 
     def extend_cache(self, cache: Cache, slots: int) -> Cache:
         """Return the cache with ``slots`` empty slots appended."""
-        rows, more = [(0, 0), (0, 0)], (0, slots)
-        pads = {"key": [*rows, (0, 0), more], "value": [*rows, more, (0, 0)]}
+        rows, new_slots = [(0, 0), (0, 0)], (0, slots)
+        pads = {"key": [*rows, (0, 0), new_slots], "value": [*rows, new_slots, (0, 0)]}
         return {step: {name: tf.pad(x, pads[name]) for name, x in layer.items()} for step, layer in cache.items()}
 
     def decode(
@@ -72,7 +72,7 @@ class Decoder:
         """Generate text; see tfnlp.generation.generate."""
         from tfnlp.generation import generate
 
-        model: Any = self  # the final class is a heads.Model
+        model: Any = self  # the final class is a model.Model
         return generate(model, input_ids, attention_mask, generation_config, **options)
 
 
@@ -81,11 +81,11 @@ class Seq2SeqDecoder(Decoder):
 
     Besides the keys and values of the target ("step_i"), the cache holds:
 
-      - ``source``: keys and values of the source, {"step_i": {"key": [B, N, H, S], "value": [B, N, S, H]}}, computed once
-        and shared by all beams;
+      - ``source``: keys and values of the source, {"step_i": {"key": [B, N, H, S], "value": [B, N, S, H]}},
+        computed once and shared by all beams;
       - ``source_mask``: int [B, S], 0 on padding of the source;
-      - ``position``: int32 [B, slots], the position of the token in each slot; only with relative position biases. Beams
-        share a row, so the slot does not determine the position.
+      - ``position``: int32 [B, slots], the position of the token in each slot; only with relative position
+        biases. Beams share a row, so the slot does not determine the position.
 
     Attributes:
         decoder: Layers over the target.

@@ -15,7 +15,7 @@ from duonlp.generation.strategies import search
 from tfnlp import ops
 
 if TYPE_CHECKING:
-    from tfnlp.heads import Model
+    from tfnlp.model import Model
 
 
 def export_generate(
@@ -24,11 +24,12 @@ def export_generate(
 ) -> None:  # fmt: skip
     """Write a SavedModel with an endpoint ``generate``, which runs the same compiled loop as ``model.generate``.
 
-    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length]: prompts padded on the left, or
-    sources of an encoder-decoder padded on the right. With do_sample it also takes ``keys``, uint32 [batch_size *
-    num_return_sequences, 2], two random words per text (or duonlp.generation.threefry.row_keys, which reproduces
-    ``generate``). It returns ``sequences``, int32 [batch_size * num_return_sequences, prompt_length (1 for an
-    encoder-decoder) + new tokens], with pad tokens after the end of a text.
+    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length]: prompts padded
+    on the left, or sources of an encoder-decoder padded on the right. With do_sample it also takes ``keys``,
+    uint32 [batch_size * num_return_sequences, 2], two random words per text (or
+    duonlp.generation.threefry.row_keys, which reproduces ``generate``). It returns ``sequences``, int32
+    [batch_size * num_return_sequences, prompt_length (1 for an encoder-decoder) + new tokens], with pad tokens
+    after the end of a text.
 
     Args:
         model: Causal or encoder-decoder language model.
@@ -39,8 +40,8 @@ def export_generate(
         options: Fields of GenerationConfig, such as max_new_tokens and num_beams.
 
     Raises:
-        InputError: See ``generate``; also for stop_strings, guidance_scale and prompt_lookup_num_tokens, which depend on
-            inputs that the endpoint does not have.
+        InputError: See ``generate``; also for stop_strings, guidance_scale and prompt_lookup_num_tokens, which
+            depend on inputs that the endpoint does not have.
     """
     ids = np.ones((batch_size, prompt_length), np.int32)
     config = driver.resolve_config(model.config, model.generation_config, generation_config, options)

@@ -11,7 +11,7 @@ from duonlp.typing import Array
 from tfnlp.generation.search import get_program
 
 if TYPE_CHECKING:
-    from tfnlp.heads import Model
+    from tfnlp.model import Model
 
 
 def sequence_logprob(model: "Model", ids: Array, input_len: int = 1, attention_mask: Array | None = None) -> np.ndarray:
@@ -22,7 +22,8 @@ def sequence_logprob(model: "Model", ids: Array, input_len: int = 1, attention_m
     Args:
         model: Causal language model.
         ids: int [B, T], padded on either side where attention_mask is 0.
-        input_len: Length of the prompt, including padding on the left; at least 1, since the first token has no context.
+        input_len: Length of the prompt, including padding on the left; at least 1, since the first token has no
+            context.
         attention_mask: [B, T], or None.
 
     Returns:

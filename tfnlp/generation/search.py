@@ -14,7 +14,7 @@ from duonlp.util.frameworks import keep_heap
 from tfnlp import ops
 
 if TYPE_CHECKING:
-    from tfnlp.heads import Model
+    from tfnlp.model import Model
 
 
 def generate(
@@ -29,30 +29,31 @@ def generate(
     Args:
         model: Causal or encoder-decoder language model.
         input_ids: int [B, T]; prompts shorter than T are padded on the left, sources on the right.
-        attention_mask: [B, T], 0 on padding. None recognizes padding by pad_token_id, unless this is also an end token.
+        attention_mask: [B, T], 0 on padding. None recognizes padding by pad_token_id, unless this is also an
+            end token.
         generation_config: A GenerationConfig or a dict; None for the model's own.
-        decoder_input_ids: int [B, U], prompts of an encoder-decoder's decoder, by default its decoder_start_token_id.
-            Length options count these prompts, and they are part of the result.
+        decoder_input_ids: int [B, U], prompts of an encoder-decoder's decoder, by default its
+            decoder_start_token_id. Length options count these prompts, and they are part of the result.
         decoder_attention_mask: [B, U], 0 on padding, which is on the left.
-        logits_processor: Custom functions (ids, logits, step) -> logits; see duonlp.generation.processors. Reuse the
-            function objects: new ones are compiled again.
+        logits_processor: Custom functions (ids, logits, step) -> logits; see duonlp.generation.processors.
+            Reuse the function objects: new ones are compiled again.
         assistant_model: Smaller model with the same tokenizer that drafts tokens for speculative decoding; see
             duonlp.generation.strategies.assisted.
-        negative_prompt_ids: int [B or 1, U], prompts that guidance_scale steers away from; by default the last token of
-            each prompt.
+        negative_prompt_ids: int [B or 1, U], prompts that guidance_scale steers away from; by default the last
+            token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
         tokenizer: The model's tokenizer, required for stop_strings.
-        streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the prompt, then
-            each token.
+        streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the
+            prompt, then each token.
         options: Fields of GenerationConfig that override those of generation_config.
 
     Returns:
-        int32 [B * num_return_sequences, T + n], prompts and continuations, with pad tokens after the end of a text. With
-        return_dict_in_generate, output_scores or output_logits, a GenerationOutput.
+        int32 [B * num_return_sequences, T + n], prompts and continuations, with pad tokens after the end of a
+        text. With return_dict_in_generate, output_scores or output_logits, a GenerationOutput.
 
     Raises:
-        InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown, invalid or
-            incompatible with another.
+        InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown,
+            invalid or incompatible with another.
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
@@ -139,8 +140,8 @@ def get_program(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function with XLA, tracing it once per combination of input shapes.
 
-    It calls concrete functions, since TensorFlow warns about retracing if one tf.function is called with several shapes, or
-    if several are created in the same line.
+    It calls concrete functions, since TensorFlow warns about retracing if one tf.function is called with
+    several shapes, or if several are created in the same line.
     """
     concrete: dict[tuple, Callable[..., Any]] = {}
 
