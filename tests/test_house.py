@@ -1,4 +1,4 @@
-"""Check the conventions of the source: imports, matching twins, docstrings, annotations, lengths of files and functions."""
+"""Check source conventions: imports, matching twins, docstrings, annotations, lengths of files and functions."""
 
 import ast
 import subprocess
