@@ -8,7 +8,7 @@ import pytest
 
 from duonlp import numpy_ops
 from duonlp.generation import processors
-from tests.generation import PROCESSORS, processed, shown
+from tests.generation import PROCESSORS, processor_inputs, run_processor
 
 
 @pytest.fixture(params=["jax", "tf"], scope="module")
@@ -31,25 +31,27 @@ def test_every_processor_is_here():
 def test_every_engine_gives_the_same(engine, name, arguments):
     ops, convert = engine
     for seed in range(3):
-        ids, logits = shown(seed)
+        ids, logits = processor_inputs(seed)
         if name == "remove_invalid_values":
             logits[0, :3] = np.nan, np.inf, -np.inf
         with np.errstate(invalid="ignore", over="ignore"):
-            wanted = processed(numpy_ops, name, arguments, ids, logits, np.asarray)
-        found = processed(ops, name, arguments, ids, logits, convert)
+            wanted = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
+        found = run_processor(ops, name, arguments, ids, logits, convert)
         assert found.dtype == wanted.dtype == np.float32
         np.testing.assert_allclose(found, wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_padding_is_not_text():
     """What the ids of padding would be matches nothing."""
-    ids, logits = shown(0)
+    ids, logits = processor_inputs(0)
     ids[:, :3] = -1
     for name, arguments in (("repetition_penalty", {"penalty": 2.0}), ("no_repeat_ngram", {"size": 2})):
         alone = (
-            processed(numpy_ops, name, arguments, ids[:, 3:], logits, np.asarray) if name.startswith("rep") else None
+            run_processor(numpy_ops, name, arguments, ids[:, 3:], logits, np.asarray)
+            if name.startswith("rep")
+            else None
         )
-        found = processed(numpy_ops, name, arguments, ids, logits, np.asarray)
+        found = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
         assert alone is None or np.array_equal(found, alone)
         assert np.array_equal(found[:, 4:], logits[:, 4:])
 
