@@ -223,9 +223,9 @@ def check_model(objective: Any, config: TransformerConfig, head: str, block_leng
         block_length: Tokens per block.
     """
     if isinstance(objective, EncoderDecoderObjective) != (config.decoder is not None):
-        name, wanted = getattr(objective, "name", repr(objective)), getattr(objective, "head", "causal-lm")
+        name, expected = getattr(objective, "name", repr(objective)), getattr(objective, "head", "causal-lm")
         raise InputError(
-            f"{name} trains models with head {wanted}, but this model's head is {head}; use another objective or model"
+            f"{name} trains models with the head {expected}, but this one's is {head}; use another objective or model"
         )
     if isinstance(objective, EncoderDecoderObjective):
         objective.check_model(config, block_length)
