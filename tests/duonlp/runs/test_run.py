@@ -163,7 +163,7 @@ def test_an_encoder_decoders_settings_that_make_no_sense_are_said(made):
     gpt2 = SPANS | {"model": SMALL["model"], "objective": "text-infilling", "objective_options": {"mask_share": 0.2}}
     tokenizer.mask_token = "a"
     with pytest.raises(
-        InputError, match="text-infilling trains models with the head seq2seq-lm, but this one's is that of a gpt2"
+        InputError, match="text-infilling trains models with the head seq2seq-lm; this one's is that of a gpt2"
     ):
         RunConfig.of(gpt2).model_config(tokenizer)
     options = RunConfig.of(gpt2 | {"tokenizer": {"kind": "bpe"}}).tokenizer_options

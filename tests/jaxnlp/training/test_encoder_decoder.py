@@ -135,10 +135,10 @@ def test_a_run_goes_on_and_is_exported(tmp_path):
 
 def test_model_and_objective_must_go_together():
     with pytest.raises(
-        InputError, match="span-corruption trains models with the head seq2seq-lm, but this one's is causal-lm"
+        InputError, match="span-corruption trains models with the head seq2seq-lm; this one's is causal-lm"
     ):
         pretrain(LazyModel.from_config(GPT2 | {"vocab_size": SIZE}), batches(), settings())
-    with pytest.raises(InputError, match="trains models with the head causal-lm, but this one's is seq2seq-lm"):
+    with pytest.raises(InputError, match="trains models with the head causal-lm; this one's is seq2seq-lm"):
         pretrain(t5(), Batches(Words(), CausalLM(), ROWS), settings())
     with pytest.raises(InputError, match=r"begin with 3, .*decoder_start_token_id is 0"):
         pretrain(t5(), Batches(Words(), spans(decoder_start_token_id=3), ROWS), settings())

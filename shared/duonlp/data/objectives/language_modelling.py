@@ -225,7 +225,7 @@ def check_model(objective: Any, config: TransformerConfig, head: str, block_leng
     if isinstance(objective, EncoderDecoderObjective) != (config.decoder is not None):
         name, expected = getattr(objective, "name", repr(objective)), getattr(objective, "head", "causal-lm")
         raise InputError(
-            f"{name} trains models with the head {expected}, but this one's is {head}; use another objective or model"
+            f"{name} trains models with the head {expected}; this one's is {head}: use another objective or model"
         )
     if isinstance(objective, EncoderDecoderObjective):
         objective.check_model(config, block_length)
