@@ -11,6 +11,13 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+# The newest Python that every dependency has wheels for, on the path or among pyenv's; empty where there is none.
+NEWEST_PYTHON ?= $(shell for p in python3.13 "$$(pyenv prefix 3.13 2>/dev/null)/bin/python3.13"; do \
+	"$$p" -c '' 2>/dev/null && echo "$$p" && break; done)
+NEWEST_VENV ?= $(VENV)-newest
+# libtpu has an environment of its own: wherever it is installed, JAX looks for a TPU at each start, and says at length that
+# it found none.
+TOPOLOGY_VENV ?= $(VENV)-topology
 # Twice quiet: errors alone.
 PIP = $(BIN)/python -m pip install -qq
 # Two workers, for two cores: most of the time is spent compiling. Each begins with half of the list, and one that is done
@@ -23,11 +30,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 export TOKENIZERS_PARALLELISM ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-test parity topology demo: export HF_HUB_OFFLINE := 1
-test parity topology: export CUDA_VISIBLE_DEVICES :=
-test parity topology demo: export JAX_PLATFORMS ?= cpu
+test newest parity topology demo: export HF_HUB_OFFLINE := 1
+test newest parity topology: export CUDA_VISIBLE_DEVICES :=
+test newest parity topology demo: export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test parity topology lint format bench clean
+.PHONY: help demo test newest newest-python parity topology docs lint format bench clean
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -37,17 +44,39 @@ demo: $(VENV)/.installed ## the main job, under five minutes: pretrain a code mo
 test: $(VENV)/.installed ## every fast test; needs neither torch nor the Hub
 	$(BIN)/python -m pytest -m "not slow and not parity and not topology" $(PYTEST_ARGS)
 
+# Compiled as users compile (tests/conftest.py).
+newest: export DUONLP_TEST_DEFAULT_FLAGS := 1
+ifeq ($(NEWEST_PYTHON),)
+newest: ## a representative part of the tests on Python 3.13 with the newest release of everything
+	@echo "make newest: SKIPPED, no Python 3.13 here; install one, or say where it is: make newest NEWEST_PYTHON=..."
+else
+newest:
+	@test -x $(NEWEST_VENV)/bin/python || $(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
+	@echo "installing the newest of everything for Python 3.13 into $(NEWEST_VENV): a minute or two"
+	@$(NEWEST_VENV)/bin/python -m pip install -qq --upgrade --upgrade-strategy eager --editable ".[$(EXTRAS)]"
+	@$(NEWEST_VENV)/bin/python -m pip list 2>/dev/null | grep -E '^(flax|jax|keras|numpy|orbax-checkpoint|tensorflow[a-z_]*|transformers) '
+	$(NEWEST_VENV)/bin/python -m pytest -m "representative" $(PYTEST_ARGS)
+endif
+
+newest-python:
+	@echo "$(NEWEST_PYTHON)"
+
 parity: $(VENV)/.installed-parity ## compare live with Transformers' PyTorch models
 	$(BIN)/python -m pytest -m "parity" $(PYTEST_ARGS)
 
-topology: $(VENV)/.installed-topology ## compile training steps for TPU pods, which needs no TPU
-	$(BIN)/python -m pytest -m "topology and not slow" $(PYTEST_ARGS)
+topology: $(TOPOLOGY_VENV)/.installed ## compile training steps for TPU pods, which needs no TPU
+	$(TOPOLOGY_VENV)/bin/python -m pytest -m "topology and not slow" $(PYTEST_ARGS) tests/tpu_scripts
 
-lint: $(VENV)/.installed ## ruff: rules and format
+docs: $(VENV)/.installed-docs ## the documentation site, in site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or serve it: $(BIN)/mkdocs serve"
+
+lint: $(VENV)/.installed ## ruff (rules, format) and pyrefly (types)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
-format: $(VENV)/.installed ## mend what ruff can mend
+format: $(VENV)/.installed ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -55,7 +84,7 @@ bench: $(VENV)/.installed-parity ## side-by-side measurements; ARGS="NAME ..." c
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove what was made, .venv too
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST_VENV) $(TOPOLOGY_VENV) demo site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "duonlp needs Python 3.11, 3.12 or 3.13, and none is on the path;" \
@@ -77,7 +106,13 @@ $(VENV)/.installed-parity: $(VENV)/.installed
 	@$(PIP) --editable ".[$(EXTRAS),parity]"
 	@touch $@
 
-$(VENV)/.installed-topology: $(VENV)/.installed
-	@echo "installing libtpu, the compiler of TPUs, into $(VENV)"
-	@$(PIP) --editable ".[$(EXTRAS),topology]"
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing MkDocs into $(VENV)"
+	@$(PIP) --editable ".[$(EXTRAS),docs]"
+	@touch $@
+
+$(TOPOLOGY_VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing JAX and libtpu, the TPU compiler, into $(TOPOLOGY_VENV)"
+	@test -x $(TOPOLOGY_VENV)/bin/python || $(BIN)/python -m venv $(TOPOLOGY_VENV)
+	@$(TOPOLOGY_VENV)/bin/python -m pip install -qq --editable ".[topology,test]"
 	@touch $@

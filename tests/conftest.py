@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Processes that tests start import what is tested here, wherever they run and whatever is installed.
@@ -26,19 +28,16 @@ for name, value in {
 
 # Most of the tests' time was LLVM's, for programs that run a few times on arrays of a few hundred numbers: without its
 # optimisation, and without MLIR's emitters of fusions, they compile in half the processor time. What XLA does to a program
-# before it is code, and its rules of floating point, stay as they are. JAX and TensorFlow read the same variable, and end at
-# once on a flag that they do not know. A flag that is set already stays as it is: XLA_FLAGS="--xla_backend_optimization_level=3
-# --xla_llvm_disable_expensive_passes=false --xla_cpu_use_fusion_emitters=true" runs what people run.
-XLA_FLAGS = {
+# before it is code, and its rules of floating point, stay as they are. DUONLP_TEST_DEFAULT_FLAGS=1 compiles what users
+# compile, as `make newest` does.
+FEWER_PASSES = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": "true",
-    "xla_cpu_use_fusion_emitters": "false",
-    "xla_force_host_platform_device_count": "8",  # for the tests of parallel training; every other test uses the first
+    "xla_cpu_use_fusion_emitters": "false",  # no flag of jaxlib 0.12 any more
 }
-given = os.environ.get("XLA_FLAGS", "").split()
-set_already = {flag.lstrip("-").partition("=")[0] for flag in given}
-given += [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in set_already]
-os.environ["XLA_FLAGS"] = " ".join(given)
+add_xla_flags({HOST_DEVICES: 8})  # for the tests of parallel training; every other test uses the first
+if os.environ.get("DUONLP_TEST_DEFAULT_FLAGS", "0") == "0":
+    add_xla_flags(FEWER_PASSES)
 
 
 @pytest.fixture(autouse=True, scope="module")

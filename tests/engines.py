@@ -107,7 +107,7 @@ def _torch(folder, head, inputs, gradients):
             grad = grad[..., i * width : (i + 1) * width]
             grads[row.path] = grad.T if row.layout == "linear" else grad
         assert set(grads) == set(spec)
-    out = {k: v for k, v in out.items() if v is not None and k != "past_key_values"}
+    out = {k: v for k, v in out.items() if isinstance(v, (torch.Tensor, tuple, list))}  # not its cache
     detached = {k: [t.detach() for t in v] if isinstance(v, (tuple, list)) else v.detach() for k, v in out.items()}
     return _flat(detached), grads
 

@@ -3,11 +3,17 @@
 import os
 
 from duonlp.errors import MissingExtraError
+from duonlp.util.frameworks import without_native_notes
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it once, when it is first imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no notes of its start; 0 shows them
 try:
-    import keras
-    import tensorflow  # noqa: F401
+    with without_native_notes():
+        import keras
+        import tensorflow
+
+        if tensorflow.test.is_built_with_cuda() and not os.path.exists("/dev/nvidiactl"):
+            tensorflow.config.list_physical_devices()  # says here rather than later that there is no GPU
 except ImportError as error:
     raise MissingExtraError(f"tfnlp needs Keras and TensorFlow ({error}); pip install 'duonlp[tf]'") from error
 if keras.config.backend() != "tensorflow":

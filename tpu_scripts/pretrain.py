@@ -17,6 +17,8 @@ if __package__ in (None, ""):
 
 import typer
 
+from duonlp.errors import InputError
+from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 from tpu_scripts._program import run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,8 +40,8 @@ def main(
 ) -> None:
     """Pretrains a language model on prepared blocks, on one CPU or on all hosts of a pod; run it on each of them alike."""
     if host_devices:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={host_devices}".strip()
+        if missing := add_xla_flags({HOST_DEVICES: host_devices}, override=True):
+            raise InputError(f"--host-devices {host_devices}: the installed XLA has no flag {missing[0]}; leave it out")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from duonlp.runs import load_run, open_prepared
     from jaxnlp import training

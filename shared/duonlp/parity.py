@@ -331,7 +331,7 @@ def _arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The outputs that are one float array each; caches and lists of layers are left out."""
     arrays = {}
     for name, value in outputs.items():
-        if value is None or isinstance(value, (tuple, list, Mapping)) or name == "past_key_values":
+        if not hasattr(value, "shape"):
             continue
         array = np.asarray(value)
         if array.dtype.kind not in "iub":

@@ -70,6 +70,7 @@ def first_batch():
     return next(Sentences().epoch(0))
 
 
+@pytest.mark.representative
 def test_a_step_s_loss_is_that_of_the_formulas(models, first_batch):
     """Of another family, width and depth: each part against its NumPy reference, on the models' own outputs."""
     student, teacher = models
@@ -159,6 +160,7 @@ def test_logits_that_were_kept_are_those_of_the_teacher(models, tmp_path):
     np.testing.assert_array_equal(found, next(batches.epoch(0))["teacher_logits"][:, ::-1])
 
 
+@pytest.mark.representative
 def test_a_run_goes_on_where_it_stopped(models, tmp_path):
     student, teacher = models
     options = {"mesh": one_device(), "validation": Sentences(), "log": {"console": False}}

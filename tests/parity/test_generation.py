@@ -58,6 +58,7 @@ def test_draws_follow_the_processed_distribution(gpt2):
     assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.representative
 def test_diverse_beam_search_of_a_network_is_that_of_numpy(both):
     options = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4}
     ids, mask = prompts(0, (5, 3))
@@ -115,6 +116,7 @@ def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2, options):
         assert not of_batch[:, alone.shape[1] :].any()
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize(
     "options",
     [

@@ -109,6 +109,7 @@ def assert_close(a, b, tolerance: float) -> None:
         assert type(a) is type(b) and a == b
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("task", CALLS)
 def test_the_two_frameworks_agree(pipes, task):
     ours, theirs = pipes(task)

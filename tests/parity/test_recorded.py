@@ -10,6 +10,13 @@ from tests.reference.record_models import FILE, digest
 RECORDED = np.load(FILE) if FILE.exists() else {}
 
 
+def each_family_marked() -> list:
+    """Every case; the first of each family, which is its plain base model, is representative."""
+    first = {case.hf["model_type"]: case for case in reversed(cases())}
+    marks = {case.name: pytest.mark.representative for case in first.values()}
+    return [pytest.param(case, marks=marks.get(case.name, ())) for case in cases()]
+
+
 @pytest.fixture(scope="module")
 def recorded():
     names = {}
@@ -20,7 +27,7 @@ def recorded():
 
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", each_family_marked(), ids=lambda case: case.name)
 def test_outputs_and_gradients(framework: str, case: Case, recorded, tmp_path):
     assert case.name in recorded, "no recorded answer: run python -m tests.reference.record_models"
     ours = digest(case, *run(framework, case.write(tmp_path / "model"), case.head, case.inputs()))

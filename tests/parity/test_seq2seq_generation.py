@@ -90,6 +90,7 @@ def test_enough_beams_find_the_best_text(framework):
     np.testing.assert_allclose(out["sequences_scores"], totals[best], atol=1e-4)
 
 
+@pytest.mark.representative
 def test_the_same_seed_draws_the_same_in_both(both):
     ids, mask = sources(3, LENGTHS)
     options = {

@@ -67,6 +67,7 @@ def bert():
     return teacher()
 
 
+@pytest.mark.representative
 def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert, tmp_path, compiled):
     """Every loss, over models of other widths, depths and inputs, with weights of rows; then what training by XLA changes."""
     small, batch = student(), labelled()

@@ -107,6 +107,7 @@ def test_what_a_run_leaves(whole):
     assert FitConfig.of(read_run(folder)["config"]) == CONFIG
 
 
+@pytest.mark.representative
 def test_by_hand_it_is_compile_and_fit(whole, compiled):
     """And by XLA, it is what it is operation by operation."""
     values = whole[2]
@@ -131,6 +132,7 @@ def stopped_at_backup(number, monkeypatch):
     monkeypatch.setattr(backups.os, "replace", stop)
 
 
+@pytest.mark.representative
 def test_a_run_that_was_killed_in_the_middle_of_a_save_goes_on(tmp_path, whole, monkeypatch):
     folder, _, values = whole
     run = tmp_path / "run"

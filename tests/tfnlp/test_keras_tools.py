@@ -28,6 +28,7 @@ def new(case=BERT, **options):
     return HEADS[case.head].from_config(case.hf | layers, **{spread: 0.2}, **options)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("case", [BERT, LM, GPT2, T5], ids=lambda c: c.name)
 def test_a_keras_file_holds_the_whole_model(case, tmp_path):
     model = new(case, dtype="bfloat16")
@@ -49,6 +50,7 @@ def test_the_optimizer_comes_back_with_the_model(tmp_path):
     back.fit(inputs, verbose=0)
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("case", [BERT, GPT2], ids=lambda c: c.name)
 def test_a_saved_model_serves_any_shape(case, tmp_path):
     model = new(case)

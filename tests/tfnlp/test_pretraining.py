@@ -112,6 +112,7 @@ def assert_close(a, b, atol):
         np.testing.assert_allclose(a[path], b[path], rtol=0, atol=atol, err_msg=path)
 
 
+@pytest.mark.representative
 def test_it_learns_and_evaluate_weighs_every_token_alike():
     made = pretrainer()
     held_out = block_dataset(held_out_batches(Counting(), CausalLM(), 24))  # the last batch is filled up
@@ -314,6 +315,7 @@ def copy_of(folder, into):
         (into / file.name).write_bytes(file.read_bytes())
 
 
+@pytest.mark.representative
 def test_a_dataset_with_an_end_goes_on_too(tmp_path, interrupted):
     folder, steps, made = interrupted
     copy_of(folder, tmp_path)

@@ -88,6 +88,7 @@ def test_the_dataset_has_the_order_of_the_epochs():
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.representative
 def test_what_is_written_is_scored_and_the_best_model_kept(tmp_path):
     model, validation = compiled(), pair_batches(8, shuffle=False)
     evaluation = GenerationEvaluation(validation, tokenizer(), share_of_words, max_new_tokens=4)

@@ -1,6 +1,7 @@
 """Reading compiled programs: recorded pieces of a TPU's text, and programs compiled here for eight host devices."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("jax")
 
+from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 from jaxnlp.training.compile_check import hlo, hlo_cost
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,8 +189,7 @@ def test_a_batched_product_as_a_convolution_meets_each_batch_once():
 
 
 PROGRAMS = """
-import json, os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import json
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxnlp.training.compile_check import hlo_cost
@@ -221,7 +222,10 @@ print(json.dumps({
 
 
 def test_a_program_for_eight_host_devices():
-    done = subprocess.run([sys.executable, "-c", PROGRAMS], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"XLA_FLAGS": ""}
+    add_xla_flags({HOST_DEVICES: 8}, environment)
+    command = [sys.executable, "-c", PROGRAMS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     rows = 16 // 8

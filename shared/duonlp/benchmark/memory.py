@@ -1,7 +1,7 @@
-"""Peak memory of a process that answers: of this one, or of one that is started for one model alone.
+"""Measure the peak memory of a pipeline, in this process or in one started for a single model.
 
-Most of a process' resident memory is the interpreter and the framework. A figure of its own for each of several models
-therefore takes a process each, and what was resident before the model was loaded is told beside the peak.
+Most of a process' resident memory is the interpreter and the framework. Separate figures for several models therefore
+take one process each, and the memory resident before the model was loaded is reported next to the peak.
 """
 
 import contextlib
@@ -16,19 +16,20 @@ from typing import Any
 
 from duonlp.benchmark.record import Memory
 from duonlp.errors import InputError
+from duonlp.typing import Engine
 from duonlp.util.frameworks import load_package, quiet_stdout
 
-STATUS, FORGET = "/proc/self/status", "/proc/self/clear_refs"
-"""Of Linux, man 5 proc: VmHWM is the peak of VmRSS; writing 5 to clear_refs sets it back to what there is now."""
+STATUS, CLEAR_REFS = "/proc/self/status", "/proc/self/clear_refs"
+"""Linux, proc(5): VmHWM is the peak of VmRSS; writing 5 to clear_refs resets it to the current value."""
 
 
 def resident_memory() -> int | None:
-    """Bytes resident now; None where the system does not tell."""
+    """Return the resident memory in bytes, or None if the system does not report it."""
     return _status("VmRSS")
 
 
 def peak_memory() -> int | None:
-    """Bytes resident at most since the start of the process or :func:`forget_peak`; None where nobody tells."""
+    """Return the peak resident memory in bytes since process start or :func:`reset_peak`, or None if unknown."""
     peak = _status("VmHWM")
     if peak is None:
         with contextlib.suppress(ImportError):
@@ -38,10 +39,10 @@ def peak_memory() -> int | None:
     return peak
 
 
-def forget_peak() -> bool:
-    """Sets the peak back to what is resident now; whether the system can, which Linux does."""
+def reset_peak() -> bool:
+    """Reset the peak to the current resident memory; return whether the system supports it (Linux does)."""
     try:
-        with open(FORGET, "w") as f:
+        with open(CLEAR_REFS, "w") as f:
             f.write("5")
     except OSError:
         return False
@@ -57,70 +58,82 @@ def _status(name: str) -> int | None:
 
 
 @contextlib.contextmanager
-def watched(found: list[Memory], *, before: int | None = None, alone: bool = False) -> Iterator[None]:
-    """Appends the peak of what happens inside, where the system tells it."""
-    forgotten = forget_peak()
+def watch_memory(measurements: list[Memory], *, before: int | None = None, alone: bool = False) -> Iterator[None]:
+    """Append the peak memory of the `with` block to `measurements`, if the system reports it."""
+    was_reset = reset_peak()
     yield
     peak = peak_memory()
     if peak is not None:
-        found.append(Memory(peak, before, alone, "answering" if forgotten else "process"))
+        measurements.append(Memory(peak, before, alone, "answering" if was_reset else "process"))
 
 
 def memory_alone(
     framework: str, model: str, texts: Sequence[str], *, batch_size: int = 32, options: Mapping[str, Any] | None = None
 ) -> Memory | None:
-    """Memory of a new process that loads one text-classification model and answers texts, one by one and in batches.
+    """Measure the memory of a new process that loads one text-classification model and classifies texts.
 
     Args:
         framework: "tf" or "jax".
-        model: a folder in Hugging Face layout, or a Hub id.
-        texts: they are answered once unmeasured, so that everything is compiled.
-        batch_size: of the batches.
-        options: of the pipeline.
+        model: Folder in Hugging Face layout, or a Hub id.
+        texts: Texts to classify, one by one and in batches; first once unmeasured, so that everything is compiled.
+        batch_size: Texts per batch.
+        options: Options of the pipeline.
 
     Returns:
-        None where the system does not tell.
+        The memory, or None if the system does not report it.
 
     Raises:
-        InputError: the process failed; the message has its last line.
+        InputError: The process failed; the message contains the last line of its output.
     """
-    order = {
+    job = {
         "framework": framework, "model": str(model), "texts": list(texts), "batch_size": batch_size,
         "options": dict(options or {}), "parent": os.getpid(),
     }  # fmt: skip
-    path = os.pathsep.join(filter(None, sys.path))  # it imports what this process would
+    path = os.pathsep.join(filter(None, sys.path))  # it imports the same packages as this process
     done = subprocess.run(
-        [sys.executable, "-m", "duonlp.benchmark.memory"],
-        input=json.dumps(order), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False,
+        [sys.executable, "-c", "from duonlp.benchmark.memory import main; main()"],
+        input=json.dumps(job), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False,
     )  # fmt: skip
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise InputError(
-            f"the process that measures the memory of {str(model)!r} ended with status {done.returncode} and said {said!r}; "
-            "leave it out with --no-memory"
+            f"the process that measures the memory of {str(model)!r} exited with status {done.returncode}: {last_line!r}; "
+            "skip the measurement with --no-memory"
         )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return None if found is None else Memory(**found)
+    memory = json.loads(done.stdout.splitlines()[-1])
+    return None if memory is None else Memory(**memory)
 
 
-def answer(package: Any, order: Mapping[str, Any], resident: Callable[[], int | None] = resident_memory) -> dict | None:
-    """What the process does: loads, answers everything once, and answers it again while memory is watched."""
-    before, found = resident(), []
-    pipeline = package.pipeline("text-classification", order["model"], **order["options"])
+def measure(
+    package: Engine, job: Mapping[str, Any], resident: Callable[[], int | None] = resident_memory
+) -> dict[str, Any] | None:
+    """Load a model, classify everything once for warm-up, then measure memory while classifying again.
+
+    Args:
+        package: The engine.
+        job: Arguments of :func:`memory_alone`, and the id of the "parent" process.
+        resident: Returns the resident memory in bytes.
+
+    Returns:
+        The fields of a :class:`Memory`, or None if the system does not report it.
+    """
+    measurements: list[Memory] = []
+    before = resident()
+    pipeline = package.pipeline("text-classification", job["model"], **job["options"])
 
     def work() -> None:
-        for text in order["texts"]:
+        for text in job["texts"]:
             pipeline(text)
-        pipeline(order["texts"], batch_size=order["batch_size"], progress=False)
+        pipeline(job["texts"], batch_size=job["batch_size"], progress=False)
 
     work()
-    with watched(found, before=before, alone=True):
+    with watch_memory(measurements, before=before, alone=True):
         work()
-    return vars(found[0]) if found else None
+    return vars(measurements[0]) if measurements else None
 
 
-def end_with(parent: int) -> None:
-    """Ends this process as soon as its parent is no more that one: whatever killed it, nobody reads what is found here."""
+def exit_with_parent(parent: int) -> None:
+    """Exit this process as soon as `parent` is no longer its parent, since nobody would read the result."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -130,17 +143,14 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _main() -> None:
-    order = json.load(sys.stdin)
-    if os.name == "posix":  # elsewhere the parent may be a launcher of Python
-        end_with(order["parent"])
+def main() -> None:
+    """Measure the job given as JSON on standard input, and print the result as JSON."""
+    job = json.load(sys.stdin)
+    if os.name == "posix":  # elsewhere the parent may be a Python launcher
+        exit_with_parent(job["parent"])
     with quiet_stdout():
-        package, _ = load_package(order["framework"])
-        from transformers import AutoTokenizer  # noqa: F401  (large, and no model's doing)
+        package, _ = load_package(job["framework"])
+        from transformers import AutoTokenizer  # noqa: F401  (large, and not part of any model)
 
-        found = answer(package, order)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    _main()
+        memory = measure(package, job)
+    print(json.dumps(memory))

@@ -1,4 +1,4 @@
-"""What a benchmark measured, as a record of plain values, and the run file that keeps several of them."""
+"""Benchmark results as records of plain values, and the run file that stores them."""
 
 import json
 import os
@@ -14,17 +14,22 @@ from duonlp.training.settings_file import build
 from duonlp.util.files import write_text
 
 FORMAT = "duonlp benchmark 1"
-"""First key of a run file; the number grows when an older program could not read a newer file."""
+"""Format of a run file; the number increases when older versions cannot read newer files."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds from a text to its answer, one text at a time, over real queries.
+    """Milliseconds from a text to its prediction, one text at a time.
 
-    mean, std: over all samples; std is theirs, not that of the mean (divided by n, as ``numpy.std``).
-    p50, p95, p99: percentiles, linear between samples.
-    queries, repeats: how many texts, and how often each.
-    samples: every measurement, all queries in order, then all of them again for each repeat; None where not kept.
+    Attributes:
+        mean: Mean over all samples.
+        std: Population standard deviation of the samples, as ``numpy.std``.
+        p50: Median, by linear interpolation like the other percentiles.
+        p95: 95th percentile.
+        p99: 99th percentile.
+        queries: Number of texts.
+        repeats: Measurements per text.
+        samples: Every measurement: all queries in order, then again for each repeat; None if not stored.
     """
 
     mean: float
@@ -38,16 +43,16 @@ class Latency:
 
     @classmethod
     def from_seconds(cls, seconds: Sequence[float], repeats: int = 1, keep: bool = True) -> Self:
-        """From measurements in seconds, ordered as ``samples``."""
+        """Summarize measurements in seconds, ordered like ``samples``."""
         samples = 1000 * np.asarray(seconds, np.float64)
         p50, p95, p99 = np.percentile(samples, [50, 95, 99]).tolist()
-        kept = tuple(np.round(samples, 6).tolist()) if keep else None
+        stored = tuple(np.round(samples, 6).tolist()) if keep else None
         return cls(
-            float(samples.mean()), float(samples.std()), p50, p95, p99, samples.size // repeats, repeats, kept
+            float(samples.mean()), float(samples.std()), p50, p95, p99, samples.size // repeats, repeats, stored
         )  # fmt: skip
 
     def by_query(self) -> np.ndarray:
-        """The median of each query's samples, float64 [queries]; empty where samples were not kept."""
+        """Return the median of each query's samples, float64 [queries]; empty if samples were not stored."""
         if not self.samples:
             return np.zeros(0)
         return np.median(np.array(self.samples).reshape(self.repeats, self.queries), axis=0)
@@ -55,12 +60,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of a process that answered, in bytes.
+    """Resident memory of a process that runs a pipeline, in bytes.
 
-    peak: the most there was, with the interpreter and the framework, while it answered: after loading and warm-up.
-    before: what there was with the framework imported and no model loaded; the rest is the model's doing. None: not known.
-    alone: whether the process was for this model alone.
-    during: "answering", or "process" where the system cannot forget an older peak, such as that of loading.
+    Attributes:
+        peak: Peak after loading and warm-up, including the interpreter and the framework.
+        before: Memory with the framework imported and no model loaded; None if unknown.
+        alone: Whether the process ran only this model.
+        during: "answering", or "process" if the system cannot reset an older peak, such as that of loading.
     """
 
     peak: int
@@ -70,24 +76,36 @@ class Memory:
 
     @property
     def growth(self) -> int | None:
-        """Bytes that the model added: weights, compiled programs, what it computes with."""
+        """Memory added by the model: weights, compiled programs and buffers. None if unknown."""
         return None if self.before is None else self.peak - self.before
 
 
 @dataclass(frozen=True)
 class BenchmarkRecord:
-    """One model's figures, and what they depend on.
+    """Results of one model, and the conditions of the measurement.
 
-    name: of the model in tables. run: the same for all records measured in turns with each other. date: UTC, ISO 8601.
-    framework, model: "tf", "jax" or another; where the model was. None: not known.
-    data: SHA-256 of the texts, labels and label names. examples: how many of them.
-    scores: shares from 0 to 1 by name: accuracy, and with an out-of-scope label in_scope_accuracy and out_of_scope_recall.
-    out_of_scope, threshold: that label, and the score below which an answer counts as it; None for neither.
-    correct: for each example a bit, whether it was answered right, packed in bytes, big-endian, as hexadecimal text.
-    out_of_scope_examples: the same, whether its label is the out-of-scope one; None where there is none.
-    throughput: examples a second in batches of batch_size; None where the pipeline takes one text at a time.
-    size, parameters: bytes of the model on disk, and its number of weights; None: not known.
-    machine: as duonlp.util.machine. settings: of the command that measured.
+    Attributes:
+        name: Name of the model in tables.
+        run: Id shared by all records measured in turns with each other.
+        date: UTC, ISO 8601.
+        data: SHA-256 of the texts, labels and label names.
+        examples: Number of examples.
+        scores: Shares from 0 to 1 by name: accuracy, and with an out-of-scope label in_scope_accuracy and
+            out_of_scope_recall.
+        correct: One bit per example, whether the prediction was correct; see :func:`pack_flags`.
+        latency: Latency of single texts.
+        throughput: Examples per second in batches of batch_size; None if the pipeline takes one text at a time.
+        batch_size: Texts per batch.
+        size: Bytes of the model on disk; None if unknown.
+        parameters: Number of parameters; None if unknown.
+        memory: Resident memory; None if unknown.
+        framework: "tf", "jax" or another; None if unknown.
+        model: Location of the model; None if unknown.
+        out_of_scope: Name of the out-of-scope label, or None.
+        threshold: Score below which a prediction counts as out of scope, or None.
+        out_of_scope_examples: One bit per example, whether its label is the out-of-scope one; None without one.
+        machine: See :func:`duonlp.util.machine`.
+        settings: Settings of the command that measured.
     """
 
     name: str
@@ -112,73 +130,75 @@ class BenchmarkRecord:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the record as a dict for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The record of which :meth:`to_dict` gave these values.
+        """Restore a record from the dict of :meth:`to_dict`.
 
         Raises:
-            InputError: a key that is missing or unknown, or a value of the wrong kind.
+            InputError: A key is missing or unknown, or a value has the wrong type.
         """
         if not isinstance(values, Mapping):
-            raise InputError(f"{values!r} is no record, which is a table of what was measured; measure it again")
+            raise InputError(f"invalid benchmark record {values!r}: expected an object; measure it again")
         record = build(cls, values, "a benchmark's record")
-        on = record.machine
+        machine = record.machine
         numbers = {f"scores.{name}": score for name, score in record.scores.items()}
-        numbers |= {f"machine.{key}": on[key] for key in ("cores", "load") if on.get(key) is not None}
+        numbers |= {f"machine.{key}": machine[key] for key in ("cores", "load") if machine.get(key) is not None}
         wrong = [(path, value, "a number") for path, value in numbers.items() if type(value) not in (int, float)]
-        tables = {key: on[key] for key in ("versions", "environment") if key in on}
-        wrong += [(f"machine.{key}", each, "a table") for key, each in tables.items() if not isinstance(each, Mapping)]
+        tables = {key: machine[key] for key in ("versions", "environment") if key in machine}
+        wrong += [
+            (f"machine.{key}", value, "a table") for key, value in tables.items() if not isinstance(value, Mapping)
+        ]
         for path, value, kind in wrong:
             raise InputError(
-                f"{path} is {value!r} in the record of {record.name!r}; it must be {kind}, so measure it again"
+                f"invalid record of {record.name!r}: {path} is {value!r}, expected {kind}; measure it again"
             )
         samples = record.latency.samples
         if samples is not None and len(samples) != record.latency.queries * record.latency.repeats:
             raise InputError(
-                f"the record of {record.name!r} has {len(samples)} samples of {record.latency.queries} queries, "
-                f"{record.latency.repeats} times each; measure it again"
+                f"invalid record of {record.name!r}: {len(samples)} samples for {record.latency.queries} queries with "
+                f"{record.latency.repeats} repeats; measure it again"
             )
         return record
 
     def correct_examples(self) -> np.ndarray:
-        """Which examples were answered right, bool [examples]."""
-        return unpacked(self.correct, self.examples)
+        """Return which predictions were correct, bool [examples]."""
+        return unpack_flags(self.correct, self.examples)
 
     def are_out_of_scope(self) -> np.ndarray | None:
-        """Which examples are out of scope, bool [examples]; None where there is no such label."""
-        return None if self.out_of_scope_examples is None else unpacked(self.out_of_scope_examples, self.examples)
+        """Return which examples are out of scope, bool [examples], or None without an out-of-scope label."""
+        return None if self.out_of_scope_examples is None else unpack_flags(self.out_of_scope_examples, self.examples)
 
 
-def packed(flags: np.ndarray) -> str:
-    """bool [n] as hexadecimal text, eight to a byte, the first one highest; the last byte is filled up with zeros."""
+def pack_flags(flags: np.ndarray) -> str:
+    """Pack bool [n] into a hexadecimal string, eight flags per byte, most significant bit first, zero-padded."""
     return np.packbits(np.asarray(flags, bool)).tobytes().hex()
 
 
-def unpacked(text: str, count: int) -> np.ndarray:
-    """What :func:`packed` was given, bool [count].
+def unpack_flags(text: str, count: int) -> np.ndarray:
+    """Unpack a string of :func:`pack_flags` into bool [count].
 
     Raises:
-        InputError: it is not hexadecimal, or not of so many.
+        InputError: The string is not hexadecimal, or does not hold `count` flags.
     """
     try:
         stored = np.frombuffer(bytes.fromhex(text), np.uint8)
     except ValueError:
-        raise InputError(f"{text[:20]!r} is no hexadecimal text; measure the record again") from None
+        raise InputError(f"{text[:20]!r} is not hexadecimal; measure the record again") from None
     if stored.size != -(-count // 8):
         raise InputError(
-            f"{stored.size} bytes do not hold a bit for each of {count} examples; measure the record again"
+            f"{stored.size} bytes do not hold one bit for each of {count} examples; measure the record again"
         )
     return np.unpackbits(stored, count=count).astype(bool)
 
 
 def read_records(file: str | os.PathLike) -> list[BenchmarkRecord]:
-    """The records of a run file, in their order.
+    """Read the records of a run file, in order.
 
     Raises:
-        InputError: it cannot be read, is no run file, or has no record.
+        InputError: The file cannot be read, is not a run file, or has no record.
     """
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -187,9 +207,9 @@ def read_records(file: str | os.PathLike) -> list[BenchmarkRecord]:
     except ValueError as error:
         raise InputError(f"{str(file)!r} is not JSON ({error}); give a benchmark's run file") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("records"), list):
-        raise InputError(f'{str(file)!r} is no benchmark\'s run file: its "format" is not {FORMAT!r}')
+        raise InputError(f'{str(file)!r} is not a benchmark run file: its "format" is not {FORMAT!r}')
     try:
-        records = [BenchmarkRecord.from_dict(each) for each in content["records"]]
+        records = [BenchmarkRecord.from_dict(values) for values in content["records"]]
     except InputError as error:
         raise InputError(f"{str(file)!r}: {error}") from error
     if not records:
@@ -198,15 +218,13 @@ def read_records(file: str | os.PathLike) -> list[BenchmarkRecord]:
 
 
 def write_records(file: str | os.PathLike, records: Sequence[BenchmarkRecord]) -> list[BenchmarkRecord]:
-    """Puts records into a run file, made if need be; one of a name that is there takes its place, others come after.
-
-    The file is written whole or not at all.
+    """Add records to a run file, replacing records of the same name, and write it atomically.
 
     Returns:
-        all records that the file has now.
+        All records in the file.
 
     Raises:
-        InputError: the file is there and no run file, or its folder is not.
+        InputError: The file exists but is not a run file, or its folder does not exist.
     """
     file = Path(file)
     check_run_file(file)
@@ -218,10 +236,10 @@ def write_records(file: str | os.PathLike, records: Sequence[BenchmarkRecord]) -
 
 
 def check_run_file(file: Path) -> None:
-    """Raises InputError for a file that no record can be written to; to be called before anything is measured."""
+    """Raise InputError if records cannot be written to the file; call it before measuring."""
     if file.is_dir():
         raise InputError(f"{str(file)!r} is a folder; give a file in it, such as run.json")
     if not file.parent.is_dir():
-        raise InputError(f"the folder {str(file.parent)!r} of {file.name!r} is not there; make it first")
+        raise InputError(f"the folder {str(file.parent)!r} of {file.name!r} does not exist; create it first")
     if file.exists():
         read_records(file)

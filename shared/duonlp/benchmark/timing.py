@@ -1,9 +1,9 @@
-"""The clock of a benchmark: several models take turns, so that drift of the machine hits them alike."""
+"""Time benchmarks in turns, so that drift of the machine affects all models alike."""
 
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -12,66 +12,78 @@ from duonlp.benchmark.record import Latency
 if TYPE_CHECKING:
     from duonlp.benchmark.performance import PerformanceBenchmark
 
+T = TypeVar("T")
+
 TURN = 10
-"""Queries that one model answers before it is another's turn."""
+"""Queries per turn of a model."""
 
 PASSES = 5
-"""How often the batches are timed; the median counts."""
+"""Timed passes over the batches; their median is reported."""
 
 
 def time_queries(benchmarks: Sequence["PerformanceBenchmark"]) -> list[Latency]:
-    """Latency of each for one text at a time: a few queries of one model, the same ones of the next, and so on.
+    """Measure the latency of each model for single texts: a few queries of one model, the same queries of the next, and so on.
 
-    Who begins changes from turn to turn. To be called after warm-up.
+    The first model rotates from turn to turn. Call it after warm-up.
 
     Args:
-        benchmarks: all with the same queries and repeats.
+        benchmarks: Benchmarks with the same queries and repeats.
     """
     queries, repeats = benchmarks[0].queries, benchmarks[0].repeats
-    seconds: dict[str, list[float]] = {each.name: [] for each in benchmarks}
+    seconds: dict[str, list[float]] = {benchmark.name: [] for benchmark in benchmarks}
     starts = [start for _ in range(repeats) for start in range(0, len(queries), TURN)]
     with paused_collector():
         for turn, start in enumerate(starts):
             texts = queries[start : start + TURN]
-            for each in rotated(benchmarks, turn):
+            for benchmark in rotated(benchmarks, turn):
                 if len(benchmarks) > 1:
-                    each.pipeline(texts[0])  # untimed: the caches are another's by now
-                times, clock, pipeline = seconds[each.name], each.clock, each.pipeline
+                    benchmark.pipeline(texts[0])  # untimed: the CPU caches hold another model
+                times, clock, pipeline = seconds[benchmark.name], benchmark.clock, benchmark.pipeline
                 for text in texts:
                     begin = clock()
                     pipeline(text)
                     times.append(clock() - begin)
-    return [Latency.from_seconds(seconds[each.name], each.repeats, each.samples) for each in benchmarks]
-
-
-def time_batches(benchmarks: Sequence["PerformanceBenchmark"]) -> list[float | None]:
-    """Examples a second of each in batches over its queries, the median of a few passes in turns; None without batches.
-
-    To be called after warm-up. Arguments as of :func:`time_queries`.
-    """
-    seconds: dict[str, list[float]] = {each.name: [] for each in benchmarks}
-    with paused_collector():
-        for turn in range(PASSES):
-            for each in rotated(benchmarks, turn):
-                if each.batch_size is not None:
-                    begin = each.clock()
-                    each.answers(each.queries)
-                    seconds[each.name].append(each.clock() - begin)
     return [
-        len(each.queries) / max(float(np.median(seconds[each.name])), 1e-9) if seconds[each.name] else None
-        for each in benchmarks
+        Latency.from_seconds(seconds[benchmark.name], benchmark.repeats, benchmark.samples) for benchmark in benchmarks
     ]
 
 
-def rotated(items: Sequence, first: int) -> list:
-    """All of them in order, from another one on; after the last comes the first."""
+def time_batches(benchmarks: Sequence["PerformanceBenchmark"]) -> list[float | None]:
+    """Measure the throughput of each model over its queries in batches.
+
+    Call it after warm-up.
+
+    Args:
+        benchmarks: Benchmarks with the same queries and repeats.
+
+    Returns:
+        For each model, examples per second as the median of interleaved passes; None if it takes one text at a time.
+    """
+    seconds: dict[str, list[float]] = {benchmark.name: [] for benchmark in benchmarks}
+    with paused_collector():
+        for turn in range(PASSES):
+            for benchmark in rotated(benchmarks, turn):
+                if benchmark.batch_size is not None:
+                    begin = benchmark.clock()
+                    benchmark.answers(benchmark.queries)
+                    seconds[benchmark.name].append(benchmark.clock() - begin)
+    return [
+        len(benchmark.queries) / max(float(np.median(seconds[benchmark.name])), 1e-9)
+        if seconds[benchmark.name]
+        else None
+        for benchmark in benchmarks
+    ]
+
+
+def rotated(items: Sequence[T], first: int) -> list[T]:
+    """Return the items in cyclic order, starting at index `first`."""
     first %= len(items)
     return [*items[first:], *items[:first]]
 
 
 @contextlib.contextmanager
 def paused_collector() -> Iterator[None]:
-    """Without Python's garbage collector, which would stop one call or another."""
+    """Turn Python's garbage collector off, which would pause some of the timed calls."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

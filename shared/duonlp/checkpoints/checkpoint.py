@@ -22,6 +22,7 @@ from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
+from duonlp.util import frameworks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -177,8 +178,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
             )
-        from transformers import AutoTokenizer
-
+        AutoTokenizer = frameworks.transformers().AutoTokenizer
         try:
             # local_files_only: the files are here, and a tokenizer must never fetch anything else
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)

@@ -14,7 +14,7 @@ from duonlp.util.suggestions import nearest
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 """What every pipeline takes besides the options of its task."""
 REMEDIES = (
-    (", or give a report, in which such are counted and left out", ", or leave it out"),
+    (", or pass report=CleaningReport() to count and drop such records", ", or remove it"),
     ("label_column", "--label-column"),
     ("text_column", "--text-column"),
 )

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
+from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,10 @@ def check_plotting() -> None:
 
 def use_host_devices(batch_size: int) -> None:
     """Makes JAX show this host's cores as devices, which has to be said before JAX is imported."""
-    if "jax" in sys.modules or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "jax" in sys.modules:
         return
     devices = math.gcd(batch_size, 2 ** int(math.log2(os.cpu_count() or 1)))
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    os.environ["XLA_FLAGS"] = flags.strip()
+    add_xla_flags({HOST_DEVICES: devices})
 
 
 def run_config(settings: Settings):

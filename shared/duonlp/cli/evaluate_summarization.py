@@ -41,8 +41,8 @@ MODEL_LIBRARIES = {
 """Whose versions are written down, for a framework that a model ran in."""
 
 REMEDIES = (
-    (", or give a report, in which such are counted and left out", ", or leave it out"),
-    ("say what it is with kind", "give it the name of one of them"),
+    (", or pass report=CleaningReport() to count and drop such records", ", or remove it"),
+    ("pass kind", "rename it"),
     ("with document_field", "with --document-field"),
     ("with summary_field", "with --summary-field"),
 )

@@ -15,6 +15,7 @@ from duonlp.errors import InputError
 from duonlp.runs.pretraining import RunConfig
 from duonlp.tokenizers.report import tokenizer_report
 from duonlp.tokenizers.train import train_tokenizer
+from duonlp.util import frameworks
 from duonlp.util.files import write_text
 
 CORPUS, TOKENIZER, BLOCKS, DONE = "corpus", "tokenizer", "blocks", "stage.json"
@@ -78,9 +79,7 @@ def open_prepared(folder: str | Path, tokenizer=None, corpus=None, report=None) 
 
 def load_tokenizer(folder: str | Path):
     """The tokenizer in a folder that was prepared."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
+    return frameworks.transformers().AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
 
 
 def _stage(folder: Path, settings: dict, make: Callable[[Path], dict]) -> dict:
@@ -128,11 +127,9 @@ def _tokenizer_settings(run: RunConfig) -> dict:
 def _tokenizer(run: RunConfig, folder: Path, at: Path, say) -> dict:
     options = run.tokenizer_options
     if "from" in options:
-        from transformers import AutoTokenizer
-
         if len(options) > 1:
             raise InputError(f"the tokenizer is taken from {options['from']!r}, so it has no other options: {options}")
-        tokenizer = AutoTokenizer.from_pretrained(options["from"])
+        tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
     else:
         say("training a tokenizer")
         options.setdefault("max_length", run.block_length)

@@ -1,43 +1,58 @@
-"""How well a tokenizer suits some texts: measured on texts it was not trained on, alone or beside another.
+"""Measure how well a tokenizer fits held-out texts, alone or next to others.
 
-A *word*, here and in every figure below, is a longest run of letters, digits and underscores (`\\w+`): a word of prose, a
-number, a keyword, an identifier. Punctuation and white space lie between words.
+A *word*, here and in all figures below, is a maximal run of letters, digits and underscores (`\\w+`): a
+word of prose, a number, a keyword or an identifier. Punctuation and whitespace separate words.
 """
 
+import json
 import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from duonlp.errors import InputError
 
-WORD = re.compile(r"\w+")
-CHUNK = 1_000_000
-"""Characters tokenized at once: a million's tokens and their places take some 100 MB."""
+if TYPE_CHECKING:
+    from rich.table import Table
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
 
-LISTED = 15
-"""How many of the longest and the last tokens a report names."""
+WORD = re.compile(r"\w+")
+CHUNK_CHARACTERS = 1_000_000
+"""Number of characters tokenized at a time; the tokens and offsets of a million take about 100 MB."""
+
+LISTED_TOKENS = 15
+"""Number of longest and of last tokens in a report."""
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What a tokenizer makes of some texts.
+    """Statistics of a tokenizer on some texts.
 
-    vocab_size: with special tokens. texts, words, characters, bytes (UTF-8), tokens: of the texts; no special tokens added.
-    fertility: tokens per word: how many tokens a word's characters are spread over, on average; 1 at best (Rust et al.
-        2021, arXiv:2012.15613). A token that reaches over two words counts for both.
-    continued_words: share of words that take two tokens or more (the same paper).
-    characters_per_token, bytes_per_token: over the whole texts, white space and punctuation too; more is shorter input.
-    unknown_rate: share of tokens that stand for something the tokenizer cannot spell.
-    exact_round_trips: share of texts that decoding the ids gives back unchanged.
-    listed_words, covered_words: how many words of a list there are, and how many of them are one token, at the beginning
-        of a text or after a space. missing_words: the others.
-    longest_tokens, last_tokens: the longest of the vocabulary in characters, the longest first; and those with the
-        highest ids, the last first: what was learnt last ("bpe", "wordpiece") or is least likely ("unigram").
+    Attributes:
+        vocab_size: Size of the vocabulary, including special tokens.
+        texts: Number of texts.
+        words: Number of words.
+        characters: Number of characters.
+        bytes: Number of bytes in UTF-8.
+        tokens: Number of tokens, without added special tokens.
+        fertility: Mean number of tokens that a word's characters are spread over, at best 1 (Rust et
+            al. 2021, arXiv:2012.15613). A token that spans two words counts for both.
+        continued_words: Fraction of words that take two or more tokens (same paper).
+        characters_per_token: Characters per token over the whole texts, including whitespace and punctuation.
+        bytes_per_token: Bytes per token over the whole texts. The higher, the shorter the input.
+        unknown_rate: Fraction of tokens that are the unknown token.
+        exact_round_trips: Fraction of texts that decoding restores exactly.
+        listed_words: Number of words in the word list.
+        covered_words: Number of listed words that are a single token, at the start of a text or after a space.
+        missing_words: The other listed words.
+        longest_tokens: Longest tokens in characters, longest first.
+        last_tokens: Tokens with the highest ids, last first: those learned last ("bpe", "wordpiece") or
+            the least likely ("unigram").
     """
 
     vocab_size: int
@@ -60,51 +75,58 @@ class TokenizerReport:
 
     @property
     def coverage(self) -> float:
-        """Share of the listed words that are one token."""
+        """Fraction of the listed words that are a single token; nan for an empty list."""
         return self.covered_words / self.listed_words if self.listed_words else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the report as a JSON-serializable dict."""
         return asdict(self) | {"coverage": self.coverage if self.listed_words else None}
 
-    def table(self, name: str = "tokenizer"):
-        """A rich Table of the figures; printing a report with rich prints it."""
-        return _table({name: self})
+    def table(self, name: str = "tokenizer") -> "Table":
+        """Return a `rich.table.Table` of the figures, which printing the report with rich shows."""
+        return _build_table({name: self})
 
-    def __rich__(self):
+    def __rich__(self) -> "Table":
         return self.table()
 
 
 @dataclass(frozen=True)
 class TokenizerComparison:
-    """Reports of several tokenizers on the same texts, by name; printing it with rich prints them side by side."""
+    """Reports of several tokenizers on the same texts; printing it with rich shows them side by side.
+
+    Attributes:
+        reports: Report of each tokenizer, by name.
+    """
 
     reports: Mapping[str, TokenizerReport]
 
     def to_dict(self) -> dict[str, Any]:
-        """Name -> plain values for JSON."""
+        """Return {name: report} as a JSON-serializable dict."""
         return {name: report.to_dict() for name, report in self.reports.items()}
 
-    def table(self):
-        """A rich Table with a column for each tokenizer."""
-        return _table(self.reports)
+    def table(self) -> "Table":
+        """Return a `rich.table.Table` with a column per tokenizer."""
+        return _build_table(self.reports)
 
-    def __rich__(self):
+    def __rich__(self) -> "Table":
         return self.table()
 
 
-def tokenizer_report(tokenizer, texts: Iterable[str], words: Sequence[str] | None = None) -> TokenizerReport:
-    """Measures a tokenizer on texts it has not seen.
+def tokenizer_report(
+    tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], words: Sequence[str] | None = None
+) -> TokenizerReport:
+    """Measure a tokenizer on held-out texts.
 
     Args:
-        tokenizer: a `transformers` fast tokenizer; it stays as it is.
-        texts: held-out texts, read once, a million characters at a time.
-        words: words that had better be one token; Python's keywords by default.
+        tokenizer: A `transformers` fast tokenizer; not modified.
+        texts: Held-out texts, consumed once, a million characters at a time.
+        words: Words that should be single tokens (default: Python's keywords).
 
     Raises:
-        InputError: a tokenizer that is not a fast one, texts without a word or a token, or a text that is none.
+        InputError: If the tokenizer is not a fast one, the texts contain no word or no token, or a text
+            is not a str.
     """
-    backend = _backend(tokenizer)
+    backend = _plain_backend(tokenizer)
     listed = tuple(keyword.kwlist if words is None else words)
     unknown = _unknown_id(backend)
     counts = dict.fromkeys(
@@ -113,21 +135,21 @@ def tokenizer_report(tokenizer, texts: Iterable[str], words: Sequence[str] | Non
     for chunk in _chunks(texts):
         encodings = backend.encode_batch(chunk, add_special_tokens=False)
         decoded = backend.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
-        for text, encoding, back in zip(chunk, encodings, decoded, strict=True):
-            touching = tokens_of_words(text, encoding.offsets)
+        for text, encoding, round_trip in zip(chunk, encodings, decoded, strict=True):
+            pieces = tokens_of_words(text, encoding.offsets)  # [words]
             counts["texts"] += 1
-            counts["words"] += len(touching)
+            counts["words"] += len(pieces)
             counts["characters"] += len(text)
             counts["bytes"] += len(text.encode())
             counts["tokens"] += len(encoding)
-            counts["pieces"] += int(touching.sum())
-            counts["continued"] += int((touching > 1).sum())
+            counts["pieces"] += int(pieces.sum())
+            counts["continued"] += int((pieces > 1).sum())
             counts["unknown"] += encoding.ids.count(unknown) if unknown is not None else 0
-            counts["exact"] += back == text
+            counts["exact"] += round_trip == text
     if not counts["words"] or not counts["tokens"]:
-        raise InputError(f"the {counts['texts']} texts have no word in them; give held-out texts to measure on")
-    missing = _missing(backend, listed, unknown)
-    longest, last = _vocabulary(backend)
+        raise InputError(f"the {counts['texts']} texts contain no word; give held-out texts with words to measure")
+    missing = _missing_words(backend, listed, unknown)
+    longest, last = _notable_tokens(backend)
     return TokenizerReport(
         vocab_size=len(tokenizer),
         **{name: counts[name] for name in ("texts", "words", "characters", "bytes", "tokens")},
@@ -148,39 +170,44 @@ def tokenizer_report(tokenizer, texts: Iterable[str], words: Sequence[str] | Non
 def compare_tokenizers(
     tokenizers: Mapping[str, Any], texts: Iterable[str], words: Sequence[str] | None = None
 ) -> TokenizerComparison:
-    """Reports of tokenizers on the same texts, side by side.
+    """Measure several tokenizers on the same texts.
 
     Args:
-        tokenizers: name -> `transformers` fast tokenizer.
-        texts: held-out texts; they are kept in memory, for each tokenizer reads them.
-        words: as in `tokenizer_report`.
+        tokenizers: `transformers` fast tokenizers by name.
+        texts: Held-out texts, held in memory because every tokenizer reads them.
+        words: As in `tokenizer_report`.
 
     Raises:
-        InputError: as `tokenizer_report`, or no tokenizer at all.
+        InputError: As in `tokenizer_report`, or if there is no tokenizer.
     """
     if not tokenizers:
         raise InputError("tokenizers is empty; give at least one, by name")
     texts = texts if isinstance(texts, str) else list(texts)
-    return TokenizerComparison({name: tokenizer_report(each, texts, words) for name, each in tokenizers.items()})
+    return TokenizerComparison(
+        {name: tokenizer_report(tokenizer, texts, words) for name, tokenizer in tokenizers.items()}
+    )
 
 
 def tokens_of_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """How many tokens each word of a text has, int64 [words].
+    """Return the number of tokens that overlap each word of a text, int64 [words].
 
     Args:
-        offsets: (first character, one past the last) of each token, in order.
+        text: Text that was tokenized.
+        offsets: (start, end) of each token in characters, in order.
     """
     spans = np.fromiter(chain.from_iterable(m.span() for m in WORD.finditer(text)), np.int64).reshape(-1, 2)
-    places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
-    # Tokens that begin before a word's end, without those that end by its beginning: both columns grow along a text.
-    return np.searchsorted(places[:, 0], spans[:, 1]) - np.searchsorted(places[:, 1], spans[:, 0], side="right")
+    tokens = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2)
+    # Tokens that start before a word's end, minus those that end at or before its start; both columns are sorted.
+    return np.searchsorted(tokens[:, 0], spans[:, 1]) - np.searchsorted(tokens[:, 1], spans[:, 0], side="right")
 
 
-def _backend(tokenizer):
-    """The `tokenizers.Tokenizer` inside, without whatever cutting and padding an earlier call has set."""
+def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
+    """Return the inner `tokenizers.Tokenizer` without truncation and padding that earlier calls have set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"tokenizer is a {type(tokenizer).__name__}; a report needs a fast one, which has offsets")
+        raise InputError(
+            f"tokenizer is a {type(tokenizer).__name__}; give a fast tokenizer, since a report needs offsets"
+        )
     if backend.truncation is not None or backend.padding is not None:
         backend = type(backend).from_str(backend.to_str())
         backend.no_truncation()
@@ -188,56 +215,58 @@ def _backend(tokenizer):
     return backend
 
 
-def _unknown_id(backend) -> int | None:
-    """The id of what cannot be spelt; None where everything can, as over bytes."""
-    # Not the tokenizer's unk_token: GPT-2's is its end of text, which stands for nothing unknown.
+def _unknown_id(backend: "Tokenizer") -> int | None:
+    """Return the id of the unknown token, or None if any text can be spelled, as over bytes."""
+    # Not `tokenizer.unk_token`, which GPT-2 sets to its end-of-text token although nothing is unknown to it.
     token = getattr(backend.model, "unk_token", None)
     if token is None and type(backend.model).__name__ == "Unigram":
-        import json
-
         model = json.loads(backend.to_str())["model"]
         token = None if model["unk_id"] is None else model["vocab"][model["unk_id"]][0]
     return None if token is None else backend.token_to_id(token)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about CHUNK characters."""
+    """Yield the texts in lists of about `CHUNK_CHARACTERS` characters."""
     if isinstance(texts, (str, bytes)):
-        raise InputError("texts is one text; give an iterable of texts, such as [text]")
+        raise InputError("texts is a single text; give an iterable of texts, such as [text]")
     chunk, size = [], 0
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"text {number} is a {type(text).__name__}; each must be a str")
+            raise InputError(f"text {number} has type {type(text).__name__}; expected str")
         chunk.append(text)
         size += len(text)
-        if size >= CHUNK:
+        if size >= CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def _missing(backend, words: Sequence[str], unknown: int | None) -> tuple[str, ...]:
-    """Words that are not one token, neither at the beginning of a text nor after a space."""
+def _missing_words(backend: "Tokenizer", words: Sequence[str], unknown: int | None) -> tuple[str, ...]:
+    """Return the words that are not a single token, neither at the start of a text nor after a space."""
     forms = [form for word in words for form in (word, f" {word}")]
-    ids = [encoding.ids for encoding in backend.encode_batch(forms, add_special_tokens=False)]
-    one = [len(each) == 1 and each[0] != unknown for each in ids]
-    return tuple(word for i, word in enumerate(words) if not (one[2 * i] or one[2 * i + 1]))
+    encodings = backend.encode_batch(forms, add_special_tokens=False)
+    single = [len(encoding.ids) == 1 and encoding.ids[0] != unknown for encoding in encodings]
+    return tuple(word for i, word in enumerate(words) if not (single[2 * i] or single[2 * i + 1]))
 
 
-def _vocabulary(backend) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The longest tokens and the last ones, as text; special and other added tokens left out."""
+def _notable_tokens(backend: "Tokenizer") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the longest and the last tokens as text, without special and other added tokens."""
     added = backend.get_added_tokens_decoder()
     ids = sorted(set(backend.get_vocab().values()) - added.keys())
-    pieces = [backend.id_to_token(i) for i in ids]
-    if "ByteLevel" in str(type(backend.decoder)):  # letters that stand for bytes: what they spell is wanted
+    pieces = [backend.id_to_token(i) or "" for i in ids]
+    if "ByteLevel" in str(type(backend.decoder)):  # tokens are spelled in letters that stand for bytes
         pieces = backend.decode_batch([[i] for i in ids], skip_special_tokens=False)
     order = sorted(range(len(ids)), key=lambda i: (-len(pieces[i]), ids[i]))
-    return tuple(pieces[i] for i in order[:LISTED]), tuple(pieces[: -LISTED - 1 : -1])
+    return tuple(pieces[i] for i in order[:LISTED_TOKENS]), tuple(pieces[: -LISTED_TOKENS - 1 : -1])
 
 
-def _named(tokens: Sequence[str]) -> str:
-    """The first few, the long ones cut."""
+def _format_words(words: Sequence[str]) -> str:
+    return ", ".join(words[:LISTED_TOKENS]) + (" ..." if words[LISTED_TOKENS:] else "")
+
+
+def _format_tokens(tokens: Sequence[str]) -> str:
+    """Return the first five tokens, truncated to 20 characters each."""
     return " ".join(repr(token if len(token) <= 20 else f"{token[:17]}...") for token in tokens[:5])
 
 
@@ -251,14 +280,16 @@ ROWS = {
     "unknown tokens": lambda r: f"{r.unknown_rate:.3%}",
     "exact round trips": lambda r: f"{r.exact_round_trips:.1%}",
     "listed words in one token": lambda r: f"{r.covered_words} of {r.listed_words}",
-    "not in one token": lambda r: ", ".join(r.missing_words[:LISTED]) + (" ..." if r.missing_words[LISTED:] else ""),
-    "longest tokens": lambda r: _named(r.longest_tokens),
-    "last tokens": lambda r: _named(r.last_tokens),
+    "not in one token": lambda r: (
+        ", ".join(r.missing_words[:LISTED_TOKENS]) + (" ..." if r.missing_words[LISTED_TOKENS:] else "")
+    ),
+    "longest tokens": lambda r: _format_tokens(r.longest_tokens),
+    "last tokens": lambda r: _format_tokens(r.last_tokens),
 }
-"""Rows of a table: what they are called, and what they show of a report."""
+"""Rows of a table: label -> formatter of a report."""
 
 
-def _table(reports: Mapping[str, TokenizerReport]):
+def _build_table(reports: Mapping[str, TokenizerReport]) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 

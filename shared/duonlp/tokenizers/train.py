@@ -1,12 +1,19 @@
-"""Tokenizers trained from a stream of texts: byte-level BPE, WordPiece and Unigram, each a `transformers` fast tokenizer.
+"""Train byte-level BPE, WordPiece and Unigram tokenizers from a stream of texts.
 
-`save_pretrained` writes one in the Hugging Face layout, and `AutoTokenizer.from_pretrained` reads it back the same.
+The result is a `transformers` fast tokenizer: `save_pretrained` writes it in Hugging Face layout, and
+`AutoTokenizer.from_pretrained` loads it back unchanged.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 from duonlp.errors import InputError
+from duonlp.util import frameworks
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer, trainers
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 KINDS = ("bpe", "wordpiece", "unigram")
 END_OF_TEXT = "<|endoftext|>"
@@ -19,7 +26,7 @@ SPECIAL_TOKENS: dict[str, dict[str, str]] = {
     },
     "unigram": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 }  # fmt: skip
-"""What each kind has unless told otherwise, in the order of the ids: as GPT-2, BERT and T5 have it."""
+"""Default special tokens of each kind by role, in the order of their ids: those of GPT-2, BERT and T5."""
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -36,81 +43,76 @@ def train_tokenizer(
     min_frequency: int = 2,
     max_piece_length: int = 16,
     show_progress: bool = False,
-):
-    """Trains a tokenizer of one of three kinds.
+) -> "PreTrainedTokenizerFast":
+    """Train a tokenizer of one of three kinds.
 
-    - "bpe": byte-pair encoding over bytes (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2). It encodes any
-      text and gives it back unchanged. One special token begins, ends and pads. Seconds for 10 MB, and the same texts
-      give the same tokenizer.
-    - "wordpiece": as BERT's (Devlin et al. 2019, arXiv:1810.04805): words and punctuation apart, pieces within a word
-      marked with ##, [CLS] A [SEP] B [SEP] round the texts. White space is lost, and what it cannot spell is [UNK].
-    - "unigram": a unigram language model over pieces (Kudo 2018, arXiv:1804.10959) with SentencePiece's normalisation
-      (NFKC, every run of white space one space) and ▁ for a space, as T5 and ALBERT: A </s> round a text, or
-      [CLS] A [SEP] B [SEP] when `special_tokens` names a cls_token and a sep_token, as ALBERT does. Minutes for 10 MB.
+    - "bpe": byte-level byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909; bytes as in GPT-2).
+      Encodes any text and restores it exactly. One special token serves as beginning, end and padding.
+      Takes seconds for 10 MB and is deterministic.
+    - "wordpiece": BERT's WordPiece (Devlin et al. 2019, arXiv:1810.04805). Splits words and
+      punctuation, marks pieces within a word with ##, and wraps texts as [CLS] A [SEP] B [SEP].
+      Whitespace is lost, and unknown characters become [UNK].
+    - "unigram": a unigram language model over pieces (Kudo 2018, arXiv:1804.10959) with SentencePiece's
+      normalization (NFKC, whitespace runs collapsed to one space) and ▁ for a space, as in T5 and
+      ALBERT. Texts end in </s> as in T5, or are wrapped as [CLS] A [SEP] B [SEP] as in ALBERT if
+      `special_tokens` names a cls_token and a sep_token. Takes minutes for 10 MB.
 
-    In the last two the library breaks ties as it happens to meet them: a second training may order or choose a few
-    pieces otherwise, so keep the tokenizer that a model was trained with.
+    For the last two the library breaks ties nondeterministically: training again may order or choose a
+    few pieces differently, so keep the tokenizer a model was trained with.
 
     Args:
-        texts: the training texts, a stream that is read once; batches are made here.
+        texts: Training texts, consumed once, as a stream.
         kind: "bpe", "wordpiece" or "unigram".
-        vocab_size: the size of the vocabulary at most, with the special tokens and the alphabet. A small corpus gives
-            fewer: `len(tokenizer)` says.
-        special_tokens: role -> token, over the kind's own in SPECIAL_TOKENS; None takes a role away. Roles are
-            bos_token, eos_token, pad_token, unk_token, cls_token, sep_token and mask_token.
-        extra_special_tokens: further ones without a role; they come after the others.
-        max_length: the `model_max_length` to record, in tokens.
-        lowercase: lower-case texts (and strip accents, in WordPiece, as BERT's uncased models). Not for "bpe".
-        min_frequency: pairs seen less often are not merged ("bpe" and "wordpiece").
-        max_piece_length: of a piece in characters ("unigram").
-        show_progress: bars on standard error.
+        vocab_size: Maximum size of the vocabulary, including special tokens and the alphabet. A small
+            corpus gives a smaller one; `len(tokenizer)` is the actual size.
+        special_tokens: Special tokens by role, overriding the kind's defaults in `SPECIAL_TOKENS`; None
+            removes a role. Roles are bos_token, eos_token, pad_token, unk_token, cls_token, sep_token
+            and mask_token.
+        extra_special_tokens: Special tokens without a role, placed after the others.
+        max_length: Value for the tokenizer's `model_max_length`, in tokens.
+        lowercase: Lowercase texts ("wordpiece" also strips accents, like BERT's uncased models).
+            Unsupported for "bpe".
+        min_frequency: Minimum frequency of a pair to be merged ("bpe" and "wordpiece").
+        max_piece_length: Maximum length of a piece in characters ("unigram").
+        show_progress: Show progress bars on standard error.
 
     Returns:
         A `transformers` fast tokenizer.
 
     Raises:
-        InputError: an unknown kind or role, a stream without text, something in it that is no text, or a vocabulary
-            that has no room for the alphabet.
+        InputError: If the kind or a role is unknown, the stream has no text or an item that is not a
+            str, or the vocabulary is too small for the alphabet.
     """
     _check_kind(kind)
     _check_vocab_size(vocab_size)
     if lowercase and kind == "bpe":
-        raise InputError('lowercase is True with kind "bpe", which gives every text back unchanged; leave it False')
-    roles = _roles(kind, special_tokens)
+        raise InputError('lowercase is True, but kind "bpe" restores texts exactly; set lowercase=False')
+    roles = _resolve_roles(kind, special_tokens)
     special = list(dict.fromkeys([*roles.values(), *extra_special_tokens]))
     if kind == "bpe" and vocab_size < BYTES + len(special):
         raise InputError(
-            f"vocab_size is {vocab_size}; it must be at least {BYTES + len(special)}: every byte, and "
+            f"vocab_size is {vocab_size}; it must be at least {BYTES + len(special)} to hold every byte and "
             f"{', '.join(special) or 'no special token'}"
         )
 
-    from tokenizers import trainers
-
-    tokenizer = _untrained(kind, roles, lowercase)
+    tokenizer = _build_untrained(kind, roles, lowercase)
     settings: dict[str, Any] = {
         "vocab_size": vocab_size, "special_tokens": special, "show_progress": show_progress
     }  # fmt: skip
-    if kind == "bpe":
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        alphabet = ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **settings)
-    elif kind == "wordpiece":
-        trainer = trainers.WordPieceTrainer(min_frequency=min_frequency, **settings)
+    if kind == "unigram":
+        settings |= {"unk_token": roles["unk_token"], "max_piece_length": max_piece_length}
     else:
-        trainer = trainers.UnigramTrainer(
-            unk_token=roles["unk_token"], max_piece_length=max_piece_length, **settings
-        )  # fmt: skip
-    stream = _Stream(texts)
-    with _vocabulary_errors(vocab_size):
+        settings["min_frequency"] = min_frequency
+    trainer = _build_trainer(kind, settings)
+    stream = _TextStream(texts)
+    with _translate_errors(vocab_size):
         tokenizer.train_from_iterator(stream, trainer)
     stream.check()
     if kind == "wordpiece":
         _check_room(tokenizer.get_vocab_size(), vocab_size)
     _add_post_processor(tokenizer, kind, roles)
 
-    from transformers import PreTrainedTokenizerFast
-
+    PreTrainedTokenizerFast = frameworks.transformers().PreTrainedTokenizerFast
     options: dict[str, Any] = dict(roles)
     if max_length is not None:
         options["model_max_length"] = max_length
@@ -121,26 +123,36 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
 
 
-def train_new_from(tokenizer, texts: Iterable[str], vocab_size: int, **options):
-    """Trains a tokenizer with another's normalisation, splitting, special tokens and kind, on new texts.
+def train_new_from(
+    tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str], vocab_size: int, **options: Any
+) -> "PreTrainedTokenizerFast":
+    """Train a tokenizer on new texts with the normalization, splitting, special tokens and kind of an existing one.
 
-    Transformers' `train_new_from_iterator` does the work; this checks the stream and the result.
+    Wraps Transformers' `train_new_from_iterator`, and checks the stream and the result.
 
     Args:
-        tokenizer: a `transformers` fast tokenizer; it stays as it is.
-        texts: the training texts, read once.
-        vocab_size: of the new tokenizer.
-        options: of `train_new_from_iterator` (new_special_tokens, special_tokens_map) and of the trainer.
+        tokenizer: A `transformers` fast tokenizer; not modified.
+        texts: Training texts, consumed once.
+        vocab_size: Maximum size of the new vocabulary.
+        **options: Options of `train_new_from_iterator` (new_special_tokens, special_tokens_map) and of
+            the trainer.
+
+    Returns:
+        A `transformers` fast tokenizer.
 
     Raises:
-        InputError: a tokenizer that is not a fast one, no text, or a vocabulary without room for the alphabet.
+        InputError: If the tokenizer is not a fast one, there is no text, or the vocabulary is too small
+            for the alphabet.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise InputError(f"tokenizer is a {type(tokenizer).__name__}; only a fast one can be trained again")
+        raise InputError(
+            f"tokenizer is a {type(tokenizer).__name__}; give a fast tokenizer, since others cannot be retrained"
+        )
     _check_vocab_size(vocab_size)
-    stream = _Stream(texts)
-    with _vocabulary_errors(vocab_size):
-        trained = tokenizer.train_new_from_iterator(stream, vocab_size, **{"show_progress": False} | options)
+    stream = _TextStream(texts)
+    with _translate_errors(vocab_size):
+        options = {"show_progress": False} | options
+        trained = cast("PreTrainedTokenizerFast", tokenizer).train_new_from_iterator(stream, vocab_size, **options)
     stream.check()
     if type(trained.backend_tokenizer.model).__name__ != "Unigram":
         _check_room(len(trained), vocab_size)
@@ -158,36 +170,48 @@ def _check_vocab_size(vocab_size: int) -> None:
 
 
 def _check_room(size: int, vocab_size: int) -> None:
-    """The trainers keep the whole alphabet, whatever was asked for: a larger vocabulary than that is said to be so."""
+    """Raise InputError if the vocabulary exceeds `vocab_size`, since trainers keep the whole alphabet."""
     if size > vocab_size:
         raise InputError(
-            f"vocab_size is {vocab_size}, and the alphabet of the texts with the special tokens takes {size}; "
-            f"ask for at least {size}"
+            f"vocab_size is {vocab_size}, but special tokens and the alphabet of the texts take {size}; set it to at least {size}"
         )
 
 
-def _roles(kind: str, given: Mapping[str, str | None] | None) -> dict[str, str]:
-    """Role -> special token."""
-    roles = dict(SPECIAL_TOKENS[kind])
-    for role, token in (given or {}).items():
+def _resolve_roles(kind: str, overrides: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Return the special token of each role: the kind's defaults updated with `overrides`."""
+    merged: dict[str, str | None] = dict(SPECIAL_TOKENS[kind])
+    for role, token in (overrides or {}).items():
         if role not in ROLES:
             raise InputError(
-                f"special_tokens has {role!r}, which is no role; roles are {', '.join(ROLES)}, and tokens without "
-                "a role go into extra_special_tokens"
+                f"special_tokens has the unknown role {role!r}; roles are {', '.join(ROLES)}, and tokens without a role go into "
+                "extra_special_tokens"
             )
         if token is not None and (not isinstance(token, str) or not token):
-            raise InputError(f"special_tokens[{role!r}] is {token!r}; it must be a text, or None for no such token")
-        roles[role] = token
-    roles = {role: token for role, token in roles.items() if token is not None}
+            raise InputError(
+                f"special_tokens[{role!r}] is {token!r}; it must be a non-empty str, or None to remove the role"
+            )
+        merged[role] = token
+    roles = {role: token for role, token in merged.items() if token is not None}
     if kind != "bpe" and "unk_token" not in roles:
-        raise InputError(f'kind "{kind}" needs an unk_token for what it cannot spell; give special_tokens one')
+        raise InputError(f'kind "{kind}" requires an unk_token for unknown characters; add one to special_tokens')
     if len({"cls_token", "sep_token"} & roles.keys()) == 1:
-        raise InputError("special_tokens has one of cls_token and sep_token; give both, or neither")
+        raise InputError("special_tokens has only one of cls_token and sep_token; give both or neither")
     return roles
 
 
-def _untrained(kind: str, roles: Mapping[str, str], lowercase: bool):
-    """A `tokenizers.Tokenizer` with everything but its vocabulary and its post-processor."""
+def _build_trainer(kind: str, settings: dict[str, Any]) -> "trainers.Trainer":
+    from tokenizers import trainers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    if kind == "bpe":
+        return trainers.BpeTrainer(initial_alphabet=ByteLevel.alphabet(), **settings)
+    if kind == "wordpiece":
+        return trainers.WordPieceTrainer(**settings)
+    return trainers.UnigramTrainer(**settings)
+
+
+def _build_untrained(kind: str, roles: Mapping[str, str], lowercase: bool) -> "Tokenizer":
+    """Return a `tokenizers.Tokenizer` that only lacks its vocabulary and its post-processor."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     if kind == "bpe":
@@ -208,8 +232,8 @@ def _untrained(kind: str, roles: Mapping[str, str], lowercase: bool):
     return tokenizer
 
 
-def _add_post_processor(tokenizer, kind: str, roles: Mapping[str, str]) -> None:
-    """What goes round a text and between two, where the kind or its tokens say so."""
+def _add_post_processor(tokenizer: "Tokenizer", kind: str, roles: Mapping[str, str]) -> None:
+    """Set the template of special tokens around a text and a pair, if the kind or its tokens have one."""
     from tokenizers.processors import TemplateProcessing
 
     if "cls_token" in roles:
@@ -224,44 +248,48 @@ def _add_post_processor(tokenizer, kind: str, roles: Mapping[str, str]) -> None:
     tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=ids)
 
 
-class _Stream:
-    """Texts on their way to a trainer, checked one by one and counted."""
+class _TextStream:
+    """Checks and counts texts on their way to a trainer.
+
+    Attributes:
+        texts: The texts.
+        read: Number of texts yielded so far.
+        with_text: Number of these that contain more than whitespace.
+    """
 
     def __init__(self, texts: Iterable[str]):
         if isinstance(texts, (str, bytes)):
-            raise InputError("texts is one text; give an iterable of texts, such as [text]")
+            raise InputError("texts is a single text; give an iterable of texts, such as [text]")
         self.texts, self.read, self.with_text = texts, 0, 0
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             if not isinstance(text, str):
-                raise InputError(f"text {self.read} of the stream is a {type(text).__name__}; each must be a str")
+                raise InputError(f"text {self.read} of the stream has type {type(text).__name__}; expected str")
             self.read += 1
             self.with_text += bool(text) and not text.isspace()
             yield text
 
     def check(self) -> None:
+        """Raise InputError if no text contained more than whitespace."""
         if not self.with_text:
             raise InputError(
-                f"the stream had {self.read} texts and nothing but white space in them; give texts to train on"
+                f"the stream had {self.read} texts, but only whitespace in them; give texts to train on"
                 if self.read
                 else "the stream had no texts; give at least one"
             )
 
 
-class _vocabulary_errors:
-    """The library's bare Exception about too small a vocabulary, as an error that names it."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is not None and "not large enough" in str(error):
-            raise InputError(
-                f"vocab_size is {self.vocab_size}, which has no room for every character of the texts; ask for more"
-            ) from None
-        if isinstance(error, UnicodeEncodeError):
-            raise InputError(f"a text cannot be written as UTF-8 ({error.reason}); leave such texts out") from None
+@contextmanager
+def _translate_errors(vocab_size: int) -> Generator[None, None, None]:
+    """Turn the library's bare Exception about a small vocabulary and its encoding errors into InputErrors."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InputError(f"a text cannot be encoded as UTF-8 ({error.reason}); remove such texts") from None
+    except Exception as error:
+        if "not large enough" not in str(error):
+            raise
+        raise InputError(
+            f"vocab_size is {vocab_size}, too small for all characters of the texts; increase it"
+        ) from None

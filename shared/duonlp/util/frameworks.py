@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import importlib.util
 import logging
@@ -56,19 +57,50 @@ def require(framework: str) -> None:
         raise MissingExtraError(f"{name} needs {NEEDS[framework]}, which is not installed; {INSTALL[framework]}")
 
 
-NATIVE_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl)")
+def transformers() -> ModuleType:
+    """Import transformers without its note that there is no PyTorch: its tokenizers and configurations need none."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    unset = name not in os.environ
+    if unset:
+        os.environ[name] = "1"
+    try:
+        return importlib.import_module("transformers")
+    finally:
+        if unset:
+            del os.environ[name]
+
+
+NATIVE_NOTE = re.compile(
+    rb"^(I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit: .*(\(303\)|NO_DEVICE))"
+)
+"""TensorFlow's informative lines, and its error of a machine without a CUDA driver or a device."""
 
 
 @contextmanager
 def without_native_notes() -> Iterator[None]:
-    """Keeps TensorFlow's informative C++ lines, for which it has no switch, off standard error; the rest comes after."""
-    kept = os.dup(2)
+    """Keep those lines of TensorFlow's C++ off standard error for which it has no switch; the rest comes after.
+
+    A person who sets TF_CPP_MIN_LOG_LEVEL=0 sees them all. If the process ends here, its last lines are lost;
+    faulthandler says on standard error where it was.
+    """
+    try:
+        kept = None if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else os.dup(2)
+    except OSError:  # there is no standard error
+        kept = None
+    if kept is None:
+        yield
+        return
+    watched = faulthandler.is_enabled()
+    if not watched:
+        faulthandler.enable(kept)
     with tempfile.TemporaryFile() as lines:
         os.dup2(lines.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(kept, 2)
+            if not watched:
+                faulthandler.disable()
             os.close(kept)
             lines.seek(0)
             for line in lines:

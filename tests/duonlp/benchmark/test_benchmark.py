@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from duonlp.benchmark import memory as benchmark_memory
 from duonlp.benchmark.comparison import CompareSettings, compare_records, compare_runs, latency_intervals, mcnemar
-from duonlp.benchmark.memory import Memory, forget_peak, peak_memory, resident_memory
+from duonlp.benchmark.memory import Memory, peak_memory, reset_peak, resident_memory
 from duonlp.benchmark.performance import PerformanceBenchmark, benchmark_together, best_answer, digest, model_files
-from duonlp.benchmark.record import BenchmarkRecord, Latency, packed, read_records, unpacked, write_records
+from duonlp.benchmark.record import BenchmarkRecord, Latency, pack_flags, read_records, unpack_flags, write_records
 from duonlp.benchmark.report import plot_records, to_markdown
 from duonlp.benchmark.timing import PASSES, rotated
 from duonlp.data.labelled.texts import LabelledTexts
@@ -193,7 +193,7 @@ def test_sizes(tmp_path):
     )
     assert benchmark(size=12).compute_size()["size"] == 12
     (other / "m.onnx").unlink(), (other / "m.onnx_data").unlink()
-    with pytest.raises(InputError, match="no file of weights"):
+    with pytest.raises(InputError, match="no weight file"):
         model_files(other)
 
 
@@ -205,22 +205,22 @@ class Config:
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
-        (lambda: PerformanceBenchmark("x", texts(), "m"), ["a str", "called with a text"]),
-        (lambda: benchmark(name=" "), ["the name is ' '"]),
-        (lambda: benchmark(data=texts([], [])), ["no text"]),
-        (lambda: benchmark(data=LabelledTexts(["a"], np.ones((1, 3), np.float32), NAMES)), ["float32 [1, 3]", "one label"]),
+        (lambda: PerformanceBenchmark("x", texts(), "m"), ["a str", "takes a text"]),
+        (lambda: benchmark(name=" "), ["name is ' '"]),
+        (lambda: benchmark(data=texts([], [])), ["no texts"]),
+        (lambda: benchmark(data=LabelledTexts(["a"], np.ones((1, 3), np.float32), NAMES)), ["float32 [1, 3]", "one integer label"]),
         (lambda: benchmark(out_of_scope="os"), ["'os'", "did you mean 'oos'"]),
         (lambda: benchmark(threshold=0.5), ["no out-of-scope label"]),
         (lambda: benchmark(threshold=50, out_of_scope="oos"), ["threshold is 50"]),
         (lambda: benchmark(queries=0), ["queries is 0"]),
         (lambda: benchmark(batch_size=0), ["batch_size is 0"]),
         (lambda: benchmark({"hello": "LABEL_3"}).run(), ["'LABEL_3'", "'greet', 'pay', 'oos'"]),
-        (lambda: benchmark_together([]), ["nothing to measure"]),
+        (lambda: benchmark_together([]), ["no benchmarks to run"]),
         (lambda: benchmark_together([benchmark(), benchmark()]), ["two models are named 'm'"]),
-        (lambda: benchmark_together([benchmark(), benchmark(name="b", queries=2)]), ["'b' and 'm' have other"]),
-        (lambda: PerformanceBenchmark(lambda text: "greet", texts(), "m", batch_size=None).run(), ["answered 'greet'"]),
-        (lambda: PerformanceBenchmark(lambda text: [], texts(), "m", batch_size=None).run(), ["answered []"]),
-        (lambda: PerformanceBenchmark(lambda t: [{"label": "pay", "score": 1}], texts(), "m").run(), ["1 answers to 6"]),
+        (lambda: benchmark_together([benchmark(), benchmark(name="b", queries=2)]), ["'b' and 'm' have different"]),
+        (lambda: PerformanceBenchmark(lambda text: "greet", texts(), "m", batch_size=None).run(), ["returned 'greet'"]),
+        (lambda: PerformanceBenchmark(lambda text: [], texts(), "m", batch_size=None).run(), ["returned []"]),
+        (lambda: PerformanceBenchmark(lambda t: [{"label": "pay", "score": 1}], texts(), "m").run(), ["1 results for 6"]),
     ],
 )  # fmt: skip
 def test_mistakes(make, parts):
@@ -292,11 +292,11 @@ def test_a_run_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ("", "not JSON"), ("[]", "no benchmark's run file"), ('{"format": "x"}', "no benchmark's run file"),
+        ("", "not JSON"), ("[]", "not a benchmark run file"), ('{"format": "x"}', "not a benchmark run file"),
         ('{"format": "duonlp benchmark 1", "records": []}', "no record"),
         ('{"format": "duonlp benchmark 1", "records": [{"name": "m"}]}', "lacks run"),
         ('{"format": "duonlp benchmark 1", "records": [{"nam": "m"}]}', "did you mean 'name'"),
-        ('{"format": "duonlp benchmark 1", "records": [5]}', "run.json.*5 is no record"),
+        ('{"format": "duonlp benchmark 1", "records": [5]}', "run.json.*invalid benchmark record 5"),
     ],
 )  # fmt: skip
 def test_files_that_are_none(tmp_path, content, part):
@@ -311,7 +311,7 @@ def test_files_that_are_none(tmp_path, content, part):
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"scores": {"accuracy": "x"}}, "scores.accuracy is 'x' in the record of 'm'; it must be a number"),
+        ({"scores": {"accuracy": "x"}}, "invalid record of 'm': scores.accuracy is 'x', expected a number"),
         ({"machine": {"versions": None}}, "machine.versions is None"),
         ({"machine": {"cores": 2, "load": "high"}}, "machine.load is 'high'"),
     ],
@@ -324,13 +324,13 @@ def test_values_of_the_wrong_kind(change, part):
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_bits(flags):
-    assert unpacked(packed(np.array(flags, bool)), len(flags)).tolist() == flags
+    assert unpack_flags(pack_flags(np.array(flags, bool)), len(flags)).tolist() == flags
 
 
 def test_bits_that_do_not_fit():
     for text, count in (("zz", 8), ("ff", 9), ("ffff", 8)):
         with pytest.raises(InputError, match="measure the record again"):
-            unpacked(text, count)
+            unpack_flags(text, count)
 
 
 def test_mcnemar():
@@ -353,8 +353,8 @@ def many(slowness=1.0, wrong=0, name="m", seed=0, run=None):
         "out_of_scope_recall": correct[outside].mean().item(),
     }
     return BenchmarkRecord(
-        name, run or f"run {seed}", "2024-01-01", "data", 200, scores, packed(correct), latency, throughput=100 / slowness,
-        size=1000, memory=Memory(2000, 500), out_of_scope="oos", out_of_scope_examples=packed(outside),
+        name, run or f"run {seed}", "2024-01-01", "data", 200, scores, pack_flags(correct), latency, throughput=100 / slowness,
+        size=1000, memory=Memory(2000, 500), out_of_scope="oos", out_of_scope_examples=pack_flags(outside),
     )  # fmt: skip
 
 
@@ -408,7 +408,7 @@ def test_other_data_is_not_tested():
     found = {each.metric: each for each in compare_records(before, after)}
     assert found["accuracy"].verdict == "not tested" and found["accuracy"].p_value is None
     assert found["p50 latency"].verdict == "not tested" and found["p50 latency"].low is None
-    assert any("other texts" in note for note in compare_runs([before], [after]).notes)
+    assert any("different texts" in note for note in compare_runs([before], [after]).notes)
 
 
 def test_runs_by_name():
@@ -419,7 +419,7 @@ def test_runs_by_name():
     assert {each.name for each in found.differences} == {"b"} and "a, c: in one run only" in found.notes
     assert compare_runs([a], [b]).slowest() == pytest.approx(2, abs=0.1)
     json.dumps(found.to_dict())
-    for runs, part in (([[a]], "one record"), ([[a, b], [many(name="c"), many(name="d")]], "no record of one name")):
+    for runs, part in (([[a]], "one record"), ([[a, b], [many(name="c"), many(name="d")]], "no name in common")):
         with pytest.raises(InputError, match=part):
             compare_runs(*runs)
     with pytest.raises(InputError, match="did you mean 'drift'"):
@@ -454,11 +454,11 @@ def test_the_picture(tmp_path):
 @pytest.mark.skipif(resident_memory() is None, reason="the system does not tell")
 def test_memory():
     assert peak_memory() >= resident_memory() > 10_000_000
-    if forget_peak():
+    if reset_peak():
         low = peak_memory()
         found = []
         # not from malloc, which may give out again what it has
-        with benchmark_memory.watched(found, before=low), mmap.mmap(-1, 60_000_000) as pages:
+        with benchmark_memory.watch_memory(found, before=low), mmap.mmap(-1, 60_000_000) as pages:
             pages.write(bytes(60_000_000))
         assert found[0].growth > 50_000_000 and found[0].during == "answering" and not found[0].alone
         assert benchmark().run().memory.peak > 0
@@ -473,12 +473,12 @@ def test_memory_of_a_process_of_its_own(monkeypatch):
     package = Package()
     package.calls = []
     order = {"model": "m", "texts": ["a", "b"], "batch_size": 2, "options": {"truncation": True}}
-    found = benchmark_memory.answer(package, order, resident=lambda: 7)
+    found = benchmark_memory.measure(package, order, resident=lambda: 7)
     assert package.calls == ["a", "b", ["a", "b"]] * 2 and package.asked[2] == {"truncation": True}
     assert found is None or (found["before"] == 7 and found["alone"] and found["peak"] > 7)
     with pytest.raises(InputError, match="--no-memory"):
         benchmark_memory.memory_alone("torch", "m", ["a"])
-    orphan = "import time; from duonlp.benchmark.memory import end_with; end_with(-1); time.sleep(60)"
+    orphan = "import time; from duonlp.benchmark.memory import exit_with_parent; exit_with_parent(-1); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", orphan], cwd=ROOT, check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"")
 

@@ -267,6 +267,7 @@ def test_parity_of_the_real_frameworks(run, checkpoint):
 def test_notes_of_native_code_stay_off_the_screen_and_the_rest_does_not(capfd):
     with frameworks.without_native_notes():
         os.write(2, b"I0000 00:00:1.5 7 port.cc:153] custom operations are on\nE0000 00:00:1.5 an error\nplain\n")
+        os.write(2, b"E0000 00:00:1.5 7 cuda_platform.cc:52] failed call to cuInit: INTERNAL: UNKNOWN ERROR (303)\n")
     assert capfd.readouterr().err == "E0000 00:00:1.5 an error\nplain\n"
     with pytest.raises(RuntimeError), frameworks.without_native_notes():
         os.write(2, b"before\n")

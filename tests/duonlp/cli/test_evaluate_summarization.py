@@ -220,7 +220,7 @@ def test_no_room_for_what_is_written(run, data, tmp_path, monkeypatch, call):  #
 def test_rows_of_no_use_are_told_in_the_command_s_words(run, tmp_path):  # noqa: F811
     (tmp_path / "a.jsonl").write_text('{"document": "a", "summary": ""}\n')
     status, _, err = run(*base(tmp_path / "a.jsonl", "--baseline", "lead-3"))
-    assert status == 2 and "a.jsonl:1: empty summary" in err and "or leave it out" in err and "report" not in err
+    assert status == 2 and "a.jsonl:1: empty summary" in err and "or remove it" in err and "report" not in err
     (tmp_path / "b.jsonl").write_text('{"x": "a", "y": "b"}\n')
     status, _, err = run(*base(tmp_path / "b.jsonl", "--baseline", "lead-3"))
     assert status == 2 and "with --document-field" in err

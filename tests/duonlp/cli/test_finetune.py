@@ -254,7 +254,7 @@ def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
 def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nhello,\n")
     status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
-    assert status == 2 and "mend it, or leave it out" in err
+    assert status == 2 and "fix it, or remove it" in err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Blocks on disk: what is packed, how the making goes on after a kill, and how damage is named."""
+"""Blocks on disk: packing, resuming after a kill, reading, and errors for corrupt files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from duonlp.data.blocks import writer as block_writer
 from duonlp.data.blocks.reader import open_blocks, tokenizer_hash, write_blocks
 from duonlp.data.rows import manifest as manifest_module
-from duonlp.data.rows.manifest import put_in_place
+from duonlp.data.rows.manifest import fsync_and_rename
 from duonlp.errors import InputError
 from duonlp.tokenizers.train import train_tokenizer
 
@@ -27,12 +27,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def documents(count=400, seed=0):
-    """Texts of all lengths, a few of them empty, one very long."""
-    chosen = random.Random(seed)
+    """Return texts of many lengths, some empty and one very long."""
+    rng = random.Random(seed)
     words = ["def", "return", "import", "value", "index", "é", "数", "self", "<|endoftext|>", "==", "[", "]", "(", ")"]
-    lengths = [chosen.choice([0, 1, 3, 10, 40, 200]) for _ in range(count)]
+    lengths = [rng.choice([0, 1, 3, 10, 40, 200]) for _ in range(count)]
     lengths[count // 2] = 4000
-    return [" ".join(chosen.choices(words, k=length)) for length in lengths]
+    return [" ".join(rng.choices(words, k=length)) for length in lengths]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tokenizer():
 
 
 def plain_stream(tokenizer, texts):
-    """The stream of tokens and the number of each one's document, one document after the other in plain Python."""
+    """Return all tokens, int [n], and the document of each, int [n], tokenizing one document at a time."""
     tokens, owners = [], []
     for index, text in enumerate(texts):
         tokenizer.backend_tokenizer.encode_special_tokens = True
@@ -58,7 +58,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("batch_characters", [50, 2000, 2**20])
-def test_blocks_are_the_stream_of_tokens_cut(tokenizer, tmp_path, monkeypatch, batch_characters):
+def test_blocks_concatenate_to_the_token_stream(tokenizer, tmp_path, monkeypatch, batch_characters):
     monkeypatch.setattr(block_writer, "BATCH_CHARACTERS", batch_characters)
     texts = documents()
     manifest = write_blocks(iter(texts), tokenizer, tmp_path, block_length=32, segment_ids=True, shard_blocks=50)
@@ -79,21 +79,21 @@ def test_blocks_are_the_stream_of_tokens_cut(tokenizer, tmp_path, monkeypatch, b
     assert [shard.blocks for shard in manifest.shards[:-1]] == [50] * (len(manifest.shards) - 1)
 
 
-def test_the_bytes_do_not_depend_on_how_texts_are_batched(tokenizer, tmp_path, monkeypatch):
+def test_files_do_not_depend_on_text_batching(tokenizer, tmp_path, monkeypatch):
     for name, characters in (("a", 100), ("b", 2**20)):
         monkeypatch.setattr(block_writer, "BATCH_CHARACTERS", characters)
         write_blocks(documents(), tokenizer, tmp_path / name, block_length=16, segment_ids=True, shard_blocks=64)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_special_tokens_spelled_out_in_a_text_are_only_text(tokenizer, tmp_path):
+def test_special_tokens_in_text_are_plain_characters(tokenizer, tmp_path):
     write_blocks(["a <|endoftext|> b " * 10], tokenizer, tmp_path, block_length=8)
     read = open_blocks(tmp_path).read(np.arange(2))
     assert (read["input_ids"] != tokenizer.eos_token_id).all() and "segment_ids" not in read
     assert tokenizer.decode(read["input_ids"].reshape(-1)).startswith("a <|endo")
 
 
-def test_the_callers_truncation_is_neither_used_nor_lost(tokenizer, tmp_path):
+def test_truncation_of_the_tokenizer_is_ignored_and_kept(tokenizer, tmp_path):
     tokenizer("a b c", truncation=True, max_length=2)
     before = tokenizer.backend_tokenizer.truncation
     assert write_blocks(["x " * 500], tokenizer, tmp_path, block_length=8).blocks > 50
@@ -105,39 +105,38 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    large = PreTrainedTokenizerFast(tokenizer_object=made, sep_token="w1")
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(70_000)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    large = PreTrainedTokenizerFast(tokenizer_object=backend, sep_token="w1")
     manifest = write_blocks(["w69999 w65536 w2"], large, tmp_path, block_length=4)
     assert manifest.token_bytes == 4 and manifest.separator_id == 1
     assert open_blocks(tmp_path, large).read(np.asarray([0]))["input_ids"].tolist() == [[69_999, 65_536, 2, 1]]
 
 
-# Going on after a kill
+# Resuming after a kill
 
-KILLED = """
+WRITER_SCRIPT = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from tokenizers import Tokenizer
-from duonlp.data import block_writer
-from duonlp.data import manifest as manifest_module
+from duonlp.data.blocks import writer as block_writer
 block_writer.BATCH_CHARACTERS = 500
 folder, texts = Path(sys.argv[1]), Path(sys.argv[2]).read_text().split("|")
 tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_file(sys.argv[3]), eos_token_id=0)
 
-def slowly():
-    print("begun", flush=True)
+def slow_texts():
+    print("started", flush=True)
     for index, text in enumerate(texts):
         time.sleep(0.001)
         yield text
 
-block_writer.write_blocks(slowly(), tokenizer, folder, block_length=16, segment_ids=True, shard_blocks=20)
+block_writer.write_blocks(slow_texts(), tokenizer, folder, block_length=16, segment_ids=True, shard_blocks=20)
 print("done", flush=True)
 """
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tokenizer, tmp_path):
+def test_killed_runs_resume_to_identical_files(tokenizer, tmp_path):
     texts = [text.replace("|", "") for text in documents()]
     options = {"block_length": 16, "segment_ids": True, "shard_blocks": 20}
     write_blocks(texts, tokenizer, tmp_path / "whole", **options)
@@ -147,9 +146,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tokenizer, tmp_path)
     arguments = [str(killed), str(tmp_path / "texts"), str(tmp_path / "tokenizer.json")]
     shards = 0
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"begun\n"
-        # Killed a moment after it has got further than the time before, wherever it is then.
+        process = subprocess.Popen([sys.executable, "-c", WRITER_SCRIPT, *arguments], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"started\n"
+        # Kill it at an arbitrary moment after it has written more shards than the previous run.
         while len(list(killed.glob("blocks-*.array_record"))) <= shards:
             time.sleep(0.001)
         time.sleep(random.Random(shards).uniform(0, 0.02))
@@ -168,7 +167,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tokenizer, tmp_path)
 def test_documents_longer_than_a_shard_and_shards_that_end_with_a_document(
     tokenizer, tmp_path, monkeypatch, block_length, shard_blocks
 ):
-    """Stops after each document in turn; `abc def ` and its separator fill blocks of 2 at times, others never."""
+    """Stop after each document in turn."""
     monkeypatch.setattr(block_writer, "BATCH_CHARACTERS", 1)
     texts = ["self value " * n for n in (1, 0, 30, 2, 0, 0, 1)]
     options = {"block_length": block_length, "shard_blocks": shard_blocks, "segment_ids": True}
@@ -178,34 +177,34 @@ def test_documents_longer_than_a_shard_and_shards_that_end_with_a_document(
     read = whole.read(np.arange(len(whole)))["input_ids"].reshape(-1)
     assert np.array_equal(read, tokens[: len(tokens) // block_length * block_length])
     for after in range(1, len(texts)):
-        begun(tokenizer, tmp_path / "begun", texts, after, **options)
-    write_blocks(texts, tokenizer, tmp_path / "begun", **options)
-    assert contents(tmp_path / "begun") == contents(tmp_path / "whole")
+        write_partially(tokenizer, tmp_path / "partial", texts, after, **options)
+    write_blocks(texts, tokenizer, tmp_path / "partial", **options)
+    assert contents(tmp_path / "partial") == contents(tmp_path / "whole")
 
 
 class Killed(BaseException):
     pass
 
 
-def test_stopped_at_every_step_of_the_disk_it_ends_with_the_same_bytes(tokenizer, tmp_path, monkeypatch):
-    """Stops before and after every file is put in place, at each in turn, and every time goes on."""
+def test_interruption_at_any_rename_resumes_to_identical_files(tokenizer, tmp_path, monkeypatch):
+    """Stop before or after each rename in turn, and resume every time."""
     options = {"block_length": 16, "segment_ids": True, "shard_blocks": 150}
     write_blocks(documents(), tokenizer, tmp_path / "whole", **options)
     folder = tmp_path / "stopped"
     stops = 0
     for attempt in range(60):
-        # Shards are put in place by the writer, manifests by `manifest`: stop at the next, or at the one after it.
+        # Shards are renamed by `writer`, manifests by `manifest`; stop at the next rename or one of the two after it.
         left = [attempt % 3]
 
-        def put(partial, path, real=put_in_place, after=attempt % 2, left=left):
+        def rename(partial, path, real=fsync_and_rename, after=attempt % 2, left=left):
             left[0] -= 1
             if left[0] >= 0 or after:
                 real(partial, path)
             if left[0] < 0:
                 raise Killed
 
-        monkeypatch.setattr(block_writer, "put_in_place", put)
-        monkeypatch.setattr(manifest_module, "put_in_place", put)
+        monkeypatch.setattr(block_writer, "fsync_and_rename", rename)
+        monkeypatch.setattr(manifest_module, "fsync_and_rename", rename)
         try:
             write_blocks(documents(), tokenizer, folder, **options)
             break
@@ -214,22 +213,22 @@ def test_stopped_at_every_step_of_the_disk_it_ends_with_the_same_bytes(tokenizer
     assert 10 < stops < 60 and contents(folder) == contents(tmp_path / "whole")
 
 
-def begun(tokenizer, folder, texts, after=150, **options):
-    """Begins to write and stops in the middle of the texts."""
+def write_partially(tokenizer, folder, texts, after=150, **options):
+    """Start writing blocks and stop in the middle of the texts."""
 
-    def stopping():
+    def interrupted_texts():
         yield from texts[:after]
         raise Killed
 
     with pytest.raises(Killed):
-        write_blocks(stopping(), tokenizer, folder, **{"block_length": 16, "shard_blocks": 20, **options})
+        write_blocks(interrupted_texts(), tokenizer, folder, **{"block_length": 16, "shard_blocks": 20, **options})
 
 
-def test_going_on_with_anything_else_is_an_error(tokenizer, tmp_path, monkeypatch):
+def test_resuming_with_other_settings_or_texts_is_an_error(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(block_writer, "BATCH_CHARACTERS", 500)
     texts = documents()
-    folder = tmp_path / "begun"
-    begun(tokenizer, folder, texts)
+    folder = tmp_path / "partial"
+    write_partially(tokenizer, folder, texts)
     other = train_tokenizer(documents(50, seed=3), vocab_size=290, min_frequency=0)
     same = {"block_length": 16, "shard_blocks": 20}
     for change, message in (
@@ -238,20 +237,20 @@ def test_going_on_with_anything_else_is_an_error(tokenizer, tmp_path, monkeypatc
         ({"shard_blocks": 30}, "shard_blocks 20, now 30"),
         ({"separator_id": 7}, "separator_id 0, now 7"),
         ({"tokenizer": other}, "vocab_size 300, now 290; tokenizer_hash"),
-        ({"texts": [texts[0] + "x", *texts[1:]]}, "begun with other texts"),
-        ({"texts": texts[1:]}, "begun with other texts"),
+        ({"texts": [texts[0] + "x", *texts[1:]]}, "started with other texts"),
+        ({"texts": texts[1:]}, "started with other texts"),
         ({"texts": texts[:3]}, "more documents than the 3 given"),
     ):
         arguments = {"texts": texts, "tokenizer": tokenizer, **same, **change}
         with pytest.raises(InputError, match=message):
             write_blocks(folder=folder, **arguments)
-    # None of these did any harm.
+    # None of these calls changed the folder.
     write_blocks(texts, tokenizer, folder, **same)
     write_blocks(texts, tokenizer, tmp_path / "whole", **same)
-    assert contents(tmp_path / "begun") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "partial") == contents(tmp_path / "whole")
 
 
-def test_a_complete_folder_is_compared_with_the_texts(tokenizer, tmp_path):
+def test_a_complete_folder_is_verified_against_the_texts(tokenizer, tmp_path):
     texts = documents()
     manifest = write_blocks(texts, tokenizer, tmp_path, block_length=16)
     before = contents(tmp_path)
@@ -263,14 +262,14 @@ def test_a_complete_folder_is_compared_with_the_texts(tokenizer, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_two_writers_at_once_are_an_error(tokenizer, tmp_path):
-    def writing():
+def test_two_concurrent_writers_are_an_error(tokenizer, tmp_path):
+    def texts():
         yield "a " * 500
         with pytest.raises(InputError, match="another process"):
             write_blocks(["a " * 500], tokenizer, tmp_path, block_length=16)
         yield "b " * 500
 
-    write_blocks(writing(), tokenizer, tmp_path, block_length=16)
+    write_blocks(texts(), tokenizer, tmp_path, block_length=16)
 
 
 @pytest.mark.parametrize(
@@ -282,16 +281,16 @@ def test_two_writers_at_once_are_an_error(tokenizer, tmp_path):
         (["a"], {"block_length": 1}, "block_length is 1"),
         (["a"], {"shard_blocks": 0}, "shard_blocks is 0"),
         (["a"], {"separator_id": 300}, "from 0 to 299"),
-        (["a", b"b"], {}, "document 1 is a bytes"),
+        (["a", b"b"], {}, "document 1 has type bytes"),
         (["a", "\ud800"], {}, "document 1 is not valid Unicode"),
     ],
 )
-def test_bad_input_is_named(tokenizer, tmp_path, texts, options, message):
+def test_invalid_input_is_an_error(tokenizer, tmp_path, texts, options, message):
     with pytest.raises(InputError, match=message):
         write_blocks(texts, tokenizer, tmp_path / "new", **{"block_length": 16, **options})
 
 
-def test_tokenizers_that_cannot_be_used_are_named(tokenizer, tmp_path):
+def test_unsupported_tokenizers_are_an_error(tokenizer, tmp_path):
     with pytest.raises(InputError, match="not a fast tokenizer"):
         write_blocks(["a"], object(), tmp_path, block_length=16)
     dropping = train_tokenizer(documents(50), vocab_size=290, min_frequency=0)
@@ -316,20 +315,20 @@ def made(tokenizer, tmp_path):
     return tmp_path / "made"
 
 
-def test_reading_in_any_order_across_shards(made):
+def test_random_access_across_shards(made):
     blocks = open_blocks(made)
     everything = blocks.read(np.arange(len(blocks)))
-    chosen = np.random.default_rng(0).integers(0, len(blocks), 300)
-    for key, value in blocks.read(chosen).items():
-        assert np.array_equal(value, everything[key][chosen])
+    indices = np.random.default_rng(0).integers(0, len(blocks), 300)
+    for key, value in blocks.read(indices).items():
+        assert np.array_equal(value, everything[key][indices])
     assert blocks.read(np.asarray([], dtype=np.int64))["input_ids"].shape == (0, 16)
     for wrong in ([-1], [len(blocks)], [0.5], [[0]]):
         with pytest.raises(InputError, match="indices"):
             blocks.read(np.asarray(wrong))
 
 
-def test_few_files_are_open_at_once(made, monkeypatch):
-    monkeypatch.setattr("duonlp.data.blocks.reader.MOST_OPEN", 2)
+def test_the_number_of_open_shards_is_limited(made, monkeypatch):
+    monkeypatch.setattr("duonlp.data.blocks.reader.MAX_OPEN_SHARDS", 2)
     blocks = open_blocks(made)
     assert len(blocks.manifest.shards) > 4
     everything = blocks.read(np.arange(len(blocks)))["input_ids"]
@@ -337,15 +336,15 @@ def test_few_files_are_open_at_once(made, monkeypatch):
     assert len(blocks._readers) == 2
 
 
-def test_threads_and_copies_read_the_same(made):
+def test_threads_and_pickled_copies_read_the_same(made):
     blocks = open_blocks(made)
     everything = blocks.read(np.arange(len(blocks)))["input_ids"]
     wrong = []
 
     def read(seed):
         for _ in range(20):
-            chosen = np.random.default_rng(seed).integers(0, len(blocks), 8)
-            if not np.array_equal(blocks.read(chosen)["input_ids"], everything[chosen]):
+            indices = np.random.default_rng(seed).integers(0, len(blocks), 8)
+            if not np.array_equal(blocks.read(indices)["input_ids"], everything[indices]):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
@@ -358,7 +357,7 @@ def test_threads_and_copies_read_the_same(made):
     assert np.array_equal(copy.read(np.arange(9))["input_ids"], everything[:9])
 
 
-def test_a_forked_process_is_told_that_it_cannot_read(made):
+def test_reading_in_a_forked_process_is_an_error(made):
     code = (
         "import os, sys, numpy as np\n"
         "from duonlp.data.blocks.reader import open_blocks\n"
@@ -373,18 +372,18 @@ def test_a_forked_process_is_told_that_it_cannot_read(made):
     subprocess.run([sys.executable, "-c", code, str(made)], cwd=ROOT, check=True, timeout=60)
 
 
-def flipped(path, place):
+def flip_byte(path, place):
     data = bytearray(path.read_bytes())
     data[place] ^= 0xFF
     path.write_bytes(data)
 
 
-def test_a_damaged_shard_is_named_and_a_damaged_record_too(made):
+def test_corrupt_shards_and_records_are_named(made):
     shard = made / "blocks-00001.array_record"
-    flipped(shard, shard.stat().st_size // 100)
-    with pytest.raises(InputError, match=r"blocks-00001\.array_record' is damaged: its SHA-256"):
+    flip_byte(shard, shard.stat().st_size // 100)
+    with pytest.raises(InputError, match=r"blocks-00001\.array_record' is corrupt: its SHA-256"):
         open_blocks(made, verify=True)
-    blocks = open_blocks(made)  # checksums are compared when asked for
+    blocks = open_blocks(made)  # checksums are only compared with verify=True
     failed = []
     for index in range(100, 200):
         try:
@@ -397,7 +396,7 @@ def test_a_damaged_shard_is_named_and_a_damaged_record_too(made):
         blocks.read(np.arange(len(blocks)))
 
 
-def test_a_record_that_is_whole_but_wrong_is_named(made):
+def test_records_with_invalid_contents_are_named(made):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shard = made / "blocks-00000.array_record"
@@ -406,22 +405,22 @@ def test_a_record_that_is_whole_but_wrong_is_named(made):
     for record in (good, good[:-2], good + b"\0", high, good + b"\x10\0") + (good,) * 95:
         writer.write(record)
     writer.close()
-    settle(made, 0)
+    update_shard_size(made, 0)
     blocks = open_blocks(made)
     assert (blocks.read(np.asarray([0]))["input_ids"] == 5).all()
-    for index, message in ((1, "30 bytes"), (2, "33 bytes"), (3, "token id is 300"), (4, "begins at 16")):
+    for index, message in ((1, "30 bytes"), (2, "33 bytes"), (3, "token id 300"), (4, "begins at 16")):
         with pytest.raises(InputError, match=f"record {index} of .*00000.*{message}"):
             blocks.read(np.asarray([0, index]))
     writer = ArrayRecordWriter(str(shard), "group_size:1")
     writer.write(good)
     writer.close()
-    settle(made, 0)
-    with pytest.raises(InputError, match="1 records, and the manifest says 100"):
+    update_shard_size(made, 0)
+    with pytest.raises(InputError, match="1 records, but the manifest says 100"):
         open_blocks(made).read(np.asarray([0]))
 
 
-def settle(folder, shard):
-    """Writes the real size of a changed shard into the manifest."""
+def update_shard_size(folder, shard):
+    """Write the actual size of a changed shard to the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][shard]["size"] = (folder / manifest["shards"][shard]["file"]).stat().st_size
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -430,7 +429,7 @@ def settle(folder, shard):
 def test_missing_and_truncated_shards_are_named(made, tokenizer):
     shard = made / "blocks-00002.array_record"
     data = shard.read_bytes()
-    for wrong, message in ((data[:-1], "bytes, and the manifest says"), (None, "is missing")):
+    for wrong, message in ((data[:-1], "bytes, but the manifest says"), (None, "is missing")):
         shard.unlink() if wrong is None else shard.write_bytes(wrong)
         with pytest.raises(InputError, match=f"blocks-00002.array_record' .*{message}|has {len(data) - 1} bytes"):
             open_blocks(made)
@@ -441,18 +440,18 @@ def test_missing_and_truncated_shards_are_named(made, tokenizer):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(blocks=m["blocks"] - 1), "counts disagree"),
-        (lambda m: m["shards"][0].update(file="../elsewhere"), "counts disagree"),
+        (lambda m: m.update(blocks=m["blocks"] - 1), "counts are inconsistent"),
+        (lambda m: m["shards"][0].update(file="../elsewhere"), "counts are inconsistent"),
         (lambda m: m.update(format=2), "format 2"),
         (lambda m: m.update(blocks="many"), "blocks is 'many'"),
         (lambda m: m.update(extra=1), "extra"),
         (lambda m: m.pop("separator_id"), "separator_id"),
         (lambda m: m["shards"][0].pop("sha256"), "sha256"),
-        (lambda m: m.update(shards=3), "damaged"),
+        (lambda m: m.update(shards=3), "corrupt"),
         (lambda m: m.update(complete=False), "not complete"),
     ],
 )
-def test_a_manifest_that_is_wrong_is_named(made, change, message):
+def test_an_inconsistent_manifest_is_an_error(made, change, message):
     path = made / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
@@ -461,19 +460,19 @@ def test_a_manifest_that_is_wrong_is_named(made, change, message):
         open_blocks(made)
 
 
-def test_a_folder_without_a_readable_manifest_is_named(made, tmp_path):
+def test_a_missing_or_unreadable_manifest_is_an_error(made, tmp_path):
     with pytest.raises(InputError, match="not a folder of blocks"):
         open_blocks(tmp_path)
     for text in ("", "[1]", "{", '{"format": 1}'):
         (made / "manifest.json").write_text(text)
-        with pytest.raises(InputError, match=r"damaged|manifest"):
+        with pytest.raises(InputError, match=r"corrupt|format None"):
             open_blocks(made)
     (made / "manifest.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="corrupt"):
         open_blocks(made)
 
 
-def test_blocks_of_another_tokenizer_are_refused(made, tokenizer):
+def test_blocks_of_another_tokenizer_are_an_error(made, tokenizer):
     open_blocks(made, tokenizer)
     for other in (
         train_tokenizer(documents(50, seed=3), vocab_size=300, min_frequency=0),
@@ -481,14 +480,14 @@ def test_blocks_of_another_tokenizer_are_refused(made, tokenizer):
     ):
         with pytest.raises(InputError, match="another tokenizer"):
             open_blocks(made, other)
-    more = train_tokenizer(documents(100, seed=1), vocab_size=300, min_frequency=0)
-    open_blocks(made, more)
-    more.add_tokens(["<fim>"])
-    with pytest.raises(InputError, match=r"of 300 tokens, .* given: 301 tokens"):
-        open_blocks(made, more)
+    equal = train_tokenizer(documents(100, seed=1), vocab_size=300, min_frequency=0)
+    open_blocks(made, equal)
+    equal.add_tokens(["<fim>"])
+    with pytest.raises(InputError, match=r"another tokenizer \(300 tokens, .* the one given \(301 tokens"):
+        open_blocks(made, equal)
 
 
-def test_the_tokenizers_hash_survives_saving_and_what_does_not_change_ids(tokenizer, tmp_path):
+def test_the_tokenizer_hash_depends_only_on_what_changes_ids(tokenizer, tmp_path):
     first = tokenizer_hash(tokenizer)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -503,7 +502,7 @@ def test_the_tokenizers_hash_survives_saving_and_what_does_not_change_ids(tokeni
 @pytest.mark.parametrize(
     "family", ["BertTokenizerFast", "GPT2TokenizerFast", "RobertaTokenizerFast", "AlbertTokenizerFast"]
 )
-def test_the_hash_of_tokenizers_of_other_families_survives_saving(family, tmp_path):
+def test_the_tokenizer_hash_survives_saving(family, tmp_path):
     import transformers
 
     special = ["<pad>", "<unk>", "<s>", "</s>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<mask>", "<|endoftext|>"]
@@ -514,8 +513,8 @@ def test_the_hash_of_tokenizers_of_other_families_survives_saving(family, tmp_pa
         arguments = {"vocab": {token: i for i, token in enumerate(tokens)}}
     else:
         arguments = {"vocab": {token: i for i, token in enumerate([*tokens, "ab"])}, "merges": [("a", "b")]}
-    made = getattr(transformers, family)(**arguments)
-    made.save_pretrained(tmp_path)
-    assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path)) == tokenizer_hash(made)
-    assert write_blocks(["ab ab cd " * 20], made, tmp_path / "blocks", block_length=8).blocks > 4
+    tokenizer = getattr(transformers, family)(**arguments)
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path)) == tokenizer_hash(tokenizer)
+    assert write_blocks(["ab ab cd " * 20], tokenizer, tmp_path / "blocks", block_length=8).blocks > 4
     open_blocks(tmp_path / "blocks", AutoTokenizer.from_pretrained(tmp_path))

@@ -1,4 +1,4 @@
-"""Files found, and split by their names."""
+"""Finding text files, and splitting documents by name."""
 
 import pytest
 
@@ -18,27 +18,27 @@ def folder(tmp_path):
 
 
 def test_text_files_are_sorted_and_skips_are_left_out(folder):
-    found = text_files(folder, "*.py", frozenset({"tests"}))
-    assert len(found) == 200 and found == sorted(found)
+    files = text_files(folder, "*.py", frozenset({"tests"}))
+    assert len(files) == 200 and files == sorted(files)
 
 
-def test_text_files_says_what_to_do(folder):
+def test_text_files_errors(folder):
     with pytest.raises(InputError, match="not a folder"):
         text_files(folder / "nowhere")
     with pytest.raises(InputError, match="matches"):
         text_files(folder, "*.rs")
 
 
-def test_the_split_is_by_name_whatever_else_is_there():
+def test_the_split_depends_on_the_name_alone():
     names = [f"part/m{i}.py" for i in range(400)]
     held_out = [name for name in names if is_held_out(name, 0.2)]
     assert 50 <= len(held_out) <= 110
     assert held_out != [name for name in names if is_held_out(name, 0.2, salt="b")]
-    with pytest.raises(InputError, match="share"):
+    with pytest.raises(InputError, match="must be a fraction between 0 and 1"):
         is_held_out("x", 5)
 
 
-def test_the_standard_library_is_there_without_its_tests():
+def test_the_standard_library_is_found_without_its_tests():
     files = text_files(standard_library_folder(), "*.py", STANDARD_LIBRARY_SKIPS)
     assert any(path.name == "argparse.py" for path in files)
     assert not any("test" in path.parts or "site-packages" in path.parts for path in files)

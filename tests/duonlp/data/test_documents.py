@@ -1,4 +1,4 @@
-"""Documents from every kind of source, and what is said of those that cannot be read."""
+"""Documents from every kind of source, and reports of unreadable ones."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ def write_jsonl(path, data):
     import zstandard
 
     if path.name.endswith(".gz"):
-        data = gzip.compress(data[:20]) + gzip.compress(data[20:])  # two members, as concatenated archives have
+        data = gzip.compress(data[:20]) + gzip.compress(data[20:])  # two members, as in concatenated archives
     elif path.name.endswith(".zst"):
         data = b"".join(zstandard.ZstdCompressor().compress(piece) for piece in (data[:20], data[20:]))
     path.write_bytes(data)
@@ -38,7 +38,7 @@ def test_jsonl_in_every_compression(tmp_path, name):
     file = write_jsonl(tmp_path / name, lines())
     assert list(read_documents(file)) == EXPECTED
     assert list(read_documents(tmp_path)) == EXPECTED, "a folder of shards"
-    # The last line needs no line end; a byte order mark and empty lines are no documents.
+    # A byte order mark, empty lines and a missing final newline are accepted.
     write_jsonl(file, b"\xef\xbb\xbf" + lines().replace(b"\n", b"\n\n").rstrip())
     assert list(read_documents(str(file))) == EXPECTED
 
@@ -69,7 +69,7 @@ def test_tables(tmp_path, kind):
         source = tmp_path / "saved"
         datasets.Dataset(table).save_to_disk(source)
     else:
-        # A dataset streamed by `datasets` is an iterable of rows, too.
+        # A dataset streamed by `datasets` is also an iterable of rows.
         source = {"rows": ROWS, "dataset": datasets.Dataset(table), "generator": (row for row in ROWS)}[kind]
     assert list(read_documents(source)) == EXPECTED
 
@@ -77,19 +77,19 @@ def test_tables(tmp_path, kind):
 def test_the_hub_is_read_through_datasets(monkeypatch):
     import datasets
 
-    asked = []
+    calls = []
 
     def load_dataset(*names, **options):
-        asked.append((names, options))
+        calls.append((names, options))
         if names[0] == "gone/gone":
             raise FileNotFoundError("no such dataset")
         return datasets.Dataset.from_list([{"code": "y = 2\n"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(read_documents("hub://o/name@v1#python")) == [Document("y = 2\n", "o/name/train:0")]
-    assert asked[-1] == (("o/name", "python"), {"split": "train", "revision": "v1", "streaming": True})
+    assert calls[-1] == (("o/name", "python"), {"split": "train", "revision": "v1", "streaming": True})
     list(read_documents("o/name", kind="hub", split="validation", streaming=False))
-    assert asked[-1] == (("o/name", None), {"split": "validation", "revision": None, "streaming": False})
+    assert calls[-1] == (("o/name", None), {"split": "validation", "revision": None, "streaming": False})
     with pytest.raises(InputError, match=r"gone/gone.*no such dataset"):
         list(read_documents("hub://gone/gone"))
 
@@ -104,16 +104,16 @@ def test_a_tree_of_source_files(tmp_path):
     assert [d.path for d in both] == ["m.py", "tests/t.py", "a.rs", "pkg/m.py", "pkg/tests/t.py"]
 
 
-def test_columns_are_named_or_an_error_lists_them(tmp_path):
+def test_columns_are_selectable_and_errors_list_them(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", lines([{"body": "x = 1", "where": "w", "by": ["MIT", "ISC"]}]))
-    found = read_documents(file, text_field="body", path_field="where", licence_field="by")
-    assert list(found) == [Document("x = 1", "w", None, "(MIT) AND (ISC)")]
+    documents = read_documents(file, text_field="body", path_field="where", licence_field="by")
+    assert list(documents) == [Document("x = 1", "w", None, "(MIT) AND (ISC)")]
     assert next(read_documents(file, text_field="body")).path == f"{file}:1"
     # Columns may differ from row to row.
     write_jsonl(file, lines([{"text": "x"}, {"text": "y", "repo": "o/r"}, {"code": "z"}]))
     assert [(d.text, d.repository) for d in read_documents(file)] == [("x", None), ("y", "o/r"), ("z", None)]
     write_jsonl(file, lines([{"body": "x = 1", "where": "w", "by": ["MIT", "ISC"]}]))
-    report = CleaningReport()  # a wrong name is an error with a report, too
+    report = CleaningReport()  # a wrong column name is an error even with a report
     with pytest.raises(InputError, match=r"'code'.*body, where, by"):
         list(read_documents(file, report=report))
     with pytest.raises(InputError, match=r"no column 'Path' \(given as path_field\).*body, where, by"):
@@ -123,26 +123,26 @@ def test_columns_are_named_or_an_error_lists_them(tmp_path):
 BAD_LINES = [
     (b'{"content": "caf\xe9"}', "invalid UTF-8", "byte 0xe9 at 16"),
     (b'{"content": "x', "corrupt line", "not JSON"),
-    (b'["x"]', "corrupt row", "a list, not an object"),
-    (b'{"content": null}', "corrupt row", "a NoneType, not a text"),
+    (b'["x"]', "corrupt row", "type list; expected an object with columns"),
+    (b'{"content": null}', "corrupt row", "type NoneType; expected str"),
     (b'{"path": "a.py"}', "corrupt row", "no column 'content'.*path"),
-    (b'{"content": 7}', "corrupt row", "a int, not a text"),
+    (b'{"content": 7}', "corrupt row", "type int; expected str"),
     (rb'{"content": "\ud800"}', "invalid UTF-8", "surrogate"),
-    (rb'{"content": "\u0000"}', "binary", "zero byte"),
+    (rb'{"content": "\u0000"}', "binary", "NUL byte"),
 ]
 
 
-@pytest.mark.parametrize(("bad", "reason", "what"), BAD_LINES, ids=[f"{b[1]}: {b[2]}" for b in BAD_LINES])
-def test_a_bad_line_is_named_and_counted_or_raised(tmp_path, bad, reason, what):
+@pytest.mark.parametrize(("bad", "reason", "detail"), BAD_LINES, ids=[f"{b[1]}: {b[2]}" for b in BAD_LINES])
+def test_a_bad_line_raises_or_is_counted(tmp_path, bad, reason, detail):
     good = lines()
     file = write_jsonl(tmp_path / "a.jsonl.gz", good + bad + b"\n" + good)
-    with pytest.raises(InputError, match=f"a.jsonl.gz:3: {reason}: .*{what}"):
+    with pytest.raises(InputError, match=f"a.jsonl.gz:3: {reason}: .*{detail}"):
         list(read_documents(file))
     report = CleaningReport()
     assert list(read_documents(file, report=report)) == EXPECTED * 2
     entry = report.dropped[reason]
     assert entry.documents == 1 and len(report.dropped) == 1
-    assert f"{file}:3" in entry.examples[0] and re.search(what, entry.examples[0])
+    assert f"{file}:3" in entry.examples[0] and re.search(detail, entry.examples[0])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
@@ -174,7 +174,7 @@ def test_a_corrupt_archive_is_named(tmp_path, name, harm):
     )
 
 
-def test_invalid_utf8_in_a_table_costs_one_row(tmp_path):
+def test_invalid_utf8_in_a_table_drops_one_row(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -185,7 +185,7 @@ def test_invalid_utf8_in_a_table_costs_one_row(tmp_path):
     assert report.to_dict()["dropped"]["invalid UTF-8"]["examples"] == [f"{tmp_path / 'a.parquet'}:2: byte 0xe9 at 3"]
 
 
-def test_files_that_are_no_text_are_named(tmp_path):
+def test_files_that_are_not_text_are_reported(tmp_path):
     (tmp_path / "binary.py").write_bytes(b"\x7fELF\0\0")
     (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
     (tmp_path / "m.py").write_text("x = 1\n")
@@ -197,7 +197,7 @@ def test_files_that_are_no_text_are_named(tmp_path):
         list(read_documents(tmp_path))
 
 
-def test_sources_that_are_none(tmp_path):
+def test_invalid_sources_are_an_error(tmp_path):
     for bad, message in [
         (tmp_path / "nowhere", "hub://"),
         (tmp_path, "matches"),
@@ -207,19 +207,19 @@ def test_sources_that_are_none(tmp_path):
         with pytest.raises(InputError, match=message):
             list(read_documents(bad))
     (tmp_path / "a.csv").write_text("text\nx\n")
-    with pytest.raises(InputError, match=r"a\.csv.*ends in none of \.jsonl"):
+    with pytest.raises(InputError, match=r"a\.csv.*unsupported ending; expected \.jsonl"):
         read_documents(tmp_path / "a.csv")
     with pytest.raises(InputError, match="kind is 'csv'; it must be one of jsonl"):
         read_documents(tmp_path / "a.csv", kind="csv")
     (tmp_path / "a.jsonl").write_bytes(lines())
     (tmp_path / "m.py").write_text("x = 1\n")
-    with pytest.raises(InputError, match=r"several kinds \(jsonl, \*\.py\)"):
+    with pytest.raises(InputError, match=r"several kinds of files \(jsonl, \*\.py\)"):
         read_documents(tmp_path)
     assert [d.path for d in read_documents(tmp_path, kind="tree")] == ["m.py"]
     assert list(read_documents(tmp_path, kind="jsonl")) == EXPECTED
 
 
-def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_a_missing_library_is_an_error_naming_its_extra(tmp_path, monkeypatch):
     from duonlp.data.cleaning import masking
     from duonlp.data.cleaning.cleaner import CleaningConfig, clean
     from duonlp.data.cleaning.splits import write_split
@@ -228,7 +228,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
         (tmp_path / name).write_bytes(b"")
     for module in ("datasets", "datasketch", "detect_secrets.core.plugins.util", "pyarrow", "zstandard"):
         monkeypatch.setitem(sys.modules, module, None)
-    masking._patterns.cache_clear()
+    masking._load_patterns.cache_clear()
     missing = [
         *(lambda name=name: list(read_documents(tmp_path / name)) for name in ("a.jsonl.zst", "a.parquet", "a.arrow")),
         lambda: list(read_documents("hub://owner/name")),
@@ -237,6 +237,6 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
         lambda: write_split(EXPECTED, tmp_path / "split", ending=".jsonl.zst"),
     ]
     for call in missing:
-        with pytest.raises(MissingExtraError, match=r'missing; pip install "duonlp\[data\]"'):
+        with pytest.raises(MissingExtraError, match=r'requires .*; install it with pip install "duonlp\[data\]"'):
             call()
     assert len(list(clean(EXPECTED, CleaningConfig(filters=None, near_duplicates=None, masking=None)))) == 2

@@ -185,7 +185,7 @@ def test_other_entries_of_a_json_file_are_ignored(tmp_path):
     assert is_one_table(file) is False and len(read_labelled_texts(file, "validation")) == 2
     with pytest.raises(InputError, match=r"no split 'version'; it has 'train', 'dev', 'test'"):
         read_labelled_texts(file, "version")
-    with pytest.raises(InputError, match=r"test:0: corrupt row: it is a str"):
+    with pytest.raises(InputError, match=r"test:0: corrupt row: row has type str"):
         read_labelled_texts(file, "test")
     row = {"text": "so good", "version": 2, "labels": [{"name": "joy"}]}
     for rows in ([row], [row, row]):
@@ -296,7 +296,7 @@ def test_columns(tmp_path):
         ({"text": "a", "label": "Joy"}, r"unknown label: its label 'Joy' is not one of anger, fear, joy; did you mean 'joy'"),
         ({"text": "a", "label": 3}, r"unknown label: its label 3 is not one of"),
         ({"text": "a"}, r"corrupt row: .*no column 'label'"),
-        (["a", "b", "c"], r"corrupt row: it is a list"),
+        (["a", "b", "c"], r"corrupt row: row has type list"),
     ],
 )  # fmt: skip
 def test_unusable_rows_raise_or_are_counted(tmp_path, row, reason):

@@ -1,4 +1,4 @@
-"""Secrets and addresses are masked, in any place of a text; code that looks like them is not."""
+"""Secrets and e-mail addresses are masked anywhere in a text; code that resembles them is not."""
 
 import random
 import re
@@ -13,7 +13,7 @@ draw = random.Random(0)
 
 
 def token(length, letters=string.ascii_letters + string.digits):
-    """Random characters with a digit among them. Made here, so that no file holds what a scanner would take for a key."""
+    """Return random characters with a digit; generated so that secret scanners do not flag this file."""
     return "7" + "".join(draw.choice(letters) for _ in range(length - 1))
 
 
@@ -52,7 +52,7 @@ def test_secrets_are_masked_wherever_they_are(kind, before):
     masked, counts = mask(text, ALL)
     assert masked == f'{before}value = "<KEY>"\nother = 1\n' and counts == {"key": 1}
     assert mask(text, MaskingConfig(secrets=False)) == (text, {})
-    # Twice on a line, then again: a place that is found must not hide those after it.
+    # Twice on a line, then again: a match must not hide later ones.
     masked, counts = mask(f'("{secret}", "{secret}")\nx\n"{secret}"\n', ALL)
     assert masked == '("<KEY>", "<KEY>")\nx\n"<KEY>"\n' and counts == {"key": 3}
 
@@ -69,7 +69,7 @@ def test_secrets_are_masked_wherever_they_are(kind, before):
         ("//registry.npmjs.org/:_authToken={}", "npm_" + token(36)),
     ],
 )
-def test_the_name_that_a_secret_is_assigned_to_stays(line, value):
+def test_the_name_a_secret_is_assigned_to_is_kept(line, value):
     masked, counts = mask(f"x = 1\n{line.format(value)}\n", ALL)
     assert masked == f"x = 1\n{line.format('<KEY>')}\n" and counts == {"key": 1}
 
@@ -124,7 +124,7 @@ def test_addresses_are_masked(address, frame):
         "def test_that_a_very_long_name_1_of_a_function_stays_as_it_is(): pass",
     ],
 )
-def test_code_that_only_looks_like_it_stays(text):
+def test_code_that_resembles_secrets_is_kept(text):
     assert mask(text, ALL) == (text, {})
 
 
@@ -134,8 +134,8 @@ def test_masks_are_not_masked_again():
     assert mask(once, ALL) == (once, {}) and sum(counts.values()) == len(lines)
 
 
-def test_every_detector_of_the_library_is_known():
-    """A new one works all the same, on whole texts, but slowly: give it anchors."""
+def test_every_detector_of_the_library_has_anchors():
+    """Detectors without anchors work too, but slowly, on whole texts; add anchors for new ones."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
     from detect_secrets.plugins.base import RegexBasedDetector
 
@@ -146,14 +146,14 @@ def test_every_detector_of_the_library_is_known():
     assert names == set(ANCHORS) | set(NOT_USED)
 
 
-def test_anchors_hide_nothing_from_the_patterns():
-    """What the patterns find on every line of a text full of secrets is masked, without their anchors' help."""
-    from duonlp.data.cleaning.masking import _patterns
+def test_anchors_miss_no_match_of_the_patterns():
+    """Everything the patterns match without anchors, on lines full of secrets, is masked."""
+    from duonlp.data.cleaning.masking import _load_patterns
 
     lines = [f'x{i} = "{secret}"' for i, secret in enumerate(SECRETS.values())]
     masked = mask("\n".join(lines), ALL)[0].split("\n")
-    for kind in _patterns():
-        for pattern in kind:
+    for patterns in _load_patterns():
+        for pattern in patterns:
             for line, after in zip(lines, masked):
                 assert not pattern.regex.search(line) or "<KEY>" in after
     assert all(re.fullmatch(r'x\d+ = "<KEY>"', line) for line in masked)

@@ -1,4 +1,4 @@
-"""The computed order: a permutation of any length, and a well-mixed one."""
+"""The computed order is a permutation of any length, and well mixed."""
 
 import tracemalloc
 
@@ -20,29 +20,29 @@ def test_a_permutation_of_a_long_range(count):
     assert np.array_equal(np.sort(permuted(np.arange(count), count, seed=3, epochs=2)), np.arange(count))
 
 
-def test_one_position_needs_no_memory_for_the_others():
+def test_memory_does_not_depend_on_the_count():
     count = 2**48 - 59
     tracemalloc.start()
-    found = permuted(np.asarray([0, count - 1, count // 2]), count, seed=1)
-    _, most = tracemalloc.get_traced_memory()
+    images = permuted(np.asarray([0, count - 1, count // 2]), count, seed=1)
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 100_000 and len(set(found.tolist())) == 3 and (found < count).all()
+    assert peak < 100_000 and len(set(images.tolist())) == 3 and (images < count).all()
 
 
-def test_seeds_and_epochs_are_other_orders_and_the_same_ones_the_same():
+def test_seeds_and_epochs_give_distinct_reproducible_orders():
     positions = np.arange(1000)
     orders = {(seed, epoch): permuted(positions, 1000, seed, epoch) for seed in range(3) for epoch in range(3)}
     keys = list(orders)
     for i, one in enumerate(keys):
         assert np.array_equal(orders[one], permuted(positions, 1000, *one))
-        # Two random permutations agree in one place on average.
+        # Two random permutations agree in one position on average.
         assert all((orders[one] == orders[other]).sum() < 12 for other in keys[i + 1 :])
 
 
 def test_each_position_may_have_its_own_epoch():
     positions, epochs = np.asarray([3, 3, 9, 0]), np.asarray([0, 1, 1, 7])
-    each = [permuted([p], 10, 5, e)[0] for p, e in zip(positions, epochs)]
-    assert permuted(positions, 10, 5, epochs).tolist() == each
+    singly = [permuted([p], 10, 5, e)[0] for p, e in zip(positions, epochs)]
+    assert permuted(positions, 10, 5, epochs).tolist() == singly
 
 
 def test_the_order_is_well_mixed():
@@ -54,14 +54,14 @@ def test_the_order_is_well_mixed():
         assert abs(np.corrcoef(order[lag:], order[:-lag])[0, 1]) < 4 * deviation, lag
     assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 4 * deviation
     assert abs(np.corrcoef(order, epochs)[0, 1]) < 4 * deviation
-    # Every tenth of the positions has its share of every tenth of the blocks: chi-squared of 81 degrees of freedom.
+    # Each tenth of the positions covers each tenth of the blocks evenly: chi-squared with 81 degrees of freedom.
     table = np.histogram2d(np.arange(count), order, bins=10)[0]
     assert ((table - count / 100) ** 2 / (count / 100)).sum() < 81 + 4 * np.sqrt(2 * 81)
-    # And every low bit is as often set as not behind a set low bit.
+    # Lowest bits of positions and blocks are uncorrelated.
     assert abs(np.corrcoef(order & 1, np.arange(count) & 1)[0, 1]) < 4 * deviation
 
 
-def test_over_seeds_each_place_gets_each_block_as_often():
+def test_over_seeds_each_position_gets_each_block_equally_often():
     count, seeds = 7, 1500
     table = np.zeros((count, count))
     for seed in range(seeds):
@@ -80,6 +80,6 @@ def test_over_seeds_each_place_gets_each_block_as_often():
         ([0], 5, 1.5, "seed"),
     ],
 )
-def test_what_is_out_of_range_is_named(positions, count, seed, message):
+def test_values_out_of_range_are_an_error(positions, count, seed, message):
     with pytest.raises(InputError, match=message):
         permuted(positions, count, seed)

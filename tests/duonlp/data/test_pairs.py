@@ -186,7 +186,9 @@ def test_resuming_within_an_epoch(t5):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert list(batches.epoch(4, first=5)) == []
     for wrong in ((-1, 0), (0, 6), (0, -1)):
-        with pytest.raises(InputError, match=r"from 0 on|begin at 0"):
+        with pytest.raises(
+            InputError, match=r"epoch is -1; it must be a non-neg|first is (6|-1); it must be from 0 to 5"
+        ):
             batches.epoch(*wrong)
 
 
@@ -206,11 +208,11 @@ def test_drop_last(t5):
     collate = PairCollator(t5, Config(), max_target_length=32)
     batches = PairBatches(pairs_of(21), collate, 8, drop_last=True)
     assert len(batches) == len(list(batches.epoch(0))) == 2 and (batches.order(0) >= 0).all()
-    with pytest.raises(InputError, match="batch_size is 8 and there are 3 pairs"):
+    with pytest.raises(InputError, match="batch_size is 8, but there are only 3 pairs"):
         PairBatches(pairs_of(3), collate, 8, drop_last=True)
     with pytest.raises(InputError, match="there are no pairs"):
         PairBatches([], collate, 8)
-    with pytest.raises(InputError, match="multiple of the hosts"):
+    with pytest.raises(InputError, match="multiple of the number of hosts"):
         PairBatches(pairs_of(3), collate, 3, host_count=2)
 
 

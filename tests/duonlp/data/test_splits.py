@@ -1,4 +1,4 @@
-"""The split of a corpus on disk."""
+"""Writing the training and held-out files of a corpus."""
 
 import pytest
 
@@ -18,31 +18,31 @@ def test_a_split_is_read_back(tmp_path, ending):
     assert list(read_documents(files["training"])) == [d for d in DOCUMENTS if not is_held_out(d.name, 0.2)]
     before = [file.read_bytes() for file in files.values()]
     write_split(DOCUMENTS, tmp_path / "new", held_out=0.2, ending=ending)
-    assert [file.read_bytes() for file in files.values()] == before, "the same bytes, whenever they are written"
+    assert [file.read_bytes() for file in files.values()] == before, "files are reproducible"
     assert sorted(tmp_path.glob("new/.*")) == []
 
 
-def test_a_split_that_fails_leaves_what_was_there(tmp_path):
+def test_a_failed_split_keeps_existing_files(tmp_path):
     files = write_split(DOCUMENTS, tmp_path)
     before = [file.read_bytes() for file in files.values()]
 
-    def breaks():
+    def failing_documents():
         yield from DOCUMENTS[:50]
         raise InputError("a corrupt line")
 
     with pytest.raises(InputError, match="a corrupt line"):
-        write_split(breaks(), tmp_path)
-    with pytest.raises(InputError, match="0 documents leave 0 to train on"):
+        write_split(failing_documents(), tmp_path)
+    with pytest.raises(InputError, match="0 documents split into 0 for training"):
         write_split([], tmp_path)
     assert [file.read_bytes() for file in files.values()] == before
     assert sorted(tmp_path.iterdir()) == sorted(files.values())
 
 
 def test_arguments_are_checked_before_anything_is_read(tmp_path):
-    def never():
+    def unread_documents():
         raise AssertionError
         yield
 
     for options, message in [({"held_out": 5}, "held_out is 5"), ({"ending": ".csv"}, r"'\.csv'.*\.jsonl\.zst")]:
         with pytest.raises(InputError, match=message):
-            write_split(never(), tmp_path, **options)
+            write_split(unread_documents(), tmp_path, **options)

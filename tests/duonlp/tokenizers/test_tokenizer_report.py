@@ -1,4 +1,4 @@
-"""The figures of a tokenizer report against counts made by hand, and two tokenizers side by side."""
+"""Tokenizer reports against figures counted by hand, and comparisons of tokenizers."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def wordpiece():
 
 
 @pytest.mark.parametrize("name", ["bpe", "wordpiece"])
-def test_the_figures_are_those_of_counting(name, request):
+def test_figures_match_counting_by_hand(name, request):
     tokenizer = request.getfixturevalue(name)
     report = tokenizer_report(tokenizer, iter(HELD_OUT))
     pieces, tokens = [], 0
@@ -45,22 +45,24 @@ def test_the_figures_are_those_of_counting(name, request):
 
 
 def test_unknown_tokens_and_round_trips(bpe, wordpiece):
-    whole, lost = tokenizer_report(bpe, HELD_OUT), tokenizer_report(wordpiece, HELD_OUT)
-    assert whole.unknown_rate == 0 and whole.exact_round_trips == 1
-    assert lost.unknown_rate == pytest.approx(4 / lost.tokens) and lost.exact_round_trips == pytest.approx(1 / 3)
-    # GPT-2's unknown token is its end of text, which stands for itself where a text has it.
+    exact, lossy = tokenizer_report(bpe, HELD_OUT), tokenizer_report(wordpiece, HELD_OUT)
+    assert exact.unknown_rate == 0 and exact.exact_round_trips == 1
+    assert lossy.unknown_rate == pytest.approx(4 / lossy.tokens) and lossy.exact_round_trips == pytest.approx(1 / 3)
+    # GPT-2's unk_token is its end-of-text token, which does not mean unknown where a text contains it.
     assert tokenizer_report(bpe, ["a <|endoftext|> b"]).unknown_rate == 0
     unigram = train_tokenizer(TEXTS, "unigram", 40)
     assert tokenizer_report(unigram, ["weave 🙂"]).unknown_rate > 0
 
 
-def test_coverage_of_a_list(bpe, wordpiece):
+def test_coverage_of_a_word_list(bpe, wordpiece):
     report = tokenizer_report(bpe, HELD_OUT)
     assert report.listed_words == len(keyword.kwlist) and "nonlocal" in report.missing_words
     assert report.covered_words + len(report.missing_words) == report.listed_words
-    own = tokenizer_report(bpe, HELD_OUT, ["def", "pattern", "zebra"])
-    assert own.missing_words == ("zebra",) and own.coverage == pytest.approx(2 / 3)
-    assert tokenizer_report(wordpiece, HELD_OUT, ["weave", "你"]).missing_words == ("你",)  # one token, the unknown one
+    custom = tokenizer_report(bpe, HELD_OUT, ["def", "pattern", "zebra"])
+    assert custom.missing_words == ("zebra",) and custom.coverage == pytest.approx(2 / 3)
+    assert tokenizer_report(wordpiece, HELD_OUT, ["weave", "你"]).missing_words == (
+        "你",
+    )  # a single token, but the unknown one
     assert tokenizer_report(bpe, HELD_OUT, []).to_dict()["coverage"] is None
 
 
@@ -71,12 +73,12 @@ def test_longest_and_last_tokens_are_texts(bpe):
     assert report.last_tokens[0] == bpe.decode([len(bpe) - 1]) and "<|endoftext|>" not in report.longest_tokens
 
 
-def test_what_an_earlier_call_cut_is_not_cut_here(bpe):
+def test_truncation_of_earlier_calls_is_ignored_and_kept(bpe):
     whole = tokenizer_report(bpe, HELD_OUT)
     bpe(HELD_OUT, truncation=True, max_length=2, padding=True)
     assert bpe.backend_tokenizer.truncation is not None
     assert tokenizer_report(bpe, HELD_OUT) == whole
-    assert bpe.backend_tokenizer.truncation is not None  # it stays as it was
+    assert bpe.backend_tokenizer.truncation is not None
 
 
 def test_a_token_over_two_words_counts_for_both():
@@ -85,7 +87,7 @@ def test_a_token_over_two_words_counts_for_both():
     np.testing.assert_array_equal(tokens_of_words("é", [(0, 1), (0, 1)]), [2])  # two bytes of one character
 
 
-def test_side_by_side(bpe, wordpiece):
+def test_comparison(bpe, wordpiece):
     compared = compare_tokenizers({"one": bpe, "two": wordpiece}, iter(HELD_OUT))
     assert compared.reports["two"] == tokenizer_report(wordpiece, HELD_OUT)
     assert json.loads(json.dumps(compared.to_dict()))["one"]["fertility"] == compared.reports["one"].fertility
@@ -95,8 +97,8 @@ def test_side_by_side(bpe, wordpiece):
     Console(file=out).print(compared.reports["one"])
 
 
-def test_what_cannot_be_measured(bpe):
-    for texts, part in (([], "0 texts"), (["..."], "no word"), ("text", "one text"), ([1], "text 0")):
+def test_invalid_input_is_an_error(bpe):
+    for texts, part in (([], "0 texts"), (["..."], "no word"), ("text", "single text"), ([1], "text 0")):
         with pytest.raises(InputError, match=part):
             tokenizer_report(bpe, texts)
     with pytest.raises(InputError, match="fast"):

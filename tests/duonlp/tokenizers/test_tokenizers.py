@@ -1,4 +1,4 @@
-"""Tokenizers trained from a stream: three kinds, on disk and back, special tokens, and what cannot be trained."""
+"""Training tokenizers: three kinds, saving and loading, special tokens, and errors."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -21,7 +21,7 @@ def trained(request):
 
 
 @pytest.mark.parametrize("model_type", [None, "gpt2", "bert", "t5"])
-def test_a_tokenizer_comes_back_from_disk_the_same(trained, tmp_path, model_type):
+def test_saving_and_loading_preserves_a_tokenizer(trained, tmp_path, model_type):
     _, tokenizer = trained
     tokenizer.save_pretrained(tmp_path)
     if model_type:
@@ -35,13 +35,13 @@ def test_a_tokenizer_comes_back_from_disk_the_same(trained, tmp_path, model_type
     assert loaded.decode(ids) == tokenizer.decode(ids)
 
 
-def test_the_size_is_what_was_asked_for_at_most(trained):
+def test_the_vocabulary_is_at_most_the_requested_size(trained):
     kind, tokenizer = trained
     assert SIZES[kind] // 2 < len(tokenizer) <= SIZES[kind]
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
 
 
-def test_bpe_gives_any_text_back_and_has_one_special_token():
+def test_bpe_restores_any_text_and_has_one_special_token():
     tokenizer = train_tokenizer(TEXTS, "bpe", 300)
     assert tokenizer.decode(tokenizer(STRANGE)["input_ids"]) == STRANGE
     assert set(tokenizer.special_tokens_map.values()) == {"<|endoftext|>"} and tokenizer.eos_token_id == 0
@@ -49,7 +49,7 @@ def test_bpe_gives_any_text_back_and_has_one_special_token():
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
-def test_wordpiece_is_as_berts():
+def test_wordpiece_matches_bert():
     tokenizer = train_tokenizer(TEXTS, "wordpiece", 150, lowercase=True)
     encoded = tokenizer("The LOOM wéaves", "loom")
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
@@ -65,7 +65,7 @@ def test_wordpiece_is_as_berts():
     assert "Ada" in cased.decode(cased("Ada")["input_ids"])
 
 
-def test_unigram_is_as_t5s_or_as_alberts():
+def test_unigram_matches_t5_or_albert():
     tokenizer = train_tokenizer(TEXTS, "unigram", 120)
     ids = tokenizer("the  loom")["input_ids"]
     assert ids[-1] == tokenizer.eos_token_id and tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁")
@@ -78,7 +78,7 @@ def test_unigram_is_as_t5s_or_as_alberts():
     assert albert.eos_token is None
 
 
-def test_special_tokens_by_role_and_without():
+def test_special_tokens_with_and_without_a_role():
     tokenizer = train_tokenizer(
         TEXTS, "bpe", 300, special_tokens={"mask_token": "<mask>"}, extra_special_tokens=["<a>", "<b>"]
     )
@@ -89,7 +89,7 @@ def test_special_tokens_by_role_and_without():
     assert tokenizer.decode(ids, skip_special_tokens=True) == "xy"
 
 
-def test_another_tokenizer_is_trained_anew(trained):
+def test_retraining_keeps_everything_but_the_vocabulary(trained):
     kind, tokenizer = trained
     before = tokenizer.backend_tokenizer.to_str()
     new = train_new_from(tokenizer, iter(["zebra zebras zigzag quagga, zebra!\n"] * 9), 290 if kind == "bpe" else 60)
@@ -102,14 +102,14 @@ def test_another_tokenizer_is_trained_anew(trained):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("texts", "part"), [([], "no texts"), (["", " \n"], "2 texts"), ("one text", "one text"), (["a", 3], "text 1")]
+    ("texts", "part"), [([], "no texts"), (["", " \n"], "2 texts"), ("one text", "single text"), (["a", 3], "text 1")]
 )
 def test_a_stream_must_have_texts(kind, texts, part):
     with pytest.raises(InputError, match=part):
         train_tokenizer(texts, kind, 300)
 
 
-def test_errors_of_the_stream_are_its_own():
+def test_errors_of_the_stream_propagate():
     def broken():
         yield "a"
         raise OSError("the disk is gone")
@@ -140,7 +140,7 @@ def test_the_alphabet_must_fit(kind, size, part):
         ({"kind": "unigram", "special_tokens": {"unk_token": None}}, "unk_token"),
     ],
 )
-def test_options_that_cannot_be(options, part):
+def test_invalid_options_are_an_error(options, part):
     with pytest.raises(InputError, match=part):
         train_tokenizer(TEXTS, **{"kind": "bpe", "vocab_size": 300} | options)
     with pytest.raises(InputError, match="fast"):

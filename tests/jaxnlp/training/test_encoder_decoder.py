@@ -82,6 +82,7 @@ def loss_of(model, key=None, devices=1, gradient=False, **changes):
     return float(total / count), gradients
 
 
+@pytest.mark.representative
 def test_the_first_loss_is_the_models_own_and_distances_learn():
     """Padding is not looked at, and the biases of distances, outside the layers, get their gradient through them."""
     model = jaxnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1)

@@ -78,6 +78,7 @@ def finished(tmp_path_factory):
     return folder, run(folder)
 
 
+@pytest.mark.representative
 def test_it_learns_and_says_what_it_did(finished):
     folder, result = finished
     assert (result.steps, result.examples, result.preempted, result.stopped_early) == (12, 96, False, False)
@@ -90,6 +91,7 @@ def test_it_learns_and_says_what_it_did(finished):
     assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 3e-2
 
 
+@pytest.mark.representative
 def test_the_best_model_is_in_hugging_face_layout(finished):
     folder, result = finished
     assert result.best_folder == folder / "best" and result.best["value"] == min(r["loss"] for r in result.history)
@@ -246,6 +248,7 @@ def test_parameters_in_bfloat16_are_refused():
         FitStep(jaxnlp.AutoModel.from_config(BERT | SMALL), settings(), one_device())
 
 
+@pytest.mark.representative
 def test_an_encoder_decoder_is_evaluated_by_what_it_writes(tmp_path):
     validation = pair_batches(8, shuffle=False)
     scorer = GenerationScorer(validation, tokenizer(), share_of_words, max_new_tokens=4)

@@ -14,15 +14,17 @@ import pytest
 pytest.importorskip("orbax.checkpoint")
 
 from duonlp.training.log.metrics_file import read_metrics
+from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 
 PROGRAM = [sys.executable, "-m", "tests.jaxnlp.training.runs"]
 
 
 def start(folder, devices, **options):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    add_xla_flags({HOST_DEVICES: devices}, environment)
     arguments = [f"{name}={value!r}" for name, value in options.items()]
     return subprocess.Popen(
-        [*PROGRAM, str(folder), *arguments], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        [*PROGRAM, str(folder), *arguments], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -27,7 +27,10 @@ def one_device():
         {"parallelism": "pmap"},
         {"mesh": {"data": 8}},
         {"mesh": {"data": 2, "fsdp": 4}},
-        {"mesh": {"fsdp": 2, "tensor": 2, "data": -1}, "scan": True, "remat": "full"},
+        pytest.param(
+            {"mesh": {"fsdp": 2, "tensor": 2, "data": -1}, "scan": True, "remat": "full"},
+            marks=pytest.mark.representative,
+        ),
         {"mesh": {}, "accumulation": 4, "remat": "dots"},
     ],
     ids=["pmap", "data", "fsdp", "tensor, scanned", "accumulation"],
@@ -91,6 +94,7 @@ def test_scanning_changes_no_update(optimizer):
     assert np.any(layer["kernel"]) and not np.any(layer["bias"]) and not np.any(layer["scale"])
 
 
+@pytest.mark.representative
 def test_bfloat16_follows_float32(one_device):
     losses = curve(devices=1, mesh={}, dtype="bfloat16", scan=True)
     assert np.abs(losses - one_device).max() < 0.1

@@ -54,6 +54,7 @@ def test_a_run_says_what_it_did(finished):
     assert stored["model"]["n_embd"] == 16 and stored["config"]["steps"] == 12
 
 
+@pytest.mark.representative
 def test_going_on_gives_the_same_losses_to_the_bit(finished, tmp_path):
     folder = copy(finished, tmp_path, without=[12])
     run(folder, mesh=one_device(), **FINISHED)
@@ -169,6 +170,7 @@ def test_batches_must_be_the_configurations():
         pretrain(LazyModel.from_config(GPT2), batches(), settings(evaluate_every=1))
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("scan", [False, True])
 def test_export(finished, tmp_path, scan):
     folder = finished[0]

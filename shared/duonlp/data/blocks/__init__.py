@@ -1,4 +1,4 @@
-"""Pack tokenized text into blocks of one length on disk, and read them in batches."""
+"""Pack tokenized text into fixed-length blocks on disk, and read them in batches."""
 
 from duonlp.data.blocks.batches import Batches, HeldOutBatches, held_out_batches
 from duonlp.data.blocks.reader import Blocks, open_blocks

@@ -1,4 +1,4 @@
-"""Clean a corpus: licences, filters, duplicates, secrets, and the split into training and held-out parts."""
+"""Clean a corpus (licenses, filters, duplicates, secrets) and split it into training and held-out parts."""
 
 from duonlp.data.cleaning.cleaner import CleaningConfig, clean
 from duonlp.data.cleaning.duplicates import NearDuplicateConfig, NearDuplicates, content_digest

@@ -1,23 +1,25 @@
-"""Secrets and e-mail addresses in a text, replaced by masks before anything learns them.
+"""Mask secrets and e-mail addresses in text.
 
-The patterns of secrets are those of detect-secrets' plugins; the masks are those of Li et al. 2023, "StarCoder: may the
-source be with you!", section 4. All the patterns on every line take some 15 ms a file; here one is tried on the few lines
-that have a word that could be a key and a string that the pattern cannot match without.
+The patterns for secrets are those of detect-secrets' plugins; the masks are those of Li et al. 2023,
+"StarCoder: may the source be with you!", section 4. Running every pattern on every line takes about 15
+ms per file, so a pattern is tried only on lines that contain a word that could be a key and one of the
+pattern's anchors, strings that every match contains.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from duonlp.errors import MissingExtraError
 
 EMAIL, KEY, PASSWORD = "<EMAIL>", "<KEY>", "<PASSWORD>"
 KINDS = {EMAIL: "email", KEY: "key", PASSWORD: "password"}
 
-# Class of detect-secrets -> strings of which every line that it matches contains one; in lower case for the patterns
-# that ignore case. A class that is not here, such as one of a newer version, is tried on the whole text.
+# Plugin class of detect-secrets -> strings one of which is in every line that it matches, in lower case
+# for patterns that ignore case. Classes not listed here, such as those of a newer version, are tried on
+# the whole text.
 ANCHORS = {
     "ArtifactoryDetector": ("AKC", "AP"),
     "AWSKeyDetector": ("AKIA", "ASIA", "ABIA", "ACCA", "A3T", "aws"),
@@ -44,14 +46,16 @@ ANCHORS = {
     "TelegramBotTokenDetector": (":AA",),
     "TwilioKeyDetector": ("AC", "SK"),
 }  # fmt: skip
-# Their secrets can be shorter than LONG_WORD.
+# Plugins whose secrets can be shorter than LONG_WORD.
 SHORT = ("ArtifactoryDetector", "BasicAuthDetector")
-# Left out: public IP addresses are hardly ever secret in code; a private key is masked with its body, below.
+# Unused plugins: public IP addresses are rarely secret in code, and _PRIVATE_KEY masks private keys with
+# their body.
 NOT_USED = ("IPPublicDetector", "PrivateKeyDetector")
-# The groups of these hold a prefix, where those of the others hold the secret without the name it is assigned to.
+# Plugins whose first group is only a prefix; for the others it is the secret without the name it is
+# assigned to.
 WHOLE_MATCH = ("GitHubTokenDetector", "GitLabTokenDetector")
 
-# Keys have at least this many characters in a row, those of an AWS key id.
+# Minimum length of a key's longest run of key characters: that of an AWS key id.
 LONG_WORD = 20
 _KEY_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-"
 _TO_SPACES = bytes(byte if byte in _KEY_CHARACTERS else 32 for byte in range(256))
@@ -59,8 +63,8 @@ _TO_SPACES = bytes(byte if byte in _KEY_CHARACTERS else 32 for byte in range(256
 _PRIVATE_KEY = re.compile(
     r"(-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----)([^<>{}()]{40,20000}?)(-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY)"
 )
-# Neither `user@host` nor a product of matrices (`a@b.transpose(...)`, `x@self.weight`), an SSH address, or an image at
-# twice the size (`logo@2x.png`).
+# Does not match `user@host`, matrix products (`a@b.transpose(...)`, `x@self.weight`), SSH addresses or
+# high-resolution images (`logo@2x.png`).
 _EMAIL = re.compile(
     r"(?<![\w.%+@/-])(?!git@)[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?!self\.)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"(?!(?:png|jpe?g|gif|svg|webp|js|css|py|T|dtype|shape)\b)[A-Za-z]{2,24}(?![\w(\[@-])(?!\.[A-Za-z0-9])"
@@ -70,62 +74,70 @@ _TOKEN_REST = re.compile(r"[A-Za-z0-9_.+/=-]*")
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """What is masked: e-mail addresses as <EMAIL>; keys and tokens as <KEY>, passwords in addresses as <PASSWORD>."""
+    """What to mask.
+
+    Attributes:
+        emails: Replace e-mail addresses with <EMAIL>.
+        secrets: Replace keys and tokens with <KEY>, and passwords in URLs with <PASSWORD>.
+    """
 
     emails: bool = True
     secrets: bool = True
 
 
 def mask(text: str, config: MaskingConfig) -> tuple[str, dict[str, int]]:
-    """Returns the text with its secrets and addresses masked, and how many there were: {"email" | "key" | "password": n}.
+    """Mask the secrets and e-mail addresses of a text.
+
+    Returns:
+        The masked text, and the number of masks by kind, {"email" | "key" | "password": count}.
 
     Raises:
-        MissingExtraError: secrets are to be masked and detect-secrets is not installed.
+        MissingExtraError: If secrets are to be masked and detect-secrets is not installed.
     """
     spans: list[tuple[int, int, str]] = []
     if config.secrets:
         spans += [(*match.span(2), KEY) for match in _private_keys(text)]
-        short, long, anywhere = _patterns()
+        short, long, anywhere = _load_patterns()
         for pattern in short:
             for anchor in pattern.anchors:
                 for start, end in _lines_with(text, anchor):
-                    spans += _secrets_of(text[start:end], start, pattern)
+                    spans += _find_secrets(text[start:end], start, pattern)
         for start, end in _lines_with_long_words(text):
             line = text[start:end]
             lowered = line.lower()
             for pattern in long:
-                looked_at = lowered if pattern.ignores_case else line
-                if any(anchor in looked_at for anchor in pattern.anchors):
-                    spans += _secrets_of(line, start, pattern)
+                searched = lowered if pattern.ignores_case else line
+                if any(anchor in searched for anchor in pattern.anchors):
+                    spans += _find_secrets(line, start, pattern)
         for pattern in anywhere:
-            spans += _secrets_of(text, 0, pattern)
+            spans += _find_secrets(text, 0, pattern)
     if config.emails:
         for start, end in _lines_with(text, "@"):
             spans += [(start + m.start(), start + m.end(), EMAIL) for m in _EMAIL.finditer(text[start:end])]
-    return _replaced(text, spans) if spans else (text, {})
+    return _replace_spans(text, spans) if spans else (text, {})
 
 
 def _lines_with_long_words(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each line with a word that could be a key: long, and with a digit or all in one case.
+    """Return (start, end) of each line with a word that could be a key: long, and with a digit or all in one case.
 
-    Of the random keys of 40 letters, digits and two signs, one in 5,000 has no digit, and none of them is in one case.
+    About 1 in 900 random base64 keys of 40 characters has no digit; these are missed.
     """
     lines = []
     position = 0
-    # Long words come in order, so that the next one is at or after the end of this one.
+    # Words come in the order of the text, so the search for the next one starts at the end of this one.
     for word in [word for word in text.encode("utf-8").translate(_TO_SPACES).split() if len(word) >= LONG_WORD]:
         has_digit = len(word.translate(None, b"0123456789")) < len(word)
         if has_digit or (word.isalpha() and (word.islower() or word.isupper())):
-            found = text.find(word.decode(), position)
-            position = found + len(word)
-            if not lines or found > lines[-1][1]:
-                end = text.find("\n", found)
-                lines.append((text.rfind("\n", 0, found) + 1, len(text) if end < 0 else end))
+            start = text.find(word.decode(), position)
+            position = start + len(word)
+            if not lines or start > lines[-1][1]:
+                end = text.find("\n", start)
+                lines.append((text.rfind("\n", 0, start) + 1, len(text) if end < 0 else end))
     return lines
 
 
 def _lines_with(text: str, anchor: str) -> list[tuple[int, int]]:
-    """(start, end) of each line that contains the anchor."""
+    """Return (start, end) of each line that contains the anchor."""
     lines = []
     position = text.find(anchor)
     while position >= 0:
@@ -136,26 +148,27 @@ def _lines_with(text: str, anchor: str) -> list[tuple[int, int]]:
     return lines
 
 
-def _private_keys(text: str):
+def _private_keys(text: str) -> Iterable[re.Match[str]]:
     return _PRIVATE_KEY.finditer(text) if "PRIVATE KEY" in text else ()
 
 
-def _secrets_of(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple[int, int, str]]:
-    """(start, end, mask) of each secret in a line that begins at `offset` of its text."""
+def _find_secrets(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple[int, int, str]]:
+    """Yield (start, end, mask) of each secret in a line that begins at `offset` of the text."""
     for match in pattern.regex.finditer(line):
         group = 0 if pattern.whole or not pattern.regex.groups or match[1] is None else 1
         start, end = match.span(group)
         if pattern.check is not None:
             if not pattern.check(match[0]):
                 continue
-            # The pattern of web tokens ends before the signature.
-            end = _TOKEN_REST.match(line, end).end()
+            # The pattern for JSON web tokens stops before the signature.
+            signature = _TOKEN_REST.match(line, end)
+            end = signature.end() if signature else end
         while start < end and line[start] in " \t=:\"'":
             start += 1
         while end > start and line[end - 1] in " \t\"'":
             end -= 1
-        # A placeholder of a template, such as {password} or <password>, is no secret; nor is a part of a longer word,
-        # such as 20 letters of a DNA sequence.
+        # Template placeholders such as {password} or <password> are not secrets, nor are parts of longer
+        # words, such as 20 letters of a DNA sequence.
         if start == end or line[start] in "{<%$*[":
             continue
         before, after = line[max(0, start - 2) : start], line[end : end + 1]
@@ -164,9 +177,14 @@ def _secrets_of(line: str, offset: int, pattern: "_Pattern") -> Iterator[tuple[i
         yield offset + start, offset + end, pattern.mask
 
 
-def _replaced(text: str, spans: list[tuple[int, int, str]]) -> tuple[str, dict[str, int]]:
-    """The text with each span replaced by its mask; of spans that overlap, the first, then a secret, then the longest."""
-    pieces, counts, position = [], {}, 0
+def _replace_spans(text: str, spans: list[tuple[int, int, str]]) -> tuple[str, dict[str, int]]:
+    """Replace spans with their masks.
+
+    Of overlapping spans the first wins, then a secret over an e-mail address, then the longest.
+    """
+    pieces: list[str] = []
+    counts: dict[str, int] = {}
+    position = 0
     for start, end, label in sorted(spans, key=lambda span: (span[0], span[2] == EMAIL, -span[1])):
         if start < position:
             continue
@@ -177,9 +195,18 @@ def _replaced(text: str, spans: list[tuple[int, int, str]]) -> tuple[str, dict[s
 
 
 class _Pattern(NamedTuple):
-    """A pattern of detect-secrets: anchors as in ANCHORS; whether the whole match is the secret; a check of a match."""
+    """A pattern of a detect-secrets plugin.
 
-    regex: re.Pattern
+    Attributes:
+        regex: Compiled pattern.
+        anchors: As in `ANCHORS`.
+        ignores_case: Whether `regex` ignores case, so that anchors are looked for in the lowercased line.
+        whole: Whether the secret is the whole match rather than its first group.
+        check: Validates the matched text, where the plugin has such a check.
+        mask: Replacement of the secret, `KEY` or `PASSWORD`.
+    """
+
+    regex: re.Pattern[str]
     anchors: tuple[str, ...]
     ignores_case: bool
     whole: bool
@@ -188,24 +215,30 @@ class _Pattern(NamedTuple):
 
 
 @cache
-def _patterns() -> tuple[list[_Pattern], list[_Pattern], list[_Pattern]]:
-    """Patterns to try on lines with their anchors, on lines with long words and their anchors, and on whole texts."""
+def _load_patterns() -> tuple[list[_Pattern], list[_Pattern], list[_Pattern]]:
+    """Return the patterns for lines with an anchor, for lines with a long word and an anchor, and for whole texts.
+
+    Raises:
+        MissingExtraError: If detect-secrets is not installed.
+    """
     try:
         from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
         from detect_secrets.plugins.base import RegexBasedDetector
     except ImportError as error:
         raise MissingExtraError(
-            'secrets are found with detect-secrets, which is missing; pip install "duonlp[data]", '
-            "or leave them in with MaskingConfig(secrets=False)"
+            'masking secrets requires detect-secrets; install it with pip install "duonlp[data]", '
+            "or set MaskingConfig(secrets=False)"
         ) from error
-    short, long, anywhere = [], [], []
+    short: list[_Pattern] = []
+    long: list[_Pattern] = []
+    anywhere: list[_Pattern] = []
     for detector in get_mapping_from_secret_type_to_class().values():
         name = detector.__name__
         if not issubclass(detector, RegexBasedDetector) or name in NOT_USED:
             continue
-        kind = anywhere if name not in ANCHORS else short if name in SHORT else long
-        for regex in detector.denylist:
-            kind.append(
+        patterns = anywhere if name not in ANCHORS else short if name in SHORT else long
+        for regex in cast(Any, detector).denylist:  # an abstract property of the base class, a list on plugin classes
+            patterns.append(
                 _Pattern(
                     regex,
                     ANCHORS.get(name, ()),

@@ -1,12 +1,21 @@
-"""What cleaning did to a corpus: how much came in, how much was dropped and why, how much was masked."""
+"""Report of reading and cleaning a corpus: what was kept, dropped and masked, and why."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass
 class Dropped:
-    """Documents dropped for one reason. examples: the first few, each a path and what was wrong with it."""
+    """Documents dropped for one reason.
+
+    Attributes:
+        documents: Number of documents.
+        bytes: Their size in bytes.
+        examples: The first few, each a path and what was wrong with it.
+    """
 
     documents: int = 0
     bytes: int = 0
@@ -15,13 +24,15 @@ class Dropped:
 
 @dataclass
 class CleaningReport:
-    """Counts that `read_documents` and `clean` fill in while documents stream through them.
+    """Counts that `read_documents` and `clean` update while documents stream through them.
 
-    kept, kept_bytes: documents that came out, and their bytes as UTF-8, masks included.
-    dropped: reason -> what was dropped for it. A document is dropped for the first reason that holds.
-    masked: kind ("email", "key", "password") -> how many were replaced in the documents that were kept.
-    masked_documents: documents with at least one of them.
-    most_examples: how many examples of each reason are remembered.
+    Attributes:
+        kept: Number of documents kept.
+        kept_bytes: Their size in bytes of UTF-8, after masking.
+        dropped: Dropped documents by reason. A document counts for the first reason that applies.
+        masked: Number of masks in kept documents by kind: "email", "key", "password".
+        masked_documents: Number of kept documents with at least one mask.
+        most_examples: Maximum number of examples stored per reason.
     """
 
     kept: int = 0
@@ -31,47 +42,47 @@ class CleaningReport:
     masked_documents: int = 0
     most_examples: int = 5
 
-    def keep(self, number_of_bytes: int, masked: dict[str, int]) -> None:
-        """Counts a document that came out, and what was masked in it."""
+    def keep(self, byte_count: int, masked: dict[str, int]) -> None:
+        """Count a kept document of `byte_count` bytes and its masks by kind."""
         self.kept += 1
-        self.kept_bytes += number_of_bytes
+        self.kept_bytes += byte_count
         self.masked_documents += bool(masked)
         for kind, count in masked.items():
             self.masked[kind] = self.masked.get(kind, 0) + count
 
-    def drop(self, reason: str, example: str, number_of_bytes: int) -> None:
-        """Counts a document that was dropped."""
+    def drop(self, reason: str, example: str, byte_count: int) -> None:
+        """Count a dropped document of `byte_count` bytes; `example` names it, and what is wrong with it."""
         entry = self.dropped.setdefault(reason, Dropped())
         entry.documents += 1
-        entry.bytes += number_of_bytes
+        entry.bytes += byte_count
         if len(entry.examples) < self.most_examples:
             entry.examples.append(example)
 
     @property
     def documents(self) -> int:
-        """Documents that came in, those that could not be read among them."""
+        """Number of documents read, including unreadable ones."""
         return self.kept + sum(entry.documents for entry in self.dropped.values())
 
     @property
     def bytes(self) -> int:
-        """Bytes that came in; of the documents that were kept, those that came out."""
+        """Bytes of all documents; kept documents count with their size after masking."""
         return self.kept_bytes + sum(entry.bytes for entry in self.dropped.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in types that JSON has; the reasons by how much they dropped."""
+        """Return the report as a JSON-serializable dict, with the most frequent reasons first."""
         return {
             "documents": self.documents,
             "bytes": self.bytes,
             "kept": {"documents": self.kept, "bytes": self.kept_bytes},
             "dropped": {
                 reason: {"documents": entry.documents, "bytes": entry.bytes, "examples": list(entry.examples)}
-                for reason, entry in self._by_size()
+                for reason, entry in self._by_frequency()
             },
             "masked": {"documents": self.masked_documents, **dict(sorted(self.masked.items()))},
         }
 
-    def table(self):
-        """Returns a `rich.table.Table`: a row a reason, the kept and the masked below."""
+    def table(self) -> "Table":
+        """Return a `rich.table.Table` with a row per reason, followed by kept and masked documents."""
         from rich.table import Table
         from rich.text import Text
 
@@ -79,12 +90,12 @@ class CleaningReport:
         table.add_column("", no_wrap=True)
         for column in ("documents", "share", "MB"):
             table.add_column(column, justify="right", no_wrap=True)
-        # This column alone gives way on a narrow terminal: its cells, not the column, are kept on one line.
+        # The only column that shrinks on a narrow terminal: no_wrap is set on its cells instead of the column.
         table.add_column("for example", style="dim")
-        for reason, entry in self._by_size():
+        for reason, entry in self._by_frequency():
             example = Text(entry.examples[0] if entry.examples else "", no_wrap=True, overflow="ellipsis")
-            table.add_row(reason, *self._figures(entry.documents, entry.bytes), example)
-        table.add_row("kept", *self._figures(self.kept, self.kept_bytes), "", style="bold")
+            table.add_row(reason, *self._format_counts(entry.documents, entry.bytes), example)
+        table.add_row("kept", *self._format_counts(self.kept, self.kept_bytes), "", style="bold")
         if self.masked_documents:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.masked.items()))
             share = f"{self.masked_documents / max(1, self.documents):.1%}"
@@ -93,8 +104,8 @@ class CleaningReport:
             )
         return table
 
-    def _by_size(self) -> list[tuple[str, Dropped]]:
+    def _by_frequency(self) -> list[tuple[str, Dropped]]:
         return sorted(self.dropped.items(), key=lambda item: (-item[1].documents, item[0]))
 
-    def _figures(self, documents: int, number_of_bytes: int) -> tuple[str, str, str]:
-        return f"{documents:,}", f"{documents / max(1, self.documents):.1%}", f"{number_of_bytes / 1e6:,.2f}"
+    def _format_counts(self, documents: int, byte_count: int) -> tuple[str, str, str]:
+        return f"{documents:,}", f"{documents / max(1, self.documents):.1%}", f"{byte_count / 1e6:,.2f}"

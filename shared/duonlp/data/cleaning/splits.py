@@ -1,12 +1,13 @@
-"""A cleaned corpus written to disk as a part to train on and a part held out."""
+"""Write a cleaned corpus to disk as a training and a held-out file."""
 
 import gzip
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO, Any
 
 from duonlp.data.reading.corpus import is_held_out
 from duonlp.data.reading.documents import Document
@@ -23,28 +24,29 @@ def write_split(
     salt: str = "",
     ending: str = ".jsonl.gz",
 ) -> dict[str, Path]:
-    """Writes `training` and `held_out` files of JSON lines, which `read_documents` reads, split by a hash of each name.
+    """Write documents to `training` and `held_out` JSONL files, split by a hash of their names.
 
-    Give it documents that `clean` has rid of near duplicates: the split does not look at the text, so that of two that
-    are alike one could be trained on and the other held out.
+    `read_documents` reads the files back. Remove near duplicates with `clean` first: the split ignores
+    the text, so it could put one of two near duplicates on each side.
 
     Args:
-        documents: what to write; read once, as it is written.
-        folder: where; made when it is not there. Files that are there already are replaced once both are whole.
-        held_out: the expected share of documents to hold out, in (0, 1).
-        salt: another salt gives another split.
-        ending: one of ENDINGS.
+        documents: Documents to write, consumed once.
+        folder: Output folder, created if needed. Existing files are replaced only after both new ones
+            are complete.
+        held_out: Expected fraction of documents to hold out, in (0, 1).
+        salt: Change it to get a different split.
+        ending: File ending, one of `ENDINGS`.
 
     Returns:
         {"training": file, "held_out": file}.
 
     Raises:
-        InputError: an argument is out of its range, or a side of the split is empty.
-        MissingExtraError: .zst is asked for and zstandard is not installed.
+        InputError: If an argument is out of range, or one side of the split is empty.
+        MissingExtraError: If `ending` is .jsonl.zst and zstandard is not installed.
     """
     if ending not in ENDINGS:
         raise InputError(f"ending is {ending!r}; it must be one of {', '.join(ENDINGS)}")
-    is_held_out("", held_out)  # says what is wrong with the share before anything is read
+    is_held_out("", held_out)  # validates held_out before anything is read
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {side: folder / f"{side}{ending}" for side in ("training", "held_out")}
@@ -59,8 +61,8 @@ def write_split(
                 counts[side] += 1
         if not all(counts.values()):
             raise InputError(
-                f"{sum(counts.values())} documents leave {counts['training']} to train on and {counts['held_out']} held out; "
-                "give more documents, or another held_out or salt"
+                f"{sum(counts.values())} documents split into {counts['training']} for training and {counts['held_out']} held "
+                "out, but neither may be empty; give more documents, or change held_out or salt"
             )
         for side, file in files.items():
             os.replace(partial[side], file)
@@ -71,15 +73,15 @@ def write_split(
 
 
 @contextmanager
-def _writer(file: Path, ending: str):
-    """A binary stream into the file, compressed as its ending says, and on the disk when it is left."""
+def _writer(file: Path, ending: str) -> Generator[IO[bytes] | gzip.GzipFile, None, None]:
+    """Open a binary stream to a file, compressed according to `ending`, and fsync it on exit."""
     with open(file, "wb") as raw:
         if ending.endswith(".gz"):
-            # No name and no time in it: the same documents give the same bytes.
+            # Without a name and a time stamp the same documents give the same bytes.
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
                 yield stream
         elif ending.endswith(".zst"):
-            with _zstandard().ZstdCompressor(level=6).stream_writer(raw, closefd=False) as stream:
+            with _import_zstandard().ZstdCompressor(level=6).stream_writer(raw, closefd=False) as stream:
                 yield stream
         else:
             yield raw
@@ -87,11 +89,11 @@ def _writer(file: Path, ending: str):
         os.fsync(raw.fileno())
 
 
-def _zstandard():
+def _import_zstandard() -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError(
-            '.zst is written with zstandard, which is missing; pip install "duonlp[data]", or choose .jsonl.gz'
+            'writing .zst requires zstandard; install it with pip install "duonlp[data]", or choose .jsonl.gz'
         ) from error
     return zstandard

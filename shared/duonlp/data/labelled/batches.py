@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from duonlp.data.labelled.texts import LabelledTexts, Text
-from duonlp.data.rows.length_batches import TOKENISED_TOGETHER, LengthBatches, hash_of, kept_rows
+from duonlp.data.rows.length_batches import TOKENIZER_BATCH, LengthBatches, cache_key, load_or_build_rows
 from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
@@ -40,7 +40,7 @@ class LabelledBatches(LengthBatches):
         sample_weight: float32 [n], or None.
     """
 
-    of_what = "texts"
+    row_noun = "texts"
 
     def __init__(
         self,
@@ -123,13 +123,13 @@ class LabelledBatches(LengthBatches):
     def _count(self) -> int:
         return len(self.texts)
 
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+    def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.lexsort([inputs.ids.lengths[rows] for inputs in reversed(self._inputs)])] if self.sort else rows
 
     def _unshuffled(self) -> np.ndarray:
-        return self._sorted(super()._unshuffled())
+        return self._sort_by_length(super()._unshuffled())
 
-    def _arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
+    def _collate(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
         filling = rows < 0
         rows = np.where(filling, rows[0], rows)
         arrays: dict[str, np.ndarray] = {}
@@ -165,7 +165,9 @@ class _Inputs:
             rows = self._tokenize(texts)
         else:
             names = ("ids", "types")[: 1 + self.has_types]
-            rows = kept_rows(cache / self._cache_key(texts), names, len(texts), lambda: self._tokenize(texts), "texts")
+            rows = load_or_build_rows(
+                cache / self._cache_key(texts), names, len(texts), lambda: self._tokenize(texts), "texts"
+            )
         self.ids, self.types = rows if self.has_types else (*rows, None)
         lengths = self.ids.lengths
         self.widths = (
@@ -205,8 +207,8 @@ class _Inputs:
 
     def _tokenize(self, texts: Sequence[Text]) -> tuple[TokenRows, ...]:
         ids, types = TokenRowsBuilder(), TokenRowsBuilder()
-        for first in range(0, len(texts), TOKENISED_TOGETHER):
-            encoded = self._encode(texts[first : first + TOKENISED_TOGETHER], first)
+        for first in range(0, len(texts), TOKENIZER_BATCH):
+            encoded = self._encode(texts[first : first + TOKENIZER_BATCH], first)
             for number, row in enumerate(encoded["input_ids"], first):
                 if not len(row):
                     raise InputError(f"text {number} has no tokens: {texts[number]!r}; drop it")
@@ -244,7 +246,7 @@ class _Inputs:
         settings = [
             CACHE_VERSION, tokenizer_hash(tokenizer), probe, tokenizer.truncation_side, self.max_length, self.has_types
         ]  # fmt: skip
-        return hash_of(settings, texts)
+        return cache_key(settings, texts)
 
 
 def _unpaired_surrogate(text: str) -> int | None:

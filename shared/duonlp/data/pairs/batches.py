@@ -9,7 +9,7 @@ import numpy as np
 
 from duonlp.data.pairs.collator import SHORTEST, PairCollator, token_ids
 from duonlp.data.pairs.summaries import Pair
-from duonlp.data.rows.length_batches import TOKENISED_TOGETHER, LengthBatches, hash_of, kept_rows
+from duonlp.data.rows.length_batches import TOKENIZER_BATCH, LengthBatches, cache_key, load_or_build_rows
 from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
@@ -35,7 +35,7 @@ class PairBatches(LengthBatches):
         targets: Token ids of the summaries, truncated as the collator specifies.
     """
 
-    of_what = "pairs"
+    row_noun = "pairs"
 
     def __init__(
         self,
@@ -126,10 +126,10 @@ class PairBatches(LengthBatches):
             padded[side] = np.array(widths)[inverse]
         return padded
 
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
+    def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.lexsort((self.sources.lengths[rows], self._widths[1, rows], self._widths[0, rows]))]
 
-    def _arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
+    def _collate(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
         widths = tuple(self._widths[:, batch].max(axis=1).tolist())
         return self.collator.batch(self.sources, self.targets, rows, widths)
 
@@ -150,7 +150,7 @@ class PairBatches(LengthBatches):
     def _tokenize(self, pairs: Iterable[Pair]) -> tuple[TokenRows, TokenRows]:
         sources, targets = TokenRowsBuilder(), TokenRowsBuilder()
         stream, first = self._collect_texts(pairs), 0
-        while chunk := list(itertools.islice(stream, TOKENISED_TOGETHER)):
+        while chunk := list(itertools.islice(stream, TOKENIZER_BATCH)):
             for source, target in zip(*self.collator.encode(chunk, first), strict=True):
                 sources.add(source)
                 targets.add(target)
@@ -165,8 +165,8 @@ class PairBatches(LengthBatches):
         def tokenize() -> tuple[TokenRows, TokenRows]:
             return self._tokenize(pairs)
 
-        sources, targets = kept_rows(
-            cache / _cache_key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenize, self.of_what
+        sources, targets = load_or_build_rows(
+            cache / _cache_key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenize, self.row_noun
         )
         if not self.ids:  # nothing was tokenized
             for _ in self._collect_texts(pairs):
@@ -182,4 +182,4 @@ def _cache_key(pairs: Sequence[Pair], collator: PairCollator) -> str:
         CACHE_VERSION, tokenizer_hash(tokenizer), probes, tokenizer.truncation_side, collator.prefix,
         collator.source_limit, collator.max_target_length,
     ]  # fmt: skip
-    return hash_of(settings, ([pair.document, pair.summaries[:1]] for pair in pairs))
+    return cache_key(settings, ([pair.document, pair.summaries[:1]] for pair in pairs))

@@ -1,6 +1,7 @@
-"""Rows of the files that corpora come in, and what to do about those that cannot be read."""
+"""Read rows from JSONL, Parquet and Arrow files, and count or raise what cannot be read."""
 
 import gzip
+import importlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,58 +11,72 @@ from typing import Any
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.errors import InputError, MissingExtraError
 
-ROWS_AT_A_TIME = 1024
+ROWS_PER_BATCH = 1024
 
 
 class Problems:
-    """What cannot be read: counted in the report under its reason, or raised where there is no report to say it in."""
+    """Handle unreadable input: count it in a report, or raise where there is no report.
+
+    Attributes:
+        report: Counts unreadable input by reason; None makes `note` raise.
+    """
 
     def __init__(self, report: CleaningReport | None):
         self.report = report
 
-    def note(self, reason: str, place: str, what: str, number_of_bytes: int = 0) -> None:
-        """Counts one, or raises InputError."""
+    def note(self, reason: str, place: str, detail: str, byte_count: int = 0) -> None:
+        """Count one unreadable file or row.
+
+        Args:
+            reason: Key in `report.dropped`, such as "corrupt line".
+            place: File, or file and row, as in "corpus.jsonl:3".
+            detail: What is wrong there.
+            byte_count: Size of what is dropped.
+
+        Raises:
+            InputError: If there is no report.
+        """
         if self.report is None:
             raise InputError(
-                f"{place}: {reason}: {what}; mend it, or give a report, in which such are counted and left out"
+                f"{place}: {reason}: {detail}; fix it, or pass report=CleaningReport() to count and drop such records"
             )
-        self.report.drop(reason, f"{place}: {what}", number_of_bytes)
+        self.report.drop(reason, f"{place}: {detail}", byte_count)
 
 
 def is_readable(text: str, place: str, problems: Problems) -> bool:
-    """Whether a text can be written as UTF-8 and is none of a binary file; notes it when not."""
+    """Return whether a text is free of NUL characters and can be encoded as UTF-8; note it if not."""
     if "\0" in text:
-        problems.note("binary", place, f"a zero byte at character {text.index(chr(0))}", len(text))
+        problems.note("binary", place, f"NUL byte at character {text.index(chr(0))}", len(text))
         return False
     if not text.isascii():
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            problems.note("invalid UTF-8", place, f"half of a surrogate pair at character {error.start}", len(text))
+            problems.note("invalid UTF-8", place, f"unpaired surrogate at character {error.start}", len(text))
             return False
     return True
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    """Returns a file's text, line ends as \\n and without a byte order mark; None (noted) when it is none."""
+    r"""Return the text of a UTF-8 file without BOM and with \n line ends; None (noted) if unreadable."""
     try:
         data = path.read_bytes()
     except OSError as error:
         problems.note("unreadable", str(path), error.strerror or type(error).__name__)
         return None
     if b"\0" in data:
-        problems.note("binary", str(path), f"a zero byte at {data.index(0)}", len(data))
+        problems.note("binary", str(path), f"NUL byte at offset {data.index(0)}", len(data))
         return None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problems.note("invalid UTF-8", str(path), f"byte 0x{data[error.start]:02x} at {error.start}", len(data))
+        problems.note("invalid UTF-8", str(path), _undecodable(data, error), len(data))
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """Yields (file:line, value) of each line of a JSONL file, compressed (.gz, .zst) or not; empty lines are none."""
+    """Yield (file:line, value) for each non-empty line of a JSONL file, decompressed if it ends in .gz or .zst."""
     number = 0
     try:
         for number, line in enumerate(lines_of(file), 1):
@@ -72,18 +87,23 @@ def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
             try:
                 value = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                problems.note("invalid UTF-8", place, f"byte 0x{line[error.start]:02x} at {error.start}", len(line))
+                problems.note("invalid UTF-8", place, _undecodable(line, error), len(line))
             except (json.JSONDecodeError, RecursionError) as error:
                 problems.note("corrupt line", place, f"not JSON: {error}", len(line))
             else:
                 yield place, value
     except (EOFError, OSError, zlib.error) as error:
-        what = f"{error or type(error).__name__}; nothing can be read after line {number}"
-        problems.note("corrupt archive", str(file), what)
+        detail = f"{error or type(error).__name__}; unreadable after line {number}"
+        problems.note("corrupt archive", str(file), detail)
 
 
 def lines_of(file: Path) -> Iterator[bytes]:
-    """The lines of a file as they are, unpacked where its name ends in .gz or .zst."""
+    """Yield the raw lines of a file, decompressed if it ends in .gz or .zst.
+
+    Raises:
+        EOFError, OSError, zlib.error: If the file is missing, truncated or corrupt.
+        MissingExtraError: If a .zst file needs zstandard and it is not installed.
+    """
     if file.name.endswith(".zst"):
         yield from _zstd_lines(file)
     else:
@@ -92,8 +112,11 @@ def lines_of(file: Path) -> Iterator[bytes]:
 
 
 def _zstd_lines(file: Path) -> Iterator[bytes]:
-    """Lines of a zstd file of any number of frames. zstandard's own reader takes a truncated file for a whole one."""
-    zstandard = _imported("zstandard", file)
+    """Yield the lines of a zstd file of any number of frames.
+
+    zstandard's own reader is not used because it accepts truncated files silently.
+    """
+    zstandard = _import("zstandard", file)
     rest = b""
     decompressor = None
     try:
@@ -115,26 +138,40 @@ def _zstd_lines(file: Path) -> Iterator[bytes]:
 
 
 def parquet_rows(
-    file: Path, wanted: Callable[[list[str]], list[str]], problems: Problems
+    file: Path, choose_columns: Callable[[list[str]], list[str]], problems: Problems
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file:row, columns) of a Parquet file, mapped into memory; `wanted` picks the columns from their names."""
-    pyarrow, parquet = _imported("pyarrow", file), _imported("pyarrow.parquet", file)
+    """Yield (file:row, {column: value}) for each row of a memory-mapped Parquet file.
+
+    Args:
+        file: Parquet file.
+        choose_columns: Maps the names of all columns to those to read.
+        problems: Notes corrupt files and rows.
+    """
+    pyarrow, parquet = _import("pyarrow", file), _import("pyarrow.parquet", file)
     number = 0
     try:
         with parquet.ParquetFile(file, memory_map=True) as table:
-            columns = wanted(table.schema_arrow.names)
-            for batch in table.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):
+            columns = choose_columns(table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
                 yield from _batch_rows(batch, file, number, problems)
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        problems.note("corrupt archive", str(file), f"{error}; nothing can be read after row {number}")
+        problems.note("corrupt archive", str(file), f"{error}; unreadable after row {number}")
 
 
 def arrow_rows(
-    file: Path, wanted: Callable[[list[str]], list[str]], problems: Problems
+    file: Path, choose_columns: Callable[[list[str]], list[str]], problems: Problems
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file:row, columns) of an Arrow file (a stream, as `datasets` writes, or a file), mapped into memory."""
-    pyarrow, ipc = _imported("pyarrow", file), _imported("pyarrow.ipc", file)
+    """Yield (file:row, {column: value}) for each row of a memory-mapped Arrow file.
+
+    Both IPC formats are read: streams, which `datasets` writes, and files.
+
+    Args:
+        file: Arrow file.
+        choose_columns: Maps the names of all columns to those to read.
+        problems: Notes corrupt files and rows.
+    """
+    pyarrow, ipc = _import("pyarrow", file), _import("pyarrow.ipc", file)
     number = 0
     try:
         with pyarrow.memory_map(str(file)) as source:
@@ -144,37 +181,42 @@ def arrow_rows(
             else:
                 source.seek(0)
                 batches = reader = ipc.open_stream(source)
-            columns = wanted(reader.schema.names)
+            columns = choose_columns(reader.schema.names)
             for batch in batches:
-                for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
-                    piece = batch.select(columns).slice(start, ROWS_AT_A_TIME)
+                for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                    piece = batch.select(columns).slice(start, ROWS_PER_BATCH)
                     yield from _batch_rows(piece, file, number, problems)
                     number += piece.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        problems.note("corrupt archive", str(file), f"{error}; nothing can be read after row {number}")
+        problems.note("corrupt archive", str(file), f"{error}; unreadable after row {number}")
 
 
-def _batch_rows(batch, file: Path, before: int, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:row, row) of a record batch that follows `before` rows; a row with invalid UTF-8 costs no other."""
+def _batch_rows(batch: Any, file: Path, rows_before: int, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (file:row, row) for each row of a `pyarrow.RecordBatch` after `rows_before` rows of the file.
+
+    Invalid UTF-8 drops only the row that contains it.
+    """
     try:
         rows = batch.to_pylist()
     except UnicodeDecodeError:
         rows = (batch.slice(i, 1) for i in range(batch.num_rows))
-    for number, row in enumerate(rows, before + 1):
+    for number, row in enumerate(rows, rows_before + 1):
         place = f"{file}:{number}"
         try:
             yield place, row if isinstance(row, dict) else row.to_pylist()[0]
         except UnicodeDecodeError as error:
-            what = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-            problems.note("invalid UTF-8", place, what, len(error.object))
+            problems.note("invalid UTF-8", place, _undecodable(error.object, error), len(error.object))
 
 
-def _imported(name: str, file: Path):
-    import importlib
+def _undecodable(data: bytes, error: UnicodeDecodeError) -> str:
+    return f"byte 0x{data[error.start]:02x} at {error.start}"
 
+
+def _import(name: str, file: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.split(".")[0]
         raise MissingExtraError(
-            f'{str(file)!r} is read with {name.split(".")[0]}, which is missing; pip install "duonlp[data]"'
+            f'reading {str(file)!r} requires {package}; install it with pip install "duonlp[data]"'
         ) from error

@@ -1,13 +1,12 @@
-"""Documents read from where corpora are kept, one at a time: JSONL, Parquet, Arrow, trees of source files, the Hub."""
+"""Stream documents from data files, trees of source files, saved datasets and the Hugging Face Hub."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from duonlp.data.cleaning.report import CleaningReport
-from duonlp.data.reading import document_files
-from duonlp.data.reading import tables as summary_files
+from duonlp.data.reading import document_files, tables
 from duonlp.data.reading.corpus import text_files
 from duonlp.errors import InputError, MissingExtraError
 
@@ -21,12 +20,13 @@ HUB_PREFIX = "hub://"
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it is from.
+    """A text and its origin.
 
-    text: all of it.
-    path: in its repository or below the folder that was read; `file:row` for rows that name none.
-    repository: such as "owner/name", when the corpus says it.
-    licence: an SPDX expression such as "MIT", when the corpus says it.
+    Attributes:
+        text: The whole text.
+        path: Path in its repository or below the folder that was read; `file:row` for rows without a path.
+        repository: Repository such as "owner/name", if the corpus states it.
+        licence: SPDX expression such as "MIT", if the corpus states it.
     """
 
     text: str
@@ -36,42 +36,8 @@ class Document:
 
     @property
     def name(self) -> str:
-        """The path, with the repository before it: what tells documents apart, and what a split hashes."""
+        """Path prefixed with the repository: identifies the document, and is what a split hashes."""
         return f"{self.repository}:{self.path}" if self.repository else self.path
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of a row. One that is None is looked for under the names that public corpora of code use."""
-
-    text: str | None = None
-    path: str | None = None
-    repository: str | None = None
-    licence: str | None = None
-
-    def of(self, names: Iterable[str], source: str) -> dict[str, str]:
-        """Returns {"text": column, ...} for the columns there are.
-
-        Raises:
-            InputError: a column that was named is not there, or no column of text is.
-        """
-        names = list(names)
-        found = {}
-        for part, usual in USUAL_COLUMNS.items():
-            given = getattr(self, part)
-            if given is not None and given not in names:
-                raise InputError(
-                    f"{source} has no column {given!r} (given as {part}_field); it has {', '.join(names) or 'none'}"
-                )
-            column = given or next((name for name in usual if name in names), None)
-            if column:
-                found[part] = column
-        if "text" not in found:
-            raise InputError(
-                f"{source} has no column {' or '.join(map(repr, USUAL_COLUMNS['text']))}; "
-                f"give text_field, one of {', '.join(names) or '(it has no columns)'}"
-            )
-        return found
 
 
 USUAL_COLUMNS = {
@@ -80,6 +46,56 @@ USUAL_COLUMNS = {
     "repository": ("repository", "repo_name", "repo", "repository_name", "max_stars_repo_name"),
     "licence": ("licence", "license", "licenses", "max_stars_repo_licenses"),
 }
+"""Column names that public code corpora use, in order of preference."""
+
+Matched = TypeVar("Matched", covariant=True)
+
+
+class ColumnMatcher(Protocol[Matched]):
+    """Finds the wanted columns among the column names of a row."""
+
+    def of(self, names: Iterable[str], source: str) -> Matched:
+        """Return the matched columns; raise InputError, naming `source`, if a required one is missing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names of a document's parts; None selects the first of `USUAL_COLUMNS` that is present."""
+
+    text: str | None = None
+    path: str | None = None
+    repository: str | None = None
+    licence: str | None = None
+
+    def of(self, names: Iterable[str], source: str) -> dict[str, str]:
+        """Return {"text": column, ...} for the parts that have a column.
+
+        Args:
+            names: Column names of a row.
+            source: Where the row comes from, for error messages.
+
+        Raises:
+            InputError: If a column named explicitly or the text column is missing.
+        """
+        names = list(names)
+        columns = {}
+        for part, usual in USUAL_COLUMNS.items():
+            requested = getattr(self, part)
+            if requested is not None and requested not in names:
+                raise InputError(
+                    f"{source} has no column {requested!r} (given as {part}_field); its columns are "
+                    f"{', '.join(names) or 'none'}"
+                )
+            column = requested or next((name for name in usual if name in names), None)
+            if column:
+                columns[part] = column
+        if "text" not in columns:
+            raise InputError(
+                f"{source} has no column {' or '.join(map(repr, USUAL_COLUMNS['text']))}; "
+                f"set text_field to one of its columns: {', '.join(names) or 'none'}"
+            )
+        return columns
 
 
 def read_documents(
@@ -96,29 +112,33 @@ def read_documents(
     streaming: bool = True,
     report: CleaningReport | None = None,
 ) -> Iterator[Document]:
-    """Yields the documents of a corpus, in its own order, without ever holding more than a few of them.
+    """Yield the documents of a corpus in their original order, holding only a few in memory at a time.
 
     Args:
-        source: a file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow), a folder (of such files, saved by `datasets`, or a
-            tree of source files), "hub://owner/name" with "@revision" and "#configuration" after it where needed, a
-            `datasets` object or any other iterable of rows, or a list of sources.
-        kind: what the source is, one of KINDS, where its name does not say: "jsonl" for a file with another ending, "hub" for a
-            name without "hub://", "tree" for a folder of source files that has JSONL files in it.
-        text_field: the column of the text; by default the first of "content", "text" and "code" that is there.
-        path_field: the column of the path; likewise looked for by default, and `file:row` when there is none.
-        repository_field: the column of the repository.
-        licence_field: the column of the licence; a list of licences holds all together.
-        pattern: of a tree: a glob for file names.
-        skip: of a tree: names of folders to leave out.
-        split: of a dataset on the Hub.
-        streaming: of a dataset on the Hub: read over the network; False downloads it and maps it into memory.
-        report: where what cannot be read is counted and named: invalid UTF-8, binary files, corrupt lines and archives.
-            Without one, the first of them is an error; nothing is left out in silence.
+        source: A file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow); a folder of such files, saved
+            by `datasets`, or a tree of source files; "hub://owner/name", optionally followed by
+            "@revision" and "#configuration"; a `datasets` object or any other iterable of rows; or a
+            list of these.
+        kind: One of `KINDS`, needed where the name does not tell: "jsonl" for a file with another
+            ending, "hub" for a name without "hub://", "tree" for a folder of source files that also
+            holds JSONL files.
+        text_field: Text column (default: the first of "content", "text" and "code" that is present).
+        path_field: Path column (default: the first usual name that is present; without one, the path is
+            `file:row`).
+        repository_field: Repository column (default: the first usual name that is present).
+        licence_field: License column (default: the first usual name that is present). Licenses in a
+            list all apply.
+        pattern: Glob for file names in a tree.
+        skip: Names of folders in a tree to leave out.
+        split: Split of a dataset on the Hub.
+        streaming: Stream a dataset from the Hub; False downloads and memory-maps it.
+        report: Counts unreadable input with examples: invalid UTF-8, binary files, corrupt lines and
+            archives. Without a report the first such problem raises; nothing is dropped silently.
 
     Raises:
-        InputError: the source is not there or of no known kind, a column is not there (the message lists those that are),
-            or, without a report, something cannot be read.
-        MissingExtraError: a library that the source needs is not installed.
+        InputError: If the source does not exist or is of unknown kind, a column is missing (the message
+            lists the available ones), or, without a report, something is unreadable.
+        MissingExtraError: If a library that the source needs is not installed.
     """
     columns = Columns(text_field, path_field, repository_field, licence_field)
     problems = document_files.Problems(report)
@@ -128,11 +148,20 @@ def read_documents(
         sources = list(source)
     else:
         sources = [source]
-    kinds = [_kind(each, kind, pattern) for each in sources]
+    kinds = [_detect_kind(source, kind, pattern) for source in sources]
     return _documents(sources, kinds, columns, problems, pattern, skip, split, streaming)
 
 
-def _documents(sources, kinds, columns, problems, pattern, skip, split, streaming) -> Iterator[Document]:
+def _documents(
+    sources: list[Any],
+    kinds: list[str],
+    columns: Columns,
+    problems: document_files.Problems,
+    pattern: str,
+    skip: frozenset[str],
+    split: str,
+    streaming: bool,
+) -> Iterator[Document]:
     for source, kind in zip(sources, kinds):
         if kind == "tree":
             for path in text_files(source, pattern, skip):
@@ -141,121 +170,145 @@ def _documents(sources, kinds, columns, problems, pattern, skip, split, streamin
                     yield Document(text, path.relative_to(source).as_posix())
         elif kind in ("hub", "dataset"):
             rows, name = dataset_rows(source, kind, split, streaming)
-            yield from _from_rows(((f"{name}:{i}", row) for i, row in enumerate(rows)), name, columns, problems)
+            numbered_rows = ((f"{name}:{i}", row) for i, row in enumerate(rows))
+            yield from _documents_from_rows(numbered_rows, name, columns, problems)
         else:
-            for file in _shards(Path(source), kind):
-                yield from _from_rows(_file_rows(file, kind, columns, problems), str(file), columns, problems)
+            for file in _shard_files(Path(source), kind):
+                rows = _file_rows(file, kind, columns, problems)
+                yield from _documents_from_rows(rows, str(file), columns, problems)
 
 
-def _kind(source: Any, kind: str | None, pattern: str) -> str:
-    """Says what a source is, and raises InputError at once when it is not there."""
+def _detect_kind(source: Any, kind: str | None, pattern: str) -> str:
+    """Return the kind of a source, one of `KINDS`; raise InputError if it does not exist or is ambiguous."""
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     if not isinstance(source, (str, Path)):
         if not isinstance(source, Iterable):
-            raise InputError(f"the source is a {type(source).__name__}; give a path, hub://owner/name, or rows")
+            raise InputError(
+                f"source has type {type(source).__name__}; give a path, {HUB_PREFIX}owner/name or an iterable of rows"
+            )
         return "dataset"
     if kind == "hub" or str(source).startswith(HUB_PREFIX):
         return "hub"
     path = Path(source)
     if not path.exists():
-        raise InputError(f"no file or folder {str(source)!r}; a dataset on the Hub is written {HUB_PREFIX}owner/name")
+        raise InputError(
+            f"source {str(source)!r} does not exist; give a file, a folder, or {HUB_PREFIX}owner/name for a dataset on the Hub"
+        )
     if kind is not None:
         return kind
     if path.is_file():
-        found = _ending_kind(path)
-        if found is None:
+        file_kind = _kind_from_ending(path)
+        if file_kind is None:
             raise InputError(
-                f"{str(path)!r} ends in none of {', '.join(_ENDINGS)}; say what it is with kind, or give the folder of a tree"
+                f"{str(path)!r} has an unsupported ending; expected {', '.join(_ENDINGS)}, or pass kind, or give the "
+                "folder of a source tree"
             )
-        return found
+        return file_kind
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         return "dataset"
-    kinds = {_ending_kind(each) for each in path.iterdir() if each.is_file()} - {None}
+    detected = {_kind_from_ending(file) for file in path.iterdir() if file.is_file()}
+    kinds = sorted(file_kind for file_kind in detected if file_kind is not None)
     if not kinds:
         return "tree"
     if len(kinds) > 1 or any(path.glob(pattern)):
-        others = [pattern] * any(path.glob(pattern))
-        raise InputError(
-            f"{str(path)!r} has files of several kinds ({', '.join([*sorted(kinds), *others])}); choose one with kind"
-        )
-    return kinds.pop()
+        kinds += [pattern] * any(path.glob(pattern))
+        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); pass kind to select one")
+    return kinds[0]
 
 
-def _ending_kind(path: Path) -> str | None:
+def _kind_from_ending(path: Path) -> str | None:
     return next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
 
 
-def _shards(path: Path, kind: str) -> list[Path]:
+def _shard_files(path: Path, kind: str) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted(each for each in path.iterdir() if each.is_file() and _ending_kind(each) == kind)
-    if not found:
-        raise InputError(f"no {kind} file in {str(path)!r}")
-    return found
+    files = sorted(file for file in path.iterdir() if file.is_file() and _kind_from_ending(file) == kind)
+    if not files:
+        raise InputError(f"no {kind} file in {str(path)!r}; give another folder or another kind")
+    return files
 
 
-def _file_rows(file: Path, kind: str, columns: Columns, problems) -> Iterator[tuple[str, dict]]:
-    def wanted(names: list[str]) -> list[str]:
+def _file_rows(
+    file: Path, kind: str, columns: Columns, problems: document_files.Problems
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    def choose_columns(names: list[str]) -> list[str]:
         return list(columns.of(names, str(file)).values())
 
-    return summary_files.file_rows(file, kind, wanted, problems)
+    return tables.file_rows(file, kind, choose_columns, problems)
 
 
-def _from_rows(rows: Iterable[tuple[str, Any]], source: str, columns: Columns, problems) -> Iterator[Document]:
-    for place, row, found in with_columns(rows, source, columns, problems):
-        text = row[found["text"]]
+def _documents_from_rows(
+    rows: Iterable[tuple[str, Any]], source: str, columns: Columns, problems: document_files.Problems
+) -> Iterator[Document]:
+    for place, row, names in with_columns(rows, source, columns, problems):
+        text = row[names["text"]]
         if not isinstance(text, str):
-            what = f"column {found['text']!r} is a {type(text).__name__}, not a text"
-            problems.note("corrupt row", place, what)
+            detail = f"column {names['text']!r} has type {type(text).__name__}; expected str"
+            problems.note("corrupt row", place, detail)
             continue
         if document_files.is_readable(text, place, problems):
-            path, repository, licence = (row.get(found.get(part, "")) for part in ("path", "repository", "licence"))
-            yield Document(text, str(path or place), str(repository) if repository else None, _licence(licence))
+            path, repository, licence = (row.get(names.get(part, "")) for part in ("path", "repository", "licence"))
+            yield Document(text, str(path or place), str(repository) if repository else None, _join_licences(licence))
 
 
-def with_columns(rows: Iterable[tuple[str, Any]], source: str, columns, problems) -> Iterator[tuple[str, Mapping, Any]]:
-    """(place, row, its columns) of those of (place, row) that have them; the others are noted.
+def with_columns(
+    rows: Iterable[tuple[str, Any]],
+    source: str,
+    columns: ColumnMatcher[Matched],
+    problems: document_files.Problems,
+) -> Iterator[tuple[str, Mapping[str, Any], Matched]]:
+    """Yield (place, row, matched columns) for each row that has the wanted columns; note the others.
 
-    A first row without the columns is a mistake of the caller's, a later one the data's.
+    Missing columns in the first row are the caller's error and raise; in later rows they are bad data
+    and are noted.
 
     Args:
-        columns: has ``of(names, source)``, which finds what is wanted among the names of a row's columns.
+        rows: Pairs of place, such as "file:3", and row.
+        source: Where the rows come from, for error messages.
+        columns: Finds the wanted columns among those of a row.
+        problems: Notes rows without the wanted columns.
 
     Raises:
-        InputError: the first row has not the columns.
+        InputError: If the first row lacks a wanted column.
     """
-    known: dict[tuple[str, ...], Any] = {}
+    matches: dict[tuple[str, ...], Matched] = {}
     for place, row in rows:
         if not isinstance(row, Mapping):
-            problems.note("corrupt row", place, f"it is a {type(row).__name__}, not an object with columns")
+            problems.note("corrupt row", place, f"row has type {type(row).__name__}; expected an object with columns")
             continue
         names = tuple(row)
-        if names not in known:
+        if names not in matches:
             try:
-                known[names] = columns.of(names, source)
+                matches[names] = columns.of(names, source)
             except InputError as error:
-                if not known:
+                if not matches:
                     raise
                 problems.note("corrupt row", place, str(error))
                 continue
-        yield place, row, known[names]
+        yield place, row, matches[names]
 
 
-def _licence(value: Any) -> str | None:
+def _join_licences(value: Any) -> str | None:
     if isinstance(value, (list, tuple)):
-        return " AND ".join(f"({each})" for each in value) or None
+        return " AND ".join(f"({licence})" for licence in value) or None
     return str(value) if value else None
 
 
-def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> tuple[Iterable, str]:
-    """The rows of a dataset that is in memory, was saved ("dataset"), or is on the Hub ("hub"), and what to call it.
+def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> tuple[Any, str]:
+    """Return the rows of a dataset and its name.
 
-    Of split None, {split: rows} of a dataset that has splits.
+    Args:
+        source: Rows in memory, the folder of a saved dataset, or
+            "hub://owner/name@revision#configuration".
+        kind: "dataset" for rows in memory and saved datasets, "hub" for the Hub.
+        split: Split to read. None returns a mapping {split: rows} where the dataset has splits.
+        streaming: Stream a dataset from the Hub instead of downloading it.
 
     Raises:
-        MissingExtraError: the datasets library is not here.
-        InputError: there is no such dataset, or no such split.
+        MissingExtraError: If `datasets` is not installed.
+        InputError: If the dataset or the split does not exist.
     """
     if kind == "dataset" and not isinstance(source, (str, Path)):
         return source, str(getattr(source, "builder_name", None) or "rows")
@@ -263,13 +316,14 @@ def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> 
         import datasets
     except ImportError as error:
         raise MissingExtraError(
-            f'{str(source)!r} is read with datasets, which is missing; pip install "duonlp[data]"'
+            f'reading {str(source)!r} requires datasets; install it with pip install "duonlp[data]"'
         ) from error
+    loaded: Any
     if kind == "dataset":
         loaded = datasets.load_from_disk(str(source))
         if isinstance(loaded, datasets.DatasetDict) and split is not None:
             if split not in loaded:
-                raise InputError(f"{str(source)!r} has no split {split!r}; it has {', '.join(loaded)}")
+                raise InputError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(str, loaded))}")
             loaded = loaded[split]
         return loaded, Path(source).name
     name, _, configuration = str(source).removeprefix(HUB_PREFIX).partition("#")
@@ -280,5 +334,5 @@ def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> 
         )
     except (OSError, ValueError) as error:
         which = f" (split {split!r})" if split is not None else ""
-        raise InputError(f"the dataset {name!r}{which} cannot be read from the Hub: {error}") from error
+        raise InputError(f"cannot load dataset {name!r}{which} from the Hub: {error}") from error
     return loaded, f"{name}/{split}" if split is not None else name

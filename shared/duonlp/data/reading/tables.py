@@ -1,11 +1,11 @@
-"""Files that documents come in with their summaries: folders of splits, news stories, JSON lists and CSV tables."""
+"""Find the splits of datasets kept as files, and read JSON lists, CSV tables and CNN/Daily Mail stories."""
 
 import csv
 import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +17,52 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "test": "test",
     "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
 }  # fmt: skip
-"""What splits are called, and what they are called here."""
+"""Split names found in the wild, mapped to `SPLITS`."""
 
 ALL = "all"
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"} | {
     ".parquet": "parquet", ".arrow": "arrow",
 }  # fmt: skip
-COMPRESSIONS = (".gz", ".zst")  # of all but the last two
+COMPRESSIONS = (".gz", ".zst")  # not for .parquet and .arrow
 STORY = ".story"
-MOST_IN_A_FIELD = 2**27
-"""Characters of a CSV field at most; Python's own limit, 131,072, is less than a long document."""
+MAX_FIELD_CHARACTERS = 2**27
+"""Limit on the characters of a CSV field; Python's default of 131,072 is shorter than a long document."""
 
 _SPLIT = re.compile(rf"(?:^|[._-])({'|'.join(SPLIT_NAMES)})(?=[._-])", re.IGNORECASE)
-_ENDS = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
+_SENTENCE_ENDS = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
 
 
 def kind_of(path: Path) -> str:
-    """Says what a file or folder holds: one of `summaries.KINDS`; raises InputError when nothing tells."""
+    """Return the kind of a file or folder, one of `duonlp.data.pairs.summaries.KINDS`.
+
+    Raises:
+        InputError: If the kind cannot be determined or a folder holds several kinds.
+    """
     if path.is_file():
-        found = ending_kind(path)
-        if found is None:
-            endings = ", ".join(ENDINGS)
+        kind = ending_kind(path)
+        if kind is None:
             raise InputError(
-                f"{str(path)!r} ends in none of {endings} (or such with {' or '.join(COMPRESSIONS)}); say what it is with kind"
+                f"{str(path)!r} has an unsupported ending; expected {', '.join(ENDINGS)} (optionally followed by "
+                f"{' or '.join(COMPRESSIONS)}), or pass kind"
             )
-        return found
+        return kind
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return "saved"
     if StoryFolder.folders_in(path):
         return "stories"
-    kinds = {ending_kind(file) for file in _files(path)} - {None}
+    kinds = sorted({kind for file in _data_files(path) if (kind := ending_kind(file)) is not None})
     if not kinds:
         raise InputError(
-            f"{str(path)!r} has neither stories (cnn/stories, dailymail/stories) nor files that end in "
-            f"{', '.join(ENDINGS)} with a split in their names; give a folder or a file that has"
+            f"{str(path)!r} has neither stories (cnn/stories, dailymail/stories) nor files that end in {', '.join(ENDINGS)} "
+            "with a split in their names; give another file or folder"
         )
     if len(kinds) > 1:
-        raise InputError(f"{str(path)!r} has files of several kinds ({', '.join(sorted(kinds))}); choose one with kind")
-    return kinds.pop()
+        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); pass kind to select one")
+    return kinds[0]
 
 
 def ending_kind(file: Path) -> str | None:
-    """What a file's name says it is; None when it says nothing."""
+    """Return the kind that a file's ending stands for, or None if it is unknown."""
     name = file.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -67,100 +71,140 @@ def ending_kind(file: Path) -> str | None:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name says, as one of SPLITS: `dialogsum.dev.jsonl.gz` -> "validation"."""
-    found = _SPLIT.findall(name)
-    return SPLIT_NAMES[found[-1].lower()] if found else None
+    """Return the split in a file's name, one of `SPLITS`: `dialogsum.dev.jsonl.gz` -> "validation"."""
+    names = _SPLIT.findall(name)
+    return SPLIT_NAMES[names[-1].lower()] if names else None
 
 
 def split_files(path: Path, split: str | None, kind: str) -> list[Path]:
-    """Returns a split's files in a folder (or the one folder in it that has them), or the file that `path` is.
+    """Return the files of a split.
+
+    Args:
+        path: A file, which is returned by itself, or a folder that holds the files directly or in one subfolder.
+        split: Split by any of `SPLIT_NAMES`, `ALL`, or None where there is only one.
+        kind: One of the kinds in `ENDINGS`.
 
     Raises:
-        InputError: there is none of the split, or several splits are there and none was named.
+        InputError: If the split does not exist, or there are several and `split` is None.
     """
-    wanted = SPLIT_NAMES.get(split, split)
+    wanted = canonical_split(split)
     if path.is_file():
-        if wanted not in (None, ALL, split_of(path.name)):
-            has = split_of(path.name)
-            what = f"its name says {has!r}" if has else "its name says none"
-            raise InputError(f"split is {split!r} of the file {str(path)!r}, and {what}; leave the split out")
+        file_split = split_of(path.name)
+        if wanted not in (None, ALL, file_split):
+            detail = f"its name says {file_split!r}" if file_split else "its name says none"
+            raise InputError(f"split is {split!r} for the file {str(path)!r}, but {detail}; leave the split out")
         return [path]
-    found: dict[str, list[Path]] = {}
-    for file in _files(path):
+    files: dict[str, list[Path]] = {}
+    for file in _data_files(path):
         if ending_kind(file) == kind:
-            found.setdefault(split_of(file.name) or "", []).append(file)
-    if not found:
-        raise InputError(f"no {kind} file in {str(path)!r}")
-    return [file for each in chosen_splits(split, found, str(path)) for file in found[each]]
+            files.setdefault(split_of(file.name) or "", []).append(file)
+    if not files:
+        raise InputError(f"no {kind} file in {str(path)!r}; give another folder or another kind")
+    return [file for name in chosen_splits(split, files, str(path)) for file in files[name]]
 
 
-def chosen_splits(split: str | None, found, source: str) -> list[str]:
-    """Which of the splits that were found are meant: one, or all in the order of SPLITS; see `split_files`."""
-    there = [each for each in (*SPLITS, "") if each in found]
-    named = ", ".join(map(repr, filter(None, there))) or "none"
+def canonical_split(split: str | None) -> str | None:
+    """Return the name in `SPLITS` of a split ("dev" -> "validation"), or the split itself if it has none."""
+    return split if split is None else SPLIT_NAMES.get(split, split)
+
+
+def chosen_splits(split: str | None, available: Mapping[str, Any], source: str) -> list[str]:
+    """Return the keys of `available` that `split` selects, in the order of `SPLITS`.
+
+    Args:
+        split: As in `split_files`.
+        available: Keyed by split; "" holds what has no split in its name.
+        source: Where the splits come from, for error messages.
+
+    Raises:
+        InputError: If the split is not available, or there are several and `split` is None.
+    """
+    splits = [name for name in (*SPLITS, "") if name in available]
+    listed = ", ".join(map(repr, filter(None, splits))) or "none"
     if split == ALL:
-        return there
+        return splits
     if split is None:
-        if len(there) > 1:
-            raise InputError(f"{source!r} has the splits {named}; name one, or {ALL!r}")
-        return there
+        if len(splits) > 1:
+            raise InputError(f"{source!r} has the splits {listed}; name one, or {ALL!r}")
+        return splits
     wanted = SPLIT_NAMES.get(split)
-    if wanted not in there:
-        raise InputError(f"{source!r} has no split {split!r}; it has {named}")
+    if wanted is None or wanted not in splits:
+        raise InputError(f"{source!r} has no split {split!r}; it has {listed}")
     return [wanted]
 
 
-def _files(folder: Path) -> list[Path]:
-    """Files with a split in their names, in a folder or in the one folder in it that has some; else all that are known."""
-    here = sorted(file for file in folder.iterdir() if file.is_file() and ending_kind(file))
-    if split := [file for file in here if split_of(file.name)]:
+def _data_files(folder: Path) -> list[Path]:
+    """Return the data files with a split in their names, or else all data files of the folder.
+
+    They are looked for in the folder, then in the one subfolder that has some.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and ending_kind(file))
+    if split := [file for file in files if split_of(file.name)]:
         return split
-    below = {}
-    for each in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
-        files = sorted(file for file in each.iterdir() if file.is_file() and ending_kind(file) and split_of(file.name))
-        if files:
-            below[each.name] = files
-    if len(below) > 1:
-        raise InputError(f"{str(folder)!r} has splits in several folders, {', '.join(below)}; give one of them")
-    return next(iter(below.values()), here)
+    nested = {}
+    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        split = sorted(
+            file for file in subfolder.iterdir() if file.is_file() and ending_kind(file) and split_of(file.name)
+        )
+        if split:
+            nested[subfolder.name] = split
+    if len(nested) > 1:
+        raise InputError(f"{str(folder)!r} has splits in several folders ({', '.join(nested)}); give one of them")
+    return next(iter(nested.values()), files)
 
 
 class StoryFolder:
-    """The files of CNN and Daily Mail stories, and the lists of addresses that split them.
+    """Story files of CNN and Daily Mail, with the URL lists that split them.
 
-    Raises:
-        InputError: there are no stories.
+    Attributes:
+        folder: The folder that was given.
+        folders: Folders in it that hold .story files.
     """
 
     def __init__(self, folder: Path):
+        """Find the stories.
+
+        Args:
+            folder: Folder that holds .story files, `stories`, `cnn/stories` or `dailymail/stories`.
+
+        Raises:
+            InputError: If it holds no stories.
+        """
         self.folder = folder
         self.folders = self.folders_in(folder)
         if not self.folders:
-            raise InputError(f"{str(folder)!r} has no {STORY} file, nor has cnn/stories or dailymail/stories in it")
+            raise InputError(
+                f"{str(folder)!r} has no {STORY} files, neither directly nor in cnn/stories or dailymail/stories; "
+                "give another folder"
+            )
 
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
-        """Those of a folder, cnn/stories and dailymail/stories in it that have stories."""
+        """Return those of cnn/stories, dailymail/stories, the folder itself and stories that hold stories."""
         if not folder.is_dir():
             return []
-        places = (folder / "cnn" / "stories", folder / "dailymail" / "stories", folder, folder / "stories")
-        return [place for place in places if place.is_dir() and next(place.glob(f"*{STORY}"), None)]
+        candidates = (folder / "cnn" / "stories", folder / "dailymail" / "stories", folder, folder / "stories")
+        return [path for path in candidates if path.is_dir() and next(path.glob(f"*{STORY}"), None)]
 
     def lists(self) -> dict[str, Path]:
-        """Split -> its list of addresses: all_train.txt and so on, beside the stories or in url_lists."""
-        found = {}
+        """Return {split: URL list} from all_train.txt etc., in the folder, its `url_lists` or its parents."""
+        lists = {}
         for folder in (self.folder, self.folder / "url_lists", *self.folder.parents[:2]):
             for file in sorted(folder.glob("all_*.txt")) if folder.is_dir() else ():
                 name = SPLIT_NAMES.get(file.stem.removeprefix("all_"))
                 if name:
-                    found.setdefault(name, file)
-        return found
+                    lists.setdefault(name, file)
+        return lists
 
-    def files(self, split: str | None, problems) -> Iterator[Path]:
-        """Yields the stories of a split, CNN's first, each by name; a listed one that is not there is noted.
+    def files(self, split: str | None, problems: document_files.Problems) -> Iterator[Path]:
+        """Return an iterator over the stories of a split, CNN's first, each publisher's by name.
+
+        Args:
+            split: As in `split_files`.
+            problems: Notes listed stories that are missing.
 
         Raises:
-            InputError: there is no such list, or there are lists and no split was named.
+            InputError: If the split has no list, or there are lists and `split` is None.
         """
         lists = self.lists()
         stories = {file.stem: file for folder in self.folders for file in sorted(folder.glob(f"*{STORY}"))}
@@ -168,23 +212,26 @@ class StoryFolder:
             return iter(stories.values())
         if not lists:
             raise InputError(
-                f"split is {split!r}, and {str(self.folder)!r} has no list of addresses all_train.txt, all_val.txt, "
-                "all_test.txt, nor has url_lists in it; put them there, or leave the split out to read every story"
+                f"split is {split!r}, but neither {str(self.folder)!r} nor its url_lists has all_train.txt, all_val.txt or "
+                "all_test.txt; add these URL lists, or leave split out to read every story"
             )
-        return self._listed([lists[each] for each in chosen_splits(split, lists, str(self.folder))], stories, problems)
+        names = chosen_splits(split, lists, str(self.folder))
+        return self._listed_stories([lists[name] for name in names], stories, problems)
 
-    def _listed(self, lists: list[Path], stories: dict[str, Path], problems) -> Iterator[Path]:
-        # The lists are of both publishers. Where one's folder is there and the other's is not, that one alone is meant.
+    def _listed_stories(
+        self, lists: list[Path], stories: dict[str, Path], problems: document_files.Problems
+    ) -> Iterator[Path]:
+        # The lists cover both publishers. Where only one publisher's folder exists, only its stories are expected.
         publishers = {folder.parent.name for folder in self.folders} & {"cnn", "dailymail"}
         absent = {"cnn", "dailymail"} - publishers if publishers else set()
         for file in lists:
             text = document_files.read_text(file, problems) or ""
             lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-            wanted = {_sha1(url): (number, url) for number, url in lines if url}
-            yield from (story for name, story in stories.items() if name in wanted)
-            for name, (number, url) in wanted.items():
+            listed = {_sha1(url): (number, url) for number, url in lines if url}
+            yield from (story for name, story in stories.items() if name in listed)
+            for name, (number, url) in listed.items():
                 if name not in stories and not any(publisher in url for publisher in absent):
-                    problems.note("missing story", f"{file}:{number}", f"there is no {name}{STORY}")
+                    problems.note("missing story", f"{file}:{number}", f"{name}{STORY} does not exist")
 
 
 def _sha1(url: str) -> str:
@@ -192,36 +239,47 @@ def _sha1(url: str) -> str:
 
 
 def read_story(text: str) -> tuple[str, str]:
-    """Article and highlights of a story: paragraphs up to "@highlight", then a highlight behind each of those.
+    """Return the article and the highlights of a story: paragraphs, then one highlight after each "@highlight".
 
-    As See et al. (2017) made the dataset of them, in its cased version 3.0.0: a paragraph or highlight that ends without a
-    full stop (captions do) gets " .", the article is one line, and each highlight is one.
+    Follows the cased version 3.0.0 of the dataset of See et al. (2017): a paragraph or highlight
+    without final punctuation, such as a caption, gets " .", the article is one line, and each highlight
+    is one line.
     """
     article: list[str] = []
     highlights: list[str] = []
-    into = article
+    target = article
     for line in map(str.strip, text.split("\n")):
         if line.startswith("@highlight"):
-            into = highlights
+            target = highlights
         elif line:
-            into.append(line if line.endswith(_ENDS) or "@highlight" in line else f"{line} .")
+            target.append(line if line.endswith(_SENTENCE_ENDS) or "@highlight" in line else f"{line} .")
     return " ".join(article), "\n".join(highlights)
 
 
-def file_rows(file: Path, kind: str, wanted: Callable[[list[str]], list[str]], problems) -> Iterator[tuple[str, Any]]:
-    """Yields (place, row) of a file of one of the kinds in ENDINGS.
+def file_rows(
+    file: Path, kind: str, choose_columns: Callable[[list[str]], list[str]], problems: document_files.Problems
+) -> Iterator[tuple[str, Any]]:
+    """Return an iterator over (place, row) of a file.
 
     Args:
-        wanted: names of the columns that there are -> those to read, for files that keep each column by itself.
-        problems: where rows that cannot be read are noted.
+        file: File to read.
+        kind: One of the kinds in `ENDINGS`.
+        choose_columns: Maps the names of all columns to those to read, for the columnar kinds "parquet"
+            and "arrow".
+        problems: Notes rows that cannot be read.
     """
-    if kind in ("parquet", "arrow"):
-        return (document_files.parquet_rows if kind == "parquet" else document_files.arrow_rows)(file, wanted, problems)
+    if kind == "parquet":
+        return document_files.parquet_rows(file, choose_columns, problems)
+    if kind == "arrow":
+        return document_files.arrow_rows(file, choose_columns, problems)
     return {"jsonl": document_files.jsonl_rows, "json": json_rows, "csv": csv_rows}[kind](file, problems)
 
 
-def json_rows(file: Path, problems) -> Iterator[tuple[str, Any]]:
-    """Yields (file:entry, value) of a JSON file: the entries of its list, read at once, or one a line as in JSONL."""
+def json_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[str, Any]]:
+    """Yield (file:entry, value) for each entry of a JSON list, which is loaded whole.
+
+    A file that does not begin with a list is read as JSONL.
+    """
     data = b""
     try:
         lines = document_files.lines_of(file)
@@ -247,10 +305,13 @@ def json_rows(file: Path, problems) -> Iterator[tuple[str, Any]]:
     yield from ((f"{file}:{number}", entry) for number, entry in enumerate(entries, 1))
 
 
-def csv_rows(file: Path, problems) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (file:line, columns) of a CSV file with a header, tabs for commas in a .tsv; the line is where a row begins."""
-    csv.field_size_limit(max(csv.field_size_limit(), MOST_IN_A_FIELD))
-    # What is no UTF-8 becomes half of a surrogate pair, so that the row that it is in is the only one it costs.
+def csv_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (file:line, {column: value}) for each row of a CSV file with a header; .tsv files are tab-separated.
+
+    The line is the one where the row begins.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
+    # Invalid UTF-8 becomes unpaired surrogates, so that it only drops the row it is in.
     lines = (
         line.decode("utf-8", "surrogateescape") + "\n" * (not line.endswith(b"\n"))
         for line in document_files.lines_of(file)
@@ -265,12 +326,12 @@ def csv_rows(file: Path, problems) -> Iterator[tuple[str, dict[str, str]]]:
             if header is None:
                 header = [name.removeprefix("\ufeff").strip() for name in row]
             elif row and len(row) != len(header):
-                what = f"it has {len(row)} fields, and the header {len(header)}: {', '.join(header)}"
-                problems.note("corrupt row", place, what)
+                detail = f"row has {len(row)} fields, but the header has {len(header)}: {', '.join(header)}"
+                problems.note("corrupt row", place, detail)
             elif row:
                 yield place, dict(zip(header, row))
     except csv.Error as error:
-        problems.note("corrupt row", f"{file}:{number}", f"{error}; nothing can be read after it")
+        problems.note("corrupt row", f"{file}:{number}", f"{error}; unreadable from here on")
     except (EOFError, OSError, zlib.error) as error:
-        what = f"{error or type(error).__name__}; nothing can be read after line {number - 1}"
-        problems.note("corrupt archive", str(file), what)
+        detail = f"{error or type(error).__name__}; unreadable after line {number - 1}"
+        problems.note("corrupt archive", str(file), detail)

@@ -1,4 +1,4 @@
-"""Store rows of token ids, and order them by seed and epoch."""
+"""Store rows of token ids, and batch and shuffle them by seed and epoch."""
 
 from duonlp.data.rows.length_batches import LengthBatches
 from duonlp.data.rows.manifest import Manifest, read_manifest, write_manifest

@@ -1,4 +1,4 @@
-"""What batches of texts have in common: an order by seed and epoch in which like lengths come together, and ids kept on disk."""
+"""Batch rows of similar lengths in an order given by seed and epoch, and cache token ids on disk."""
 
 import hashlib
 import json
@@ -13,47 +13,59 @@ from typing import Any
 
 import numpy as np
 
-from duonlp.data.rows.order import MOST_SEED, check_seed, permuted
+from duonlp.data.rows.order import SEED_LIMIT, check_seed, permuted
 from duonlp.data.rows.token_rows import TokenRows
 from duonlp.errors import InputError
 
-TOKENISED_TOGETHER = 1024  # texts
+TOKENIZER_BATCH = 1024
+"""Number of texts tokenized at a time."""
 POOL = 64
-"""Batches' worth of shuffled rows that are sorted by length before they are cut into batches."""
+"""Number of batches in a pool, in which shuffled rows are sorted by length before they are cut into batches."""
 
 
 class LengthBatches(ABC):
-    """The batches of rows, epoch by epoch: any batch of any epoch from the seed and two numbers.
+    """Batches of rows, epoch by epoch. The seed, the epoch and the batch index determine any batch.
 
-    Each epoch has every row once, in an order of its own. Rows of like lengths come together: shuffled rows are sorted
-    within pools of 64 batches, and the batches shuffled. Every batch has `batch_size` rows: the last one is filled up.
+    Each epoch has every row once, in an order of its own. Rows of similar lengths are batched together:
+    shuffled rows are sorted within pools of 64 batches, then the batches are shuffled. Every batch has
+    `batch_size` rows: the last one is filled up.
 
-    A subclass says how many rows there are, which come first in a pool, and what arrays they make.
+    A subclass provides the number of rows, their order within a pool, and their arrays.
+
+    Attributes:
+        row_noun: What a row is called in messages, in the plural.
+        batch_size: Rows per batch over all hosts.
+        seed: Seed of the order.
+        shuffle: Whether rows are shuffled.
+        drop_last: Whether an incomplete last batch is dropped.
+        hosts: (index of this host, number of hosts).
     """
 
-    of_what = "rows"
-    """What the rows are, for messages."""
+    row_noun = "rows"
 
     def __init__(
         self, batch_size: int, seed: int, shuffle: bool, drop_last: bool, host_index: int = 0, host_count: int = 1
     ):
-        """
+        """Check and store the settings.
+
         Args:
-            batch_size: rows of the batch, over all hosts.
-            seed: decides the order; from 0 to 2**64 - 1.
-            shuffle: False: the same order each epoch.
-            drop_last: leave out the rows that fill no batch, others in each epoch, rather than fill it up.
-            host_index: which host this is; it gets its share of each batch's rows, in shapes that all hosts agree on.
-            host_count: how many hosts there are.
+            batch_size: Rows per batch over all hosts.
+            seed: Seed of the order, in [0, 2**64).
+            shuffle: Whether to shuffle rows differently in each epoch; False gives the same order every time.
+            drop_last: Drop the rows that do not fill a batch, different ones in each epoch, rather than
+                fill the batch up.
+            host_index: Index of this host, which gets its share of each batch's rows, in shapes that
+                all hosts agree on.
+            host_count: Number of hosts.
 
         Raises:
-            InputError: a number is out of range.
+            InputError: If a number is out of range.
         """
         if host_count < 1 or not 0 <= host_index < host_count:
             raise InputError(f"host_index is {host_index} of {host_count} hosts; it must be from 0 to host_count - 1")
         if not isinstance(batch_size, (int, np.integer)) or batch_size < 1 or batch_size % host_count:
             raise InputError(
-                f"batch_size is {batch_size}, over {host_count} hosts; it must be a multiple of the hosts, from 1 on"
+                f"batch_size is {batch_size} for {host_count} hosts; it must be a positive multiple of the number of hosts"
             )
         self.batch_size = int(batch_size)
         self.seed = check_seed(seed)
@@ -64,64 +76,73 @@ class LengthBatches(ABC):
     @property
     @abstractmethod
     def _count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
 
     @abstractmethod
-    def _sorted(self, rows: np.ndarray) -> np.ndarray:
-        """Rows in the order that those of like lengths come together in."""
+    def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
+        """Return row indices, int64 [n], ordered so that rows of similar lengths are adjacent."""
 
     @abstractmethod
-    def _arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of rows, where -1 fills up with a copy of the first; as wide as those of the whole batch want it."""
+    def _collate(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the arrays of a host's rows, [len(rows), ...].
+
+        Args:
+            rows: Row indices, int64 [n]; -1 fills up with a copy of the first.
+            batch: Row indices of the global batch without filling, which decide the padded width.
+        """
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
-        whole, rest = divmod(self._count, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        """Return the number of batches in an epoch."""
+        full, rest = divmod(self._count, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def check_count(self) -> None:
-        """Raises InputError when there is no batch."""
+        """Raise InputError if an epoch has no batch."""
         if not self._count:
-            raise InputError(f"there are no {self.of_what} to make batches of; look at what was read")
+            raise InputError(f"there are no {self.row_noun} to batch; check that the data is not empty")
         if not len(self):
             raise InputError(
-                f"batch_size is {self.batch_size} and there are {self._count} {self.of_what}; with drop_last there is no "
-                "batch: take a smaller one"
+                f"batch_size is {self.batch_size}, but there are only {self._count} {self.row_noun}; reduce batch_size, or "
+                "set drop_last=False"
             )
 
     def epoch(self, number: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields an epoch's batches, from its batch `first` on: where a run that was stopped goes on.
+        """Return an iterator over the batches of an epoch.
+
+        Args:
+            number: Epoch, from 0 on.
+            first: Index of the first batch to yield, for resuming within the epoch.
 
         Returns:
-            Dicts of arrays [B, ...], B being batch_size / host_count.
+            Dicts of this host's arrays, [batch_size / host_count, ...] each.
 
         Raises:
-            InputError: there is no such epoch or batch.
+            InputError: If the epoch is negative or `first` is out of range.
         """
         order = self.order(number)
         if not 0 <= first <= len(order):
-            raise InputError(f"first is {first}; an epoch has {len(order)} batches, from 0 on")
+            raise InputError(f"first is {first}; it must be from 0 to {len(order)}, the number of batches in an epoch")
         return map(self._batch, order[first:])
 
     def order(self, number: int) -> np.ndarray:
-        """Which row each row of each batch of an epoch is, int64 [len(self), batch_size]; -1 where one is filled up."""
+        """Return the row indices of each batch of an epoch, int64 [len(self), batch_size]; -1 marks filling."""
         if isinstance(number, bool) or number < 0:
-            raise InputError(f"the epoch is {number}; epochs begin at 0")
+            raise InputError(f"epoch is {number}; it must be a non-negative integer")
         count, size = self._count, self.batch_size
         order = self._unshuffled()
         if self.shuffle:
             order = permuted(np.arange(count), count, self.seed, number)
-            # What is left over is any rows, not the longest of a pool.
-            order = np.concatenate(
-                [*map(self._sorted, _pools(order[: count - count % size], POOL * size)), order[count - count % size :]]
-            )
+            # The remainder is set aside before sorting, so that it holds arbitrary rows, not the longest of a pool.
+            end = count - count % size
+            pools = _split_pools(order[:end], POOL * size)
+            order = np.concatenate([*map(self._sort_by_length, pools), order[end:]])
         filled = np.full(-(-count // size) * size, -1, np.int64)
         filled[:count] = order
         batches = filled.reshape(-1, size)
-        whole = count // size
-        if self.shuffle and whole:
-            places = permuted(np.arange(whole), whole, (self.seed + 1) % MOST_SEED, number)
-            batches[:whole] = batches[places]
+        full = count // size
+        if self.shuffle and full:
+            places = permuted(np.arange(full), full, (self.seed + 1) % SEED_LIMIT, number)
+            batches[:full] = batches[places]
         return batches[: len(self)]
 
     def _unshuffled(self) -> np.ndarray:
@@ -132,61 +153,66 @@ class LengthBatches(ABC):
         host, hosts = self.hosts
         share = len(rows) // hosts
         mine = rows[host * share : (host + 1) * share]
-        if mine[0] < 0:  # nothing but what fills up: it repeats another host's row
-            arrays = self._arrays(np.concatenate([real[:1], mine]), real)
+        if mine[0] < 0:  # only filling, which copies the first row of the batch, held by another host
+            arrays = self._collate(np.concatenate([real[:1], mine]), real)
             return {name: values[1:] for name, values in arrays.items()}
-        return self._arrays(mine, real)
+        return self._collate(mine, real)
 
 
-def _pools(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def _split_pools(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (order[start : start + size] for start in range(0, len(order), size))
 
 
-def kept_rows(
-    folder: Path, names: Sequence[str], count: int, make: Callable[[], Sequence[TokenRows]], of_what: str = "rows"
+def load_or_build_rows(
+    folder: Path, names: Sequence[str], count: int, build: Callable[[], Sequence[TokenRows]], row_noun: str = "rows"
 ) -> tuple[TokenRows, ...]:
-    """Rows mapped into memory from a folder, which is written first where they are not there or are damaged.
-
-    They are written under another name, which is changed once all are there: whole or not at all.
+    """Memory-map token rows from a cache folder, building and writing it atomically if it is missing or corrupt.
 
     Args:
-        folder: named by a hash of everything that they depend on; see `hash_of`.
-        names: of the rows that `make` gives, in its order.
-        count: of each.
-        make: called when they are not there.
-        of_what: what is counted, for messages.
+        folder: Cache folder, named by a hash of everything the rows depend on; see `cache_key`.
+        names: Names of the `TokenRows` that `build` returns, in order.
+        count: Number of rows in each.
+        build: Called if the cache is missing or corrupt.
+        row_noun: What a row is called in messages, in the plural.
+
+    Raises:
+        InputError: If what was just written cannot be read back, or `build` returned another number of rows.
     """
 
-    def opened() -> tuple[TokenRows, ...]:
-        rows = tuple(TokenRows.open(folder, name) for name in names)
-        if {len(each) for each in rows} != {count}:
-            raise InputError(f"{str(folder)!r} has not the ids of {count} {of_what}; remove it")
-        return rows
+    def load() -> tuple[TokenRows, ...]:
+        loaded = tuple(TokenRows.open(folder, name) for name in names)
+        counts = sorted({len(rows) for rows in loaded})
+        if counts != [count]:
+            raise InputError(
+                f"{str(folder)!r} is incomplete: expected the ids of {count} {row_noun}, found "
+                f"{', '.join(map(str, counts))}; delete it to rebuild it"
+            )
+        return loaded
 
-    with suppress(InputError):  # what is wrong with what is made has nothing to do with what is not there
-        return opened()
-    _write(folder, names, make())
-    return opened()
+    with suppress(InputError):  # suppressed before `build` runs, whose errors must not be chained to a cache miss
+        return load()
+    _write_atomically(folder, names, build())
+    return load()
 
 
-def _write(folder: Path, names: Sequence[str], rows: Sequence[TokenRows]) -> None:
+def _write_atomically(folder: Path, names: Sequence[str], all_rows: Sequence[TokenRows]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name, each in zip(names, rows, strict=True):
-            each.save(partial, name)
+        for name, rows in zip(names, all_rows, strict=True):
+            rows.save(partial, name)
         shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(partial, folder)
         except OSError:
-            if not folder.is_dir():  # another process has just put the same there
+            if not folder.is_dir():  # otherwise another process has just written the same rows
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def hash_of(settings: Any, texts: Iterable[Any]) -> str:
-    """A name that changes with settings and texts, which JSON can write: 32 hex digits of a SHA-256."""
+def cache_key(settings: Any, texts: Iterable[Any]) -> str:
+    """Return a file name for JSON-serializable settings and texts: 32 hex digits of a SHA-256 over both."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for text in texts:
         digest.update(json.dumps(text).encode())
