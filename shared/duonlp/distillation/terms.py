@@ -7,7 +7,7 @@ from typing import Any
 from duonlp.distillation.pair import are_class_ids, distilled_outputs, head_kind, projection_name, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates
 from duonlp.errors import InputError
-from duonlp.inputs import BEYOND, IGNORED
+from duonlp.inputs import IGNORED, NO_POSITION
 
 NOTHING = -1e9
 """The logit of a token that cannot be an answer."""
@@ -149,7 +149,7 @@ def _rows(ops: ModuleType, labels):
     """[B]: rows with a label; one without only fills a batch up. None: all, for a number is never set aside."""
     if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
         return None
-    labelled = (labels != IGNORED) & (labels != BEYOND)
+    labelled = (labels != IGNORED) & (labels != NO_POSITION)
     return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
 
 

@@ -11,7 +11,7 @@ from duonlp.distillation import reference_losses as reference
 from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, init_projections
 from duonlp.distillation.terms import distillation_terms
 from duonlp.errors import InputError
-from duonlp.inputs import BEYOND, IGNORED
+from duonlp.inputs import IGNORED, NO_POSITION
 
 ROWS, LENGTH, WORDS, LABELS, WIDTH = 3, 5, 11, 4, 8
 BERT = {
@@ -126,7 +126,7 @@ def test_of_an_encoder_decoder_the_targets_count():
     assert found["logits_kl"][:2] == reference.kl_divergence_sum(mine, others, 2.0, TOKENS != -100)
 
 
-@pytest.mark.parametrize("filling", [IGNORED, BEYOND])
+@pytest.mark.parametrize("filling", [IGNORED, NO_POSITION])
 def test_spans_are_the_mean_of_start_and_end_and_padding_is_no_answer(filling):
     positions = np.where(TEXTS == IGNORED, filling, TEXTS)
     names, inputs = ("start_logits", "end_logits"), {"attention_mask": MASK, "start_positions": positions}
