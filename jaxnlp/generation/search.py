@@ -79,7 +79,7 @@ def load(call) -> driver.Programs:
     values = jax.device_put(call.values)
 
     def result(state):
-        kept = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        kept = {name: value for name, value in state.items() if name not in driver.LOOP_ONLY}
         return jax.device_get(_result(values, kept, plan=call.plan))
 
     return driver.Programs(

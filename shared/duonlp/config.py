@@ -1,7 +1,8 @@
 """A transformer model described as data.
 
-Model families differ in these fields and in nothing else: both engines read them, and neither ever asks for a model's name.
-``shared/duonlp/architectures`` translates a Hugging Face ``config.json`` into these classes and back.
+Model families differ in these fields and in nothing else: both engines read them, and neither ever asks for
+a model's name. ``shared/duonlp/architectures`` translates a Hugging Face ``config.json`` into these classes
+and back.
 """
 
 from collections.abc import Mapping
@@ -37,8 +38,9 @@ def activation_name(name: str | None) -> str:
 
 
 POSITIONS = ("learned", "sinusoidal", "tensor2tensor", "none")
-"""Sources of position vectors: a trained table; the fixed sinusoids of Vaswani et al. 2017 or tensor2tensor's variant (see
-duonlp.positions.fixed_table); or none, for models whose attention encodes positions (T5)."""
+"""Sources of position vectors: a trained table; the fixed sinusoids of Vaswani et al. 2017 or
+tensor2tensor's variant (see duonlp.positions.fixed_table); or none, for models whose attention encodes
+positions (T5)."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class TransformerConfig:
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> "TransformerConfig":
-        """Return a copy with fields changed; ``part__field=value`` reaches into a part: ``attention__dropout=0.0``.
+        """Return a copy with fields changed; ``part__field=value`` reaches into a part:
+        ``attention__dropout=0.0``.
 
         Raises:
             ConfigError: A field or part does not exist.

@@ -1,7 +1,7 @@
 """Errors that users can cause, and therefore fix.
 
-Each message names the value, what was expected, and what to do. The command line prints such an error as one line and exits
-with status 2; any other exception is a bug in duonlp.
+Each message names the value, what was expected, and what to do. The command line prints such an error as
+one line and exits with status 2; any other exception is a bug in duonlp.
 """
 
 

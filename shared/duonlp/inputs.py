@@ -41,7 +41,8 @@ TEACHER = "teacher_"
 
 
 def model_inputs(cfg: TransformerConfig, batch: Mapping[str, Array], *, as_teacher: bool = False) -> dict[str, Array]:
-    """Select the inputs, without labels, that a model reads from a batch; token types only if the model has them.
+    """Select the inputs, without labels, that a model reads from a batch; token types only if the model has
+    them.
 
     Args:
         cfg: Model configuration.
@@ -73,8 +74,9 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
         cached: Whether a cache holds earlier tokens, so that the attention mask is longer than input_ids.
 
     Raises:
-        InputError: input_ids is missing, an input is unknown to the head, shapes have the wrong rank or do not match, ids are
-            outside the vocabulary, there are more tokens than positions, or token types or labels are out of range.
+        InputError: input_ids is missing, an input is unknown to the head, shapes have the wrong rank or do
+            not match, ids are outside the vocabulary, there are more tokens than positions, or token types
+            or labels are out of range.
     """
     decoder_names = DECODER_INPUTS if cfg.decoder is not None else ()
     allowed = (*TOKEN_INPUTS, *decoder_names, *LABELS.get(head, ("labels",)))

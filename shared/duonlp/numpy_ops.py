@@ -1,7 +1,8 @@
-"""The array operations that decoding is written in, in NumPy; ``jaxnlp/ops.py`` and ``tfnlp/ops.py`` define the same functions.
+"""The array operations that decoding is written in, in NumPy; ``jaxnlp/ops.py`` and ``tfnlp/ops.py`` define
+the same functions.
 
-Decoding (``shared/duonlp/generation``) is written once and receives one of these three modules. Names and arguments follow
-NumPy; ``axis`` may be negative, and indices are int32.
+Decoding (``shared/duonlp/generation``) is written once and receives one of these three modules. Names and
+arguments follow NumPy; ``axis`` may be negative, and indices are int32.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """The parameter tree of a model: every path with its shape and initializer.
 
-It is derived from the configuration alone, for every family. Both engines build exactly this tree and a family's weight
-table fills exactly this tree; tests compare all three.
+It is derived from the configuration alone, for every family. Both engines build exactly this tree and a
+family's weight table fills exactly this tree; tests compare all three.
 """
 
 import math

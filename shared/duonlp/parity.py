@@ -1,6 +1,7 @@
 """Compare the outputs of one checkpoint across frameworks.
 
-The reference is Transformers' PyTorch model if torch is installed. Frameworks are imported lazily, inside functions.
+The reference is Transformers' PyTorch model if torch is installed. Frameworks are imported lazily, inside
+functions.
 """
 
 import time
@@ -50,7 +51,8 @@ class Row:
         framework: "tf", "jax" or "torch".
         reference: Framework it is compared with.
         shape: Shape of the output.
-        difference: Largest absolute difference over real tokens; infinite if either lacks the output or shapes differ.
+        difference: Largest absolute difference over real tokens; infinite if either lacks the output or
+            shapes differ.
         relative: ``difference`` divided by the largest magnitude in the reference.
         ok: Whether ``relative`` is within the tolerance.
     """
@@ -137,12 +139,13 @@ def compare(
     Args:
         checkpoint: Folder or Hub id.
         head: One of ``duonlp.architectures.HEADS`` (default: the head the checkpoint was saved with).
-        inputs: Texts, or arrays by name (``input_ids`` int [B, T] and others). By default a few sentences, or random ids if
-            the checkpoint has no tokenizer.
-        frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they are not installed.
+        inputs: Texts, or arrays by name (``input_ids`` int [B, T] and others). By default a few sentences,
+            or random ids if the checkpoint has no tokenizer.
+        frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
+            are not installed.
         tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output.
-        max_new_tokens: Number of tokens a language model generates greedily from the first input, alone and in a batch with
-            the input's first half; 0 to skip generation.
+        max_new_tokens: Number of tokens a language model generates greedily from the first input, alone and
+            in a batch with the input's first half; 0 to skip generation.
         local_files_only: Do not access the network.
 
     Raises:
@@ -221,7 +224,8 @@ def make_inputs(
     head: str,
     inputs: str | Sequence[str] | Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return a right-padded batch of int32 arrays, made from texts or arrays, or from default texts or random ids.
+    """Return a right-padded batch of int32 arrays, made from texts or arrays, or from default texts or
+    random ids.
 
     Raises:
         InputError: The arrays have no input_ids, or a text has no tokens.
@@ -295,7 +299,7 @@ def _pair_with_half(prompt: np.ndarray, config: TransformerConfig) -> tuple[np.n
 
 
 def _tokenize(checkpoint: Checkpoint, config: TransformerConfig, texts: list[str]) -> list[list[int]]:
-    tokenizer = checkpoint.tokenizer()
+    tokenizer: Any = checkpoint.tokenizer()
     limit = min(config.max_length, int(min(tokenizer.model_max_length, 10**9)))
     encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     if not all(encoded):

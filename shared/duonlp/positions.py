@@ -13,9 +13,10 @@ def position_ids(
 ) -> np.ndarray:
     """Return the position ids that Transformers uses when a model is called without any.
 
-    If ``config.embedding.positions_skip_padding`` is set (RoBERTa), positions count the tokens that are not padding, starting
-    at ``position_offset``, and padding gets ``position_offset - 1``, as in fairseq's ``make_positions``. Padding is recognized
-    by its token id there, so `attention_mask` has no effect. Otherwise token i has position ``position_offset + past + i``.
+    If ``config.embedding.positions_skip_padding`` is set (RoBERTa), positions count the tokens that are not
+    padding, starting at ``position_offset``, and padding gets ``position_offset - 1``, as in fairseq's
+    ``make_positions``. Padding is recognized by its token id there, so `attention_mask` has no effect.
+    Otherwise token i has position ``position_offset + past + i``.
 
     Args:
         config: Model configuration.
@@ -38,10 +39,11 @@ def position_ids(
 
 @lru_cache(maxsize=16)
 def fixed_table(config: EmbeddingConfig) -> np.ndarray:
-    """Return the position table of a model that does not learn one: sines in the first half of the columns, then cosines.
+    """Return the position table of a model that does not learn one: sines in the first half of the columns,
+    then cosines.
 
-    ``sinusoidal`` uses the wavelengths of Vaswani et al. 2017, section 3.5 (Marian, PEGASUS); ``tensor2tensor`` uses that
-    library's, with zeros for padding (fairseq's M2M100).
+    ``sinusoidal`` uses the wavelengths of Vaswani et al. 2017, section 3.5 (Marian, PEGASUS);
+    ``tensor2tensor`` uses that library's, with zeros for padding (fairseq's M2M100).
 
     Returns:
         float32 [max_positions, size].
@@ -64,7 +66,8 @@ def fixed_table(config: EmbeddingConfig) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
-    """Return the relative position bucket of each query-key distance (Raffel et al. 2020, section 2.1; T5's code).
+    """Return the relative position bucket of each query-key distance (Raffel et al. 2020, section 2.1; T5's
+    code).
 
     Short distances get a bucket each, longer ones share logarithmically growing buckets, and all distances from
     ``max_distance`` on share the last bucket.
@@ -72,10 +75,12 @@ def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) 
     Args:
         buckets: Number of buckets.
         max_distance: Distance from which on all share the last bucket.
-        bidirectional: Reserve half of the buckets for keys after the query; otherwise those count as distance 0.
+        bidirectional: Reserve half of the buckets for keys after the query; otherwise those count as
+            distance 0.
 
     Returns:
-        int32 [2 * max_distance + 1], indexed by ``key - query + max_distance``, which the caller clips to the table.
+        int32 [2 * max_distance + 1], indexed by ``key - query + max_distance``, which the caller clips to
+        the table.
     """
     distance = np.arange(-max_distance, max_distance + 1)
     offset = np.zeros_like(distance)
@@ -96,7 +101,8 @@ def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) 
 def generation_position_ids(attention_mask: ArrayLike) -> np.ndarray:
     """Return position ids of left-padded prompts: 0 for the first real token and for padding.
 
-    Matches what ``GenerationMixin`` of Transformers 5 derives from the mask; the next token's position is the last one plus 1.
+    Matches what ``GenerationMixin`` of Transformers 5 derives from the mask; the next token's position is
+    the last one plus 1.
 
     Args:
         attention_mask: int [batch, length], 1 on real tokens.

@@ -10,8 +10,9 @@ from duonlp.typing import Array, Ops
 def shift_right(ops: Ops, labels: Array, config: TransformerConfig) -> Array:
     """Return the decoder inputs for targets: a start token, then every target token but the last.
 
-    The start token is ``decoder_start_token_id``, or, for families such as mBART, whose targets end with the language code,
-    each target's own last non-padding token (Liu et al. 2020, https://arxiv.org/abs/2001.08210).
+    The start token is ``decoder_start_token_id``, or, for families such as mBART, whose targets end with
+    the language code, each target's own last non-padding token (Liu et al. 2020,
+    https://arxiv.org/abs/2001.08210).
 
     Args:
         ops: duonlp.numpy_ops, or an engine's ops module.

@@ -18,11 +18,13 @@ class Engine(Protocol):
     """An engine package, ``tfnlp`` or ``jaxnlp``, as framework-neutral code uses it.
 
     Attributes:
-        AutoModel: One auto class per head, each with ``from_pretrained``, ``from_config`` and ``save_pretrained``.
+        AutoModel: One auto class per head, each with ``from_pretrained``, ``from_config`` and
+            ``save_pretrained``.
         pipeline: ``pipeline(task, model, **options)``; see :func:`duonlp.pipelines.load_pipeline`.
         compiled: Compile a model into a function of its inputs.
         predict: Compute the logits of many texts, in their order.
-        distill: Train a student on a teacher's outputs; see also ``init_student`` and ``cached_teacher_logits``.
+        distill: Train a student on a teacher's outputs; see also ``init_student`` and
+            ``cached_teacher_logits``.
     """
 
     __name__: str

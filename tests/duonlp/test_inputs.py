@@ -48,7 +48,7 @@ def test_rows_of_different_lengths(name):
 @pytest.mark.parametrize("shape", [(2, 4), (3, 5), (5,), (2, 5, 1), ()])
 def test_shapes_that_do_not_fit_input_ids(name, shape):
     values = np.zeros(shape, int)
-    refused(rf"{name} has shape .*, input_ids \(2, 5\); they must fit", **{name: values})
+    refused(rf"{name} has shape .* and input_ids \(2, 5\); they must match", **{name: values})
     refused(name, **{name: values.tolist()})
     refused(name, input_ids=Symbolic(2, 5), **{name: Symbolic(*shape)})
 
@@ -87,22 +87,22 @@ def test_an_array_that_cannot_be_read_says_so():
         (
             "sequence-classification",
             [0, 3],
-            "labels holds 3, but the labels of this model ends at 2; use 0 to 2, and -100 where nothing is labelled$",
+            "labels contains 3, but this model's class ids are 0 to 2; use -100 where there is no label$",
         ),
-        ("sequence-classification", [-1, 0], "labels holds -1"),
+        ("sequence-classification", [-1, 0], "labels contains -1"),
         (
             "sequence-classification",
             [0, 1, 2],
-            r"labels has shape \(3,\), input_ids \(2, 5\); they must have as many rows",
+            r"labels has shape \(3,\) and input_ids \(2, 5\); they must have the same number of rows",
         ),
-        ("token-classification", IDS * 3, "labels holds 3.*and -100 where nothing is labelled"),
+        ("token-classification", IDS * 3, "labels contains 3.*use -100 where there is no label"),
         ("token-classification", IDS[:, :4], "labels has shape"),
         ("token-classification", [0, 1], "labels has shape"),
-        ("masked-lm", IDS * VOCABULARY, "labels holds 61, but the vocabulary of this model ends at 60"),
-        ("masked-lm", IDS * -1, "labels holds -1"),
+        ("masked-lm", IDS * VOCABULARY, "labels contains 61, but this model's token ids are 0 to 60"),
+        ("masked-lm", IDS * -1, "labels contains -1"),
         ("masked-lm", IDS * 1.0, "labels must be integers, got float64"),
-        ("causal-lm", IDS * VOCABULARY, "labels holds 61"),
-        ("pretraining", IDS * VOCABULARY, "labels holds 61"),
+        ("causal-lm", IDS * VOCABULARY, "labels contains 61"),
+        ("pretraining", IDS * VOCABULARY, "labels contains 61"),
     ],
 )
 def test_labels_that_cannot_be(head, labels, says):
@@ -147,11 +147,11 @@ def test_jax_arrays_and_tracers():
         return ids
 
     ids = jax.numpy.full((2, LENGTH), VOCABULARY)
-    with pytest.raises(InputError, match="holds 61"):
+    with pytest.raises(InputError, match="contains 61"):
         check(ids, ids)
     jax.jit(check)(ids, ids)
     jax.eval_shape(check, ids, ids)
-    with pytest.raises(InputError, match="must fit"):
+    with pytest.raises(InputError, match="they must match"):
         jax.jit(check)(ids, ids[:, 1:])
 
 
@@ -164,10 +164,10 @@ def test_tensorflow_tensors():
         return ids
 
     ids = tf.fill((2, LENGTH), VOCABULARY)
-    with pytest.raises(InputError, match="holds 61"):
+    with pytest.raises(InputError, match="contains 61"):
         check(ids, ids)
     for shape in ((2, LENGTH), (None, LENGTH), (None, None), None):
         tf.function(check, [tf.TensorSpec(shape, tf.int32)] * 2, autograph=False)(ids, ids)
-    with pytest.raises(InputError, match="must fit"):
+    with pytest.raises(InputError, match="they must match"):
         tf.function(check, autograph=False)(ids, ids[:, 1:])
     check(keras.KerasTensor((None, LENGTH), "int32"), keras.KerasTensor((None, LENGTH), "int32"))

@@ -126,7 +126,7 @@ def test_generation_stops_at_the_end_and_pads(gpt2):
         ({"max_new_tokens": 50}, "exceed the 20 positions"),
         ({"max_length": 2}, "max_length is 2"),
         ({"temprature": 1.0}, "unknown generation option 'temprature'"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "not divisible by num_beam_groups=3"),
     ],
 )
 def test_generation_options_that_cannot_be(gpt2, options, says):
@@ -137,12 +137,12 @@ def test_generation_options_that_cannot_be(gpt2, options, says):
 @pytest.mark.parametrize(
     ("prompt", "mask", "says"),
     [
-        ([[61]], None, "input_ids holds 61, but the vocabulary of this model ends at 60"),
+        ([[61]], None, "input_ids contains 61, but this model's token ids are 0 to 60"),
         ([[]], None, "prompt is empty"),
         ([5, 6], None, r"shape \(2,\)"),
-        ([[5, 6]], [[0, 0]], "padding alone"),
+        ([[5, 6]], [[0, 0]], "all padding"),
         ([[5, 6]], [[1, 0]], "pad prompts on the left"),
-        ([[5, 6]], [[1]], "must be alike"),
+        ([[5, 6]], [[1]], "must have the same shape"),
     ],
 )
 def test_prompts_that_cannot_be(gpt2, prompt, mask, says):
@@ -153,8 +153,8 @@ def test_prompts_that_cannot_be(gpt2, prompt, mask, says):
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),

@@ -171,8 +171,8 @@ def test_generation_sees_new_weights_and_new_layers():
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from duonlp.generation.scoring import pad_texts, perplexity_of, sums_of
+from duonlp.generation.scoring import compute_perplexity, pad_texts, sum_logprobs
 from tfnlp.generation.search import kept_with
 
 
@@ -25,12 +25,12 @@ def sequence_logprob(model, ids, input_len: int = 1, attention_mask=None) -> np.
     Raises:
         InputError: shapes that do not fit, ids beyond the vocabulary, nothing left to score.
     """
-    return sums_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+    return sum_logprobs(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
 
 
 def perplexity(model, ids, input_len: int = 1, attention_mask=None) -> np.ndarray:
     """exp of minus the mean log probability of the tokens after ``input_len``: float64 [B]; see sequence_logprob."""
-    return perplexity_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+    return compute_perplexity(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
 
 
 def token_logprobs(model, ids, attention_mask=None) -> np.ndarray:

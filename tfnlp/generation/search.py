@@ -73,7 +73,7 @@ def load(call) -> driver.Programs:
     values = tf.nest.map_structure(tf.convert_to_tensor, call.values)
 
     def fetch(state):
-        kept = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        kept = {name: value for name, value in state.items() if name not in driver.LOOP_ONLY}
         return tf.nest.map_structure(lambda value: value.numpy(), result(values, kept))
 
     return driver.Programs(

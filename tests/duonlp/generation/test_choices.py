@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.generation.choices import choices_table, top_choices
-from duonlp.generation.plots import kept_ranks, plot_next_token
+from duonlp.generation.plots import count_kept, plot_next_token
 
 LOGITS = np.log(np.array([[0.5, 0.2, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 WORDS = {"Ġthe": 0, "Ġcat": 1, "[x]": 2, "Ċ": 3}
@@ -70,7 +70,7 @@ def test_types_are_plain(tokenizer):
         (LOGITS, [0, 1], 1.5, "k=1.5"),
         (LOGITS, [0], 1, r"\(2, 4\).*\(1,\)"),
         (LOGITS[0], [0], 1, r"\(4,\)"),
-        (LOGITS, [0, 4], 1, "from 0 to 4; give ids from 0 to 3"),
+        (LOGITS, [0, 4], 1, "from 0 to 4; pass ids from 0 to 3"),
         (LOGITS, [0, -1], 1, "from -1"),
         (LOGITS, [0.0, 1.0], 1, "float64"),
         (np.full((1, 3), -np.inf), [0], 1, "step 0 is -inf"),
@@ -119,7 +119,7 @@ def test_table_shows_what_is_not_among_the_choices(tokenizer):
     ],
 )
 def test_what_top_k_and_top_p_keep(top_k, top_p, kept):
-    assert kept_ranks(np.array([0.5, 0.3, 0.15, 0.05, 0.0]), top_k, top_p) == kept
+    assert count_kept(np.array([0.5, 0.3, 0.15, 0.05, 0.0]), top_k, top_p) == kept
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("PDF", b"%PDF")])

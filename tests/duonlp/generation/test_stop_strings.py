@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from duonlp.errors import InputError
-from duonlp.generation.stop_strings import STATES, StopStrings, automaton, token_bytes
+from duonlp.generation.stop_strings import STATES_MULTIPLE, StopStrings, build_automaton, token_bytes
 from duonlp.tokenizers.train import train_tokenizer
 
 TEXTS = ["the cat sat on the mat, then the dog stopped at the top", "un été à l'île, naïve façade", "stop! don't stop."]
@@ -201,13 +201,13 @@ def test_shape_of_the_table(tokenizer):
     beyond = len(tokenizer) + 5
     stops = StopStrings.build(tokenizer, "stop", beyond)
     table = stops.transitions
-    assert table.dtype == np.int32 and table.shape == (STATES, beyond) and stops.accept == STATES - 1
+    assert table.dtype == np.int32 and table.shape == (STATES_MULTIPLE, beyond) and stops.accept == STATES_MULTIPLE - 1
     assert (table[stops.accept] == stops.accept).all()
     assert (table[: stops.accept, len(tokenizer) :] == 0).all()  # ids the model has and the tokenizer has not
     assert table.min() == 0 and table.max() == stops.accept
-    assert StopStrings.build(tokenizer, "x" * 14, beyond).transitions.shape[0] == STATES
-    assert StopStrings.build(tokenizer, "x" * 15, beyond).transitions.shape[0] == 2 * STATES
-    assert StopStrings.build(tokenizer, "stop", 7).transitions.shape == (STATES, 7)
+    assert StopStrings.build(tokenizer, "x" * 14, beyond).transitions.shape[0] == STATES_MULTIPLE
+    assert StopStrings.build(tokenizer, "x" * 15, beyond).transitions.shape[0] == 2 * STATES_MULTIPLE
+    assert StopStrings.build(tokenizer, "stop", 7).transitions.shape == (STATES_MULTIPLE, 7)
 
 
 def test_tables_are_remembered_while_the_tokenizer_lives():
@@ -228,7 +228,7 @@ def test_tables_are_remembered_while_the_tokenizer_lives():
 
 
 def test_automaton_falls_back_to_the_longest_ending():
-    goto, completes = automaton([b"aab", b"ab", b"b"])
+    goto, completes = build_automaton([b"aab", b"ab", b"b"])
     node = 0
     ends = []
     for byte in b"aaabab":

@@ -172,7 +172,7 @@ def test_kinds_of_ids():
     stream = TextStream(tokenizer)
     assert stream.put(np.int32(ids[0])) + stream.put([]) + stream.put(ids[1:]) + stream.end() == "the cat"
     for wrong in ("the", 1.5, [[1, 2]], None, [True]):
-        with pytest.raises(InputError, match="give one id or a list of ids"):
+        with pytest.raises(InputError, match="pass one id or a list of ids"):
             stream.put(wrong)
 
 
