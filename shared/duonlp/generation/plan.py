@@ -64,15 +64,15 @@ class Plan:
 
     def process(self, ops: Ops, values: Arrays, ids: Array, logits: Array, step: Array) -> Array:
         """Apply all processors in order; see duonlp.generation.processors."""
-        for process in self.before_warpers(ops, values) + self.after_processors(ops, values):
+        for process in self.text_processors(ops, values) + self.distribution_processors(ops, values):
             logits = process(ids, logits, step)
         return logits
 
-    def before_warpers(self, ops: Ops, values: Arrays) -> list[Processor]:
+    def text_processors(self, ops: Ops, values: Arrays) -> list[Processor]:
         """Return the processors that read the text, and the caller's own."""
         return _build_processors(ops, self.processors, values["processors"]) + list(self.custom)
 
-    def after_processors(self, ops: Ops, values: Arrays) -> list[Processor]:
+    def distribution_processors(self, ops: Ops, values: Arrays) -> list[Processor]:
         """Return the processors that read only the distribution."""
         last = [factories.renormalize(ops)] if self.renormalize else []
         return _build_processors(ops, self.warpers, values["processors"]) + last

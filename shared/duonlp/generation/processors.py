@@ -180,9 +180,9 @@ def top_h(ops: Ops, h: Array, most: int = 100) -> Processor:
         best, order = ops.top_k(logits, min(most, logits.shape[-1]))
         log_probabilities = ops.log_softmax(best)
         terms = ops.where(log_probabilities > NEVER, -ops.exp(log_probabilities) * log_probabilities, 0.0)
-        kept = ops.cumsum(terms) <= h * ops.sum(terms, -1, keepdims=True)
-        kept = kept | ops.expand_dims(ops.arange(best.shape[-1]) == 0, 0)
-        return ops.where(ops.marked(order, kept, logits.shape[-1]), logits, NEVER)
+        keep = ops.cumsum(terms) <= h * ops.sum(terms, -1, keepdims=True)
+        keep = keep | ops.expand_dims(ops.arange(best.shape[-1]) == 0, 0)
+        return ops.where(ops.marked(order, keep, logits.shape[-1]), logits, NEVER)
 
     return process
 
@@ -208,8 +208,8 @@ def top_p(ops: Ops, p: Array, min_tokens_to_keep: int = 1) -> Processor:
         order = ops.argsort(logits)
         cumulative = ops.cumsum(ops.exp(ops.log_softmax(ops.take_along(logits, order, -1))))
         last = ops.arange(logits.shape[-1]) >= logits.shape[-1] - min_tokens_to_keep
-        kept = (cumulative > 1 - p) | ops.expand_dims(last, 0)
-        return ops.where(ops.put_along(ops.cast(kept, "int32"), order) > 0, logits, NEVER)
+        keep = (cumulative > 1 - p) | ops.expand_dims(last, 0)
+        return ops.where(ops.put_along(ops.cast(keep, "int32"), order) > 0, logits, NEVER)
 
     return process
 
@@ -224,8 +224,8 @@ def min_p(ops: Ops, p: Array, min_tokens_to_keep: int = 1) -> Processor:
         probabilities = ops.exp(ops.log_softmax(logits))
         unlikely = probabilities < p * ops.max(probabilities, -1, keepdims=True)
         _, best = ops.top_k(probabilities, min(min_tokens_to_keep, logits.shape[-1]))
-        kept = ops.marked(best, best >= 0, logits.shape[-1])
-        return ops.where(unlikely & ~kept, NEVER, logits)
+        keep = ops.marked(best, best >= 0, logits.shape[-1])
+        return ops.where(unlikely & ~keep, NEVER, logits)
 
     return process
 
@@ -246,9 +246,9 @@ def typical_p(ops: Ops, p: Array, min_tokens_to_keep: int = 1) -> Processor:
         cumulative = ops.cumsum(ops.exp(ops.log_softmax(ops.take_along(logits, order, -1))))
         last = ops.sum(ops.cast(cumulative < p, "int32"), -1, keepdims=True)
         last = ops.minimum(last, size - 1)
-        kept = distance <= ops.take_along(distance, last, -1)
-        kept = kept | ops.expand_dims(ops.arange(size) < min_tokens_to_keep, 0)
-        return ops.where(ops.put_along(ops.cast(kept, "int32"), order) > 0, logits, NEVER)
+        keep = distance <= ops.take_along(distance, last, -1)
+        keep = keep | ops.expand_dims(ops.arange(size) < min_tokens_to_keep, 0)
+        return ops.where(ops.put_along(ops.cast(keep, "int32"), order) > 0, logits, NEVER)
 
     return process
 

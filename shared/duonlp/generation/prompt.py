@@ -41,25 +41,28 @@ class Prompt:
 
 
 def resolve_config(
-    cfg: TransformerConfig, own: GenerationConfig, given: Any = None, options: Mapping[str, Any] | None = None
+    cfg: TransformerConfig,
+    defaults: GenerationConfig,
+    generation_config: Any = None,
+    options: Mapping[str, Any] | None = None,
 ) -> GenerationConfig:
     """Return the options of one call.
 
     Args:
         cfg: Model configuration.
-        own: The model's generation config: the default for ``given``, and the source of missing special ids.
-        given: A GenerationConfig, a dict, Transformers' GenerationConfig, or None.
+        defaults: The model's generation config, used if ``generation_config`` is None and for missing special ids.
+        generation_config: A GenerationConfig, a dict, Transformers' GenerationConfig, or None.
         options: Options to change for this call.
 
     Raises:
         InputError: An option is unknown, a value is out of range, or options conflict.
     """
-    if given is None:
-        config = own
-    elif isinstance(given, GenerationConfig):
-        config = given.with_special_ids_from(own)
+    if generation_config is None:
+        config = defaults
+    elif isinstance(generation_config, GenerationConfig):
+        config = generation_config.with_special_ids_from(defaults)
     else:
-        stored = given.to_dict() if hasattr(given, "to_dict") else given
+        stored = generation_config.to_dict() if hasattr(generation_config, "to_dict") else generation_config
         if not isinstance(stored, Mapping):
             raise InputError(f"generation_config is a {type(stored).__name__}; pass a GenerationConfig or a dict")
         config = GenerationConfig.for_model(cfg, stored)

@@ -57,17 +57,17 @@ def fallback_byte(token: str) -> bytes | None:
 
 def decoder_types(tokenizer: Any) -> set[str]:
     """Return the names of a fast tokenizer's decoders, such as {"Sequence", "ByteFallback"}; empty if it has none."""
-    return set(_types(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]))
+    return set(_walk_types(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]))
 
 
-def _types(decoder: Any) -> Iterator[str]:
+def _walk_types(decoder: Any) -> Iterator[str]:
     if isinstance(decoder, dict):
         yield decoder.get("type", "")
         for part in decoder.values():
-            yield from _types(part)
+            yield from _walk_types(part)
     elif isinstance(decoder, list):
         for part in decoder:
-            yield from _types(part)
+            yield from _walk_types(part)
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:

@@ -5,10 +5,10 @@ from duonlp.generation.strategies.search import Cache, Search, State, map_cache
 from duonlp.typing import Array
 
 TIES = 16
-"""Candidates beyond top_k, for tokens tied with the last of them, which are kept, too."""
+"""Candidates beyond top_k, since tokens tied with the last of the k are kept, too."""
 
 LARGE_VOCABULARY = 1024
-"""From this vocabulary size on, only top_k's candidates are processed: sorting the whole vocabulary costs as much as a layer."""
+"""Vocabulary size from which only top_k's candidates are processed: sorting all tokens costs as much as a layer."""
 
 
 def start(search: Search) -> State:
@@ -119,7 +119,7 @@ def select_tokens(
     """
     ops, plan, v = search.ops, search.plan, search.values
     column = search.columns + n
-    for process in plan.before_warpers(ops, v):
+    for process in plan.text_processors(ops, v):
         logits = process(ids, logits, column)
     sizes = {name: dict(arguments) for name, arguments in plan.warpers}
     if "top_k" in sizes and "top_h" not in sizes and logits.shape[-1] >= LARGE_VOCABULARY and not plan.scores:
@@ -128,7 +128,7 @@ def select_tokens(
         logits, tokens = ops.top_k(logits, max(sizes["top_k"].values()) + TIES)
     else:
         tokens = ops.broadcast_to(ops.expand_dims(ops.arange(logits.shape[-1]), 0), logits.shape)
-    for process in plan.after_processors(ops, v):
+    for process in plan.distribution_processors(ops, v):
         logits = process(ids, logits, column)
     perturbed = logits + threefry.gumbel(ops, keys, n, tokens) if plan.do_sample else logits
     choice = ops.expand_dims(ops.argmax(perturbed), 1)  # [rows, 1]

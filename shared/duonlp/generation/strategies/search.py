@@ -1,4 +1,4 @@
-"""What decoding strategies share: running the prompts in one pass, then new tokens over a preallocated cache.
+"""Common part of the decoding strategies: run prompts in one pass, then new tokens over a preallocated cache.
 
 Written once for every engine (``ops``, see duonlp.numpy_ops) and every model that implements
 :class:`DecoderModel`.
@@ -25,7 +25,7 @@ from duonlp.generation.plan import Plan
 from duonlp.typing import Array, Ops
 
 State = dict[str, Any]
-"""The loop state of a strategy, whose ``start`` documents the keys; or, from ``result``, what was generated and recorded."""
+"""Loop state of a strategy, whose ``start`` documents the keys, or the outputs of its ``result``."""
 
 Cache = dict[str, Any]
 """A nested dict of arrays whose first axis is the row; nothing else is assumed about it."""
