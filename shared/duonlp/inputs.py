@@ -228,6 +228,8 @@ def _check_range(name: str, values: Any, size: int, kind: str, ignored: int | No
         invalid = array.max() if array.max() >= size else array.min()
         if name == "labels":
             advice = f"use {ignored} where there is no label"
+        elif kind == "positions":
+            advice = "pass positions in this range"
         else:
             advice = "check that the tokenizer belongs to the model"
         raise InputError(f"{name} contains {invalid}, but this model's {kind} are 0 to {size - 1}; {advice}")

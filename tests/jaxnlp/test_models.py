@@ -158,8 +158,8 @@ def test_prompts_that_cannot_be(gpt2, prompt, mask, says):
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),
-        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "the token types"),
-        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "the positions"),
+        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "this model's token types are 0 to 1"),
+        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "this model's positions are 0 to 19"),
         ({"input_ids": np.ones((1, 3), int), "inptu_mask": 1}, "unknown input 'inptu_mask'"),
     ],
 )
