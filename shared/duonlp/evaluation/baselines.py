@@ -88,7 +88,8 @@ def tldr(
     new = _check_positive("max_new_tokens", max_new_tokens)
     _check_positive("sentences", sentences)
     if options.get("do_sample", True):
-        options = {"do_sample": True, "top_k": 2, "seed": 0} | options
+        defaults: dict[str, Any] = {"do_sample": True, "top_k": 2, "seed": 0}
+        options = defaults | options
     limit = _context_length(pipe, options.get("assistant_model"))
     prefix = str(options.get("prefix") or getattr(pipe.options, "prefix", None) or "")
     prompts = [
