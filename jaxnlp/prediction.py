@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from duonlp.distillation.teacher_logits import TeacherLogits, cached, in_order
+from duonlp.distillation.teacher_logits import TeacherLogits, collect_in_text_order, load_or_compute_logits
 from duonlp.inputs import check_inputs, model_inputs
 from jaxnlp.pretrained import merge, parameter_tree, split
 
@@ -29,7 +29,7 @@ def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
         check_inputs(model.config, model.head, inputs)
         return jax.device_get(_logits(graphdef, params, inputs))
 
-    return in_order(batches, forward)
+    return collect_in_text_order(batches, forward)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -51,4 +51,4 @@ def cached_teacher_logits(teacher, batches, folder) -> TeacherLogits:
     Raises:
         InputError: as :func:`predict`.
     """
-    return cached(batches, folder, teacher, parameter_tree(teacher), partial(predict, as_teacher=True))
+    return load_or_compute_logits(batches, folder, teacher, parameter_tree(teacher), partial(predict, as_teacher=True))

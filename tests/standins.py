@@ -99,7 +99,7 @@ class Package:
             resumed_from=first * size if done else None,
         ) as writer:  # fmt: skip
             if evaluate is not None:
-                evaluate.try_out(model)
+                evaluate.dry_run(model)
             for epoch in range(first, config.epochs):
                 step = (epoch + 1) * size
                 better = epoch + 1 if self.best_epoch is None else self.best_epoch - abs(epoch + 1 - self.best_epoch)

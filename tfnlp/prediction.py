@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from duonlp.distillation.teacher_logits import TeacherLogits, cached, in_order
+from duonlp.distillation.teacher_logits import TeacherLogits, collect_in_text_order, load_or_compute_logits
 from duonlp.inputs import model_inputs
 from tfnlp.inference import compiled_once
 from tfnlp.pretrained import parameter_tree
@@ -23,7 +23,9 @@ def predict(model, batches, *, as_teacher: bool = False) -> np.ndarray:
         InputError: the model does not take the inputs, or the batches do not tell which text each row is.
     """
     run = compiled_once(model)
-    return in_order(batches, lambda batch: run(**model_inputs(model.config, batch, as_teacher=as_teacher))["logits"])
+    return collect_in_text_order(
+        batches, lambda batch: run(**model_inputs(model.config, batch, as_teacher=as_teacher))["logits"]
+    )
 
 
 def cached_teacher_logits(teacher, batches, folder) -> TeacherLogits:
@@ -40,4 +42,4 @@ def cached_teacher_logits(teacher, batches, folder) -> TeacherLogits:
     Raises:
         InputError: as :func:`predict`.
     """
-    return cached(batches, folder, teacher, parameter_tree(teacher), partial(predict, as_teacher=True))
+    return load_or_compute_logits(batches, folder, teacher, parameter_tree(teacher), partial(predict, as_teacher=True))

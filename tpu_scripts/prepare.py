@@ -46,7 +46,7 @@ def main(
             if not console.is_terminal:
                 print(what, file=sys.stderr, flush=True)
 
-        made = prepare(load_run(config, overrides or ()), data, workers=workers, say=say)
+        made = prepare(load_run(config, overrides or ()), data, workers=workers, on_progress=say)
     manifests = {"training": made.training.manifest, "held_out": made.held_out.manifest}
     if as_json:
         blocks = {side: asdict(manifest) for side, manifest in manifests.items()}

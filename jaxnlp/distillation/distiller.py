@@ -16,12 +16,12 @@ from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import check_pair, init_projections
 from duonlp.distillation.settings import Distillation
 from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
-from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.generated import one_pass
+from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
 from jaxnlp import ops
 from jaxnlp.distillation import losses as distillation_losses
@@ -217,8 +217,8 @@ def distill(
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
-        batches, validation = (ordered_for(each, student.config) for each in (batches, validation))
-    first = next(iter(one_pass(batches)), {})
+        batches, validation = (reorder_for_student(each, student.config) for each in (batches, validation))
+    first = next(iter(epoch_batches(batches)), {})
     step = DistillStep(
         student, teacher, config, distillation, make_mesh() if mesh is None else mesh, student_tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer, own_inputs=f"{TEACHER}input_ids" in first,

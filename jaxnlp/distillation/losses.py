@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from duonlp.distillation.pair import Distillation
 from duonlp.distillation.reference_losses import PROBABILITY_FLOOR, SQUARED_NORM_FLOOR
-from duonlp.distillation.terms import NOTHING, distillation_terms
+from duonlp.distillation.terms import MASKED_LOGIT, distillation_terms
 from jaxnlp import ops
 
 
@@ -160,7 +160,7 @@ def _log_relations(x, heads: int, mask):
     parts = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, heads, T, D / heads]
     scores = jnp.matmul(parts, parts.mT) * parts.shape[-1] ** -0.5
     keys = jnp.expand_dims(_counted(mask, x[..., 0]), (1, 2))  # [B, 1, 1, T]
-    return jax.nn.log_softmax(jnp.where(keys, scores, NOTHING))
+    return jax.nn.log_softmax(jnp.where(keys, scores, MASKED_LOGIT))
 
 
 def _counted(mask, each):

@@ -15,9 +15,18 @@ from jax.sharding import Mesh
 from duonlp import architectures
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.training.best import Best
-from duonlp.training.fit_config import FitConfig, is_time
-from duonlp.training.fit_loop import BEST, data_of, evaluates, examples, fit_log, stream, total_steps, try_out
-from duonlp.training.generated import one_pass
+from duonlp.training.fit_config import FitConfig, fit_event_due
+from duonlp.training.fit_loop import (
+    BEST,
+    check_evaluation,
+    count_examples,
+    describe_batches,
+    endless_batches,
+    evaluates,
+    fit_log,
+    total_steps,
+)
+from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
 from duonlp.training.schedules import due
 from duonlp.util.frameworks import keep_heap
@@ -106,7 +115,7 @@ def train(
     total, evaluated = total_steps(batches, config, validation, evaluate), evaluates(config, validation, evaluate)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
     about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
-    about["data"] = data_of(batches) if data is None else dict(data)
+    about["data"] = describe_batches(batches) if data is None else dict(data)
     mesh = step.mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if on_cpu:
@@ -125,12 +134,12 @@ def train(
         window, preemption = _Window(writer, at["loss"]), stack.enter_context(Preemption())
         if resumed:
             writer.message(f"going on after step {resumed}")
-        if evaluated and at["step"] == 0 and hasattr(evaluate, "try_out"):
-            try_out(evaluate, _as_model(model, step, state), best, validation is not None)
+        if evaluated and at["step"] == 0 and hasattr(evaluate, "dry_run"):
+            check_evaluation(evaluate, _as_model(model, step, state), best, validation is not None)
 
         clock = time.perf_counter() - at["seconds"]
-        remaining = 0 if best.is_over else total - at["step"]
-        following = itertools.islice(stream(batches, at["epoch"], at["batch"]), remaining)
+        remaining = 0 if best.out_of_patience else total - at["step"]
+        following = itertools.islice(endless_batches(batches, at["epoch"], at["batch"]), remaining)
         for number, (epoch, index, batch, ends_epoch) in enumerate(following, at["step"] + 1):
             # the middle of the step, so that neither the first nor the last one is wasted on a rate of nothing
             rate = config.learning_rate_at((number - 0.5) / total)
@@ -139,18 +148,18 @@ def train(
                 # One at a time: with several in flight, sums over host devices can wait for each other's threads for ever.
                 jax.block_until_ready(known)
             last = number == total
-            at |= {"step": number, "examples": at["examples"] + examples(batch)}
+            at |= {"step": number, "examples": at["examples"] + count_examples(batch)}
             at |= {"epoch": epoch + ends_epoch, "batch": 0 if ends_epoch else index + 1}
             at["seconds"] = time.perf_counter() - clock
             window.add({name: at[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate}, known)
             preempted = preemption.asked(number)
-            evaluation = evaluated and is_time(config.evaluate_every, number, ends_epoch, last)
-            saves = is_time(config.save_every, number, ends_epoch, last) or preempted
+            evaluation = evaluated and fit_event_due(config.evaluate_every, number, ends_epoch, last)
+            saves = fit_event_due(config.save_every, number, ends_epoch, last) or preempted
             if due(number, config.log_every, total) or evaluation or saves or last:
                 at["loss"] = window.write()  # nothing is evaluated or saved that has not been found finite
             if evaluation:
                 began, now = time.perf_counter(), _as_model(model, step, state)
-                results = {} if validation is None else step.evaluate(state["params"], one_pass(validation))
+                results = {} if validation is None else step.evaluate(state["params"], epoch_batches(validation))
                 results |= {} if evaluate is None else evaluate(now)
                 history.append({"step": number, **results})
                 writer.evaluation({"name": "validation", **history[-1]})
@@ -160,20 +169,20 @@ def train(
                 if on_evaluation is not None:
                     on_evaluation(number, results)
                 clock += time.perf_counter() - began
-            if checkpoints is not None and (saves or best.is_over):
+            if checkpoints is not None and (saves or best.out_of_patience):
                 checkpoints.save(number, state, at)
-            if best.is_over:
+            if best.out_of_patience:
                 writer.message(
                     f"stopped: no better {best.name} than {best.value} of step {best.step} for {best.since} times"
                 )
             if preempted:
                 writer.message(f"asked to stop: {'saved' if checkpoints else 'stopped'} after step {number}")
-            if best.is_over or preempted:
+            if best.out_of_patience or preempted:
                 break
     folder = None if folder is None or best.value is None else Path(folder).expanduser() / BEST
     return FitResult(
         _as_model(model, step, state), at["step"], at["examples"], at["seconds"], at["loss"], history,
-        None if best.value is None else {"value": best.value, "step": best.step}, folder, best.is_over,
+        None if best.value is None else {"value": best.value, "step": best.step}, folder, best.out_of_patience,
         preempted and at["step"] < total,
     )  # fmt: skip
 

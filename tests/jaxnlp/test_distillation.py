@@ -9,7 +9,7 @@ pytest.importorskip("orbax.checkpoint")
 import jaxnlp
 from duonlp.distillation import reference_losses as reference
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations
-from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.distillation.distiller import DistillStep, distill, distill_plan, distill_step
@@ -156,7 +156,7 @@ def test_logits_that_were_kept_are_those_of_the_teacher(models, tmp_path):
     for name, value in jaxnlp.parameter_tree(asked.model).items():
         np.testing.assert_allclose(value, jaxnlp.parameter_tree(kept.model)[name], atol=1e-5)
     swapped = student.config.replace(labels=student.config.labels[::-1])
-    found = next(ordered_for(batches, swapped).epoch(0))["teacher_logits"]
+    found = next(reorder_for_student(batches, swapped).epoch(0))["teacher_logits"]
     np.testing.assert_array_equal(found, next(batches.epoch(0))["teacher_logits"][:, ::-1])
 
 

@@ -96,7 +96,7 @@ def test_what_does_not_go_together_is_refused(models):
             jaxnlp.predict(made[jaxnlp], some)
         with pytest.raises(InputError, match=message):
             TeacherLogits(some, np.zeros((5, 2), np.float32))
-    with pytest.raises(InputError, match="do not tell which text each row is"):
+    with pytest.raises(InputError, match=r"have no order\(n\), which tells the text of each row"):
         tfnlp.predict(made[tfnlp], list(Texts().epoch(0)))
-    with pytest.raises(InputError, match="logits of 4 texts, and 5 texts"):
+    with pytest.raises(InputError, match="logits are of 4 texts, but the batches have 5"):
         TeacherLogits(Texts(), np.zeros((4, 2), np.float32))

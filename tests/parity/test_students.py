@@ -7,7 +7,7 @@ import pytest
 
 import jaxnlp
 import tfnlp
-from duonlp.distillation.students import chosen_layers, student_config
+from duonlp.distillation.students import choose_layers, student_config
 from duonlp.errors import InputError
 from jaxnlp.distillation.students import init_student as in_jax
 from tests.cases import SIZES, Case, cases
@@ -95,26 +95,26 @@ def test_the_queries_of_numbered_layers_keep_their_scores():
 
 
 def test_evenly_spaced_layers_are_distilberts():
-    assert chosen_layers(12, 6) == (0, 2, 4, 7, 9, 11)
-    assert chosen_layers(12, 1) == (0,) and chosen_layers(12, 12) == chosen_layers(12) == tuple(range(12))
-    assert chosen_layers(6, 3) == (0, 2, 5) and chosen_layers(6, 2) == (0, 5)
-    assert chosen_layers(6, layers=[-1, 0]) == (5, 0)
+    assert choose_layers(12, 6) == (0, 2, 4, 7, 9, 11)
+    assert choose_layers(12, 1) == (0,) and choose_layers(12, 12) == choose_layers(12) == tuple(range(12))
+    assert choose_layers(6, 3) == (0, 2, 5) and choose_layers(6, 2) == (0, 5)
+    assert choose_layers(6, layers=[-1, 0]) == (5, 0)
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"num_layers": 3, "layers": [0]}, "give one of the two"),
-        ({"num_layers": 7}, "the teacher has 6; give a number from 1 to 6"),
+        ({"num_layers": 3, "layers": [0]}, "give only one of them"),
+        ({"num_layers": 7}, "cannot copy 7 layers of the teacher's 6; give a number from 1 to 6"),
         ({"num_layers": 0}, "from 1 to 6"),
         ({"layers": [6]}, "numbered from 0 to 5"),
         ({"layers": []}, "numbered from 0 to 5"),
-        ({"layers": [5, -1]}, "takes a layer twice"),
+        ({"layers": [5, -1]}, "repeats a layer"),
     ],
 )
 def test_layers_that_are_not_there(asked, said):
     with pytest.raises(InputError, match=said):
-        chosen_layers(6, **asked)
+        choose_layers(6, **asked)
 
 
 def test_what_a_configuration_cannot_say():
@@ -122,10 +122,10 @@ def test_what_a_configuration_cannot_say():
     with pytest.raises(InputError, match="has one stack of layers"):
         student_config(bert, "base", num_layers=1, decoder_layers=1)
     t5 = next(c for c in cases() if c.name == "t5-base").config
-    with pytest.raises(InputError, match="decoder_layers are asked for, and the teacher has 2"):
+    with pytest.raises(InputError, match="cannot copy 3 decoder_layers of the teacher's 2"):
         student_config(t5, "base", decoder_layers=3)
     albert = next(c for c in cases() if "num_hidden_groups=2" in c.name).config  # (0, 1, 0, 1, 2, 3)
     student = student_config(albert, "base", layers=[0, 1, 4, 5]).config
     assert student.layer_order == (0, 1, 2, 3)
-    with pytest.raises(InputError, match="cannot tell that of steps"):
+    with pytest.raises(InputError, match="cannot express the order"):
         student_config(albert, "base", layers=[0, 2, 4])

@@ -346,7 +346,7 @@ def test_losses_inside_a_base_model_need_no_labels():
     distiller.compile(keras.optimizers.Adam(1e-3), distillation_losses=(HiddenStates(2.0, layers=((-1, -1),)),))
     logs = evaluated(distiller, inputs())
     assert logs["loss"] == pytest.approx(2 * logs["hidden_mse"]) and set(logs) == {"loss", "hidden_mse"}
-    with pytest.raises(InputError, match="nothing is learnt from the teacher"):
+    with pytest.raises(InputError, match="nothing is learned from the teacher"):
         distiller.compile("sgd")
 
 
@@ -383,7 +383,7 @@ def test_a_keras_loss_in_place_of_the_heads_own(bert):
     [
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"distillation_losses": ("kl",)}, "'kl' is no loss"),
+        ({"distillation_losses": ("kl",)}, "'kl' is not a loss"),
         ({"distillation_losses": (HiddenStates(layers=((2, 2),)),)}, "no hidden state 2"),
     ],
 )
@@ -393,7 +393,7 @@ def test_settings_that_do_not_go(bert, settings, said):
 
 
 def test_models_that_do_not_go_together(bert):
-    with pytest.raises(InputError, match="labels are not the same"):
+    with pytest.raises(InputError, match="the labels differ: the student has 2"):
         Distiller(student(num_labels=2), bert).compile("sgd")
     with pytest.raises(InputError, match="look inside the teacher, and there is none"):
         Distiller(student()).compile("sgd", distillation_losses=(HiddenStates(),))

@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_in_the_middle_of_a_save_goes_on(tmp_path, whole, 
     assert fitted(run, config, model).steps == 6  # nothing is left to do
     with pytest.raises(InputError, match=r"layer_decay=0.5 \(now 0.9\)"):
         fitted(run, FitConfig(**config.to_dict() | {"layer_decay": 0.9}))
-    with pytest.raises(InputError, match="another data: batches is 3 there and 2 here"):
+    with pytest.raises(InputError, match=r"different data \(batches: stored 3, now 2\)"):
         fitted(run, config, batches=BATCHES[:2])
 
 

@@ -52,6 +52,6 @@ def test_from_text_to_a_model(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     said = program("prepare", tmp_path / "nowhere.py", status=2).stderr
-    assert "there is no file" in said and len(said.strip().splitlines()) == 1
+    assert "does not exist" in said and len(said.strip().splitlines()) == 1
     assert "No such option" in program("pretrain", tmp_path, "--step", 3, status=2).stderr
-    assert "cannot be read" in program("export", tmp_path, status=2).stderr
+    assert "cannot read" in program("export", tmp_path, status=2).stderr

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from duonlp import architectures
 from duonlp.distillation.pair import Distillation, check_pair, distilled_outputs, init_projections
-from duonlp.distillation.teacher_logits import ordered_for
+from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
@@ -357,7 +357,7 @@ def distill(
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
-        batches, validation = (ordered_for(each, student.config) for each in (batches, validation))
+        batches, validation = (reorder_for_student(each, student.config) for each in (batches, validation))
     loss, loss_weights = smoothed_loss(student, config.label_smoothing)
     distiller = Distiller(
         student, teacher, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, seed=config.seed

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from duonlp.distillation.pair import Distillation
 from duonlp.distillation.reference_losses import PROBABILITY_FLOOR, SQUARED_NORM_FLOOR
-from duonlp.distillation.terms import NOTHING, distillation_terms
+from duonlp.distillation.terms import MASKED_LOGIT, distillation_terms
 from tfnlp import ops
 from tfnlp.layers import flatten_tokens
 
@@ -168,7 +168,7 @@ def _log_relations(x, heads: int, mask):
     parts = tf.transpose(tf.reshape(x, [shape[0], shape[1], heads, width]), [0, 2, 1, 3])  # [B, heads, T, D / heads]
     scores = tf.matmul(parts, parts, transpose_b=True) * width**-0.5
     keys = ops.expand_dims(_counted(mask, x[..., 0]), (1, 2))  # [B, 1, 1, T]
-    return tf.nn.log_softmax(tf.where(keys, scores, NOTHING))
+    return tf.nn.log_softmax(tf.where(keys, scores, MASKED_LOGIT))
 
 
 def _counted(mask, each):

@@ -51,7 +51,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._step, self._latest = 0, {}
-        self.scorer.try_out(self.model)
+        self.scorer.dry_run(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         self._step += 1

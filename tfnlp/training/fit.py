@@ -13,7 +13,15 @@ from duonlp import architectures
 from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.fit_loop import data_of, evaluates, examples, fit_log, stream, total_steps, try_out
+from duonlp.training.fit_loop import (
+    check_evaluation,
+    count_examples,
+    describe_batches,
+    endless_batches,
+    evaluates,
+    fit_log,
+    total_steps,
+)
 from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
 from duonlp.util.frameworks import keep_heap
@@ -158,7 +166,7 @@ def train(
         )
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
     about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
-    about["data"] = data_of(batches) if data is None else dict(data)
+    about["data"] = describe_batches(batches) if data is None else dict(data)
     folder = None if folder is None else Path(folder).expanduser()
     resumes = folder is not None and check_run(folder, config, about)
     check = model.check_batch if check is None else check
@@ -180,13 +188,17 @@ def train(
     if folder is not None:
         write_run(folder, config, about)
 
-    remaining = 0 if best.is_over else total - run.at["step"]
+    remaining = 0 if best.out_of_patience else total - run.at["step"]
 
     def rows():
-        ahead = stream(batches, run.at["epoch"], run.at["batch"])
+        ahead = endless_batches(batches, run.at["epoch"], run.at["batch"])
         for epoch, index, batch, ends_epoch in itertools.islice(ahead, remaining):
             check(batch)
-            mark = {"epoch": epoch + ends_epoch, "batch": 0 if ends_epoch else index + 1, "examples": examples(batch)}
+            mark = {
+                "epoch": epoch + ends_epoch,
+                "batch": 0 if ends_epoch else index + 1,
+                "examples": count_examples(batch),
+            }
             cut = pieces_of(model.head, batch, pieces)
             yield from zip([None] * (pieces - 1) + [mark | {"ends_epoch": ends_epoch}], cut, strict=True)
 
@@ -194,7 +206,7 @@ def train(
         seen = np.zeros(2)
 
         def weighted():
-            for _, _, batch, last in stream(validation):
+            for _, _, batch, last in endless_batches(validation):
                 check(batch)
                 counts = label_counts(model.head, batch)
                 if counts.sum():
@@ -220,8 +232,8 @@ def train(
             ({} if validation is None else validate()) | ({} if evaluate is None else evaluate(model))
         )
         run.on_evaluation = on_evaluation
-        if run.at["step"] == 0 and hasattr(evaluate, "try_out"):
-            try_out(evaluate, model, best, validation is not None)
+        if run.at["step"] == 0 and hasattr(evaluate, "dry_run"):
+            check_evaluation(evaluate, model, best, validation is not None)
     resumed = run.at["step"] if resumes else None
     with fit_log(folder, total, resumed, log) as run.log, Sigterm() as run.asked:
         if resumed:

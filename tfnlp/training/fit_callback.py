@@ -15,7 +15,7 @@ import tensorflow as tf
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.inputs import IGNORED
 from duonlp.training.best import Best
-from duonlp.training.fit_config import FitConfig, is_time
+from duonlp.training.fit_config import FitConfig, fit_event_due
 from duonlp.training.fit_loop import BEST
 from duonlp.training.log.metrics_log import NullLog
 from duonlp.training.result import FitResult
@@ -100,8 +100,8 @@ class Run(keras.callbacks.Callback):
         at["seconds"] = time.perf_counter() - self._clock
         self._window.append(found)
         last, ends_epoch, self.preempted = step == self.total, mark["ends_epoch"], self.asked()
-        evaluates = self.evaluation is not None and is_time(config.evaluate_every, step, ends_epoch, last)
-        saves = is_time(config.save_every, step, ends_epoch, last) or self.preempted
+        evaluates = self.evaluation is not None and fit_event_due(config.evaluate_every, step, ends_epoch, last)
+        saves = fit_event_due(config.save_every, step, ends_epoch, last) or self.preempted
         if due(step, config.log_every, self.total) or evaluates or saves or last:
             means = {name: float(np.mean([each[name] for each in self._window])) for name in found}
             self._window.clear()
@@ -115,16 +115,16 @@ class Run(keras.callbacks.Callback):
             )
         if evaluates:
             self._evaluate(step)
-        if self.backups is not None and (saves or self.best.is_over):
+        if self.backups is not None and (saves or self.best.out_of_patience):
             self.backups.write(step, {"format": 1, "at": at, "best": self.best.to_dict()}, self._variables)
-        if self.best.is_over:
+        if self.best.out_of_patience:
             best = self.best
             self.log.message(
                 f"stopped: no better {best.name} than {best.value} of step {best.step} for {best.since} times"
             )
         if self.preempted:
             self.log.message(f"asked to stop: {'saved' if self.backups else 'stopped'} after step {step}")
-        if self.best.is_over or self.preempted:
+        if self.best.out_of_patience or self.preempted:
             self.trainer.stop_training = True
 
     def _evaluate(self, step: int) -> None:
@@ -151,7 +151,7 @@ class Run(keras.callbacks.Callback):
         where = None if self.folder is None or best.value is None else self.folder / BEST
         return FitResult(
             self.trained, at["step"], at["examples"], at["seconds"], at["loss"], self.history,
-            None if best.value is None else {"value": best.value, "step": best.step}, where, best.is_over,
+            None if best.value is None else {"value": best.value, "step": best.step}, where, best.out_of_patience,
             self.preempted and at["step"] < self.total,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from duonlp.training.fit_loop import stream
+from duonlp.training.fit_loop import endless_batches
 
 NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
 """What a batch may have."""
@@ -166,7 +166,7 @@ def batch_dataset(batches, epochs: int = 1, *, first_epoch: int = 0, first_batch
         )
 
     def rows():
-        for epoch, _, batch, ends_epoch in stream(batches, first_epoch, first_batch):
+        for epoch, _, batch, ends_epoch in endless_batches(batches, first_epoch, first_batch):
             yield None, batch
             if ends_epoch and epoch + 1 == first_epoch + epochs:
                 return

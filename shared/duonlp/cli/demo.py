@@ -146,7 +146,7 @@ def prepare(run, folder: Path, console: Console):
 
     start = time.perf_counter()
     with console.status("") as status:
-        prepared = prepare_run(run, folder, say=status.update)
+        prepared = prepare_run(run, folder, on_progress=status.update)
     kept, tokens = prepared.corpus["kept"]["documents"], prepared.training.manifest.tokens
     dropped = ", ".join(
         f"{reason} {found['documents']}" for reason, found in list(prepared.corpus["dropped"].items())[:3]

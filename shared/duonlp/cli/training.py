@@ -71,7 +71,7 @@ def settings_of(cls, config: str, given: Mapping[str, Any], option: Sequence[str
     }
     if given.get("seed") is not None:
         flags |= {"seed": given["seed"], "fit.seed": given["seed"]}
-    return settings_from(cls, config, flags, option or [], what=cls.what)
+    return settings_from(cls, config, flags, option or [], what=cls.program)
 
 
 def carry_out(

@@ -1,9 +1,9 @@
-"""Knowledge distillation: settings, loss terms, students, and a teacher's stored logits."""
+"""Knowledge distillation: settings, loss terms, students and stored teacher logits."""
 
 from duonlp.distillation.pair import check_pair, init_projections, label_order, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations
-from duonlp.distillation.students import Student, chosen_layers, student_config, student_plan
-from duonlp.distillation.teacher_logits import TeacherLogits, cached
+from duonlp.distillation.students import Student, choose_layers, student_config, student_plan
+from duonlp.distillation.teacher_logits import TeacherLogits, load_or_compute_logits
 from duonlp.distillation.terms import distillation_terms
 
 __all__ = [
@@ -13,12 +13,12 @@ __all__ = [
     "Relations",
     "Student",
     "TeacherLogits",
-    "cached",
     "check_pair",
-    "chosen_layers",
+    "choose_layers",
     "distillation_terms",
     "init_projections",
     "label_order",
+    "load_or_compute_logits",
     "student_config",
     "student_plan",
     "term_names",

@@ -1,16 +1,19 @@
-"""A teacher and its student: what of the two is compared, and whether they go together at all.
+"""A teacher and its student: which of their outputs are compared, and whether the two are compatible.
 
-The settings, ``Distillation`` and its losses, are those of duonlp.distillation.settings, and can be imported from here.
+The settings of duonlp.distillation.settings can also be imported from here.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations, uniform_map
 from duonlp.errors import InputError
+from duonlp.typing import Array
 
 __all__ = (
     "Attentions", "Distillation", "HiddenStates", "Output", "Relations", "are_class_ids", "check_pair",
@@ -20,14 +23,19 @@ __all__ = (
 
 @dataclass(frozen=True)
 class Output:
-    """An output of a model that is held against the teacher's: its name, and that of the labels that go with it."""
+    """An output of a model that is compared with the teacher's.
+
+    Attributes:
+        logits: Name of the output.
+        labels: Name of the labels that belong to it.
+        per_token: Whether there is one distribution per token rather than per text.
+        share: Share of the output in the loss on the logits.
+    """
 
     logits: str
     labels: str = "labels"
     per_token: bool = False
-    """Whether every token has one of its own."""
     share: float = 1.0
-    """Of it in the loss."""
 
 
 _SENTENCE = {
@@ -38,25 +46,27 @@ _PER_TOKEN = ("masked-lm", "causal-lm", "seq2seq-lm", "token-classification", "r
 
 
 def distilled_outputs(head: str, config: TransformerConfig) -> tuple[Output, ...]:
-    """The outputs of a head that a teacher's are compared with; none of the base model."""
+    """Return the outputs of a head that are compared with the teacher's; none for the base model."""
     if head == "base":
         return ()
     if head == "question-answering":
         return Output("start_logits", "start_positions", share=0.5), Output("end_logits", "end_positions", share=0.5)
     if head == "pretraining":
-        return Output("prediction_logits", per_token=True), _SENTENCE[config.sentence_head]
+        return Output("prediction_logits", per_token=True), _SENTENCE[str(config.sentence_head)]
     return (Output("logits", per_token=head in _PER_TOKEN),)
 
 
-def head_kind(head: str, config: TransformerConfig, labels=None) -> str | None:
-    """What the logits of a head are, which decides how they are compared.
+def head_kind(head: str, config: TransformerConfig, labels: Array = None) -> str | None:
+    """Return the kind of a head's logits, which determines how they are compared.
 
     Args:
-        labels: an array, or None where nothing is labelled; of a sequence classifier without a problem_type, whole numbers
-            mean one class a text and others several, as in its own loss.
+        head: Head of the model.
+        config: Configuration of the model.
+        labels: Labels of a batch, or None. For a sequence classifier without a problem_type, integers mean one class per text
+            and others mean several, as in its own loss.
 
     Returns:
-        "softmax", "bernoulli" (several labels may hold), "regression", "span", or None for the base model.
+        "softmax", "bernoulli" (several labels may apply), "regression", "span", or None for the base model.
     """
     if head == "base":
         return None
@@ -75,207 +85,251 @@ def head_kind(head: str, config: TransformerConfig, labels=None) -> str | None:
 
 
 def term_names(distillation: Distillation, head: str, config: TransformerConfig, kind: str | None) -> tuple[str, ...]:
-    """The parts of the loss that the teacher is asked for, in order. kind: of head_kind."""
-    suffix = {"bernoulli": "bernoulli_kl", "regression": "mse"}.get(kind, "kl")
+    """Return the names of the loss terms that involve the teacher, in order.
+
+    Args:
+        distillation: Settings of the distillation.
+        head: Head of the student.
+        config: Configuration of the student.
+        kind: Result of :func:`head_kind`.
+    """
+    suffix = {"bernoulli": "bernoulli_kl", "regression": "mse"}.get(str(kind), "kl")
     outputs = distilled_outputs(head, config) if distillation.alpha < 1 else ()
     return *(f"{output.logits}_{suffix}" for output in outputs), *distillation.loss_names
 
 
 def projection_name(state: int) -> str:
-    """What the projection of a student's state is called."""
+    """Return the name of the projection of a student's hidden state."""
     return f"state_{state}"
 
 
 def init_projections(
     distillation: Distillation, student_config: TransformerConfig, teacher_config: TransformerConfig, seed: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What takes the student's hidden states to the teacher's width, before training: the same numbers in both frameworks.
+    """Initialize the projections of the student's hidden states to the teacher's width, identically in both frameworks.
+
+    Args:
+        distillation: Settings of the distillation.
+        student_config: Configuration of the student, of width D.
+        teacher_config: Configuration of the teacher, of width D'.
+        seed: Seed for the values.
 
     Returns:
-        {"state_i": {"kernel": float32 [D of the student, D of the teacher]}}, one for each student state that is compared;
-        empty where the widths are the same.
+        {"state_i": {"kernel": float32 [D, D']}} for each compared student state; empty if the widths are equal.
     """
-    width, wanted = student_config.hidden_size, teacher_config.hidden_size
+    width, teacher_width = student_config.hidden_size, teacher_config.hidden_size
     layers = student_config.as_decoder().num_layers, teacher_config.as_decoder().num_layers
-    losses = [each for each in distillation.losses if isinstance(each, HiddenStates)]
-    states = sorted({student for each in losses for student, _ in each.pairs(*layers)})
-    if width == wanted:
+    losses = [loss for loss in distillation.losses if isinstance(loss, HiddenStates)]
+    states = sorted({student for loss in losses for student, _ in loss.pairs(*layers)})
+    if width == teacher_width:
         return {}
-    made = {state: np.random.default_rng([seed, state]).normal(size=(width, wanted)) for state in states}
-    return {projection_name(state): {"kernel": (x / math.sqrt(width)).astype(np.float32)} for state, x in made.items()}
+    values = {state: np.random.default_rng([seed, state]).normal(size=(width, teacher_width)) for state in states}
+    return {
+        projection_name(state): {"kernel": (x / math.sqrt(width)).astype(np.float32)} for state, x in values.items()
+    }
 
 
-def are_class_ids(labels) -> bool:
-    """Whether labels, an array of any framework, are whole numbers."""
+def are_class_ids(labels: Array) -> bool:
+    """Return whether labels, an array of any framework, are integers."""
     dtype = np.asarray(labels).dtype if not hasattr(labels, "dtype") else labels.dtype
     return np.dtype(getattr(dtype, "as_numpy_dtype", dtype)).kind in "iu"
 
 
 _LABELLED = ("sequence-classification", "token-classification")
-_WORDS = ("masked-lm", "causal-lm", "seq2seq-lm", "pretraining")
-_SHOWN = 5
+_OVER_VOCABULARY = ("masked-lm", "causal-lm", "seq2seq-lm", "pretraining")
+_MOST_SHOWN = 5
 
 
 def check_pair(
     student_config: TransformerConfig,
     teacher_config: TransformerConfig,
-    student_tokenizer=None,
-    teacher_tokenizer=None,
+    student_tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
     *,
     distillation: Distillation,
     heads: tuple[str, str],
     own_inputs: bool = False,
 ) -> np.ndarray | None:
-    """Whether a student can learn from a teacher.
+    """Check that a student can learn from a teacher and return the mapping of its labels.
 
     Args:
-        student_tokenizer, teacher_tokenizer: what their ids come from; None: not known, the sizes of the vocabularies tell.
+        student_config: Configuration of the student.
+        teacher_config: Configuration of the teacher.
+        student_tokenizer: Tokenizer of the student's inputs; None if unknown, in which case vocabulary sizes are compared.
+        teacher_tokenizer: Tokenizer of the teacher.
+        distillation: Settings of the distillation.
         heads: ``model.head`` of the student and of the teacher.
-        own_inputs: whether batches hold inputs for the teacher alone (``teacher_input_ids``), of its own tokenizer. Then
-            tokens of the two are not the same, and only outputs of one a text can be compared.
+        own_inputs: Whether batches hold separate inputs for the teacher (``teacher_input_ids``) from its own tokenizer. Tokens
+            then do not correspond, and only outputs per text can be compared.
 
     Returns:
-        int32 [C], where in the teacher's logits each of the student's labels is, ``teacher_logits[..., order]``; None where
-        they have one order.
+        int32 [C], the index of each of the student's labels in the teacher's logits (``teacher_logits[..., order]``); None if
+        the order is the same.
 
     Raises:
-        InputError: other heads, labels, vocabularies, layers or attention heads than the other has.
+        InputError: The two differ in heads, labels, vocabularies, layers or attention heads that must match.
     """
     head, teacher_head = heads
     compares_logits = distillation.alpha < 1 and bool(distilled_outputs(head, student_config))
     if not compares_logits and not distillation.losses:
-        why = f"alpha is {distillation.alpha}" if distillation.alpha == 1 else f"a {head} model has no logits"
-        raise InputError(f"nothing is learnt from the teacher: {why}, and there are no losses; add one, or lower alpha")
+        reason = f"alpha is {distillation.alpha}" if distillation.alpha == 1 else f"a {head} model has no logits"
+        raise InputError(
+            f"nothing is learned from the teacher: {reason} and losses is empty; add a loss or lower alpha"
+        )
     if compares_logits and head != teacher_head:
         raise InputError(
-            f"the student's head is {head} and the teacher's {teacher_head}; take two of a kind, or alpha = 1 with losses of "
-            "what is inside"
+            f"the student's head is {head} and the teacher's is {teacher_head}; use models with the same head, or alpha=1 with "
+            "losses on hidden states or attention"
         )
     if compares_logits and distilled_outputs(head, student_config) != distilled_outputs(head, teacher_config):
         names = (", ".join(o.logits for o in distilled_outputs(head, c)) for c in (student_config, teacher_config))
-        raise InputError("the student's outputs are {}, and the teacher's {}; they must be the same".format(*names))
+        raise InputError("the student's outputs are {} and the teacher's are {}; they must be the same".format(*names))
     order = label_order(student_config, teacher_config) if compares_logits and head in _LABELLED else None
-    _check_problem(student_config, teacher_config, head if compares_logits else None)
-    _check_inside(student_config, teacher_config, distillation, head)
-    _check_words(
-        student_config, teacher_config, student_tokenizer, teacher_tokenizer, distillation, head, own_inputs, compares_logits
-    )  # fmt: skip
+    _check_problem_types(student_config, teacher_config, head if compares_logits else None)
+    _check_inner_losses(student_config, teacher_config, distillation, head)
+    if compares_logits and head in _OVER_VOCABULARY:
+        _check_vocabulary_sizes(student_config, teacher_config)
+    difference = _tokenizer_difference(student_config, teacher_config, student_tokenizer, teacher_tokenizer, own_inputs)
+    if difference is not None:
+        _check_tokens_not_compared(difference, distillation, head, own_inputs, compares_logits)
     return order
 
 
 def label_order(student: TransformerConfig, teacher: TransformerConfig) -> np.ndarray | None:
-    """Where in the teacher's logits each of the student's labels is, int32 [C]; None where they have one order.
+    """Return the index of each of the student's labels in the teacher's logits, int32 [C]; None if the order is the same.
 
     Raises:
-        InputError: the names of the labels are not the same, or several have one name.
+        InputError: The label names differ, or are not unique.
     """
     if student.labels == teacher.labels:
         return None
     if sorted(student.labels) != sorted(teacher.labels):
-        sides = {"student": (student.labels, teacher.labels), "teacher": (teacher.labels, student.labels)}
-        found = [f"{len(mine)} of the {whose}{_alone(mine, others)}" for whose, (mine, others) in sides.items()]
+        only_student, only_teacher = (
+            _only_in(labels, others)
+            for labels, others in ((student.labels, teacher.labels), (teacher.labels, student.labels))
+        )
         raise InputError(
-            f"the labels are not the same: {' and '.join(found)}; give both models the same label names (id2label of "
-            "config.json), in any order"
+            f"the labels differ: the student has {len(student.labels)}{only_student} and the teacher "
+            f"{len(teacher.labels)}{only_teacher}; give both models the same label names (id2label in config.json), in any order"
         )
     if len(set(student.labels)) < len(student.labels):
-        raise InputError("several labels have one name, so that their order cannot be told; name each differently")
+        raise InputError(
+            "several labels have the same name, so their order is ambiguous; give each label a unique name"
+        )
     return np.array([teacher.label2id[label] for label in student.labels], np.int32)
 
 
-def _alone(mine, others) -> str:
-    alone = [label for label in mine if label not in set(others)]
-    if not alone:
+def _only_in(labels: Sequence[str], others: Sequence[str]) -> str:
+    """Return a parenthesis with the labels that are not among the others; "" if there are none."""
+    only = [label for label in labels if label not in set(others)]
+    if not only:
         return ""
-    more = ", ..." if len(alone) > _SHOWN else ""
-    return f" ({', '.join(alone[:_SHOWN])}{more} only there)"
+    more = ", ..." if len(only) > _MOST_SHOWN else ""
+    return f" ({', '.join(only[:_MOST_SHOWN])}{more} only there)"
 
 
-def _check_problem(student: TransformerConfig, teacher: TransformerConfig, head: str | None) -> None:
-    kinds = student.problem_type, teacher.problem_type
-    if head == "sequence-classification" and None not in kinds and kinds[0] != kinds[1]:
+def _check_problem_types(student: TransformerConfig, teacher: TransformerConfig, head: str | None) -> None:
+    types = student.problem_type, teacher.problem_type
+    if head == "sequence-classification" and None not in types and types[0] != types[1]:
         raise InputError(
-            f"the student's problem_type is {kinds[0]} and the teacher's {kinds[1]}; set the student's to the teacher's"
+            f"the student's problem_type is {types[0]} and the teacher's is {types[1]}; set the student's to the teacher's"
         )
 
 
-def _check_inside(
+def _check_inner_losses(
     student: TransformerConfig, teacher: TransformerConfig, distillation: Distillation, head: str
 ) -> None:
-    """Whether the layers that are compared are there, and their heads fit."""
+    """Check that the compared layers exist and their attention heads and widths are compatible."""
     if distillation.losses and head == "multiple-choice":
-        raise InputError("losses of what is inside the models are not there for multiple choice; leave out `losses`")
+        raise InputError(
+            "losses on hidden states and attention are not supported for multiple choice; leave out `losses`"
+        )
     if distillation.losses and (student.decoder is None) != (teacher.decoder is None):
         raise InputError("one of the models is an encoder-decoder and the other is not; leave out `losses`")
     own, other = student.as_decoder(), teacher.as_decoder()
     for loss in distillation.losses:
         loss.pairs(own.num_layers, other.num_layers)
-        numbers = own.attention.num_heads, other.attention.num_heads
-        if isinstance(loss, Attentions) and numbers[0] != numbers[1]:
+        num_heads = own.attention.num_heads, other.attention.num_heads
+        if isinstance(loss, Attentions) and num_heads[0] != num_heads[1]:
             raise InputError(
-                f"the student has {numbers[0]} attention heads and the teacher {numbers[1]}, so that their attentions cannot "
-                "be compared; take a relations loss, which works with any number of heads"
+                f"the student has {num_heads[0]} attention heads and the teacher {num_heads[1]}, so their attentions cannot be "
+                "compared; use a relations loss, which works with any number of heads"
             )
         if isinstance(loss, Relations):
             if student.decoder is not None:
                 raise InputError(
-                    f"a relations loss is not there for encoder-decoders such as {student.model_type}; take hidden_states or "
+                    f"a relations loss does not support encoder-decoders such as {student.model_type}; use hidden_states or "
                     "attentions"
                 )
-            heads = numbers[1] if loss.heads is None else loss.heads
+            relation_heads = num_heads[1] if loss.heads is None else loss.heads
             for whose, config in (("student", own), ("teacher", other)):
                 width = config.attention.num_heads * config.attention.head_dim
-                if width % heads:
+                if width % relation_heads:
                     raise InputError(
-                        f"{heads} relation heads do not divide the {whose}'s width of {width}; set heads of the relations "
-                        "loss to a number that divides both widths"
+                        f"{relation_heads} relation heads do not divide the {whose}'s width of {width}; set heads of the "
+                        "relations loss to a number that divides both widths"
                     )
 
 
-def _check_words(
-    student, teacher, student_tokenizer, teacher_tokenizer, distillation, head, own_inputs, compares_logits
-):
-    """Whether both mean the same by an id, or need not."""
-    by_token = head in (*_PER_TOKEN, "pretraining", "question-answering")
+def _check_vocabulary_sizes(student: TransformerConfig, teacher: TransformerConfig) -> None:
     sizes = student.as_decoder().embedding.vocab_size, teacher.as_decoder().embedding.vocab_size
-    if compares_logits and head in _WORDS and sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1]:
         raise InputError(
-            f"the student's logits are over {sizes[0]} words and the teacher's over {sizes[1]}; they must have one vocabulary"
+            f"the student's logits are over {sizes[0]} tokens and the teacher's over {sizes[1]}; use models with the same "
+            "vocabulary"
         )
+
+
+def _tokenizer_difference(
+    student: TransformerConfig,
+    teacher: TransformerConfig,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    own_inputs: bool,
+) -> str | None:
+    """Describe how the tokens of student and teacher differ; None if they are the same."""
     if student_tokenizer is not None and teacher_tokenizer is not None:
-        different = _different_words(student_tokenizer, teacher_tokenizer)
-    elif own_inputs:
-        different = "the teacher has inputs of its own, and no tokenizers were given to tell that they are cut alike"
-    elif student.embedding.vocab_size != teacher.embedding.vocab_size:
-        different = (
-            f"the student's vocabulary has {student.embedding.vocab_size} words and the teacher's "
+        return _vocabulary_difference(student_tokenizer, teacher_tokenizer)
+    if own_inputs:
+        return "the teacher has its own inputs, and without both tokenizers its tokens may not match the student's"
+    if student.embedding.vocab_size != teacher.embedding.vocab_size:
+        return (
+            f"the student's vocabulary has {student.embedding.vocab_size} tokens and the teacher's has "
             f"{teacher.embedding.vocab_size}"
         )
-    else:
-        different = None
-    if different is None:
-        return
+    return None
+
+
+def _check_tokens_not_compared(
+    difference: str, distillation: Distillation, head: str, own_inputs: bool, compares_logits: bool
+) -> None:
+    """Raise InputError if the teacher cannot read its inputs, or outputs per token are compared across tokenizers."""
     if not own_inputs:
         raise InputError(
-            f"the tokenizers differ: {different}; add the teacher's own inputs to the batches (teacher_input_ids, "
-            "teacher_attention_mask), or take a student with the teacher's tokenizer"
+            f"the tokenizers differ: {difference}; add the teacher's own inputs to the batches (teacher_input_ids, "
+            "teacher_attention_mask), or use a student with the teacher's tokenizer"
         )
-    if (compares_logits and by_token) or distillation.losses:
+    per_token = head in (*_PER_TOKEN, "pretraining", "question-answering")
+    if (compares_logits and per_token) or distillation.losses:
         raise InputError(
-            f"the tokenizers differ: {different}; then tokens cannot be compared, only one output a text: leave out `losses`, "
-            f"and take another head than {head if by_token else 'one with outputs for each token'}"
+            f"the tokenizers differ: {difference}; only outputs per text can then be compared, so leave out `losses` and use "
+            f"another head than {head if per_token else 'one with outputs per token'}"
         )
 
 
-def _different_words(student_tokenizer, teacher_tokenizer) -> str | None:
-    """What differs between two vocabularies, or None. What cuts a text into words may differ: the teacher reads the
-    student's ids, so that all that matters is what they stand for."""
-    mine, others = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if mine == others:
+def _vocabulary_difference(student_tokenizer: Any, teacher_tokenizer: Any) -> str | None:
+    """Describe how two vocabularies differ; None if they are the same.
+
+    The way texts are split may differ: the teacher reads the student's ids, so only their meaning matters.
+    """
+    own, others = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if own == others:
         return None
-    words = sorted((i, word) for word, i in mine.items() if others.get(word) != i)
-    if not words:
-        return f"the teacher's has {len(others) - len(mine)} words more"
-    i, word = words[0]
-    there = f"{others[word]}" if word in others else "none"
-    return f"{len(words)} of the student's {len(mine)} words have another id in the teacher's, such as {word!r}: {i} and {there}"
+    tokens = sorted((i, token) for token, i in own.items() if others.get(token) != i)
+    if not tokens:
+        return f"the teacher's vocabulary has {len(others) - len(own)} more tokens"
+    i, token = tokens[0]
+    return (
+        f"{len(tokens)} of the student's {len(own)} tokens have another id in the teacher's vocabulary, such as {token!r}: {i} "
+        f"and {others.get(token, 'none')}"
+    )

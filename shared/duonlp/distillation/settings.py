@@ -1,13 +1,13 @@
-"""What a student learns from its teacher: the settings, checked once.
+"""Settings of knowledge distillation, validated once.
 
-The loss is ``alpha * own + (1 - alpha) * T^2 * KL(teacher || student) + sum of weight * loss``, where own is the student's
-loss on the labels and the KL is between softmaxes of logits / T (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+The loss is ``alpha * task + (1 - alpha) * T^2 * KL(teacher || student) + sum of weight * loss``, where task is the student's loss
+on the labels and the KL is between softmaxes of logits / T (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
@@ -15,21 +15,28 @@ from duonlp.errors import InputError
 from duonlp.util.suggestions import nearest, unknown_setting
 
 POSITIONS = ("attended", "labelled")
-"""Which tokens a KL over each token's classes may count: those that are no padding, or those that have a label."""
+"""Tokens that a per-token KL counts: those that are not padding, or those with a label."""
 
-Pairs = tuple[tuple[int, int], ...]
-"""(student, teacher) each."""
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+"""(student index, teacher index) pairs."""
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Hidden states like the teacher's: their mean squared error ("mse"; Jiao et al. 2020, https://arxiv.org/abs/1909.10351),
-    or 1 - their cosine ("cosine"; Sanh et al. 2019, https://arxiv.org/abs/1910.01108), the mean over pairs of states.
+    """Loss that matches hidden states, averaged over pairs of states.
 
-    Where the widths differ, a projection that is learned along takes the student's states to the teacher's width.
+    It is their mean squared error ("mse"; Jiao et al. 2020, https://arxiv.org/abs/1909.10351) or 1 - their cosine ("cosine";
+    Sanh et al. 2019, https://arxiv.org/abs/1910.01108). If the widths differ, a trained projection maps the student's states to
+    the teacher's width.
 
-    layers: (student state, teacher state) each: 0 is the embeddings, i what layer i has made, negative ones count from the
-        end. None: every state of the student, with the teacher's that lies as deep.
+    Attributes:
+        weight: Weight in the total loss.
+        kind: "mse" or "cosine".
+        layers: (student state, teacher state) pairs. State 0 is the embeddings, state i the output of layer i; negative
+            indices count from the end. None pairs every student state with the teacher state at the same relative depth.
+
+    Raises:
+        InputError: A value is invalid.
     """
 
     weight: float = 1.0
@@ -38,30 +45,38 @@ class HiddenStates:
 
     loss: ClassVar[str] = "hidden_states"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_weight(self)
         _check_choice("kind of a hidden_states loss", self.kind, ("mse", "cosine"))
-        object.__setattr__(self, "layers", _pairs(self.layers, self.loss))
+        object.__setattr__(self, "layers", None if self.layers is None else _check_pairs(self.layers, self.loss))
 
     @property
     def name(self) -> str:
-        """What it is called among the parts of the loss."""
+        """Name of its loss term."""
         return f"hidden_{self.kind}"
 
     def pairs(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """(student state, teacher state) each, from 0 on; raises InputError for states that there are not."""
+        """Return the (student state, teacher state) pairs with non-negative indices; raise InputError if out of range."""
         if self.layers is None:
             return uniform_map(student_layers, teacher_layers)
-        return _resolved(self.layers, student_layers + 1, teacher_layers + 1, "hidden state")
+        return _resolve(self.layers, student_layers + 1, teacher_layers + 1, "hidden state")
 
 
 @dataclass(frozen=True)
 class Attentions:
-    """Attention probabilities like the teacher's, head by head: their KL ("kl"; Wang et al. 2020, section 3.1,
-    https://arxiv.org/abs/2002.10957) or their mean squared error ("mse"), the mean over pairs of layers.
+    """Loss that matches attention probabilities head by head, averaged over pairs of layers.
 
-    layers: (student layer, teacher layer) each, from 0 on; negative ones count from the end. None: every layer of the
-        student, with the teacher's that ends as deep.
+    It is their KL divergence ("kl"; Wang et al. 2020, section 3.1, https://arxiv.org/abs/2002.10957) or mean squared error
+    ("mse").
+
+    Attributes:
+        weight: Weight in the total loss.
+        kind: "kl" or "mse".
+        layers: (student layer, teacher layer) pairs, counted from 0; negative indices count from the end. None pairs every
+            student layer with the teacher layer that ends at the same relative depth.
+
+    Raises:
+        InputError: A value is invalid.
     """
 
     weight: float = 1.0
@@ -70,33 +85,39 @@ class Attentions:
 
     loss: ClassVar[str] = "attentions"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_weight(self)
         _check_choice("kind of an attentions loss", self.kind, ("kl", "mse"))
-        object.__setattr__(self, "layers", _pairs(self.layers, self.loss))
+        object.__setattr__(self, "layers", None if self.layers is None else _check_pairs(self.layers, self.loss))
 
     @property
     def name(self) -> str:
-        """What it is called among the parts of the loss."""
+        """Name of its loss term."""
         return f"attention_{self.kind}"
 
     def pairs(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """(student layer, teacher layer) each, from 0 on; raises InputError for layers that there are not."""
+        """Return the (student layer, teacher layer) pairs with non-negative indices; raise InputError if out of range."""
         if self.layers is None:
             return tuple((s - 1, t - 1) for s, t in uniform_map(student_layers, teacher_layers)[1:] if t)
-        return _resolved(self.layers, student_layers, teacher_layers, "layer")
+        return _resolve(self.layers, student_layers, teacher_layers, "layer")
 
 
 @dataclass(frozen=True)
 class Relations:
-    """MiniLM's self-attention relations: how alike the queries of any two tokens are, and their keys, and their values, as
-    the teacher has it (Wang et al. 2021, https://arxiv.org/abs/2012.15828); the mean over `of` and pairs of layers.
+    """Loss that matches MiniLM's self-attention relations, averaged over `of` and pairs of layers.
 
-    Widths and numbers of heads may differ: both models' vectors are cut into as many relation heads.
+    Relations are the softmaxed scaled products of queries with queries, keys with keys, and values with values (Wang et al.
+    2021, https://arxiv.org/abs/2012.15828). Widths and numbers of heads may differ, since both models' vectors are split into
+    the same number of relation heads.
 
-    heads: how many; None: as many as the teacher has attention heads.
-    layers: (student layer, teacher layer) each, from 0 on; negative ones count from the end.
-    of: one or several of "query", "key" and "value".
+    Attributes:
+        weight: Weight in the total loss.
+        heads: Number of relation heads; None for the teacher's number of attention heads.
+        layers: (student layer, teacher layer) pairs, counted from 0; negative indices count from the end.
+        of: One or more of "query", "key" and "value".
+
+    Raises:
+        InputError: A value is invalid.
     """
 
     weight: float = 1.0
@@ -107,17 +128,19 @@ class Relations:
     loss: ClassVar[str] = "relations"
     name: ClassVar[str] = "relation_kl"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_weight(self)
-        if self.heads is not None and (not _is_whole(self.heads) or self.heads < 1):
-            raise InputError(f"heads of a relations loss is {self.heads!r}; give a whole number from 1 on")
+        if self.heads is not None and (not _is_integer(self.heads) or self.heads < 1):
+            raise InputError(f"heads of a relations loss is {self.heads!r}; it must be an integer, at least 1")
         if self.layers is None:
-            raise InputError("a relations loss needs its layers; give pairs such as [[-1, -1]], the last of both")
-        object.__setattr__(self, "layers", _pairs(self.layers, self.loss))
+            raise InputError(
+                "a relations loss needs layers; give pairs such as [[-1, -1]], the last layer of both models"
+            )
+        object.__setattr__(self, "layers", _check_pairs(self.layers, self.loss))
         of = (self.of,) if isinstance(self.of, str) else self.of
         of = tuple(of) if isinstance(of, Iterable) else ()
-        for each in of:
-            _check_choice("of in a relations loss", each, ("query", "key", "value"))
+        for name in of:
+            _check_choice("of in a relations loss", name, ("query", "key", "value"))
         if not of or len(set(of)) < len(of):
             raise InputError(
                 f"of is {list(of) or self.of!r} in a relations loss; give some of query, key, value, each once"
@@ -125,124 +148,136 @@ class Relations:
         object.__setattr__(self, "of", of)
 
     def pairs(self, student_layers: int, teacher_layers: int) -> Pairs:
-        """(student layer, teacher layer) each, from 0 on; raises InputError for layers that there are not."""
-        return _resolved(self.layers, student_layers, teacher_layers, "layer")
+        """Return the (student layer, teacher layer) pairs with non-negative indices; raise InputError if out of range."""
+        return _resolve(self.layers, student_layers, teacher_layers, "layer")
 
 
-LOSSES = {cls.loss: cls for cls in (HiddenStates, Attentions, Relations)}
-"""The losses besides that of the logits, by their names in settings."""
+InnerLoss: TypeAlias = HiddenStates | Attentions | Relations
+"""A loss on hidden states or attention, in addition to that on the logits."""
+
+LOSSES: dict[str, type[InnerLoss]] = {cls.loss: cls for cls in (HiddenStates, Attentions, Relations)}
+"""Losses on hidden states and attention, by their names in settings."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student learns from its teacher.
+    """Settings of the distillation loss.
 
-    alpha: the share of the student's own loss on the labels, from 0 to 1; the rest is the logits' loss.
-    temperature: what logits are divided by before the softmax, above 0. Regression has none.
-    losses: of what is inside the models, each with its weight.
-    positions: which tokens a KL over each token's classes counts: "attended", "labelled", or None for what the head needs:
-        all attended ones in masked-LM; in token classification, causal-LM and seq2seq-LM the labelled ones, or the attended
-        ones where there are no labels.
+    Attributes:
+        alpha: Weight of the student's own loss on the labels, in [0, 1]; the loss on the logits has weight 1 - alpha.
+        temperature: Divisor of the logits before the softmax, above 0. Not used in regression.
+        losses: Losses on hidden states and attention, each with its weight.
+        positions: Tokens that a per-token KL counts: "attended", "labelled", or None for the head's default: all attended
+            tokens in masked-LM; in token classification, causal-LM and seq2seq-LM the labeled ones, or the attended ones
+            without labels.
+
+    Raises:
+        InputError: A value is invalid.
     """
 
     alpha: float = 0.5
     temperature: float = 2.0
-    losses: tuple[HiddenStates | Attentions | Relations, ...] = ()
+    losses: tuple[InnerLoss, ...] = ()
     positions: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha is {self.alpha!r}; it is the share of the student's own loss, from 0 to 1")
+            raise InputError(f"alpha is {self.alpha!r}; it must be in [0, 1], the weight of the student's own loss")
         if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
             raise InputError(f"temperature is {self.temperature!r}; it must be above 0 (1 to 4 is usual)")
         if self.positions is not None:
             _check_choice("positions", self.positions, POSITIONS)
-        losses = (self.losses,) if isinstance(self.losses, (*LOSSES.values(), Mapping)) else self.losses
+        losses: Any = (self.losses,) if isinstance(self.losses, (*LOSSES.values(), Mapping)) else self.losses
         if isinstance(losses, str) or not isinstance(losses, Iterable):
             raise InputError(f"losses is {losses!r}; give a list of tables, each with its `loss`")
-        losses = tuple(_loss(each) if isinstance(each, Mapping) else each for each in losses)
-        for each in losses:
-            if not isinstance(each, tuple(LOSSES.values())):
-                raise InputError(f"{each!r} is no loss; give {', '.join(cls.__name__ for cls in LOSSES.values())}")
+        losses = tuple(_build_loss(loss) if isinstance(loss, Mapping) else loss for loss in losses)
+        for loss in losses:
+            if not isinstance(loss, tuple(LOSSES.values())):
+                raise InputError(
+                    f"{loss!r} is not a loss; give one of {', '.join(c.__name__ for c in LOSSES.values())}"
+                )
         object.__setattr__(self, "losses", losses)
-        for name in ("alpha", "temperature"):  # 2 is the same setting as 2.0, and written down as such
+        for name in ("alpha", "temperature"):  # 2 and 2.0 must compare and serialize alike
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From a mapping, such as a TOML table: ``{"alpha": 0.5, "losses": [{"loss": "hidden_states", "kind": "cosine"}]}``.
+        """Build from a mapping such as ``{"alpha": 0.5, "losses": [{"loss": "hidden_states", "kind": "cosine"}]}``.
 
-        ``loss`` says which: hidden_states, attentions or relations; the other keys are the fields of that class.
+        ``loss`` is hidden_states, attentions or relations; the other keys are the fields of that class.
 
         Raises:
-            InputError: a key that is no setting, with the nearest that is one; a value that is out of range.
+            InputError: A key is unknown or a value is out of range.
         """
         _check_keys(settings, cls, "distillation")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, for JSON; :meth:`of` takes it back."""
-        losses = [{"loss": each.loss, **_plain(asdict(each))} for each in self.losses]
+        """Return all settings as JSON-compatible values, for :meth:`of`."""
+        losses = [{"loss": loss.loss, **_to_plain(asdict(loss))} for loss in self.losses]
         return asdict(self) | {"losses": losses}
 
     @classmethod
     def distilbert(cls) -> Self:
-        """DistilBERT's three parts: 5 x KL at T = 2, 2 x masked-LM, 1 x the cosine of the last hidden states (Sanh et al.
-        2019, https://arxiv.org/abs/1910.01108, and their training script), all divided by 7, so that the first two are
-        1 - alpha and alpha."""
+        """Return DistilBERT's loss: 5 x KL at T = 2, 2 x masked-LM and 1 x the cosine of the last hidden states.
+
+        From Sanh et al. 2019 (https://arxiv.org/abs/1910.01108) and their training script, divided by 7 so that the first two
+        weights are 1 - alpha and alpha.
+        """
         return cls(alpha=2 / 7, temperature=2.0, losses=(HiddenStates(1 / 7, "cosine", ((-1, -1),)),))
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What each of ``losses`` is called among the parts of the loss: hidden_mse, ..., the second of a kind hidden_mse_2."""
-        kinds = [each.name for each in self.losses]
-        before = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
-        return tuple(kind if not n else f"{kind}_{n + 1}" for kind, n in zip(kinds, before))
+        """Names of the loss terms of ``losses``: hidden_mse, ..., and hidden_mse_2 for the second of a kind."""
+        kinds = [loss.name for loss in self.losses]
+        earlier = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+        return tuple(kind if not count else f"{kind}_{count + 1}" for kind, count in zip(kinds, earlier))
 
     def needs(self, cls: type) -> bool:
-        """Whether there is a loss of this class: models give hidden states and attentions only when they are asked to."""
-        return any(isinstance(each, cls) for each in self.losses)
+        """Return whether there is a loss of this class."""
+        return any(isinstance(loss, cls) for loss in self.losses)
 
     @property
     def needs_hidden_states(self) -> bool:
-        """Whether the models are to be called with ``output_hidden_states``."""
+        """Whether the models must be called with ``output_hidden_states``."""
         return self.needs(HiddenStates) or self.needs(Relations)
 
     @property
     def needs_attentions(self) -> bool:
-        """Whether the models are to be called with ``output_attentions``."""
+        """Whether the models must be called with ``output_attentions``."""
         return self.needs(Attentions)
 
 
 def uniform_map(student_layers: int, teacher_layers: int) -> Pairs:
-    """((0, 0), ...): student state j and teacher state j * teacher_layers / student_layers, rounded, halves up."""
+    """Return ((0, 0), ...): student state j with teacher state j * teacher_layers / student_layers, rounded half up."""
     n, total = student_layers, teacher_layers
     return tuple((j, (2 * j * total + n) // (2 * n)) for j in range(n + 1)) if n else ((0, 0),)
 
 
-def _loss(settings: Mapping[str, Any]):
+def _build_loss(settings: Mapping[str, Any]) -> InnerLoss:
     settings = dict(settings)
     name = settings.pop("loss", None)
     if name is None:
-        raise InputError(f"a loss lacks its `loss`, which is one of {', '.join(LOSSES)}: {settings}")
+        raise InputError(f"the loss {settings} has no `loss` key; set it to one of {', '.join(LOSSES)}")
     _check_choice("loss", name, LOSSES)
     _check_keys(settings, LOSSES[name], f"the {name} loss")
     return LOSSES[name](**settings)
 
 
-def _check_keys(settings: Mapping[str, Any], cls: type, what: str) -> None:
-    known = [f.name for f in fields(cls)]
+def _check_keys(settings: Mapping[str, Any], cls: Any, what: str) -> None:
+    names = [f.name for f in fields(cls)]
     for key in settings:
-        if key not in known:
-            raise InputError(unknown_setting(key, known, what))
+        if key not in names:
+            raise InputError(unknown_setting(key, names, what))
 
 
-def _check_choice(what: str, value: Any, allowed) -> None:
+def _check_choice(what: str, value: Any, allowed: Iterable[str]) -> None:
+    allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         raise InputError(f"{what} is {value!r}; it must be one of {', '.join(allowed)}{nearest(str(value), allowed)}")
 
 
-def _check_weight(loss) -> None:
+def _check_weight(loss: InnerLoss) -> None:
     if not _is_number(loss.weight) or not 0 <= loss.weight < math.inf:
         raise InputError(f"weight of the {loss.loss} loss is {loss.weight!r}; it must be 0 or more")
     object.__setattr__(loss, "weight", float(loss.weight))
@@ -252,35 +287,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _pairs(layers: Sequence | None, loss: str) -> Pairs | None:
-    if layers is None:
-        return None
-    found = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else ()
-    each = [isinstance(p, Sequence) and len(p) == 2 and all(_is_whole(i) for i in p) for p in found]
-    if not each or not all(each):
+def _check_pairs(layers: Any, loss: str) -> Pairs:
+    """Return the pairs as tuples of int; raise InputError if they are not pairs of integers."""
+    pairs = layers if isinstance(layers, Sequence) and not isinstance(layers, str) else ()
+    valid = [isinstance(pair, Sequence) and len(pair) == 2 and all(_is_integer(i) for i in pair) for pair in pairs]
+    if not valid or not all(valid):
         raise InputError(
-            f"layers of the {loss} loss is {layers!r}; give pairs of whole numbers, (student, teacher), such as [[-1, -1]]"
+            f"layers of the {loss} loss is {layers!r}; give pairs of integers, (student, teacher), such as [[-1, -1]]"
         )
-    return tuple((int(student), int(teacher)) for student, teacher in found)
+    return tuple((int(student), int(teacher)) for student, teacher in pairs)
 
 
-def _resolved(layers: Pairs, student: int, teacher: int, what: str) -> Pairs:
+def _resolve(layers: Pairs, student: int, teacher: int, what: str) -> Pairs:
+    """Return the pairs with non-negative indices; raise InputError if out of range."""
     for pair in layers:
         for index, total, whose in zip(pair, (student, teacher), ("student", "teacher")):
             if not -total <= index < total:
                 raise InputError(
-                    f"layers has {list(pair)}, and the {whose} has no {what} {index}; it has {total}, 0 to {total - 1}, or "
-                    f"-{total} to -1 counted from the end"
+                    f"layers has the pair {list(pair)}, but the {whose} has no {what} {index}; give an index from {-total} to "
+                    f"{total - 1}"
                 )
     return tuple((s % student, t % teacher) for s, t in layers)
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    def listed(value):
-        return [listed(each) for each in value] if isinstance(value, tuple) else value
+def _to_plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with tuples as lists."""
 
-    return {name: listed(value) for name, value in settings.items()}
+    def as_list(value: Any) -> Any:
+        return [as_list(item) for item in value] if isinstance(value, tuple) else value
+
+    return {name: as_list(value) for name, value in settings.items()}

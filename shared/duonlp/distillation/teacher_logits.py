@@ -1,4 +1,4 @@
-"""What a teacher says of each text: put into the order of the texts, kept on disk, and handed out with the batches."""
+"""Precomputed teacher logits: put into the order of the texts, cached on disk, and added to the batches."""
 
 import hashlib
 import json
@@ -6,89 +6,96 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import label_order
 from duonlp.errors import InputError
+from duonlp.typing import Batch
 
 NAME = "teacher_logits"
-"""What the batches have them as."""
+"""Key of the logits in a batch."""
 
-LEFT_OUT = "the batches leave texts out (drop_last); make them without, so that each text has a result"
+DROPS_TEXTS = "the batches drop texts (drop_last); make them with drop_last=False, so that each text has a result"
 
 
-def in_order(batches, forward: Callable[[Mapping[str, np.ndarray]], np.ndarray]) -> np.ndarray:
-    """Results of the first epoch's batches, put into the order of the texts: [n, ...].
+def collect_in_text_order(batches: Any, forward: Callable[[Batch], Any]) -> np.ndarray:
+    """Run a function over the batches of epoch 0 and return its results in the order of the texts.
 
     Args:
-        batches: with ``epoch(n)`` and ``order(n)``, such as duonlp.data.LabelledBatches.
-        forward: a batch -> an array with a row for each of its rows.
+        batches: Batches with ``epoch(n)`` and ``order(n)``, such as duonlp.data.LabelledBatches.
+        forward: Function from a batch of B rows to an array [B, ...].
+
+    Returns:
+        float32 [n, ...] for n texts.
 
     Raises:
-        InputError: the batches have no order, leave texts out or are a host's share, or rows of the results differ in shape.
+        InputError: The batches have no order, drop texts or are one host's share, or the results of two batches differ in
+            shape.
     """
-    _check_whole(batches)
+    _check_complete(batches)
     if not hasattr(batches, "order"):
         raise InputError(
-            f"these batches, a {type(batches).__name__}, do not tell which text each row is; give LabelledBatches, or "
-            "anything with order(n)"
+            f"batches of type {type(batches).__name__} have no order(n), which tells the text of each row; use LabelledBatches"
         )
-    order, results = batches.order(0), None
+    order, results = batches.order(0), None  # int [batches, B], -1 for padding rows
     count = int(order.max(initial=-1)) + 1
     for rows, batch in zip(order, batches.epoch(0), strict=True):
-        real, found = rows >= 0, np.asarray(forward(batch), np.float32)
+        real, outputs = rows >= 0, np.asarray(forward(batch), np.float32)
         if results is None:
-            results = np.full((count, *found.shape[1:]), np.nan, np.float32)
-        if found.shape[1:] != results.shape[1:]:
+            results = np.full((count, *outputs.shape[1:]), np.nan, np.float32)
+        if outputs.shape[1:] != results.shape[1:]:
             raise InputError(
-                f"rows of the results have shape {found.shape[1:]} here and {results.shape[1:]} before; what depends on the "
-                "length of a text cannot be kept"
+                f"results have shape {outputs.shape[1:]} per row in one batch and {results.shape[1:]} in another; outputs that "
+                "depend on the length of a text cannot be stored"
             )
-        results[rows[real]] = found[real]
+        results[rows[real]] = outputs[real]
     if results is None or len(np.unique(order[order >= 0])) != count:
-        raise InputError(LEFT_OUT)
+        raise InputError(DROPS_TEXTS)
     return results
 
 
 class TeacherLogits:
-    """Batches that have a teacher's logits, too, as ``teacher_logits``.
+    """Batches with a teacher's logits added as ``teacher_logits``.
 
     Args:
-        batches: with ``epoch(n, first)``, ``order(n)`` and ``len()``.
-        logits: float32 [n, C], of the texts in their order, as ``predict`` gives them; those of a file may be mapped.
-        teacher: the teacher's TransformerConfig, which names its labels; None where it is not known.
+        batches: Batches with ``epoch(n, first)``, ``order(n)`` and ``len()``.
+        logits: float32 [n, C] for n texts in their order, as ``predict`` returns them; may be memory-mapped.
+        teacher: Configuration of the teacher, which names its labels; None if unknown.
 
     Raises:
-        InputError: there are not as many of them as texts, or the batches leave texts out, or are a host's share.
+        InputError: The number of logits is not that of the texts, or the batches drop texts or are one host's share.
     """
 
-    def __init__(self, batches, logits: np.ndarray, teacher: TransformerConfig | None = None):
-        _check_whole(batches)
+    def __init__(self, batches: Any, logits: np.ndarray, teacher: TransformerConfig | None = None):
+        _check_complete(batches)
         count = int(batches.order(0).max(initial=-1)) + 1
         if len(logits) != count:
-            raise InputError(f"there are logits of {len(logits)} texts, and {count} texts; give those of these texts")
+            raise InputError(
+                f"the teacher's logits are of {len(logits)} texts, but the batches have {count}; recompute them for these texts"
+            )
         self.batches, self.logits, self.teacher = batches, logits, teacher
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.batches)
 
     def order(self, number: int) -> np.ndarray:
-        """As the batches'."""
+        """Return the text of each row of an epoch, as the underlying batches do."""
         return self.batches.order(number)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields an epoch's batches; rows that only fill one up have the first text's logits."""
+        """Yield the batches of an epoch from index `first`; padding rows have the logits of text 0."""
         for rows, batch in zip(self.order(number)[first:], self.batches.epoch(number, first), strict=True):
             yield {**batch, NAME: np.asarray(self.logits[np.maximum(rows, 0)], np.float32)}
 
 
-def _check_whole(batches) -> None:
-    """Raises InputError where batches leave texts out, or have only some of each batch's rows."""
+def _check_complete(batches: Any) -> None:
+    """Raise InputError if the batches drop texts or have only one host's share of the rows."""
     if getattr(batches, "drop_last", False):
-        raise InputError(LEFT_OUT)
+        raise InputError(DROPS_TEXTS)
     host, hosts = getattr(batches, "hosts", (0, 1))
     if hosts > 1:
         raise InputError(
@@ -96,11 +103,13 @@ def _check_whole(batches) -> None:
         )
 
 
-def ordered_for(batches, student: TransformerConfig):
-    """Batches with a teacher's logits, a column for each of the student's labels, in their order; others as they are.
+def reorder_for_student(batches: Any, student: TransformerConfig) -> Any:
+    """Return the batches with the columns of the teacher's logits in the order of the student's labels.
+
+    Batches without a teacher's logits, or from an unknown teacher, are returned unchanged.
 
     Raises:
-        InputError: the teacher has other labels.
+        InputError: The teacher has other labels than the student.
     """
     if not isinstance(batches, TeacherLogits) or batches.teacher is None:
         return batches
@@ -108,26 +117,32 @@ def ordered_for(batches, student: TransformerConfig):
     return batches if order is None else TeacherLogits(batches.batches, batches.logits[:, order], student)
 
 
-def cached(batches, folder: str | Path, model, parameters: Mapping[str, object], predict: Callable) -> TeacherLogits:
-    """Batches with a teacher's logits, which are computed once and kept in a folder by a hash of teacher and texts.
+def load_or_compute_logits(
+    batches: Any,
+    folder: str | Path,
+    model: Any,
+    parameters: Mapping[str, Any],
+    predict: Callable[[Any, Any], np.ndarray],
+) -> TeacherLogits:
+    """Return the batches with a teacher's logits, computed once and cached by a hash of teacher and texts.
 
-    The file is written under another name and renamed; the next time it is mapped into memory, and the teacher not called.
+    The file is written atomically. Later calls memory-map it without running the teacher.
 
     Args:
-        batches: of the texts.
-        folder: of such files.
-        model: the teacher.
-        parameters: path -> values of it.
+        batches: Batches of the texts.
+        folder: Cache folder.
+        model: The teacher.
+        parameters: Parameter paths of the teacher to values.
         predict: ``(model, batches) -> float32 [n, C]``.
 
     Raises:
-        InputError: as :func:`in_order`.
+        InputError: As for :func:`collect_in_text_order`.
     """
     folder = Path(folder).expanduser()
-    file = folder / f"{_key(batches, model, parameters)}.npy"
+    file = folder / f"{_cache_key(batches, model, parameters)}.npy"
     try:
         return TeacherLogits(batches, np.load(file, mmap_mode="r", allow_pickle=False), model.config)
-    except (OSError, ValueError, EOFError, InputError):  # not there, or damaged: made anew
+    except (OSError, ValueError, EOFError):  # missing or damaged (InputError is a ValueError)
         logits = predict(model, batches)
     folder.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(prefix=f".{file.stem}.", dir=folder)
@@ -142,9 +157,9 @@ def cached(batches, folder: str | Path, model, parameters: Mapping[str, object],
     return TeacherLogits(batches, logits, model.config)
 
 
-def _key(batches, model, parameters: Mapping[str, object]) -> str:
-    """Changes with all that the logits depend on: the teacher's configuration, dtype and values, and the texts' ids."""
-    dtype = getattr(model, "compute_dtype", None) or np.dtype(model.dtype).name  # Keras' name for it comes first
+def _cache_key(batches: Any, model: Any, parameters: Mapping[str, Any]) -> str:
+    """Return a hash of all that the logits depend on: the teacher's configuration, dtype and values, and the texts' ids."""
+    dtype = getattr(model, "compute_dtype", None) or np.dtype(model.dtype).name  # Keras models have compute_dtype
     digest = hashlib.sha256(json.dumps([repr(model.config), model.head, dtype]).encode())
     for path in sorted(parameters):
         digest.update(path.encode())

@@ -1,36 +1,57 @@
-"""The parts of a distillation's loss, for both frameworks: which outputs are compared, over what, and with which factor."""
+"""Loss terms of distillation for both frameworks: which outputs are compared, over which tokens, with which factor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from duonlp.distillation.pair import are_class_ids, distilled_outputs, head_kind, projection_name, term_names
-from duonlp.distillation.settings import Attentions, Distillation, HiddenStates
+from duonlp.distillation.pair import Output, are_class_ids, distilled_outputs, head_kind, projection_name, term_names
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, InnerLoss, Pairs
 from duonlp.errors import InputError
 from duonlp.inputs import BEYOND, IGNORED
+from duonlp.typing import Array, Batch, Ops
 
-NOTHING = -1e9
-"""The logit of a token that cannot be an answer."""
+MASKED_LOGIT = -1e9
+"""Start and end logit of padding, which cannot be part of an answer."""
 
 
 def distillation_terms(
-    ops: ModuleType,
+    ops: Ops,
     losses: ModuleType,
     distillation: Distillation,
-    student,
-    teacher,
+    student: Any,
+    teacher: Any,
     student_outputs: Mapping[str, Any],
     teacher_outputs: Mapping[str, Any],
-    batch: Mapping[str, Any],
+    batch: Batch,
     *,
-    projections: Mapping[str, Mapping[str, Any]] | None = None,
-    label_order=None,
-    sample_weight=None,
-) -> dict[str, tuple]:
-    """What ``{jaxnlp,tfnlp}.distillation_losses.terms`` does, which see.
+    projections: Mapping[str, Mapping[str, Array]] | None = None,
+    label_order: Array = None,
+    sample_weight: Array = None,
+) -> dict[str, tuple[Array, Array, float]]:
+    """Return the terms that the teacher adds to the loss of a batch, in the order of :func:`term_names`.
+
+    The student's own loss on the labels, times alpha, is not among them.
 
     Args:
-        ops, losses: the framework's array operations and its module of distillation losses.
+        ops: Array operations of the framework.
+        losses: Module of distillation losses of the framework, such as ``jaxnlp.distillation.losses``.
+        distillation: Settings of the distillation.
+        student: The student model.
+        teacher: The teacher model. It is only read for ``distillation.losses``, so it may be None with precomputed logits.
+        student_outputs: Outputs of the student, with ``hidden_states`` and ``attentions`` if the settings need them
+            (``needs_hidden_states``, ``needs_attentions``).
+        teacher_outputs: Outputs of the teacher, likewise.
+        batch: Inputs of the student and labels, which determine the tokens and rows that count.
+        projections: As from :func:`init_projections`, if the widths differ.
+        label_order: As from :func:`check_pair`.
+        sample_weight: [B], or [B, T] where every token has an output.
+
+    Returns:
+        {name: (sum, count, factor)}; the loss is the total of factor * sum / count. A loss over several pairs of layers sums
+        to the mean over the pairs, so its factor is its weight.
+
+    Raises:
+        InputError: An output, a projection or labels that the settings need are missing.
     """
     kind = head_kind(student.head, student.config, batch.get("labels"))
     names = iter(term_names(distillation, student.head, student.config, kind))
@@ -41,7 +62,7 @@ def distillation_terms(
             pair = pair[0], losses.in_order(pair[1], label_order)
         mask, weights = _logits_mask(ops, distillation, student.head, output, batch), sample_weight
         if student.head == "causal-lm":
-            pair = tuple(logits[:, :-1] for logits in pair)
+            pair = tuple(logits[:, :-1] for logits in pair)  # [B, T - 1, V]
             weights = weights[:, 1:] if weights is not None and len(weights.shape) == 2 else weights
         if kind == "span" and batch.get("attention_mask") is not None:
             pair = tuple(_without_padding(ops, logits, batch["attention_mask"]) for logits in pair)
@@ -58,110 +79,138 @@ def distillation_terms(
         layers = student.config.as_decoder().num_layers, teacher.config.as_decoder().num_layers
         models = (student, student_outputs), (teacher, teacher_outputs)
         for loss, name in zip(distillation.losses, names):
-            each = [
+            sums = [
                 function(*pair, *options, mask, sample_weight)
-                for function, pair, options in _compared(losses, loss, loss.pairs(*layers), models, projections)
+                for function, pair, options in _compared_states(losses, loss, loss.pairs(*layers), models, projections)
             ]
-            terms[name] = sum(total for total, _ in each) / len(each), each[0][1], loss.weight
+            terms[name] = sum(total for total, _ in sums) / len(sums), sums[0][1], loss.weight
     return terms
 
 
-def _compared(losses: ModuleType, loss, pairs, models, projections):
-    """Yields (function, (the student's, the teacher's), what else it takes) of a loss of what is inside the models."""
+def _compared_states(
+    losses: ModuleType,
+    loss: InnerLoss,
+    pairs: Pairs,
+    models: Any,
+    projections: Mapping[str, Mapping[str, Array]] | None,
+) -> Iterator[tuple[Callable[..., tuple[Array, Array]], tuple[Array, Array], tuple[Any, ...]]]:
+    """Yield (loss function, (student's values, teacher's values), further arguments) of an inner loss.
+
+    Args:
+        losses: Module of distillation losses of the framework.
+        loss: The loss.
+        pairs: (student, teacher) pairs of states or layers.
+        models: (model, outputs) of the student and of the teacher.
+        projections: Projections of the student's hidden states.
+    """
     (student, student_outputs), (teacher, teacher_outputs) = models
     if isinstance(loss, HiddenStates):
         function = losses.hidden_mse_sum if loss.kind == "mse" else losses.hidden_cosine_sum
-        states = _inside(student, student_outputs, "hidden_states"), _inside(teacher, teacher_outputs, "hidden_states")
+        states = (
+            _inner_outputs(student, student_outputs, "hidden_states"),
+            _inner_outputs(teacher, teacher_outputs, "hidden_states"),
+        )
         for i, j in pairs:
-            mine = states[0][i]
+            student_state = states[0][i]  # [B, T, D]
             if student.config.hidden_size != teacher.config.hidden_size:
-                mine = losses.projected(mine, _projection(projections, projection_name(i)))
-            yield function, (mine, states[1][j]), ()
+                kernel = _projection(projections, projection_name(i))
+                student_state = losses.projected(student_state, kernel)  # [B, T, D of the teacher]
+            yield function, (student_state, states[1][j]), ()
     elif isinstance(loss, Attentions):
         function = losses.attention_kl_sum if loss.kind == "kl" else losses.attention_mse_sum
-        maps = _inside(student, student_outputs, "attentions"), _inside(teacher, teacher_outputs, "attentions")
+        maps = (
+            _inner_outputs(student, student_outputs, "attentions"),
+            _inner_outputs(teacher, teacher_outputs, "attentions"),
+        )
         for i, j in pairs:
             yield function, (maps[0][i], maps[1][j]), ()
     else:
         heads = teacher.config.attention.num_heads if loss.heads is None else loss.heads
-        states = _inside(student, student_outputs, "hidden_states"), _inside(teacher, teacher_outputs, "hidden_states")
+        states = (
+            _inner_outputs(student, student_outputs, "hidden_states"),
+            _inner_outputs(teacher, teacher_outputs, "hidden_states"),
+        )
         for i, j in pairs:
-            mine = losses.queries_keys_values(student, states[0], i)
-            others = losses.queries_keys_values(teacher, states[1], j)
+            student_vectors = losses.queries_keys_values(student, states[0], i)
+            teacher_vectors = losses.queries_keys_values(teacher, states[1], j)
             for name in loss.of:
-                yield losses.relation_kl_sum, (mine[name], others[name]), (heads,)
+                yield losses.relation_kl_sum, (student_vectors[name], teacher_vectors[name]), (heads,)
 
 
-def _projection(projections, name: str):
+def _projection(projections: Mapping[str, Mapping[str, Array]] | None, name: str) -> Array:
     if not projections or name not in projections:
         raise InputError(
-            f"the widths differ, and there is no projection {name!r}; take those that duonlp.distillation.init_projections makes"
+            f"the widths differ and the projection {name!r} is missing; pass those of duonlp.distillation.init_projections"
         )
     return projections[name]["kernel"]
 
 
-def _logits(outputs, name: str, whose: str):
+def _logits(outputs: Mapping[str, Any], name: str, whose: str) -> Array:
     if name not in outputs:
-        raise InputError(f"the {whose} gives no {name}, only {', '.join(outputs)}; take a head that does")
+        raise InputError(f"the {whose} has no output {name}, only {', '.join(outputs)}; use a head that has it")
     return outputs[name]
 
 
-def _inside(model, outputs, name: str):
-    """Hidden states or attentions of a model; of an encoder-decoder, its decoder's."""
+def _inner_outputs(model: Any, outputs: Mapping[str, Any], name: str) -> Any:
+    """Return the hidden states or attentions of a model; those of the decoder in an encoder-decoder."""
     name = name if model.config.decoder is None else f"decoder_{name}"
     if name not in outputs:
         raise InputError(f"the outputs have no {name}; call the model with output_{name.removeprefix('decoder_')}=True")
     return outputs[name]
 
 
-def _without_padding(ops: ModuleType, logits, attention_mask):
-    """Start or end logits [B, T] in which padding can be no answer, however much of it there is."""
-    return ops.where(ops.cast(attention_mask, "bool"), ops.cast(logits, "float32"), NOTHING)
+def _without_padding(ops: Ops, logits: Array, attention_mask: Array) -> Array:
+    """Mask the start or end logits [B, T] of padding, so that the amount of padding does not matter."""
+    return ops.where(ops.cast(attention_mask, "bool"), ops.cast(logits, "float32"), MASKED_LOGIT)
 
 
-def _logits_mask(ops: ModuleType, distillation: Distillation, head: str, output, batch):
-    """Which of an output's distributions count: [B], [B, T], [B, 1], or None for all. It depends on masks alone."""
+def _logits_mask(ops: Ops, distillation: Distillation, head: str, output: Output, batch: Batch) -> Array | None:
+    """Return which distributions of an output count: [B], [B, T], [B, 1], or None for all."""
     labels = batch.get(output.labels)
     if not output.per_token:
-        return _rows(ops, labels)
+        return _labelled_rows(ops, labels)
     if distillation.positions is not None:
         attended = distillation.positions == "attended"
     else:
         attended = head in ("masked-lm", "pretraining", "replaced-token-detection") or labels is None
     if not attended and labels is None:
         raise InputError(
-            f"positions is 'labelled' and there are no {output.labels}; add them to the batches, or take 'attended'"
+            f"positions is 'labelled' but the batch has no {output.labels}; add them, or set positions to 'attended'"
         )
-    mask = _attended(ops, head, batch) if attended else labels != IGNORED
+    mask: Any = _attended_tokens(ops, head, batch) if attended else labels != IGNORED
     if head == "causal-lm" and mask is not None:
-        mask = mask[:, 1:]  # logits are of the token that follows
-    return _of_rows(ops, mask, _rows(ops, labels))
+        mask = mask[:, 1:]  # [B, T - 1]: logits predict the next token
+    return _limited_to_rows(ops, mask, _labelled_rows(ops, labels))
 
 
-def _token_mask(ops: ModuleType, student, batch):
-    """[B, T], [B, 1] or None: tokens whose hidden states, attentions and relations count."""
+def _token_mask(ops: Ops, student: Any, batch: Batch) -> Array | None:
+    """Return the tokens whose hidden states, attentions and relations count: [B, T], [B, 1], or None for all."""
     outputs = distilled_outputs(student.head, student.config)
-    rows = _rows(ops, batch.get(outputs[0].labels)) if outputs else None
-    return _of_rows(ops, _attended(ops, student.head, batch), rows)
+    rows = _labelled_rows(ops, batch.get(outputs[0].labels)) if outputs else None
+    return _limited_to_rows(ops, _attended_tokens(ops, student.head, batch), rows)
 
 
-def _rows(ops: ModuleType, labels):
-    """[B]: rows with a label; one without only fills a batch up. None: all, for a number is never set aside."""
+def _labelled_rows(ops: Ops, labels: Array | None) -> Array | None:
+    """Return the rows with a label, bool [B], since rows without one are padding; None for all rows.
+
+    Regression targets have no ignored value, so all of their rows count.
+    """
     if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
         return None
     labelled = (labels != IGNORED) & (labels != BEYOND)
     return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
 
 
-def _of_rows(ops: ModuleType, mask, rows):
+def _limited_to_rows(ops: Ops, mask: Array | None, rows: Array | None) -> Array | None:
+    """Return a token mask [B, T] (None for all) limited to some rows [B] (None for all)."""
     if rows is None:
         return mask
-    rows = ops.expand_dims(rows, 1)
+    rows = ops.expand_dims(rows, 1)  # [B, 1]
     return rows if mask is None else ops.cast(mask, "bool") & rows
 
 
-def _attended(ops: ModuleType, head: str, batch):
-    """[B, T]: tokens that are no padding; of an encoder-decoder, its decoder's. None: all."""
+def _attended_tokens(ops: Ops, head: str, batch: Batch) -> Array | None:
+    """Return the tokens that are not padding (in an encoder-decoder, those of the decoder): [B, T], or None for all."""
     labels = batch.get("labels")
     if batch.get("decoder_attention_mask") is not None:
         return batch["decoder_attention_mask"]

@@ -57,7 +57,7 @@ class ClassificationScorer:
         self.logits = np.asarray(self.predict(model, self.batches), np.float32)
         return classification_scores(self.logits, self.labels, self.out_of_scope)
 
-    def try_out(self, model) -> dict[str, float]:
+    def dry_run(self, model) -> dict[str, float]:
         """The names of the scores, each 0, after a look at the model's labels: what is wrong is wrong before the first step."""
         self._check(model)
         classes = self.labels.shape[1] if self.labels.ndim == 2 else len(self.batches.label_names)

@@ -1,4 +1,4 @@
-"""Runs described as data: pretraining from raw text, fine-tuning and distillation of a classifier."""
+"""Runs described as data: pretraining from raw text, and fine-tuning and distillation of a classifier."""
 
 from duonlp.runs.distillation import DistillSettings, distill
 from duonlp.runs.finetuning import FinetuneSettings, finetune

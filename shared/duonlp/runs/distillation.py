@@ -1,8 +1,8 @@
-"""Distilling a fine-tuned classifier into a smaller one, in either framework, as one run that can be repeated."""
+"""Distill a fine-tuned classifier into a smaller one, in either framework, as a reproducible run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.config import TransformerConfig
@@ -14,22 +14,27 @@ from duonlp.parameters import count_parameters
 from duonlp.runs import folder as run_folder
 from duonlp.runs import labelled as labelled_run
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings
+from duonlp.training.result import FitResult
+from duonlp.typing import Engine
 
 HEAD = "sequence-classification"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(LabelledRunSettings):
-    """What a distillation is made of, besides LabelledRunSettings. One of student, layers and layer_list says who learns.
+    """Settings of a distillation run, in addition to LabelledRunSettings.
 
-    teacher: a fine-tuned checkpoint: a folder in Hugging Face layout, or a Hub id.
-    student: the checkpoint that learns. One with another tokenizer than the teacher's reads texts its own way.
-    layers: instead, so many of the teacher's layers, evenly spaced, with its embeddings and head.
-    layer_list: instead, these of its layers, from 0 on.
-    distillation: what is learnt: alpha, temperature, further losses.
-    cache_teacher_logits: whether the teacher's logits are computed once, before the training, and kept on disk: in `cache`, or
-        in the run's folder. (They are without dropout either way.)
-    evaluate_teacher: whether the report has the teacher's scores, too.
+    Exactly one of student, layers and layer_list chooses the student.
+
+    Attributes:
+        teacher: Fine-tuned checkpoint: a folder in Hugging Face layout, or a Hub id.
+        student: Checkpoint of the student. If its tokenizer differs from the teacher's, each reads its own inputs.
+        layers: Number of evenly spaced teacher layers to copy, with the teacher's embeddings and head.
+        layer_list: Teacher layers to copy, counted from 0.
+        distillation: Loss of the distillation: alpha, temperature, additional losses.
+        cache_teacher_logits: Whether to compute the teacher's logits once, before training, and keep them on disk, in `cache`
+            or the run's folder. (The teacher runs without dropout either way.)
+        evaluate_teacher: Whether to report the teacher's scores too.
     """
 
     teacher: str
@@ -40,30 +45,28 @@ class DistillSettings(LabelledRunSettings):
     cache_teacher_logits: bool = False
     evaluate_teacher: bool = True
 
-    what: ClassVar[str] = "duonlp distill"
-    command: ClassVar[str] = "distill"
+    program: ClassVar[str] = "duonlp distill"
     may_change: ClassVar[tuple[str, ...]] = (
         *LabelledRunSettings.may_change, "cache_teacher_logits", "evaluate_teacher",
     )  # fmt: skip
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.teacher:
+            raise InputError("teacher is empty; give --teacher with a fine-tuned checkpoint, such as best/ of a run")
+        choices = {"student": self.student, "layers": self.layers, "layer_list": self.layer_list}
+        choices = {name: value for name, value in choices.items() if value is not None}
+        if len(choices) != 1:
+            described = " and ".join(f"{name}={value}" for name, value in choices.items()) or "no student"
             raise InputError(
-                "teacher is empty; give --teacher with a fine-tuned checkpoint, such as the best/ of a run"
-            )
-        given = {"student": self.student, "layers": self.layers, "layer_list": self.layer_list}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            raise InputError(
-                f"{' and '.join(f'{name}={value}' for name, value in given.items()) or 'no student'} given; give one of student "
-                "(a checkpoint), layers (how many of the teacher's) and layer_list (which of them)"
+                f"{described} given; give exactly one of student (a checkpoint), layers (how many of the teacher's) and "
+                "layer_list (which of them)"
             )
         super().__post_init__()
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Everything that is known before a framework is asked for anything."""
+    """Everything that is known before a framework is loaded."""
 
     data: LabelledData
     student_config: TransformerConfig
@@ -72,119 +75,132 @@ class _Prepared:
 
 
 def distill(
-    package,
+    package: Engine,
     settings: DistillSettings,
     *,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     console: Any = True,
 ) -> dict[str, Any]:
-    """Trains a student on labels and on what its teacher says, keeps the best student, and reports what it is worth.
+    """Train a student on labels and its teacher's outputs, keep the best student and report its scores.
 
-    The same settings again go on where the run was stopped; a finished run is evaluated again, and not trained.
+    Called again with the same settings, it resumes an interrupted run and only re-evaluates a finished one.
 
     Args:
-        package, settings, on_evaluation, console: as of duonlp.runs.finetune.
+        package: tfnlp or jaxnlp.
+        settings: Settings of the run.
+        on_evaluation: As for :func:`duonlp.runs.finetune`.
+        console: As for :func:`duonlp.runs.finetune`.
 
     Returns:
-        The report that results.json has: that of a fine-tuning, and "teacher": its "metrics" on the same validation texts,
-        "parameters" and "bytes".
+        The report that is also written to results.json: that of a fine-tuning run, and "teacher" with its "metrics" on the
+        same validation texts, "parameters" and "bytes".
 
     Raises:
-        InputError: settings, data, an output folder, or two models that do not go together; before anything is computed.
-        CheckpointError: a checkpoint cannot be read.
-        NonFiniteLossError: the loss is not a number; the best model and the last checkpoint are from before.
+        InputError: Settings, data, output folder and the two models are invalid or incompatible; raised before anything is
+            computed.
+        CheckpointError: A checkpoint cannot be read.
+        NonFiniteLossError: The loss became non-finite; the best model and the last checkpoint predate it.
     """
-    run_folder.check_output(settings, run_folder.framework_of(package))
-    ready = prepare(settings)
-    data = ready.data
+    run_folder.check_output(settings, run_folder.framework_name(package))
+    prepared = prepare(settings)
+    data = prepared.data
     teacher = package.AutoModelForSequenceClassification.from_pretrained(settings.teacher, dtype=settings.dtype)
     if settings.student is None:
         student = package.init_student(teacher, num_layers=settings.layers, layers=settings.layer_list)
     else:
         student, _ = labelled_run.load_classifier(
-            package, settings.student, ready.student_config.labels, data.multi_label, settings.dtype, settings.seed
+            package, settings.student, prepared.student_config.labels, data.multi_label, settings.dtype, settings.seed
         )
-    say = run_folder.speaker(console)
-    say(
-        f"{len(data.batches.labels)} texts, {len(data.label_names)} labels; a student of {student.config.num_layers} layers, "
-        f"a teacher of {teacher.config.num_layers}"
+    log = run_folder.make_printer(console)
+    log(
+        f"{len(data.batches.texts)} training texts, {len(data.label_names)} labels; student with "
+        f"{student.config.num_layers} layers, teacher with {teacher.config.num_layers}"
     )
-    about = {"checkpoint": settings.teacher, "parameters": teacher.num_parameters()}
-    about["bytes"] = run_folder.weight_bytes(open_checkpoint(settings.teacher).folder)
+    teacher_report: dict[str, Any] = {"checkpoint": settings.teacher, "parameters": teacher.num_parameters()}
+    teacher_report["bytes"] = run_folder.weight_bytes(open_checkpoint(settings.teacher).folder)
     scorer = data.scorer(package, as_teacher=True) if settings.evaluate_teacher else None
     if scorer is not None:
-        about["metrics"] = scorer(teacher)
-        about["at_threshold"] = run_folder.threshold_of(scorer)
+        teacher_report["metrics"] = scorer(teacher)
+        teacher_report["at_threshold"] = run_folder.scores_at_threshold(scorer)
     batches = data.batches
     if settings.cache_teacher_logits:
-        where = settings.cache or settings.folder / "teacher_logits"
-        batches = package.cached_teacher_logits(teacher, batches, where)
+        logits_folder = settings.cache or settings.folder / "teacher_logits"
+        batches = package.cached_teacher_logits(teacher, batches, logits_folder)
 
-    def train(evaluate, **options):
+    def train(evaluate: Any, **options: Any) -> FitResult:
         return package.distill(
             student, teacher, batches, settings.fit, settings.distillation, settings.folder, evaluate=evaluate,
-            teacher_tokenizer=ready.teacher_tokenizer, data=data.describe(),
+            teacher_tokenizer=prepared.teacher_tokenizer, data=data.describe(),
             log={"console": console, "tensorboard": settings.tensorboard}, **options,
         )  # fmt: skip
 
-    more = {"teacher": about}
-    return run_folder.carried_out(
-        package, settings, data, ready.tokenizer, train, on_evaluation=on_evaluation, more=more
-    )
+    return run_folder.train_and_report(
+        package, settings, data, prepared.tokenizer, train, on_evaluation=on_evaluation,
+        extra={"teacher": teacher_report},
+    )  # fmt: skip
 
 
 def prepare(settings: DistillSettings) -> _Prepared:
-    """Data read and tokenised, the two models found to go together; nothing is trained, and no framework is needed.
+    """Read and tokenize the data and check the two models; nothing is trained and no framework is needed.
 
     Raises:
-        InputError: the data has labels that the teacher does not tell apart, the teacher is no classifier, or student and
-            teacher do not go together.
+        InputError: The data has labels the teacher lacks, the teacher is not a classifier, or student and teacher are
+            incompatible.
+        CheckpointError: A checkpoint cannot be read.
     """
     labelled_run.check_classifier(settings.teacher, "teacher")
     checkpoint = open_checkpoint(settings.teacher)
-    teacher_config, teacher_tokenizer = checkpoint.transformer_config(), checkpoint.tokenizer()
-    names = teacher_config.labels
+    teacher_config, teacher_tokenizer = checkpoint.transformer_config(), cast(Any, checkpoint.tokenizer())
+    label_names = teacher_config.labels
     tokenizer = teacher_tokenizer
     if settings.student is None:
         config = student_config(teacher_config, HEAD, num_layers=settings.layers, layers=settings.layer_list).config
     else:
-        own = open_checkpoint(settings.student)
-        tokenizer = own.tokenizer()
-        labelled_run.check_labels(settings.student, names)
-        names = labelled_run.own_labels(settings.student, names) or names
-        ids = {str(number): name for number, name in enumerate(names)}
-        config = own.transformer_config(
-            num_labels=len(names), id2label=ids, label2id={name: number for number, name in enumerate(names)},
+        student = open_checkpoint(settings.student)
+        tokenizer = cast(Any, student.tokenizer())
+        labelled_run.check_labels(settings.student, label_names)
+        label_names = labelled_run.matching_label_names(settings.student, label_names) or label_names
+        config = student.transformer_config(
+            num_labels=len(label_names),
+            id2label={str(number): name for number, name in enumerate(label_names)},
+            label2id={name: number for number, name in enumerate(label_names)},
             problem_type=teacher_config.problem_type,
-        )  # fmt: skip
-    other_words = tokenizer.get_vocab() != teacher_tokenizer.get_vocab()
+        )
+    tokenizers_differ = tokenizer.get_vocab() != teacher_tokenizer.get_vocab()
     check_pair(
         config, teacher_config, tokenizer, teacher_tokenizer, distillation=settings.distillation, heads=(HEAD, HEAD),
-        own_inputs=other_words,
+        own_inputs=tokenizers_differ,
     )  # fmt: skip
-    texts = labelled_run.read_texts(settings, names, "the teacher")
-    if (head_kind(HEAD, teacher_config, texts[0].labels) == "bernoulli") != (texts[0].labels.ndim == 2):
-        has, wants = ("several labels", "one") if texts[0].labels.ndim == 2 else ("one label", "several")
+    texts = labelled_run.read_texts(settings, label_names, "the teacher")
+    data_is_multi_label = texts[0].labels.ndim == 2
+    if (head_kind(HEAD, teacher_config, texts[0].labels) == "bernoulli") != data_is_multi_label:
+        data_kind, teacher_kind = ("several labels", "one") if data_is_multi_label else ("one label", "several")
         raise InputError(
-            f"a text of the data has {has}, and the teacher gives it {wants}; give the data of the teacher's kind"
+            f"the data has {data_kind} per text and the teacher predicts {teacher_kind}; give data of the teacher's kind"
         )
-    data = labelled_run.batched(
-        settings, texts, tokenizer, config, teacher_config, teacher_tokenizer=teacher_tokenizer if other_words else None
-    )
+    data = labelled_run.make_batches(
+        settings, texts, tokenizer, config, teacher_config,
+        teacher_tokenizer=teacher_tokenizer if tokenizers_differ else None,
+    )  # fmt: skip
     return _Prepared(data, config, tokenizer, teacher_tokenizer)
 
 
 def plan(settings: DistillSettings, framework: str) -> dict[str, Any]:
-    """What a run would do, without doing it: data, labels, batches, steps, parameters of the student and of the teacher.
+    """Return what a run would do, without training: data, labels, batches, steps, layers and parameters of both models.
+
+    Args:
+        settings: Settings of the run.
+        framework: "tf" or "jax".
 
     Raises:
-        InputError, CheckpointError: as of :func:`distill`.
+        InputError: As for :func:`distill`.
+        CheckpointError: As for :func:`distill`.
     """
     run_folder.check_output(settings, framework)
-    ready = prepare(settings)
+    prepared = prepare(settings)
     teacher = open_checkpoint(settings.teacher).transformer_config()
-    return run_folder.planned(settings, ready.data, count_parameters(ready.student_config, HEAD)) | {
-        "student_layers": ready.student_config.num_layers,
+    return run_folder.plan_report(settings, prepared.data, count_parameters(prepared.student_config, HEAD)) | {
+        "student_layers": prepared.student_config.num_layers,
         "teacher_layers": teacher.num_layers,
         "teacher_parameters": count_parameters(teacher, HEAD),
     }

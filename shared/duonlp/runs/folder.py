@@ -1,7 +1,7 @@
-"""The folder of a run on labelled texts: whether it may be used, what is written there, and the run itself.
+"""The folder of a run on labeled texts: check it, train in it and write the report.
 
-It has ``settings.toml`` (``--config`` takes it again), ``run.json``, ``metrics.jsonl`` and the checkpoints to resume from, which
-``fit`` writes, ``best/`` (the model with its tokenizer and label names), and ``results.json``.
+It holds ``settings.toml`` (accepted by ``--config``), ``run.json``, ``metrics.jsonl`` and checkpoints to resume from (written by
+``fit``), ``best/`` (the model with its tokenizer and label names), and ``results.json``.
 """
 
 import importlib
@@ -13,92 +13,102 @@ from typing import Any
 
 from duonlp.errors import InputError
 from duonlp.metrics.classification import ClassificationScorer
-from duonlp.runs.labelled import LabelledData, LabelledRunSettings
+from duonlp.runs.labelled import LabelledData, LabelledRunSettings, cannot_predict
 from duonlp.training.best import Best
-from duonlp.training.fit_loop import evaluates, total_steps, try_out
+from duonlp.training.fit_loop import check_evaluation, evaluates, total_steps
 from duonlp.training.log.metrics_file import EVALUATION, FILE, read_metrics
-from duonlp.training.settings_file import as_table, read_toml, write_toml
+from duonlp.training.result import FitResult
+from duonlp.training.settings_file import as_table, read_toml, without_nones, write_toml
+from duonlp.typing import Engine
 from duonlp.util.files import locked_folder, write_text
 from duonlp.util.frameworks import PACKAGES
 
 SETTINGS_FILE, RESULTS_FILE, BEST = "settings.toml", "results.json", "best"
-OTHERS = ("run.json", FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")
-"""What tells that there is a run, or a model, in a folder already."""
+RUN_MARKERS = ("run.json", FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")
+"""Files and folders that show that a folder already holds a run or a model."""
 
 
 def check_output(settings: LabelledRunSettings, framework: str) -> None:
-    """Raises InputError where the folder holds another run than this one, which would be resumed; nothing is written.
+    """Raise InputError if the output folder holds a different run than the one to start or resume; write nothing.
 
     Args:
-        framework: "tf" or "jax": that this run is in.
+        settings: Settings of the run.
+        framework: "tf" or "jax".
     """
     folder = settings.folder
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise InputError(f"output {str(folder)!r}: {str(there)!r} is a file; give a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"output is {str(folder)!r}, but {str(existing)!r} is a file; give a folder")
     file = folder / SETTINGS_FILE
     if not file.is_file():
-        found = [name for name in OTHERS if (folder / name).exists()]
-        if found:
+        markers = [name for name in RUN_MARKERS if (folder / name).exists()]
+        if markers:
             raise InputError(
-                f"output {str(folder)!r} holds another run or a model already ({', '.join(found)}); give another folder"
+                f"output {str(folder)!r} already holds a run or a model ({', '.join(markers)}); give another folder"
             )
         return
-    table, new = read_toml(file), as_table(replace(settings, framework=framework))
-    changed = [name for name in {**table, **new} if name not in ("fit", *settings.may_change)]
-    changed = [name for name in changed if not _same(table.get(name), new.get(name), name in table and name in new)]
-    stored_fit, fit = table.get("fit", {}), new["fit"]
-    changed += [f"fit.{name}" for name in settings.fit.curve if not _same(stored_fit.get(name), fit[name], True)]
+    stored, current = read_toml(file), as_table(replace(settings, framework=framework))
+    names = [name for name in {**stored, **current} if name not in ("fit", *settings.may_change)]
+    changed = [
+        name
+        for name in names
+        if not _equal_in_toml(stored.get(name), current.get(name), in_both=name in stored and name in current)
+    ]
+    stored_fit, fit = stored.get("fit", {}), current["fit"]
+    changed += [
+        f"fit.{name}"
+        for name in settings.fit.fixed_on_resume
+        if not _equal_in_toml(stored_fit.get(name), fit[name], in_both=True)
+    ]
     if changed:
         raise InputError(
-            f"output {str(folder)!r} holds a run with another {', '.join(changed[:4])}; give the same settings to resume it "
-            f"(--config {file}), or another folder"
+            f"output {str(folder)!r} holds a run with different settings ({', '.join(changed[:4])}); use the same ones to "
+            f"resume it (--config {file}), or another folder"
         )
 
 
-def _same(stored: Any, now: Any, in_both: bool) -> bool:
-    """As TOML has it: None is not written, or as "none"."""
-    if now is None:
+def _equal_in_toml(stored: Any, current: Any, in_both: bool) -> bool:
+    """Compare a value from TOML, where None is absent or "none", with a current one."""
+    if current is None:
         return stored in (None, "none")
-    return in_both and _dense(stored) == _dense(now)
+    return in_both and without_nones(stored) == without_nones(current)
 
 
-def _dense(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _dense(each) for key, each in value.items() if each is not None}
-    return [_dense(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def framework_of(package) -> str:
-    """ "tf" for tfnlp, "jax" for jaxnlp."""
+def framework_name(package: Engine) -> str:
+    """Return the framework of an engine: "tf" for tfnlp, "jax" for jaxnlp."""
     return {name: framework for framework, name in PACKAGES.items()}.get(package.__name__, package.__name__)
 
 
-def training_of(package):
-    """Its ``training``, imported."""
+def training_module(package: Engine) -> Any:
+    """Import and return the ``training`` module of an engine."""
     return getattr(package, "training", None) or importlib.import_module(f"{package.__name__}.training")
 
 
-def evaluations(folder: Path) -> list[dict[str, float]]:
-    """What each evaluation of a run found, with its "step", those before a resumption too."""
+def read_evaluations(folder: Path) -> list[dict[str, float]]:
+    """Return the scores of every evaluation of a run, each with its "step", including those before a resume."""
     if not (folder / FILE).is_file():
         return []
     records = [record for record in read_metrics(folder) if record.get("kind") == EVALUATION]
     return [{key: value for key, value in record.items() if key not in ("kind", "name")} for record in records]
 
 
-def planned(settings: LabelledRunSettings, data: LabelledData, parameters: int) -> dict[str, Any]:
-    """What a run would do.
+def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: int) -> dict[str, Any]:
+    """Return what a run would do.
+
+    Args:
+        settings: Settings of the run.
+        data: Its data.
+        parameters: Number of parameters of the model.
 
     Raises:
-        InputError: its settings and its validation do not go together, which fit would find.
+        InputError: The settings are incompatible with the validation data, which ``fit`` would find.
     """
     batches, fit, scorer = len(data.batches), settings.fit, None
     if data.validation is not None:
-        scorer = ClassificationScorer(data.validation, predict=None, out_of_scope=data.out_of_scope)
+        scorer = ClassificationScorer(data.validation, cannot_predict, out_of_scope=data.out_of_scope)
     steps = total_steps(data.batches, fit, data.validation, scorer)
-    if evaluates(fit, data.validation, scorer):
-        try_out(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=True)
+    if scorer is not None and evaluates(fit, data.validation, scorer):
+        check_evaluation(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=True)
     return {
         "data": data.describe(),
         "parameters": parameters,
@@ -109,58 +119,61 @@ def planned(settings: LabelledRunSettings, data: LabelledData, parameters: int) 
     }
 
 
-def carried_out(
-    package,
+def train_and_report(
+    package: Engine,
     settings: LabelledRunSettings,
     data: LabelledData,
-    tokenizer,
-    train: Callable,
+    tokenizer: Any,
+    train: Callable[..., FitResult],
     *,
-    on_evaluation=None,
-    more: Mapping[str, Any] | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains, evaluates and reports; writes all of the run's files.
+    """Train, evaluate the best model and write all files of the run.
 
     Args:
         package: tfnlp or jaxnlp.
-        settings: of the run, whose output was checked.
+        settings: Settings of the run, whose output folder has been checked.
+        data: Its data.
+        tokenizer: Tokenizer to save with the model.
         train: ``(evaluate, **options of fit) -> FitResult``.
-        more: of the report.
+        on_evaluation: Called with the steps done and the scores at each evaluation.
+        extra: Additional entries of the report.
 
     Returns:
-        The report that results.json has.
+        The report that is also written to results.json.
 
     Raises:
-        InputError: another process has this run in hand; or what `train` raises.
+        InputError: Another process is using the folder. Errors of `train` pass through.
     """
     from duonlp.util.machine_info import machine
 
-    framework = framework_of(package)
+    framework = framework_name(package)
     settings = replace(settings, framework=framework)
     scorer = data.scorer(package)
     folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
-    heading = f"{settings.what}\nduonlp {type(settings).command} --config {folder / SETTINGS_FILE}"
+    heading = f"Repeat or resume this run: {settings.program} --config {folder / SETTINGS_FILE}"
     with locked_folder(folder):
         write_toml(folder / SETTINGS_FILE, settings, heading)
         result = train(
             scorer,
             on_evaluation=on_evaluation,
-            # the scorer has the loss, too; fit asks for batches where the best model is told by it
+            # The scorer computes the loss too, but fit needs batches if the loss selects the best model.
             validation=data.validation if settings.fit.best_metric == "loss" else None,
             tokenizer=tokenizer,
         )
     best = folder / BEST
-    if result.best is None:  # nothing was evaluated
+    if result.best is None:  # nothing was evaluated, so fit saved no best model
         result.model.save_pretrained(best, tokenizer)
-    history = evaluations(folder) or list(result.history)
-    scores = next((each for each in history if result.best and each["step"] == result.best["step"]), None)
+    history = read_evaluations(folder) or list(result.history)
+    scores = next((row for row in history if result.best and row["step"] == result.best["step"]), None)
     threshold = None
     if scorer is not None and result.best is not None:
         last = result.history[-1]["step"] if result.history else None
-        if last != result.best["step"] or scores is None:  # the best is an earlier one: what was written is read
+        if last != result.best["step"] or scores is None:  # the scorer holds another model's predictions
             scores = scorer(package.AutoModelForSequenceClassification.from_pretrained(best, dtype=settings.dtype))
-        threshold = threshold_of(scorer)
+        threshold = scores_at_threshold(scorer)
     report = {
         "framework": framework,
         "output": str(folder),
@@ -179,7 +192,7 @@ def carried_out(
         "data": data.describe(),
         "parameters": result.model.num_parameters(),
         "bytes": weight_bytes(best),
-        **(more or {}),
+        **(extra or {}),
         "settings": as_table(settings),
         "machine": machine(),
     }
@@ -187,26 +200,26 @@ def carried_out(
     return report
 
 
-def threshold_of(scorer: ClassificationScorer) -> dict[str, float] | None:
-    """Scores of the last predictions at a threshold chosen on them; None where none can be chosen."""
+def scores_at_threshold(scorer: ClassificationScorer) -> dict[str, float] | None:
+    """Return the scores of the last predictions at the threshold that is best for them; None if none can be chosen."""
     if scorer.out_of_scope is None:
         return None
     try:
         return scorer.at_threshold()
-    except InputError:  # the texts are of one kind alone
+    except InputError:  # the texts are all in scope, or all out of scope
         return None
 
 
 def weight_bytes(folder: Path) -> int:
-    """The size of a model's weights on disk."""
+    """Return the size of a model's weights on disk."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 
-def speaker(console: Any) -> Callable[[str], None]:
-    """A function that says a line on the console: a rich Console, True for standard error, or False for nowhere."""
+def make_printer(console: Any) -> Callable[[str], None]:
+    """Return a function that prints a line on a rich Console, on standard error (True), or nowhere (False)."""
     if not console:
         return lambda line: None
     from rich.console import Console
 
-    where = console if isinstance(console, Console) else Console(stderr=True)
-    return lambda line: where.print(line, markup=False, highlight=False)
+    target = console if isinstance(console, Console) else Console(stderr=True)
+    return lambda line: target.print(line, markup=False, highlight=False)

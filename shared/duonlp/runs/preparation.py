@@ -1,10 +1,13 @@
-"""From raw text to blocks: read, clean, split, train a tokenizer, tokenise and pack. Each stage is kept, and not done twice."""
+"""Prepare a pretraining run: read, clean and split a corpus, train a tokenizer, tokenize and pack blocks.
+
+Each stage is stored and not repeated.
+"""
 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from duonlp.data.blocks.reader import Blocks, open_blocks, write_blocks
 from duonlp.data.cleaning.cleaner import clean
@@ -24,7 +27,15 @@ SIDES = ("training", "held_out")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains on. corpus, tokenizer_report: what was found, for JSON."""
+    """The prepared data of a run.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        training: Training blocks.
+        held_out: Held-out blocks.
+        corpus: Cleaning report, as JSON-compatible values.
+        tokenizer_report: Tokenizer report on the held-out texts, as JSON-compatible values.
+    """
 
     tokenizer: Any
     training: Blocks
@@ -34,25 +45,31 @@ class Prepared:
 
 
 def prepare(
-    run: RunConfig, folder: str | Path, *, workers: int = 1, say: Callable[[str], None] = lambda _: None
+    run: RunConfig, folder: str | Path, *, workers: int = 1, on_progress: Callable[[str], None] = lambda _: None
 ) -> Prepared:
-    """Makes ``folder/corpus``, ``folder/tokenizer`` and ``folder/blocks``, each when it is not there for these settings.
+    """Create ``folder/corpus``, ``folder/tokenizer`` and ``folder/blocks``, skipping stages that are already complete.
 
-    Killed and called again, it goes on with the stage it was in; blocks go on within theirs.
+    Called again after a kill, it repeats the unfinished stage; the blocks stage resumes where it stopped.
 
     Args:
-        workers: processes that clean.
-        say: is told what begins.
+        run: The run to prepare.
+        folder: Output folder.
+        workers: Number of processes that clean the corpus.
+        on_progress: Called with a line of text when something starts.
 
     Raises:
-        InputError: an empty corpus, or whatever a stage refuses.
+        InputError: The corpus is empty, a stage was made with other settings, or a stage rejects its settings.
     """
     folder = Path(folder)
-    corpus = _stage(folder / CORPUS, _corpus_settings(run), lambda at: _corpus(run, at, workers, say))
-    report = _stage(folder / TOKENIZER, _tokenizer_settings(run), lambda at: _tokenizer(run, folder, at, say))
+    corpus = _run_stage(
+        folder / CORPUS, _corpus_settings(run), lambda output: _make_corpus(run, output, workers, on_progress)
+    )
+    report = _run_stage(
+        folder / TOKENIZER, _tokenizer_settings(run), lambda output: _make_tokenizer(run, folder, output, on_progress)
+    )
     tokenizer = load_tokenizer(folder)
     for side in SIDES:
-        say(f"tokenising and packing: {side.replace('_', ' ')}")
+        on_progress(f"tokenizing and packing the {side.replace('_', '-')} texts")
         write_blocks(
             _texts(folder, side), tokenizer, folder / BLOCKS / side, block_length=run.block_length,
             segment_ids=run.segment_ids,
@@ -60,37 +77,58 @@ def prepare(
     return open_prepared(folder, tokenizer, corpus, report)
 
 
-def open_prepared(folder: str | Path, tokenizer=None, corpus=None, report=None) -> Prepared:
-    """What :func:`prepare` made, checked to belong together.
+def open_prepared(
+    folder: str | Path,
+    tokenizer: Any = None,
+    corpus: dict[str, Any] | None = None,
+    report: dict[str, Any] | None = None,
+) -> Prepared:
+    """Open what :func:`prepare` created and check that its parts belong together.
+
+    Args:
+        folder: Folder that was prepared.
+        tokenizer: The tokenizer, if loaded already.
+        corpus: The cleaning report, if loaded already.
+        report: The tokenizer report, if loaded already.
 
     Raises:
-        InputError: a part is not there, or not whole.
+        InputError: A part is missing or incomplete.
     """
     folder = Path(folder)
-    for part in (CORPUS, TOKENIZER):
-        if not (folder / part / DONE).is_file():
-            raise InputError(f"{str(folder)!r} has no finished {part}; run the preparation first")
+    stored = {part: _read_stage(folder / part) for part in (CORPUS, TOKENIZER)}
+    for part, stage in stored.items():
+        if stage is None:
+            raise InputError(f"{str(folder)!r} has no finished {part}; prepare the run first")
     tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
     training, held_out = (open_blocks(folder / BLOCKS / side, tokenizer) for side in SIDES)
-    corpus = _read(folder / CORPUS)["result"] if corpus is None else corpus
-    report = _read(folder / TOKENIZER)["result"] if report is None else report
-    return Prepared(tokenizer, training, held_out, corpus, report)
+    results: dict[str, Any] = {part: stage["result"] for part, stage in stored.items() if stage is not None}
+    return Prepared(
+        tokenizer,
+        training,
+        held_out,
+        results[CORPUS] if corpus is None else corpus,
+        results[TOKENIZER] if report is None else report,
+    )
 
 
-def load_tokenizer(folder: str | Path):
-    """The tokenizer in a folder that was prepared."""
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a prepared folder."""
     return frameworks.transformers().AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
 
 
-def _stage(folder: Path, settings: dict, make: Callable[[Path], dict]) -> dict:
-    """The result of a stage: as it was kept, when the settings are those it was made with; else made anew."""
+def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Return the stored result of a stage if it is complete, else run the stage and store it.
+
+    Raises:
+        InputError: The stage was run with other settings.
+    """
     settings = json.loads(json.dumps(settings))
-    kept = _read(folder)
-    if kept is not None and kept["settings"] == settings:
-        return kept["result"]
-    if kept is not None:
+    stored = _read_stage(folder)
+    if stored is not None and stored["settings"] == settings:
+        return stored["result"]
+    if stored is not None:
         raise InputError(
-            f"{str(folder)!r} was made with other settings; give another folder, or remove it (and what was made from it)"
+            f"{str(folder)!r} was made with other settings; use another folder, or delete it and what was made from it"
         )
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(make(folder)))
@@ -98,43 +136,50 @@ def _stage(folder: Path, settings: dict, make: Callable[[Path], dict]) -> dict:
     return result
 
 
-def _read(folder: Path) -> dict | None:
+def _read_stage(folder: Path) -> dict[str, Any] | None:
+    """Return the "settings" and the "result" of a complete stage, else None."""
     file = folder / DONE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _corpus_settings(run: RunConfig) -> dict:
-    whole = run.to_dict()
-    return {name: whole[name] for name in ("corpus", "corpus_options", "cleaning", "held_out")}
+def _corpus_settings(run: RunConfig) -> dict[str, Any]:
+    settings = run.to_dict()
+    return {name: settings[name] for name in ("corpus", "corpus_options", "cleaning", "held_out")}
 
 
-def _corpus(run: RunConfig, folder: Path, workers: int, say) -> dict:
+def _make_corpus(run: RunConfig, output: Path, workers: int, on_progress: Callable[[str], None]) -> dict[str, Any]:
     report = CleaningReport()
 
-    def documents() -> Iterator:
+    def documents() -> Iterator[Any]:
         for source, options in run.sources:
-            say(f"reading and cleaning {source}")
+            on_progress(f"reading and cleaning {source}")
             yield from read_documents(source, report=report, **options)
 
-    write_split(clean(documents(), run.cleaning, report, workers=workers), folder, held_out=run.held_out)
+    write_split(clean(documents(), run.cleaning, report, workers=workers), output, held_out=run.held_out)
     return report.to_dict()
 
 
-def _tokenizer_settings(run: RunConfig) -> dict:
+def _tokenizer_settings(run: RunConfig) -> dict[str, Any]:
     return _corpus_settings(run) | {"tokenizer": run.tokenizer_options, "block_length": run.block_length}
 
 
-def _tokenizer(run: RunConfig, folder: Path, at: Path, say) -> dict:
+def _make_tokenizer(run: RunConfig, folder: Path, output: Path, on_progress: Callable[[str], None]) -> dict[str, Any]:
     options = run.tokenizer_options
     if "from" in options:
         if len(options) > 1:
+<<<<<<< HEAD
             raise InputError(f"the tokenizer is taken from {options['from']!r}, so it has no other options: {options}")
         tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
+=======
+            others = ", ".join(name for name in options if name != "from")
+            raise InputError(f"tokenizer has from={options['from']!r}, which excludes other options; remove {others}")
+        tokenizer = cast(Any, AutoTokenizer.from_pretrained(options["from"]))
+>>>>>>> prose-f
     else:
-        say("training a tokenizer")
+        on_progress("training a tokenizer")
         options.setdefault("max_length", run.block_length)
         tokenizer = train_tokenizer(_texts(folder, "training"), **options)
-    tokenizer.save_pretrained(at)
+    tokenizer.save_pretrained(output)
     return tokenizer_report(tokenizer, list(_texts(folder, "held_out"))).to_dict()
 
 

@@ -1,4 +1,4 @@
-"""The framework-neutral part of training: configuration, schedules, FLOPs and stored settings."""
+"""Framework-neutral training: settings, schedules, FLOPs, run files and settings files."""
 
 from duonlp.training.best import Best, greater_is_better
 from duonlp.training.config import PretrainingConfig, mesh_shape

@@ -1,4 +1,4 @@
-"""The best of a run's evaluations, and when there has been none better for long enough."""
+"""The best evaluation of a run, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -7,33 +7,39 @@ from typing import Any
 from duonlp.errors import InputError
 
 SMALLER_IS_BETTER = ("loss", "error", "perplexity")
+"""A metric whose name contains one of these is minimized."""
 
 
 def greater_is_better(name: str) -> bool:
-    """Whether a metric of this name is better when it is greater; the name decides."""
+    """Return whether a metric is maximized, judging by its name (see :data:`SMALLER_IS_BETTER`)."""
     return not any(word in name for word in SMALLER_IS_BETTER)
 
 
 class Best:
-    """Follows one metric over the evaluations of a run.
+    """Track the best value of one metric over the evaluations of a run.
 
-    A value that is not finite is never the best, and counts as an evaluation without a better one.
+    A non-finite value is never the best and counts as an evaluation without improvement.
 
     Args:
-        name: of the metric.
-        greater: whether a greater value is better; None: its name decides.
-        min_delta: a value is better by more than this, or it is not.
-        patience: evaluations without a better value after which the run should stop; None for never.
+        name: Name of the metric.
+        greater: Whether greater values are better. None decides by the name (:func:`greater_is_better`).
+        min_delta: An improvement must exceed this.
+        patience: Evaluations without improvement after which the run should stop. None never stops it.
 
-    value, step: the best so far, and when it was; None before the first.
-    since: evaluations since then.
+    Attributes:
+        value: Best value so far; None before the first.
+        step: Step of the best value; None before the first.
+        since: Evaluations since the best one.
+
+    Raises:
+        InputError: `min_delta` is negative or `patience` is below 1.
     """
 
     def __init__(self, name: str, greater: bool | None = None, *, min_delta: float = 0.0, patience: int | None = None):
-        if min_delta < 0 or (patience is not None and patience < 1):
-            raise InputError(
-                f"min_delta is {min_delta} and patience {patience}; give at least 0, and at least 1 or None"
-            )
+        if min_delta < 0:
+            raise InputError(f"min_delta is {min_delta}; it must be 0 or more")
+        if patience is not None and patience < 1:
+            raise InputError(f"patience is {patience}; it must be at least 1, or None to never stop early")
         self.name, self.greater = name, greater_is_better(name) if greater is None else greater
         self.min_delta, self.patience = min_delta, patience
         self.value: float | None = None
@@ -41,30 +47,36 @@ class Best:
         self.since = 0
 
     def update(self, step: int, results: Mapping[str, float]) -> bool:
-        """Takes the results of an evaluation; whether they are the best so far.
+        """Record an evaluation and return whether it is the best so far.
+
+        Args:
+            step: Steps done at the evaluation.
+            results: Scores by name.
 
         Raises:
-            InputError: the metric is not among them.
+            InputError: `results` lacks the metric.
         """
         if self.name not in results:
-            raise InputError(f"there is no {self.name!r} among the results; there are {', '.join(results) or 'none'}")
+            raise InputError(
+                f"the evaluation has no metric {self.name!r}; choose one of {', '.join(results) or '(none)'}"
+            )
         value = float(results[self.name])
-        by = math.inf if self.value is None else (value - self.value) * (1 if self.greater else -1)
-        if math.isfinite(value) and by > self.min_delta:
+        gain = math.inf if self.value is None else (value - self.value) * (1 if self.greater else -1)
+        if math.isfinite(value) and gain > self.min_delta:
             self.value, self.step, self.since = value, step, 0
             return True
         self.since += 1
         return False
 
     @property
-    def is_over(self) -> bool:
-        """Whether patience has run out."""
+    def out_of_patience(self) -> bool:
+        """Whether the run should stop early."""
         return self.patience is not None and self.since >= self.patience
 
     def to_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from, for JSON."""
+        """Return the state as JSON-compatible values, for :meth:`restore`."""
         return {"value": self.value, "step": self.step, "since": self.since}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`to_dict` gave."""
+        """Restore the state that :meth:`to_dict` returned."""
         self.value, self.step, self.since = state["value"], state["step"], state["since"]

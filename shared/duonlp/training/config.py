@@ -1,4 +1,4 @@
-"""How a model is pretrained: every setting of a run, checked once, the same for both frameworks."""
+"""Settings of a pretraining run, validated once and shared by both frameworks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,45 +10,56 @@ from duonlp.training.schedules import SCHEDULES
 from duonlp.training.settings import Settings
 
 AXES = ("data", "fsdp", "tensor")
-"""Axes of a device mesh: whole copies of the model, its parameters cut up, its matrix products cut up."""
+"""Axes of a device mesh: model replicas, sharded parameters, sharded matrix products."""
 
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 PARALLELISM = ("jit", "pmap")
 REMAT = ("none", "dots", "full")
 
-CURVE = (
+FIXED_ON_RESUME = (
     "steps", "seconds", "batch_size", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
     "weight_decay", "beta1", "beta2", "clip_norm", "dtype", "scan",
 )  # fmt: skip
-"""Settings that a run is resumed with unchanged; the others (devices, logs, checkpoints) may change on the way."""
+"""Settings that must not change on resume. The others (devices, logging, checkpoints) may."""
 
 
 @dataclass(frozen=True)
 class PretrainingConfig(Settings):
-    """How a model is pretrained.
+    """Settings of a pretraining run.
 
-    steps: optimizer steps.
-    seconds: the learning rate is brought down to its end and training stopped after this long, however few steps
-        that was; None for no limit. The first step, which compiles, is not counted, and a resumed run's clock goes on.
-    batch_size: blocks in a step, over all devices of all hosts.
-    accumulation: pieces that a batch is computed in, one after the other: memory for time, the same result.
-    seed: of the order of the blocks, the masks and dropout. (Initial values have their own, in from_config.)
-    optimizer: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018) or "lion" (Chen et al. 2023).
-    learning_rate: its peak; it ends at `final_share` of it, by `schedule`: "cosine", "linear", "inverse_sqrt", "constant".
-    warmup_share: share of the run in which the learning rate rises from 0.
-    weight_decay: decoupled, on matrices and embeddings, never on biases and norms.
-    beta1, beta2: decay of the moments, for adamw and lion.
-    clip_norm: largest global norm of the gradients.
-    dtype: what is computed in; parameters, moments, norms, softmax and the loss are float32.
-    parallelism: "jit" over `mesh`, or "pmap", a copy of everything on every device.
-    mesh: devices along each axis of :data:`AXES`; one of them may be -1, for all that are left.
-    scan: one compiled layer that is run over stacked parameters: short compilation for deep models.
-    remat: what of a layer's activations is computed again in the backward pass: "none", "dots" (all but the results
-        of matrix products), or "full" (everything but the layer's input).
-    log_every, evaluate_every, save_every: steps between two; 0 for never.
-    evaluate_batches: how many of the held-out batches an evaluation reads, evenly spaced; 0 for all.
-    keep_last, keep_every, keep_best: checkpoints that are kept: the last n, every k steps (0: none), and the n of the
-        lowest held-out loss.
+    Attributes:
+        steps: Optimizer steps.
+        seconds: Time limit. The learning rate then follows its schedule over the time and training stops when it is up, however
+            few steps that was. None for no limit. The first step, which compiles, is not counted; a resumed run keeps counting.
+        batch_size: Blocks per step over all devices of all hosts.
+        accumulation: Microbatches a batch is split into. They run one after the other, trading time for memory; the result is
+            the same.
+        seed: Seed for shuffling, masking and dropout. (Initial values have their own, in from_config.)
+        optimizer: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018) or "lion" (Chen et al. 2023).
+        learning_rate: Peak learning rate. It decays to `final_share` of the peak by `schedule`.
+        schedule: "cosine", "linear", "inverse_sqrt" or "constant".
+        warmup_share: Share of the run in which the learning rate rises from 0.
+        final_share: Final learning rate as a share of the peak.
+        weight_decay: Decoupled weight decay on matrices and embeddings, never on biases and norms.
+        beta1: Decay of the first moment (adamw and lion).
+        beta2: Decay of the second moment (adamw and lion).
+        clip_norm: Largest global norm of the gradients.
+        dtype: Compute dtype. Parameters, moments, norms, softmax and the loss stay in float32.
+        parallelism: "jit" over `mesh`, or "pmap", which replicates everything on every device.
+        mesh: Devices along each axis of :data:`AXES`. One of them may be -1 for all remaining devices.
+        scan: Run one compiled layer over stacked parameters, so that deep models compile fast.
+        remat: What the backward pass recomputes of a layer's activations: "none", "dots" (all but the results of matrix
+            products) or "full" (everything but the layer's input).
+        log_every: Steps between two log records; 0 for never.
+        evaluate_every: Steps between two evaluations; 0 for never.
+        evaluate_batches: Held-out batches per evaluation, evenly spaced; 0 for all.
+        save_every: Steps between two checkpoints; 0 for never.
+        keep_last: Number of most recent checkpoints to keep.
+        keep_every: Also keep the checkpoints of every this many steps; 0 for none.
+        keep_best: Also keep this many checkpoints with the lowest held-out loss.
+
+    Raises:
+        InputError: A value is out of range, or two of them are incompatible.
     """
 
     steps: int
@@ -78,17 +89,19 @@ class PretrainingConfig(Settings):
     keep_every: int = 0
     keep_best: int = 1
 
-    of_what: ClassVar[str] = "pretraining"
-    curve: ClassVar[tuple[str, ...]] = CURVE
+    settings_for: ClassVar[str] = "pretraining"
+    fixed_on_resume: ClassVar[tuple[str, ...]] = FIXED_ON_RESUME
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "seconds", "batch_size", "accumulation", "learning_rate", "clip_norm", "keep_last"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; it must be positive")
         for name in ("warmup_share", "final_share", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("final_share", 1):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1")
+            value = getattr(self, name)
+            if not 0 <= value < 1 and (name, value) != ("final_share", 1):
+                bounds = "[0, 1]" if name == "final_share" else "[0, 1)"
+                raise InputError(f"{name} is {value}; it must be in {bounds}")
         for name in (
             "weight_decay",
             "log_every",
@@ -107,51 +120,52 @@ class PretrainingConfig(Settings):
         check_dtype(self.dtype)
         if self.batch_size % self.accumulation:
             raise InputError(
-                f"a batch_size of {self.batch_size} does not fall into {self.accumulation} equal pieces; "
-                "make batch_size a multiple of accumulation"
+                f"batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}; make it a multiple"
             )
         check_mesh_axes(self.mesh)
         if self.parallelism == "pmap" and any(self.mesh.get(axis, 1) != 1 for axis in AXES[1:]):
-            raise InputError(
-                f"pmap copies the model to every device, so mesh={dict(self.mesh)} needs parallelism='jit'"
-            )
+            raise InputError(f"mesh={dict(self.mesh)} shards the model, and pmap replicates it; use parallelism='jit'")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, for JSON."""
+        """Return all settings as JSON-compatible values."""
         return super().to_dict() | {"mesh": dict(self.mesh)}
 
 
 def check_mesh_axes(mesh: Mapping[str, int]) -> None:
-    """Raises InputError for axes that do not exist, sizes that are none, or more than one -1."""
+    """Raise InputError for an unknown axis, an invalid size, or more than one -1."""
     for axis, size in mesh.items():
         if axis not in AXES:
-            raise InputError(f"the mesh has an axis {axis!r}; axes are {', '.join(AXES)}")
+            raise InputError(f"unknown mesh axis {axis!r}; the axes are {', '.join(AXES)}")
         if not isinstance(size, int) or not (size > 0 or size == -1):
             raise InputError(
-                f"the mesh has {size!r} devices along {axis!r}; give a positive number, or -1 for the rest"
+                f"mesh axis {axis!r} has size {size!r}; give a positive number, or -1 for all remaining devices"
             )
     if list(mesh.values()).count(-1) > 1:
-        raise InputError(f"the mesh {dict(mesh)} leaves more than one axis open; give -1 once")
+        raise InputError(f"mesh {dict(mesh)} has several sizes of -1; only one axis can take the remaining devices")
 
 
 def mesh_shape(mesh: Mapping[str, int], devices: int) -> tuple[int, ...]:
-    """Devices along each axis of :data:`AXES`, for that many devices.
+    """Return the number of devices along each axis of :data:`AXES`.
+
+    Args:
+        mesh: Axis name to size; absent axes have size 1 and -1 takes all remaining devices.
+        devices: Total number of devices.
 
     Raises:
-        InputError: the axes do not multiply to the number of devices.
+        InputError: The sizes do not multiply to `devices`.
     """
     check_mesh_axes(mesh)
     sizes = {axis: mesh.get(axis, 1) for axis in AXES}
     fixed = 1
     for size in sizes.values():
         fixed *= max(size, 1)
-    rest, left = divmod(devices, fixed)
-    if -1 in sizes.values() and not left and rest:
-        sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
+    open_size, remainder = divmod(devices, fixed)
+    if -1 in sizes.values() and not remainder and open_size:
+        sizes = {axis: open_size if size == -1 else size for axis, size in sizes.items()}
     elif -1 in sizes.values() or fixed != devices:
-        wanted = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        requested = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         raise InputError(
-            f"a mesh of {wanted} does not fit {devices} devices; its sizes must multiply to {devices} "
-            "(-1 takes all that are left)"
+            f"mesh {requested} does not fit {devices} devices; make the sizes multiply to {devices} "
+            "(-1 takes all remaining devices)"
         )
     return tuple(sizes[axis] for axis in AXES)

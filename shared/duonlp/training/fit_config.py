@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: every setting of ``fit``, checked once."""
+"""Settings of a fine-tuning run (``fit``), validated once and shared by both frameworks."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,42 +9,52 @@ from duonlp.training.schedules import SCHEDULES, due
 from duonlp.training.settings import Settings
 
 EPOCH = "epoch"
-"""In place of a number of steps: once at the end of each epoch."""
+"""Interval value for "at the end of each epoch" in place of a number of steps."""
 
-CURVE = (
+FIXED_ON_RESUME = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
     "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay", "best_metric", "greater_is_better",
 )  # fmt: skip
-"""Settings that a run is resumed with unchanged; the others may change on the way."""
+"""Settings that must not change on resume."""
 
 
 @dataclass(frozen=True)
 class FitConfig(Settings):
-    """How a model is fine-tuned.
+    """Settings of a fine-tuning run.
 
-    epochs: times that all batches are seen.
-    steps: optimizer steps to stop after, however many epochs that is; None for all epochs.
-    accumulation: pieces that a batch is computed in, one after the other: memory for time, the same result.
-    seed: of dropout. (The order of the batches has its own.)
-    optimizer: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018) or "lion" (Chen et al. 2023).
-    learning_rate: its peak; it ends at `final_share` of it, by `schedule`: "cosine", "linear", "inverse_sqrt", "constant".
-        Adafactor's is relative to the size of each parameter: 1e-3 is usual for it (Raffel et al. 2020).
-    warmup_share: share of the run in which the learning rate rises from 0.
-    weight_decay: decoupled, on matrices and embeddings, never on biases and norms.
-    beta1, beta2: decay of the moments, for adamw and lion.
-    clip_norm: largest global norm of the gradients; None for no limit.
-    label_smoothing: share of the weight that cross-entropy takes from the label and spreads over all classes (Szegedy et
-        al. 2016), in training and in the validation loss.
-    layer_decay: each layer's learning rate is this share of the one's above it, the embeddings' the least (Clark et al.
-        2020; duonlp.training.layer_decay); weight decay with it. 1.0: the same for all.
-    log_every: steps between two records; 0 for none.
-    evaluate_every, save_every: steps between two evaluations, or checkpoints to resume from; "epoch"; or 0 for never.
-    best_metric: what the best model is told by, and what early stopping looks at: "loss" (of the validation batches), or a
-        name among the results of the evaluation, such as "rougeL".
-    greater_is_better: of that; None: not for names that have "loss", "error" or "perplexity" in them, but for all others.
-    patience: evaluations without a better value after which the training stops; None for never.
-    min_delta: how much better counts as better.
-    keep_last: checkpoints that are kept to resume from.
+    Attributes:
+        epochs: Passes over the training batches.
+        steps: Optimizer steps to stop after, whatever `epochs` is. None runs all epochs.
+        accumulation: Microbatches a batch is split into. They run one after the other, trading time for memory; the result is
+            the same.
+        seed: Seed for dropout. (The order of the batches has its own.)
+        optimizer: "adamw" (Loshchilov & Hutter 2019), "adafactor" (Shazeer & Stern 2018) or "lion" (Chen et al. 2023).
+        learning_rate: Peak learning rate. It decays to `final_share` of the peak by `schedule`. Adafactor's is relative to the
+            scale of each parameter: 1e-3 is usual for it (Raffel et al. 2020).
+        schedule: "cosine", "linear", "inverse_sqrt" or "constant".
+        warmup_share: Share of the run in which the learning rate rises from 0.
+        final_share: Final learning rate as a share of the peak.
+        weight_decay: Decoupled weight decay on matrices and embeddings, never on biases and norms.
+        beta1: Decay of the first moment (adamw and lion).
+        beta2: Decay of the second moment (adamw and lion).
+        clip_norm: Largest global norm of the gradients; None for no clipping.
+        label_smoothing: Share of the target probability spread evenly over all classes (Szegedy et al. 2016), in the training
+            and validation losses.
+        layer_decay: Factor between the learning rates of neighboring layers; the embeddings get the smallest (Clark et al.
+            2020; duonlp.training.layer_decay). Scales weight decay too. 1.0 disables it.
+        log_every: Steps between two log records; 0 for never.
+        evaluate_every: Steps between two evaluations, "epoch", or 0 for never.
+        save_every: Steps between two checkpoints to resume from, "epoch", or 0 for never.
+        best_metric: Metric that selects the best model and drives early stopping: "loss" (of the validation batches) or a
+            result of `evaluate`, such as "rougeL".
+        greater_is_better: Whether `best_metric` is maximized. None minimizes metrics with "loss", "error" or "perplexity" in
+            their name and maximizes all others.
+        patience: Stop after this many evaluations without improvement; None for never.
+        min_delta: An improvement must exceed this.
+        keep_last: Number of most recent checkpoints to keep for resuming.
+
+    Raises:
+        InputError: A value is out of range, or two of them are incompatible.
     """
 
     epochs: int = 3
@@ -71,51 +81,54 @@ class FitConfig(Settings):
     min_delta: float = 0.0
     keep_last: int = 1
 
-    of_what: ClassVar[str] = "fit"
-    curve: ClassVar[tuple[str, ...]] = CURVE
-    # What checkpoints ask of a configuration besides: the best model is kept elsewhere, in Hugging Face layout.
+    settings_for: ClassVar[str] = "fit"
+    fixed_on_resume: ClassVar[tuple[str, ...]] = FIXED_ON_RESUME
+    # Read by the checkpoint manager. The best model is kept apart from its checkpoints, in Hugging Face layout.
     keep_every: ClassVar[int] = 0
     keep_best: ClassVar[int] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "steps", "accumulation", "learning_rate", "clip_norm", "patience", "keep_last"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; it must be positive")
         for name in ("warmup_share", "final_share", "beta1", "beta2", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1 and (name, getattr(self, name)) != ("final_share", 1):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a share from 0 to below 1")
+            value = getattr(self, name)
+            if not 0 <= value < 1 and (name, value) != ("final_share", 1):
+                bounds = "[0, 1]" if name == "final_share" else "[0, 1)"
+                raise InputError(f"{name} is {value}; it must be in {bounds}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(
-                f"layer_decay is {self.layer_decay}; it must be a share above 0, and at most 1 (the same for all)"
+                f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (one rate for all layers)"
             )
         for name in ("weight_decay", "log_every", "min_delta"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed!r}; it must be a whole number from 0 to 2**32 - 1")
+            raise InputError(f"seed is {self.seed!r}; it must be an integer from 0 to 2**32 - 1")
         for name in ("evaluate_every", "save_every"):
             check_every(name, getattr(self, name))
         for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        self.learning_rate_at(0.0)  # raises for what does not go together
+        self.learning_rate_at(0.0)  # raises for an invalid combination, such as inverse_sqrt without warmup
 
 
 def check_every(name: str, every: int | str) -> None:
-    """Raises InputError unless `every` is :data:`EPOCH`, or a number of steps, 0 or more."""
+    """Raise InputError unless `every` is :data:`EPOCH` or a number of steps, 0 or more."""
     if every != EPOCH and (not isinstance(every, int) or isinstance(every, bool) or every < 0):
-        raise InputError(f"{name} is {every!r}; give a number of steps, {EPOCH!r}, or 0 for never")
+        raise InputError(f"{name} is {every!r}; it must be a number of steps, {EPOCH!r}, or 0 for never")
 
 
-def is_time(every: int | str, step: int, ends_epoch: bool, last: bool) -> bool:
-    """Whether something that is done every so many steps, or :data:`EPOCH`, is to be done after this one.
+def fit_event_due(every: int | str, step: int, ends_epoch: bool, last: bool) -> bool:
+    """Return whether a periodic action of ``fit`` is due after a step.
 
     Args:
-        step: how many are done.
-        ends_epoch: whether it was the last of an epoch.
-        last: whether it was the last of all.
+        every: Interval in steps, or :data:`EPOCH`.
+        step: Steps done.
+        ends_epoch: Whether the step was the last of an epoch.
+        last: Whether the step was the last of the run.
     """
-    if every == EPOCH:
+    if isinstance(every, str):
         return ends_epoch or last
     return due(step, every, step if last else None)

@@ -1,9 +1,10 @@
-"""What the fits of both packages do alike: how many steps there are, which batch is the next, and what is said of a run."""
+"""The framework-neutral parts of ``fit``: number of steps, order of the batches, checks and the log."""
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,104 +12,139 @@ from duonlp.errors import InputError
 from duonlp.inputs import IGNORED
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.generated import one_pass
+from duonlp.training.generated import epoch_batches
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
+from duonlp.typing import Batch
 
 BEST = "best"
-"""The folder of the best model, below the run's."""
+"""Subfolder of a run for its best model."""
 
 
-def evaluates(config: FitConfig, validation, evaluate) -> bool:
-    """Whether anything is evaluated in the course of the run."""
+class Scorer(Protocol):
+    """An evaluation that can be checked before training, such as a ClassificationScorer or a GenerationScorer."""
+
+    def __call__(self, model: Any) -> Mapping[str, float]:
+        """Return scores of the model by name."""
+        ...
+
+    def dry_run(self, model: Any) -> Mapping[str, float]:
+        """Return scores by name from as little work as finds errors; the values do not matter."""
+        ...
+
+
+def evaluates(config: FitConfig, validation: Any, evaluate: Any) -> bool:
+    """Return whether the run evaluates during training."""
     return bool(config.evaluate_every) and (validation is not None or evaluate is not None)
 
 
-def total_steps(batches, config: FitConfig, validation, evaluate) -> int:
-    """The number of steps, once batches, settings and evaluation have been found to go together.
+def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any) -> int:
+    """Return the number of optimizer steps, after checking that batches, settings and evaluation are compatible.
+
+    Args:
+        batches: Training batches.
+        config: Settings of the run.
+        validation: Batches for the validation loss, or None.
+        evaluate: Function from a model to scores by name, or None.
 
     Raises:
-        InputError: they do not.
+        InputError: They are incompatible, or the number of batches is zero or unknown.
     """
     evaluated = evaluates(config, validation, evaluate)
     if evaluated and config.best_metric == "loss" and validation is None:
-        raise InputError("best_metric is 'loss' and there are no validation batches; give some, or name another metric")
+        raise InputError("best_metric is 'loss' but there are no validation batches; pass some, or name another metric")
     if evaluated and config.best_metric != "loss" and evaluate is None:
-        raise InputError(
-            f"best_metric is {config.best_metric!r} and nothing computes it; pass evaluate, or take 'loss'"
-        )
+        raise InputError(f"best_metric is {config.best_metric!r} but nothing computes it; pass evaluate, or use 'loss'")
     if config.patience is not None and not evaluated:
         raise InputError(
-            f"patience is {config.patience} and nothing is evaluated; give validation batches and evaluate_every"
+            f"patience is {config.patience} but nothing is evaluated; pass validation batches and set evaluate_every"
         )
     if config.steps is not None:
         return config.steps
     if not hasattr(batches, "__len__"):
-        raise InputError("how many batches an epoch has is not known; set steps in the FitConfig")
+        raise InputError("the number of batches per epoch is unknown; set steps in the FitConfig")
     if not len(batches):
-        raise InputError("there are no batches to train on; give at least one")
+        raise InputError("there are no batches to train on; pass at least one")
     return config.epochs * len(batches)
 
 
-def stream(batches, epoch: int = 0, first: int = 0) -> Iterator[tuple[int, int, Mapping, bool]]:
-    """(epoch, index in it, batch, whether it is the epoch's last), without end, from a position on.
+def endless_batches(batches: Any, epoch: int = 0, first: int = 0) -> Iterator[tuple[int, int, Batch, bool]]:
+    """Yield (epoch, index in the epoch, batch, whether it is the epoch's last) without end.
+
+    Args:
+        batches: An object with ``epoch(n)`` or ``epoch(n, first)``, or an iterable that can be iterated over again.
+        epoch: Epoch to start in.
+        first: Index of the first batch in that epoch.
 
     Raises:
-        InputError: an epoch has no batches.
+        InputError: An epoch has no batches.
     """
     while True:
-        ahead = enumerate(_pass(batches, epoch, first), first)
-        held = next(ahead, None)
-        if held is None and not first:
-            raise InputError(
-                f"there are no batches in epoch {epoch}; give what can be iterated over again, such as a list"
-            )
-        if held is not None:
-            for following in ahead:
-                yield epoch, *held, False
-                held = following
-            yield epoch, *held, True
+        remaining = enumerate(_batches_from(batches, epoch, first), first)
+        current = next(remaining, None)
+        if current is None and not first:
+            raise InputError(f"there are no batches in epoch {epoch}; pass a list or another iterable that can restart")
+        if current is not None:
+            for following in remaining:
+                yield epoch, *current, False
+                current = following
+            yield epoch, *current, True
         epoch, first = epoch + 1, 0
 
 
-def _pass(batches, epoch: int, first: int):
-    """The batches of an epoch from one on, which are not read to be thrown away where they need not be."""
-    if first and "first" in inspect.signature(getattr(batches, "epoch", one_pass)).parameters:
+def _batches_from(batches: Any, epoch: int, first: int) -> Iterable[Batch]:
+    """Return the batches of an epoch from index `first`, without reading the skipped ones where `batches` allows."""
+    if first and "first" in inspect.signature(getattr(batches, "epoch", epoch_batches)).parameters:
         return batches.epoch(epoch, first)
-    return itertools.islice(one_pass(batches, epoch), first, None)
+    return itertools.islice(epoch_batches(batches, epoch), first, None)
 
 
-def examples(batch: Mapping) -> int:
-    """Rows of a batch, but for those that only fill it up: whose labels are all -100, or whose weight is 0."""
+def count_examples(batch: Batch) -> int:
+    """Return the number of rows of a batch except padding rows, whose labels are all -100 or whose weight is 0."""
     rows = len(next(iter(batch.values())))
-    labels, counted = np.asarray(batch.get("labels", 0)), np.ones(rows, bool)
+    labels, real = np.asarray(batch.get("labels", 0)), np.ones(rows, bool)
     if labels.ndim and (labels.ndim > 1 or labels.dtype.kind in "iu"):
-        counted &= (labels != IGNORED).reshape(rows, -1).any(axis=1)
+        real &= (labels != IGNORED).reshape(rows, -1).any(axis=1)
     if "sample_weight" in batch:
-        counted &= (np.asarray(batch["sample_weight"]) != 0).reshape(rows, -1).any(axis=1)
-    return int(counted.sum())
+        real &= (np.asarray(batch["sample_weight"]) != 0).reshape(rows, -1).any(axis=1)
+    return int(real.sum())
 
 
-def data_of(batches) -> dict[str, Any]:
-    """What run.json says of data that nobody has described."""
+def describe_batches(batches: Any) -> dict[str, Any]:
+    """Return the default description of training data in run.json: the number of batches, None if unknown."""
     return {"batches": len(batches) if hasattr(batches, "__len__") else None}
 
 
-def try_out(evaluate: Callable, model, best: Best, has_loss: bool) -> None:
-    """Evaluates a little before the first step, rather than finding out after an epoch that it fails.
+def check_evaluation(evaluate: Scorer, model: Any, best: Best, has_loss: bool) -> None:
+    """Dry-run the evaluation before the first step, so that it cannot fail after an epoch.
+
+    Args:
+        evaluate: Evaluation of the run.
+        model: Model to evaluate.
+        best: Tracker of the best metric.
+        has_loss: Whether there are validation batches, so that evaluations have a "loss".
 
     Raises:
-        InputError: the best model's metric is not among what the evaluation gives, or what the evaluation raises.
+        InputError: The evaluation does not compute the best metric. Errors of the evaluation itself pass through.
     """
-    found = {**({"loss": 0.0} if has_loss else {}), **evaluate.try_out(model)}
-    if best.name not in found:
+    metrics = {**({"loss": 0.0} if has_loss else {}), **evaluate.dry_run(model)}
+    if best.name not in metrics:
         raise InputError(
-            f"best_metric is {best.name!r}, and the evaluation gives {', '.join(found)}; name one of these"
+            f"best_metric is {best.name!r} but the evaluation computes only {', '.join(metrics)}; name one of these"
         )
 
 
-def fit_log(folder, total: int, resumed: int | None, options: Mapping[str, Any] | None):
-    """The log of a fine-tuning, which counts examples; one that does nothing where there is no folder."""
+def fit_log(
+    folder: str | os.PathLike | None, total: int, resumed: int | None, options: Mapping[str, Any] | None
+) -> MetricsLog | NullLog:
+    """Return the log of a fine-tuning run, which counts examples.
+
+    Args:
+        folder: Folder of the run; None for a log that does nothing.
+        total: Optimizer steps of the run.
+        resumed: Step the run resumes from, or None.
+        options: Options of MetricsLog that override the defaults.
+    """
     if folder is None:
         return NullLog()
-    defaults = {"description": "fine-tuning", "unit": "examples"}
+    defaults: dict[str, Any] = {"description": "fine-tuning", "unit": "examples"}
     return MetricsLog(folder, total_steps=total, resumed_from=resumed, **{**defaults, **(options or {})})

@@ -1,12 +1,13 @@
-"""What a token costs in training, counted from the model's config, and what share of the hardware that uses.
+"""Training FLOPs per token, counted from a model's config, and model FLOPs utilization (MFU).
 
-Matrix products are counted, two FLOPs a multiply-add; norms, activations, softmax, embeddings and biases are not, as
-everywhere in the literature. The backward pass is twice the forward: one product for the gradient of each operand.
-What is computed a second time (rematerialisation) is the hardware's work and not the model's, so it is left out.
+Only matrix products count, at two FLOPs per multiply-add; norms, activations, softmax, embedding lookups and biases do not, as
+is usual in the literature. The backward pass costs twice the forward pass: one product for the gradient of each operand.
+Rematerialization is work of the hardware, not of the model, and is not counted.
 """
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
@@ -14,17 +15,18 @@ from duonlp.errors import InputError
 
 @dataclass(frozen=True)
 class TokenFlops:
-    """FLOPs of the forward pass, a token, by where they are spent, and their sums.
+    """Forward FLOPs per token by component, and their sums.
 
-    Attention's scores and values are counted as if each token attended to the whole sequence, which is what PaLM's
-    appendix B does and what a dense kernel computes; `_causal` sums have half of that.
+    Attention scores and values count as if each token attended to the whole sequence, as in PaLM's appendix B and in dense
+    kernels; the `_causal` sums count half of that.
 
-    embedding: the projection of narrow embeddings to the hidden size (ALBERT, ELECTRA).
-    projections: queries, keys, values and the output of attention.
-    scores: queries times keys.
-    values: probabilities times values.
-    feed_forward: two matrices, or three when it is gated.
-    head: the language-model head, its transform included.
+    Attributes:
+        embedding: Projection of narrow embeddings to the hidden size (ALBERT, ELECTRA).
+        projections: Query, key, value and output projections of attention.
+        scores: Queries times keys.
+        values: Probabilities times values.
+        feed_forward: Two matrices, or three if gated.
+        head: Language-model head including its transform.
     """
 
     embedding: int
@@ -36,47 +38,49 @@ class TokenFlops:
 
     @property
     def matrices(self) -> int:
-        """Products with parameters, in the forward pass; half of it is the number of those parameters."""
+        """Forward FLOPs of products with parameters: twice the number of those parameters."""
         return self.embedding + self.projections + self.feed_forward + self.head
 
     @property
     def forward(self) -> int:
-        """The forward pass, attention in full."""
+        """Forward FLOPs with full attention."""
         return self.matrices + self.scores + self.values
 
     @property
     def forward_causal(self) -> float:
-        """The forward pass when no work is spent on tokens that come later."""
+        """Forward FLOPs without the masked half of causal attention."""
         return self.matrices + (self.scores + self.values) / 2
 
     @property
     def training(self) -> int:
-        """Forward and backward, attention in full: what an MFU is usually of."""
+        """Forward and backward FLOPs with full attention, on which MFU is usually based."""
         return 3 * self.forward
 
     @property
     def training_causal(self) -> float:
-        """Forward and backward when no work is spent on tokens that come later."""
+        """Forward and backward FLOPs without the masked half of causal attention."""
         return 3 * self.forward_causal
 
 
 def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
-    """FLOPs of one token of a language model of one stack, counted exactly but for what the module leaves out.
+    """Count the FLOPs per token of a language model with one stack.
 
-    Every position goes through the head, as it does in training, masked language models included.
+    Every position goes through the head, as in training, including that of masked language models.
 
     Args:
-        config: the model; a set of layer weights that is applied many times is counted many times.
-        sequence_length: tokens in a row.
+        config: Configuration of the model. Layer weights that are applied several times count each time.
+        sequence_length: Tokens per sequence.
 
     Raises:
-        InputError: the length is below 1 or beyond the model's positions.
+        InputError: The length is below 1 or beyond the model's positions.
     """
     if not 1 <= sequence_length <= config.max_length:
-        raise InputError(f"a sequence of {sequence_length} tokens does not fit a model of 1 to {config.max_length}")
+        raise InputError(
+            f"sequence_length is {sequence_length}; it must be from 1 to {config.max_length}, the model's maximum"
+        )
     hidden, layers, table = config.hidden_size, config.num_layers, config.embedding
     width = config.attention.num_heads * config.attention.head_dim
-    matrices = 3 if config.feed_forward.gated else 2  # a gate is one more from the hidden size
+    matrices = 3 if config.feed_forward.gated else 2  # the gate is a third matrix
     head_size = table.size if config.lm_head.transform else hidden
     transform = hidden * table.size if config.lm_head.transform else 0
     return TokenFlops(
@@ -91,11 +95,14 @@ def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
 
 @dataclass(frozen=True)
 class PairFlops:
-    """FLOPs of an encoder-decoder on a source and a target.
+    """Forward FLOPs of an encoder-decoder on a source and a target, and their sums.
 
-    source: of each source token: the encoder, and the keys and values that the decoder's layers make of it.
-    target: of each target token: the decoder, its attention to the source, and the head.
-    self_attention: of each target token, scores and values of the decoder's attention to itself, which are in `target` too.
+    Attributes:
+        source_length: Tokens of the source.
+        target_length: Tokens of the target.
+        source: Per source token: the encoder, and the cross-attention keys and values of the decoder layers.
+        target: Per target token: the decoder, its cross-attention, and the head.
+        self_attention: Per target token: scores and values of the decoder's self-attention; also part of `target`.
     """
 
     source_length: int
@@ -106,41 +113,42 @@ class PairFlops:
 
     @property
     def forward(self) -> int:
-        """The forward pass of the pair, attention in full."""
+        """Forward FLOPs of the pair with full attention."""
         return self.source_length * self.source.forward + self.target_length * self.target.forward
 
     @property
     def forward_causal(self) -> float:
-        """The forward pass when no work is spent on tokens that come later, which the decoder alone has."""
+        """Forward FLOPs without the masked half of the decoder's self-attention."""
         return self.forward - self.target_length * self.self_attention / 2
 
     @property
     def training(self) -> int:
-        """Forward and backward, attention in full."""
+        """Forward and backward FLOPs with full attention."""
         return 3 * self.forward
 
     @property
     def training_causal(self) -> float:
-        """Forward and backward when no work is spent on tokens that come later."""
+        """Forward and backward FLOPs without the masked half of the decoder's self-attention."""
         return 3 * self.forward_causal
 
 
 def pair_flops(config: TransformerConfig, source_length: int, target_length: int) -> PairFlops:
-    """FLOPs of an encoder-decoder on one source and one target, counted exactly but for what the module leaves out.
+    """Count the FLOPs of an encoder-decoder on one source and one target.
 
     Args:
-        config: an encoder-decoder's.
-        source_length, target_length: tokens of each.
+        config: Configuration of an encoder-decoder.
+        source_length: Tokens of the source.
+        target_length: Tokens of the target.
 
     Raises:
-        InputError: the model is no encoder-decoder, or a length is below 1 or beyond the model's positions.
+        InputError: The model is not an encoder-decoder, or a length is below 1 or beyond the model's positions.
     """
     if config.decoder is None:
-        raise InputError(f"a {config.model_type} is no encoder-decoder; count its tokens with token_flops")
-    own, hidden = config.as_decoder(), config.hidden_size
-    layers, cross = own.num_layers, config.decoder.cross_attention
+        raise InputError(f"{config.model_type} is not an encoder-decoder; use token_flops")
+    decoder, hidden = config.as_decoder(), config.hidden_size
+    layers, cross = decoder.num_layers, config.decoder.cross_attention
     inner = cross.num_heads * cross.head_dim
-    source, target = token_flops(config, source_length), token_flops(own, target_length)
+    source, target = token_flops(config, source_length), token_flops(decoder, target_length)
     return PairFlops(
         source_length,
         target_length,
@@ -155,13 +163,14 @@ def pair_flops(config: TransformerConfig, source_length: int, target_length: int
     )
 
 
-def block_flops(config: TransformerConfig, objective, block_length: int) -> float:
-    """FLOPs of training for each token of a block of text, attention in full.
+def block_flops(config: TransformerConfig, objective: Any, block_length: int) -> float:
+    """Return the training FLOPs per token of a block of text, with full attention.
 
     Args:
-        config: the model's.
-        objective: from duonlp.data.objectives.language_modelling; an encoder-decoder's says how long its sources and targets are.
-        block_length: tokens of a block.
+        config: Configuration of the model.
+        objective: Objective from duonlp.data.objectives.language_modelling. For an encoder-decoder its ``lengths`` gives
+            the source and target lengths.
+        block_length: Tokens per block.
     """
     if config.decoder is None:
         return token_flops(config, block_length).training
@@ -169,36 +178,36 @@ def block_flops(config: TransformerConfig, objective, block_length: int) -> floa
 
 
 def six_n(num_parameters: int) -> int:
-    """The rule of thumb for a training token, 6 FLOPs a parameter (Kaplan et al. 2020, section 2.1).
+    """Return the estimate of 6 training FLOPs per token and parameter (Kaplan et al. 2020, section 2.1).
 
-    It forgets attention's scores and values. Kaplan's N leaves the embeddings out; a tied head multiplies by them.
+    It ignores attention scores and values. Kaplan's N excludes the embeddings, although a tied head multiplies by them.
     """
     return 6 * num_parameters
 
 
 def palm_flops(num_parameters: int, config: TransformerConfig, sequence_length: int) -> int:
-    """FLOPs of a training token as PaLM's appendix B has them (Chowdhery et al. 2022): 6N + 12 L H Q T.
+    """Return the training FLOPs per token by PaLM's appendix B (Chowdhery et al. 2022): 6N + 12 L H Q T.
 
     Args:
-        num_parameters: N, all of the model's.
-        config: for L layers of H heads of width Q.
-        sequence_length: T, tokens in a row.
+        num_parameters: N, the number of all parameters.
+        config: Configuration with L layers of H heads of width Q.
+        sequence_length: T, tokens per sequence.
     """
     attention = config.attention
     return 6 * num_parameters + 12 * config.num_layers * attention.num_heads * attention.head_dim * sequence_length
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float) -> float:
-    """Model FLOPs utilisation, a share: the model's FLOP/s over what the hardware could do (PaLM, appendix B).
+    """Return the model FLOPs utilization, in [0, 1]: achieved over peak FLOP/s (PaLM, appendix B).
 
     Args:
-        tokens_per_second: over all devices.
-        flops_per_token: of training, such as :attr:`TokenFlops.training`.
-        peak: FLOP/s of all devices together, such as ``chips * CHIPS["v5e"].peak_flops_bf16``.
+        tokens_per_second: Throughput over all devices.
+        flops_per_token: Training FLOPs per token, such as :attr:`TokenFlops.training`.
+        peak: Peak FLOP/s of all devices together, such as ``chips * CHIPS["v5e"].peak_flops_bf16``.
 
     Raises:
-        InputError: the peak is not a positive number.
+        InputError: The peak is not a positive number.
     """
     if not (math.isfinite(peak) and peak > 0):
-        raise InputError(f"a peak of {peak} FLOP/s is not allowed; give that of all devices together, above 0")
+        raise InputError(f"the peak is {peak} FLOP/s; give the positive total of all devices")
     return tokens_per_second * flops_per_token / peak

@@ -1,4 +1,4 @@
-"""Layer-wise learning rates: the further a parameter is from the output, the less it moves when a model is fine-tuned."""
+"""Layer-wise learning rate decay: parameters further from the output get smaller learning rates in fine-tuning."""
 
 import re
 
@@ -9,16 +9,16 @@ LAYER = re.compile(r"layer_(\d+)$")
 
 
 def depth(path: str, config: TransformerConfig) -> tuple[int, int]:
-    """How deep a parameter lies, and the depth of what is above all layers.
+    """Return the depth of a parameter and the depth of the top, which is above all layers.
 
-    Embeddings are at 0, the parameters of layer i at i + 1, and at the top what is above the last layer: its last norm, the
-    pooler, the head. An encoder-decoder's decoder goes on where its encoder ends (its own embeddings are at 0 all the same).
-    Layers that share their parameters are one layer.
+    Embeddings have depth 0, layer i has i + 1, and whatever follows the last layer (its final norm, the pooler, the head)
+    is at the top. The decoder of an encoder-decoder continues from its encoder, except that its own embeddings have depth 0.
+    Layers that share their parameters count as one.
 
     Args:
-        path: of a parameter, such as ``encoder/layer_0/attention/query/kernel`` (duonlp.parameters); one that the model
-            does not have, such as a projection that is learnt beside it, is at the top.
-        config: of the model.
+        path: Parameter path, such as ``encoder/layer_0/attention/query/kernel`` (duonlp.parameters). A path that is not part
+            of the model, such as a projection trained beside it, is at the top.
+        config: Configuration of the model.
     """
     stack, _, rest = path.partition("/")
     below = config.num_layer_weights if stack == "decoder" and config.decoder is not None else 0
@@ -32,19 +32,20 @@ def depth(path: str, config: TransformerConfig) -> tuple[int, int]:
         return top, top
     if layer is not None:
         return below + int(layer[1]) + 1, top
-    # A norm after the last layer: of an encoder with a decoder above it, it belongs to that layer.
+    # The final norm of a stack. Below a decoder, an encoder's belongs to its last layer.
     return (config.num_layer_weights if stack != "decoder" and config.decoder is not None else top), top
 
 
 def rate_factor(path: str, config: TransformerConfig, decay: float) -> float:
-    """What the learning rate of a parameter is multiplied with: ``decay ** (top - depth)``.
+    """Return the factor on a parameter's learning rate, ``decay ** (top - depth)``.
 
-    After ELECTRA's fine-tuning (Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 3.2 and table 7: 0.8 or 0.9), and
-    ULMFiT's discriminative one (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146).
+    Follows ELECTRA's fine-tuning (Clark et al. 2020, https://arxiv.org/abs/2003.10555, section 3.2 and table 7: 0.8 or 0.9)
+    and ULMFiT's discriminative fine-tuning (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146).
 
     Args:
-        path, config: as :func:`depth` takes them.
-        decay: above 0 and at most 1, which is the same rate for all.
+        path: Parameter path, as for :func:`depth`.
+        config: Configuration of the model.
+        decay: Factor between neighboring layers, in (0, 1]. 1 gives all layers the same rate.
     """
-    at, top = depth(path, config)
-    return float(decay) ** (top - at)
+    parameter_depth, top = depth(path, config)
+    return float(decay) ** (top - parameter_depth)

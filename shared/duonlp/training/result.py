@@ -1,4 +1,4 @@
-"""How a fine-tuning ended, in either package."""
+"""The result of a fine-tuning run, shared by both frameworks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +7,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a fine-tuning ended.
+    """Result of a fine-tuning run.
 
-    model: with the parameters of the last step.
-    steps, examples: done and seen, those of resumed parts included; seconds: of training, without evaluations.
-    loss: of the last step.
-    history: what each evaluation of this part found, and its "step".
-    best: {"value", "step"} of the best evaluation, by ``config.best_metric``; None where nothing was evaluated.
-    best_folder: where that model is, in Hugging Face layout; None without a folder or an evaluation.
-    stopped_early: whether patience ran out. preempted: whether it was asked to stop; resuming goes on.
+    Attributes:
+        model: Model with the parameters of the last step.
+        steps: Optimizer steps done, including those before a resume.
+        examples: Training examples seen, including those before a resume.
+        seconds: Training time without evaluations.
+        loss: Loss of the last step.
+        history: Scores of each evaluation since the last resume, each with its "step".
+        best: {"value", "step"} of the best evaluation by ``config.best_metric``; None if nothing was evaluated.
+        best_folder: Folder of the best model, in Hugging Face layout; None without a run folder or an evaluation.
+        stopped_early: Whether patience ran out.
+        preempted: Whether the process was asked to stop; the run can be resumed.
     """
 
     model: Any

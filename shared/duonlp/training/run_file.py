@@ -1,4 +1,4 @@
-"""``run.json``: what the run in a folder is, so that none goes on as another."""
+"""``run.json``, which identifies the run in a folder so that it cannot be resumed as a different one."""
 
 import json
 import os
@@ -14,14 +14,15 @@ RUN_FILE = "run.json"
 
 
 def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> bool:
-    """Whether the folder holds this run already; it may have been ended before its first checkpoint.
+    """Return whether the folder holds this run already, possibly without a checkpoint yet.
 
     Args:
-        config: of the run; those of its settings that the curve depends on must be the stored ones.
-        description: whatever else the run is told by: model, head, data.
+        folder: Folder of the run.
+        config: Settings of the run. Those in ``config.fixed_on_resume`` must equal the stored ones.
+        description: Everything else that identifies the run: model, head, data.
 
     Raises:
-        InputError: the folder is a file, or holds another run: another model, other data, settings that break the curve.
+        InputError: The folder is a file, or holds a run with another model, other data or incompatible settings.
         CheckpointError: run.json is damaged.
     """
     folder = Path(folder)
@@ -33,40 +34,42 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
     for name, value in json.loads(json.dumps(description)).items():
         if stored.get(name) != value:
             raise InputError(
-                f"{str(folder)!r} holds a run with another {name}: {_difference(stored.get(name), value)}; give the same to "
-                "resume it, or another folder"
+                f"{str(folder)!r} holds a run with different {name} ({_difference(stored.get(name), value)}); use the same "
+                "to resume it, or another folder"
             )
     config.check_resumable(stored["config"])
     return True
 
 
 def write_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> None:
-    """Writes run.json, whole or not at all."""
+    """Write run.json atomically, creating the folder if needed."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({**description, "config": config.to_dict()}, indent=2) + "\n")
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:
-    """What ``run.json`` says: model, head, data and config.
+    """Return the contents of a folder's ``run.json``: model, head, data and config.
 
     Raises:
-        CheckpointError: it is not there, or damaged.
+        CheckpointError: The file is missing or damaged.
     """
     file = Path(folder).expanduser() / RUN_FILE
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(file)!r} cannot be read: {first_line(error)}; give the folder of a run") from None
+        raise CheckpointError(
+            f"cannot read {str(file)!r}: {first_line(error)}; give the folder of a training run"
+        ) from None
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the first line of an error's message (its type if empty), at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _difference(stored, now) -> str:
+def _difference(stored: Any, now: Any) -> str:
     if isinstance(stored, dict) and isinstance(now, dict):
         names = [name for name in {**stored, **now} if stored.get(name) != now.get(name)]
-        return ", ".join(f"{name} is {stored.get(name)!r} there and {now.get(name)!r} here" for name in names)
-    return f"{stored!r} there and {now!r} here"
+        return ", ".join(f"{name}: stored {stored.get(name)!r}, now {now.get(name)!r}" for name in names)
+    return f"stored {stored!r}, now {now!r}"

@@ -1,49 +1,68 @@
-"""What the settings of every kind of training have in common."""
+"""Base class of the training settings."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, ClassVar, Self
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Protocol, Self
 
 from duonlp.errors import InputError
 from duonlp.training.schedules import learning_rate_at
 from duonlp.util.suggestions import unknown_setting
 
 
-class Settings:
-    """Mixin of frozen dataclasses that have ``learning_rate``, ``schedule``, ``warmup_share`` and ``final_share``.
+class Scheduled(Protocol):
+    """Settings of a learning rate, as :func:`duonlp.training.learning_rate_at` takes them."""
 
-    of_what: what they are the settings of, for messages.
-    curve: the names of those that a run is resumed with unchanged; the others may change on the way.
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup_share(self) -> float: ...
+    @property
+    def final_share(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of frozen dataclasses with the fields of :class:`Scheduled`.
+
+    Attributes:
+        settings_for: What is being configured, for error messages.
+        fixed_on_resume: Names of the settings that must not change when a run is resumed.
     """
 
-    of_what: ClassVar[str]
-    curve: ClassVar[tuple[str, ...]]
+    settings_for: ClassVar[str]
+    fixed_on_resume: ClassVar[tuple[str, ...]]
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From a mapping, such as a TOML table; raises InputError for a key that is no setting, with the nearest."""
-        known = [f.name for f in fields(cls)]
+        """Build from a mapping, such as a TOML table; raise InputError for an unknown key."""
+        names = [f.name for f in fields(cls)]
         for key in settings:
-            if key not in known:
-                raise InputError(unknown_setting(key, known, cls.of_what))
+            if key not in names:
+                raise InputError(unknown_setting(key, names, cls.settings_for))
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, for JSON."""
+        """Return all settings as JSON-compatible values."""
         return asdict(self)
 
-    def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when `progress`, a share from 0 to 1, of the run is done."""
+    def learning_rate_at(self: Scheduled, progress: float) -> float:
+        """Return the learning rate at `progress`, the share of the run that is done, in [0, 1]."""
         return learning_rate_at(
             progress, schedule=self.schedule, peak=self.learning_rate, warmup_share=self.warmup_share,
             final_share=self.final_share,
         )  # fmt: skip
 
     def check_resumable(self, stored: Mapping[str, Any]) -> None:
-        """Raises InputError where this run would not continue the curve of the one whose settings were stored."""
-        changed = [name for name in self.curve if name in stored and stored[name] != getattr(self, name)]
+        """Raise InputError if resuming would change a setting in `fixed_on_resume`.
+
+        Args:
+            stored: Settings the run was started with, as :meth:`to_dict` returned them.
+        """
+        changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != getattr(self, name)]
         if changed:
-            was = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
+            differences = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
             raise InputError(
-                f"the run to resume was started with {was}; use the same settings, or another folder for a new run"
+                f"the run to resume was started with {differences}; use the same settings, or another folder for a new run"
             )

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from duonlp.training.log.console import duration
+from duonlp.training.log.console import format_duration
 from duonlp.tuning.search_space import Objective
 
 
@@ -79,7 +79,7 @@ class TuningProgress:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done)
         left = (time.monotonic() - self.began) / self.ran * max(self.total - self.done, 0)
-        self._note(f"ETA {duration(left)}")
+        self._note(f"ETA {format_duration(left)}")
 
     def _best(self, best: Sequence) -> str:
         if not best:

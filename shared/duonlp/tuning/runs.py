@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from duonlp.errors import CheckpointError, InputError
-from duonlp.runs.folder import BEST, OTHERS, SETTINGS_FILE, framework_of
+from duonlp.runs.folder import BEST, RUN_MARKERS, SETTINGS_FILE, framework_name
 from duonlp.training.settings_file import as_table, build, set_path, to_toml
 from duonlp.tuning.search import Interrupted, Report, TuningResult, tune
 from duonlp.tuning.search_space import Space, read_objectives, read_space
@@ -41,7 +41,7 @@ NOT_SEARCHED = (
 MEASURED = ("latency", "latency_p95", "bytes", "parameters", "seconds")
 """Results beside the metrics: ms of the median and of the 95th percentile query, size on disk, weights, time of training."""
 
-RECORDS = (SETTINGS_FILE, *(name for name in OTHERS if name.endswith((".json", ".jsonl")) and name != "config.json"))
+RECORDS = (SETTINGS_FILE, *(name for name in RUN_MARKERS if name.endswith((".json", ".jsonl")) and name != "config.json"))
 """What is kept of every trial."""
 
 
@@ -140,7 +140,7 @@ class RunSearch:
         table = _copied(self.table)
         for path, value in parameters.items():
             set_path(table, path, value)
-        return build(self.cls, table, self.cls.what)
+        return build(self.cls, table, self.cls.program)
 
     def describe(self, framework: str) -> dict[str, Any]:
         """What decides the results besides the parameters; the data and the models are read for that, and checked.
@@ -267,7 +267,7 @@ def tune_runs(
     result = tune(
         objective, searched.space, searched.folder, objectives=options.objective, trials=options.trials,
         seconds=None if options.minutes is None else options.minutes * 60, seed=options.seed, prune=options.prune,
-        settings=searched.describe(framework_of(package)), on_trial=on_trial, console=console,
+        settings=searched.describe(framework_name(package)), on_trial=on_trial, console=console,
     )  # fmt: skip
     return replace(result, files={**result.files, **searched.write_best(result.best)})
 

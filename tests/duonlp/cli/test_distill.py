@@ -10,7 +10,7 @@ from duonlp.errors import CheckpointError, InputError
 from duonlp.runs import distillation as training
 from duonlp.runs.distillation import DistillSettings, distill
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.settings_file import build, replaced, to_toml
+from duonlp.training.settings_file import build, replace_settings, to_toml
 from duonlp.util import frameworks
 from tests.intents import LABELS, WORDS, checkpoint, write_queries
 from tests.standins import Package, command, fingerprint_of
@@ -57,14 +57,14 @@ def test_a_student_of_the_teachers_layers(settings):
 
 def test_a_student_that_is_a_checkpoint(settings, tmp_path):
     student = checkpoint(tmp_path / "small", num_hidden_layers=1, hidden_size=8)
-    distill(Package(), replaced(settings, {"layers": None, "student": str(student)}), console=False)
+    distill(Package(), replace_settings(settings, {"layers": None, "student": str(student)}), console=False)
     config = stored_config(settings)
     assert config["hidden_size"] == 8 and tuple(config["id2label"].values()) == LABELS[::-1]
 
 
 def test_a_fine_tuned_student_keeps_its_order_of_labels(settings, tmp_path):
     student = checkpoint(tmp_path / "small", labels=LABELS, num_hidden_layers=1)
-    report = distill(Package(), replaced(settings, {"layers": None, "student": str(student)}), console=False)
+    report = distill(Package(), replace_settings(settings, {"layers": None, "student": str(student)}), console=False)
     assert tuple(stored_config(settings)["id2label"].values()) == LABELS
     assert report["teacher"]["metrics"]["accuracy"] == pytest.approx(4 / 8)  # whose labels are in another order
 
@@ -72,17 +72,17 @@ def test_a_fine_tuned_student_keeps_its_order_of_labels(settings, tmp_path):
 def test_another_tokenizer_reads_its_own_inputs(settings, tmp_path):
     words = (*WORDS[:4], *reversed(WORDS[4:]))
     student = checkpoint(tmp_path / "other", words=words, num_hidden_layers=1)
-    changed = replaced(settings, {"layers": None, "student": str(student)})
+    changed = replace_settings(settings, {"layers": None, "student": str(student)})
     batch = next(training.prepare(changed).data.batches.epoch(0))
     assert (batch["input_ids"] != batch["teacher_input_ids"]).any()
-    losses = replaced(changed, {"distillation": Distillation(losses=(HiddenStates(),)).to_dict()})
+    losses = replace_settings(changed, {"distillation": Distillation(losses=(HiddenStates(),)).to_dict()})
     with pytest.raises(InputError, match="the tokenizers differ"):
         distill(Package(), losses, console=False)
 
 
 def test_teacher_logits_once(settings, tmp_path):
     package = Package()
-    changed = replaced(settings, {"cache_teacher_logits": True, "evaluate_teacher": False})
+    changed = replace_settings(settings, {"cache_teacher_logits": True, "evaluate_teacher": False})
     report = distill(package, changed, console=False)
     assert package.calls[0] == ("cached_teacher_logits", str(settings.folder / "teacher_logits"))
     assert "metrics" not in report["teacher"]
@@ -91,19 +91,19 @@ def test_teacher_logits_once(settings, tmp_path):
 def refused(settings, change, message, kind=InputError):
     package = Package()
     with pytest.raises(kind, match=message):
-        distill(package, replaced(settings, change), console=False)
+        distill(package, replace_settings(settings, change), console=False)
     assert not package.calls and not settings.folder.exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": None}, "no student given; give one of student"),
+        ({"layers": None}, "no student given; give exactly one of student"),
         ({"layer_list": [0, 2]}, r"layers=2 and layer_list=\(0, 2\) given"),
-        ({"layers": 4}, "the teacher has 3"),
+        ({"layers": 4}, "cannot copy 4 layers of the teacher's 3"),
         ({"layers": None, "layer_list": [0, 3]}, "numbered from 0 to 2"),
         ({"distillation.alpha": 1.5}, "alpha is 1.5"),
-        ({"distillation.alpha": 1.0}, "nothing is learnt from the teacher"),
+        ({"distillation.alpha": 1.0}, "nothing is learned from the teacher"),
         ({"distillation.temprature": 2}, "did you mean 'temperature'"),
         ({"distillation.losses": [{"loss": "hidden"}]}, "did you mean 'hidden_states'"),
         ({"distillation.losses": 3}, "losses is 3; give a list of tables"),
@@ -121,7 +121,7 @@ def test_a_teacher_that_classifies_nothing(settings, tmp_path):
     refused(
         settings,
         {"teacher": str(checkpoint(tmp_path / "base"))},
-        "classifies nothing yet; make it with duonlp finetune",
+        r"is not a classifier; fine-tune it first \(duonlp finetune\)",
     )
     refused(settings, {"teacher": str(tmp_path / "nowhere")}, "teacher: ", CheckpointError)
 
@@ -130,24 +130,24 @@ def test_other_labels(settings, tmp_path):
     teacher = checkpoint(tmp_path / "other", labels=("greeting", "music", "oos", "weather"))
     refused(
         settings, {"teacher": str(teacher)},
-        r"the teacher tells 4 labels apart, and 'greet' of the data is none of them \(1 of 4 are not\); did you mean 'greeting'",
+        "the teacher has 4 labels, and 1 of the data's 4 are not among them, such as 'greet'; did you mean 'greeting'",
     )  # fmt: skip
     more = checkpoint(tmp_path / "more", labels=(*LABELS, "alarm"))  # one that the data has not: its class is kept
-    distill(Package(), replaced(settings, {"teacher": str(more)}), console=False)
+    distill(Package(), replace_settings(settings, {"teacher": str(more)}), console=False)
     assert tuple(stored_config(settings)["id2label"].values()) == (*LABELS, "alarm")
 
 
 def test_a_fine_tuning_in_the_folder_is_refused(settings, base):
     distill(Package(), settings, console=False)
     before = fingerprint_of(settings.folder)
-    with pytest.raises(InputError, match="another distillation"):
-        distill(Package(), replaced(settings, {"distillation.temperature": 4.0}), console=False)
+    with pytest.raises(InputError, match=r"different settings \(distillation\)"):
+        distill(Package(), replace_settings(settings, {"distillation.temperature": 4.0}), console=False)
     assert fingerprint_of(settings.folder) == before
 
 
 def test_losses_as_toml_and_back(settings):
     losses = (HiddenStates(0.5, "cosine", ((-1, -1),)), Attentions())
-    changed = replaced(settings, {"distillation": Distillation(0.3, 4.0, losses).to_dict()})
+    changed = replace_settings(settings, {"distillation": Distillation(0.3, 4.0, losses).to_dict()})
     assert changed.distillation.losses == losses
     text = to_toml(changed)
     assert "[[distillation.losses]]" in text and build(DistillSettings, tomllib.loads(text)) == changed
@@ -176,7 +176,7 @@ def test_a_real_run(framework, settings):
     package = frameworks.package(framework)
     fit = FitConfig(epochs=2, learning_rate=2e-2, best_metric="accuracy", save_every=0)
     losses = Distillation(0.5, 2.0, (HiddenStates(0.1, "cosine", ((-1, -1),)),))
-    changed = replaced(
+    changed = replace_settings(
         settings,
         {
             "max_length": 8, "batch_size": 16, "fit": fit.to_dict(),

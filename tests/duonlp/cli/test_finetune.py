@@ -15,7 +15,7 @@ from duonlp.runs.finetuning import FinetuneSettings, finetune
 from duonlp.runs.labelled import FIT
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.log.metrics_file import read_metrics
-from duonlp.training.settings_file import build, replaced, to_toml
+from duonlp.training.settings_file import build, replace_settings, to_toml
 from duonlp.util import frameworks
 from duonlp.util.files import locked_folder
 from tests.intents import BERT, LABELS, checkpoint, queries, write_queries
@@ -48,7 +48,7 @@ def test_a_run_writes_what_repeats_it(settings):
     assert {"best", "settings.toml", "results.json", "metrics.jsonl", "run.json"} <= {f.name for f in folder.iterdir()}
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(report))
     stored = build(FinetuneSettings, tomllib.loads((folder / "settings.toml").read_text()))
-    assert stored == replaced(settings, {"framework": "jax"})
+    assert stored == replace_settings(settings, {"framework": "jax"})
     config = json.loads((folder / "best" / "config.json").read_text())
     assert list(config["id2label"].values()) == list(LABELS) and (folder / "best" / "tokenizer.json").exists()
     assert [step for step, _ in seen] == [8, 16, 24, 32] == [each["step"] for each in report["history"]]
@@ -80,10 +80,10 @@ def test_the_same_settings_go_on(settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 4}, "another batch_size"),
-        ({"fit.learning_rate": 1e-3}, "another fit.learning_rate"),
-        ({"limit": 8}, "another limit"),
-        ({"fit.best_metric": "loss"}, "another fit.best_metric"),  # the best so far is a value of the other
+        ({"batch_size": 4}, r"different settings \(batch_size\)"),
+        ({"fit.learning_rate": 1e-3}, r"different settings \(fit.learning_rate\)"),
+        ({"limit": 8}, r"different settings \(limit\)"),
+        ({"fit.best_metric": "loss"}, r"different settings \(fit.best_metric\)"),  # the best so far is a value of the other
     ],
 )
 def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
@@ -91,18 +91,20 @@ def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, 
     before = fingerprint_of(settings.folder)
     package = Package()
     with pytest.raises(InputError, match=message):
-        finetune(package, replaced(settings, change), console=False)
+        finetune(package, replace_settings(settings, change), console=False)
     assert not package.calls and fingerprint_of(settings.folder) == before
-    finetune(Package(), replaced(settings, {"fit.log_every": 1, "fit.patience": 3}), console=False)  # which may change
+    finetune(
+        Package(), replace_settings(settings, {"fit.log_every": 1, "fit.patience": 3}), console=False
+    )  # which may change
 
 
 def test_a_folder_with_something_else_in_it_is_refused(settings, base):
-    with pytest.raises(InputError, match=r"holds another run or a model already \(config.json, model.safetensors\)"):
-        finetune(Package(), replaced(settings, {"output": str(base[0])}), console=False)
+    with pytest.raises(InputError, match=r"already holds a run or a model \(config.json, model.safetensors\)"):
+        finetune(Package(), replace_settings(settings, {"output": str(base[0])}), console=False)
 
 
 def test_nothing_to_validate(settings):
-    report = finetune(Package(), replaced(settings, {"validation_split": ""}), console=False)
+    report = finetune(Package(), replace_settings(settings, {"validation_split": ""}), console=False)
     assert report["metrics"] == {} and report["best"] is None and report["data"]["validation"] == 0
     assert (settings.folder / "best" / "model.safetensors").exists()
 
@@ -118,15 +120,15 @@ def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
     if name == "folder":
         (tmp_path / name).mkdir()
     write_table(tmp_path / name / "all.csv" if name == "folder" else tmp_path / name, 40)
-    alone = replaced(settings, {"data": str(tmp_path / name)})
+    alone = replace_settings(settings, {"data": str(tmp_path / name)})
     with pytest.warns(UserWarning, match="is a single table.*nothing is validated.*give a folder"):
         report = finetune(Package(), alone, console=False)
     assert report["data"] | {"train": 40, "validation": 0, "labels": 4} == report["data"] and report["metrics"] == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is missed where nothing is to be validated
-        training.prepare(replaced(alone, {"validation_split": ""}))
+        training.prepare(replace_settings(alone, {"validation_split": ""}))
     with pytest.raises(InputError, match="is a single table and has no split 'dev'; give a folder"):
-        training.prepare(replaced(alone, {"validation_split": "dev"}))
+        training.prepare(replace_settings(alone, {"validation_split": "dev"}))
 
 
 def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
@@ -135,7 +137,7 @@ def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
         write_table(tmp_path / "tables" / f"{name}.csv", count)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data, _ = training.prepare(replaced(settings, {"data": str(tmp_path / "tables")}))
+        data, _ = training.prepare(replace_settings(settings, {"data": str(tmp_path / "tables")}))
     assert data.describe() | {"train": 40, "validation": 12} == data.describe()
 
 
@@ -156,22 +158,22 @@ def test_a_new_head_is_no_warning(settings):
 def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
     order = LABELS[::-1]
     model = checkpoint(tmp_path / "tuned", labels=order)
-    finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+    finetune(Package(), replace_settings(settings, {"model": str(model)}), console=False)
     config = json.loads((settings.folder / "best" / "config.json").read_text())
     assert tuple(config["id2label"].values()) == order
 
 
 def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
     model = checkpoint(tmp_path / "tuned", labels=("a", "b", "c", "d"))
-    with pytest.raises(InputError, match="for as many labels as the data has, but for others"):
-        finetune(Package(), replaced(settings, {"model": str(model)}), console=False)
+    with pytest.raises(InputError, match="for as many labels as the data has, but for different ones"):
+        finetune(Package(), replace_settings(settings, {"model": str(model)}), console=False)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
-        ({"max_length": 17}, "max_length is 17, and the model reads 16 tokens"),
+        ({"max_length": 17}, "max_length is 17; the model reads at most 16 tokens"),
         ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"framework": "jaxx"}, "'jaxx' is not one of tf, jax; did you mean 'jax'"),
@@ -182,12 +184,12 @@ def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
 def test_what_is_wrong_is_wrong_before_the_training(settings, change, message):
     package = Package()
     with pytest.raises(InputError, match=message):
-        finetune(package, replaced(settings, change), console=False)
+        finetune(package, replace_settings(settings, change), console=False)
     assert not package.calls and not settings.folder.exists()
 
 
 def test_settings_as_toml_and_back(settings):
-    changed = replaced(settings, {"fit.clip_norm": None, "fit.patience": 2, "text_column": 'a "b"', "limit": 7})
+    changed = replace_settings(settings, {"fit.clip_norm": None, "fit.patience": 2, "text_column": 'a "b"', "limit": 7})
     text = to_toml(changed, "a heading")
     assert text.startswith("# a heading\n") and 'clip_norm = "none"' in text
     assert build(FinetuneSettings, tomllib.loads(text)) == changed
@@ -217,7 +219,7 @@ def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
         ([], ["lacks data, output, model"]),
         (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
         (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
-        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "a whole number"]),
+        (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "an integer"]),
         (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),
         (["-o", "fit.optimizer=adam"], ["fit: optimizer is 'adam'", "adamw"]),
         (["-c", "/nowhere/run.toml"], ["cannot read '/nowhere/run.toml'", "TOML"]),
@@ -235,7 +237,7 @@ def test_mistakes_are_one_line(run, settings, arguments, parts):
 def test_a_broken_file_is_named(run, tmp_path):
     (tmp_path / "run.toml").write_text("model = \n")
     status, _, err = run("finetune", "-c", tmp_path / "run.toml")
-    assert status == 2 and "is no valid TOML" in err and "line 1" in err
+    assert status == 2 and "is not valid TOML" in err and "line 1" in err
 
 
 def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
@@ -260,10 +262,10 @@ def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch', and the evaluation gives loss, accuracy"),
-        ({"validation_split": "", "fit.patience": 2}, "patience is 2 and nothing is evaluated"),
+        ({"fit.best_metric": "nosuch"}, "best_metric is 'nosuch' but the evaluation computes only loss, accuracy"),
+        ({"validation_split": "", "fit.patience": 2}, "patience is 2 but nothing is evaluated"),
         ({"output": "DATA/run"}, "queries.json' is a file; give a folder"),
-        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for others"),
+        ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for different ones"),
     ],
 )
 def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
@@ -273,7 +275,7 @@ def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
         name: value.replace("DATA", settings.data) if name == "output" else value for name, value in change.items()
     }
     with pytest.raises(InputError, match=message):
-        training.plan(replaced(settings, change), "jax")
+        training.plan(replace_settings(settings, change), "jax")
 
 
 def test_dry_run_says_what_would_be_done(run, settings):

@@ -1,4 +1,4 @@
-"""A distillation's settings, whether two models go together, and the NumPy reference of its losses against worked examples."""
+"""Settings of distillation, compatibility of two models, and the NumPy reference losses against worked examples."""
 
 import json
 import math
@@ -47,7 +47,7 @@ class Tokenizer:
         return {word: i for i, word in enumerate(self.words)}
 
 
-def test_settings_are_read_from_toml_and_go_through_json():
+def test_settings_from_toml_round_trip_through_json():
     settings = tomllib.loads("""
         alpha = 0.3
         temperature = 4
@@ -88,23 +88,23 @@ def test_settings_are_read_from_toml_and_go_through_json():
         ({"temprature": 2}, "'temprature' is no setting of distillation; .* did you mean 'temperature'"),
         ({"positions": "label"}, "positions is 'label'.*did you mean 'labelled'"),
         ({"losses": "attentions"}, "give a list of tables"),
-        ({"losses": [{"kind": "kl"}]}, "lacks its `loss`, which is one of hidden_states, attentions, relations"),
+        ({"losses": [{"kind": "kl"}]}, "has no `loss` key; set it to one of hidden_states, attentions, relations"),
         ({"losses": [{"loss": "attention"}]}, "loss is 'attention'.*did you mean 'attentions'"),
         ({"losses": [{"loss": "attentions", "knid": "kl"}]}, "'knid' is no setting of the attentions loss.*'kind'"),
         ({"losses": [{"loss": "attentions", "kind": "cosine"}]}, "it must be one of kl, mse"),
         ({"losses": [{"loss": "hidden_states", "kind": "kl"}]}, "it must be one of mse, cosine"),
         ({"losses": [{"loss": "hidden_states", "weight": -1}]}, "weight of the hidden_states loss is -1"),
-        ({"losses": [{"loss": "hidden_states", "layers": [[1, 2, 3]]}]}, "give pairs of whole numbers"),
-        ({"losses": [{"loss": "hidden_states", "layers": []}]}, "give pairs of whole numbers"),
-        ({"losses": [{"loss": "hidden_states", "layers": [[0, 1.5]]}]}, "give pairs of whole numbers"),
+        ({"losses": [{"loss": "hidden_states", "layers": [[1, 2, 3]]}]}, "give pairs of integers"),
+        ({"losses": [{"loss": "hidden_states", "layers": []}]}, "give pairs of integers"),
+        ({"losses": [{"loss": "hidden_states", "layers": [[0, 1.5]]}]}, "give pairs of integers"),
         ({"losses": [{"loss": "relations", "heads": 0}]}, "heads of a relations loss is 0"),
         ({"losses": [{"loss": "relations", "of": ["query", "query"]}]}, "each once"),
         ({"losses": [{"loss": "relations", "of": ["values"]}]}, "did you mean 'value'"),
-        ({"losses": [{"loss": "relations", "layers": None}]}, "needs its layers"),
-        ({"losses": [3]}, "3 is no loss"),
+        ({"losses": [{"loss": "relations", "layers": None}]}, "needs layers"),
+        ({"losses": [3]}, "3 is not a loss"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(InputError, match=message):
         Distillation.of(settings)
 
@@ -116,20 +116,22 @@ def test_distilberts_three_parts_are_five_to_two_to_one():
     assert (made.temperature, cosine.kind, cosine.layers) == (2.0, "cosine", ((-1, -1),))
 
 
-def test_layers_are_mapped_evenly_or_as_told():
+def test_layers_are_mapped_evenly_or_explicitly():
     assert uniform_map(3, 6) == ((0, 0), (1, 2), (2, 4), (3, 6))
     assert uniform_map(2, 3) == ((0, 0), (1, 2), (2, 3))
     assert HiddenStates().pairs(2, 6) == ((0, 0), (1, 3), (2, 6))
     assert Attentions().pairs(2, 6) == ((0, 2), (1, 5)) and Attentions().pairs(2, 1) == ((0, 0), (1, 0))
     assert HiddenStates(layers=((-1, -1), (0, 1))).pairs(2, 6) == ((2, 6), (0, 1))
     assert Relations().pairs(2, 6) == ((1, 5),)
-    with pytest.raises(InputError, match=r"\[3, 0\], and the student has no hidden state 3; it has 3, 0 to 2"):
+    with pytest.raises(
+        InputError, match=r"\[3, 0\], but the student has no hidden state 3; give an index from -3 to 2"
+    ):
         HiddenStates(layers=((3, 0),)).pairs(2, 6)
-    with pytest.raises(InputError, match="the teacher has no layer -7; it has 6"):
+    with pytest.raises(InputError, match="the teacher has no layer -7; give an index from -6 to 5"):
         Relations(layers=((0, -7),)).pairs(2, 6)
 
 
-def test_what_logits_are_and_what_the_parts_are_called():
+def test_kinds_of_logits_and_names_of_terms():
     plain, several, number = bert(), bert(problem_type="multi_label_classification"), bert(id2label={0: "score"})
     whole, shares = np.zeros(3, np.int32), np.zeros((3, 3), np.float32)
     head = "sequence-classification"
@@ -146,31 +148,31 @@ def test_what_logits_are_and_what_the_parts_are_called():
     assert term_names(Distillation(), "question-answering", plain, "span") == ("start_logits_kl", "end_logits_kl")
 
 
-def test_projections_are_made_for_the_states_that_are_compared_where_widths_differ():
+def test_projections_for_compared_states_if_widths_differ():
     narrow = bert(hidden_size=12, num_hidden_layers=2)
     losses = HiddenStates(), HiddenStates(kind="cosine", layers=((-1, -1),)), Relations()
     made = init_projections(Distillation(losses=losses), narrow, bert(), seed=3)
-    assert {name: each["kernel"].shape for name, each in made.items()} == dict.fromkeys(
+    assert {name: projection["kernel"].shape for name, projection in made.items()} == dict.fromkeys(
         ("state_0", "state_1", "state_2"), (12, 24)
     )
-    assert all(0.2 < each["kernel"].std() < 0.4 for each in made.values())  # 1 / sqrt(12)
+    assert all(0.2 < projection["kernel"].std() < 0.4 for projection in made.values())  # 1 / sqrt(12)
     assert init_projections(Distillation(losses=losses), bert(), bert()) == {}
     assert init_projections(Distillation(losses=losses[2:]), narrow, bert()) == {}
 
 
-def test_labels_in_another_order_are_put_in_order_and_others_are_refused():
+def test_labels_are_reordered_and_different_ones_rejected():
     student, teacher = bert(), bert(id2label={0: "oos", 1: "yes", 2: "no"})
     options = {"distillation": Distillation(), "heads": CLASSIFIER}
     assert check_pair(student, student, **options) is None
     order = check_pair(student, teacher, **options)
     assert [teacher.labels[i] for i in order] == list(student.labels)
     with pytest.raises(
-        InputError, match=r"3 of the student \(oos only there\) and 3 of the teacher \(maybe only there\)"
+        InputError, match=r"the student has 3 \(oos only there\) and the teacher 3 \(maybe only there\)"
     ):
         check_pair(student, bert(id2label={0: "yes", 1: "no", 2: "maybe"}), **options)
-    with pytest.raises(InputError, match=r"3 of the student \(oos only there\) and 2 of the teacher"):
+    with pytest.raises(InputError, match=r"the student has 3 \(oos only there\) and the teacher 2;"):
         check_pair(student, bert(id2label={0: "yes", 1: "no"}), **options)
-    # no logits are compared: labels do not matter
+    # without logits, labels do not matter
     check_pair(
         student, bert(id2label={0: "a"}), distillation=Distillation(1.0, losses=(HiddenStates(),)), heads=CLASSIFIER
     )
@@ -183,75 +185,76 @@ def test_labels_in_another_order_are_put_in_order_and_others_are_refused():
         ({}, Distillation(losses=(Attentions(layers=((0, 4),)),)), CLASSIFIER, "the teacher has no layer 4"),
         ({"num_hidden_layers": 2}, Distillation(losses=(HiddenStates(layers=((3, 3),)),)), CLASSIFIER, "student has no hidden"),
         ({}, Distillation(losses=(Relations(heads=5),)), CLASSIFIER, "5 relation heads do not divide the student's width of 24"),
-        ({}, Distillation(), ("sequence-classification", "masked-lm"), "head is sequence-classification and"),
-        ({}, Distillation(1.0), CLASSIFIER, "nothing is learnt from the teacher: alpha is 1"),
+        ({}, Distillation(), ("sequence-classification", "masked-lm"), "classification and the teacher's is masked-lm"),
+        ({}, Distillation(1.0), CLASSIFIER, "nothing is learned from the teacher: alpha is 1"),
         ({}, Distillation(), ("base", "base"), "a base model has no logits"),
-        ({"vocab_size": 70}, Distillation(), CLASSIFIER, "vocabulary has 70 words and the teacher's 61; add the teacher's own"),
-        ({"vocab_size": 70}, Distillation(), ("masked-lm",) * 2, "logits are over 70 words and the teacher's over 61"),
-        ({}, Distillation(losses=(HiddenStates(),)), ("multiple-choice",) * 2, "not there for multiple choice"),
+        ({"vocab_size": 70}, Distillation(), CLASSIFIER, "vocabulary has 70 tokens and the teacher's has 61; add the"),
+        ({"vocab_size": 70}, Distillation(), ("masked-lm",) * 2, "logits are over 70 tokens and the teacher's over 61"),
+        ({}, Distillation(losses=(HiddenStates(),)), ("multiple-choice",) * 2, "not supported for multiple choice"),
         ({"problem_type": "multi_label_classification"}, Distillation(), CLASSIFIER, "set the student's to the teacher's"),
     ],
 )  # fmt: skip
-def test_pairs_that_do_not_go_together_are_refused(changes, distillation, heads, message):
+def test_incompatible_pairs(changes, distillation, heads, message):
     teacher = bert(problem_type=CLASSES)
     with pytest.raises(InputError, match=message):
         check_pair(bert(**{"problem_type": CLASSES} | changes), teacher, distillation=distillation, heads=heads)
 
 
-def test_encoder_decoders_have_no_relations_and_go_with_their_kind():
+def test_encoder_decoders_have_no_relations_and_need_an_encoder_decoder():
     bart, heads = config_from_hf(BART), ("seq2seq-lm",) * 2
     check_pair(bart, bart, distillation=Distillation(losses=(HiddenStates(), Attentions())), heads=heads)
-    with pytest.raises(InputError, match="not there for encoder-decoders such as bart"):
+    with pytest.raises(InputError, match="does not support encoder-decoders such as bart"):
         check_pair(bart, bart, distillation=Distillation(losses=(Relations(),)), heads=heads)
     with pytest.raises(InputError, match="one of the models is an encoder-decoder"):
         check_pair(bert(), bart, distillation=Distillation(1.0, losses=(HiddenStates(),)), heads=heads)
 
 
-def test_tokenizers_that_differ_need_inputs_of_their_own_and_one_output_a_text():
-    configs, mine, others = (bert(), bert()), Tokenizer("a", "b", "c"), Tokenizer("a", "c", "b")
+def test_different_tokenizers_need_separate_inputs_and_outputs_per_text():
+    configs, own, others = (bert(), bert()), Tokenizer("a", "b", "c"), Tokenizer("a", "c", "b")
     options = {"distillation": Distillation(), "heads": CLASSIFIER}
-    assert check_pair(*configs, mine, Tokenizer("a", "b", "c"), **options) is None
+    assert check_pair(*configs, own, Tokenizer("a", "b", "c"), **options) is None
     with pytest.raises(
-        InputError, match="2 of the student's 3 words have another id in the teacher's, such as 'b': 1 and 2"
+        InputError,
+        match="2 of the student's 3 tokens have another id in the teacher's vocabulary, such as 'b': 1 and 2",
     ):
-        check_pair(*configs, mine, others, **options)
-    with pytest.raises(InputError, match="the teacher's has 1 words more"):
-        check_pair(*configs, mine, Tokenizer("a", "b", "c", "d"), **options)
-    assert check_pair(*configs, mine, others, own_inputs=True, **options) is None
+        check_pair(*configs, own, others, **options)
+    with pytest.raises(InputError, match="the teacher's vocabulary has 1 more tokens"):
+        check_pair(*configs, own, Tokenizer("a", "b", "c", "d"), **options)
+    assert check_pair(*configs, own, others, own_inputs=True, **options) is None
     inside = {"distillation": Distillation(losses=(HiddenStates(),)), "heads": CLASSIFIER}
-    with pytest.raises(InputError, match="tokens cannot be compared"):
-        check_pair(*configs, mine, others, own_inputs=True, **inside)
-    with pytest.raises(InputError, match="take another head than token-classification"):
+    with pytest.raises(InputError, match="only outputs per text can then be compared"):
+        check_pair(*configs, own, others, own_inputs=True, **inside)
+    with pytest.raises(InputError, match="use another head than token-classification"):
         check_pair(
-            *configs, mine, others, own_inputs=True, distillation=Distillation(), heads=("token-classification",) * 2
+            *configs, own, others, own_inputs=True, distillation=Distillation(), heads=("token-classification",) * 2
         )
-    with pytest.raises(InputError, match="no tokenizers were given"):
+    with pytest.raises(InputError, match="without both tokenizers its tokens may not match"):
         check_pair(*configs, own_inputs=True, **inside)
-    assert check_pair(*configs, mine, mine, own_inputs=True, **inside) is None
+    assert check_pair(*configs, own, own, own_inputs=True, **inside) is None
 
 
-# Worked examples of the reference.
+# Worked examples of the reference losses.
 
 
-def test_the_kl_is_of_softmaxes_and_not_of_logits():
-    """Two classes whose logits differ by 2 and by 0, at T = 2: p = sigmoid(1) against 1/2."""
+def test_the_kl_is_between_softmaxes():
+    """Two classes with logit differences of 2 and 0 at T = 2: p = sigmoid(1) against 1/2."""
     p = 1 / (1 + math.exp(-1))
     total, count = reference.kl_divergence_sum([[5.0, 5.0]], [[3.0, 1.0]], 2.0)
     assert count == 1 and total == pytest.approx(p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)))
-    # what one gets from logits that were not made probabilities is another number altogether
+    # the same formula on raw logits is not even positive
     assert 3.0 * math.log(3 / 5) + 1.0 * math.log(1 / 5) < 0
-    # one class by itself is two classes, the other of logit 0
+    # a Bernoulli is a softmax of two classes, one with logit 0
     assert reference.bernoulli_kl_divergence_sum([[0.0]], [[2.0]], 2.0)[0] == pytest.approx(total)
     assert reference.bernoulli_kl_divergence_sum(np.zeros((2, 3)), np.zeros((2, 3)), mask=[1, 0]) == (0.0, 3.0)
 
 
-def test_temperature_squared_keeps_the_size_of_the_gradient():
-    """For logits that are small against T, T^2 KL is the squared distance of centred logits / 2C (Hinton et al. 2015)."""
+def test_temperature_squared_preserves_the_gradient_scale():
+    """For T much larger than the logits, T^2 KL is the squared distance of centered logits / 2C (Hinton et al. 2015)."""
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 5, 7))
-    centred = [x - x.mean(axis=-1, keepdims=True) for x in (student, teacher)]
+    centered = [x - x.mean(axis=-1, keepdims=True) for x in (student, teacher)]
     total, _ = reference.kl_divergence_sum(student, teacher, 1e4)
-    assert total * 1e8 == pytest.approx(np.sum((centred[0] - centred[1]) ** 2) / 14, rel=1e-3)
+    assert total * 1e8 == pytest.approx(np.sum((centered[0] - centered[1]) ** 2) / 14, rel=1e-3)
 
 
 def test_masks_and_weights_of_the_reference():
@@ -268,5 +271,5 @@ def test_masks_and_weights_of_the_reference():
     q = 0.5
     first = 1 / (1 + math.exp(-1))  # token 1: products 1 and 2
     expected = sum(x * math.log(x / q) + (1 - x) * math.log((1 - x) / q) for x in (p, first))
-    found = reference.relation_kl_sum(np.zeros((1, 3, 1)), np.array([[[1.0], [2.0], [9.0]]]), 1, [[1, 1, 0]])
-    assert found == (pytest.approx(expected), 2.0)
+    result = reference.relation_kl_sum(np.zeros((1, 3, 1)), np.array([[[1.0], [2.0], [9.0]]]), 1, [[1, 1, 0]])
+    assert result == (pytest.approx(expected), 2.0)

@@ -1,4 +1,4 @@
-"""The parts of a distillation's loss over stand-ins of models, in NumPy: what is compared, over which tokens and rows."""
+"""Loss terms of distillation on stand-in models in NumPy: what is compared, over which tokens and rows."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ BERT = {
     "model_type": "bert", "vocab_size": WORDS, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 8, "max_position_embeddings": 20,
 }  # fmt: skip
-MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])  # the last row only fills up
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])  # the last row is padding
 TOKENS = np.array([[2, -100, 3, -100, -100], [-100, 1, 1, 0, 2], [-100] * 5])
 TEXTS = np.array([1, 3, -100])
 REAL = MASK * (TEXTS != -100)[:, None]
@@ -39,7 +39,7 @@ def normal(*shape, seed):
 
 
 def terms(head, distillation, shape, inputs, names=("logits",), student=None, teacher=None, more=({}, {}), **options):
-    """The terms, and the logits of the student and of the teacher."""
+    """Return the terms, and the logits of the student and of the teacher."""
     pair = [{name: normal(*shape, seed=[which, i]) for i, name in enumerate(names)} for which in (0, 1)]
     student, teacher = (model(head) if each is None else each for each in (student, teacher))
     found = distillation_terms(
@@ -48,7 +48,7 @@ def terms(head, distillation, shape, inputs, names=("logits",), student=None, te
     return found, *(tuple(each.values()) for each in pair)
 
 
-def test_a_classifiers_loss_is_alphas_rest_times_t_squared_kl_of_the_labelled_rows():
+def test_a_classifiers_kl_is_over_labelled_rows_with_factor_t_squared():
     distillation = Distillation(alpha=0.3, temperature=3.0)
     inputs = {"attention_mask": MASK, "labels": TEXTS}
     found, (mine,), (others,) = terms(
@@ -58,23 +58,23 @@ def test_a_classifiers_loss_is_alphas_rest_times_t_squared_kl_of_the_labelled_ro
     assert found == {"logits_kl": (*expected, pytest.approx(0.7 * 9))} and expected[1] == 2
 
 
-def test_the_teachers_labels_are_put_in_the_students_order():
+def test_the_teachers_labels_are_reordered():
     order = np.array([2, 0, 3, 1])
     found, (mine,), (others,) = terms("sequence-classification", Distillation(), (ROWS, LABELS), {}, label_order=order)
     assert found["logits_kl"][:2] == reference.kl_divergence_sum(mine, others[:, order], 2.0)
 
 
-def test_several_labels_are_compared_one_by_one_and_numbers_by_their_squares():
+def test_multi_label_and_regression_terms():
     several = model("sequence-classification", problem_type="multi_label_classification")
     inputs = {"labels": np.zeros((ROWS, LABELS), np.float32)}
     found, (mine,), (others,) = terms(several.head, Distillation(), (ROWS, LABELS), inputs, student=several)
     expected = reference.bernoulli_kl_divergence_sum(mine, others, 2.0)
     assert found == {"logits_bernoulli_kl": (*expected, 2.0)} and expected[1] == ROWS * LABELS
-    inputs["labels"][-1] = -100  # a row that only fills up
+    inputs["labels"][-1] = -100  # a padding row
     found, _, _ = terms(several.head, Distillation(), (ROWS, LABELS), inputs, student=several)
     assert found["logits_bernoulli_kl"][1] == (ROWS - 1) * LABELS
     number = model("sequence-classification", id2label={0: "score"})
-    inputs = {"labels": np.array([-100.0, 1.0, 2.0], np.float32)}  # a number like any other
+    inputs = {"labels": np.array([-100.0, 1.0, 2.0], np.float32)}  # -100 is a valid target
     found, (mine,), (others,) = terms(number.head, Distillation(), (ROWS, 1), inputs, student=number)
     assert found == {"logits_mse": (*reference.squared_error_sum(mine, others), 0.5)}
 
@@ -101,13 +101,13 @@ def test_without_labels_all_attended_tokens_count():
     assert found["logits_kl"][1] == MASK.sum()
     found, *_ = terms("token-classification", Distillation(), (ROWS, LENGTH, WORDS), {})
     assert found["logits_kl"][1] == MASK.size
-    with pytest.raises(InputError, match="positions is 'labelled' and there are no labels"):
+    with pytest.raises(InputError, match="positions is 'labelled' but the batch has no labels"):
         terms("masked-lm", Distillation(positions="labelled"), (ROWS, LENGTH, WORDS), {})
 
 
 @pytest.mark.parametrize("positions", [None, "attended"])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_a_causal_model_is_compared_where_the_next_token_counts(positions, with_mask):
+def test_a_causal_model_is_masked_by_the_next_token(positions, with_mask):
     inputs = {"attention_mask": MASK, "labels": TOKENS} if with_mask else {"labels": TOKENS}
     each = normal(ROWS, LENGTH, seed=7)
     found, (mine,), (others,) = terms(
@@ -119,16 +119,16 @@ def test_a_causal_model_is_compared_where_the_next_token_counts(positions, with_
     assert found["logits_kl"][:2] == expected
 
 
-def test_of_an_encoder_decoder_the_targets_count():
+def test_an_encoder_decoder_is_masked_by_its_targets():
     found, (mine,), (others,) = terms(
         "seq2seq-lm", Distillation(), (ROWS, LENGTH, WORDS), {"attention_mask": MASK[:, :2], "labels": TOKENS}
     )
     assert found["logits_kl"][:2] == reference.kl_divergence_sum(mine, others, 2.0, TOKENS != -100)
 
 
-@pytest.mark.parametrize("filling", [IGNORED, BEYOND])
-def test_spans_are_the_mean_of_start_and_end_and_padding_is_no_answer(filling):
-    positions = np.where(TEXTS == IGNORED, filling, TEXTS)
+@pytest.mark.parametrize("ignored", [IGNORED, BEYOND])
+def test_spans_average_start_and_end_without_padding(ignored):
+    positions = np.where(TEXTS == IGNORED, ignored, TEXTS)
     names, inputs = ("start_logits", "end_logits"), {"attention_mask": MASK, "start_positions": positions}
     inputs["end_positions"] = inputs["start_positions"]
     found, mine, others = terms("question-answering", Distillation(), (ROWS, LENGTH), inputs, names)
@@ -138,7 +138,7 @@ def test_spans_are_the_mean_of_start_and_end_and_padding_is_no_answer(filling):
         assert found[name] == (pytest.approx(sum(each)), 2.0, 0.5 * 4 / 2)
 
 
-def test_losses_of_what_is_inside_count_attended_tokens_of_labelled_rows_and_are_means_over_layers():
+def test_inner_losses_count_attended_tokens_of_labelled_rows_and_average_over_layers():
     states = [
         tuple(normal(ROWS, LENGTH, WIDTH, seed=[which, i]) for i in range(n + 1)) for which, n in ((2, 2), (3, 4))
     ]
@@ -179,7 +179,7 @@ def test_losses_of_what_is_inside_count_attended_tokens_of_labelled_rows_and_are
     assert {count for _, count, _ in found.values()} == {2 * LENGTH}
 
 
-def test_narrow_states_are_projected_and_missing_ones_are_named():
+def test_narrow_states_are_projected_and_missing_outputs_named():
     student, teacher = model("base", hidden_size=4), model("base")
     distillation = Distillation(losses=(HiddenStates(layers=((1, 2),)),))
     states = (
@@ -192,11 +192,11 @@ def test_narrow_states_are_projected_and_missing_ones_are_named():
     found, *_ = terms("base", distillation, (), **arguments, more=more, projections=projections)
     expected = reference.hidden_mse_sum(states[0][1] @ projections["state_1"]["kernel"], states[1][2])
     assert found == {"hidden_mse": (*expected, 1.0)}
-    with pytest.raises(InputError, match="there is no projection 'state_1'"):
+    with pytest.raises(InputError, match="the projection 'state_1' is missing"):
         terms("base", distillation, (), **arguments, more=more)
     with pytest.raises(InputError, match="call the model with output_hidden_states=True"):
         terms("base", distillation, (), **arguments)
-    with pytest.raises(InputError, match="the teacher gives no logits, only start_logits"):
+    with pytest.raises(InputError, match="the teacher has no output logits, only start_logits"):
         distillation_terms(
             numpy_ops, LOSSES, Distillation(), model("masked-lm"), teacher, {"logits": 0}, {"start_logits": 0}, {}
         )

@@ -124,7 +124,7 @@ def test_scorer_scores_and_keeps_the_logits():
     scorer = ClassificationScorer(BATCHES, lambda model, batches: LOGITS, out_of_scope="oos")
     with pytest.raises(InputError, match="after a call"):
         scorer.at_threshold()
-    names = scorer.try_out(None)
+    names = scorer.dry_run(None)
     scores = scorer(None)
     assert set(names) == set(scores) and scores == pytest.approx(classification_scores(LOGITS, LABELS, 2), rel=1e-6)
     assert scorer.logits.dtype == np.float32
@@ -139,4 +139,4 @@ def test_scorer_errors_come_first():
         ClassificationScorer(several, None, out_of_scope="oos")
     model = SimpleNamespace(config=SimpleNamespace(num_labels=5))
     with pytest.raises(InputError, match="tells 5 labels apart and the texts have 3"):
-        ClassificationScorer(BATCHES, None).try_out(model)
+        ClassificationScorer(BATCHES, None).dry_run(model)

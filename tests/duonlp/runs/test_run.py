@@ -1,4 +1,4 @@
-"""A run as data: read, replaced in parts, refused where it makes no sense; and its corpus, tokenizer and blocks made of it."""
+"""Configurations of pretraining runs, overrides and errors, and preparation of corpus, tokenizer and blocks."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ SMALL = {
 
 
 def write_source(folder):
-    """Thirty small programs, two of them the same."""
+    """Write thirty-one small programs, two of which are identical."""
     folder.mkdir()
     for i in range(30):
         (folder / f"m{i}.py").write_text(f"def f{i}(x):\n    '''Adds {i * 7}.'''\n    return x + {i}\n")
@@ -42,7 +42,7 @@ def made(run, tmp_path_factory):
     return folder, prepare(run, folder)
 
 
-def test_a_run_is_its_json(run):
+def test_round_trip_through_json(run):
     assert RunConfig.of(json.loads(json.dumps(run.to_dict()))) == run
 
 
@@ -55,12 +55,21 @@ def test_a_run_is_its_json(run):
         ({"cleaning": {"filters": {"maximum_byte": 3}}}, "no setting of cleaning.filters.*maximum_bytes"),
         ({"training": {"steps": 0}}, "steps is 0; it must be positive"),
         ({"training": {"steps": 1, "optimizer": "sgd"}}, "optimizer is 'sgd'; it must be one of adamw"),
-        ({"training": {"steps": 1, "mesh": {"model": 4}}}, "axes are data, fsdp, tensor"),
-        ({"training": {"steps": 1, "parallelism": "pmap", "mesh": {"fsdp": 4}}}, "needs parallelism='jit'"),
-        ({"training": {"steps": 1, "batch_size": 6, "accumulation": 4}}, "make batch_size a multiple of accumulation"),
+        (
+            {"training": {"steps": 1, "mesh": {"model": 4}}},
+            "unknown mesh axis 'model'; the axes are data, fsdp, tensor",
+        ),
+        (
+            {"training": {"steps": 1, "parallelism": "pmap", "mesh": {"fsdp": 4}}},
+            "pmap replicates it; use parallelism='jit'",
+        ),
+        (
+            {"training": {"steps": 1, "batch_size": 6, "accumulation": 4}},
+            "batch_size=6 is not divisible by accumulation=4",
+        ),
     ],
 )
-def test_settings_that_make_no_sense_are_said(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(InputError, match=f"(?s){message}"):
         RunConfig.of(settings)
 
@@ -78,11 +87,15 @@ def test_overrides(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_run(file, [override])
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match=r"other\.py' does not exist"):
         load_run(tmp_path / "other.py")
     file.write_text("CONFIGURATION = {}")
-    with pytest.raises(InputError, match="holds no CONFIG"):
+    with pytest.raises(InputError, match="has no CONFIG"):
         load_run(file)
+    for name, message in (("run.json", "is not valid JSON"), ("run.txt", "is not a Python file")):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(InputError, match=message):
+            load_run(tmp_path / name)
 
 
 def test_prepared_parts_belong_together(run, made):
@@ -100,14 +113,14 @@ def test_prepared_parts_belong_together(run, made):
     assert (config["vocab_size"], config["n_positions"], config["eos_token_id"]) == (len(prepared.tokenizer), 16, 0)
 
 
-def test_what_is_made_is_not_made_again(run, made, tmp_path):
+def test_complete_stages_are_not_repeated(run, made, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(made[0], folder)
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*.jsonl.gz")}
     shutil.rmtree(folder / "blocks")
     prepare(run, folder)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.jsonl.gz")} == times
-    # as if killed in the stage of the corpus: all of it is made again
+    # as if killed in the corpus stage, which is then repeated
     (folder / "corpus" / "stage.json").unlink()
     prepare(run, folder)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.jsonl.gz")} != times
@@ -118,15 +131,15 @@ def test_what_is_made_is_not_made_again(run, made, tmp_path):
         open_prepared(folder)
 
 
-def test_an_empty_corpus_is_said(tmp_path):
+def test_an_empty_corpus(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"matches '\*\.py'"):
         prepare(RunConfig.of(SMALL | {"corpus": str(tmp_path / "empty")}), tmp_path / "made")
 
 
-def test_positions_must_do_for_the_blocks(run, made):
+def test_the_model_must_fit_the_blocks(run, made):
     short = RunConfig.of(run.to_dict() | {"model": {**SMALL["model"], "n_positions": 8}})
-    with pytest.raises(ConfigError, match="8 positions, blocks have 16"):
+    with pytest.raises(ConfigError, match="8 positions, but blocks have 16"):
         short.model_config(made[1].tokenizer)
     with pytest.raises(InputError, match="leave vocab_size out"):
         RunConfig.of(run.to_dict() | {"model": {**SMALL["model"], "vocab_size": 20}}).model_config(made[1].tokenizer)
@@ -147,12 +160,14 @@ def test_a_run_of_an_encoder_decoder(tmp_path):
     assert {"<extra_id_0>", "<extra_id_99>"} <= set(vocabulary)
     config = run.model_config(made.tokenizer)
     assert config["decoder_start_token_id"] == made.tokenizer.pad_token_id and "max_position_embeddings" not in config
-    what = run.make_objective(made.tokenizer)
-    batch = what(made.training.read([0])["input_ids"], None, [0], 0)
-    assert batch["input_ids"].shape == (1, what.lengths(32)[0]) and vocabulary["<extra_id_0>"] in batch["input_ids"]
+    objective = run.make_objective(made.tokenizer)
+    batch = objective(made.training.read([0])["input_ids"], None, [0], 0)
+    assert (
+        batch["input_ids"].shape == (1, objective.lengths(32)[0]) and vocabulary["<extra_id_0>"] in batch["input_ids"]
+    )
 
 
-def test_an_encoder_decoders_settings_that_make_no_sense_are_said(made):
+def test_invalid_settings_of_an_encoder_decoder(made):
     with pytest.raises(InputError, match="set segment_ids=False"):
         RunConfig.of(SPANS | {"segment_ids": True})
     with pytest.raises(InputError, match="objective is 'mlm'"):

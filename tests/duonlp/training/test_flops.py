@@ -1,4 +1,4 @@
-"""FLOPs of a training token against counts by hand, the rules of thumb, and the chips' table."""
+"""Training FLOPs per token against manual counts, rules of thumb and the table of chips."""
 
 from dataclasses import asdict
 
@@ -28,7 +28,7 @@ def count(cfg, head):
     return sum(parameter.size for parameter in parameters(cfg, head).values())
 
 
-def test_a_small_gpt2_counted_by_hand():
+def test_a_small_gpt2_against_a_manual_count():
     cfg = config(model_type="gpt2", vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_inner=20, n_positions=16)
     flops = token_flops(cfg, 5)
     assert asdict(flops) == {
@@ -43,7 +43,7 @@ def test_a_small_gpt2_counted_by_hand():
     assert flops.training == 3 * 2800 and flops.forward_causal == 2800 - 160 and flops.training_causal == 3 * 2640
 
 
-def test_bert_has_a_transform_and_albert_narrow_embeddings_and_one_layer_many_times():
+def test_the_transform_of_bert_and_narrow_embeddings_and_shared_layers_of_albert():
     sizes = {
         "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 20,
         "max_position_embeddings": 16,
@@ -54,7 +54,7 @@ def test_bert_has_a_transform_and_albert_narrow_embeddings_and_one_layer_many_ti
     assert albert.feed_forward == 3 * 2 * 2 * 8 * 20
 
 
-def test_a_gate_is_one_more_matrix():
+def test_a_gate_adds_a_matrix():
     cfg = config(**GPT2_SMALL)
     gated = cfg.replace(feed_forward__gated=True)
     assert token_flops(gated, 8).feed_forward == token_flops(cfg, 8).feed_forward * 3 // 2
@@ -68,14 +68,14 @@ def test_gpt2_small_against_the_rules_of_thumb():
     # The head multiplies by the tied word table, so only positions, norms and biases are in N and not in a product.
     assert 3 * flops.matrices == pytest.approx(six_n(total), rel=0.01)
     assert flops.training == pytest.approx(palm_flops(total, cfg, 1024), rel=0.01)
-    assert flops.training / six_n(total) == pytest.approx(1.144, abs=0.002)  # what 6N forgets at 1024 tokens
+    assert flops.training / six_n(total) == pytest.approx(1.144, abs=0.002)  # attention, which 6N ignores
     assert token_flops(cfg, 64).training == pytest.approx(six_n(total), rel=0.01)
     assert 1 < flops.training / flops.training_causal < 1.08
 
 
-def test_sequences_that_do_not_fit():
+def test_invalid_lengths():
     for length in (0, 1025):
-        with pytest.raises(InputError, match=f"{length} tokens"):
+        with pytest.raises(InputError, match=f"sequence_length is {length}; it must be from 1 to 1024"):
             token_flops(config(**GPT2_SMALL), length)
 
 
@@ -96,7 +96,7 @@ def test_chips():
         assert chip.name == name and chip.source and chip.cores in (1, 2)
         assert chip.ici_links == (6 if name in ("v4", "v5p") else 4)
         assert 100e12 < chip.peak_flops_bf16 < 1e15 and 16 * 2**30 <= chip.hbm_bytes <= 96 * 2**30
-        # A product of large matrices must stay bound by compute, a step of decoding by memory.
+        # Large matrix products must be compute-bound and decoding steps memory-bound.
         assert 100 < chip.peak_flops_bf16 / chip.hbm_bandwidth < 1000
         assert 50e9 <= chip.link_bandwidth <= 100e9
 
@@ -107,12 +107,13 @@ T5 = {
 }  # fmt: skip
 
 
-def test_a_small_t5_counted_by_hand():
+def test_a_small_t5_against_a_manual_count():
     """Heads are 2 x 3 wide in a model of 8; 5 source tokens, 4 target tokens."""
     pair = pair_flops(config(**T5), 5, 4)
     assert asdict(pair.source) == {
         "embedding": 0,
-        "projections": 2 * 2 * 4 * 8 * 6 + 2 * 3 * 2 * 8 * 6,  # and keys and values of the decoder's 3 layers
+        "projections": 2 * 2 * 4 * 8 * 6
+        + 2 * 3 * 2 * 8 * 6,  # plus cross-attention keys and values of 3 decoder layers
         "scores": 2 * 2 * 5 * 6,
         "values": 2 * 2 * 5 * 6,
         "feed_forward": 2 * 2 * 2 * 8 * 20,
@@ -133,20 +134,20 @@ def test_a_small_t5_counted_by_hand():
     assert gated.source.feed_forward == pair.source.feed_forward * 3 // 2
 
 
-def test_a_pair_costs_what_its_parameters_multiply():
-    """Short rows of a large model: 2 FLOPs a parameter for each token that it multiplies."""
+def test_a_pair_costs_two_flops_per_parameter_and_token():
+    """In short sequences of a large model, attention is negligible."""
     cfg = config(**T5 | {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "vocab_size": 1000})
     sizes = {
         path: parameter.size for path, parameter in parameters(cfg, "seq2seq-lm").items() if path.endswith("kernel")
     }
-    of_source = sum(n for path, n in sizes.items() if path.startswith("encoder") or "cross_attention/key" in path
+    source_parameters = sum(n for path, n in sizes.items() if path.startswith("encoder") or "cross_attention/key" in path
                     or "cross_attention/value" in path)  # fmt: skip
     pair = pair_flops(cfg, 3, 2)
-    assert pair.source.matrices == 2 * of_source
-    assert pair.target.matrices == 2 * (sum(sizes.values()) - of_source + 512 * 1000)  # the tied head
+    assert pair.source.matrices == 2 * source_parameters
+    assert pair.target.matrices == 2 * (sum(sizes.values()) - source_parameters + 512 * 1000)  # the tied head
 
 
-def test_flops_of_a_block_are_its_objectives():
+def test_block_flops_use_the_lengths_of_the_objective():
     class Halves:
         def lengths(self, block_length):
             return block_length // 2, block_length // 4
@@ -154,5 +155,5 @@ def test_flops_of_a_block_are_its_objectives():
     assert block_flops(config(**T5), Halves(), 20) == pair_flops(config(**T5), 10, 5).training / 20
     gpt2 = config(**GPT2_SMALL)
     assert block_flops(gpt2, None, 64) == token_flops(gpt2, 64).training
-    with pytest.raises(InputError, match="gpt2 is no encoder-decoder"):
+    with pytest.raises(InputError, match="gpt2 is not an encoder-decoder"):
         pair_flops(gpt2, 4, 4)

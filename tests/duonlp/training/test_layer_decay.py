@@ -1,4 +1,4 @@
-"""How deep each parameter lies, and so how much of the learning rate it gets."""
+"""Depth of each parameter, and the resulting learning rate factors."""
 
 import pytest
 
@@ -19,30 +19,35 @@ BERT = architectures.config_from_hf({"model_type": "bert", "num_hidden_layers": 
         ("pooler/dense/kernel", 4), ("classifier/bias", 4), ("projection/kernel", 4),
     ],
 )  # fmt: skip
-def test_each_layer_is_a_step_above_the_one_before(path, expected):
+def test_each_layer_is_one_deeper_than_the_previous(path, expected):
     assert depth(path, BERT) == (expected, 4)
     assert rate_factor(path, BERT, 0.5) == 0.5 ** (4 - expected)
 
 
 def test_a_decoder_is_above_its_encoder():
     config = architectures.config_from_hf(T5 | {"num_layers": 2, "num_decoder_layers": 1})
-    found = {path: depth(path, config) for path in parameters(config, "seq2seq-lm")}
-    assert {top for _, top in found.values()} == {4}
-    assert {found[path][0] for path in found if "relative_attention/" in path or "embeddings" in path} == {0}
-    for start, at in {"encoder/layer_1": 2, "encoder/final_norm": 2, "decoder/layer_0": 3, "decoder/final": 4}.items():
-        assert {d for path, (d, _) in found.items() if path.startswith(start)} == {at}
+    depths = {path: depth(path, config) for path in parameters(config, "seq2seq-lm")}
+    assert {top for _, top in depths.values()} == {4}
+    assert {depths[path][0] for path in depths if "relative_attention/" in path or "embeddings" in path} == {0}
+    for prefix, expected in {
+        "encoder/layer_1": 2,
+        "encoder/final_norm": 2,
+        "decoder/layer_0": 3,
+        "decoder/final": 4,
+    }.items():
+        assert {d for path, (d, _) in depths.items() if path.startswith(prefix)} == {expected}
 
 
 def test_every_family_has_every_depth():
     for hf, head in (
-        ({"model_type": "albert", "num_hidden_layers": 4}, "sequence-classification"),  # whose layers are one
+        ({"model_type": "albert", "num_hidden_layers": 4}, "sequence-classification"),  # shared layers
         ({"model_type": "gpt2", "n_layer": 2}, "causal-lm"), ({"model_type": "bart", "encoder_layers": 1}, "seq2seq-lm"),
     ):  # fmt: skip
         config = architectures.config_from_hf(hf)
         depths = [depth(path, config) for path in parameters(config, head)]
         top = depths[0][1]
-        assert {at for at, _ in depths} | {top} == set(range(top + 1))
+        assert {value for value, _ in depths} | {top} == set(range(top + 1))
 
 
-def test_a_run_goes_on_with_the_same_decay():
-    assert "layer_decay" in FitConfig.curve and FitConfig().layer_decay == 1.0
+def test_the_decay_is_fixed_on_resume():
+    assert "layer_decay" in FitConfig.fixed_on_resume and FitConfig().layer_decay == 1.0

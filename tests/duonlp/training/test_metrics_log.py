@@ -1,4 +1,4 @@
-"""The log of a run: what is written, what is shown, what a resumed run keeps, and who else is told."""
+"""The log of a run: the records, the console, resuming, and trackers."""
 
 import importlib.util
 import io
@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from duonlp.errors import InputError, MissingExtraError
-from duonlp.training.log.console import Curve, duration, short, sparkline, step_time
+from duonlp.training.log.console import Curve, format_duration, format_short, format_step_time, sparkline
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.log.metrics_log import MetricsLog, NullLog, perplexity
 
@@ -33,15 +33,15 @@ def screen(terminal=False, width=100):
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
-def test_a_record_has_speeds_over_the_window_mfu_perplexity_and_the_time_that_is_left(tmp_path):
+def test_a_record_has_throughput_mfu_perplexity_and_eta_over_the_window(tmp_path):
     with quiet(tmp_path, flops_per_token=1e6, peak_flops=1e9, window=4) as log:
         first, *_, last = log_steps(log, range(1, 6))
-        assert "tokens_per_second" not in first and first["eta_seconds"] is None  # nothing to compare with
+        assert "tokens_per_second" not in first and first["eta_seconds"] is None  # needs two records
         assert last["tokens_per_second"] == pytest.approx(200) and last["step_seconds"] == pytest.approx(0.5)
         assert last["mfu"] == pytest.approx(0.2) and last["eta_seconds"] == pytest.approx(2.5)
         assert last["perplexity"] == pytest.approx(math.exp(8 / 5))
         assert last["smoothed_loss"] == pytest.approx(np.mean([8 / s for s in range(2, 6)]))
-        # A slow patch is forgotten once it has left the window.
+        # A slow step stops mattering once it has left the window.
         slow = log.step({"step": 6, "loss": 1.0, "tokens": 600, "seconds": 102.5})
         assert slow["step_seconds"] == pytest.approx((102.5 - 1.0) / 4)
         for step in range(7, 11):
@@ -52,7 +52,7 @@ def test_a_record_has_speeds_over_the_window_mfu_perplexity_and_the_time_that_is
     assert records[-1] == {key: value for key, value in last.items() if key != "eta_seconds"}
 
 
-def test_only_some_steps_logged_and_a_run_limited_in_time(tmp_path):
+def test_skipped_steps_and_a_time_limited_run(tmp_path):
     with quiet(tmp_path, total_steps=1000) as log:
         log.step({"step": 10, "loss": 2.0, "tokens": 1000, "seconds": 5.0, "progress": 0.1})
         record = log.step({"step": 20, "loss": 2.0, "tokens": 2000, "seconds": 10.0, "progress": 0.2})
@@ -62,11 +62,11 @@ def test_only_some_steps_logged_and_a_run_limited_in_time(tmp_path):
 def test_without_a_published_peak_there_is_no_mfu(tmp_path):
     with quiet(tmp_path, flops_per_token=1e6) as log:
         assert "mfu" not in log_steps(log, range(1, 4))[-1]
-    with pytest.raises(InputError, match="peak of 0"):
+    with pytest.raises(InputError, match="the peak is 0 FLOP/s"):
         quiet(tmp_path / "other", flops_per_token=1e6, peak_flops=0)
 
 
-def test_values_of_arrays_and_non_finite_ones_are_legible_json(tmp_path):
+def test_array_scalars_and_non_finite_values_are_valid_json(tmp_path):
     with quiet(tmp_path) as log:
         log.step(
             {"step": np.int64(1), "loss": np.float32(0.5), "tokens": np.array(8), "grad_norm": np.inf, "note": "é"}
@@ -93,7 +93,7 @@ def test_evaluations(tmp_path):
     assert kinds == [("step", None), ("evaluation", None), ("evaluation", "human_eval")]
 
 
-def test_each_record_is_in_the_file_at_once(tmp_path):
+def test_each_record_is_written_at_once(tmp_path):
     log = quiet(tmp_path)
     log_steps(log, [1, 2])
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]  # as after kill -9: nothing was closed
@@ -103,38 +103,38 @@ def test_each_record_is_in_the_file_at_once(tmp_path):
         log_steps(log, [3])
 
 
-@pytest.mark.parametrize("torn", ["", '{"kind": "step", "st', '{"kind": "step", "step": 9, "loss": 1.0}'])
-def test_resuming_cuts_back_to_its_step_and_mends_a_torn_line(tmp_path, torn):
+@pytest.mark.parametrize("truncated", ["", '{"kind": "step", "st', '{"kind": "step", "step": 9, "loss": 1.0}'])
+def test_resuming_removes_later_records_and_a_truncated_line(tmp_path, truncated):
     with quiet(tmp_path) as log:
         log_steps(log, range(1, 7))
         log.evaluation({"step": 4, "loss": 1.0})
         log.evaluation({"step": 6, "loss": 1.0})
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write(torn)
+        file.write(truncated)
     with quiet(tmp_path, resumed_from=4) as log:
         records = read_metrics(tmp_path)
         assert [(r["kind"], r["step"]) for r in records] == [("step", s) for s in range(1, 5)] + [("evaluation", 4)]
         record, _ = log_steps(log, [5, 6])
-        assert "tokens_per_second" not in record  # the time between the two processes is no training time
+        assert "tokens_per_second" not in record  # time between two processes is not training time
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4, 4, 5, 6]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
+def test_a_complete_last_line_without_a_newline_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}')
     with quiet(tmp_path, resumed_from=2) as log:
         log_steps(log, [3])
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_resuming_before_the_first_checkpoint_starts_the_file_again(tmp_path):
+def test_resuming_before_the_first_checkpoint_empties_the_file(tmp_path):
     with quiet(tmp_path) as log:
         log_steps(log, [1, 2])
     with quiet(tmp_path, resumed_from=0):
         assert read_metrics(tmp_path) == []
 
 
-def test_bad_use_says_what_to_do(tmp_path):
+def test_invalid_use_raises(tmp_path):
     with quiet(tmp_path) as log:
         with pytest.raises(InputError, match="lacks loss"):
             log.step({"step": 1, "tokens": 3})
@@ -143,11 +143,11 @@ def test_bad_use_says_what_to_do(tmp_path):
         log_steps(log, [2])
         with pytest.raises(InputError, match="step 2 was logged after step 2"):
             log_steps(log, [2])
-    with pytest.raises(InputError, match="another run"):
+    with pytest.raises(InputError, match="an earlier run"):
         quiet(tmp_path)
     with pytest.raises(InputError, match="total_steps is 0"):
         quiet(tmp_path, total_steps=0)
-    with pytest.raises(InputError, match="there is no"):
+    with pytest.raises(InputError, match="does not exist"):
         read_metrics(tmp_path / "nothing")
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\nnot a record\n{"step": 2}\n')
@@ -157,7 +157,7 @@ def test_bad_use_says_what_to_do(tmp_path):
     assert file.read_text().count("\n") == 3 and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_log_file_gets_a_line_now_and_then_and_always_the_last(tmp_path):
+def test_a_log_file_gets_occasional_lines_and_always_the_last(tmp_path):
     console = screen()
     with quiet(tmp_path, console=console, console_seconds=3600, flops_per_token=1e6, peak_flops=1e9) as log:
         log_steps(log, range(1, 8))
@@ -165,23 +165,23 @@ def test_a_log_file_gets_a_line_now_and_then_and_always_the_last(tmp_path):
         log.message("[saved] step 7")
     lines = console.file.getvalue().splitlines()
     assert lines[0] == "step 1/10 (10%)  loss 8.000  perplexity 2,981  learning rate 1.00e-03"
-    assert lines[1] == "step 7: held out loss 2.0000, perplexity 7.39, accuracy 0.5"
+    assert lines[1] == "step 7: held-out loss 2.0000, perplexity 7.39, accuracy 0.5"
     assert lines[2] == "[saved] step 7"
     assert lines[3].startswith("step 7/10 (70%)  loss 2.963  perplexity 3.14")
-    assert lines[3].endswith("200 tokens/s  500 ms a step  MFU 20.0%  ETA 0:00:02")
+    assert lines[3].endswith("200 tokens/s  500 ms/step  MFU 20.0%  ETA 0:00:02")
     assert len(lines) == 4
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_a_terminal_gets_a_bar_that_fits_it(tmp_path, width):
+def test_a_terminal_gets_a_bar_that_fits(tmp_path, width):
     console = screen(terminal=True, width=width)
     with quiet(tmp_path, console=console, flops_per_token=1e6, peak_flops=1e9) as log:
         log_steps(log, range(1, 11))
         log.evaluation({"step": 10, "loss": 2.0})
     text = console.file.getvalue()
-    assert "loss 2.343" in text and "held out loss 2.0000" in text
+    assert "loss 2.343" in text and "held-out loss 2.0000" in text
     assert all(word in text for word in (("ETA", "tok/s", "ppl", "MFU", "█") if width == 200 else ()))
-    note = log._display.note(log_record(), 100.0)
+    note = log._display.bar_note(log_record(), 100.0)
     assert len(note) <= max(log._display.room, len("loss 2.343"))
 
 
@@ -192,16 +192,22 @@ def log_record():
     }  # fmt: skip
 
 
-def test_figures_for_people():
-    assert [duration(s) for s in (0, 61.4, 3723, 90061, None, math.inf)] == [
+def test_formatting():
+    assert [format_duration(s) for s in (0, 61.4, 3723, 90061, None, math.inf)] == [
         "0:00:00", "0:01:01", "1:02:03", "1 day 1:01:01", "-:--:--", "-:--:--",
     ]  # fmt: skip
-    assert [short(x) for x in (3.214, 24.81, 12345.6, 1.2e9, math.inf)] == ["3.21", "24.8", "12,346", "1.2e+09", "inf"]
-    assert [step_time(s) for s in (2.5, 0.12, 0.0042)] == ["2.50 s", "120 ms", "4.2 ms"]
+    assert [format_short(x) for x in (3.214, 24.81, 12345.6, 1.2e9, math.inf)] == [
+        "3.21",
+        "24.8",
+        "12,346",
+        "1.2e+09",
+        "inf",
+    ]
+    assert [format_step_time(s) for s in (2.5, 0.12, 0.0042)] == ["2.50 s", "120 ms", "4.2 ms"]
     assert sparkline([1, 2, 3, math.nan], 3) == "▁▅█" and sparkline([math.nan]) == "" and sparkline([5]) == "▁"
 
 
-def test_a_curve_of_any_length_stays_small():
+def test_a_curve_is_bounded():
     curve = Curve(capacity=8)
     for i in range(1000):
         curve.add(float(i))
@@ -221,18 +227,20 @@ def test_the_other_processes_log_nothing(tmp_path):
 
 
 def scalars(folder):
-    """(tag, step, value) of the event files in a folder."""
+    """Return (tag, step, value) for every scalar of the event files in a folder."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    values = []
     for file in sorted(folder.iterdir()):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)  # then a checksum of it, the event, and a checksum of that
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
-            at += 16 + size
-    return found
+        data, position = file.read_bytes(), 0
+        while position < len(data):
+            (size,) = struct.unpack_from(
+                "<Q", data, position
+            )  # followed by its checksum, the event and the event's checksum
+            event = Event.FromString(data[position + 12 : position + 12 + size])
+            values += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            position += 16 + size
+    return values
 
 
 needs_tensorboard = pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="the extra pretrain")
@@ -245,16 +253,18 @@ def test_tensorboard(tmp_path):
         log_steps(log, [1, 2])
         log.evaluation({"step": 2, "loss": 3.0})
         log.evaluation({"step": 2, "name": "human_eval", "pass_at_1": 0.25})
-    assert ("torch" in sys.modules) == with_torch  # tensorboardX alone would import it
-    found = scalars(tmp_path / "tensorboard")
-    assert ("train/loss", 1, 8.0) in found and ("train/loss", 2, 4.0) in found and ("evaluation/loss", 2, 3.0) in found
-    assert ("human_eval/pass_at_1", 2, 0.25) in found and ("train/tokens", 2, 200.0) in found
+    assert ("torch" in sys.modules) == with_torch  # tensorboardX imports it if it can
+    logged = scalars(tmp_path / "tensorboard")
+    assert (
+        ("train/loss", 1, 8.0) in logged and ("train/loss", 2, 4.0) in logged and ("evaluation/loss", 2, 3.0) in logged
+    )
+    assert ("human_eval/pass_at_1", 2, 0.25) in logged and ("train/tokens", 2, 200.0) in logged
     with quiet(tmp_path, tensorboard=True, resumed_from=1) as log:
         log_steps(log, [2])
     assert scalars(tmp_path / "tensorboard").count(("train/loss", 2, 4.0)) == 2  # TensorBoard hides the older one
 
 
-def test_tensorboard_without_its_package(tmp_path, monkeypatch):
+def test_tensorboard_without_tensorboardx(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(MissingExtraError, match=r'pip install "duonlp\[pretrain\]"'):
         quiet(tmp_path, tensorboard=True)
@@ -275,7 +285,7 @@ class FakeRun:
         self.ended = exit_code
 
 
-def test_weights_and_biases_only_when_asked_for(tmp_path, monkeypatch):
+def test_weights_and_biases_only_on_request(tmp_path, monkeypatch):
     runs = []
     stand_in = SimpleNamespace(init=lambda **options: runs.append(FakeRun(**options)) or runs[-1])
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
@@ -302,7 +312,7 @@ def test_weights_and_biases_only_when_asked_for(tmp_path, monkeypatch):
         quiet(tmp_path / "third", wandb=True)
 
 
-def test_weights_and_biases_without_its_package(tmp_path, monkeypatch):
+def test_weights_and_biases_without_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match="pip install wandb"):
         quiet(tmp_path, wandb={})

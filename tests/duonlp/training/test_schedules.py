@@ -1,4 +1,4 @@
-"""The learning rate over a run, and when something is due."""
+"""Learning rate schedules, and when a periodic action is due."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ RUN = {"peak": 2e-3, "warmup_share": 0.1, "final_share": 0.05}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_warm_up_is_a_straight_line_to_the_peak(schedule):
+def test_warmup_is_linear(schedule):
     rates = [learning_rate_at(p, schedule=schedule, **RUN) for p in (0, 0.025, 0.05, 0.1)]
     assert rates == pytest.approx([0, 0.5e-3, 1e-3, 2e-3])
 
@@ -34,7 +34,7 @@ def test_known_points(schedule, middle, end):
     assert learning_rate_at(7.0, schedule=schedule, **RUN) == pytest.approx(end)
 
 
-def test_a_quarter_of_the_way_down_tells_cosine_from_linear():
+def test_cosine_and_linear_differ_a_quarter_of_the_way_down():
     quarter = {"progress": 0.1 + 0.9 / 4, **RUN}
     assert learning_rate_at(**quarter) == pytest.approx(2e-3 * (0.05 + 0.95 * (1 + math.cos(math.pi / 4)) / 2))
     assert learning_rate_at(**quarter, schedule="linear") == pytest.approx(2e-3 * (0.05 + 0.95 * 0.75))
@@ -46,7 +46,7 @@ def test_a_quarter_of_the_way_down_tells_cosine_from_linear():
     final=st.floats(0, 1),
     points=st.lists(st.floats(0, 1), min_size=2, max_size=20),
 )
-def test_rises_then_never_rises_again_and_stays_in_its_bounds(schedule, warmup, final, points):
+def test_the_rate_rises_only_in_warmup_and_stays_in_bounds(schedule, warmup, final, points):
     run = {"schedule": schedule, "peak": 1.0, "warmup_share": warmup, "final_share": final}
     rates = [(p, learning_rate_at(p, **run)) for p in sorted(points)]
     for (p, rate), (q, following) in itertools.pairwise(rates):
@@ -55,7 +55,7 @@ def test_rises_then_never_rises_again_and_stays_in_its_bounds(schedule, warmup, 
     assert all(rate >= final - 1e-12 for p, rate in rates if p >= warmup)
 
 
-def test_no_warm_up_starts_at_the_peak():
+def test_without_warmup_the_rate_starts_at_the_peak():
     for schedule in ("cosine", "linear", "constant"):
         assert learning_rate_at(0, schedule=schedule, peak=1, warmup_share=0, final_share=0) == 1
 
@@ -73,15 +73,15 @@ def test_no_warm_up_starts_at_the_peak():
         ({"schedule": "inverse_sqrt", "warmup_share": 0.0}, "warmup_share above 0"),
     ],
 )
-def test_values_that_are_not_allowed(change, message):
+def test_invalid_values(change, message):
     with pytest.raises(InputError, match=message):
         learning_rate_at(**({"progress": 0.5, **RUN} | change))
 
 
-def test_due():
+def test_due_at_intervals_and_at_the_last_step():
     assert [step for step in range(11) if due(step, 4, 10)] == [4, 8, 10]
     assert [step for step in range(11) if due(step, 4)] == [4, 8]
     assert not any(due(step, every, 10) for step in range(11) for every in (None, 0))
     assert all(due(step, 1) for step in range(1, 5)) and not due(0, 1, 0)
-    with pytest.raises(InputError, match="every -2 steps"):
+    with pytest.raises(InputError, match="the interval is -2 steps"):
         due(3, -2)

@@ -1,4 +1,4 @@
-"""Settings from TOML and back: whatever a dataclass can hold, and what is refused."""
+"""Settings from TOML and back, and invalid settings."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from duonlp.cli.settings import merged, settings_from
 from duonlp.errors import InputError
-from duonlp.training.settings_file import as_table, build, read_toml, replaced, to_toml, write_toml
+from duonlp.training.settings_file import as_table, build, read_toml, replace_settings, to_toml, write_toml
 
 
 @dataclass(frozen=True)
 class Inner:
-    """A table in a table."""
+    """A nested table."""
 
     rate: float = 0.5
     limit: float | None = 1.0
@@ -47,7 +48,7 @@ values = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@hypothesis_settings(deadline=None, max_examples=60)
 @given(
     st.builds(
         Outer,
@@ -60,14 +61,14 @@ values = st.one_of(
         ),
     )
 )  # fmt: skip
-def test_there_and_back(one):
+def test_round_trip(one):
     assert build(Outer, tomllib.loads(to_toml(one, "heading"))) == one
     assert build(Outer, as_table(one)) == one
 
 
-def test_a_table_that_leaves_out_is_as_the_default():
+def test_a_nested_table_is_completed_from_the_default():
     assert build(Outer, {"name": "a", "inner": {"limit": 2}}).inner == Inner(rate=0.25, limit=2.0)
-    assert replaced(Outer("a"), {"inner.rate": 1}).inner == Inner(rate=1.0)
+    assert replace_settings(Outer("a"), {"inner.rate": 1}).inner == Inner(rate=1.0)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +76,10 @@ def test_a_table_that_leaves_out_is_as_the_default():
     [
         ({}, "a run lacks name"),
         ({"name": "a", "nmae": "b"}, "'nmae' is no setting of a run; .*did you mean 'name'"),
-        ({"name": "a", "rate": 1}, "'rate' is no setting of a run; it is in a table: inner.rate"),
+        ({"name": "a", "rate": 1}, "'rate' is not a setting of a run; it belongs to a table: inner.rate"),
         ({"name": "a", "inner": {"rat": 1}}, "'inner.rat' is no setting.*did you mean 'inner.rate'"),
-        ({"name": 3}, "name is 3; it must be a text"),
-        ({"name": "a", "count": True}, "count is True; it must be a whole number or none"),
+        ({"name": 3}, "name is 3; it must be a string"),
+        ({"name": "a", "count": True}, "count is True; it must be an integer or none"),
         ({"name": "a", "count": 1.5}, "count is 1.5"),
         ({"name": "a", "flag": 1}, "flag is 1; it must be true or false"),
         ({"name": "a", "pairs": [[1]]}, "pairs has 1 values; it must have 2"),
@@ -87,17 +88,17 @@ def test_a_table_that_leaves_out_is_as_the_default():
         ({"name": "a", "inner": 3}, "inner is 3; it must be a table"),
     ],
 )
-def test_what_is_refused(table, message):
+def test_invalid_settings(table, message):
     with pytest.raises(InputError, match=message):
         build(Outer, table)
 
 
-def test_the_later_wins_and_none_is_no_flag(tmp_path):
+def test_later_sources_win_and_none_is_ignored(tmp_path):
     write_toml(tmp_path / "run.toml", Outer("file", count=1))
     assert read_toml(tmp_path / "run.toml")["name"] == "file" and not list(tmp_path.glob(".*"))
-    found = settings_from(
+    settings = settings_from(
         Outer, str(tmp_path / "run.toml"), {"count": 3, "name": None}, ["count=2", "inner.rate=0.1", "extra.a=[1]"], what="x"
     )  # fmt: skip
-    assert (found.name, found.count, found.inner.rate, found.extra) == ("file", 3, 0.1, {"a": [1]})
-    with pytest.raises(InputError, match="name is 'file' and has no settings of its own"):
+    assert (settings.name, settings.count, settings.inner.rate, settings.extra) == ("file", 3, 0.1, {"a": [1]})
+    with pytest.raises(InputError, match="name is 'file', which has no settings of its own"):
         merged(str(tmp_path / "run.toml"), {"name.first": 1})

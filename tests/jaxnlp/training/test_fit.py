@@ -229,8 +229,8 @@ def test_a_loss_that_is_no_number_stops_and_spoils_nothing(tmp_path):
         ({"batches": iter(()), "steps": 3}, "there are no batches in epoch 0"),
         ({"batches": iter(())}, "set steps in the FitConfig"),
         ({"batches": [{"input_ids": np.full((2, 3), 99, np.int32)}]}, "input_ids holds 99"),
-        ({"best_metric": "rougeL"}, "best_metric is 'rougeL' and nothing computes it"),
-        ({"validation": False, "patience": 2}, "patience is 2 and nothing is evaluated"),
+        ({"best_metric": "rougeL"}, "best_metric is 'rougeL' but nothing computes it"),
+        ({"validation": False, "patience": 2}, "patience is 2 but nothing is evaluated"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"evaluate_every": "steps"}, "evaluate_every is 'steps'"),
     ],
@@ -271,11 +271,11 @@ def test_an_encoder_decoder_is_evaluated_by_what_it_writes(tmp_path):
         (
             lambda predictions, references: {"bleu": 1},
             {},
-            "best_metric is 'words', and the evaluation gives loss, bleu",
+            "best_metric is 'words' but the evaluation computes only loss, bleu",
         ),
-        (lambda predictions, references: {"words": "many"}, {}, "the metric gave words='many'"),
+        (lambda predictions, references: {"words": "many"}, {}, "the metric returned words='many'"),
         (3, {}, "metric is a int"),
-        (share_of_words, {"num_return_sequences": 2, "num_beams": 2}, "a score wants one text a source"),
+        (share_of_words, {"num_return_sequences": 2, "num_beams": 2}, "evaluation needs one text per source"),
     ],
 )
 def test_a_metric_that_does_not_serve_is_refused_before_the_first_step(metric, options, message):

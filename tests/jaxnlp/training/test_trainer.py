@@ -148,9 +148,9 @@ def test_another_run_does_not_go_on_from_here(finished, tmp_path, changes, messa
 
 def test_another_model_or_other_data_are_named(finished, tmp_path):
     folder = copy(finished, tmp_path)
-    with pytest.raises(InputError, match=r"another model: .*n_embd is 16 there and 32 here"):
+    with pytest.raises(InputError, match=r"different model .*n_embd: stored 16, now 32"):
         run(folder, LazyModel.from_config(GPT2 | {"n_embd": 32}), mesh=one_device(), steps=12)
-    with pytest.raises(InputError, match=r"another data: .*seed is 0 there and 7 here"):
+    with pytest.raises(InputError, match=r"different data .*seed: stored 0, now 7"):
         pretrain(LazyModel.from_config(GPT2), batches(seed=7), settings(steps=12), folder, mesh=one_device())
 
 

@@ -1,9 +1,9 @@
-"""A run on the console: a bar that moves on a terminal, a line now and then in a log file."""
+"""Console output of a run: a progress bar on a terminal, occasional lines in a log file."""
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,28 +14,33 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class Curve:
-    """All of a curve in bounded space: when it is full, each two neighbouring values become their mean."""
+    """A series in bounded memory: when full, each pair of neighboring values is replaced by its mean.
+
+    Attributes:
+        values: Means of equally many consecutive values each, at most the capacity.
+    """
 
     def __init__(self, capacity: int = 512):
         self.values: list[float] = []
-        self._capacity, self._stride, self._waiting = capacity, 1, []
+        self._capacity, self._stride = capacity, 1
+        self._pending: list[float] = []
 
     def add(self, value: float) -> None:
-        """One more value; one that is not finite is left out."""
+        """Add a value; non-finite ones are dropped."""
         if not math.isfinite(value):
             return
-        self._waiting.append(value)
-        if len(self._waiting) < self._stride:
+        self._pending.append(value)
+        if len(self._pending) < self._stride:
             return
-        self.values.append(sum(self._waiting) / len(self._waiting))
-        self._waiting = []
+        self.values.append(sum(self._pending) / len(self._pending))
+        self._pending = []
         if len(self.values) == self._capacity:
             self.values = [(a + b) / 2 for a, b in zip(self.values[::2], self.values[1::2])]
             self._stride *= 2
 
 
-def sparkline(values, width: int = 24) -> str:
-    """A curve in one line of text, from its lowest to its highest value; "" without a finite one."""
+def sparkline(values: Sequence[float] | np.ndarray, width: int = 24) -> str:
+    """Return a curve as one line of text, scaled from its minimum to its maximum; "" without a finite value."""
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not values.size:
@@ -46,8 +51,8 @@ def sparkline(values, width: int = 24) -> str:
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in pieces)
 
 
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds as 1:02:03, days before them; "-:--:--" when it is not known."""
+def format_duration(seconds: float | None) -> str:
+    """Format seconds as 1:02:03, with days in front; "-:--:--" if unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "-:--:--"
     minutes, second = divmod(round(max(seconds, 0)), 60)
@@ -56,29 +61,29 @@ def duration(seconds: float | None) -> str:
     return (f"{days} day{'s' * (days > 1)} " if days else "") + f"{hour}:{minute:02}:{second:02}"
 
 
-def short(value: float) -> str:
-    """A figure in about four characters: 3.21, 24.8, 123, 12,345, 1.2e+09."""
+def format_short(value: float) -> str:
+    """Format a number in about four characters: 3.21, 24.8, 123, 12,345, 1.2e+09."""
     if math.isfinite(value) and abs(value) >= 1e6:
         return f"{value:.1e}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def step_time(seconds: float) -> str:
-    """Seconds of a step, in the unit that fits."""
+def format_step_time(seconds: float) -> str:
+    """Format the duration of a step in seconds or milliseconds."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
 
 
 class ConsoleDisplay:
-    """Shows the records of a run as they come.
+    """Show the records of a run on the console.
 
     Args:
-        console: where to; the standard error when None, so that what a program prints stays apart.
-        total_steps: of the run.
-        every_seconds: at least that long between two lines, where the console is no terminal.
-        description: before the bar.
-        unit: what speeds are of.
+        console: Console to write to. None for standard error, so that a program's own output stays separate.
+        total_steps: Steps of the run.
+        every_seconds: Minimum time between two lines if the console is not a terminal.
+        description: Text before the bar.
+        unit: Unit of the throughput: "tokens" or "examples".
     """
 
     def __init__(
@@ -87,8 +92,12 @@ class ConsoleDisplay:
     ):  # fmt: skip
         self.console = console or Console(stderr=True)
         self.total_steps, self.every_seconds, self.unit = total_steps, every_seconds, unit
-        self.curve, self.bar = Curve(), None
-        self.line, self.spoken = "", -math.inf  # the newest line that was not printed, and when one was
+        self.curve = Curve()
+        self.bar: Progress | None = None
+        self.pending_line, self.last_printed = (
+            "",
+            -math.inf,
+        )  # newest line not yet printed; time of the last printed one
         if self.console.is_terminal:
             columns = (
                 SpinnerColumn(),
@@ -96,10 +105,10 @@ class ConsoleDisplay:
                 BarColumn(bar_width=16),
                 TextColumn("{task.fields[note]}"),
             )
-            # Not more often than an eye reads: drawing takes time from a short step.
+            # Redrawing takes time from short steps, so keep the rate low.
             self.bar = Progress(
                 *columns, console=self.console, refresh_per_second=4,
-                # What is printed meanwhile goes above the bar, unless it was on its way into a file.
+                # Other output goes above the bar, unless it is redirected to a file.
                 redirect_stdout=sys.stdout.isatty(), redirect_stderr=sys.stderr.isatty(),
             )  # fmt: skip
             self.task = self.bar.add_task("", total=1.0, note="compiling")
@@ -107,52 +116,61 @@ class ConsoleDisplay:
             self.bar.start()
 
     def step(self, record: Mapping[str, Any], progress: float, eta: float | None) -> None:
-        """A step's record, the share of the run that is done, and the seconds that are left."""
+        """Show a training step.
+
+        Args:
+            record: The record, as :meth:`MetricsLog.step` writes it.
+            progress: Share of the run that is done.
+            eta: Remaining seconds; None if unknown.
+        """
         self.curve.add(record["loss"])
         if self.bar is not None:
-            self.bar.update(self.task, completed=progress, note=self.note(record, eta))
+            self.bar.update(self.task, completed=progress, note=self.bar_note(record, eta))
             return
-        self.line, now = self.sentence(record, progress, eta), time.monotonic()
-        if now - self.spoken >= self.every_seconds or progress >= 1:
-            self.print(self.line)
-            self.line, self.spoken = "", now
+        self.pending_line, now = self.log_line(record, progress, eta), time.monotonic()
+        if now - self.last_printed >= self.every_seconds or progress >= 1:
+            self.print(self.pending_line)
+            self.pending_line, self.last_printed = "", now
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """A held-out evaluation, a line of its own everywhere."""
-        name = record.get("name", "held out")
+        """Show a held-out evaluation on a line of its own."""
+        name = record.get("name", "held-out")
         text = f"step {record['step']:,}: {name}"
         if "loss" in record:
             text += f" loss {record['loss']:.4f}"
         if "perplexity" in record:
-            text += f", perplexity {short(record['perplexity'])}"
-        known = (*KNOWN, self.unit)
-        self.print(text + "".join(f", {key} {_shown(value)}" for key, value in record.items() if key not in known))
+            text += f", perplexity {format_short(record['perplexity'])}"
+        shown = (*STANDARD_KEYS, self.unit)
+        self.print(
+            text + "".join(f", {key} {_format_score(value)}" for key, value in record.items() if key not in shown)
+        )
 
     def print(self, text: str) -> None:
-        """A line of text, above the bar where there is one."""
+        """Print a line of text, above the bar if there is one."""
         (self.bar.console if self.bar is not None else self.console).print(
             text, highlight=False, markup=False, soft_wrap=True
         )
 
     def close(self) -> None:
-        """Leaves the bar, or the last step's line, on the console."""
+        """Stop the bar, or print the last step's line if it is still pending."""
         if self.bar is not None:
             self.bar.stop()
-        elif self.line:
-            self.print(self.line)
+        elif self.pending_line:
+            self.print(self.pending_line)
 
-    def note(self, record: Mapping[str, Any], eta: float | None) -> str:
-        """What stands beside the bar: as much as there is room for, the most telling first."""
+    def bar_note(self, record: Mapping[str, Any], eta: float | None) -> str:
+        """Return the text beside the bar: as many figures as fit, the most important first."""
         parts = [f"loss {record['smoothed_loss']:.3f}"]
         rate = record.get(f"{self.unit}_per_second")
         if rate is not None:
-            parts += [f"{_rate(rate)} {SHORT_UNITS.get(self.unit, self.unit)}/s", f"ETA {duration(eta)}"]
+            unit = SHORT_UNITS.get(self.unit, self.unit)
+            parts += [f"{_format_rate(rate)} {unit}/s", f"ETA {format_duration(eta)}"]
         if "perplexity" in record:
-            parts.append(f"ppl {short(record['perplexity'])}")
+            parts.append(f"ppl {format_short(record['perplexity'])}")
         if record.get("mfu") is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
         if record.get("step_seconds") is not None:
-            parts.append(f"{step_time(record['step_seconds'])}/step")
+            parts.append(f"{format_step_time(record['step_seconds'])}/step")
         note = parts[0]
         for part in parts[1:]:
             if len(note) + 2 + len(part) > self.room:
@@ -161,33 +179,35 @@ class ConsoleDisplay:
         width = min(24, self.room - len(note) - 2)
         return f"{sparkline(self.curve.values, width)}  {note}" if width >= 8 and self.curve.values else note
 
-    def sentence(self, record: Mapping[str, Any], progress: float, eta: float | None) -> str:
-        """A line for a log file."""
+    def log_line(self, record: Mapping[str, Any], progress: float, eta: float | None) -> str:
+        """Return a training step as a line for a log file."""
         parts = [
             f"step {record['step']:,}/{self.total_steps:,} ({progress:.0%})",
             f"loss {record['smoothed_loss']:.3f}",
         ]
         if "perplexity" in record:
-            parts.append(f"perplexity {short(record['perplexity'])}")
+            parts.append(f"perplexity {format_short(record['perplexity'])}")
         if record.get("learning_rate") is not None:
             parts.append(f"learning rate {record['learning_rate']:.2e}")
         rate = record.get(f"{self.unit}_per_second")
         if rate is not None:
-            parts += [f"{_rate(rate)} {self.unit}/s", f"{step_time(record['step_seconds'])} a step"]
+            parts += [f"{_format_rate(rate)} {self.unit}/s", f"{format_step_time(record['step_seconds'])}/step"]
         if record.get("mfu") is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
         if eta is not None:
-            parts.append(f"ETA {duration(eta)}")
+            parts.append(f"ETA {format_duration(eta)}")
         return "  ".join(parts)
 
 
-KNOWN = ("kind", "name", "step", "tokens", "loss", "perplexity", "seconds")
+STANDARD_KEYS = ("kind", "name", "step", "tokens", "loss", "perplexity", "seconds")
+"""Keys of an evaluation's record that are shown separately or not at all."""
+
 SHORT_UNITS = {"tokens": "tok", "examples": "ex"}
 
 
-def _rate(value: float) -> str:
+def _format_rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _shown(value: Any) -> str:
+def _format_score(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""A fine-tuning or distillation as a picture: its losses, and what its evaluations found, against the steps."""
+"""Plots of a fine-tuning or distillation run: losses and evaluation scores over the steps."""
 
 import os
 from pathlib import Path
@@ -9,48 +9,47 @@ from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_m
 
 
 def check_plot(file: str | os.PathLike) -> None:
-    """Raises InputError for a file that no picture can be saved to, and MissingExtraError without matplotlib."""
+    """Raise InputError if no plot can be saved to `file`, and MissingExtraError without matplotlib."""
     check_picture_file(Path(file))
     require_matplotlib("curves are plotted")
 
 
 def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -> None:
-    """Draws the losses of a run, on the left, and the other scores of its evaluations, on the right.
+    """Plot the losses of a run (left) and the other scores of its evaluations (right).
 
     Args:
-        run: a metrics.jsonl, or the folder it is in.
-        file: a .png, .svg or .pdf file in a folder that is there.
-        title: above the picture.
+        run: A metrics.jsonl, or the folder that contains it.
+        file: Output file: .png, .svg or .pdf, in an existing folder.
+        title: Title of the plot.
 
     Raises:
-        InputError: there is nothing to draw, or as check_plot.
-        MissingExtraError: as check_plot.
+        InputError: The run has no records, or `file` is invalid.
+        MissingExtraError: matplotlib is not installed.
     """
     check_plot(file)
     from matplotlib.ticker import MaxNLocator
 
     records = read_metrics(run)
-    steps = [each for each in records if each.get("kind", STEP) == STEP]
-    evaluations = [each for each in records if each.get("kind") == EVALUATION]
+    steps = [record for record in records if record.get("kind", STEP) == STEP]
+    evaluations = [record for record in records if record.get("kind") == EVALUATION]
     if not steps and not evaluations:
-        raise InputError(f"the run {str(run)!r} has no records to draw")
-    names = dict.fromkeys(name for each in evaluations for name in each)
-    names = [name for name in names if name not in ("kind", "name", "step", "examples", "loss")]
+        raise InputError(f"the run {str(run)!r} has no records to plot; train it with log_every above 0")
+    keys = dict.fromkeys(key for record in evaluations for key in record)
+    metrics = [key for key in keys if key not in ("kind", "name", "step", "examples", "loss")]
     with picture(Path(file), 9, 4) as figure:
         losses, scores = figure.subplots(1, 2)
-        at = [each["step"] for each in steps]
         losses.plot(
-            at, [each["loss"] for each in steps], color=COLOURS[0], label="training"
-        )  # means since the one before
-        held_out = [(each["step"], each["loss"]) for each in evaluations if "loss" in each]
-        if held_out:
-            losses.plot(*zip(*held_out), "o-", color=COLOURS[1], label="validation", markeredgecolor="white")
+            [record["step"] for record in steps], [record["loss"] for record in steps], color=COLOURS[0], label="training"
+        )
+        validation = [(record["step"], record["loss"]) for record in evaluations if "loss" in record]
+        if validation:
+            losses.plot(*zip(*validation), "o-", color=COLOURS[1], label="validation", markeredgecolor="white")
         losses.set_ylabel("loss")
-        for number, name in enumerate(names):
-            points = [(each["step"], each[name]) for each in evaluations if name in each]
-            colour = COLOURS[number % len(COLOURS)]
+        for number, metric in enumerate(metrics):
+            points = [(record["step"], record[metric]) for record in evaluations if metric in record]
+            color = COLOURS[number % len(COLOURS)]
             scores.plot(
-                *zip(*points), "o-", color=colour, label=f"{name}: {points[-1][1]:.3f}", markeredgecolor="white"
+                *zip(*points), "o-", color=color, label=f"{metric}: {points[-1][1]:.3f}", markeredgecolor="white"
             )
         scores.set_ylabel("validation scores")
         for axes in (losses, scores):

@@ -1,9 +1,9 @@
-"""metrics.jsonl: what a run measured, one JSON object a line, in the order of its steps."""
+"""Read and write metrics.jsonl: the records of a run, one JSON object per line, in the order of its steps."""
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,24 @@ STEP, EVALUATION = "step", "evaluation"
 """Values of a record's "kind"."""
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-"""How numbers that JSON does not have are written: as these strings."""
+"""Strings that stand for the numbers JSON lacks."""
 
 
-def plain(value: Any) -> Any:
-    """A value for a record: whole numbers, floats, texts and None as Python has them; zero-dimensional arrays too."""
+def to_plain(value: Any) -> Any:
+    """Convert a value to a Python int, float, str, bool or None; zero-dimensional arrays are accepted."""
     if value is None or isinstance(value, (str, bool)):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
-    """A record as a line of the file, its end included."""
-    legible = {key: _text_of(value) for key, value in record.items()}
-    return json.dumps(legible, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    """Return a record as a line of the file, with its newline."""
+    values = {key: _encode_non_finite(value) for key, value in record.items()}
+    return json.dumps(values, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
-    """The record of a line; raises ValueError when it is none."""
+    """Parse a line of the file; raise ValueError if it is not a record."""
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("not an object")
@@ -40,35 +40,38 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 
 def read_metrics(file: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, or of the one in a folder; a last line that was torn off is left out.
+    """Read the records of a metrics.jsonl, dropping a truncated last line.
+
+    Args:
+        file: The file, or the folder that contains it.
 
     Raises:
-        InputError: the file is not there, or another line than the last is no record.
+        InputError: The file does not exist, or a line other than the last is invalid.
     """
     file = Path(file)
     file = file / FILE if file.is_dir() else file
     if not file.is_file():
-        raise InputError(f"there is no {str(file)!r}; name a {FILE}, or the folder of a run that has one")
+        raise InputError(f"{str(file)!r} does not exist; give a {FILE}, or the folder of a run that has one")
     with open(file, "rb") as lines:
         return [record for _, record in _records(lines, file)]
 
 
-def cut_back(file: Path, step: int) -> int:
-    """Removes the records of steps after `step`, and a last line that was torn off; returns how many records went.
+def remove_after(file: Path, step: int) -> int:
+    """Remove the records after `step` and a truncated last line, and return the number of records removed.
 
-    The file is written anew under another name and then renamed, or left alone when nothing has to go.
+    The file is replaced atomically, or left alone if nothing has to be removed.
 
     Raises:
-        InputError: another line than the last is no record.
+        InputError: A line other than the last is invalid.
     """
     unfinished, removed = file.with_name(f".{file.name}.{os.getpid()}.part"), 0
     try:
-        with open(file, "rb") as lines, open(unfinished, "wb") as kept:
+        with open(file, "rb") as lines, open(unfinished, "wb") as output:
             for line, record in _records(lines, file):
                 if record.get("step", 0) > step:
                     removed += 1
                 else:
-                    kept.write(line.rstrip(b"\n") + b"\n")
+                    output.write(line.rstrip(b"\n") + b"\n")
         if unfinished.stat().st_size != file.stat().st_size:
             os.replace(unfinished, file)
     finally:
@@ -76,8 +79,8 @@ def cut_back(file: Path, step: int) -> int:
     return removed
 
 
-def _records(lines, file: Path):
-    """Each line and its record; a line that is none is an error, unless it is the last and has no end."""
+def _records(lines: Iterable[bytes], file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line and its record; an invalid line is an error unless it is the last and has no newline."""
     for number, line in enumerate(lines, 1):
         try:
             record = from_line(line)
@@ -85,12 +88,12 @@ def _records(lines, file: Path):
             if not line.endswith(b"\n"):
                 return
             raise InputError(
-                f"line {number} of {str(file)!r} is no record of a run ({error}); mend or remove that line"
+                f"line {number} of {str(file)!r} is not a valid record ({error}); fix or remove that line"
             ) from error
         yield line, record
 
 
-def _text_of(value: Any) -> Any:
+def _encode_non_finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

@@ -1,4 +1,4 @@
-"""What a training run says of itself: on the console, in metrics.jsonl, and to TensorBoard or Weights & Biases."""
+"""The log of a training run: console, metrics.jsonl, TensorBoard and Weights & Biases."""
 
 import math
 import os
@@ -6,45 +6,45 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO
 
 from rich.console import Console
 
 from duonlp.errors import InputError
 from duonlp.training.flops import mfu
 from duonlp.training.log.console import ConsoleDisplay
-from duonlp.training.log.metrics_file import EVALUATION, FILE, STEP, cut_back, plain, to_line
-from duonlp.training.log.trackers import TensorBoard, WeightsAndBiases
+from duonlp.training.log.metrics_file import EVALUATION, FILE, STEP, remove_after, to_line, to_plain
+from duonlp.training.log.trackers import TensorBoard, Tracker, WeightsAndBiases
 
 TRAINING_GROUP = "train"
-"""Before the names of a step's figures, in TensorBoard and Weights & Biases: train/loss."""
+"""Prefix of a training step's metrics in TensorBoard and Weights & Biases: train/loss."""
 
 
 class MetricsLog:
-    """The log of a run. Used as a context manager, by the main process alone; the others have a :class:`NullLog`.
+    """The log of a run, a context manager for the main process; other processes use a :class:`NullLog`.
 
-    Every call adds a line to ``metrics.jsonl``: nothing is kept back, so a run that is killed has all of its records.
-    Numbers that JSON does not have are written as "nan", "inf" and "-inf", which float() reads.
+    Every call appends a line to ``metrics.jsonl`` at once, so a killed run keeps all of its records. Non-finite numbers are
+    written as "nan", "inf" and "-inf", which float() reads.
 
     Args:
-        folder: the run's; made when it is not there.
-        total_steps: of the whole run, for the share that is done and the time that is left.
-        console: whether to show progress, or the rich Console to show it on; True is the standard error.
-        tensorboard: whether to write event files (extra `pretrain`).
-        wandb: options of ``wandb.init``; None, and nothing of Weights & Biases is imported.
-        flops_per_token: of training (:attr:`TokenFlops.training`), for the MFU.
-        peak_flops: FLOP/s of all devices together; None where nobody publishes them, and the MFU is left out.
-        window: records that speeds and the smoothed loss are taken over.
-        resumed_from: the step that the run goes on from, 0 when it starts again; later records are removed. None for a
-            new run.
-        console_seconds: at least that long between two lines, where the console is no terminal.
-        description: before the bar.
-        unit: what a step's records count, and speeds are of: "tokens", each of which has a loss and so a perplexity; or
-            another word, such as "examples".
+        folder: Folder of the run; created if missing.
+        total_steps: Steps of the whole run, from which progress and remaining time are computed.
+        console: Whether to show progress, or the rich Console to show it on. True is standard error.
+        tensorboard: Whether to write TensorBoard event files (extra `pretrain`).
+        wandb: Options of ``wandb.init``. None does not import wandb.
+        flops_per_token: Training FLOPs per token (:attr:`TokenFlops.training`), for the MFU.
+        peak_flops: Peak FLOP/s of all devices together. None, where it is not published, omits the MFU.
+        window: Number of records over which throughput and the smoothed loss are averaged.
+        resumed_from: Step the run resumes from (0 to start over); later records are removed. None for a new run.
+        console_seconds: Minimum time between two console lines if the console is not a terminal.
+        description: Text before the progress bar.
+        unit: What records count and throughput is measured in. With "tokens" the loss is per token and has a perplexity;
+            anything else, such as "examples", has none.
 
     Raises:
-        InputError: a new run in a folder that has metrics already, a damaged metrics.jsonl, or a value not allowed.
-        MissingExtraError: tensorboardX or wandb was asked for and is not installed.
+        InputError: A new run in a folder that has metrics already, a damaged metrics.jsonl, or an argument out of range.
+        MissingExtraError: tensorboardX or wandb is requested and not installed.
     """
 
     def __init__(
@@ -67,58 +67,62 @@ class MetricsLog:
             if value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
         if flops_per_token is not None and peak_flops is not None:
-            mfu(1.0, flops_per_token, peak_flops)  # raises for a peak that is not allowed, before the training
+            mfu(1.0, flops_per_token, peak_flops)  # raises for an invalid peak before training starts
         self.folder, self.total_steps, self.unit = Path(folder), total_steps, unit
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self._losses: deque[float] = deque(maxlen=window)
         self._marks: deque[tuple[int, int, float, float]] = deque(maxlen=window + 1)
-        self._start, self._last_step, self._counted = time.perf_counter(), resumed_from or 0, None
-        self._file = None
+        self._start, self._last_step = time.perf_counter(), resumed_from or 0
+        self._last_count: int | None = None  # tokens or examples at the last step
+        self._file: BinaryIO | None = None
 
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / FILE
         if resumed_from is None and file.exists() and file.stat().st_size:
-            raise InputError(
-                f"{str(file)!r} has the records of another run; resume that run, or give this one another folder"
-            )
+            raise InputError(f"{str(file)!r} has the records of an earlier run; resume that run, or use another folder")
         if file.exists():
-            cut_back(file, resumed_from or 0)
-        self._trackers = [TensorBoard(self.folder, resumed_from)] if tensorboard else []
+            remove_after(file, resumed_from or 0)
+        self._trackers: list[Tracker] = [TensorBoard(self.folder, resumed_from)] if tensorboard else []
         if wandb is not None:
             self._trackers.append(WeightsAndBiases(self.folder, wandb, resumed_from))
-        self._file = open(file, "ab")  # noqa: SIM115 (close() is called by whoever made the log)
-        self._display = None
+        self._file = open(file, "ab")  # noqa: SIM115 (closed by close())
+        self._display: ConsoleDisplay | None = None
         if console:
-            where = console if isinstance(console, Console) else None
-            self._display = ConsoleDisplay(where, total_steps, console_seconds, description, unit)
+            target = console if isinstance(console, Console) else None
+            self._display = ConsoleDisplay(target, total_steps, console_seconds, description, unit)
 
     def step(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Logs a training step; it may be called for some steps alone.
+        """Log a training step. Steps may be skipped.
 
         Args:
-            record: "step" (steps done), "loss" (nats a token) and "tokens", or what the unit is (seen since the run
-                began, resumed parts included); and, as there are, "learning_rate", "seconds" (of training; without it,
-                the time since this log was made), "progress" (share of the run done; without it, of its steps), and any
-                other number.
+            record: Metrics of the step:
+
+                - "step": steps done;
+                - "loss": in nats per token with the unit "tokens";
+                - the unit ("tokens" or "examples"): number seen since the run began, including before a resume;
+                - "learning_rate" (optional);
+                - "seconds" (optional): training time; by default the time since this log was created;
+                - "progress" (optional): share of the run that is done; by default the share of its steps;
+                - any other numbers.
 
         Returns:
-            The record as written: with "perplexity" of a loss a token, "smoothed_loss" (mean of the window) and, from the
-            second record on, "tokens_per_second" (of the unit), "step_seconds" and "mfu" where it is known, all over the
-            window; and "eta_seconds", which the file has not.
+            The record as written, with "smoothed_loss" (mean over the window), "perplexity" for the unit "tokens" and, from
+            the second record on, "<unit>_per_second", "step_seconds" and "mfu" (if known) over the window; plus
+            "eta_seconds", which is not written.
 
         Raises:
-            InputError: something is missing, or the step is not after the one before.
+            InputError: A required key is missing, or the step is not greater than the previous one.
         """
-        record = {key: plain(value) for key, value in record.items()}
+        record = {key: to_plain(value) for key, value in record.items()}
         missing = [key for key in ("step", "loss", self.unit) if record.get(key) is None]
         if missing:
             raise InputError(
-                f"the record of a step lacks {', '.join(missing)}; it has {', '.join(record) or 'nothing'}"
+                f"the record of a step lacks {', '.join(missing)}; it has only {', '.join(record) or 'no keys'}"
             )
-        step, loss, counted = record["step"], record["loss"], record[self.unit]
+        step, loss, count = record["step"], record["loss"], record[self.unit]
         if step <= self._last_step:
-            raise InputError(f"step {step} was logged after step {self._last_step}; steps must rise")
-        self._last_step, self._counted = step, counted
+            raise InputError(f"step {step} was logged after step {self._last_step}; steps must increase")
+        self._last_step, self._last_count = step, count
         seconds = record.setdefault("seconds", time.perf_counter() - self._start)
         progress = record.get("progress")
         progress = step / self.total_steps if progress is None else progress
@@ -129,11 +133,11 @@ class MetricsLog:
         record["smoothed_loss"] = sum(self._losses) / len(self._losses)
 
         eta = None
-        self._marks.append((step, counted, seconds, progress))
-        first_step, first_counted, first_seconds, first_progress = self._marks[0]
+        self._marks.append((step, count, seconds, progress))
+        first_step, first_count, first_seconds, first_progress = self._marks[0]
         elapsed = seconds - first_seconds
         if elapsed > 0:
-            record[f"{self.unit}_per_second"] = (counted - first_counted) / elapsed
+            record[f"{self.unit}_per_second"] = (count - first_count) / elapsed
             record["step_seconds"] = elapsed / (step - first_step)
             if self.unit == "tokens" and self.flops_per_token is not None and self.peak_flops is not None:
                 record["mfu"] = mfu(record["tokens_per_second"], self.flops_per_token, self.peak_flops)
@@ -145,20 +149,28 @@ class MetricsLog:
         return record | {"eta_seconds": eta}
 
     def evaluation(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Logs an evaluation.
+        """Log an evaluation.
 
         Args:
-            record: "step", and "loss" on held-out text (nats a token) or any other numbers; "name" when there is more
-                than one kind; "tokens", or what the unit is, as in :meth:`step`, whose last value is taken otherwise.
+            record: Metrics of the evaluation:
+
+                - "step": steps done;
+                - "loss" (optional): on held-out text, in nats per token with the unit "tokens";
+                - "name" (optional): kind of evaluation, where there are several;
+                - the unit (optional): as in :meth:`step`, from which it is taken by default;
+                - any other numbers.
 
         Returns:
-            The record as written: with the "perplexity" of a loss a token.
+            The record as written, with the "perplexity" of a loss per token.
+
+        Raises:
+            InputError: "step" is missing.
         """
-        record = {key: plain(value) for key, value in record.items()}
+        record = {key: to_plain(value) for key, value in record.items()}
         if record.get("step") is None:
-            raise InputError(f"the record of an evaluation lacks step; it has {', '.join(record) or 'nothing'}")
-        if self._counted is not None:
-            record.setdefault(self.unit, self._counted)
+            raise InputError(f"the record of an evaluation lacks step; it has only {', '.join(record) or 'no keys'}")
+        if self._last_count is not None:
+            record.setdefault(self.unit, self._last_count)
         record = {"kind": EVALUATION, **record}
         if "loss" in record and self.unit == "tokens":
             record["perplexity"] = perplexity(record["loss"])
@@ -168,12 +180,12 @@ class MetricsLog:
         return record
 
     def message(self, text: str) -> None:
-        """Says something on the console, above the bar."""
+        """Print a line on the console, above the bar."""
         if self._display is not None:
             self._display.print(text)
 
     def close(self, failed: bool = False) -> None:
-        """Ends the log; a second time does nothing."""
+        """Close the log. Closing it again does nothing."""
         if self._file is None:
             return
         self._file.close()
@@ -186,14 +198,16 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close(failed=kind is not None)
 
     def _write(self, group: str, record: Mapping[str, Any]) -> None:
         if self._file is None:
-            raise InputError(f"the log in {str(self.folder)!r} is closed; make another to go on")
+            raise InputError(f"the log in {str(self.folder)!r} is closed; create a new one")
         self._file.write(to_line(record))
-        self._file.flush()  # to the system, so that it outlives this process
+        self._file.flush()  # to the operating system, so that it survives a kill of this process
         numbers = {
             key: value
             for key, value in record.items()
@@ -204,9 +218,9 @@ class MetricsLog:
 
 
 class NullLog:
-    """The log of every process but the main one: the same methods, which do nothing. Takes what MetricsLog takes."""
+    """A log that does nothing, with the arguments and methods of :class:`MetricsLog`, for all but the main process."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         pass
 
     def step(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,12 +238,14 @@ class NullLog:
     def __enter__(self) -> "NullLog":
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         pass
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats a token; infinite where that is beyond a float."""
+    """Return exp(loss) of a loss in nats per token; infinity on overflow."""
     try:
         return math.exp(loss)
     except OverflowError:
