@@ -10,7 +10,7 @@ import numpy as np
 from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.data.objectives.language_modelling import CausalLM
 from jaxnlp.training import LazyModel, PretrainingConfig, make_mesh, make_step, pretrain
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 
 GPT2 = {
     "model_type": "gpt2", "vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2,
@@ -59,7 +59,7 @@ def curve(model=None, devices=None, steps=20, objective_batches=None, **changes)
     mesh = None if devices is None else make_mesh(config.mesh, jax.devices()[:devices])
     model = LazyModel.from_config(GPT2, seed=1) if model is None else model
     step = make_step(model, config, mesh)
-    state, losses = step.init_state(reader(model)), []
+    state, losses = step.init_state(parameter_reader(model)), []
     for number in range(steps):
         batch = (objective_batches or batches())[number]
         state, known = step(state, step.put(batch), config.learning_rate_at((number + 0.5) / steps))

@@ -12,7 +12,7 @@ from duonlp.data.objectives.language_modelling import CausalLM, objective
 from duonlp.errors import ConfigError, InputError
 from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import LazyModel, export, make_mesh, make_step, pretrain
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
 from tests.jaxnlp.training.runs import GPT2, ROWS, CountingBlocks, Manifest, curve, settings
 
@@ -73,7 +73,7 @@ def test_the_curve_is_that_of_one_device(one_device, changes):
 def loss_of(model, key=None, devices=1, gradient=False, **changes):
     """Loss of the first batch with the model's own values; and its gradient."""
     step = make_step(model, settings(**changes), make_mesh(changes["mesh"], jax.devices()[:devices]))
-    params = step.trainable.parameters(reader(model), step.shardings["params"])
+    params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
     loss = lambda params, batch: step.trainable.loss(params, batch, key)  # noqa: E731
     if not gradient:
         total, count = jax.jit(loss)(params, step.put(batches()[0]))

@@ -9,7 +9,7 @@ pytest.importorskip("orbax.checkpoint")
 from duonlp import architectures
 from duonlp.training.config import mesh_shape
 from jaxnlp.training.mesh import make_mesh, partition, shardings
-from jaxnlp.training.model import LazyModel, trainable
+from jaxnlp.training.model import LazyModel, make_trainable
 from tests.jaxnlp.training.runs import GPT2
 
 
@@ -48,7 +48,7 @@ def test_every_matrix_of_every_family_is_cut(mesh):
             "num_attention_heads": 2,
         }
         hf |= {"dim": 16, "n_layers": 2, "n_heads": 2, "embedding_size": 16, "intermediate_size": 32}
-        made = trainable(LazyModel.from_config(hf, head="masked-lm"), scan=True)
+        made = make_trainable(LazyModel.from_config(hf, head="masked-lm"), scan=True)
         placed = jax.tree_util.tree_leaves_with_path(shardings(made.abstract, mesh))
         uncut = [jax.tree_util.keystr(keys) for keys, where in placed if where.spec == P() and keys[-1].key == "kernel"]
         assert not uncut, f"{family}: {uncut}"
@@ -57,7 +57,7 @@ def test_every_matrix_of_every_family_is_cut(mesh):
 def test_moments_lie_where_their_parameters_lie(mesh):
     import optax
 
-    params = trainable(LazyModel.from_config(GPT2), scan=True).abstract
+    params = make_trainable(LazyModel.from_config(GPT2), scan=True).abstract
     moments = jax.eval_shape(optax.scale_by_adam().init, params)
     assert jax.tree.leaves(shardings(moments.mu, mesh)) == jax.tree.leaves(shardings(params, mesh))
 

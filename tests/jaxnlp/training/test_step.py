@@ -9,7 +9,7 @@ pytest.importorskip("orbax.checkpoint")
 from duonlp.errors import InputError
 from duonlp.training.config import OPTIMIZERS
 from jaxnlp.training import LazyModel, make_mesh, make_step
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 from jaxnlp.training.optimizers import make_optimizer
 from tests.jaxnlp.training.runs import GPT2, LENGTH, batches, curve, settings
 
@@ -61,7 +61,7 @@ def test_dropout_is_the_same_when_scanned_and_over_devices():
         step = make_step(
             model, settings(**changes), make_mesh(changes["mesh"], jax.devices()[: 2 if changes["mesh"] else 1])
         )
-        params = step.trainable.parameters(reader(model), step.shardings["params"])
+        params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
         return jax.jit(step.trainable.loss)(params, step.put(batch), key)[0]
 
     plain = loss(jax.random.key(3), mesh={})
@@ -104,7 +104,7 @@ def test_documents_of_one_row_do_not_see_each_other():
     """A row of two documents gives the losses of two rows of one."""
     model = LazyModel.from_config(GPT2, seed=1)
     step = make_step(model, settings(mesh={}, batch_size=1), make_mesh({}, jax.devices()[:1]))
-    params = step.trainable.parameters(reader(model), step.shardings["params"])
+    params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
     ids = np.arange(12, dtype=np.int32).reshape(1, 12)
     labels = np.concatenate([ids[:, 1:5], [[-100]], ids[:, 6:], [[-100]]], axis=1).astype(np.int32)
     segments = np.array([[1] * 5 + [2] * 7], np.int32)
@@ -118,7 +118,7 @@ def test_documents_of_one_row_do_not_see_each_other():
 def test_the_state_is_donated_and_one_program_compiled():
     model = LazyModel.from_config(GPT2, seed=1)
     step = make_step(model, settings(mesh={"data": 2}), make_mesh({"data": 2}, jax.devices()[:2]))
-    state = step.init_state(reader(model))
+    state = step.init_state(parameter_reader(model))
     first = jax.tree.leaves(state)
     for number in range(3):
         state, _ = step(state, step.put(batches()[number]), 1e-3)
