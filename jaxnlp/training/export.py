@@ -1,6 +1,8 @@
 """Export the checkpoint of a run as a model in Hugging Face layout: layers unstacked, optimizer state dropped."""
 
 import os
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +92,19 @@ class _ParameterReader:
         return values[layer]
 
     def _read(self, path: str) -> np.ndarray:
-        names = self.names[path]
-        item: Any = 0
-        restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for name in reversed(["params", *names]):
-            item, restore = {name: item}, {name: restore}
+        names = ("params", *self.names[path])
+        target = ocp.args.PyTreeRestore(
+            item=_nest(0, names),
+            restore_args=_nest(ocp.RestoreArgs(restore_type=np.ndarray), names),
+            partial_restore=True,
+        )
         try:
-            tree = self.handler.restore(
-                epath.Path(self.folder),
-                args=ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True),
-            )
+            tree = self.handler.restore(epath.Path(self.folder), args=target)
         except Exception as error:
             raise CheckpointError(f"{path} of {str(self.folder.parent)!r} cannot be read: {error}") from error
-        for name in ("params", *names):
-            tree = tree[name]
-        return np.asarray(tree)
+        return np.asarray(reduce(lambda subtree, name: subtree[name], names, tree))
+
+
+def _nest(leaf: Any, names: Sequence[str]) -> Any:
+    """Return nested dicts with a single leaf, at the end of `names`."""
+    return reduce(lambda tree, name: {name: tree}, reversed(names), leaf)

@@ -190,12 +190,11 @@ def train(
                 evaluation.check(state)
         loop = _Loop(step, config, total, best, checkpoints, log_writer, preemption, evaluation)
         state, position, preempted = loop.run(batches, state, position)
-    has_best = best.value is not None and best.step is not None
+    best_result = None if best.value is None or best.step is None else {"value": best.value, "step": best.step}
     return FitResult(
         _model_with(model, step, state), position["step"], position["examples"], position["seconds"], position["loss"],
         [] if evaluation is None else evaluation.history,
-        {"value": best.value, "step": best.step} if has_best else None,
-        folder / BEST if has_best and folder is not None else None, best.out_of_patience,
+        best_result, None if folder is None or best_result is None else folder / BEST, best.out_of_patience,
         preempted and position["step"] < total,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +197,8 @@ class Plan:
             counts = {name: count for name, (_, count, _) in (terms if batch_terms is None else batch_terms).items()}
             means = {name: total / jnp.maximum(counts[name], 1) for name, (total, _, _) in terms.items()}
             factors = {name: factor for name, (_, _, factor) in terms.items()}
-            return sum(factors[name] * mean for name, mean in means.items()), self.parts(means, factors)
+            total = sum(factors[name] * mean for name, mean in means.items())
+            return cast(jax.Array, total), self.parts(means, factors)
 
         value, parts, gradients = accumulate_gradients(
             loss, params, batch, key, pieces, partial(shard_rows, mesh=self.mesh)

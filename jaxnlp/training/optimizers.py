@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -90,6 +90,6 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         new_updates, state = transform.update(unstack(updates), state, unstack(params))
-        return restack(new_updates, updates), state
+        return restack(cast(dict[str, Any], new_updates), updates), state
 
     return optax.GradientTransformation(lambda params: transform.init(unstack(params)), update)

@@ -196,15 +196,15 @@ class _Loop:
             ends = preempted or number == last
             if due(number, config.log_every, last) or ends:
                 pending.write(seconds)
-            evaluates = self.held_out is not None and due(number, config.evaluate_every, last)
-            if evaluates:
+            evaluated = due(number, config.evaluate_every, last)
+            if evaluated and self.held_out is not None:
                 held_out_loss = evaluate(self.step, state["params"], self.held_out, config.evaluate_batches)
                 self.log.evaluation({"step": number, "loss": held_out_loss, "tokens": tokens})
             if self.checkpoints is not None and (due(number, config.save_every, last) or ends):
                 pending.write(seconds)  # raises before a non-finite state is saved
                 meta = Meta(step=number, tokens=tokens, seconds=seconds, loss=pending.last_loss)
                 meta["position"] = batches.next_block(number - 1)
-                self.checkpoints.save(number, self.step.to_save(state), meta, held_out_loss if evaluates else None)
+                self.checkpoints.save(number, self.step.to_save(state), meta, held_out_loss if evaluated else None)
             if preempted:
                 self.log.message(f"preempted: {'saved' if self.checkpoints else 'stopped'} after step {number}")
             if ends:

@@ -167,14 +167,9 @@ def _make_tokenizer(run: RunConfig, folder: Path, output: Path, on_progress: Cal
     options = run.tokenizer_options
     if "from" in options:
         if len(options) > 1:
-<<<<<<< HEAD
-            raise InputError(f"the tokenizer is taken from {options['from']!r}, so it has no other options: {options}")
-        tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
-=======
             others = ", ".join(name for name in options if name != "from")
             raise InputError(f"tokenizer has from={options['from']!r}, which excludes other options; remove {others}")
-        tokenizer = cast(Any, AutoTokenizer.from_pretrained(options["from"]))
->>>>>>> prose-f
+        tokenizer = cast(Any, frameworks.transformers().AutoTokenizer.from_pretrained(options["from"]))
     else:
         on_progress("training a tokenizer")
         options.setdefault("max_length", run.block_length)
