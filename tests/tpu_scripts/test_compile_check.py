@@ -147,7 +147,7 @@ def test_what_does_not_fit_leaves_with_one_and_says_what_to_try(capsys):
         assert compile_check.show("big", PretrainingConfig(steps=1, batch_size=1024), report(), 0.05, as_json) == 1
         printed = capsys.readouterr()
         assert (
-            "4.80 GiB too much" in printed.err and "Try: cut parameters" in printed.err and "20.00 GiB" in printed.err
+            "4.80 GiB too much" in printed.err and "Try: shard parameters" in printed.err and "20.00 GiB" in printed.err
         )
         assert json.loads(printed.out)["fits"] is False if as_json else "20.00 GiB" in printed.out
 

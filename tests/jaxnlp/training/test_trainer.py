@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     for file in (folder / "checkpoints" / "12" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"checkpoints/12.*remove that folder"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/12.*delete that folder"):
         run(folder, mesh=one_device(), steps=12)
 
 
