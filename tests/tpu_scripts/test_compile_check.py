@@ -277,4 +277,4 @@ def test_a_step_that_does_not_fit_fails_and_says_what_to_try(tmp_path):
         "--batch-per-chip", "65536",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "does not fit" in done.stderr and "fewer rows a chip" in done.stderr
+    assert "does not fit" in done.stderr and "fewer rows per chip" in done.stderr
