@@ -1,1 +1,1 @@
-"""Programs that a person runs on every host of a pod, or on one CPU: short, linear, one a job."""
+"""Programs to run on every host of a TPU pod, or on one CPU: short, linear, one job each."""

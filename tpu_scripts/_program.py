@@ -1,4 +1,4 @@
-"""What every program here does around its work: mistakes of a person are one line, and exit status 2."""
+"""Run a program: errors the user can fix are one line on standard error and exit status 2."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ import typer
 
 from duonlp.errors import DuonlpError
 
-# transformers, here for its tokenizers, tells whoever has no PyTorch so at its import.
+# transformers, used here for its tokenizers, warns at import that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def run(app: typer.Typer, name: str) -> int:
-    """Runs a command; returns its exit status."""
+    """Run a Typer app with this process's arguments and return its exit status."""
     try:
         return app(standalone_mode=False) or 0
     except DuonlpError as error:
@@ -20,7 +20,8 @@ def run(app: typer.Typer, name: str) -> int:
     except typer.Exit as leaving:
         return leaving.exit_code
     except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer says of an option that it does not know
+        format_message = getattr(error, "format_message", None)  # a usage error of typer, such as an unknown option
+        if format_message is None:
             raise
-        print(f"{name}: {error.format_message()}", file=sys.stderr)
+        print(f"{name}: {format_message()}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""Writes the model of a run's checkpoint in Hugging Face layout: unstacked, in sharded safetensors, with its tokenizer.
+"""Export a run's checkpoint in Hugging Face layout: unstacked, in sharded safetensors, with its tokenizer.
 
     python tpu_scripts/export.py run --data data --output model [--step 5000]
 
@@ -12,7 +12,7 @@ from typing import Annotated
 
 if __package__ in (None, ""):
     root = Path(__file__).resolve().parent.parent
-    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
+    sys.path[:0] = [str(root / "shared"), str(root)]  # run from a checkout that is not installed
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import typer
@@ -24,14 +24,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
-    output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("model"),
-    data: Annotated[Path | None, typer.Option(help="What prepare.py made, for the tokenizer.")] = None,
-    step: Annotated[int | None, typer.Option(help="Which checkpoint; the last by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    max_shard_size: Annotated[str, typer.Option(help="Larger models become several files.")] = "5GB",
+    folder: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("model"),
+    data: Annotated[Path | None, typer.Option(help="Folder made by prepare.py, for the tokenizer.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint (default: the last one).")] = None,
+    dtype: Annotated[str, typer.Option(help="Stored dtype: float32, bfloat16 or float16.")] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Maximum size of a weight file.")] = "5GB",
 ) -> None:
-    """Writes the model of a run's checkpoint in Hugging Face layout, with its tokenizer."""
+    """Export a run's checkpoint in Hugging Face layout."""
     from duonlp.runs import load_tokenizer
     from jaxnlp.training import export
 

@@ -1,9 +1,9 @@
-"""From raw text to blocks: read and clean a corpus, hold some of it out, train a tokenizer, tokenise and pack.
+"""Turn raw text into training blocks: clean a corpus, hold out a part, train a tokenizer, tokenize and pack.
 
     python tpu_scripts/prepare.py tpu_scripts/configs/codeparrot_small.py --data /data/codeparrot
 
-Run it once, on one machine with many cores; the folder it makes is what `pretrain.py` reads on every host. Stopped, it
-goes on where it was.
+Run it once, on one machine with many cores; `pretrain.py` reads the resulting folder on every host. If it is stopped, the
+same command resumes.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Annotated
 
 if __package__ in (None, ""):
     root = Path(__file__).resolve().parent.parent
-    sys.path[:0] = [str(root / "shared"), str(root)]  # a checkout that nobody installed
+    sys.path[:0] = [str(root / "shared"), str(root)]  # run from a checkout that is not installed
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import typer
@@ -27,13 +27,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Argument(help="A run: a Python file with CONFIG, or a .json file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="held_out=0.1, ...")] = None,
-    data: Annotated[Path, typer.Option(help="The folder to make.")] = Path("data"),
-    workers: Annotated[int, typer.Option(help="Processes that clean; all cores by default.")] = os.cpu_count() or 1,
+    config: Annotated[Path, typer.Argument(help="Run file: a Python file with CONFIG, or a .json file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, such as held_out=0.1.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data"),
+    workers: Annotated[
+        int, typer.Option(help="Processes that clean the corpus (default: one per core).", show_default=False)
+    ] = os.cpu_count() or 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")] = False,
 ) -> None:
-    """Reads and cleans a corpus, holds some of it out, trains a tokenizer, tokenises and packs: raw text to blocks."""
+    """Turn raw text into training blocks: clean, hold out, train a tokenizer, tokenize and pack."""
     from dataclasses import asdict
 
     from duonlp.runs import load_run, prepare
@@ -41,20 +45,20 @@ def main(
     console = Console(stderr=True)
     with console.status("") as status:
 
-        def say(what: str) -> None:
-            status.update(what)
+        def say(text: str) -> None:
+            status.update(text)
             if not console.is_terminal:
-                print(what, file=sys.stderr, flush=True)
+                print(text, file=sys.stderr, flush=True)
 
-        made = prepare(load_run(config, overrides or ()), data, workers=workers, on_progress=say)
-    manifests = {"training": made.training.manifest, "held_out": made.held_out.manifest}
+        prepared = prepare(load_run(config, overrides or ()), data, workers=workers, on_progress=say)
+    manifests = {"training": prepared.training.manifest, "held_out": prepared.held_out.manifest}
     if as_json:
         blocks = {side: asdict(manifest) for side, manifest in manifests.items()}
-        print(json.dumps({"corpus": made.corpus, "tokenizer": made.tokenizer_report, "blocks": blocks}, indent=2))
+        report = {"corpus": prepared.corpus, "tokenizer": prepared.tokenizer_report, "blocks": blocks}
+        print(json.dumps(report, indent=2))
         return
-    print(
-        f"corpus: kept {made.corpus['kept']['documents']:,} of {made.corpus['documents']:,} documents", file=sys.stderr
-    )
+    kept, total = prepared.corpus["kept"]["documents"], prepared.corpus["documents"]
+    print(f"corpus: kept {kept:,} of {total:,} documents", file=sys.stderr)
     for side, manifest in manifests.items():
         print(
             f"{side}: {manifest.documents:,} documents, {manifest.tokens:,} tokens in {manifest.blocks:,} blocks of "

@@ -1,12 +1,14 @@
-"""The errors a person can cause, and therefore mend.
+"""Errors that users can cause, and therefore fix.
 
-Each message names the value it got, what was allowed, and what to do. The command line prints them as one line
-and leaves with status 2; anything else that is raised is a bug of ours.
+Each message names the value, what was expected, and what to do. The command line prints such an error as
+one line and exits with status 2; any other exception is a bug in duonlp.
 """
+
+from collections.abc import Mapping
 
 
 class DuonlpError(Exception):
-    """Base of every error below."""
+    """Base class of duonlp's errors."""
 
 
 class ConfigError(DuonlpError, ValueError):
@@ -14,16 +16,38 @@ class ConfigError(DuonlpError, ValueError):
 
 
 class CheckpointError(DuonlpError, OSError):
-    """A checkpoint that cannot be found, read, or fitted onto its model."""
+    """A checkpoint that cannot be found, read, or matched to its model."""
 
 
 class InputError(DuonlpError, ValueError):
-    """A text, a keyword or a value handed to a task that it cannot work on."""
+    """An invalid argument, setting or input.
+
+    Attributes:
+        message: The value, what was expected, and usually what to do.
+        remedy: What a Python caller can do, where another caller would do something else; otherwise "".
+        argument: The Python argument that `remedy` is about, by which other callers look up their own advice.
+    """
+
+    def __init__(self, message: object = "", *, remedy: str = "", argument: str = ""):
+        super().__init__(message)
+        self.message, self.remedy, self.argument = str(message), remedy, argument
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def explain(self, remedies: Mapping[str, str] | None = None) -> str:
+        """Return the message with a remedy: the one in `remedies` for `argument`, or else the error's own."""
+        remedy = (remedies or {}).get(self.argument, self.remedy)
+        if not remedy:
+            return self.message
+        if self.message.endswith("?"):  # "did you mean ...?"
+            return f"{self.message} {remedy[0].upper()}{remedy[1:]}"
+        return f"{self.message}; {remedy}"
 
 
 class MissingExtraError(DuonlpError, ImportError):
-    """A part that needs an extra which is not installed."""
+    """A feature whose optional dependency is not installed."""
 
 
 class NonFiniteLossError(DuonlpError, ArithmeticError):
-    """A training run whose loss is not a number any more."""
+    """A training run whose loss became NaN or infinite."""

@@ -1,4 +1,4 @@
-"""The ahead-of-time check: what it makes of a topology, of a compiler's answers, and once, of a real compilation."""
+"""The ahead-of-time check: topologies, the compiler's output and a real compilation."""
 
 import json
 import subprocess
@@ -27,14 +27,14 @@ TINY = {"model_type": "gpt2", "n_layer": 2, "n_embd": 128, "n_head": 2, "vocab_s
 
 
 def slice_of(chip: str, *shape: int) -> topology.Topology:
-    """A slice with coordinates and nothing else."""
+    """Return a slice whose devices have coordinates only."""
     places = np.stack(np.meshgrid(*map(range, shape), indexing="ij"), -1).reshape(-1, len(shape))
     devices = tuple(SimpleNamespace(coords=[*map(int, place)]) for place in places)
     return topology.Topology(f"{chip}:{'x'.join(map(str, shape))}", CHIPS[chip], shape, devices)
 
 
 def mesh_on(slice_, **shape):
-    """What of a Mesh is looked at."""
+    """Return the attributes of a Mesh that the check reads."""
     devices = np.empty(len(slice_.devices), object)
     devices[:] = slice_.devices
     return SimpleNamespace(shape=shape, devices=devices.reshape(tuple(shape.values())))
@@ -51,7 +51,7 @@ def test_names_of_topologies(name, parsed):
 @pytest.mark.parametrize(
     "name", ["v5e", "v5e:", "v5e:16", "v5e:4x4x4", "v9:4x4", "v5e:32x32", "v5e:0x4", "v5p:4x4", "tpu"]
 )
-def test_a_name_that_no_topology_has_is_refused_with_what_works(name):
+def test_an_unknown_topology_lists_those_that_work(name):
     with pytest.raises(InputError, match=r"v5e:16x16.*v4:4x4x4") as error:
         topology.parse(name)
     assert repr(name) in str(error.value)
@@ -92,7 +92,7 @@ def test_axes_of_a_group(group, axes):
     assert compile_report.axes_of(group, {"data": 4, "fsdp": 4, "tensor": 1}) == axes
 
 
-def test_exchanges_of_one_kind_and_axis_are_added_up():
+def test_exchanges_of_one_kind_and_axis_are_summed():
     slice_ = slice_of("v5e", 16, 16)
     row = tuple(range(16))
     found = [
@@ -118,7 +118,7 @@ def test_exchanges_of_one_kind_and_axis_are_added_up():
         ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17.50M of 16.00M vmem.", None),
     ],
 )  # fmt: skip
-def test_what_the_compiler_says_of_memory(message, needed):
+def test_memory_is_read_from_the_compiler_error(message, needed):
     assert compile_report.memory_needed(message) == (None if needed is None else round(needed))
 
 
@@ -142,7 +142,7 @@ def test_advice_for_a_step_that_does_not_fit():
     )
 
 
-def test_what_does_not_fit_leaves_with_one_and_says_what_to_try(capsys):
+def test_a_step_that_does_not_fit_has_status_1_and_advice(capsys):
     for as_json in (True, False):
         assert compile_check.show("big", PretrainingConfig(steps=1, batch_size=1024), report(), 0.05, as_json) == 1
         printed = capsys.readouterr()
@@ -152,7 +152,7 @@ def test_what_does_not_fit_leaves_with_one_and_says_what_to_try(capsys):
         assert json.loads(printed.out)["fits"] is False if as_json else "20.00 GiB" in printed.out
 
 
-def test_the_slowest_of_the_three_bounds_a_step():
+def test_the_slowest_resource_bounds_a_step():
     known = {"flops": 10, "compute_seconds": 0.2, "memory_seconds": 0.5, "interconnect_seconds": 0.1}
     bounded = report(**known)
     assert (bounded.step_seconds, bounded.bound_by) == (0.5, "memory")
@@ -161,10 +161,10 @@ def test_the_slowest_of_the_three_bounds_a_step():
 
 
 @pytest.mark.parametrize("name", compile_report.PRESETS)
-def test_presets_have_the_sizes_they_are_known_by(name):
+def test_presets_have_their_published_sizes(name):
     from duonlp.parameters import parameters
 
-    config = compile_check.model_of(name, dropout=True).config
+    config = compile_check.load_model(name, dropout=True).config
     millions = sum(p.size for p in parameters(config, "causal-lm").values()) / 1e6
     known = {
         "gpt2": 124,
@@ -199,7 +199,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
         (["--colour"], "--colour"),
     ],
 )
-def test_bad_input_leaves_with_two(arguments, message, capsys, monkeypatch):
+def test_invalid_input_has_status_2(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(topology, "topology", lambda name: topology.parse(name) and slice_of("v5e", 2, 2))
     monkeypatch.setattr(sys, "argv", ["compile_check.py", *arguments])
     assert run(compile_check.app, "compile_check") == 2
@@ -210,27 +210,27 @@ def test_bad_input_leaves_with_two(arguments, message, capsys, monkeypatch):
     "content, message",
     [("no json", "cannot be read"), ('{"model_type": "nonesuch"}', "nonesuch"), (None, "cannot be read")],
 )
-def test_a_config_that_cannot_be_read_is_named(content, message, tmp_path):
+def test_an_unreadable_config_is_named(content, message, tmp_path):
     file = tmp_path / "config.json"
     if content is not None:
         file.write_text(content)
     with pytest.raises(Exception, match=message) as error:
-        compile_check.model_of(str(file), dropout=True)
+        compile_check.load_model(str(file), dropout=True)
     assert isinstance(error.value, (InputError, ValueError))
     with pytest.raises(InputError, match="codeparrot-small"):
-        compile_check.model_of("gpt5", dropout=True)
+        compile_check.load_model("gpt5", dropout=True)
 
 
-def test_a_run_is_checked_as_pretrain_would_do_it():
+def test_a_run_is_checked_as_pretrain_would_run_it():
     file = ROOT / "tpu_scripts" / "configs" / "codeparrot_xl.py"
-    model, name, config, length, _ = compile_check.described_run(file, ["training.batch_size=1024"], dropout=False)
+    model, name, config, length, _ = compile_check.read_run(file, ["training.batch_size=1024"], dropout=False)
     assert (name, length, config.batch_size, config.mesh["fsdp"]) == ("codeparrot_xl", 1024, 1024, 16)
     assert (model.config.embedding.vocab_size, model.config.num_layers) == (32768, 48)
     assert model.config == model.config.without_dropout() and model.head == "causal-lm"
 
 
-def test_what_cannot_be_compiled_ahead_is_refused():
-    model, slice_ = compile_check.model_of("gpt2", dropout=True), slice_of("v5e", 2, 2)
+def test_a_step_that_cannot_be_compiled_ahead_of_time():
+    model, slice_ = compile_check.load_model("gpt2", dropout=True), slice_of("v5e", 2, 2)
     with pytest.raises(InputError, match="pmap"):
         compile_report.compile_step(model, PretrainingConfig(steps=1, parallelism="pmap"), slice_, 1024)
     with pytest.raises(InputError, match="2048"):
@@ -238,7 +238,7 @@ def test_what_cannot_be_compiled_ahead_is_refused():
 
 
 @pytest.mark.topology
-def test_a_step_is_compiled_for_chips_that_are_not_there(tmp_path):
+def test_a_step_is_compiled_without_chips(tmp_path):
     file, text = tmp_path / "config.json", tmp_path / "step.hlo"
     file.write_text(json.dumps(TINY))
     done = command(
@@ -246,22 +246,22 @@ def test_a_step_is_compiled_for_chips_that_are_not_there(tmp_path):
         "--batch-per-chip", "2", "--json", "--hlo", str(text),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    # Every product of the model, in both passes, and no other: the loops over layers are counted in full.
-    assert found["flops"] == found["model_flops"] > found["xla_flops"] / 2
-    memory = found["memory"]
-    assert found["fits"] and memory["parameters"] + memory["optimizer"] <= memory["arguments"] < memory["total"]
+    result = json.loads(done.stdout)
+    # Exactly the model's products in both passes: loops over layers are counted in full.
+    assert result["flops"] == result["model_flops"] > result["xla_flops"] / 2
+    memory = result["memory"]
+    assert result["fits"] and memory["parameters"] + memory["optimizer"] <= memory["arguments"] < memory["total"]
     assert memory["aliased"] >= memory["parameters"] + memory["optimizer"]  # the state was donated
-    kinds = {(each["kind"], each["axes"]) for each in found["exchanges"]}
+    kinds = {(row["kind"], row["axes"]) for row in result["exchanges"]}
     assert ("all-gather", "fsdp") in kinds and any(kind in ("all-reduce", "reduce-scatter") for kind, _ in kinds)
-    assert found["unknown_loops"] == 0 and 0 < found["mfu_bound"] < 1
+    assert result["unknown_loops"] == 0 and 0 < result["mfu_bound"] < 1
     assert text.read_text().startswith("HloModule")
 
 
 @pytest.mark.topology
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])
-def test_every_kind_of_chip(tmp_path, name):
+def test_other_kinds_of_chips(tmp_path, name):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     done = command("--topology", name, "--model", str(tmp_path / "config.json"), "--sequence-length", "128", "--json")
     assert done.returncode == 0, done.stderr
@@ -270,7 +270,7 @@ def test_every_kind_of_chip(tmp_path, name):
 
 @pytest.mark.topology
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_fails_and_says_what_to_try(tmp_path):
+def test_a_real_step_that_does_not_fit(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     done = command(
         "--topology", "v5e:2x2", "--model", str(tmp_path / "config.json"), "--sequence-length", "128",

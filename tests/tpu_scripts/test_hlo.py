@@ -1,4 +1,4 @@
-"""Reading compiled programs: recorded pieces of a TPU's text, and programs compiled here for eight host devices."""
+"""Reading compiled programs: recorded text of the TPU compiler, and programs compiled for eight host devices."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from jaxnlp.training.compile_check import hlo, hlo_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A scan over 12 layers as the TPU compiler leaves it: the trips stand in the condition, the product is a convolution with
+# A scan over 12 layers as the TPU compiler emits it: the trip count is in the condition, the product is a convolution with
 # its batch as a window, one all-gather is spread over three fusions, a reduce-scatter is a fused all-reduce and slice.
 TPU = """\
 HloModule jit_step, is_scheduled=true, entry_computation_layout={(bf16[12,48]{1,0})->bf16[]}, num_partitions=256
@@ -84,7 +84,7 @@ ENTRY %main_spmd (param: bf16[12,48], param.1: bf16[16,256], param.2: bf16[768,7
 """  # noqa: E501
 
 
-def test_what_runs_in_a_loop_counts_as_often_as_it_runs():
+def test_loop_bodies_count_once_per_trip():
     program = hlo.parse(TPU)
     assert hlo_cost.matmul_flops(program) == 12 * 2 * 4 * 1024 * 768 * 768
     assert hlo_cost.estimated_cycles(program) == 12_000
@@ -114,13 +114,13 @@ def test_only_traffic_with_high_bandwidth_memory_counts():
         ("compare(%get-tuple-element.1316, %constant.313), direction=NE", 12),
     ],
 )
-def test_trips_are_read_from_the_condition(condition, trips):
+def test_trip_counts_are_read_from_the_condition(condition, trips):
     text = TPU.replace("compare(%get-tuple-element.1316, %constant.313), direction=LT", condition)
     program = hlo.parse(text)
     assert max(run.times for run in program.runs) == trips
 
 
-def test_a_loop_that_cannot_be_read_counts_once_and_is_named():
+def test_a_loop_with_an_unknown_trip_count_counts_once_and_is_named():
     program = hlo.parse(TPU.replace("constant(12)", "custom-call()"))
     assert max(run.times for run in program.runs) == 1 and program.unknown_loops == ["body"]
     known = TPU.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
@@ -142,7 +142,7 @@ ENTRY %main (param.9: bf16[32768,256]) -> s32[] {
     assert hlo_cost.matmul_flops(program) == 3 * 12 * 2 * 4 * 1024 * 768 * 768
 
 
-def test_what_is_no_program_is_refused():
+def test_text_that_is_not_a_program():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing")
 

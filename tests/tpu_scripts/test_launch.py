@@ -1,4 +1,4 @@
-"""launch.sh against a stand-in for gcloud: every "worker" is a home folder here, and commands for it are run there."""
+"""launch.sh with a stand-in for gcloud, in which every worker is a local home folder where its commands run."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ BASH = shutil.which("bash")
 pytestmark = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
 GCLOUD = r"""#!/usr/bin/env bash
-# Records its arguments; states are lines of files that are used up from the front, the last one stays.
+# Record the arguments; a state is the first line of a file, which is removed once read unless it is the last.
 set -u
 { printf '%s\x1f' "$@"; printf '\x1e'; } >> "$FAKE/calls"
 state() {
@@ -65,7 +65,7 @@ esac
 """
 
 UV = r"""#!/bin/sh
-# "uv venv" leaves a python that is this machine's; "uv pip install" only writes down what it was asked for.
+# "uv venv" links this machine's python; "uv pip install" only records its arguments.
 if [ "$1" = venv ]; then mkdir -p venv/bin && ln -sf "$(command -v python3)" venv/bin/python; fi
 echo "uv $*" >> "$HOME/uv"
 """
@@ -73,7 +73,7 @@ echo "uv $*" >> "$HOME/uv"
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A function that runs launch.sh; its `.folder` has the stand-in's records and the workers' homes."""
+    """Return a function that runs launch.sh; its `.folder` has the stand-in's records and the workers' homes."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "remote-bin").mkdir()
     executable(tmp_path / "bin" / "gcloud", GCLOUD)
@@ -164,11 +164,11 @@ def test_a_dry_run_needs_no_gcloud(cloud):
     assert cloud("--accelerator-type", "v4-8", "--dry-run", "--", "true", PATH=str(only)).returncode == 0
 
 
-def test_a_vm_that_is_there_is_used_again_and_its_work_is_kept(cloud):
+def test_an_existing_vm_is_reused_and_its_work_kept(cloud):
     assert start(cloud, "bash", "-c", "echo precious > checkpoint", more=("--detach",)).returncode == 0
     wait_for(cloud.folder / "home1/duonlp-my-run/run.status")
     done = start(cloud, "cat", "checkpoint")
-    assert done.returncode == 0 and "used again" in done.stderr and "precious" in done.stdout
+    assert done.returncode == 0 and "Reusing the existing TPU VM my-run" in done.stderr and "precious" in done.stdout
     assert verbs(cloud).count("tpu-vm create") == 1
     old = list((cloud.folder / "home0/duonlp-my-run").glob("run.2*.log"))
     assert len(old) == 1  # the first command's output
@@ -188,7 +188,7 @@ def test_a_queued_resource_is_waited_for(cloud):
     [({"vm": "PREEMPTED\n"}, "is PREEMPTED"), ({"queue": "FAILED\n"}, "queued resource my-run is FAILED"),
      ({"queue": "WAITING_FOR_RESOURCES\n"}, "was not ready after 0 s (WAITING_FOR_RESOURCES)")],
 )  # fmt: skip
-def test_what_will_not_be_ready_is_given_up(cloud, states, message):
+def test_a_slice_that_cannot_become_ready_fails(cloud, states, message):
     for name, state in states.items():
         (cloud.folder / name).write_text(state)
     done = start(cloud, "true", more=("--queued", "--wait", "0"))
@@ -196,7 +196,7 @@ def test_what_will_not_be_ready_is_given_up(cloud, states, message):
     assert "tpu-vm ssh" not in verbs(cloud)
 
 
-def test_a_running_command_is_seen_stopped_and_not_doubled(cloud):
+def test_a_running_command_is_reported_and_stopped_and_not_started_twice(cloud):
     waits = textwrap.dedent("""\
         import signal, sys, time
         signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), sys.exit(0)))
@@ -212,13 +212,13 @@ def test_a_running_command_is_seen_stopped_and_not_doubled(cloud):
         assert again.returncode != 0 and "still running" in again.stderr
     finally:
         stopped = cloud("--stop")
-    assert stopped.stdout.splitlines() == ["asked to end"] * 2
+    assert stopped.stdout.splitlines() == ["sent SIGTERM"] * 2
     assert wait_for(home / "run.status") == "0\n"  # its own status, not that of the signal
     assert "saved" in (home / "run.log").read_text()
     assert "ended with status 0" in cloud("--status").stdout
 
 
-def test_status_of_what_failed_and_logs_that_are_missing(cloud):
+def test_status_of_a_failed_command_and_missing_logs(cloud):
     assert cloud("--status").returncode == 1
     assert start(cloud, "bash", "-c", "exit 3", more=("--detach",)).returncode == 0
     wait_for(cloud.folder / "home1/duonlp-my-run/run.status")
@@ -236,23 +236,23 @@ def test_status_of_what_failed_and_logs_that_are_missing(cloud):
     [
         (["--", "true"], "--accelerator-type is missing"),
         (["--accelerator-type", "v4-8"], "no command to run"),
-        (["--accelerator-type", "v9-8", "--", "true"], "--version is not known for 'v9-8'"),
+        (["--accelerator-type", "v9-8", "--", "true"], "no default --version for 'v9-8'"),
         (["--accelerator-type"], "--accelerator-type needs a value"),
         (["--name", "My Run", "--status"], "--name is 'My Run'"),
         (["--wait", "soon", "--status"], "--wait is 'soon'"),
-        (["--status", "--logs"], "do not go together"),
+        (["--status", "--logs"], "cannot be combined"),
         (["--status", "--", "true"], "--status takes no command"),
-        (["--colour"], "--colour is no option"),
+        (["--colour"], "unknown option --colour"),
         (["--accelerator-type", "v4-8", "--repo", "/nowhere", "--", "true"], "--repo is '/nowhere'"),
         (["--extras", "a;b", "--status"], "--extras is 'a;b'"),
     ],
 )
-def test_bad_input_is_named(cloud, arguments, message):
+def test_invalid_arguments_are_named(cloud, arguments, message):
     done = cloud(*arguments)
     assert done.returncode == 2 and message in done.stderr and calls(cloud) == []
 
 
-def test_a_git_address_is_cloned_on_the_workers(cloud):
+def test_a_git_url_is_cloned_on_the_workers(cloud):
     done = cloud("--accelerator-type", "v4-8", "--repo", "https://example.org/it's.git", "--dry-run", "--", "true")
     assert (
         done.returncode == 0 and "git clone --quiet --depth 1 -- https://example.org/it\\'s.git source" in done.stderr

@@ -1,4 +1,4 @@
-"""The programs one after the other, as a person runs them: raw text to a model that both packages load."""
+"""The programs in sequence, from raw text to a model that both packages load."""
 
 import json
 import os
@@ -29,10 +29,10 @@ def test_from_text_to_a_model(tmp_path):
     assert made["blocks"]["training"]["complete"] and made["corpus"]["kept"]["documents"] > 20
 
     options = ["training.evaluate_every=2", "--data", data, "--output", output, "--host-devices", 2, "--tensorboard"]
-    said = program("pretrain", run, *options)
-    assert "done after 4 steps, 128 tokens" in said.stderr and said.stdout.strip() == str(output)
+    result = program("pretrain", run, *options)
+    assert "done after 4 steps, 128 tokens" in result.stderr and result.stdout.strip() == str(output)
     assert list(output.rglob("events.out.tfevents.*"))
-    assert "done after 4 steps" in program("pretrain", run, *options).stderr  # and is not trained further
+    assert "done after 4 steps" in program("pretrain", run, *options).stderr  # without further training
 
     program("export", output, "--data", data, "--output", tmp_path / "model")
     import jaxnlp
@@ -50,8 +50,8 @@ def test_from_text_to_a_model(tmp_path):
     assert "learning_rate=0.001 (now 1)" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
 
 
-def test_mistakes_are_one_line(tmp_path):
-    said = program("prepare", tmp_path / "nowhere.py", status=2).stderr
-    assert "does not exist" in said and len(said.strip().splitlines()) == 1
+def test_usage_errors_are_one_line(tmp_path):
+    stderr = program("prepare", tmp_path / "nowhere.py", status=2).stderr
+    assert "does not exist" in stderr and len(stderr.strip().splitlines()) == 1
     assert "No such option" in program("pretrain", tmp_path, "--step", 3, status=2).stderr
     assert "cannot read" in program("export", tmp_path, status=2).stderr

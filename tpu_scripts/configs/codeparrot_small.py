@@ -1,7 +1,7 @@
-"""CodeParrot small: GPT-2 small's shape, 110M parameters, a byte-level BPE of 32,768 tokens, 29 billion tokens of Python.
+"""CodeParrot small: GPT-2 small's architecture, 110M parameters, byte-level BPE of 32,768 tokens, 29B tokens of Python.
 
-The settings of "Natural Language Processing with Transformers", chapter 10, and of its model card: 150,000 steps of 192
-blocks of 1,024 tokens, a learning rate of 5e-4 after 2,000 steps of warm-up, half a cosine. On a slice of 16 chips:
+The settings of "Natural Language Processing with Transformers", chapter 10, and of the model card: 150,000 steps of 192
+blocks of 1,024 tokens, peak learning rate 5e-4 after 2,000 steps of warm-up, cosine decay to 0. On a slice of 16 chips:
 
     python tpu_scripts/prepare.py tpu_scripts/configs/codeparrot_small.py --data /mnt/codeparrot
     tpu_scripts/launch.sh --name codeparrot --zone us-west4-a --accelerator-type v5litepod-16 --version v2-alpha-tpuv5-lite \

@@ -1,7 +1,7 @@
-"""CodeParrot: GPT-2 XL's shape, 1.5B parameters, 26 billion tokens of Python, parameters cut over 16 chips.
+"""CodeParrot: GPT-2 XL's architecture, 1.5B parameters, 26B tokens of Python, parameters sharded over 16 chips.
 
-The settings of its model card: 50,000 steps of 512 blocks of 1,024 tokens, a learning rate of 2e-4 after 750 steps of
-warm-up, half a cosine.
+The settings of the model card: 50,000 steps of 512 blocks of 1,024 tokens, peak learning rate 2e-4 after 750 steps of
+warm-up, cosine decay to 0.
 
     python tpu_scripts/compile_check.py --topology v5e:16x16 --model codeparrot --mesh data=-1,fsdp=16 --remat full
     tpu_scripts/launch.sh --name codeparrot-xl --zone us-west4-a --accelerator-type v5litepod-256 \

@@ -1,6 +1,6 @@
-"""A code model of 13M parameters on one CPU: the Python files of the standard library and of the packages installed here.
+"""A code model of 13M parameters for one CPU, trained on the Python standard library and the installed packages.
 
-Two cores, half an hour; docs/pretraining.md shows what came of it.
+Takes half an hour on two cores; docs/pretraining.md shows the results.
 
     python tpu_scripts/prepare.py tpu_scripts/configs/python_small.py --data data
     python tpu_scripts/pretrain.py tpu_scripts/configs/python_small.py --data data --output run --host-devices 2

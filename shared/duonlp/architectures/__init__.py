@@ -1,14 +1,14 @@
-"""The registry of model families. One file a family; both engines run whatever stands here.
+"""Registry of model families: one module per family, used by both engines.
 
 A family is a module of this package with:
 
-- ``MODEL_TYPES``: the ``model_type`` values of config.json it serves;
-- ``PREFIX``: what stands before the base model's tensor names in a checkpoint with a head;
-- ``heads(model_type) -> {head: Hugging Face class name}``;
-- ``config(hf) -> TransformerConfig`` and ``hf_config(cfg) -> dict``, each other's inverse;
-- ``weights(cfg, head) -> list[Weight]``: one row a tensor.
+- ``MODEL_TYPES``: the ``model_type`` values of config.json that it serves;
+- ``PREFIX``: prefix of the base model's tensor names in a checkpoint with a head;
+- ``heads(model_type) -> {head: Transformers class name}``;
+- ``config(hf) -> TransformerConfig`` and its inverse ``hf_config(cfg) -> dict``;
+- ``weights(cfg, head) -> list[Weight]``: the weight table, one row per tensor.
 
-Add a module, and it is found here, loaded, saved, listed and tested for parity without another line.
+A module added here is discovered automatically: it loads, saves, is listed and is tested for parity without further code.
 """
 
 import importlib
@@ -34,7 +34,7 @@ HEADS = (
     "pretraining",
     "replaced-token-detection",
 )
-"""Every head, in the order tables list them."""
+"""All heads, in the order in which tables list them."""
 
 
 @cache
@@ -48,31 +48,38 @@ def _registry() -> dict[str, ModuleType]:
 
 
 def families() -> list[str]:
-    """Every ``model_type`` that can be loaded."""
+    """Return every supported ``model_type``, sorted."""
     return sorted(_registry())
 
 
 def get(model_type: str) -> ModuleType:
-    """The family that serves ``model_type``; raises ConfigError when none does."""
+    """Return the family module that serves ``model_type``.
+
+    Raises:
+        ConfigError: ``model_type`` is not supported.
+    """
     registry = _registry()
     if model_type not in registry:
-        raise ConfigError(f"model_type {model_type!r} is not supported; supported are {', '.join(sorted(registry))}")
+        raise ConfigError(f"model_type {model_type!r} is not supported; use one of {', '.join(sorted(registry))}")
     return registry[model_type]
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> TransformerConfig:
-    """config.json as a dict to a TransformerConfig.
+    """Translate the contents of config.json to a TransformerConfig.
 
     Raises:
-        ConfigError: no or unknown ``model_type``, or an option whose arithmetic no engine has.
+        ConfigError: ``model_type`` is missing or unsupported, or an option changes the computation in an unsupported way.
     """
     if not hf.get("model_type"):
-        raise ConfigError(f"config.json has no model_type; supported are {', '.join(families())}")
+        raise ConfigError(f"config.json has no model_type; set it to one of {', '.join(families())}")
     return get(hf["model_type"]).config(dict(hf))
 
 
 def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
-    """The inverse of :func:`config_from_hf`, with ``architectures`` naming the class of ``head``."""
+    """Translate a TransformerConfig to config.json, with ``architectures`` set to the class of ``head``.
+
+    The inverse of :func:`config_from_hf`.
+    """
     family = get(cfg.model_type)
     out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
     out["architectures"] = [class_name(cfg.model_type, head)]
@@ -80,20 +87,26 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
 
 
 def class_name(model_type: str, head: str) -> str:
-    """The Transformers class of a (family, head); raises ConfigError when the family has no such head."""
+    """Return the name of the Transformers class for a (family, head) pair.
+
+    Raises:
+        ConfigError: the family has no such head.
+    """
     names = get(model_type).heads(model_type)
     if head not in names:
-        hints = {
-            "causal-lm": "; it writes text from text: AutoModelForSeq2SeqLM, duonlp run text2text-generation or summarize",
-            "seq2seq-lm": "; take an encoder-decoder, such as t5",
-        }
-        hint = hints.get(head, "") if head != "causal-lm" or "seq2seq-lm" in names else ""
-        raise ConfigError(f"{model_type} has no {head!r} head; it has {', '.join(names)}{hint}")
+        hint = ""
+        if head == "causal-lm" and "seq2seq-lm" in names:
+            hint = (
+                "; it is an encoder-decoder: use AutoModelForSeq2SeqLM, or duonlp run text2text-generation or summarize"
+            )
+        elif head == "seq2seq-lm":
+            hint = "; use an encoder-decoder such as t5"
+        raise ConfigError(f"{model_type} has no {head!r} head; available heads are {', '.join(names)}{hint}")
     return names[head]
 
 
 def head_of(hf: Mapping[str, Any]) -> str:
-    """The head a checkpoint was saved with, by its ``architectures``; "base" when that says nothing."""
-    saved = (hf.get("architectures") or [""])[0]
+    """Return the head named by ``architectures`` in config.json, or "base" if it names none."""
+    saved_class = (hf.get("architectures") or [""])[0]
     names = get(hf["model_type"]).heads(hf["model_type"])
-    return next((head for head, name in names.items() if name == saved), "base")
+    return next((head for head, name in names.items() if name == saved_class), "base")

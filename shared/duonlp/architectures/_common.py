@@ -1,23 +1,27 @@
-"""What the family files share: rows of the weight table, and the keys every config.json has."""
+"""Helpers shared by the family files: rows of the weight table, and the keys common to every config.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from duonlp.config import PROBLEM_TYPES
+from duonlp.config import PROBLEM_TYPES, TransformerConfig
 from duonlp.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One row: a tensor of the checkpoint and where it stands in our parameter tree.
+    """One row of a weight table: a checkpoint tensor and its place in our parameter tree.
 
-    layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``conv1d``, ``embedding`` and ``vector`` are
-    alike on both sides. part: ``(i, n)`` when the checkpoint's tensor holds n of ours side by side on its last axis.
-    aliases: other names to read it under. copies: names it is written under as well. A path of None marks a tensor
-    that is known and not loaded: the name of a tied copy, or fixed sines and cosines, whose layout (``positions`` or
-    ``decoder_positions``) says that they are written. optional: a checkpoint may lack it, and it then starts as its
-    initializer says.
+    Attributes:
+        name: Name of the tensor in the checkpoint.
+        path: Path of our parameter. None marks a tensor that is recognized but not loaded: the name of a tied copy, or
+            fixed sinusoidal positions. The latter are written if their layout is ``positions`` or ``decoder_positions``.
+        layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` is [1, n] in the checkpoint and [n]
+            here; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
+        part: ``(i, n)`` if the checkpoint concatenates n of our parameters along the last axis and this is the i-th.
+        aliases: Alternative names accepted when reading.
+        copies: Additional names written when saving.
+        optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.
     """
 
     name: str
@@ -30,13 +34,13 @@ class Weight:
 
 
 def linear(name: str, path: str, bias: bool = True) -> list[Weight]:
-    """A torch Linear: weight and bias."""
+    """Return the rows of a torch ``Linear``: weight and bias."""
     rows = [Weight(f"{name}.weight", f"{path}/kernel", "linear")]
     return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector")] * bias
 
 
 def conv1d(name: str, paths: list[str]) -> list[Weight]:
-    """A GPT-2 Conv1D, which may hold several of our layers side by side."""
+    """Return the rows of a GPT-2 ``Conv1D``, which may concatenate several of our layers."""
     parts = [(path, (i, len(paths))) for i, path in enumerate(paths)]
     return [Weight(f"{name}.weight", f"{path}/kernel", "conv1d", part) for path, part in parts] + [
         Weight(f"{name}.bias", f"{path}/bias", "vector", part) for path, part in parts
@@ -44,7 +48,7 @@ def conv1d(name: str, paths: list[str]) -> list[Weight]:
 
 
 def norm(name: str, path: str) -> list[Weight]:
-    """A LayerNorm; ``gamma`` and ``beta`` are its names in checkpoints converted from TensorFlow 1."""
+    """Return the rows of a ``LayerNorm``; checkpoints converted from TensorFlow 1 call them ``gamma`` and ``beta``."""
     return [
         Weight(f"{name}.weight", f"{path}/scale", "vector", aliases=(f"{name}.gamma",)),
         Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=(f"{name}.beta",)),
@@ -52,15 +56,19 @@ def norm(name: str, path: str) -> list[Weight]:
 
 
 def embedding(name: str, path: str, aliases: tuple[str, ...] = ()) -> list[Weight]:
-    """A table of vectors, [rows, width] on both sides."""
+    """Return the row of an embedding table, [rows, width] on both sides."""
     return [Weight(f"{name}.weight", f"{path}/embedding", "embedding", aliases=aliases)]
 
 
 def lm_output(weight: str, bias: str, tied: bool, bias_copy: str | None = None) -> list[Weight]:
-    """The vocabulary projection of an LM head with a bias; a tied one has no weight of its own.
+    """Return the rows of an LM head's vocabulary projection with a bias.
 
-    bias_copy: the second name Transformers gives the bias. It is tied to the first only when the weight is, and then
-    only one of them is saved; otherwise both are.
+    Args:
+        weight: Tensor name of the weight.
+        bias: Tensor name of the bias.
+        tied: Whether the weight is the word embedding table; it then has no parameter of its own.
+        bias_copy: Second name that Transformers gives the bias. It ties the two biases only if the weight is tied, and
+            then saves only one of them; otherwise it saves both.
     """
     if tied:
         copies = [Weight(weight, None, "linear")]
@@ -73,18 +81,17 @@ def lm_output(weight: str, bias: str, tied: bool, bias_copy: str | None = None) 
     ]
 
 
-def take(hf: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Move the keys of ``defaults`` out of ``hf``, filling in what it lacks. What stays in ``hf`` is ``extra``."""
+def pop_options(hf: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the keys of ``defaults`` from ``hf`` and return their values, using the defaults for missing keys.
+
+    The keys left in ``hf`` become ``TransformerConfig.extra``.
+    """
     return {key: hf.pop(key, default) for key, default in defaults.items()}
 
 
-def require(hf: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    """Refuse options whose arithmetic is not implemented.
-
-    Raises:
-        ConfigError: naming the option, its value and the value that is supported.
-    """
-    for key, value in allowed.items():
+def check_supported(hf: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Raise ConfigError if an option is set to something other than its only supported value."""
+    for key, value in supported.items():
         if key in hf and hf[key] != value and hf[key] is not None:
             raise ConfigError(
                 f"config option {key}={hf[key]!r} of {hf.get('model_type')} is not supported; only {value!r} is"
@@ -92,14 +99,14 @@ def require(hf: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
 
 
 def head_dim(hidden_size: int, num_heads: int) -> int:
-    """The width of an attention head.
+    """Return the width of one attention head.
 
     Raises:
-        ConfigError: the heads do not share the hidden size evenly.
+        ConfigError: ``hidden_size`` is not divisible by ``num_heads``.
     """
     if num_heads < 1 or hidden_size % num_heads:
         raise ConfigError(
-            f"hidden size {hidden_size} is not a multiple of the number of attention heads {num_heads}; change one of them"
+            f"hidden size {hidden_size} is not a multiple of the number of attention heads, {num_heads}; change one of them"
         )
     return hidden_size // num_heads
 
@@ -110,33 +117,42 @@ UNSUPPORTED = {
     "pruned_heads": {},
     "quantization_config": None,
 }
-"""Options that any family may carry and no engine implements, with the value that means they are off."""
+"""Options that any family may have and no engine implements, with the value that disables them."""
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def take_common(
-    hf: dict[str, Any], special: Mapping[str, Any], *, num_labels: int = 2, encoder_decoder: bool = False
+def pop_common(
+    hf: dict[str, Any], special_ids: Mapping[str, Any], *, num_labels: int = 2, encoder_decoder: bool = False
 ) -> dict[str, Any]:
-    """Labels, problem type, initializer range and special ids, as fields of TransformerConfig.
+    """Remove the keys common to all families from ``hf`` and return them as fields of TransformerConfig.
 
-    special: the family's own default ids, for the keys config.json lacks. num_labels: its default.
+    These are the labels, the problem type, the initializer range and the special token ids.
+
+    Args:
+        hf: Contents of config.json, modified in place.
+        special_ids: The family's default special token ids, for keys that config.json lacks.
+        num_labels: The family's default number of labels.
+        encoder_decoder: Whether the family is an encoder-decoder.
+
+    Raises:
+        ConfigError: an option is unsupported, ``id2label`` has gaps, or ``problem_type`` is unknown.
     """
-    require(hf, UNSUPPORTED | {"is_encoder_decoder": encoder_decoder})
-    hf.pop("model_type"), hf.pop("architectures", None)
-    id2label, given = hf.pop("id2label", None), hf.pop("num_labels", None)
-    hf.pop("label2id", None)
+    check_supported(hf, UNSUPPORTED | {"is_encoder_decoder": encoder_decoder})
+    for key in ("model_type", "architectures", "label2id"):
+        hf.pop(key, None)
+    id2label, stored_num_labels = hf.pop("id2label", None), hf.pop("num_labels", None)
     if id2label is None:
-        labels = tuple(f"LABEL_{i}" for i in range(num_labels if given is None else given))
+        labels = tuple(f"LABEL_{i}" for i in range(num_labels if stored_num_labels is None else stored_num_labels))
     else:
         by_id = {int(k): v for k, v in id2label.items()}
         if sorted(by_id) != list(range(len(by_id))):
-            raise ConfigError(f"id2label has the ids {sorted(by_id)}; they must be 0 to {len(by_id) - 1} without gaps")
+            raise ConfigError(f"id2label has the ids {sorted(by_id)}; expected 0 to {len(by_id) - 1} without gaps")
         labels = tuple(by_id[i] for i in range(len(by_id)))
     problem_type = hf.pop("problem_type", None)
     if problem_type not in (None, *PROBLEM_TYPES):
-        raise ConfigError(f"problem_type {problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
-    ids = {key: hf.pop(key, special.get(key)) for key in SPECIAL_IDS}
+        raise ConfigError(f"problem_type {problem_type!r} is unknown; expected one of {', '.join(PROBLEM_TYPES)}")
+    ids = {key: hf.pop(key, special_ids.get(key)) for key in SPECIAL_IDS}
     if isinstance(ids["eos_token_id"], list):
         ids["eos_token_id"] = tuple(ids["eos_token_id"])
     return {
@@ -147,8 +163,8 @@ def take_common(
     }
 
 
-def common_hf(cfg) -> dict[str, Any]:
-    """The inverse of :func:`take_common`."""
+def common_hf(cfg: TransformerConfig) -> dict[str, Any]:
+    """Return the keys of config.json that all families share; the inverse of :func:`pop_common`."""
     eos = cfg.eos_token_id
     return {
         "id2label": {str(i): label for i, label in cfg.id2label.items()},
@@ -162,4 +178,4 @@ def common_hf(cfg) -> dict[str, Any]:
 
 
 BUFFERS = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.(attn|crossattention)\.(masked_)?bias$")
-"""Names of tensors that older Transformers saved and no parameter takes: constants derived from the configuration."""
+"""Patterns of tensors saved by older Transformers versions that are constants derived from the configuration."""

@@ -1,10 +1,13 @@
-"""What BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461) and its kin share: a shape of config.json, names of tensors.
+"""Configuration and weight table of BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461) and related families.
 
-Families say where norms stand, where positions come from and what is tied. ``encoder_layerdrop`` and ``decoder_layerdrop``
-are kept in ``extra``: layers are not dropped in training here, and Transformers drops none in inference.
+Each family specifies where its norms are, where positions come from and what is tied. ``encoder_layerdrop`` and
+``decoder_layerdrop`` are only kept in ``extra``: LayerDrop is not implemented, and does not affect inference.
 """
 
-from duonlp.architectures._common import Weight, common_hf, embedding, head_dim, linear, norm, take, take_common
+from collections.abc import Mapping
+from typing import Any
+
+from duonlp.architectures._common import Weight, common_hf, embedding, head_dim, linear, norm, pop_common, pop_options
 from duonlp.config import (
     AttentionConfig,
     DecoderConfig,
@@ -39,65 +42,76 @@ DEFAULTS = {
     "decoder_start_token_id": 2,
     "tie_word_embeddings": True,
 }
-"""BART's own."""
+"""Defaults of BartConfig."""
 
 CLASSIFIER_DEFAULTS = {"classifier_dropout": 0.0}
-"""Of the families that classify."""
+"""Additional defaults of families with a sequence classification head."""
 
 OTHER_NAMES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "encoder_layers",
     "num_attention_heads": "encoder_attention_heads",
 }
-"""Names that config.json may say a key under, too."""
+"""Alternative names of keys in config.json."""
 
 
-def heads(name, tasks=True):
-    """Head to Transformers class, for the family whose classes begin with ``name``. tasks: those for other tasks as well."""
-    more = {
+def heads(name: str, tasks: bool = True) -> dict[str, str]:
+    """Return the Transformers class name of each head.
+
+    Args:
+        name: Prefix of the family's class names.
+        tasks: Whether the family has sequence classification and question answering heads.
+    """
+    task_heads = {
         "sequence-classification": f"{name}ForSequenceClassification",
         "question-answering": f"{name}ForQuestionAnswering",
     }
-    return {"base": f"{name}Model", "seq2seq-lm": f"{name}ForConditionalGeneration"} | (more if tasks else {})
+    return {"base": f"{name}Model", "seq2seq-lm": f"{name}ForConditionalGeneration"} | (task_heads if tasks else {})
 
 
 def config(
-    hf, defaults, special, *, norm, positions="learned", spare_positions=0, position_offset=0, skip_padding=False,
-    embedding_norm=False, biased=True, num_labels=2, decoder_vocab_size=None, shares_words=True, reads_source=False,
-    starts_with_last=False,
-):  # fmt: skip
-    """config.json to TransformerConfig.
+    hf: dict[str, Any], defaults: Mapping[str, Any], special_ids: Mapping[str, Any], *, norm: str,
+    positions: str = "learned", spare_positions: int = 0, position_offset: int = 0, skip_padding: bool = False,
+    embedding_norm: bool = False, biased: bool = True, num_labels: int = 2, decoder_vocab_size: int | None = None,
+    shares_words: bool = True, reads_source: bool = False, starts_with_last: bool = False,
+) -> TransformerConfig:  # fmt: skip
+    """Translate config.json to a TransformerConfig.
 
     Args:
-        hf: config.json, which what is read is taken out of.
-        defaults: what differs from DEFAULTS. special: the default ids of special tokens.
-        norm: "pre", with a norm after the last layer, or "post", without.
-        positions, position_offset, skip_padding: as EmbeddingConfig has them; spare_positions: rows above
-            max_position_embeddings.
-        embedding_norm: whether there is a norm after the embeddings.
-        biased: whether the logits have a bias, which is fixed.
-        decoder_vocab_size: where it is not the encoder's.
-        shares_words: whether the stacks have one table of words, as long as words are tied.
-        reads_source, starts_with_last: as DecoderConfig has them.
+        hf: Contents of config.json; keys that are read are removed.
+        defaults: Defaults that differ from DEFAULTS.
+        special_ids: Default ids of special tokens.
+        norm: "pre" for norms before the blocks and one after the last layer, or "post" for norms after the residuals.
+        positions: See EmbeddingConfig.
+        spare_positions: Rows of the position table beyond max_position_embeddings.
+        position_offset: See EmbeddingConfig.
+        skip_padding: See EmbeddingConfig.positions_skip_padding.
+        embedding_norm: Whether a norm follows the embeddings.
+        biased: Whether the logits have a (fixed) bias.
+        num_labels: Default number of labels.
+        decoder_vocab_size: Vocabulary size of the decoder, if it differs from the encoder's.
+        shares_words: Whether the two stacks share one word embedding table when embeddings are tied.
+        reads_source: See DecoderConfig.
+        starts_with_last: See DecoderConfig.
     """
     for name, key in OTHER_NAMES.items():
         if name in hf:
             hf.setdefault(key, hf.pop(name))
-    o = take(hf, DEFAULTS | defaults)
+    o = pop_options(hf, DEFAULTS | dict(defaults))
     model_type = hf["model_type"]
-    common = take_common(hf, special, num_labels=num_labels, encoder_decoder=True)
+    common = pop_common(hf, special_ids, num_labels=num_labels, encoder_decoder=True)
     common["initializer_range"] = o["init_std"]
     tied = o["tie_word_embeddings"] is not False
 
-    def attention(stack):
+    def attention(stack: str) -> AttentionConfig:
         heads = o[f"{stack}_attention_heads"]
         return AttentionConfig(heads, head_dim(o["d_model"], heads), dropout=o["attention_dropout"])
 
-    def feed_forward(stack):
+    def feed_forward(stack: str) -> FeedForwardConfig:
         activation = activation_name(o["activation_function"])
         return FeedForwardConfig(o[f"{stack}_ffn_dim"], activation, dropout=o["activation_dropout"])
 
-    def words(vocab_size):
+    def embeddings(vocab_size: int) -> EmbeddingConfig:
         return EmbeddingConfig(
             vocab_size=vocab_size,
             size=o["d_model"],
@@ -117,7 +131,7 @@ def config(
         model_type=model_type,
         hidden_size=o["d_model"],
         layer_order=tuple(range(o["encoder_layers"])),
-        embedding=words(o["vocab_size"]),
+        embedding=embeddings(o["vocab_size"]),
         attention=attention("encoder"),
         feed_forward=feed_forward("encoder"),
         norm=NormConfig(epsilon=1e-5, position=norm, final=norm == "pre"),
@@ -127,11 +141,11 @@ def config(
         multiple_choice=pooling,
         decoder=DecoderConfig(
             layer_order=tuple(range(o["decoder_layers"])),
-            embedding=words(o["vocab_size"] if decoder_vocab_size is None else decoder_vocab_size),
+            embedding=embeddings(o["vocab_size"] if decoder_vocab_size is None else decoder_vocab_size),
             attention=attention("decoder"),
             cross_attention=attention("decoder"),
             feed_forward=feed_forward("decoder"),
-            # Without tied words Transformers 5 gives each stack a table of its own.
+            # With untied embeddings, Transformers 5 gives each stack its own table.
             shares_words=shares_words and tied,
             start_token_id=o["decoder_start_token_id"],
             starts_with_last=starts_with_last,
@@ -143,9 +157,10 @@ def config(
     )
 
 
-def hf_config(cfg, spare_positions=0):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig, spare_positions: int = 0) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     common, decoder = common_hf(cfg), cfg.decoder
+    assert decoder is not None
     common["init_std"] = common.pop("initializer_range")
     return common | {
         "vocab_size": cfg.embedding.vocab_size,
@@ -167,16 +182,25 @@ def hf_config(cfg, spare_positions=0):
     }
 
 
-def hf_classifier(cfg):
-    """What config.json has besides in the families that classify."""
+def hf_classifier(cfg: TransformerConfig) -> dict[str, Any]:
+    """Return the additional keys of config.json in families with a sequence classification head."""
     return {"classifier_dropout": cfg.classification.dropout}
 
 
-def weights(cfg, head, positions=(None, None), always_shared=True):
-    """The weight table.
+def weights(
+    cfg: TransformerConfig,
+    head: str,
+    positions: tuple[str | None, str | None] = (None, None),
+    always_shared: bool = True,
+) -> list[Weight]:
+    """Return the weight table.
 
-    positions: the layouts of fixed sines and cosines (see Weight); of None they are known, and not written.
-    always_shared: whether a checkpoint has the shared table even where the stacks have tables of their own.
+    Args:
+        cfg: The model.
+        head: Its head.
+        positions: Layouts of the fixed positions of encoder and decoder (see Weight); None recognizes them without
+            writing them.
+        always_shared: Whether a checkpoint holds the shared table even if each stack has its own.
     """
     rows = _words(cfg, head, always_shared)
     rows += _stack(cfg, "encoder", "embeddings", positions[0]) + _stack(
@@ -192,14 +216,15 @@ def weights(cfg, head, positions=(None, None), always_shared=True):
     return rows
 
 
-def _words(cfg, head, always_shared):
-    """The tables of words, and the output, which may be one of them."""
+def _words(cfg: TransformerConfig, head: str, always_shared: bool) -> list[Weight]:
+    """Return the rows of the word embeddings and of the output, which may be tied to them."""
+    assert cfg.decoder is not None
     shared, encoder, decoder = (
         f"{PREFIX}{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
     )
     output, tied = "lm_head.weight", cfg.lm_head.tied
     if cfg.decoder.shares_words:
-        # Files that were converted from pickles may have kept any one of the names.
+        # A converted checkpoint may hold the table under any one of these names.
         others = (encoder, decoder, output) if tied else (encoder, decoder)
         rows = [Weight(shared, TABLE, "embedding", aliases=others)]
         rows += [Weight(name, None, "embedding") for name in (encoder, decoder)]
@@ -215,15 +240,15 @@ def _words(cfg, head, always_shared):
     return rows
 
 
-def _stack(cfg, stack, ours, layout):
+def _stack(cfg: TransformerConfig, stack: str, ours: str, layout: str | None) -> list[Weight]:
     theirs, e = f"{PREFIX}{stack}", cfg.embedding
     if e.positions == "learned":
         rows = embedding(f"{theirs}.embed_positions", f"{ours}/position_embeddings")
     else:
         rows = [Weight(f"{theirs}.embed_positions.weight", None, layout or "embedding")]
-        # M2M100's, of versions that saved them
+        # older versions of M2M100 saved these
         rows += [Weight(f"{theirs}.embed_positions.{name}", None, "embedding") for name in ("weights", "_float_tensor")]
-    rows += [Weight(f"{theirs}.version", None, "vector")]  # fairseq's
+    rows += [Weight(f"{theirs}.version", None, "vector")]  # saved by fairseq
     if e.norm:
         rows += norm(f"{theirs}.layernorm_embedding", f"{ours}/norm")
     for i in range(cfg.num_layers):
@@ -236,7 +261,7 @@ def _stack(cfg, stack, ours, layout):
     return rows + (norm(f"{theirs}.layer_norm", f"{stack}/final_norm") if cfg.norm.final else [])
 
 
-def _attention(theirs, ours):
+def _attention(theirs: str, ours: str) -> list[Weight]:
     rows = norm(f"{theirs}_layer_norm", f"{ours}_norm")
     for name, part in {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}.items():
         rows += linear(f"{theirs}.{name}", f"{ours}/{part}")

@@ -1,9 +1,11 @@
-"""ALBERT (Lan et al. 2019, https://arxiv.org/abs/1909.11942): layers share weights, embeddings are factorised."""
+"""ALBERT (Lan et al. 2019, https://arxiv.org/abs/1909.11942): layers that share weights, factorized embeddings."""
 
 from dataclasses import replace
+from typing import Any
 
 from duonlp.architectures import bert
-from duonlp.architectures._common import embedding, linear, lm_output, norm, take, take_common
+from duonlp.architectures._common import Weight, embedding, linear, lm_output, norm, pop_common, pop_options
+from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("albert",)
@@ -29,8 +31,8 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {
         "base": "AlbertModel",
         "masked-lm": "AlbertForMaskedLM",
@@ -42,12 +44,12 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
-    common = take_common(hf, {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3})
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
+    common = pop_common(hf, {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3})
     o |= {"classifier_dropout": o["classifier_dropout_prob"], "is_decoder": False}
-    # (0, 1) may be two groups of one or one group of two, which name their tensors differently: remember which.
+    # layer_order (0, 1) can be two groups of one layer or one group of two, whose tensor names differ: keep which it is.
     cfg = bert.encoder_config("albert", o, common, extra=hf | {"inner_group_num": o["inner_group_num"]})
     return replace(
         cfg,
@@ -57,16 +59,20 @@ def config(hf):
     )
 
 
-def layer_order(num_layers, num_groups, inner):
-    """Which of the ``num_groups * inner`` sets of layer weights each step applies."""
+def layer_order(num_layers: int, num_groups: int, inner: int) -> tuple[int, ...]:
+    """Return the index of the layer weights that each step applies, out of ``num_groups * inner``.
+
+    Raises:
+        ConfigError: ``num_groups`` is not between 1 and ``num_layers``.
+    """
     if not 1 <= num_groups <= num_layers:
         raise ConfigError(f"num_hidden_groups={num_groups} must be between 1 and num_hidden_layers={num_layers}")
     groups = [int(i / (num_layers / num_groups)) for i in range(num_layers)]
     return tuple(group * inner + j for group in groups for j in range(inner))
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     inner = cfg.extra.get("inner_group_num", 1)
     out = bert.hf_config(cfg) | {
         "embedding_size": cfg.embedding.size,
@@ -78,8 +84,8 @@ def hf_config(cfg):
     return {key: value for key, value in out.items() if key not in ("classifier_dropout", "is_decoder")}
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings")
     rows += embedding(f"{PREFIX}embeddings.position_embeddings", "embeddings/position_embeddings")
     rows += embedding(f"{PREFIX}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")

@@ -1,19 +1,22 @@
-"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): norms after the residuals and after the embeddings."""
+"""BART (Lewis et al. 2020, https://arxiv.org/abs/1910.13461): post-norm blocks and a norm after the embeddings."""
+
+from typing import Any
 
 from duonlp.architectures import _seq2seq
+from duonlp.config import TransformerConfig
 
 MODEL_TYPES = ("bart",)
 PREFIX = _seq2seq.PREFIX
-SPARE_POSITIONS = 2  # fairseq's positions start after its padding id, whichever id that is now
+SPARE_POSITIONS = 2  # fairseq's positions start after its padding id, 1, whatever the padding id is now
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return _seq2seq.heads("Bart")
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
     hf.setdefault("forced_eos_token_id", 2)
     return _seq2seq.config(
         hf,
@@ -28,8 +31,8 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     return _seq2seq.hf_config(cfg, SPARE_POSITIONS) | _seq2seq.hf_classifier(cfg)
 
 

@@ -1,9 +1,21 @@
 """BERT (Devlin et al. 2018, https://arxiv.org/abs/1810.04805), MiniLM and the sentence-transformers encoders.
 
-RoBERTa and ELECTRA keep BERT's body under other names; they import it from here.
+RoBERTa, ALBERT and ELECTRA reuse parts of this module.
 """
 
-from duonlp.architectures._common import common_hf, embedding, head_dim, linear, lm_output, norm, take, take_common
+from typing import Any
+
+from duonlp.architectures._common import (
+    Weight,
+    common_hf,
+    embedding,
+    head_dim,
+    linear,
+    lm_output,
+    norm,
+    pop_common,
+    pop_options,
+)
 from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -36,8 +48,8 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {
         "base": "BertModel",
         "masked-lm": "BertForMaskedLM",
@@ -51,14 +63,23 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
-    return encoder_config("bert", o, take_common(hf, {"pad_token_id": 0}), extra=hf)
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
+    return encoder_config("bert", o, pop_common(hf, {"pad_token_id": 0}), extra=hf)
 
 
-def encoder_config(model_type, o, common, extra):
-    """The configuration of a BERT-like encoder from its options ``o``; other families change what differs."""
+def encoder_config(
+    model_type: str, o: dict[str, Any], common: dict[str, Any], extra: dict[str, Any]
+) -> TransformerConfig:
+    """Return the configuration of a BERT-like encoder; other families replace the fields in which they differ.
+
+    Args:
+        model_type: The family.
+        o: Options, with at least the keys of DEFAULTS.
+        common: Fields of TransformerConfig returned by ``pop_common``.
+        extra: Keys of config.json to keep.
+    """
     act = activation_name(o["hidden_act"])
     head_dropout = o["hidden_dropout_prob"] if o["classifier_dropout"] is None else o["classifier_dropout"]
     pooler = PoolingConfig(token="first", dense=True, activation="tanh", dropout=head_dropout)
@@ -93,8 +114,8 @@ def encoder_config(model_type, o, common, extra):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     head_dropout = cfg.token_dropout
     return common_hf(cfg) | {
         "vocab_size": cfg.embedding.vocab_size,
@@ -113,8 +134,8 @@ def hf_config(cfg):
     }
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     rows = body(PREFIX, cfg)
     if head in ("masked-lm", "causal-lm", "pretraining"):
         rows += linear("cls.predictions.transform.dense", "lm_head/transform")
@@ -132,8 +153,8 @@ def weights(cfg, head):
     return rows
 
 
-def body(prefix, cfg):
-    """Embeddings and layers of a BERT-like encoder."""
+def body(prefix: str, cfg: TransformerConfig) -> list[Weight]:
+    """Return the rows of a BERT-like encoder: embeddings and layers, without pooler and heads."""
     words = f"{prefix}embeddings.word_embeddings"
     rows = embedding(words, "embeddings/word_embeddings")
     rows += embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position_embeddings")

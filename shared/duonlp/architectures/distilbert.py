@@ -1,6 +1,18 @@
-"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT without token types and pooler."""
+"""DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108): BERT without token types or pooler."""
 
-from duonlp.architectures._common import common_hf, embedding, head_dim, linear, lm_output, norm, take, take_common
+from typing import Any
+
+from duonlp.architectures._common import (
+    Weight,
+    common_hf,
+    embedding,
+    head_dim,
+    linear,
+    lm_output,
+    norm,
+    pop_common,
+    pop_options,
+)
 from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -32,8 +44,8 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {
         "base": "DistilBertModel",
         "masked-lm": "DistilBertForMaskedLM",
@@ -44,11 +56,11 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
     act = activation_name(o["activation"])
-    common = take_common(hf, {"pad_token_id": 0})
+    common = pop_common(hf, {"pad_token_id": 0})
     pooling = PoolingConfig(activation="relu", dropout=o["seq_classif_dropout"])
     return TransformerConfig(
         model_type="distilbert",
@@ -79,8 +91,8 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     return common_hf(cfg) | {
         "vocab_size": cfg.embedding.vocab_size,
         "max_position_embeddings": cfg.embedding.max_positions,
@@ -97,8 +109,8 @@ def hf_config(cfg):
     }
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings")
     rows += embedding(f"{PREFIX}embeddings.position_embeddings", "embeddings/position_embeddings")
     rows += norm(f"{PREFIX}embeddings.LayerNorm", "embeddings/norm")

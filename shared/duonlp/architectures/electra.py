@@ -1,13 +1,14 @@
 """ELECTRA (Clark et al. 2020, https://arxiv.org/abs/2003.10555): generator and discriminator.
 
-BERT's body, embeddings projected to the hidden size where the two differ, and its own heads.
+BERT's encoder with embeddings projected to the hidden size if the two sizes differ, and different heads.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from duonlp.architectures import bert
-from duonlp.architectures._common import linear, lm_output, norm, take, take_common
-from duonlp.config import PoolingConfig, activation_name
+from duonlp.architectures._common import Weight, linear, lm_output, norm, pop_common, pop_options
+from duonlp.config import PoolingConfig, TransformerConfig, activation_name
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("electra",)
@@ -26,8 +27,8 @@ DEFAULTS = bert.DEFAULTS | {
 SUMMARY_TOKENS = {"first": "first", "last": "last", "mean": "mean", "cls_index": "last"}
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {
         "base": "ElectraModel",
         "masked-lm": "ElectraForMaskedLM",
@@ -40,14 +41,14 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
-    cfg = bert.encoder_config("electra", o, take_common(hf, {"pad_token_id": 0}), extra=hf)
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
+    cfg = bert.encoder_config("electra", o, pop_common(hf, {"pad_token_id": 0}), extra=hf)
     if o["summary_type"] not in SUMMARY_TOKENS:
         allowed = ", ".join(SUMMARY_TOKENS)
-        raise ConfigError(f"config option summary_type={o['summary_type']!r} is not supported; choose one of {allowed}")
-    # A summary that projects straight to the labels (a key outside ELECTRA's own config) cannot feed the classifier.
+        raise ConfigError(f"config option summary_type={o['summary_type']!r} is not supported; use one of {allowed}")
+    # Not a key of ElectraConfig; a summary projected to the labels could not feed the classifier.
     if hf.get("summary_proj_to_labels"):
         raise ConfigError("config option summary_proj_to_labels=True is not supported for electra; only False is")
     head_dropout = cfg.token_dropout
@@ -65,7 +66,7 @@ def config(hf):
             size=o["embedding_size"],
             projection=o["embedding_size"] != o["hidden_size"],
         ),
-        # gelu whatever hidden_act says, in the generator's and in the classification head
+        # The generator head and the classification head always use gelu, regardless of hidden_act.
         lm_head=replace(cfg.lm_head, activation="gelu"),
         pooler=None,
         classification=PoolingConfig(activation="gelu", dropout_before=head_dropout, dropout=head_dropout),
@@ -73,8 +74,8 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     summary = cfg.multiple_choice
     return bert.hf_config(cfg) | {
         "embedding_size": cfg.embedding.size,
@@ -85,8 +86,8 @@ def hf_config(cfg):
     }
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     rows = bert.body(PREFIX, cfg)
     if cfg.embedding.projection:
         rows += linear(f"{PREFIX}embeddings_project", "embeddings/projection")

@@ -1,6 +1,18 @@
-"""GPT-2 (Radford et al. 2019): a causal decoder, norms before the blocks, fused query-key-value Conv1D weights."""
+"""GPT-2 (Radford et al. 2019): a causal decoder with pre-norm blocks and fused query-key-value Conv1D weights."""
 
-from duonlp.architectures._common import Weight, common_hf, conv1d, embedding, head_dim, linear, norm, take, take_common
+from typing import Any
+
+from duonlp.architectures._common import (
+    Weight,
+    common_hf,
+    conv1d,
+    embedding,
+    head_dim,
+    linear,
+    norm,
+    pop_common,
+    pop_options,
+)
 from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -34,8 +46,8 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {
         "base": "GPT2Model",
         "causal-lm": "GPT2LMHeadModel",
@@ -45,11 +57,11 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
-    common = take_common(hf, {"bos_token_id": 50256, "eos_token_id": 50256})
-    # Transformers' own order of preference for the token classifier's dropout.
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
+    common = pop_common(hf, {"bos_token_id": 50256, "eos_token_id": 50256})
+    # Same precedence as GPT2ForTokenClassification.
     token_dropout = next((hf[k] for k in ("classifier_dropout", "hidden_dropout") if hf.get(k) is not None), 0.1)
     last = PoolingConfig(token="last_non_padding", dense=False, activation="linear", classifier_bias=False)
     return TransformerConfig(
@@ -91,8 +103,8 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     return common_hf(cfg) | {
         "vocab_size": cfg.embedding.vocab_size,
         "n_positions": cfg.embedding.max_positions,
@@ -111,9 +123,9 @@ def hf_config(cfg):
     }
 
 
-def weights(cfg, head):
-    """The weight table."""
-    # A checkpoint of the tied model may hold the shared matrix under the output's name only.
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
+    # A checkpoint of a tied model may hold the shared matrix only as lm_head.weight.
     tied_name = ("lm_head.weight",) if cfg.lm_head.tied else ()
     rows = embedding(f"{PREFIX}wte", "embeddings/word_embeddings", aliases=tied_name)
     rows += embedding(f"{PREFIX}wpe", "embeddings/position_embeddings")

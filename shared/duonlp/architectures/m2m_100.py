@@ -1,7 +1,12 @@
-"""M2M100 (Fan et al. 2020, https://arxiv.org/abs/2010.11125) and NLLB-200: norms before the blocks, fixed positions that skip
-padding."""
+"""M2M100 (Fan et al. 2020, https://arxiv.org/abs/2010.11125) and NLLB-200.
+
+Pre-norm blocks, and fixed positions that skip padding.
+"""
+
+from typing import Any
 
 from duonlp.architectures import _seq2seq
+from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("m2m_100",)
@@ -16,16 +21,16 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return _seq2seq.heads("M2M100", tasks=False)
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    padding = hf.get("pad_token_id", 1)
-    if padding is None:
-        raise ConfigError("m2m_100 needs a pad_token_id, since its positions start after it; got null")
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    pad_token_id = hf.get("pad_token_id", 1)
+    if pad_token_id is None:
+        raise ConfigError("pad_token_id of m2m_100 is null; set it, since positions start after it")
     return _seq2seq.config(
         hf,
         DEFAULTS,
@@ -33,14 +38,14 @@ def config(hf):
         norm="pre",
         positions="tensor2tensor",
         spare_positions=SPARE_POSITIONS,
-        position_offset=padding + 1,
+        position_offset=pad_token_id + 1,
         skip_padding=True,
         biased=False,
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     return _seq2seq.hf_config(cfg, SPARE_POSITIONS)
 
 

@@ -1,28 +1,34 @@
-"""Marian (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344), as the OPUS-MT models have it: norms after the
-residuals, sines and cosines for positions, and one vocabulary for both languages or one each."""
+"""Marian (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344), as in the OPUS-MT models.
+
+Post-norm blocks, sinusoidal positions, and either one vocabulary for both languages or one for each.
+"""
+
+from typing import Any
 
 from duonlp.architectures import _seq2seq
+from duonlp.architectures._common import Weight
+from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("marian",)
 PREFIX = _seq2seq.PREFIX
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {"base": "MarianModel", "seq2seq-lm": "MarianMTModel"}
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
     hf.setdefault("forced_eos_token_id", 0)
     shared = hf.pop("share_encoder_decoder_embeddings", True) is not False
-    words = hf.get("vocab_size", 58101)
-    decoder_words = hf.pop("decoder_vocab_size", None) or words
-    if shared and decoder_words != words:
+    vocab_size = hf.get("vocab_size", 58101)
+    decoder_vocab_size = hf.pop("decoder_vocab_size", None) or vocab_size
+    if shared and decoder_vocab_size != vocab_size:
         raise ConfigError(
-            f"decoder_vocab_size={decoder_words!r} is not vocab_size={words!r}, though the stacks share their words; "
-            "set share_encoder_decoder_embeddings to false"
+            f"decoder_vocab_size={decoder_vocab_size!r} differs from vocab_size={vocab_size!r}, but the embeddings are "
+            "shared; set share_encoder_decoder_embeddings to false"
         )
     return _seq2seq.config(
         hf,
@@ -30,21 +36,23 @@ def config(hf):
         {"pad_token_id": 58100, "eos_token_id": 0},
         norm="post",
         positions="sinusoidal",
-        decoder_vocab_size=decoder_words,
+        decoder_vocab_size=decoder_vocab_size,
         shares_words=shared,
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
+    decoder = cfg.decoder
+    assert decoder is not None
     return _seq2seq.hf_config(cfg) | {
-        # Words that are not tied are not shared either: Transformers computes the same by both.
-        "share_encoder_decoder_embeddings": cfg.decoder.shares_words,
-        "decoder_vocab_size": cfg.decoder.embedding.vocab_size,
+        # Untied embeddings are never shared here; Transformers computes the same with either value.
+        "share_encoder_decoder_embeddings": decoder.shares_words,
+        "decoder_vocab_size": decoder.embedding.vocab_size,
     }
 
 
-def weights(cfg, head):
-    """The weight table. Positions are fixed, and written where Transformers would miss them."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table; fixed positions are written only for the head for which Transformers expects them."""
     positions = ("positions", "decoder_positions") if head == "base" else (None, None)
     return _seq2seq.weights(cfg, head, positions, always_shared=False)

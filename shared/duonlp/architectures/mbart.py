@@ -1,22 +1,25 @@
-"""mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) and mBART-50: BART with norms before the blocks and at the end.
+"""mBART (Liu et al. 2020, https://arxiv.org/abs/2001.08210) and mBART-50: pre-norm BART with a final norm.
 
-A target begins with the language that it ends in.
+Decoder inputs start with the target's last token, its language code.
 """
+
+from typing import Any
 
 from duonlp.architectures import _seq2seq
 from duonlp.architectures.bart import SPARE_POSITIONS
+from duonlp.config import TransformerConfig
 
 MODEL_TYPES = ("mbart",)
 PREFIX = _seq2seq.PREFIX
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return _seq2seq.heads("MBart")
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
     hf.setdefault("forced_eos_token_id", 2)
     return _seq2seq.config(
         hf,
@@ -31,8 +34,8 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     return _seq2seq.hf_config(cfg, SPARE_POSITIONS) | _seq2seq.hf_classifier(cfg)
 
 

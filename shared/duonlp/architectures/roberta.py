@@ -1,12 +1,14 @@
 """RoBERTa (Liu et al. 2019, https://arxiv.org/abs/1907.11692), XLM-RoBERTa and CamemBERT.
 
-BERT's body with positions that start after the padding id and skip padding, and a classification head of its own.
+BERT's encoder with positions that start after the padding id and skip padding, and a different classification head.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from duonlp.architectures import bert
-from duonlp.architectures._common import linear, lm_output, norm, take, take_common
+from duonlp.architectures._common import Weight, linear, lm_output, norm, pop_common, pop_options
+from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
@@ -15,8 +17,8 @@ PREFIX = "roberta."
 CLASS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     name = CLASS[model_type]
     return {
         "base": f"{name}Model",
@@ -29,14 +31,14 @@ def heads(model_type):
     }
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
     model_type = hf["model_type"]
     vocab_size = 50265 if model_type == "roberta" else bert.DEFAULTS["vocab_size"]
-    o = take(hf, bert.DEFAULTS | {"vocab_size": vocab_size})
-    common = take_common(hf, {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2})
+    o = pop_options(hf, bert.DEFAULTS | {"vocab_size": vocab_size})
+    common = pop_common(hf, {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2})
     if common["pad_token_id"] is None:
-        raise ConfigError(f"{model_type} needs a pad_token_id, since its positions start after it; got null")
+        raise ConfigError(f"pad_token_id of {model_type} is null; set it, since positions start after it")
     cfg = bert.encoder_config(model_type, o, common, extra=hf)
     return replace(
         cfg,
@@ -45,7 +47,7 @@ def config(hf):
             position_offset=common["pad_token_id"] + 1,
             positions_skip_padding=True,
         ),
-        # The language model head's activation is gelu whatever hidden_act says.
+        # The LM head always uses gelu, regardless of hidden_act.
         lm_head=replace(cfg.lm_head, activation="gelu"),
         classification=replace(cfg.classification, dropout_before=cfg.classification.dropout),
         multiple_choice=replace(cfg.multiple_choice, dropout=cfg.hidden_dropout),
@@ -55,8 +57,8 @@ def config(hf):
 hf_config = bert.hf_config
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     rows = bert.body(PREFIX, cfg)
     if head in ("masked-lm", "causal-lm"):
         rows += linear("lm_head.dense", "lm_head/transform")

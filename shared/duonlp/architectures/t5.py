@@ -1,6 +1,9 @@
-"""T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): v1.0, and v1.1 and FLAN, gated and with an output of their own."""
+"""T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): v1.0, and v1.1 and FLAN with gated
+feed-forward layers and an untied output."""
 
-from duonlp.architectures._common import Weight, common_hf, embedding, linear, take, take_common
+from typing import Any
+
+from duonlp.architectures._common import Weight, common_hf, embedding, linear, pop_common, pop_options
 from duonlp.config import (
     AttentionConfig,
     DecoderConfig,
@@ -37,24 +40,24 @@ DEFAULTS = {
 }
 
 
-def heads(model_type):
-    """Head to Transformers class."""
+def heads(model_type: str) -> dict[str, str]:
+    """Return the Transformers class name of each head."""
     return {"base": "T5Model", "seq2seq-lm": "T5ForConditionalGeneration"}
 
 
-def config(hf):
-    """config.json to TransformerConfig."""
-    o = take(hf, DEFAULTS)
-    for derived in ("dense_act_fn", "is_gated_act"):  # of feed_forward_proj, which decides
+def config(hf: dict[str, Any]) -> TransformerConfig:
+    """Translate config.json to a TransformerConfig."""
+    o = pop_options(hf, DEFAULTS)
+    for derived in ("dense_act_fn", "is_gated_act"):  # both follow from feed_forward_proj
         hf.pop(derived, None)
-    common = take_common(hf, {"pad_token_id": 0, "eos_token_id": 1}, encoder_decoder=True)
+    common = pop_common(hf, {"pad_token_id": 0, "eos_token_id": 1}, encoder_decoder=True)
     common["initializer_range"] = o["initializer_factor"]
     buckets, distance = o["relative_attention_num_buckets"], o["relative_attention_max_distance"]
-    # Half of them (of each side's, in the encoder) are for one distance each; the others reach from there to the last.
+    # Half of the buckets (per direction in the encoder) hold one distance each; the rest grow logarithmically.
     if buckets < 4 or distance <= buckets // 2:
         raise ConfigError(
-            f"relative_attention_num_buckets={buckets} and relative_attention_max_distance={distance} do not go together; "
-            "there must be 4 buckets or more, and a distance above half of their number"
+            f"relative_attention_num_buckets={buckets} and relative_attention_max_distance={distance} are incompatible; "
+            "use at least 4 buckets and a distance greater than half their number"
         )
     attention = AttentionConfig(
         num_heads=o["num_heads"],
@@ -76,7 +79,7 @@ def config(hf):
         dropout=o["dropout_rate"],
     )
     layers = o["num_layers"] if o["num_decoder_layers"] is None else o["num_decoder_layers"]
-    # Transformers 5 calls every T5 tied, and tells those that are not by the scale that only the tied ones have.
+    # Transformers 5 marks every T5 as tied; scale_decoder_outputs is false for the ones that are not.
     tied = o["tie_word_embeddings"] is not False and o["scale_decoder_outputs"]
     unused = PoolingConfig(token="last_eos")
     return TransformerConfig(
@@ -110,55 +113,58 @@ def config(hf):
     )
 
 
-def hf_config(cfg):
-    """TransformerConfig to config.json."""
+def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
+    """Translate a TransformerConfig to config.json."""
     ff = cfg.feed_forward
-    # "gated-gelu" means the tanh approximation, for the sake of old configurations; "gated-gelu_new" the same.
+    # In T5, "gated-gelu" has always meant the tanh approximation, i.e. "gated-gelu_new".
     projection = {("gelu_new", True): "gated-gelu"}.get((ff.activation, ff.gated), "gated-" * ff.gated + ff.activation)
     common = common_hf(cfg)
     common["initializer_factor"] = common.pop("initializer_range")
+    decoder = cfg.decoder
+    assert decoder is not None
     return common | {
         "vocab_size": cfg.embedding.vocab_size,
         "d_model": cfg.hidden_size,
         "d_kv": cfg.attention.head_dim,
         "d_ff": ff.size,
         "num_layers": cfg.num_layers,
-        "num_decoder_layers": len(cfg.decoder.layer_order),
+        "num_decoder_layers": len(decoder.layer_order),
         "num_heads": cfg.attention.num_heads,
         "relative_attention_num_buckets": cfg.attention.relative_buckets,
         "relative_attention_max_distance": cfg.attention.relative_max_distance,
         "dropout_rate": cfg.hidden_dropout,
         "layer_norm_epsilon": cfg.norm.epsilon,
         "feed_forward_proj": projection,
-        "decoder_start_token_id": cfg.decoder.start_token_id,
+        "decoder_start_token_id": decoder.start_token_id,
         "is_encoder_decoder": True,
     }
 
 
-def _feed_forward(name):
-    """Activation, and whether it is gated."""
+def _feed_forward(name: str) -> tuple[str, bool]:
+    """Parse ``feed_forward_proj`` into the activation and whether the layer is gated."""
     first, _, second = name.partition("-")
     if second and first != "gated":
-        raise ConfigError(f"feed_forward_proj={name!r} is not known; write gated-ACTIVATION, or ACTIVATION alone")
+        raise ConfigError(f"feed_forward_proj={name!r} is invalid; expected ACTIVATION or gated-ACTIVATION")
     activation = second or first
     return activation_name("gelu_new" if (activation, bool(second)) == ("gelu", True) else activation), bool(second)
 
 
-def weights(cfg, head):
-    """The weight table."""
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table."""
     copies = [Weight(f"{stack}.embed_tokens.weight", None, "embedding") for stack in ("encoder", "decoder")]
     rows = embedding("shared", "embeddings/word_embeddings", aliases=tuple(row.name for row in copies)) + copies
     rows += _stack(cfg, cross=False) + _stack(cfg.as_decoder(), cross=True)
     if head == "seq2seq-lm":
-        # A fresh v1.1 that Transformers 5 saved has no output of its own: it was the table of words.
+        # A newly initialized v1.1 saved by Transformers 5 has no separate output: it was the embedding table.
         path, other = (None, ()) if cfg.lm_head.tied else ("lm_head/output/kernel", ("shared.weight",))
         rows += [Weight("lm_head.weight", path, "linear", aliases=other)]
-    # An old version gave cross attention a bias table that it never used.
+    # Old checkpoints contain an unused bias table for cross-attention.
     return [*rows, Weight("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None, "embedding")]
 
 
-def _stack(cfg, cross):
-    stack, rows = cfg.stack, []
+def _stack(cfg: TransformerConfig, cross: bool) -> list[Weight]:
+    stack = cfg.stack
+    rows: list[Weight] = []
     for i in range(cfg.num_layers):
         theirs, ours = f"{stack}.block.{i}.layer", f"{stack}/layer_{i}"
         rows += _attention(f"{theirs}.0", "SelfAttention", f"{ours}/attention")
@@ -174,8 +180,8 @@ def _stack(cfg, cross):
     return [*rows, Weight(f"{stack}.final_layer_norm.weight", f"{stack}/final_norm/scale", "vector")]
 
 
-def _attention(theirs, name, ours):
-    rows = []
+def _attention(theirs: str, name: str, ours: str) -> list[Weight]:
+    rows: list[Weight] = []
     for letter, part in {"q": "query", "k": "key", "v": "value", "o": "output"}.items():
         rows += linear(f"{theirs}.{name}.{letter}", f"{ours}/{part}", bias=False)
     return [*rows, Weight(f"{theirs}.layer_norm.weight", f"{ours}_norm/scale", "vector")]

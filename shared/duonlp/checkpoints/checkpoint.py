@@ -1,6 +1,6 @@
-"""Checkpoints in Hugging Face layout: find one, read its configuration, match its tensors with a model's parameters.
+"""Open checkpoints in Hugging Face layout: find them, read config.json, match tensors with a model's parameters.
 
-Only safetensors are read: never a pickle, never code from the checkpoint.
+Only safetensors are read. Nothing is unpickled and no code from a checkpoint is run.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import BUFFERS, Weight
@@ -22,6 +23,7 @@ from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
+from duonlp.typing import Tokenizer
 from duonlp.util import frameworks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -30,30 +32,33 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
 
 
-def open_checkpoint(name_or_path, revision: str | None = None, local_files_only: bool = False) -> "Checkpoint":
-    """A folder, or a Hub id that is downloaded (or found in the cache), as a Checkpoint.
+def open_checkpoint(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
+) -> "Checkpoint":
+    """Open a local checkpoint, or one from the Hub, which is downloaded unless it is in the cache.
 
     Args:
-        name_or_path: a folder with config.json, or an id such as ``"google-bert/bert-base-uncased"``.
-        revision: branch, tag or commit on the Hub.
-        local_files_only: never go to the network; so does the environment variable ``HF_HUB_OFFLINE=1``.
+        name_or_path: A folder with config.json, or a Hub id such as ``"google-bert/bert-base-uncased"``.
+        revision: Branch, tag or commit on the Hub.
+        local_files_only: Never access the network; the environment variable ``HF_HUB_OFFLINE=1`` does the same.
 
     Raises:
-        CheckpointError: there is no such folder or Hub id, or it is not in the cache while offline.
+        InputError: ``name_or_path`` is neither a string nor a path.
+        CheckpointError: the folder or Hub id does not exist, or is not in the cache while offline.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise InputError(
-            f"the model is a {type(name_or_path).__name__}; give a folder in Hugging Face layout, or a Hub id such as org/name"
+            f"the model is a {type(name_or_path).__name__}; pass a folder in Hugging Face layout or a Hub id such as org/name"
         )
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return Checkpoint(path)
     text = str(name_or_path)
     if path.exists():
-        raise CheckpointError(f"{text!r} is a file; give the folder that holds it")
+        raise CheckpointError(f"{text!r} is a file; pass the folder that contains it")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or text.startswith("."):
         raise CheckpointError(
-            f"no folder {text!r}, and it is no Hub id either; give a folder or an id such as org/model"
+            f"no folder {text!r}, and it is not a valid Hub id; pass a folder or an id such as org/model"
         )
     hub = (text, revision, local_files_only)
     return Checkpoint(_download(*hub), hub)
@@ -65,7 +70,7 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
 
     at = f" at revision {revision!r}" if revision else ""
     try:
-        # subfolders may hold other formats (onnx/, openvino/); sentence-transformers' pooling is in one, too
+        # Subfolders can hold other formats (onnx/, openvino/), but also the pooling of sentence-transformers.
         patterns = [*DOWNLOAD, "1_Pooling/config.json"]
         return Path(
             snapshot_download(
@@ -75,41 +80,50 @@ def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
         )  # fmt: skip
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
         raise CheckpointError(
-            f"the Hub has no model {name!r}{at} that you may see; check the name, or log in if it is private ({error})"
+            f"no accessible model {name!r}{at} on the Hub; check the name, or log in if it is private ({error})"
         ) from None
     except (OSError, hub.HTTPError) as error:
-        # of HTTP errors, those with an answer are OSErrors of the Hub's; the others never got through
-        lost = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)  # OfflineModeIsEnabled is among them
-        if isinstance(error, lost) or not isinstance(error, OSError):
+        # An HTTPError with a response is also an OSError; one without a response means that the Hub was unreachable.
+        unreachable = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)  # includes OfflineModeIsEnabled
+        if isinstance(error, unreachable) or not isinstance(error, OSError):
             raise CheckpointError(
-                f"no folder {name!r} here, and the Hub's model {name!r}{at} is neither in the cache nor within reach "
-                f"({type(error).__name__}); give a folder, or go online once to download it"
+                f"no folder {name!r}, and the Hub model {name!r}{at} is not in the cache and the Hub is unreachable "
+                f"({type(error).__name__}); pass a folder, or go online once to download it"
             ) from None
-        raise CheckpointError(f"the Hub's model {name!r}{at} could not be downloaded: {error}") from error
+        raise CheckpointError(f"the Hub model {name!r}{at} could not be downloaded: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{name!r} is neither a folder nor a Hub id ({error})") from None
 
 
-def _without_safetensors(name: str, revision: str | None, local_files_only: bool) -> str:
-    """Why a model of the Hub has no weights here; pickles are not downloaded, so the folder does not tell."""
+def _no_safetensors_message(name: str, revision: str | None, local_files_only: bool) -> str:
+    """Explain why a Hub model has no weights; pickles are not downloaded, so the folder alone does not show them."""
     files = []
     if not local_files_only:
         from huggingface_hub import HfApi
 
-        with suppress(Exception):  # the list only makes the message better
+        with suppress(Exception):  # the list only improves the message
             files = HfApi().list_repo_files(name, revision=revision)
     weights = sorted(file for file in files if any(Path(file).match(pattern) for pattern in PICKLES))
-    has = f"it has {_some(weights)}, but " if weights else ""
+    has = f"it has {_list_names(weights)}, but " if weights else ""
     return (
-        f"the Hub's model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}pickles and the like are never downloaded or "
-        "read here. Convert it with Transformers' save_pretrained, or pass the revision of a conversion, such as "
+        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}other formats are never downloaded or read: "
+        "convert it with Transformers' save_pretrained, or pass the revision of a conversion such as "
         "revision='refs/pr/1' (see the model's pull requests)"
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one parameter's values come from: a stored tensor (or a part of it), or the initializer."""
+    """Origin of one parameter's values: a stored tensor (or a part of one), or the initializer.
+
+    Attributes:
+        path: Path of the parameter.
+        parameter: Its shape and initializer.
+        tensor: The stored tensor, or None to initialize the parameter.
+        layout: Layout of the stored tensor, see ``Weight``.
+        part: ``(i, n)`` if the parameter is the i-th of n parts of the tensor along its last axis.
+        seed: Seed of the initializer.
+    """
 
     path: str
     parameter: Parameter
@@ -118,8 +132,8 @@ class Source:
     part: tuple[int, int] = (0, 1)
     seed: int = 0
 
-    def read(self, dtype=np.float32) -> np.ndarray:
-        """All values, shaped as the parameter. May be a transposed view."""
+    def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """Return the values in the parameter's shape, possibly as a transposed view."""
         if self.tensor is None:
             return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
         values = self.tensor.read()
@@ -133,8 +147,11 @@ class Source:
             values = values[0]
         return values.astype(dtype, copy=False)
 
-    def chunks(self, dtype=np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) pairs that cover the parameter, each of about ``max_bytes`` where the layout allows."""
+    def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, rows) pairs that cover the parameter.
+
+        Embedding tables are split into chunks of about ``max_bytes``; other parameters are one chunk.
+        """
         if self.tensor is None or self.layout != "embedding" or len(self.parameter.shape) < 2:
             yield 0, self.read(dtype)
             return
@@ -145,198 +162,224 @@ class Source:
 
 
 class Checkpoint:
-    """A folder in Hugging Face layout. Reading is lazy: opening it reads config.json alone."""
+    """A folder in Hugging Face layout, read lazily: opening it reads only config.json.
+
+    Args:
+        folder: The folder.
+        hub: Hub id, revision and ``local_files_only`` with which ``folder`` was downloaded.
+
+    Raises:
+        CheckpointError: the folder has no valid config.json.
+    """
 
     def __init__(self, folder: Path, hub: tuple[str, str | None, bool] | None = None):
-        """hub: the id, revision and local_files_only that ``folder`` was downloaded by."""
         self.folder, self._hub = Path(folder), hub
         if not (self.folder / "config.json").is_file():
             raise CheckpointError(
-                f"{self.folder} has no config.json; give the folder of a model in Hugging Face layout"
+                f"{self.folder} has no config.json; pass the folder of a model in Hugging Face layout"
             )
         self.config: dict[str, Any] = _read_json(self.folder / "config.json")
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """generation_config.json, or {} where there is none."""
+        """Contents of generation_config.json, or {} if there is none."""
         path = self.folder / "generation_config.json"
         return _read_json(path) if path.is_file() else {}
 
     @property
     def head(self) -> str:
-        """The head this checkpoint was saved with."""
+        """Head with which the checkpoint was saved."""
         return architectures.head_of(self.config)
 
-    def tokenizer(self):
-        """The fast tokenizer of this folder, by Transformers.
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer with Transformers' AutoTokenizer.
 
         Raises:
-            CheckpointError: the folder has no tokenizer that loads.
+            CheckpointError: the folder has no tokenizer, or it cannot be loaded.
         """
         if not any(next(self.folder.glob(pattern), None) for pattern in VOCABULARIES):
-            # Transformers would make an empty tokenizer of config.json alone
+            # AutoTokenizer would create an empty tokenizer from config.json alone.
             raise CheckpointError(
                 f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
             )
         AutoTokenizer = frameworks.transformers().AutoTokenizer
         try:
-            # local_files_only: the files are here, and a tokenizer must never fetch anything else
+            # All files are local; a tokenizer must not download anything else.
             return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise CheckpointError(
-                f"{self.folder} has no tokenizer that loads ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "save one there, or pass tokenizer="
+                f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "save a working one there, or pass tokenizer="
             ) from None
 
-    def transformer_config(self, **overrides) -> TransformerConfig:
-        """config.json, with keys of it overridden, as a TransformerConfig.
+    def transformer_config(self, **overrides: Any) -> TransformerConfig:
+        """Return config.json as a TransformerConfig, with some keys overridden.
 
         Raises:
-            InputError: an override is no key of this family's config.json.
+            InputError: an override is not a key of this family's config.json.
         """
         return architectures.config_from_hf(override(self.config, overrides))
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Every tensor by name; the headers of the files are read, the values are not.
+        """All tensors by name; only file headers are read.
 
         Raises:
-            CheckpointError: no safetensors here, a shard is missing or damaged, or the index points elsewhere.
+            CheckpointError: there are no safetensors, a shard is missing or damaged, or the index is invalid.
         """
         if (self.folder / WEIGHTS).is_file():
             return list_tensors(self.folder / WEIGHTS)
         if (self.folder / INDEX).is_file():
             return self._sharded()
         if self._hub:
-            raise CheckpointError(_without_safetensors(*self._hub))
+            raise CheckpointError(_no_safetensors_message(*self._hub))
         pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
         if pickles:
             raise CheckpointError(
-                f"{self.folder} has only {', '.join(pickles)}, which is never read here because loading such a file "
-                "can run code; convert it to model.safetensors with Transformers' save_pretrained"
+                f"{self.folder} has only {', '.join(pickles)}, which is never read because loading it can run code; "
+                "convert it to model.safetensors with Transformers' save_pretrained"
             )
-        raise CheckpointError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}")
+        raise CheckpointError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}; pass a folder with weights")
 
     def _sharded(self) -> dict[str, StoredTensor]:
         path = self.folder / INDEX
         weight_map = _read_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise CheckpointError(f"{path} has no weight_map of tensor names to file names; save the model again")
-        tensors = {}
+            raise CheckpointError(f"{path} has no weight_map from tensor names to file names; save the model again")
+        tensors: dict[str, StoredTensor] = {}
         for shard in sorted(set(weight_map.values())):
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
                 raise CheckpointError(
-                    f"{path} points to {shard!r}; a shard must be a .safetensors file in the same folder"
+                    f"{path} refers to {shard!r}; a shard must be a .safetensors file in the same folder"
                 )
             if not (self.folder / shard).is_file():
-                raise CheckpointError(f"{path} names the shard {shard!r}, which is missing; download or copy it")
+                raise CheckpointError(f"{path} lists the shard {shard!r}, which is missing; download or copy it")
             tensors |= list_tensors(self.folder / shard)
-        lost = sorted(set(weight_map) - set(tensors))
-        if lost:
-            raise CheckpointError(f"{path} names tensors that no shard has: {_some(lost)}")
+        missing = sorted(set(weight_map) - set(tensors))
+        if missing:
+            raise CheckpointError(
+                f"{path} lists tensors that are in no shard: {_list_names(missing)}; download the checkpoint again"
+            )
         return tensors
 
     def plan(
         self, cfg: TransformerConfig, head: str, seed: int = 0, ignore_mismatched_sizes: bool = False
     ) -> list[Source]:
-        """Where every parameter of (cfg, head) comes from, largest first, decided before any value is read.
+        """Decide where every parameter of a model comes from, before any value is read.
 
-        Largest first, so that the one moment a tensor is held twice comes while little else is held. Parameters of a
-        head that the checkpoint lacks start afresh from ``seed``; one warning names them.
+        Sources are sorted by size, largest first, so that the largest tensor is held twice (read and placed) while little
+        else is in memory. Head parameters that the checkpoint lacks are initialized; one warning lists them.
+
+        Args:
+            cfg: The model.
+            head: Its head.
+            seed: Seed for initialized parameters.
+            ignore_mismatched_sizes: Initialize head parameters whose stored shape does not match, instead of raising.
+
+        Returns:
+            One source per parameter.
 
         Raises:
-            CheckpointError: a tensor of the base model is missing, a tensor is unknown, or a shape does not fit.
+            CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
         spec = parameters(cfg, head)
         rows = [row for row in architectures.get(cfg.model_type).weights(cfg, head) if row.path is not None]
-        sources, missing, mismatched, used = {}, [], [], set()
+        sources: dict[str, Source] = {}
+        missing: list[Weight] = []
+        mismatched: list[tuple[Weight, StoredTensor]] = []
+        used: set[str] = set()
         for row in rows:
             tensor = self._find(row, cfg)
             parameter = spec[row.path]
             if tensor is not None:
                 used.add(tensor.name)
-            if tensor is None and row.optional:
-                sources[row.path] = Source(row.path, parameter, seed=seed)
-            elif tensor is None or not _fits(tensor, row, parameter):
-                (missing if tensor is None else mismatched).append((row, tensor))
-                sources[row.path] = Source(row.path, parameter, seed=seed)
-            else:
+            if tensor is not None and tensor.shape == _stored_shape(row, parameter):
                 sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part)
+                continue
+            sources[row.path] = Source(row.path, parameter, seed=seed)
+            if tensor is not None:
+                mismatched.append((row, tensor))
+            elif not row.optional:
+                missing.append(row)
         if mismatched:
-            self._refuse_shapes(mismatched, spec, ignore_mismatched_sizes)
-        self._refuse_missing_and_unexpected([row for row, _ in missing], rows, used, cfg)
-        fresh = [row.path for row, _ in missing + mismatched]
-        if fresh:
+            self._check_shapes(mismatched, spec, ignore_mismatched_sizes)
+        self._check_names(missing, rows, used, cfg)
+        initialized = [_path(row) for row in (*missing, *(row for row, _ in mismatched))]
+        if initialized:
             warnings.warn(
-                f"{self.folder.name}: the {head} head starts from random values, since the checkpoint has none for "
-                f"{_some(fresh)}; fine-tune it before use",
+                f"{self.folder.name}: the {head} head starts from random values because the checkpoint lacks "
+                f"{_list_names(initialized)}; fine-tune it before use",
                 stacklevel=3,
             )
         return sorted(sources.values(), key=lambda s: -s.parameter.size)
 
-    def _names(self, row: Weight, cfg) -> list[str]:
+    def _names(self, row: Weight, cfg: TransformerConfig) -> list[str]:
         prefix = architectures.get(cfg.model_type).PREFIX
         names = [row.name, *row.aliases]
         return names + [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
-    def _find(self, row: Weight, cfg) -> StoredTensor | None:
+    def _find(self, row: Weight, cfg: TransformerConfig) -> StoredTensor | None:
         return next((self.tensors[name] for name in self._names(row, cfg) if name in self.tensors), None)
 
-    def _refuse_shapes(self, mismatched, spec, ignore):
-        base = [row for row, _ in mismatched if not _of_head(row.path)]
+    def _check_shapes(
+        self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
+    ) -> None:
+        """Raise CheckpointError for mismatched shapes, unless they are to be ignored and only concern the head."""
+        base = [row for row, _ in mismatched if not _of_head(row)]
         if ignore and not base:
             return
         lines = [
-            f"{row.name}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[row.path]))} expected"
+            f"{row.name}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
             for row, tensor in mismatched
         ]
-        advice = "config.json does not belong to these weights" if base else (
-            "pass ignore_mismatched_sizes=True to start the head afresh"
+        advice = "config.json does not match the weights" if base else (
+            "pass ignore_mismatched_sizes=True to initialize the head"
         )  # fmt: skip
-        raise CheckpointError(f"{self.folder}: wrong shapes; {advice}:\n  " + "\n  ".join(lines))
+        raise CheckpointError(f"{self.folder}: mismatched shapes; {advice}:\n  " + "\n  ".join(lines))
 
-    def _refuse_missing_and_unexpected(self, missing, rows, used, cfg):
-        # A head that was never trained lacks whole layers; half a layer, or any of the body, is damage.
-        whole = {_module(row) for row in rows if row not in missing}
-        lacking = [row.name for row in missing if not _of_head(row.path) or _module(row) in whole]
+    def _check_names(self, missing: list[Weight], rows: list[Weight], used: set[str], cfg: TransformerConfig) -> None:
+        """Raise CheckpointError if tensors of the base model or parts of a layer are missing, or any are unexpected."""
+        # An untrained head lacks whole layers; a partial layer, or anything missing in the base model, is damage.
+        present = {_module(row) for row in rows if row not in missing}
+        lacking = [row.name for row in missing if not _of_head(row) or _module(row) in present]
         family = architectures.get(cfg.model_type)
-        known = {
+        recognized = {
             name
             for tied in (True, False)
             for head in family.heads(cfg.model_type)
             for row in family.weights(cfg.replace(lm_head__tied=tied), head)
             for name in (*self._names(row, cfg), *row.copies)
         }
-        others = set(self.tensors) - used - known
+        others = set(self.tensors) - used - recognized
         unexpected = [name for name in others if not any(re.search(pattern, name) for pattern in BUFFERS)]
         if lacking or unexpected:
-            parts = [f"missing {_some(sorted(set(lacking)))}"] if lacking else []
-            parts += [f"unexpected {_some(sorted(unexpected))}"] if unexpected else []
+            parts = [f"missing {_list_names(sorted(set(lacking)))}"] if lacking else []
+            parts += [f"unexpected {_list_names(sorted(unexpected))}"] if unexpected else []
             raise CheckpointError(
-                f"{self.folder} does not hold a {cfg.model_type} model of this config.json: {'; '.join(parts)}"
+                f"the tensors in {self.folder} do not match its config.json ({cfg.model_type}): {'; '.join(parts)}"
             )
 
 
 def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with some keys replaced, as ``from_pretrained(..., num_labels=3)`` does.
+    """Return config.json with some keys replaced, as in ``from_pretrained(..., num_labels=3)``.
 
     Raises:
-        InputError: a key that this family's config.json does not have.
+        InputError: an override is not a key of this family's config.json.
     """
-    hf = dict(hf)
+    out = dict(hf)
     if not overrides:
-        return hf
-    cfg = architectures.config_from_hf(hf)
-    allowed = set(architectures.hf_config(cfg)) | {"num_labels", "problem_type"} | set(hf)
+        return out
+    cfg = architectures.config_from_hf(out)
+    allowed = set(architectures.hf_config(cfg)) | {"num_labels", "problem_type"} | set(out)
     for key in overrides:
         if key not in allowed:
             raise InputError(
-                f"unknown keyword {key!r}; keys of a {cfg.model_type} config are {', '.join(sorted(allowed))}"
+                f"unknown keyword {key!r}; the keys of a {cfg.model_type} config are {', '.join(sorted(allowed))}"
             )
     if overrides.get("num_labels") not in (None, cfg.num_labels) and "id2label" not in overrides:
-        hf.pop("id2label", None)
-        hf.pop("label2id", None)
-    return hf | overrides
+        out.pop("id2label", None)
+        out.pop("label2id", None)
+    return out | dict(overrides)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -345,16 +388,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error})") from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, it holds {type(data).__name__}")
+        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a JSON object")
     return data
 
 
 def _module(row: Weight) -> str:
-    return row.path.rpartition("/")[0]
+    return _path(row).rpartition("/")[0]
 
 
-def _of_head(path: str) -> bool:
-    return path.split("/")[0] in HEAD_PREFIXES
+def _path(row: Weight) -> str:
+    assert row.path is not None  # rows without a path are not loaded
+    return row.path
+
+
+def _of_head(row: Weight) -> bool:
+    return _path(row).split("/")[0] in HEAD_PREFIXES
 
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
@@ -363,14 +411,10 @@ def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
 
 
 def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a parameter, or its transpose, has in a checkpoint."""
+    """Return the shape that a parameter of ``shape`` has in a checkpoint."""
     return shape[::-1] if layout == "linear" else (1, *shape) if layout == "row" else shape
 
 
-def _fits(tensor: StoredTensor, row: Weight, parameter: Parameter) -> bool:
-    return tensor.shape == _stored_shape(row, parameter)
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _list_names(names: list[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

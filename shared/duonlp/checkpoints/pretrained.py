@@ -1,7 +1,9 @@
-"""The part of loading and starting afresh that both engines' models have in common."""
+"""Load and initialize models: the part shared by both engines."""
 
+import os
 import warnings
 from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source, open_checkpoint, override
@@ -13,52 +15,65 @@ from duonlp.parameters import count_parameters, parameters
 
 ADVICE = {
     "cache_dir": "set the environment variable HF_HOME",
-    "device_map": "leave it out: TensorFlow and JAX place arrays themselves",
-    "force_download": "delete the model from the cache, or ask for a revision",
-    "from_flax": "leave it out: safetensors are read, and nothing else",
-    "from_pt": "leave it out: safetensors are read directly",
-    "from_tf": "leave it out: safetensors are read, and nothing else",
-    "output_attentions": "pass it when the model is called",
-    "output_hidden_states": "pass it when the model is called",
-    "return_dict": "leave it out: outputs are dicts",
-    "subfolder": "give the folder itself",
+    "device_map": "omit it: TensorFlow and JAX place arrays themselves",
+    "force_download": "delete the model from the cache, or pass a revision",
+    "from_flax": "omit it: only safetensors are read",
+    "from_pt": "omit it: safetensors are read directly",
+    "from_tf": "omit it: only safetensors are read",
+    "output_attentions": "pass it when calling the model",
+    "output_hidden_states": "pass it when calling the model",
+    "return_dict": "omit it: outputs are dicts",
+    "subfolder": "pass the subfolder itself",
     "token": "log in with `hf auth login`, or set the environment variable HF_TOKEN",
-    "torch_dtype": "say dtype=",
-    "trust_remote_code": "leave it out: code from a checkpoint is never run",
-    "use_safetensors": "leave it out: only safetensors are read",
+    "torch_dtype": "use dtype=",
+    "trust_remote_code": "omit it: code from a checkpoint is never run",
+    "use_safetensors": "omit it: only safetensors are read",
 }
-"""What to do instead, for keywords that people bring along from Transformers."""
+"""Alternatives to unsupported keywords of Transformers' from_pretrained."""
 
 
 class PretrainedBase:
-    """Mixin of the model classes. They bring ``head``; the engine's own mixin brings ``_from_plan`` and saving."""
+    """Mixin of the model classes, which define ``head``; each engine's own mixin adds ``_from_plan`` and saving.
 
+    Attributes:
+        head: Name of the head, see ``duonlp.architectures.HEADS``.
+        config: Configuration of the model.
+        generation_config: Default generation settings.
+        folder: Folder from which the model was loaded, if any.
+    """
+
+    head: ClassVar[str]
+    config: TransformerConfig
+    generation_config: GenerationConfig
     folder: str | None = None
-    """Where the model was loaded from."""
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path, *, revision=None, local_files_only=False, dtype=None, param_dtype="float32", seed=0,
-        ignore_mismatched_sizes=False, **config_overrides,
-    ):  # fmt: skip
+        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False,
+        dtype: Any = None, param_dtype: Any = "float32", seed: int = 0, ignore_mismatched_sizes: bool = False,
+        **config_overrides: Any,
+    ) -> Self:  # fmt: skip
         """Load a checkpoint in Hugging Face layout.
 
         Args:
-            name_or_path: a folder or a Hub id.
-            revision: branch, tag or commit on the Hub.
-            local_files_only: never go to the network.
-            dtype: float32, bfloat16 or float16: what is computed in. None is float32 (in tfnlp: Keras' global policy).
-            param_dtype: the same choices: what the parameters are stored as.
-            seed: for parameters of a head the checkpoint lacks.
-            ignore_mismatched_sizes: start a head afresh whose stored shapes do not fit.
-            config_overrides: keys of config.json to replace, such as ``num_labels=3``.
+            name_or_path: A folder or a Hub id.
+            revision: Branch, tag or commit on the Hub.
+            local_files_only: Never access the network.
+            dtype: Compute dtype: float32, bfloat16 or float16. Default: float32 (in tfnlp, Keras' global dtype policy).
+            param_dtype: Dtype in which the parameters are stored: float32, bfloat16 or float16.
+            seed: Seed for parameters of a head that the checkpoint lacks.
+            ignore_mismatched_sizes: Initialize a head whose stored shapes do not match, instead of raising.
+            config_overrides: Keys of config.json to replace, such as ``num_labels=3``.
+
+        Returns:
+            The model.
 
         Raises:
-            CheckpointError: not found, damaged, or not this model's.
-            ConfigError: an unsupported family, head or option.
-            InputError: an unknown keyword.
+            CheckpointError: the checkpoint is not found, damaged, or does not match the model.
+            ConfigError: the family, the head or an option is unsupported.
+            InputError: a keyword is unknown.
         """
-        _advise(config_overrides)
+        _check_keywords(config_overrides)
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
         cfg = checkpoint.transformer_config(**config_overrides)
@@ -66,56 +81,80 @@ class PretrainedBase:
         plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
         model = cls._from_plan(cfg, plan, dtype, param_dtype)
         if checkpoint.generation_config:
-            model.generation_config = own_generation_config(cfg, checkpoint.generation_config)
+            model.generation_config = default_generation_config(cfg, checkpoint.generation_config)
         model.folder = str(checkpoint.folder)
         return model
 
     @classmethod
-    def from_config(cls, config, *, seed=0, dtype=None, param_dtype="float32", **config_overrides):
-        """A model with random weights; the same seed gives the same weights in both packages.
+    def from_config(
+        cls, config: Any, *, seed: int = 0, dtype: Any = None, param_dtype: Any = "float32", **config_overrides: Any
+    ) -> Self:
+        """Build a model with random weights; a seed gives the same weights in both packages.
 
         Args:
-            config: a TransformerConfig, config.json as a dict, or a configuration object of Transformers.
-            config_overrides: keys of config.json to replace.
+            config: A TransformerConfig, config.json as a dict, or a configuration object of Transformers.
+            seed: Seed for the weights.
+            dtype: See :meth:`from_pretrained`.
+            param_dtype: See :meth:`from_pretrained`.
+            config_overrides: Keys of config.json to replace.
+
+        Returns:
+            The model.
 
         Raises:
-            ConfigError, InputError: as in :meth:`from_pretrained`.
+            ConfigError: the family, the head or an option is unsupported.
+            InputError: a keyword is unknown, or ``config`` is of another type.
         """
-        _advise(config_overrides)
+        _check_keywords(config_overrides)
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         cfg = resolve_config(config, config_overrides)
         check_head(cls, cfg)
         return cls._from_plan(cfg, fresh_plan(cfg, cls.head, seed), dtype, param_dtype)
 
     @classmethod
-    def _dtypes(cls, dtype, param_dtype) -> tuple[str, str]:
+    def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
+        """Build a model and read its parameters from ``plan``."""
+        raise NotImplementedError
+
+    @classmethod
+    def _dtypes(cls, dtype: Any, param_dtype: Any) -> tuple[str, str]:
         return check_dtype("float32" if dtype is None else dtype), check_dtype(param_dtype, "param_dtype")
 
     def num_parameters(self) -> int:
-        """How many values the parameters have."""
+        """Return the total number of parameter values."""
         return count_parameters(self.config, self.head)
 
 
-def own_generation_config(cfg: TransformerConfig, stored: Mapping | None = None) -> GenerationConfig:
-    """A model's own, see GenerationConfig.for_model; a file that makes no sense must not keep the model from loading."""
+def default_generation_config(cfg: TransformerConfig, stored: Mapping[str, Any] | None = None) -> GenerationConfig:
+    """Return a model's default generation settings, ignoring invalid stored ones with a warning.
+
+    Args:
+        cfg: The model, whose config.json may hold generation settings.
+        stored: Contents of generation_config.json.
+    """
     try:
         return GenerationConfig.for_model(cfg, stored)
     except InputError as error:
-        what = "generation_config.json" if stored else "what config.json says of generation"
-        warnings.warn(f"{what} is left out, all of it: {error}", stacklevel=4)
+        origin = "generation_config.json" if stored else "config.json"
+        warnings.warn(f"all generation settings of {origin} are ignored: {error}", stacklevel=4)
         return GenerationConfig.for_model(cfg.replace(extra={}))
 
 
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
-    """Every parameter from its initializer."""
+    """Return a plan that initializes every parameter from ``seed``."""
     return [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, head).items()]
 
 
-def resolve_config(config, overrides: Mapping) -> TransformerConfig:
-    """A TransformerConfig from whatever describes a model, with keys of config.json replaced.
+def resolve_config(config: Any, overrides: Mapping[str, Any]) -> TransformerConfig:
+    """Convert any description of a model to a TransformerConfig, with some keys of config.json replaced.
+
+    Args:
+        config: A TransformerConfig, config.json as a dict, or a configuration object of Transformers.
+        overrides: Keys of config.json to replace.
 
     Raises:
-        InputError: it describes none.
+        ConfigError: the family or an option is unsupported.
+        InputError: ``config`` is of another type, or an override is not a key of config.json.
     """
     if isinstance(config, TransformerConfig):
         if not overrides:
@@ -125,28 +164,29 @@ def resolve_config(config, overrides: Mapping) -> TransformerConfig:
         config = config.to_dict()
     if not isinstance(config, Mapping):
         raise InputError(
-            f"config is a {type(config).__name__}; give a TransformerConfig, config.json as a dict, or Transformers' config"
+            f"config is a {type(config).__name__}; pass a TransformerConfig, config.json as a dict, or Transformers' config"
         )
     return architectures.config_from_hf(override(config, overrides))
 
 
-def check_head(cls, cfg: TransformerConfig) -> None:
-    """Raise ConfigError when the family has no such head, or could not learn anything with it."""
+def check_head(cls: Any, cfg: TransformerConfig) -> None:
+    """Raise ConfigError if the family does not support the head of ``cls``, a class with a ``head``."""
     architectures.class_name(cfg.model_type, cls.head)
     if cls.head == "causal-lm" and not cfg.causal:
         raise ConfigError(
-            f"this {cfg.model_type} looks both ways, so it is no causal language model; pass is_decoder=True"
+            f"this {cfg.model_type} attends in both directions, so it is not a causal language model; pass is_decoder=True"
         )
 
 
 def pretraining_head(model_type: str) -> str:
-    """The head a family was pretrained with: what AutoModelForPreTraining loads."""
+    """Return the head with which a family was pretrained, as loaded by AutoModelForPreTraining."""
     available = architectures.get(model_type).heads(model_type)
     order = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm", "seq2seq-lm")
     return next(head for head in order if head in available)
 
 
-def _advise(keywords: Mapping) -> None:
+def _check_keywords(keywords: Mapping[str, Any]) -> None:
+    """Raise InputError for unsupported keywords of Transformers, naming the alternative."""
     for name in keywords:
         if name in ADVICE:
-            raise InputError(f"keyword {name!r} is not taken here; {ADVICE[name]}")
+            raise InputError(f"keyword {name!r} is not supported; {ADVICE[name]}")

@@ -1,7 +1,7 @@
-"""Safetensors files, one tensor at a time.
+"""Read and write safetensors files one tensor at a time.
 
-The safetensors library validates a file and lists its tensors; the bytes are read and written here with plain file
-I/O, because the library maps the whole file into memory to read it and wants all tensors at once to write it.
+The safetensors library validates a file and lists its tensors. Values are read and written with plain file I/O, because
+the library memory-maps the whole file when reading and needs all tensors at once when writing.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +31,7 @@ DTYPES = {
 
 
 def aligned_empty(count: int, dtype: np.dtype) -> np.ndarray:
-    """An empty vector that starts on a cache line, so that JAX can take it over on a CPU without a copy."""
+    """Return an uninitialized vector aligned to 64 bytes, which JAX can use on the CPU without a copy."""
     dtype = np.dtype(dtype)
     raw = np.empty(count * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -39,19 +40,27 @@ def aligned_empty(count: int, dtype: np.dtype) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk: nothing is read until asked for."""
+    """A tensor on disk, read on demand.
+
+    Attributes:
+        file: The safetensors file.
+        name: Name of the tensor.
+        shape: Shape of the tensor.
+        dtype: Stored dtype.
+        offset: Position of the values in the file, in bytes.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    offset: int  # bytes from the start of the file
+    offset: int
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start:stop`` of the first axis (all of them by default) as a fresh array.
+        """Read rows ``start:stop`` of the first axis, by default all, into a new array.
 
         Raises:
-            CheckpointError: the file ends early, as one does that is still being written or was cut.
+            CheckpointError: the file ends early, because it is truncated or still being written.
         """
         rows = self.shape[0] if self.shape else 1
         stop = rows if stop is None else min(stop, rows)
@@ -60,19 +69,19 @@ class StoredTensor:
         values = aligned_empty(count, self.dtype)
         with open(self.file, "rb", buffering=0) as f:
             f.seek(self.offset + start * row * self.dtype.itemsize)
-            got, view = 0, memoryview(values.view(np.uint8))
-            while got < len(view) and (more := f.readinto(view[got:])):
-                got += more
-        if got != len(view):
-            raise CheckpointError(f"{self.file} ends in the middle of tensor {self.name!r}; download or save it again")
+            num_read, view = 0, values.view(np.uint8).data
+            while num_read < len(view) and (num_bytes := f.readinto(view[num_read:])):
+                num_read += num_bytes
+        if num_read != len(view):
+            raise CheckpointError(f"{self.file} ends within tensor {self.name!r}; download or save it again")
         return values.reshape((stop - start, *self.shape[1:]) if self.shape else ())
 
 
 def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, in file order.
+    """Return the tensors of one file by name, in file order.
 
     Raises:
-        CheckpointError: the file is truncated or corrupt, or holds a dtype NumPy cannot read.
+        CheckpointError: the file is truncated or corrupt, or has a tensor of an unsupported dtype.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -82,15 +91,15 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
             described = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); it was cut or damaged: download or save it again"
+            f"{path} is not a valid safetensors file ({error}); it is truncated or corrupt: download or save it again"
         ) from None
     with open(path, "rb") as f:
         offset = 8 + int.from_bytes(f.read(8), "little")
     tensors = {}
-    # The library has checked that the tensors follow each other without gaps, in this order.
+    # The library has checked that the tensors are contiguous and in this order.
     for name, (shape, dtype_name) in described.items():
         if dtype_name not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {name!r} is {dtype_name}; supported are {', '.join(DTYPES)}")
+            raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype_name}; supported are {', '.join(DTYPES)}")
         dtype = DTYPES[dtype_name]
         tensors[name] = StoredTensor(path, name, shape, dtype, offset)
         offset += int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -99,7 +108,14 @@ def list_tensors(path: Path) -> dict[str, StoredTensor]:
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """What a file will hold under ``name``; ``value()`` is called when its turn comes, and then dropped."""
+    """A tensor to write; ``value()`` is called when the tensor is written, and its result is not kept.
+
+    Attributes:
+        name: Name of the tensor in the file.
+        shape: Shape of the tensor.
+        dtype: Dtype in the file.
+        value: Function that returns the values, in this shape.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -113,13 +129,17 @@ class TensorToWrite:
 
 
 def write_tensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
-    """Write one file, holding one tensor in memory at a time.
+    """Write one file while holding only one tensor in memory.
 
-    Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, the values).
+    The format is described at https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, the values.
+
+    Raises:
+        CheckpointError: a value does not have the declared shape.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # wide types first keeps all of them aligned
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))  # wide types first: all stay aligned
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for t in tensors:
         header[t.name] = {
             "dtype": names[t.dtype],
@@ -134,7 +154,7 @@ def write_tensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
         for t in tensors:
             value = np.asarray(t.value(), t.dtype, order="C")
             if value.shape != t.shape:
-                raise CheckpointError(f"tensor {t.name!r} has shape {value.shape}, announced was {t.shape}")
+                raise CheckpointError(f"tensor {t.name!r} has shape {value.shape}; declared was {t.shape}")
             f.write(value.reshape(-1).view(np.uint8).data)
         f.flush()
         os.fsync(f.fileno())

@@ -1,53 +1,63 @@
-"""Writing a checkpoint in Hugging Face layout: whole or not at all."""
+"""Write checkpoints in Hugging Face layout atomically."""
 
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from duonlp import architectures
+from duonlp.architectures._common import Weight
 from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, stored_shape
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
-from duonlp.config import TransformerConfig
+from duonlp.config import EmbeddingConfig, TransformerConfig
 from duonlp.errors import InputError
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
+from duonlp.typing import Tokenizer
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
 
 
 def save_checkpoint(
-    folder,
+    folder: str | os.PathLike[str],
     cfg: TransformerConfig,
     head: str,
     read: Callable[[str], np.ndarray],
-    dtype: np.dtype,
-    tokenizer=None,
+    dtype: DTypeLike,
+    tokenizer: Tokenizer | None = None,
     max_shard_size: int | str = "5GB",
-    generation_config: dict | None = None,
+    generation_config: dict[str, Any] | None = None,
 ) -> None:
-    """Write config.json, safetensors (sharded above ``max_shard_size``) and, if given, the tokenizer.
+    """Write config.json, safetensors, and optionally the tokenizer and generation_config.json.
 
-    Tensors are fetched one at a time. Everything goes to a folder beside ``folder`` that is then renamed, so a kill or a
-    full disk leaves what was there before; other files of an existing ``folder`` are kept. A folder that cannot be
-    renamed (the current one, a mount point) gets the finished files one by one.
+    Tensors are read one at a time. Files are written to a temporary sibling folder that then replaces ``folder``, so an
+    interrupted save or a full disk leaves the previous contents intact. Other files in an existing ``folder`` are kept. If
+    ``folder`` cannot be renamed (it is the current directory or a mount point), the finished files are moved one by one.
 
     Args:
-        read: parameter path -> its values.
-        dtype: what the parameters are stored as.
+        folder: Folder to write to.
+        cfg: The model.
+        head: Its head.
+        read: Function from a parameter path to its values.
+        dtype: Dtype in which parameters are stored.
+        tokenizer: Tokenizer to save.
+        max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
+        generation_config: Contents of generation_config.json.
 
     Raises:
-        InputError: ``folder`` is a file, or max_shard_size is not a size.
+        InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
     """
     limit = parse_size(max_shard_size)
     rows = _to_write(cfg, head, read, np.dtype(dtype))
-    with replaced_folder(folder) as new:
+    with atomic_folder(folder) as new:
         shards = _shards(rows, limit)
         if len(shards) == 1:
             write_tensors(new / WEIGHTS, shards[0])
@@ -62,7 +72,7 @@ def save_checkpoint(
                 new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             )
         if tokenizer is not None:
-            # by way of a folder of its own: files in `new` may be hard links, which writing would change in place
+            # Written to a subfolder first: files in `new` can be hard links, which would be modified in place.
             tokenizer.save_pretrained(new / ".tokenizer")
             for file in (new / ".tokenizer").iterdir():
                 os.replace(file, new / file.name)
@@ -72,11 +82,13 @@ def save_checkpoint(
         _write_json(new / "config.json", architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name})
 
 
-def _to_write(cfg, head, read, dtype) -> list[TensorToWrite]:
-    """The weight table read backwards: rows that are parts of one stored tensor come together again."""
+def _to_write(
+    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dtype: np.dtype
+) -> list[TensorToWrite]:
+    """Return the tensors to write; rows of the weight table that are parts of one tensor are concatenated."""
     prefix = architectures.get(cfg.model_type).PREFIX if head == "base" else ""
     spec = parameters(cfg, head)
-    groups: dict[str, list] = {}
+    groups: dict[str, list[Weight]] = {}
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is not None:
             for name in (row.name, *row.copies):
@@ -84,7 +96,9 @@ def _to_write(cfg, head, read, dtype) -> list[TensorToWrite]:
     out = []
     for name, rows in groups.items():
         rows = sorted(rows, key=lambda row: row.part[0])
-        shape = stored_shape(rows[0].layout, spec[rows[0].path].shape)
+        path = rows[0].path
+        assert path is not None
+        shape = stored_shape(rows[0].layout, spec[path].shape)
         out.append(TensorToWrite(name, (*shape[:-1], shape[-1] * len(rows)), dtype, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in FIXED:
@@ -93,12 +107,15 @@ def _to_write(cfg, head, read, dtype) -> list[TensorToWrite]:
     return out
 
 
-FIXED = {"positions": lambda cfg: cfg.embedding, "decoder_positions": lambda cfg: cfg.decoder.embedding}
-"""Layouts of tensors that are no parameters and are written: the embedding whose positions they are."""
+FIXED: dict[str, Callable[[Any], EmbeddingConfig]] = {
+    "positions": lambda cfg: cfg.embedding,
+    "decoder_positions": lambda cfg: cfg.decoder.embedding,
+}
+"""Layouts of fixed position tables, which are written although they are not parameters, and their embeddings."""
 
 
-def _value(rows, read):
-    def value():
+def _value(rows: Sequence[Weight], read: Callable[[Any], np.ndarray]) -> Callable[[], np.ndarray]:
+    def value() -> np.ndarray:
         parts = [read(row.path) for row in rows]
         if rows[0].layout == "linear":
             parts = [part.T for part in parts]
@@ -110,7 +127,8 @@ def _value(rows, read):
 
 
 def _shards(rows: list[TensorToWrite], limit: int) -> list[list[TensorToWrite]]:
-    shards, size = [[]], 0
+    shards: list[list[TensorToWrite]] = [[]]
+    size = 0
     for row in rows:
         if shards[-1] and size + row.nbytes > limit:
             shards.append([])
@@ -121,35 +139,42 @@ def _shards(rows: list[TensorToWrite], limit: int) -> list[list[TensorToWrite]]:
 
 
 def parse_size(size: int | str) -> int:
-    """``"5GB"``, ``"200MB"``, ``"1GiB"`` or a number, in bytes; raises InputError for anything else."""
+    """Convert a size such as ``"5GB"``, ``"200MB"``, ``"1GiB"`` or a number of bytes to bytes.
+
+    Raises:
+        InputError: ``size`` is anything else.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
     if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
-        raise InputError(f"size {size!r} is not understood; write it as '5GB', '200MB' or a positive number of bytes")
+        raise InputError(f"invalid size {size!r}; use '5GB', '200MB' or a positive number of bytes")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 @contextmanager
-def replaced_folder(folder) -> Iterator[Path]:
-    """A new folder to write into that takes ``folder``'s place when the block ends without an error.
+def atomic_folder(folder: str | os.PathLike[str]) -> Generator[Path]:
+    """Yield a temporary folder that replaces ``folder`` when the block ends without an error.
 
-    It starts with hard links to the files that are there, so what is not overwritten stays; the weights alone do not.
-    A ``folder`` that is a symbolic link stays one: what it points to is replaced.
+    The temporary folder starts with hard links to the existing files except the weights, so files that are not
+    overwritten are kept. If ``folder`` is a symbolic link, its target is replaced.
+
+    Raises:
+        InputError: ``folder`` is a file.
     """
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{str(folder)!r} is a file; give a folder to save into")
+        raise InputError(f"{str(folder)!r} is a file; pass a folder to save to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     inside = os.path.ismount(folder) or (folder.exists() and not os.access(folder.parent, os.W_OK))
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.saving-", dir=folder if inside else folder.parent))
     try:
-        os.chmod(new, 0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-        # The current folder could be renamed, but this process (and a shell) would be left in a deleted one.
+        os.chmod(new, 0o777 & ~_umask())  # mkdtemp makes the folder private
+        # Renaming the current directory would leave this process (and the shell) in a deleted one.
         one_by_one = inside or _holds_current(folder)
         if folder.exists() and not one_by_one:
             stale = {path.name for path in _weights(folder)}
             shutil.copytree(
                 folder, new, copy_function=_link, symlinks=True, dirs_exist_ok=True,
-                ignore=lambda at, names: stale if Path(at) == folder else (),
+                ignore=lambda parent, names: stale if Path(parent) == folder else (),
             )  # fmt: skip
         yield new
         if not folder.exists():
@@ -164,11 +189,11 @@ def replaced_folder(folder) -> Iterator[Path]:
 
 
 def _exchange(new: Path, folder: Path) -> None:
-    """Put ``new`` in the place of ``folder``; when that fails, ``folder`` is where it was."""
+    """Replace ``folder`` by ``new``; if that fails, ``folder`` is restored."""
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
     try:
         os.rename(folder, old / folder.name)
-    except OSError:  # busy, on another file system, or not ours to move
+    except OSError:  # busy, on another file system, or not permitted
         old.rmdir()
         _move_files(new, folder)
         return
@@ -182,9 +207,9 @@ def _exchange(new: Path, folder: Path) -> None:
 
 
 def _move_files(new: Path, folder: Path) -> None:
-    """Move what is in ``new`` over what is in ``folder``, each file whole: weights first, index and config last."""
+    """Move the files of ``new`` into ``folder``, each atomically: weights first, index and config last."""
     if new.parent != folder:
-        new = Path(shutil.move(new, folder / new.name))  # from another file system, it is copied here
+        new = Path(shutil.move(new, folder / new.name))  # copies it if it is on another file system
     try:
         files = [path.relative_to(new) for path in new.rglob("*") if path.is_symlink() or not path.is_dir()]
         for file in sorted(files, key=lambda f: (f.name == "config.json", f.name == INDEX, f.suffix != ".safetensors")):
@@ -204,14 +229,14 @@ def _weights(folder: Path) -> list[Path]:
 def _holds_current(folder: Path) -> bool:
     try:
         return Path.cwd().is_relative_to(folder)
-    except FileNotFoundError:  # the current folder was deleted
+    except FileNotFoundError:  # the current directory was deleted
         return False
 
 
-def _link(source, target):
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
 
 
@@ -221,7 +246,7 @@ def _umask() -> int:
     return mask
 
 
-def _write_json(path: Path, data: dict) -> None:
-    # unlinked first: the file may be a hard link to the one it replaces
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    # Unlink first: the file can be a hard link to the one it replaces.
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

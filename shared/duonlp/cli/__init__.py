@@ -1,4 +1,4 @@
-"""The command line: one file per command of ``duonlp``."""
+"""The ``duonlp`` command line, with one file per command."""
 
 from duonlp.cli.app import main
 

@@ -1,32 +1,43 @@
-"""`duonlp benchmark`: accuracy, latency, size and memory of classifiers in a run file, a picture, and two runs compared."""
+"""``duonlp benchmark``: accuracy, latency, size and memory of classifiers, recorded in a run file and compared."""
 
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption
-from duonlp.cli.training import DataConfig
+from duonlp.cli.common import Debug, Framework, Json, SettingsFile, cli_option, print_json
+from duonlp.cli.training import DataConfig, LabelColumn, TextColumn
 from duonlp.errors import InputError
+from duonlp.util.frameworks import load_package, quiet_stdout
+
+if TYPE_CHECKING:
+    from duonlp.benchmark.performance import PerformanceBenchmark
+    from duonlp.benchmark.record import BenchmarkRecord, Memory
+    from duonlp.data.labelled.texts import LabelledTexts
 
 COMMAND = "duonlp benchmark"
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured, and how.
+    """Settings of a benchmark.
 
-    models: folders in Hugging Face layout or Hub ids, or NAME=one of them; the name is the folder's where there is none.
-    data, config, split, text_column, label_column: what `read_labelled_texts` reads. limit: only so many, spread evenly over all.
-    framework: "tf" or "jax"; "" for the one that is installed.
-    out_of_scope, threshold, queries, repeats, warm_up, batch_size: as of PerformanceBenchmark.
-    pipeline: options of the pipelines, such as max_length; they cut what is too long unless told otherwise.
-    memory: measure it, in a process of each model's own.
-    output: the run file. plot: a picture of all its records.
+    Attributes:
+        models: Folders in Hugging Face layout or Hub ids, or NAME=MODEL; the name defaults to the folder's.
+        data: Labeled texts, as :func:`duonlp.data.read_labelled_texts` takes them; so are `config`, `split`,
+            `text_column` and `label_column`.
+        limit: Use at most this many texts, evenly spaced; None for all.
+        framework: "tf" or "jax"; "" for the installed one.
+        out_of_scope: See :class:`duonlp.benchmark.PerformanceBenchmark`; so are `threshold`, `queries`, `repeats`,
+            `warm_up` and `batch_size`.
+        pipeline: Options of the pipelines, such as max_length. Long texts are truncated unless they say otherwise.
+        memory: Whether to measure memory, in a separate process per model.
+        output: The run file; "" for none.
+        plot: A file for the figure of all records in the run file; "" for none.
     """
 
     models: tuple[str, ...] = ()
@@ -48,56 +59,66 @@ class BenchmarkSettings:
     output: str = ""
     plot: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("no model given; pass --model with a folder in Hugging Face layout, or run files to show")
         if not self.data:
             raise InputError("no data given; pass --data with a file, a folder, or a dataset's name on the Hub")
         if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit is {self.limit}; it must be at least 1, or none for all")
+            raise InputError(f"limit is {self.limit}; it must be at least 1, or none for all texts")
 
 
 def benchmark(
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run files to show, or with --compare to compare.")
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Run files to print, or to compare with --compare.")
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Two runs by name, or of one run every model with the first.")
+        bool,
+        cli_option("--compare", help="Compare two runs by model name, or the models of one run with its first."),
     ] = False,
     fail_if_slower: Annotated[
         float | None,
-        typer.Option(metavar="RATIO", help="With --compare: status 1 when a median latency grew beyond, e.g. 1.1."),
+        cli_option(
+            metavar="RATIO",
+            help="With --compare: exit with status 1 if a median latency grew beyond RATIO, such as 1.1.",
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", metavar="[NAME=]MODEL", help="A folder, or a Hub id; repeat it for several."),
+        cli_option("--model", "-m", metavar="[NAME=]MODEL", help="Model to measure: a folder or a Hub id; repeatable."),
     ] = None,
-    data: Annotated[str, typer.Option(help="Texts with labels: a file, a folder, or a dataset of the Hub.")] = "",
+    data: Annotated[str, cli_option(help="Labeled texts: a file, a folder or a Hub id.")] = "",
     data_config: DataConfig = None,
-    split: Annotated[str, typer.Option(help="Of the data, such as validation.")] = "",
-    text_column: Annotated[str, typer.Option(help="By default a usual name.")] = "",
-    label_column: Annotated[str, typer.Option(help="By default a usual name.")] = "",
-    limit: Annotated[int | None, typer.Option(help="Only so many texts, spread evenly over all.")] = None,
+    split: Annotated[str, cli_option(help="Split of the data, such as validation.")] = "",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    limit: Annotated[int | None, cli_option(help="Use at most N texts, evenly spaced (default: all).")] = None,
     framework: Framework = "",
-    out_of_scope: Annotated[str, typer.Option(help="The label of texts that none of the others fits.")] = "",
+    out_of_scope: Annotated[str, cli_option(help="Label of out-of-scope texts (default: none).")] = "",
     threshold: Annotated[
-        float | None, typer.Option(help="Answers with a lower score count as out of scope, too.")
+        float | None, cli_option(help="Count answers with a lower score as out of scope (default: no threshold).")
     ] = None,
-    queries: Annotated[int | None, typer.Option(help="Texts that are timed one by one; 200 by default.")] = None,
-    repeats: Annotated[int | None, typer.Option(help="How often each of them; once by default.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="For accuracy and throughput; 32 by default.")] = None,
+    queries: Annotated[int | None, cli_option(help="Texts to time one at a time (default 200).")] = None,
+    repeats: Annotated[int | None, cli_option(help="Timings per text (default 1).")] = None,
+    batch_size: Annotated[int | None, cli_option(help="Batch size for accuracy and throughput (default 32).")] = None,
     memory: Annotated[
-        bool | None, typer.Option("--memory/--no-memory", help="Measure memory, in a process of each model's own.")
+        bool | None,
+        cli_option("--memory/--no-memory", help="Measure memory in a separate process per model (default: yes)."),
     ] = None,
-    output: Annotated[str, typer.Option(help="The run file; a record of the same name is replaced.")] = "",
-    plot: Annotated[str, typer.Option(help="Accuracy against latency: .png, .svg or .pdf.")] = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown.")] = False,
+    output: Annotated[str, cli_option(help="Run file to write; records of the same name are replaced.")] = "",
+    plot: Annotated[str, cli_option(help="Plot accuracy against latency to a .png, .svg or .pdf file.")] = "",
+    markdown: Annotated[bool, cli_option("--markdown", help="Print tables in Markdown.")] = False,
     config: SettingsFile = "",
-    option: SettingsOption = None,
+    option: Annotated[
+        list[str] | None,
+        cli_option(
+            "--option", "-o", metavar="KEY=VALUE", help="Any other setting, such as pipeline.max_length=64; repeatable."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure classifiers, show runs, or compare two: `--compare before.json after.json`."""
+    """Measure classifiers, or print and compare earlier runs."""
     from duonlp.cli.settings import settings_from
 
     flags = {
@@ -107,15 +128,15 @@ def benchmark(
         "batch_size": batch_size, "memory": memory, "output": output or None, "plot": plot or None,
     }  # fmt: skip
     if fail_if_slower is not None and not compare:
-        raise InputError("--fail-if-slower is for --compare; pass both, and the run files")
+        raise InputError("--fail-if-slower needs --compare; pass both, and the run files")
     if fail_if_slower is not None and fail_if_slower <= 0:
         raise InputError(f"--fail-if-slower is {fail_if_slower}; it must be a ratio above 0, such as 1.1")
     if files or compare:
-        given = [name for name, value in flags.items() if value is not None and name != "plot"]
-        if given or config or option:
+        measuring = [name for name, value in flags.items() if value is not None and name != "plot"]
+        if measuring or config or option:
             raise InputError(
-                f"run files and --compare are for what was measured, and {given[0] if given else '--config or --option'} is "
-                "for measuring; give one or the other"
+                f"run files and --compare print earlier measurements, and {measuring[0] if measuring else '--config or --option'}"
+                " is for measuring; give one or the other"
             )
         if compare:
             _compare(files or [], fail_if_slower, plot, as_json, markdown)
@@ -123,38 +144,34 @@ def benchmark(
             _show(files or [], plot, as_json, markdown)
         return
     settings = settings_from(BenchmarkSettings, config, flags, option or [], what=COMMAND)
-    from duonlp.cli.common import remedies
-    from duonlp.util.frameworks import quiet_stdout
-
-    with quiet_stdout(), remedies():
-        records, shown = measure(settings)
+    with quiet_stdout():
+        records, all_records = measure(settings)
     if as_json:
-        from duonlp.cli.common import print_json
-
-        print_json({"records": [each.to_dict() for each in records], "output": settings.output or None})
+        print_json({"records": [record.to_dict() for record in records], "output": settings.output or None})
     else:
-        _print(shown, markdown)
+        _print(all_records, markdown)
         for file in filter(None, (settings.output, settings.plot)):
-            print(f"written: {file}")
+            print(f"wrote {file}")
 
 
-def measure(settings: BenchmarkSettings) -> tuple[list, list]:
-    """Measures the models, in turns, and writes what was asked for; memory last, when everything else is written.
+def measure(settings: BenchmarkSettings) -> tuple[list["BenchmarkRecord"], list["BenchmarkRecord"]]:
+    """Measure the models in turns, and write the run file and the plot.
+
+    Memory is measured last, after everything else is written.
 
     Returns:
-        their records, and all records that the run file has now.
+        The models' records, and all records in the run file.
 
     Raises:
-        InputError: whatever is wrong in the settings or the data; what can be checked is, before a model is loaded.
-        CheckpointError: a checkpoint cannot be found or read.
-        MissingExtraError: a library is not installed.
+        InputError: Settings or data are invalid; as far as possible before a model is loaded.
+        CheckpointError: A checkpoint cannot be found or read.
+        MissingExtraError: A library is not installed.
     """
     from duonlp.benchmark.performance import PerformanceBenchmark, benchmark_together
     from duonlp.benchmark.record import check_run_file, write_records
     from duonlp.benchmark.report import plot_records
     from duonlp.checkpoints.checkpoint import open_checkpoint
     from duonlp.training.settings_file import as_table
-    from duonlp.util.frameworks import load_package
     from duonlp.util.pictures import check_picture_file, require_matplotlib
 
     models = model_names(settings.models)
@@ -162,9 +179,9 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
         check_run_file(Path(settings.output))
     if settings.plot:
         check_picture_file(Path(settings.plot))
-        require_matplotlib("records are drawn")
+        require_matplotlib("records are plotted")
     texts = read_texts(settings)
-    PerformanceBenchmark(str, texts, "check", **_options(settings))  # what is wrong is wrong before a model is loaded
+    PerformanceBenchmark(str, texts, "check", **_options(settings))  # raises before a model is loaded
     package, framework = load_package(settings.framework)
     options = {"truncation": True, **settings.pipeline}
     print(f"measuring {', '.join(models)} on {len(texts.texts)} texts", file=sys.stderr)
@@ -178,28 +195,30 @@ def measure(settings: BenchmarkSettings) -> tuple[list, list]:
             )
         )
     table = as_table(settings)
-    # What this process holds is every model's; a child answers with one alone, when nothing is timed any more.
+    # This process holds all models, so its memory says nothing about one; a child process per model does, and runs after
+    # the timing.
     records = [replace(record, memory=None, settings=table) for record in benchmark_together(benchmarks)]
-    shown = write_records(settings.output, records) if settings.output else records
+    all_records = write_records(settings.output, records) if settings.output else records
     if settings.memory:
-        print("measuring memory, in a process of each model's own", file=sys.stderr)
+        print("measuring memory, in a separate process per model", file=sys.stderr)
         records = [
-            replace(record, memory=_memory(each, options)) for each, record in zip(benchmarks, records, strict=True)
+            replace(record, memory=_memory(model, framework, settings.batch_size, options))
+            for model, record in zip(benchmarks, records, strict=True)
         ]
-        shown = write_records(settings.output, records) if settings.output else records
+        all_records = write_records(settings.output, records) if settings.output else records
     if settings.plot:
-        plot_records(shown, settings.plot, reference=shown[0].name if len(shown) > 1 else None)
-    return records, shown
+        plot_records(all_records, settings.plot, reference=all_records[0].name if len(all_records) > 1 else None)
+    return records, all_records
 
 
-def _memory(benchmark, options: dict[str, Any]):
-    """Memory of a process for one model; None, with a warning, where that fails: the other figures are good without it."""
+def _memory(
+    benchmark: "PerformanceBenchmark", framework: str, batch_size: int, options: dict[str, Any]
+) -> "Memory | None":
+    """Measure the memory of a process with one model; warn and return None if that fails, to keep the other figures."""
     from duonlp.benchmark.memory import memory_alone
 
     try:
-        return memory_alone(
-            benchmark.framework, benchmark.folder, benchmark.queries, batch_size=benchmark.batch_size, options=options
-        )
+        return memory_alone(framework, str(benchmark.folder), benchmark.queries, batch_size=batch_size, options=options)
     except InputError as error:
         warnings.warn(f"{benchmark.name} is recorded without its memory: {error}", stacklevel=2)
         return None
@@ -210,8 +229,8 @@ def _options(settings: BenchmarkSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def read_texts(settings: BenchmarkSettings):
-    """The LabelledTexts that were asked for."""
+def read_texts(settings: BenchmarkSettings) -> "LabelledTexts":
+    """Read the labeled texts of a benchmark."""
     from duonlp.data.labelled.texts import read_labelled_texts
 
     return read_labelled_texts(
@@ -221,24 +240,25 @@ def read_texts(settings: BenchmarkSettings):
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:
-    """Names of models to where they are: NAME=MODEL, or the last part of a path that tells it apart; `best` tells nothing.
+    """Map names to models: the NAME of NAME=MODEL, or a path's last part other than `best`.
 
     Raises:
-        InputError: two models of one name.
+        InputError: A name is empty, or two models have the same name.
     """
     names: dict[str, str] = {}
-    for given in models:
-        name, equals, model = given.partition("=")
-        if not equals or Path(given).exists():
-            model = given
-            parts = [part for part in Path(given).resolve().parts if part != "best"] if Path(given).is_dir() else []
-            name = parts[-1] if parts else given
+    for argument in models:
+        name, equals, model = argument.partition("=")
+        if not equals or Path(argument).exists():
+            model = argument
+            is_folder = Path(argument).is_dir()
+            parts = [part for part in Path(argument).resolve().parts if part != "best"] if is_folder else []
+            name = parts[-1] if parts else argument
         if not name.strip() or not model:
             raise InputError(
-                f"--model {given!r} is not NAME=MODEL; write for example --model teacher=runs/teacher/best"
+                f"--model {argument!r} is not NAME=MODEL; write for example --model teacher=runs/teacher/best"
             )
         if name in names:
-            raise InputError(f"two models are named {name!r}; give names of their own, as --model NAME=MODEL")
+            raise InputError(f"two models are named {name!r}; name them with --model NAME=MODEL")
         names[name] = model
     return names
 
@@ -246,13 +266,12 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
 def _show(files: Sequence[str], plot: str, as_json: bool, markdown: bool) -> None:
     from duonlp.benchmark.record import read_records
     from duonlp.benchmark.report import plot_records
-    from duonlp.cli.common import print_json
 
     records = [record for file in files for record in read_records(file)]
     if plot:
         plot_records(records, plot, reference=records[0].name if len(records) > 1 else None)
     if as_json:
-        print_json({"records": [each.to_dict() for each in records]})
+        print_json({"records": [record.to_dict() for record in records]})
     else:
         _print(records, markdown)
 
@@ -261,13 +280,12 @@ def _compare(files: Sequence[str], fail_if_slower: float | None, plot: str, as_j
     from duonlp.benchmark.comparison import compare_runs
     from duonlp.benchmark.record import read_records
     from duonlp.benchmark.report import print_comparison, to_markdown
-    from duonlp.cli.common import print_json
 
-    if len(files) not in (1, 2) or plot:
+    if plot:
+        raise InputError("--compare cannot plot; leave out --plot")
+    if len(files) not in (1, 2):
         raise InputError(
-            "a comparison draws no picture; leave --plot out"
-            if plot
-            else f"--compare takes one run file or two, and got {len(files)}; write --compare before.json after.json"
+            f"--compare takes one run file or two, and got {len(files)}; write --compare before.json after.json"
         )
     comparison = compare_runs(*(read_records(file) for file in files))
     if as_json:
@@ -278,13 +296,13 @@ def _compare(files: Sequence[str], fail_if_slower: float | None, plot: str, as_j
         print_comparison(comparison)
     if fail_if_slower is not None and comparison.slowest() > fail_if_slower:
         print(
-            f"duonlp: a median latency is {comparison.slowest():.3f} times what it was, above {fail_if_slower:g}",
+            f"duonlp: a median latency grew by a factor of {comparison.slowest():.3f}, above {fail_if_slower:g}",
             file=sys.stderr,
         )
         raise typer.Exit(1)
 
 
-def _print(records: Sequence, markdown: bool) -> None:
+def _print(records: Sequence["BenchmarkRecord"], markdown: bool) -> None:
     from duonlp.benchmark.report import print_records, to_markdown
 
     if markdown:

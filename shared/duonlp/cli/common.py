@@ -1,61 +1,69 @@
-"""What every command of `duonlp` has in common: the framework, quiet streams, JSON, KEY=VALUE options, and choices."""
+"""Options and helpers shared by all commands."""
 
 import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from duonlp.errors import InputError
+from duonlp.errors import DuonlpError, InputError
 from duonlp.util.suggestions import nearest
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
-"""What every pipeline takes besides the options of its task."""
-REMEDIES = (
-    (", or pass report=CleaningReport() to count and drop such records", ", or remove it"),
-    ("label_column", "--label-column"),
-    ("text_column", "--text-column"),
-)
-"""What read_labelled_texts tells a caller to do, and what a person at the command line can."""
+"""Options that every pipeline takes besides those of its task."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", is_eager=True)]
+REMEDIES = {
+    "report": "fix that record or remove it",
+    "kind": "give files of one of these kinds",
+    "text_column": "name the text column with --text-column",
+    "label_column": "name the label column with --label-column",
+    "document_field": "name the document column with --document-field",
+    "summary_field": "name the summary column with --summary-field",
+}
+"""Advice for the command line, by the Python argument of an InputError."""
+
+cli_option = functools.partial(typer.Option, show_default=False)
+"""A command-line option whose help text states its default."""
+
+Json = Annotated[bool, cli_option("--json", help="Print only JSON on standard output.")]
+Debug = Annotated[bool, cli_option("--debug", help="Show the traceback of an error.", is_eager=True)]
+Model = Annotated[
+    str, cli_option("--model", "-m", help="Checkpoint: a folder in Hugging Face layout or a Hub id (required).")
+]
 Framework = Annotated[
-    str, typer.Option("--framework", "-f", help="tf or jax; by default the one that is installed, jax if both are.")
+    str, cli_option("--framework", "-f", help="tf or jax (default: the installed one, jax if both are).")
+]
+TaskOption = Annotated[
+    list[str] | None,
+    cli_option("--option", "-o", metavar="KEY=VALUE", help="Any other option of the task; repeatable."),
 ]
 SettingsFile = Annotated[
-    str, typer.Option("--config", "-c", help="A TOML file of settings; flags and --option win over it.")
+    str, cli_option("--config", "-c", help="TOML file of settings; flags and --option override it.")
 ]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="Any other setting, such as fit.beta1=0.95; repeat it."),
+    cli_option("--option", "-o", metavar="KEY=VALUE", help="Any other setting, such as fit.beta1=0.95; repeatable."),
 ]
 
 
-@contextlib.contextmanager
-def remedies():
-    """While it lasts, an InputError says what can be done at the command line, rather than in Python."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        for said, instead in REMEDIES:
-            text = text.replace(said, instead)
-        if text == str(error):
-            raise
-        raise InputError(text) from error
+def describe_error(error: DuonlpError) -> str:
+    """Return an error as one line, with advice in terms of the command line's flags."""
+    text = error.explain(REMEDIES) if isinstance(error, InputError) else str(error)
+    return " ".join(text.split())
 
 
 def parsed_options(pairs: Sequence[str], paths: bool = False) -> dict[str, Any]:
-    """["top_k=3", "truncation=true"] -> {"top_k": 3, "truncation": True}: values are JSON, or else text.
+    """Parse KEY=VALUE pairs: ["top_k=3", "truncation=true"] -> {"top_k": 3, "truncation": True}.
 
     Args:
-        paths: whether keys may be paths, such as fit.learning_rate.
+        pairs: Texts KEY=VALUE. A value is JSON, True, False or None; anything else is a string.
+        paths: Whether a key may be a path, such as fit.learning_rate.
 
     Raises:
-        InputError: something that is not KEY=VALUE.
+        InputError: A text is not KEY=VALUE.
     """
     options = {}
     for pair in pairs:
@@ -72,16 +80,40 @@ def parsed_options(pairs: Sequence[str], paths: bool = False) -> dict[str, Any]:
     return options
 
 
-def option_hint(error: Exception, options: dict, task) -> str:
-    """The end of a message: the nearest option of a task's pipeline to one that the error complains about."""
-    from dataclasses import fields
+def merge_options(flags: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the flags a user gave with the pairs of --option.
 
-    known = [*(f.name for f in fields(task.Options)), *PIPELINE_OPTIONS]
-    return "".join(nearest(name, known) for name in options if name not in known and repr(name) in str(error))
+    Args:
+        flags: Option name to value; None, False and [] mean that the flag was not given.
+        options: The parsed --option pairs.
+
+    Raises:
+        InputError: An option is given both ways.
+    """
+    flags = {name: value for name, value in flags.items() if value is not None and value is not False and value != []}
+    for name in flags.keys() & options.keys():
+        raise InputError(f"{name} is given twice, by its flag and by --option {name}=...; give one of the two")
+    return flags | dict(options)
+
+
+@contextlib.contextmanager
+def suggest_options(task: str, options: Mapping[str, Any]) -> Generator[None, None, None]:
+    """Add "did you mean ...?" to an InputError about an option that a task's pipeline does not have."""
+    try:
+        yield
+    except InputError as error:
+        from dataclasses import fields
+
+        from duonlp.tasks import get_task
+
+        allowed = [*(field.name for field in fields(get_task(task).Options)), *PIPELINE_OPTIONS]
+        unknown = [name for name in options if name not in allowed and repr(name) in error.message]
+        hint = "".join(nearest(name, allowed) for name in unknown)
+        raise InputError(f"{error.message}{hint}", remedy=error.remedy, argument=error.argument) from error
 
 
 def need_model(model: str) -> None:
-    """Raises InputError where no model was given."""
+    """Raise InputError if no model was given."""
     if not model:
         raise InputError(
             "no model given; pass --model with a folder in Hugging Face layout, or a Hub id such as org/name"
@@ -89,14 +121,14 @@ def need_model(model: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """A report on standard output."""
+    """Print a report as JSON on standard output."""
     print(json.dumps(value, default=plain_value, ensure_ascii=False, indent=2))
 
 
 def plain_value(value: Any) -> Any:
-    """NumPy and paths for JSON."""
+    """Convert a NumPy value or a path for ``json.dumps``."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")

@@ -1,7 +1,10 @@
-"""`duonlp demo`, the main job in small: Python's standard library cleaned, a tokenizer and blocks made of it, a code model
-pretrained on them with jaxnlp, exported in Hugging Face layout, loaded in tfnlp and in jaxnlp, which say the same.
+"""``duonlp demo``: pretraining from end to end in a few minutes.
+
+Python's standard library is cleaned, tokenized and packed into blocks; a code model is pretrained on them with jaxnlp,
+exported in Hugging Face layout, and loaded in tfnlp and jaxnlp, whose outputs are compared.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -9,25 +12,76 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
+from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
 from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from duonlp.runs.preparation import Prepared
+    from duonlp.runs.pretraining import RunConfig
+
+
+def demo(
+    output: Annotated[Path, cli_option(help="Folder for the model, loss curve and figures (default demo).")] = Path(
+        "demo"
+    ),
+    steps: Annotated[int, cli_option(help="Optimizer steps (default 2100).")] = 0,
+    seconds: Annotated[float, cli_option(help="Stop training after this many seconds (default 205).")] = 0.0,
+    corpus: Annotated[str, cli_option(help="Folder of Python files (default: the standard library).")] = "",
+    prompt: Annotated[
+        list[str] | None, cli_option(help="Code to complete; repeatable (default: two examples).")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pretrain a small code model in jaxnlp and run it in both frameworks; exit with status 1 if they differ."""
+    defaults = Settings()
+    for name, value in (("steps", steps), ("seconds", seconds)):
+        if value < 0:
+            raise InputError(f"--{name} is {value}; it must be positive")
+    settings = Settings(
+        output=output,
+        corpus=corpus or None,
+        steps=steps or defaults.steps,
+        seconds=seconds or defaults.seconds,
+        prompts=tuple(prompt) if prompt else defaults.prompts,
+    )
+    frameworks.calm_frameworks()
+    for name in frameworks.PACKAGES:
+        frameworks.require(name)
+    with frameworks.quiet_stdout() if as_json else contextlib.nullcontext():
+        report = run_demo(settings)
+    if as_json:
+        print_json(report)
+    if not report["agree"]:
+        raise typer.Exit(1)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes that fit five minutes on two cores. corpus: a folder of Python files; None for the standard library."""
+    """Settings of the demo; the defaults take under five minutes on two cores.
+
+    Attributes:
+        output: Folder for all results.
+        corpus: Folder of Python files; None for the standard library.
+        steps: Optimizer steps.
+        seconds: Time limit of the training; None for no limit.
+        prompts: Code to complete. A prompt ends within a line, because the tokenizer merges a line's indentation with
+            the end of the line before it.
+        new_tokens: Tokens generated per prompt.
+    """
 
     output: Path = Path("demo")
     corpus: str | None = None
     steps: int = 2100
     seconds: float | None = 205.0
-    # A prompt ends inside a line: a line's indentation is one token with the end of the line before it.
     prompts: tuple[str, ...] = (
         "def read_lines(path):\n    with open(path) as file:\n        for line in file:",
         "class Stack:\n    def __init__(self, items):\n        self.items = items\n\n"
@@ -44,16 +98,16 @@ class Settings:
     seed: int = 0
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Runs the whole demo, and writes data, run, model, the loss curve and the figures below ``settings.output``.
+def run_demo(settings: Settings) -> dict[str, Any]:
+    """Run the demo and write data, run, model, loss curve and figures below ``settings.output``.
 
-    Called again with the same settings it does not do again what is done.
+    Stages that are complete for the same settings are not repeated.
 
     Returns:
-        The figures, as in ``demo.json``; "agree" is whether the frameworks gave the same logits and texts.
+        The figures in ``demo.json``; "agree" is whether the frameworks gave the same logits and texts.
 
     Raises:
-        InputError: the corpus is not there or too small, or the output is a file, or holds another demo.
+        InputError: The corpus does not exist or is too small, or the output is a file or holds a different demo.
         MissingExtraError: matplotlib is not installed.
     """
     check_plotting()
@@ -62,27 +116,29 @@ def run(settings: Settings) -> dict[str, Any]:
     if settings.output.exists() and not settings.output.is_dir():
         raise InputError(f"--output {str(settings.output)!r} is a file; give a folder")
     settings.output.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True) if sys.stdout is sys.stderr else Console()
-    begin = time.perf_counter()
+    from rich.console import Console
 
-    described = run_config(settings)
-    prepared = prepare(described, settings.output / "data", console)
-    folder = settings.output / "model"
-    trained = pretrain(described, prepared, settings.output / "run", folder, console)
-    plot(settings.output)
-
-    console.rule("the same checkpoint in both frameworks")
     from duonlp.parity import compare
 
+    console = Console(stderr=True) if sys.stdout is sys.stderr else Console()
+    start = time.perf_counter()
+
+    run = run_config(settings)
+    prepared = prepare(run, settings.output / "data", console)
+    folder = settings.output / "model"
+    training = pretrain(run, prepared, settings.output / "run", folder, console)
+    plot(settings.output)
+
+    console.rule("the checkpoint in both frameworks")
     report = compare(
         folder, frameworks=("tf", "jax"), inputs=list(settings.prompts), max_new_tokens=settings.new_tokens
     )
-    speeds, completions = generate(settings, folder)
+    speeds, completions = complete_prompts(settings, folder)
     same_text = completions["tf"] == completions["jax"]
     figures = {
         "model": str(folder),
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        **trained,
+        **training,
         "largest_logit_difference": max(row.difference for row in report.rows),
         "relative_logit_difference": max(row.relative for row in report.rows),
         "generated_tokens_per_second": speeds,
@@ -91,33 +147,33 @@ def run(settings: Settings) -> dict[str, Any]:
         "same_text": same_text,
         "agree": report.ok and same_text,
         "loss_curve": str(settings.output / "loss.png"),
-        "seconds": time.perf_counter() - begin,
+        "seconds": time.perf_counter() - start,
     }
     (settings.output / "demo.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    show(figures, console)
+    print_figures(figures, console)
     return figures
 
 
 def check_plotting() -> None:
-    """Raises MissingExtraError at the start rather than after the training."""
+    """Raise MissingExtraError if matplotlib is missing, at the start rather than after the training."""
     import importlib.util
 
     if not importlib.util.find_spec("matplotlib"):
         raise MissingExtraError(
-            'the demo plots its loss with matplotlib, which is missing; pip install "duonlp[bench]"'
+            'the demo plots its loss with matplotlib, which is not installed; pip install "duonlp[bench]"'
         )
 
 
 def use_host_devices(batch_size: int) -> None:
-    """Makes JAX show this host's cores as devices, which has to be said before JAX is imported."""
+    """Make JAX present this host's cores as devices, which must be set before JAX is imported."""
     if "jax" in sys.modules:
         return
     devices = math.gcd(batch_size, 2 ** int(math.log2(os.cpu_count() or 1)))
     add_xla_flags({HOST_DEVICES: devices})
 
 
-def run_config(settings: Settings):
-    """The demo as a run like any other (duonlp.runs.pretraining)."""
+def run_config(settings: Settings) -> "RunConfig":
+    """Return the demo as an ordinary pretraining run (``duonlp.runs.pretraining``)."""
     from duonlp.runs.pretraining import RunConfig
 
     return RunConfig.of(
@@ -140,8 +196,8 @@ def run_config(settings: Settings):
     )  # fmt: skip
 
 
-def prepare(run, folder: Path, console: Console):
-    """The corpus cleaned and split, the tokenizer, and both parts as blocks (duonlp.runs.preparation)."""
+def prepare(run: "RunConfig", folder: Path, console: "Console") -> "Prepared":
+    """Clean and split the corpus, train the tokenizer, and pack both parts into blocks."""
     from duonlp.runs.preparation import prepare as prepare_run
 
     start = time.perf_counter()
@@ -149,25 +205,26 @@ def prepare(run, folder: Path, console: Console):
         prepared = prepare_run(run, folder, on_progress=status.update)
     kept, tokens = prepared.corpus["kept"]["documents"], prepared.training.manifest.tokens
     dropped = ", ".join(
-        f"{reason} {found['documents']}" for reason, found in list(prepared.corpus["dropped"].items())[:3]
+        f"{reason} {counts['documents']}" for reason, counts in list(prepared.corpus["dropped"].items())[:3]
     )
     console.print(
-        f"corpus: {run.corpus}, {kept} of {prepared.corpus['documents']} files kept ({dropped}, ...), "
-        f"{prepared.held_out.manifest.documents} of them held out; byte-level BPE of {len(prepared.tokenizer)} tokens "
-        f"trained, {tokens / 1e6:.1f}M tokens in blocks, in {time.perf_counter() - start:.1f} s",
+        f"corpus: {run.corpus}, kept {kept} of {prepared.corpus['documents']} files (dropped: {dropped}, ...), held out "
+        f"{prepared.held_out.manifest.documents}; tokenizer: byte-level BPE with {len(prepared.tokenizer)} tokens; "
+        f"{tokens / 1e6:.1f}M training tokens in blocks; {time.perf_counter() - start:.1f} s",
         highlight=False,
         soft_wrap=True,
     )
     return prepared
 
 
-def pretrain(run, prepared, folder: Path, output: Path, console: Console) -> dict[str, Any]:
-    """A model of GPT-2's shape trained from scratch and exported; returns what it took and what came of it."""
+def pretrain(run: "RunConfig", prepared: "Prepared", folder: Path, output: Path, console: "Console") -> dict[str, Any]:
+    """Pretrain a GPT-2-style model from scratch, export it, and return the figures of the training."""
     import numpy as np
 
     from duonlp.architectures import config_from_hf
     from duonlp.data.objectives.language_modelling import head_of
     from duonlp.parameters import count_parameters
+    from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
 
     frameworks.package("jax")
     from jaxnlp import training
@@ -176,14 +233,13 @@ def pretrain(run, prepared, folder: Path, output: Path, console: Console) -> dic
     config = run.model_config(prepared.tokenizer)
     count = count_parameters(config_from_hf(config), head_of(run.objective))
     console.print(
-        f"model: GPT-2's shape, {config['n_layer']} layers of {config['n_embd']}, {count / 1e6:.1f}M parameters, from "
-        f"random values, on {mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)} "
-        "(jaxnlp, data-parallel)",
+        f"model: GPT-2 with {config['n_layer']} layers of width {config['n_embd']}, {count / 1e6:.1f}M parameters, randomly "
+        f"initialized; training in jaxnlp on {mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)}, "
+        "data-parallel",
         highlight=False,
         soft_wrap=True,
     )
     result = training.pretrain_run(run, prepared, folder, log={"console": console, "console_seconds": 20.0})
-    from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
 
     records = read_metrics(folder)
     steps = [record for record in records if record["kind"] == STEP]
@@ -201,8 +257,8 @@ def pretrain(run, prepared, folder: Path, output: Path, console: Console) -> dic
     }
 
 
-def generate(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Each framework's greedy completions of the prompts, and its speed in new tokens a second once compiled."""
+def complete_prompts(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """Return each framework's speed in new tokens per second, compilation excluded, and its greedy completions."""
     speeds, completions = {}, {}
     for framework in ("tf", "jax"):
         pipe = frameworks.package(framework).pipeline("text-generation", folder, batch_size=1)
@@ -220,20 +276,23 @@ def generate(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[s
 
 
 def plot(folder: Path) -> None:
-    """The loss curve as a picture."""
+    """Plot the loss curve."""
     from duonlp.training.log.plots import plot_loss
 
     plot_loss(folder / "run", folder / "loss.png", title="Pretraining on Python's standard library")
 
 
-def show(figures: dict[str, Any], console: Console) -> None:
-    """The completions and the figures on a terminal."""
+def print_figures(figures: dict[str, Any], console: "Console") -> None:
+    """Print the completions and the figures."""
+    from rich.markup import escape
+    from rich.table import Table
+
     for number, prompt in enumerate(figures["prompts"]):
         texts = {name: figures["completions"][name][number] for name in figures["completions"]}
         for name, text in texts.items() if len(set(texts.values())) > 1 else [("both", texts["jax"])]:
-            console.print(f"\n[bold]{name}[/] complete{'s' * (name != 'both')} the prompt [dim](prompt in bold)[/]:")
+            console.print(f"\n[bold]{name}[/] complete{'s' * (name != 'both')} the prompt [dim](in bold)[/]:")
             console.print(
-                f"[bold]{_escape(prompt)}[/]{_escape(text.removeprefix(prompt))}", highlight=False, soft_wrap=True
+                f"[bold]{escape(prompt)}[/]{escape(text.removeprefix(prompt))}", highlight=False, soft_wrap=True
             )
     speeds = figures["generated_tokens_per_second"]
     table = Table("", "jaxnlp", "tfnlp", box=None, pad_edge=False, header_style="bold")
@@ -246,18 +305,12 @@ def show(figures: dict[str, Any], console: Console) -> None:
     console.print(
         f"{figures['parameters'] / 1e6:.1f}M parameters, {figures['bytes'] / 1e6:.1f} MB; trained on "
         f"{figures['tokens'] / 1e6:.2f}M tokens in {figures['training_seconds']:.0f} s; "
-        f"perplexity on held-out files {figures['held_out_perplexity']:.1f}\n"
-        f"largest difference of logits, tfnlp - jaxnlp: {figures['largest_logit_difference']:.1e} "
+        f"held-out perplexity {figures['held_out_perplexity']:.1f}\n"
+        f"largest logit difference between tfnlp and jaxnlp: {figures['largest_logit_difference']:.1e} "
         f"(relative {figures['relative_logit_difference']:.1e}); "
-        f"texts are {'the same' if figures['same_text'] else 'NOT the same'}\n"
-        f"model: {figures['model']}   loss curve: {figures['loss_curve']}   all of it took {figures['seconds']:.0f} s",
+        f"texts are {'identical' if figures['same_text'] else 'DIFFERENT'}\n"
+        f"model: {figures['model']}   loss curve: {figures['loss_curve']}   total time: {figures['seconds']:.0f} s",
         highlight=False,
         soft_wrap=True,
         markup=False,
     )
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

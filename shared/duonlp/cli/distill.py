@@ -1,42 +1,47 @@
-"""`duonlp distill`: a small classifier that learns from a large one, from flags or a TOML file."""
+"""``duonlp distill``: train a small classifier to imitate a large one.
+
+The student learns from the labels and from the teacher's logits. Losses on hidden states, attentions and relations are
+set in the TOML file, one table [[distillation.losses]] each. The output folder receives the same files as with finetune.
+"""
 
 from typing import Annotated
 
-import typer
-
 from duonlp.cli import training as flags
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption
+from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption, cli_option
 from duonlp.errors import InputError
 
-MORE = {
+MORE_FLAGS = {
     "teacher": "teacher", "student": "student", "layers": "layers", "layer_list": "layer_list",
     "alpha": "distillation.alpha", "temperature": "distillation.temperature",
     "cache_teacher_logits": "cache_teacher_logits",
 }  # fmt: skip
+"""Flag names to paths of settings, besides those of ``duonlp.cli.training``."""
 
 
 def distill(
     teacher: Annotated[
-        str, typer.Option("--teacher", "-t", help="A fine-tuned checkpoint, such as the best/ of a run.")
+        str, cli_option("--teacher", "-t", help="Fine-tuned checkpoint, such as the best/ of a run (required).")
     ] = "",
-    student: Annotated[str, typer.Option(help="The checkpoint that learns: a folder or a Hub id.")] = "",
+    student: Annotated[str, cli_option(help="Checkpoint to train: a folder or a Hub id.")] = "",
     layers: Annotated[
-        int | None, typer.Option(help="Instead, make the student of so many of the teacher's layers.")
+        int | None, cli_option(help="Instead of --student: copy this many of the teacher's layers, evenly spaced.")
     ] = None,
     layer_list: Annotated[
-        str, typer.Option(help="Instead, make it of these layers, from 0 on, such as 0,2,5.")
+        str, cli_option(help="Instead of --student: copy these of the teacher's layers, counted from 0, such as 0,2,5.")
     ] = "",
     data: flags.Data = "",
     output: flags.Output = "",
     framework: Framework = "",
     config: SettingsFile = "",
-    alpha: Annotated[float | None, typer.Option(help="Share of the loss on the labels; 0.5 by default.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="What logits are divided by; 2 by default.")] = None,
+    alpha: Annotated[float | None, cli_option(help="Weight of the loss on the labels, 0 to 1 (default 0.5).")] = None,
+    temperature: Annotated[
+        float | None, cli_option(help="Softmax temperature of the soft targets (default 2).")
+    ] = None,
     cache_teacher_logits: Annotated[
         bool | None,
-        typer.Option(
-            "--cache-teacher-logits/--no-cache-teacher-logits", show_default=False,
-            help="Compute the teacher's logits once, and keep them on disk.",
+        cli_option(
+            "--cache-teacher-logits/--no-cache-teacher-logits",
+            help="Compute the teacher's logits once and keep them on disk (default: no).",
         ),
     ] = None,
     epochs: flags.Epochs = None,
@@ -60,21 +65,18 @@ def distill(
     dry_run: flags.DryRun = False,
     as_json: Json = False,
     debug: Debug = False,
-) -> None:  # fmt: skip
-    """Train a small student on labels and on what a teacher says; what is written is as of finetune.
-
-    Losses on hidden states, attentions and relations are in the TOML file, [[distillation.losses]] each.
-    """
+) -> None:
+    """Distill a fine-tuned classifier into a smaller student."""
     from duonlp.runs import distillation as training
 
-    given = locals() | {"layer_list": _layer_list(layer_list)}
-    settings = flags.settings_of(training.DistillSettings, config, given, option, MORE)
-    flags.carry_out(training, training.distill, settings, plot=plot, dry_run=dry_run, as_json=as_json)
+    values = locals() | {"layer_list": _parse_layers(layer_list)}
+    settings = flags.read_settings(training.DistillSettings, config, values, option, MORE_FLAGS)
+    flags.run_training(training, training.distill, settings, plot=plot, dry_run=dry_run, as_json=as_json)
 
 
-def _layer_list(text: str) -> list[int] | None:
-    """ "0,2,5" -> [0, 2, 5]."""
+def _parse_layers(text: str) -> list[int] | None:
+    """Parse a list of layers: "0,2,5" -> [0, 2, 5]."""
     try:
         return [int(number) for number in text.split(",")] if text else None
     except ValueError:
-        raise InputError(f"--layer-list is {text!r}; give numbers of layers, such as 0,2,5") from None
+        raise InputError(f"--layer-list is {text!r}; give comma-separated layer numbers, such as 0,2,5") from None

@@ -1,16 +1,17 @@
-"""`duonlp finetune`: a classifier of labelled texts, from flags or a TOML file."""
+"""``duonlp finetune``: train a classifier on labeled texts.
+
+The output folder receives the best model (best/), its scores (results.json) and settings.toml, which repeats the run.
+"""
 
 from typing import Annotated
 
-import typer
-
 from duonlp.cli import training as flags
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption
+from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption, cli_option
 
 
 def finetune(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="The checkpoint to start from: a folder or a Hub id.")
+        str, cli_option("--model", "-m", help="Checkpoint to start from: a folder or a Hub id (required).")
     ] = "",
     data: flags.Data = "",
     output: flags.Output = "",
@@ -38,8 +39,8 @@ def finetune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a checkpoint to classify texts; the best model, its scores and the settings to repeat it go to --output."""
+    """Fine-tune a checkpoint to classify texts."""
     from duonlp.runs import finetuning as training
 
-    settings = flags.settings_of(training.FinetuneSettings, config, locals(), option, {"model": "model"})
-    flags.carry_out(training, training.finetune, settings, plot=plot, dry_run=dry_run, as_json=as_json)
+    settings = flags.read_settings(training.FinetuneSettings, config, locals(), option, {"model": "model"})
+    flags.run_training(training, training.finetune, settings, plot=plot, dry_run=dry_run, as_json=as_json)

@@ -1,11 +1,12 @@
-"""A command's settings from a TOML file, its flags, and ``--option KEY=VALUE``: merged, checked, made a dataclass.
+"""Merge a command's settings from a TOML file, ``--option KEY=VALUE`` and flags into a checked dataclass.
 
     settings = settings_from(
         FinetuneSettings, config, {"model": model or None, "fit.epochs": epochs}, option or [], what="duonlp finetune"
     )
 
-The later wins: the dataclass's defaults, the TOML file, ``--option``, flags. Keys are paths (``fit.learning_rate``), in TOML
-tables (``[fit]``). Paths of files in a TOML file are relative to the working directory, as those of flags are.
+From weakest to strongest: the dataclass's defaults, the TOML file, ``--option``, flags. Keys are paths
+(``fit.learning_rate``), in TOML tables (``[fit]``). Relative paths in a TOML file start at the working directory, like
+those of flags.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,24 +21,24 @@ T = TypeVar("T")
 def settings_from(
     cls: type[T], config: str = "", flags: Mapping[str, Any] | None = None, options: Sequence[str] = (), *, what: str
 ) -> T:
-    """The settings of a run.
+    """Build the settings of a run.
 
     Args:
-        cls: a dataclass, whose fields may be dataclasses themselves, such as a FitConfig.
-        config: a TOML file; "" for none.
-        flags: values by path; one that is None was not given and is left out.
-        options: texts KEY=VALUE, of KEY a path and VALUE JSON or text.
-        what: the settings are of, for messages, such as "duonlp finetune".
+        cls: A dataclass. Its fields may be dataclasses themselves, such as a FitConfig.
+        config: A TOML file; "" for none.
+        flags: Values by path; None means that the flag was not given.
+        options: KEY=VALUE texts with a path as KEY and JSON or a string as VALUE.
+        what: The command, for messages, such as "duonlp finetune".
 
     Raises:
-        InputError: a file that cannot be read or is no TOML, a key that is no setting (the nearest is named), a value of the
-            wrong kind, or one that is not allowed.
+        InputError: The file cannot be read or is not valid TOML, a key is unknown (the message names the nearest one), or a
+            value has the wrong type or is not allowed.
     """
     return build(cls, merged(config, flags, options), what)
 
 
 def merged(config: str = "", flags: Mapping[str, Any] | None = None, options: Sequence[str] = ()) -> dict[str, Any]:
-    """The same as nested dicts, not checked yet."""
+    """Merge the same sources into nested dicts, without checking keys or values."""
     table = read_toml(config) if config else {}
     for path, value in parsed_options(options, paths=True).items():
         set_path(table, path, value)

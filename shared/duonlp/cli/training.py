@@ -1,42 +1,49 @@
-"""What `duonlp finetune` and `duonlp distill` have in common: their flags, the run, and the table of its results."""
+"""Flags and output that ``duonlp finetune`` and ``duonlp distill`` share."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from duonlp.cli.common import print_json, remedies
+from duonlp.cli.common import cli_option, print_json
 from duonlp.cli.settings import settings_from
 from duonlp.errors import InputError
+from duonlp.runs.labelled import LabelledRunSettings
 from duonlp.util.frameworks import calm_frameworks, chosen_framework, load_package, quiet_stdout
 
-Data = Annotated[str, typer.Option("--data", "-d", help="Labelled texts: a file, a folder, or a Hub id.")]
-Output = Annotated[str, typer.Option(help="The run's folder; a run of the same settings in it goes on.")]
-Epochs = Annotated[int | None, typer.Option(help="Times that all texts are seen; 4 by default.")]
-Steps = Annotated[int | None, typer.Option(help="Stop after so many steps, however many epochs that is.")]
-LearningRate = Annotated[float | None, typer.Option(help="Its peak; 2e-4 by default.")]
-BatchSize = Annotated[int | None, typer.Option(help="Texts in a step; 48 by default.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens of a text at most; what the model reads by default.")]
-Dtype = Annotated[str | None, typer.Option(help="What is computed in: float32 or bfloat16.")]
-Seed = Annotated[int | None, typer.Option(help="Of the order of the texts, of dropout and of new parameters.")]
-Limit = Annotated[int | None, typer.Option(help="Only so many texts of each split, spread evenly over it.")]
-TrainSplit = Annotated[str | None, typer.Option(help="Name of the split to train on.")]
-ValidationSplit = Annotated[str | None, typer.Option(help='Name of the split to validate on; "" for none.')]
-TextColumn = Annotated[str | None, typer.Option(help="Column of the texts.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.")]
-DataConfig = Annotated[str | None, typer.Option(help="Configuration of a dataset of the Hub, such as plus.")]
+T = TypeVar("T", bound=LabelledRunSettings)
+
+Data = Annotated[str, cli_option("--data", "-d", help="Labeled texts: a file, a folder or a Hub id (required).")]
+Output = Annotated[
+    str, cli_option(help="Folder for the model, scores and settings (required); the same run in it is resumed.")
+]
+Epochs = Annotated[int | None, cli_option(help="Passes over the training texts (default 4).")]
+Steps = Annotated[int | None, cli_option(help="Stop after this many optimizer steps (default: after --epochs).")]
+LearningRate = Annotated[float | None, cli_option(help="Peak learning rate (default 2e-4).")]
+BatchSize = Annotated[int | None, cli_option(help="Texts per step (default 48).")]
+MaxLength = Annotated[int | None, cli_option(help="Truncate texts to this many tokens (default: the model's maximum).")]
+Dtype = Annotated[str | None, cli_option(help="Compute dtype: float32 or bfloat16 (default float32).")]
+Seed = Annotated[int | None, cli_option(help="Seed for shuffling, dropout and new parameters (default 0).")]
+Limit = Annotated[int | None, cli_option(help="Use at most N texts of each split, evenly spaced (default: all).")]
+TrainSplit = Annotated[str | None, cli_option(help="Training split (default train).")]
+ValidationSplit = Annotated[str | None, cli_option(help='Validation split (default validation); "" for none.')]
+TextColumn = Annotated[str | None, cli_option(help="Text column (default: the first with a usual name).")]
+LabelColumn = Annotated[str | None, cli_option(help="Label column (default: the first with a usual name).")]
+DataConfig = Annotated[str | None, cli_option(help="Configuration of a Hub dataset, such as plus.")]
 OutOfScope = Annotated[
-    str | None, typer.Option(help='The label for what is out of scope; oos by default where it is there; "" for none.')
+    str | None, cli_option(help='Label of out-of-scope texts (default: oos if the data has it); "" for none.')
 ]
-Patience = Annotated[int | None, typer.Option(help="Stop after so many evaluations without a better model.")]
+Patience = Annotated[
+    int | None, cli_option(help="Stop after this many evaluations without improvement (default: never).")
+]
 TensorBoard = Annotated[
-    bool | None, typer.Option("--tensorboard/--no-tensorboard", help="Write event files, too.", show_default=False)
+    bool | None, cli_option("--tensorboard/--no-tensorboard", help="Also write TensorBoard event files (default: no).")
 ]
-Plot = Annotated[str, typer.Option(help="Draw the losses and scores: .png, .svg or .pdf.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Read and check everything, say what would be done, and end.")]
+Plot = Annotated[str, cli_option(help="Plot the losses and scores to a .png, .svg or .pdf file.")]
+DryRun = Annotated[bool, cli_option("--dry-run", help="Check settings and data, print the plan and exit.")]
 
 FLAGS = {
     "data": "data", "output": "output", "framework": "framework", "epochs": "fit.epochs", "steps": "fit.steps",
@@ -45,63 +52,83 @@ FLAGS = {
     "label_column": "label_column", "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
     "tensorboard": "tensorboard",
 }  # fmt: skip
-"""Names of flags to paths of settings."""
+"""Flag names to paths of settings."""
 
 STOPPED = 130
-"""The exit status after Ctrl-C, as shells have it; what was asked for is not done."""
+"""Exit status of an interrupted run, as in shells after Ctrl-C."""
 
 MAY_BE_EMPTY = ("validation_split", "out_of_scope")
+"""Flags whose value "" means none, rather than not given."""
+
 SCORES_FIRST = ("accuracy", "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1")
+"""Scores that come first in the table of results, in this order."""
 
 
-def settings_of(cls, config: str, given: Mapping[str, Any], option: Sequence[str] | None, more: Mapping[str, str]):
-    """The settings of a run from a TOML file, flags, and options.
+def read_settings(
+    cls: type[T], config: str, values: Mapping[str, Any], option: Sequence[str] | None, more_flags: Mapping[str, str]
+) -> T:
+    """Build the settings of a run from a TOML file, flags and options.
 
     Args:
-        given: values of flags by their names in Python; those of FLAGS and of `more` are taken, and "seed", which sets both.
-        more: names of further flags to paths.
+        cls: FinetuneSettings or DistillSettings.
+        config: A TOML file; "" for none.
+        values: The command's arguments by name. Those of FLAGS and of `more_flags` are used, and "seed", which sets both
+            ``seed`` and ``fit.seed``.
+        option: The --option pairs.
+        more_flags: Names of further flags to paths of settings.
 
     Raises:
-        InputError: as of settings_from.
+        InputError: See :func:`duonlp.cli.settings.settings_from`.
     """
     flags = {
-        path: given[name]
-        for name, path in {**FLAGS, **more}.items()
-        if given.get(name) is not None and (given[name] != "" or name in MAY_BE_EMPTY)
+        path: values[name]
+        for name, path in {**FLAGS, **more_flags}.items()
+        if values.get(name) is not None and (values[name] != "" or name in MAY_BE_EMPTY)
     }
-    if given.get("seed") is not None:
-        flags |= {"seed": given["seed"], "fit.seed": given["seed"]}
+    if values.get("seed") is not None:
+        flags |= {"seed": values["seed"], "fit.seed": values["seed"]}
     return settings_from(cls, config, flags, option or [], what=cls.program)
 
 
-def carry_out(
-    training: ModuleType, run: Callable, settings, *, plot: str = "", dry_run: bool = False, as_json: bool = False
+def run_training(
+    training: ModuleType,
+    run: Callable[..., dict[str, Any]],
+    settings: Any,
+    *,
+    plot: str = "",
+    dry_run: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Does a run and shows what came of it, or shows what it would be.
+    """Run a training and print its results, or print its plan.
 
     Args:
         training: duonlp.runs.finetuning or duonlp.runs.distillation, for its ``plan``.
-        run: what does it: ``(package, settings) -> report``.
+        run: The training: ``(package, settings) -> report``.
+        settings: Settings of the run.
+        plot: File for the figure of losses and scores; "" for none.
+        dry_run: Whether to print the plan only.
+        as_json: Whether to print JSON instead of tables.
 
     Raises:
-        typer.Exit: of status STOPPED, when the run was stopped before its end.
+        InputError: The run has nothing to plot, or the settings or data are invalid.
+        typer.Exit: With status STOPPED, if the run was stopped before its end.
     """
     if plot:
         from duonlp.training.log.curves import check_plot
 
         check_plot(plot)
         if not settings.fit.log_every:
-            raise InputError("fit.log_every is 0, so that there is nothing to plot; leave out --plot or set it to 10")
+            raise InputError("--plot needs logged losses and fit.log_every is 0; set it to 10, or leave out --plot")
     calm_frameworks()
     try:
-        with quiet_stdout(), remedies():
+        with quiet_stdout():
             if dry_run:
                 report = training.plan(settings, chosen_framework(settings.framework))
             else:
                 package, _ = load_package(settings.framework, trains=True)
                 report = run(package, settings)
     except KeyboardInterrupt:
-        print("duonlp: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("duonlp: stopped; run the same command to resume from the last checkpoint", file=sys.stderr)
         raise typer.Exit(STOPPED) from None
     with quiet_stdout():
         if plot and not dry_run:
@@ -111,15 +138,15 @@ def carry_out(
     if as_json:
         print_json(report)
     elif dry_run:
-        show_plan(report)
+        print_plan(report)
     else:
-        show(report)
+        print_results(report)
     if report.get("preempted"):
         raise typer.Exit(STOPPED)
 
 
-def show(report: Mapping[str, Any]) -> None:
-    """The results as a table, and a few lines."""
+def print_results(report: Mapping[str, Any]) -> None:
+    """Print the scores as a table, and the run's figures below it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -129,8 +156,8 @@ def show(report: Mapping[str, Any]) -> None:
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
     console = Console()
-    found = dict.fromkeys(name for scores in columns.values() for name in scores if name != "threshold")
-    names = sorted(found, key=lambda name: SCORES_FIRST.index(name) if name in SCORES_FIRST else len(SCORES_FIRST))
+    unsorted = dict.fromkeys(name for scores in columns.values() for name in scores if name != "threshold")
+    names = sorted(unsorted, key=lambda name: SCORES_FIRST.index(name) if name in SCORES_FIRST else len(SCORES_FIRST))
     if names:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("validation", no_wrap=True)
@@ -142,27 +169,27 @@ def show(report: Mapping[str, Any]) -> None:
     rate = report["examples_per_second"]
     lines = [
         f"{report['steps']} steps, {report['examples']} texts in {report['seconds']:.1f} s"
-        + (f", {rate:.0f} a second" if rate else "")
-        + (f"; best after step {report['best']['step']}" if report["best"] else "; nothing was evaluated"),
+        + (f", {rate:.0f} texts/s" if rate else "")
+        + (f"; best after step {report['best']['step']}" if report["best"] else "; not evaluated"),
         f"{report['parameters'] / 1e6:.1f}M parameters, {report['bytes'] / 1e6:.1f} MB: {report['model']}",
     ]
     if report["stopped_early"]:
-        lines.insert(0, "stopped early: no better model for long enough")
+        lines.insert(0, "stopped early: no improvement within fit.patience evaluations")
     if report["preempted"]:
-        lines.insert(0, "stopped when it was asked to; the same command goes on")
+        lines.insert(0, "stopped by a signal; run the same command to resume")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_plan(plan: Mapping[str, Any]) -> None:
-    """What a run would do, in a few lines."""
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """Print what a run would do."""
     data, settings = plan["data"], plan["settings"]
-    scope = f", of which {plan['out_of_scope']!r} is out of scope" if plan["out_of_scope"] else ""
-    print(f"{data['train']} texts to train on, {data['validation']} to validate on, {data['labels']} labels{scope}")
-    print(f"{plan['steps']} steps, {plan['batches_an_epoch']} an epoch, of {settings['batch_size']} texts")
+    scope = f" ({plan['out_of_scope']!r} is out of scope)" if plan["out_of_scope"] else ""
+    print(f"{data['train']} training texts, {data['validation']} validation texts, {data['labels']} labels{scope}")
+    print(f"{plan['steps']} steps of {settings['batch_size']} texts, {plan['batches_an_epoch']} per epoch")
     if "teacher_parameters" in plan:
         print(f"teacher: {plan['teacher_layers']} layers, {plan['teacher_parameters'] / 1e6:.1f}M parameters")
         print(f"student: {plan['student_layers']} layers, {plan['parameters'] / 1e6:.1f}M parameters")
     else:
         print(f"{plan['parameters'] / 1e6:.1f}M parameters")
-    print(f"to {settings['output']}")
+    print(f"output: {settings['output']}")

@@ -1,4 +1,4 @@
-"""`duonlp tune`: a search for the settings of a distillation or a fine-tuning, from a TOML file."""
+"""``duonlp tune``: a hyperparameter search over distillations or fine-tunings."""
 
 import sys
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from duonlp.cli.common import Debug, Framework, Json, SettingsOption, print_json, remedies
+from duonlp.cli.common import Debug, Framework, Json, SettingsOption, cli_option, print_json
 from duonlp.cli.settings import merged
 from duonlp.cli.training import STOPPED
 from duonlp.errors import InputError
@@ -18,32 +18,34 @@ from duonlp.util.frameworks import chosen_framework, load_package, quiet_stdout
 def tune(
     config: Annotated[
         str,
-        typer.Option("--config", "-c", help="A TOML file: the settings of a run, [search] and [tune]. See the guide."),
+        cli_option("--config", "-c", help="TOML file: a run's settings and the tables search and tune (required)."),
     ] = "",
-    output: Annotated[str, typer.Option(help="The search's folder; the same search in it goes on.")] = "",
+    output: Annotated[str, cli_option(help="Folder of the search (required); the same search in it is resumed.")] = "",
     framework: Framework = "",
-    data: Annotated[str, typer.Option("--data", "-d", help="Labelled texts: a file, a folder, or a Hub id.")] = "",
+    data: Annotated[str, cli_option("--data", "-d", help="Labeled texts: a file, a folder or a Hub id.")] = "",
     trials: Annotated[
-        int | None, typer.Option(help="Trials in total, earlier ones included; 20 by default.", show_default=False)
+        int | None, cli_option(help="Total number of trials, finished ones included (default 20).")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="MIN", help="Begin no trial after so many minutes.")] = None,
+    timeout: Annotated[
+        float | None, cli_option(metavar="MIN", help="Start no trial after this many minutes (default: no limit).")
+    ] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help="accuracy, another metric, latency, bytes, ...; repeat it for a Pareto front."),
+        cli_option(help="Metric, latency or bytes; repeat for a Pareto front (default accuracy)."),
     ] = None,
-    run: Annotated[str, typer.Option(help="distill or finetune; by default distill where there is a teacher.")] = "",
-    seed: Annotated[int | None, typer.Option(help="Of the proposals; the runs have their own.")] = None,
+    run: Annotated[str, cli_option(help="distill or finetune (default: distill if a teacher is set).")] = "",
+    seed: Annotated[int | None, cli_option(help="Seed of the search; runs have their own (default 0).")] = None,
     prune: Annotated[
-        bool | None, typer.Option("--prune/--no-prune", help="Stop trials worse than the median.", show_default=False)
+        bool | None, cli_option("--prune/--no-prune", help="Stop trials that are worse than the median (default: yes).")
     ] = None,
     keep_all: Annotated[
-        bool | None, typer.Option("--keep-all", help="Keep the models of all trials, not of the best alone.")
+        bool | None, cli_option("--keep-all", help="Keep the models of all trials (default: the best only).")
     ] = None,
     option: SettingsOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Search for the best alpha, temperature, learning rate, ... of a distillation or a fine-tuning, with Optuna."""
+    """Search the hyperparameters of a distillation or fine-tuning with Optuna."""
     from duonlp.runs.folder import BEST
     from duonlp.tuning.runs import RunSearch, TuneSettings, tune_runs
     from duonlp.tuning.search import trial_folder
@@ -56,14 +58,17 @@ def tune(
         "framework": framework or None, "data": data or None,
     }  # fmt: skip
     table = merged(config, flags, option or [])
-    search, options = _part(table, "search"), build(TuneSettings, _part(table, "tune"), "duonlp tune", "tune.")
+    search, options = (
+        _pop_table(table, "search"),
+        build(TuneSettings, _pop_table(table, "tune"), "duonlp tune", "tune."),
+    )
     folder = table.get("output")
     if not folder or not isinstance(folder, str):
-        raise InputError("output is empty; give --output, the folder of the search")
+        raise InputError("output is empty; give --output with the folder of the search")
     require_optuna()
     require(chosen_framework(table.get("framework", "")))
-    RunSearch(table, search, options, folder)  # mistakes are found before a framework is loaded
-    with quiet_stdout(), remedies():
+    RunSearch(table, search, options, folder)  # raises for invalid settings before a framework is loaded
+    with quiet_stdout():
         package, name = load_package(table.get("framework", ""), trains=True)
         result = tune_runs(package, {**table, "framework": name}, search, folder, options)
     models = [str(trial_folder(Path(folder), trial.number) / BEST) for trial in result.best]
@@ -71,45 +76,45 @@ def tune(
     if as_json:
         print_json(report)
     else:
-        show(report, sys.stdout)
+        print_result(report, sys.stdout)
     if result.interrupted:
-        print(f"duonlp: stopped after {len(result.trials)} trials; the same command goes on", file=sys.stderr)
+        print(f"duonlp: stopped after {len(result.trials)} trials; run the same command to resume", file=sys.stderr)
         raise typer.Exit(STOPPED)
 
 
-def _part(table: dict[str, Any], name: str) -> dict[str, Any]:
-    part = table.pop(name, {})
-    if not isinstance(part, dict):
-        raise InputError(f"{name} is {part!r}; it must be a table, [{name}]")
-    return part
+def _pop_table(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    table = settings.pop(name, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{name} is {table!r}; it must be a table, [{name}]")
+    return table
 
 
-def show(report: Mapping[str, Any], out: TextIO) -> None:
-    """The best trial or the front as a table, and where everything is."""
+def print_result(report: Mapping[str, Any], out: TextIO) -> None:
+    """Print the best trial or the Pareto front as a table, and the files of the search."""
     from rich.console import Console
     from rich.table import Table
 
-    from duonlp.tuning.progress import shown
+    from duonlp.tuning.progress import short
 
-    console, names = Console(file=out), [each["name"] for each in report["objectives"]]
+    console, names = Console(file=out), [objective["name"] for objective in report["objectives"]]
     states = ", ".join(f"{report[state]} {state}" for state in ("complete", "pruned", "failed"))
     console.print(f"{report['finished']} trials: {states}", highlight=False)
     if report["best"]:
         parameters = list(report["best"][0]["parameters"])
-        last = [name.rpartition(".")[2] for name in parameters]  # enough to tell a setting by, as in [search]
+        last = [name.rpartition(".")[2] for name in parameters]  # short names, where they are unique
         headers = [short if last.count(short) == 1 else name for short, name in zip(last, parameters, strict=True)]
         table = Table("trial", *names, *headers, box=None, pad_edge=False, header_style="bold")
         for trial in report["best"]:
             cells = [trial["results"][name] for name in names] + [trial["parameters"][name] for name in parameters]
-            table.add_row(str(trial["number"]), *(shown(cell) for cell in cells))
+            table.add_row(str(trial["number"]), *(short(cell) for cell in cells))
         console.print(table)
     for objective, shares in report["importance"].items():
         text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        console.print(f"what {objective} depends on: {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"importance for {objective}: {text}", highlight=False, markup=False, soft_wrap=True)
     for note in report["notes"]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     if report["models"]:
-        name = "the best model" if len(report["models"]) == 1 else "their models"
+        name = "best model" if len(report["models"]) == 1 else "models"
         console.print(f"{name}: {', '.join(report['models'])}", highlight=False, markup=False, soft_wrap=True)
-    where = f"{report['output']}: {', '.join(Path(file).name for file in report['files'].values())}"
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
+    files = f"{report['output']}: {', '.join(Path(file).name for file in report['files'].values())}"
+    console.print(files, highlight=False, markup=False, soft_wrap=True)

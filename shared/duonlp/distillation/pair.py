@@ -246,10 +246,10 @@ def _check_inner_losses(
         )
     if distillation.losses and (student.decoder is None) != (teacher.decoder is None):
         raise InputError("one of the models is an encoder-decoder and the other is not; leave out `losses`")
-    own, other = student.as_decoder(), teacher.as_decoder()
+    student_stack, teacher_stack = student.as_decoder(), teacher.as_decoder()
     for loss in distillation.losses:
-        loss.pairs(own.num_layers, other.num_layers)
-        num_heads = own.attention.num_heads, other.attention.num_heads
+        loss.pairs(student_stack.num_layers, teacher_stack.num_layers)
+        num_heads = student_stack.attention.num_heads, teacher_stack.attention.num_heads
         if isinstance(loss, Attentions) and num_heads[0] != num_heads[1]:
             raise InputError(
                 f"the student has {num_heads[0]} attention heads and the teacher {num_heads[1]}, so their attentions cannot be "
@@ -262,7 +262,7 @@ def _check_inner_losses(
                     "attentions"
                 )
             relation_heads = num_heads[1] if loss.heads is None else loss.heads
-            for whose, config in (("student", own), ("teacher", other)):
+            for whose, config in (("student", student_stack), ("teacher", teacher_stack)):
                 width = config.attention.num_heads * config.attention.head_dim
                 if width % relation_heads:
                     raise InputError(

@@ -1,4 +1,4 @@
-"""Pipelines: raw inputs to results through a task and a model."""
+"""Pipelines, which convert raw inputs to results with a task and a model."""
 
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline, make_pipeline

@@ -1,203 +1,236 @@
-"""The loop round a task: read inputs, tokenize a chunk at once, batch by length, run a model, answer in order."""
+"""Run a task on a model: tokenize inputs in chunks, batch them by length, and return the results in order."""
 
 import itertools
 import operator
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.positions import position_ids
 from duonlp.tasks import make_task
-from duonlp.tasks.base import Example, Options, Task, check_int, describe
+from duonlp.tasks.base import Example, Task, check_int, describe
+from duonlp.tasks.generation import GenerationTask
+from duonlp.typing import Tokenizer
 from duonlp.util.buckets import bucket
 
-SHORTEST = 16
-"""Least length that rows are padded to: below it, one shape costs less than compiling several."""
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+MIN_LENGTH = 16
+"""Minimum length to which rows are padded; compiling further shapes costs more than the padding."""
 
 MAX_OUTPUT = 2**27
-"""Numbers one batch's output may hold (512 MB of float32); rows of a wide vocabulary go in smaller batches."""
+"""Maximum number of values in a batch's output (512 MB of float32); limits the batch size for large vocabularies."""
 
 PROGRESS_AFTER = 2.0
-"""Seconds of expected work from which a terminal gets a progress bar; of work so far where no end is known."""
+"""Expected remaining time in seconds (or time so far, if the total is unknown) after which a progress bar is shown."""
 
 
 class Pipeline:
-    """A task and a model's forward pass: texts in, results out.
+    """A task combined with a model's forward pass; call it on inputs to get results.
 
     Args:
-        task: a task object, which has the tokenizer.
+        task: The task, which has the tokenizer.
         forward: ``forward(batch) -> outputs``, from a dict of int32 arrays [batch, length] (input_ids, attention_mask,
-            position_ids, and token_type_ids where the model has them) to a dict of float arrays. For tasks that write text
-            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **more) -> ids``, where
-            more is generation_config and what else was asked for.
-        stream: for tasks that write text, the same as an iterator of new ids, int [1, n].
-        batch_size: rows of a batch at most.
-        progress: show a progress bar; None shows one on a terminal when the work will take a while.
-        options: options of the task for every call; a call can override them.
+            position_ids, and token_type_ids if the model has them) to a dict of float arrays. For tasks that generate text,
+            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **options) -> ids``, where
+            options can contain generation_config and further arguments of ``generate``.
+        batch_size: Maximum number of rows in a batch.
+        progress: Whether to show a progress bar; None shows one on a terminal if the work takes long.
+        stream: For tasks that generate text, like ``forward`` but returning an iterator of new ids, int [1, n].
+        options: Default options of the task, which a call can override.
 
     Raises:
-        InputError: for an option the task does not have.
+        InputError: an option is unknown or has an invalid value.
+
+    Attributes:
+        shapes: [rows, tokens] of all batches so far, i.e. the shapes that an engine has compiled.
     """
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         forward: Callable[..., Any],
         *,
         batch_size: int = 32,
         progress: bool | None = None,
-        stream: Callable[..., Iterator] | None = None,
-        **options,
-    ):
+        stream: Callable[..., Iterable[Any]] | None = None,
+        **options: Any,
+    ) -> None:
         check_int("batch_size", batch_size, minimum=1)
         self.task = task
         self.forward = forward
-        self.new_ids = stream
+        self._stream_ids = stream
         self.batch_size = int(batch_size)
         self.progress = progress
         self.options = task.options(**options)
-        self.shapes: set[tuple[int, int]] = set()  # [rows, tokens] of the batches so far: what an engine compiled
-        # Options of the construction count as given, e.g. token classification of split words.
-        self._given = options
+        self.shapes: set[tuple[int, int]] = set()
+        self._constructor_options = options
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         return self.task.tokenizer
 
     @property
-    def config(self):
+    def config(self) -> TransformerConfig:
         return self.task.config
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Pipeline({self.task.name!r}, model_type={getattr(self.config, 'model_type', None)!r})"
 
-    def __call__(self, inputs: Any = None, *more: str, batch_size=None, progress=None, **keywords) -> Any:
-        """Results for one input, a list of them (a list), or an iterator (an iterator, computed as it is read).
+    def __call__(
+        self,
+        inputs: Any = None,
+        *args: str,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Return the results for one input, a list of inputs, or an iterator of inputs.
 
         Args:
-            inputs: what the task reads; question answering also takes ``question=`` and ``context=``.
-            batch_size, progress: as at construction, for this call. An iterator of unknown length has a bar without an end.
-            keywords: options of the task, for this call.
+            inputs: Inputs of the task; question answering also accepts ``question=`` and ``context=``.
+            args: The context, if ``inputs`` is a question.
+            batch_size: Overrides the constructor's, for this call.
+            progress: Overrides the constructor's, for this call. For an iterator of unknown length, the bar has no total.
+            keywords: Options of the task, for this call.
+
+        Returns:
+            One result, a list of results, or, for an iterator, an iterator that computes results as it is read.
 
         Raises:
-            InputError: for an input or a keyword that the task cannot work on; it names the input by its number.
+            InputError: an input or option is invalid; for an input, the message gives its index.
         """
-        if more:
-            keywords = self._positional(inputs, more, keywords)
+        if args:
+            keywords = self._positional(inputs, args, keywords)
             inputs = None
         if batch_size is not None:
             check_int("batch_size", batch_size, minimum=1)
-        arranged = self.task.arrange(inputs, keywords | self._construction(keywords))
-        rest = {key: value for key, value in arranged.options.items() if key in keywords}
-        options = self.task.options(self.options, **rest)
+        parsed = self.task.parse_inputs(inputs, keywords | self._input_options(keywords))
+        changes = {key: value for key, value in parsed.keywords.items() if key in keywords}
+        options = self.task.options(self.options, **changes)
         rows = int(batch_size or self.batch_size)
-        items = arranged.items
-        total = operator.length_hint(items, 0) or None if arranged.shape == "stream" else len(items)
-        bar = Progress(total, self.progress if progress is None else progress, self.task.name)
-        if arranged.shape == "stream":
-            return self._stream(items, options, rows, bar)
-        results = []
-        with bar:
-            for start in range(0, len(items), self._chunk(rows)):
-                chunk = items[start : start + self._chunk(rows)]
-                results += self._results(chunk, options, rows, start, bar)
-        if arranged.shape == "one":
-            return [results[0]] if arranged.wrap else results[0]
+        show = self.progress if progress is None else progress
+        if parsed.kind == "stream":
+            total = operator.length_hint(parsed.stream, 0) or None
+            return self._stream(parsed.stream, options, rows, Progress(total, show, self.task.name))
+        items, results = parsed.items, []
+        with Progress(len(items), show, self.task.name) as bar:
+            for start in range(0, len(items), self._chunk_size(rows)):
+                chunk = items[start : start + self._chunk_size(rows)]
+                results += self._run_items(chunk, options, rows, start, bar)
+        if parsed.kind == "one":
+            return [results[0]] if parsed.wrap else results[0]
         return self.task.gather(results, options)
 
-    def stream(self, prompt: str, **keywords) -> Iterator[str]:
-        """The new text of one prompt in pieces, as soon as they are decided; joined they are what a call gives.
+    def stream(self, prompt: str, **keywords: Any) -> Iterator[str]:
+        """Yield the new text of one prompt in pieces as they are generated.
+
+        Joined, the pieces are the text that a call returns, without the prompt.
 
         Args:
-            keywords: options of the task, for this call. The prompt is not among the pieces, whatever they say.
+            prompt: The prompt.
+            keywords: Options of the task, for this call.
 
         Raises:
-            InputError: at once, for a prompt or an option that the task cannot work on, for beam search, which decides
-                nothing before its end, and for tasks that write no text.
+            InputError: the prompt or an option is invalid, or the task or the decoding strategy (such as beam search) does
+                not support streaming; raised by the call, before iteration.
         """
-        if self.new_ids is None:
-            raise InputError(f"{self.task.name} has no stream here; pipelines over a model that write text have one")
-        if not isinstance(prompt, str):
+        if self._stream_ids is None or not isinstance(self.task, GenerationTask):
             raise InputError(
-                f"a stream is for one prompt, a text, and got {describe(prompt)}; call the pipeline for more"
+                f"{self.task.name} does not support streaming here; use a task and a model that generate text"
             )
+        if not isinstance(prompt, str):
+            raise InputError(f"stream got {describe(prompt)}; pass one prompt (str), or call the pipeline for several")
         options = self.task.options(self.options, **keywords)
         (examples,) = self.task.encode([prompt], options)
         if len(examples) > 1:
             raise InputError(
-                f"{self.task.name} reads this text in {len(examples)} parts, and a stream is of one; call the pipeline"
+                f"{self.task.name} reads this text in {len(examples)} parts, but a stream has only one; call the pipeline"
             )
-        return self.task.stream(self.new_ids, examples[0], options)
+        return self.task.stream(self._stream_ids, examples[0], options)
 
-    def _construction(self, keywords: dict) -> dict:
-        """Options of the construction that change how inputs are read."""
-        names = ("is_split_into_words",)
-        return {name: self._given[name] for name in names if name in self._given and name not in keywords}
+    def _input_options(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Return the constructor's options that affect how inputs are parsed."""
+        names, options = ("is_split_into_words",), self._constructor_options
+        return {name: options[name] for name in names if name in options and name not in keywords}
 
-    def _positional(self, inputs: Any, more: tuple, keywords: dict) -> dict:
-        if self.task.name != "question-answering" or len(more) != 1 or {"question", "context"} & set(keywords):
-            raise InputError(f"{self.task.name} got {1 + len(more)} inputs by position; give {self.task.wants}")
-        return keywords | {"question": inputs, "context": more[0]}
+    def _positional(self, inputs: Any, args: tuple[str, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+        if self.task.name != "question-answering" or len(args) != 1 or {"question", "context"} & set(keywords):
+            raise InputError(
+                f"{self.task.name} got {1 + len(args)} positional inputs; pass {self.task.accepted_inputs}"
+            )
+        return keywords | {"question": inputs, "context": args[0]}
 
     @staticmethod
-    def _chunk(rows: int) -> int:
+    def _chunk_size(rows: int) -> int:
         return max(1024, rows * 16)
 
-    def _stream(self, items: Iterable, options: Options, rows: int, bar: "Progress") -> Iterator:
-        """Reads a few batches ahead, so that they can be sorted by length."""
-        items, done = iter(items), 0
+    def _stream(self, items: Iterable[Any], options: Any, rows: int, bar: "Progress") -> Iterator[Any]:
+        """Yield results while reading a few batches ahead, so that rows can be sorted by length."""
+        iterator, done = iter(items), 0
         with bar:
-            while chunk := list(itertools.islice(items, rows * 8)):
-                yield from self._results(chunk, options, rows, done, bar)
+            while chunk := list(itertools.islice(iterator, rows * 8)):
+                yield from self._run_items(chunk, options, rows, done, bar)
                 done += len(chunk)
 
-    def _results(self, items: Sequence, options: Options, rows: int, first: int, bar: "Progress") -> list:
-        """Results for items that are tokenized, sorted and batched together, in as many rounds as they need."""
+    def _run_items(self, items: Sequence[Any], options: Any, rows: int, first: int, bar: "Progress") -> list[Any]:
+        """Return the results for items that are tokenized, sorted and batched together, in as many rounds as needed."""
         results: list[Any] = [None] * len(items)
-        waiting = dict(enumerate(self.task.encode(items, options, first)))
-        begun: dict[int, float] = {}  # how much of an item is done, of those in several rows
-        ahead = 1.0  # what earlier rounds left of it, as a guess
-        while waiting:
-            more: dict[int, list[Example]] = {}
-            for finished in self._round(waiting, options, rows, begun, ahead):
-                for number, kept in finished:
-                    item, examples = items[number], waiting[number]
-                    again = self.task.again(item, examples, kept, options)
-                    if again is None:
-                        results[number] = self.task.decode(item, examples, kept, options)
-                        begun.pop(number, None)
+        pending = dict(enumerate(self.task.encode(items, options, first)))  # index of an item -> its rows
+        partial: dict[int, float] = {}  # index -> estimated fraction done, for unfinished items of several rows
+        remaining = 1.0  # estimated fraction of an item's work that is left after earlier rounds
+        while pending:
+            next_pending: dict[int, list[Example]] = {}
+            for finished in self._run_round(pending, options, rows, partial, remaining):
+                for number, outputs in finished:
+                    item, examples = items[number], pending[number]
+                    next_examples = self.task.next_round(item, examples, outputs, options)
+                    if next_examples is None:
+                        results[number] = self.task.decode(item, examples, outputs, options)
+                        partial.pop(number, None)
                     else:
-                        more[number] = again
-                bar.advance(sum(number not in more for number, _ in finished), sum(begun.values()))
-            waiting, ahead = more, ahead / 10
+                        next_pending[number] = next_examples
+                bar.advance(sum(number not in next_pending for number, _ in finished), sum(partial.values()))
+            pending, remaining = next_pending, remaining / 10
         return results
 
-    def _round(
-        self, waiting: dict[int, list[Example]], options: Options, rows: int, begun: dict[int, float], ahead: float
-    ) -> Iterator[list[tuple[int, list[dict]]]]:
-        """For each batch, the items whose last row was in it, by number, with what the task keeps of all their rows."""
-        flat = [(number, place) for number, examples in waiting.items() for place in range(len(examples))]
-        kept: dict[int, list[dict]] = {number: [{} for _ in examples] for number, examples in waiting.items()}
-        left = {number: len(examples) for number, examples in waiting.items()}
-        for batch in self._batches([waiting[number][place] for number, place in flat], rows):
-            places = [flat[i] for i in batch]
-            outputs = self._forward([waiting[number][place] for number, place in places], options, rows)
+    def _run_round(
+        self,
+        pending: dict[int, list[Example]],
+        options: Any,
+        rows: int,
+        partial: dict[int, float],
+        remaining: float,
+    ) -> Iterator[list[tuple[int, list[dict[str, Any]]]]]:
+        """Run all rows once and yield, for each batch, (index, reduced outputs of all rows) of the items it completed."""
+        flat = [(number, row) for number, examples in pending.items() for row in range(len(examples))]
+        reduced: dict[int, list[dict[str, Any]]] = {
+            number: [{} for _ in examples] for number, examples in pending.items()
+        }
+        num_left = {number: len(examples) for number, examples in pending.items()}
+        for batch in self._batches([pending[number][row] for number, row in flat], rows):
+            members = [flat[i] for i in batch]
+            outputs = self._forward([pending[number][row] for number, row in members], options, rows)
             finished = []
-            for (number, place), output in zip(places, outputs, strict=True):
-                kept[number][place] = output
-                left[number] -= 1
-                if len(waiting[number]) > 1:
-                    begun[number] = 1 - ahead * (0.1 + 0.9 * left[number] / len(waiting[number]))
-                if not left[number]:
-                    finished.append((number, kept.pop(number)))
+            for (number, row), output in zip(members, outputs, strict=True):
+                reduced[number][row] = output
+                num_left[number] -= 1
+                if len(pending[number]) > 1:
+                    partial[number] = 1 - remaining * (0.1 + 0.9 * num_left[number] / len(pending[number]))
+                if not num_left[number]:
+                    finished.append((number, reduced.pop(number)))
             yield finished
 
     def _batches(self, examples: list[Example], rows: int) -> Iterator[list[int]]:
-        """Numbers of the rows that go together, longest first: when memory is short, it shows at once."""
+        """Yield the indices of the rows of each batch, longest first, so that running out of memory shows early."""
         groups: dict[Any, list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(example.group, []).append(i)
@@ -205,34 +238,33 @@ class Pipeline:
             group.sort(key=lambda i: -examples[i].length)
             while group:
                 longest = self._width(examples[group[0]].length)
-                fits = MAX_OUTPUT // max(1, longest * self.task.output_width())
-                size = min(rows, max(1, fits))
+                max_rows = MAX_OUTPUT // max(1, longest * self.task.output_width())
+                size = min(rows, max(1, max_rows))
                 yield group[:size]
                 del group[:size]
 
-    def _forward(self, examples: list[Example], options: Options, rows: int) -> list[dict]:
-        """One batch through the model, and what the task keeps of it."""
+    def _forward(self, examples: list[Example], options: Any, rows: int) -> list[dict[str, Any]]:
+        """Run the model on one batch and return the reduced outputs of each row."""
         group = examples[0].group
         batch = self._pad(examples, rows)
         outputs = self.task.run(self.forward, batch, group, options)
         missing = [key for key in self.task.outputs if key not in outputs]
         if missing:
             raise InputError(
-                f"{self.task.name} needs the model's {', '.join(missing)}, and it gave "
-                f"{', '.join(outputs) or 'nothing'}; "
-                f'load it with the head for "{self.task.head}"'
+                f"{self.task.name} needs the model's {', '.join(missing)}, but it returned "
+                f"{', '.join(outputs) or 'nothing'}; load it with the {self.task.head!r} head"
             )
         arrays = {key: as_numpy(outputs[key]) for key in self.task.outputs}
         return self.task.reduce(examples, arrays, options)
 
     def _width(self, longest: int) -> int:
-        """Columns of a batch whose longest row is so long: a bucket, but never more than the model has positions."""
-        return bucket(max(longest, SHORTEST), max(longest, self.config.max_length)) if self.task.buckets else longest
+        """Return the padded length of a batch: a bucket, but at most the model's number of positions."""
+        return bucket(max(longest, MIN_LENGTH), max(longest, self.config.max_length)) if self.task.buckets else longest
 
     def _pad(self, examples: list[Example], rows: int) -> dict[str, np.ndarray]:
-        """Examples side by side, padded to a bucket of lengths and a bucket of at most so many rows."""
+        """Pad rows to a bucket of lengths, and their number to a bucket of at most ``rows``."""
         length, count = self._width(max(example.length for example in examples)), len(examples)
-        # A batch cut short gets rows that are thrown away, so that its shape is one seen before.
+        # Pad a smaller batch with rows that are discarded, so that its shape has been compiled before.
         total = bucket(count, max(count, rows)) if self.task.buckets else count
         left = self.task.padding_side == "left"
         self.shapes.add((total, length))
@@ -242,7 +274,7 @@ class Pipeline:
             for row, example in enumerate(examples):
                 values = example.inputs[name]
                 array[row, length - len(values) if left else 0 :][: len(values)] = values
-            array[count:] = array[0]  # a row that attends to nothing would divide by zero, so these repeat a real one
+            array[count:] = array[0]  # a fully masked row would divide by zero in attention, so repeat a real one
             batch[name] = array
         if not left and not self.task.generates:
             batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
@@ -250,7 +282,7 @@ class Pipeline:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """An engine's array in NumPy; half precision becomes float32."""
+    """Convert an engine's array to NumPy, half precision to float32."""
     array = np.asarray(value)
     if array.dtype.kind in "iub" or array.dtype == np.float32:
         return array
@@ -258,40 +290,50 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 class Progress:
-    """A bar on the terminal that only shows when work is long: it waits until it can tell.
+    """A progress bar on standard error that only appears if the work takes long.
 
     Args:
-        total: items of the whole work; None where nobody knows, and the bar has no end.
-        show: True for always, False for never, None for long work on a terminal.
-        label: what is being done.
+        total: Number of items, or None if unknown.
+        show: True shows the bar at once, False never, and None on a terminal once the work is expected to take long.
+        label: Description of the work.
+
+    Raises:
+        InputError: ``show`` has another value.
     """
 
-    def __init__(self, total: int | None, show: bool | None, label: str):
+    def __init__(self, total: int | None, show: bool | None, label: str) -> None:
         if show not in (True, False, None):
-            raise InputError(f"progress is {describe(show)}; it must be True, False or None")
+            raise InputError(f"progress is {describe(show)}; expected True, False or None")
         self.total, self.show, self.label = total, show, label
-        self.done, self.bar, self.start = 0, None, 0.0
+        self.done, self.start = 0, 0.0
+        self.bar: RichProgress | None = None
         if show is None and not sys.stderr.isatty():
             self.show = False
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.start = time.monotonic()
         if self.show:
             self._open()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def advance(self, items: int, begun: float = 0.0) -> None:
-        """So many more items are done; shows the bar once it is clear that the rest will take a while.
+    def advance(self, items: int, partial: float = 0.0) -> None:
+        """Record progress, and show the bar once the rest is expected to take long.
 
         Args:
-            begun: how much is done of those that are not, together, in items.
+            items: Number of items completed since the last call.
+            partial: Total fraction done of unfinished items, in items.
         """
         self.done += items
-        done = self.done + begun
+        done = self.done + partial
         if self.bar is None and self.show is None and done:
             elapsed = time.monotonic() - self.start
             expected = elapsed if self.total is None else elapsed / done * (self.total - done)
@@ -307,14 +349,34 @@ class Progress:
 
         last = TimeElapsedColumn() if self.total is None else TimeRemainingColumn()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), last
-        # The results of an iterator may be printed meanwhile: above the bar on a terminal, and into a file as they are.
+        # The caller can print results of an iterator meanwhile: above the bar on a terminal, unchanged into a file.
         self.bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
 
 
 def make_pipeline(
-    name: str, forward: Callable[..., Any], tokenizer, config, folder=None, *, batch_size: int = 32, **options
+    name: str,
+    forward: Callable[..., Any],
+    tokenizer: Tokenizer,
+    config: TransformerConfig,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    batch_size: int = 32,
+    **options: Any,
 ) -> Pipeline:
-    """The pipeline of a task by name, round a forward pass of any origin."""
+    """Create a pipeline for a task by name around any forward pass.
+
+    Args:
+        name: Name of the task.
+        forward: See :class:`Pipeline`.
+        tokenizer: See :class:`duonlp.tasks.Task`.
+        config: See :class:`duonlp.tasks.Task`.
+        folder: See :class:`duonlp.tasks.Task`.
+        batch_size: See :class:`Pipeline`.
+        options: See :class:`Pipeline`.
+
+    Raises:
+        InputError: the task or an option is unknown, or the task does not support the tokenizer or the model.
+    """
     return Pipeline(make_task(name, tokenizer, config, folder), forward, batch_size=batch_size, **options)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from duonlp.data.blocks.reader import Blocks, open_blocks, write_blocks
 from duonlp.data.cleaning.cleaner import clean
@@ -169,7 +169,7 @@ def _make_tokenizer(run: RunConfig, folder: Path, output: Path, on_progress: Cal
         if len(options) > 1:
             others = ", ".join(name for name in options if name != "from")
             raise InputError(f"tokenizer has from={options['from']!r}, which excludes other options; remove {others}")
-        tokenizer = cast(Any, frameworks.transformers().AutoTokenizer.from_pretrained(options["from"]))
+        tokenizer = frameworks.transformers().AutoTokenizer.from_pretrained(options["from"])
     else:
         on_progress("training a tokenizer")
         options.setdefault("max_length", run.block_length)

@@ -1,9 +1,15 @@
-"""Tasks by name: text to arrays, arrays to results, and no model in between."""
+"""Registry of tasks, which convert inputs to arrays and model outputs to results, without a model."""
 
+import os
+from typing import Any
+
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.generation import GenerationConfig
 from duonlp.tasks.base import Example, Options, Task
 from duonlp.tasks.feature_extraction import FeatureExtractionTask
 from duonlp.tasks.fill_mask import FillMaskTask
+from duonlp.tasks.generation import GenerationTask
 from duonlp.tasks.question_answering import QuestionAnsweringTask
 from duonlp.tasks.sentence_embedding import SentenceEmbeddingTask
 from duonlp.tasks.summarization import SummarizationTask
@@ -12,8 +18,9 @@ from duonlp.tasks.text_classification import TextClassificationTask
 from duonlp.tasks.text_generation import TextGenerationTask
 from duonlp.tasks.token_classification import TokenClassificationTask
 from duonlp.tasks.translation import PAIR, TranslationTask
+from duonlp.typing import Tokenizer
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
     for task in (
         FeatureExtractionTask,
@@ -34,33 +41,46 @@ ALIASES = {
     "ner": "token-classification",
     "sentence-similarity": "sentence-embedding",
 }
-"""Other names of tasks."""
+"""Alternative names of tasks."""
 
 
-def get_task(name: str) -> type[Task]:
-    """The class of a task, by its name or an alias of it; "translation_en_to_fr" is translation.
+def get_task(name: str) -> type[Task[Any]]:
+    """Return the class of a task by its name or alias; "translation_en_to_fr" is a translation.
 
     Raises:
-        InputError: for a name that is neither.
+        InputError: the name is unknown.
     """
     task = TASKS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if task is None and isinstance(name, str) and PAIR.fullmatch(name):
         task = TranslationTask
     if task is None:
-        raise InputError(f"task {name!r} is not one of {', '.join([*TASKS, *ALIASES])}")
+        raise InputError(f"unknown task {name!r}; expected one of {', '.join([*TASKS, *ALIASES])}")
     return task
 
 
-def make_task(name: str, tokenizer, config, folder=None, generation_config=None) -> Task:
-    """A task by its name; see :class:`Task` and, for those that write text, duonlp.tasks.generation.GenerationTask.
+def make_task(
+    name: str,
+    tokenizer: Tokenizer,
+    config: TransformerConfig,
+    folder: str | os.PathLike[str] | None = None,
+    generation_config: GenerationConfig | None = None,
+) -> Task[Any]:
+    """Create a task by its name or alias.
+
+    Args:
+        name: Name or alias.
+        tokenizer: See :class:`Task`.
+        config: See :class:`Task`.
+        folder: See :class:`Task`.
+        generation_config: Default generation settings of the model; only read by tasks that generate text.
 
     Raises:
-        InputError: for an unknown name, or a tokenizer or a model that the task cannot work with.
+        InputError: the name is unknown, or the task does not support the tokenizer or the model.
     """
-    made = get_task(name)
-    if made.generates:
-        return made(tokenizer, config, folder, generation_config, ALIASES.get(name, name))
-    return made(tokenizer, config, folder)
+    task_class = get_task(name)
+    if issubclass(task_class, GenerationTask):
+        return task_class(tokenizer, config, folder, generation_config, ALIASES.get(name, name))
+    return task_class(tokenizer, config, folder)
 
 
 __all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task", "make_task"]

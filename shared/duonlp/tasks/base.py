@@ -1,28 +1,31 @@
-"""What every task has: a tokenizer, options checked in one place, text to arrays, arrays to results.
+"""Base class of all tasks: checked options, tokenization, and conversion of outputs to results.
 
-A task holds no model. :class:`duonlp.pipelines.Pipeline` batches what :meth:`Task.encode` makes, runs either engine's
-forward pass on it, lets :meth:`Task.reduce` keep what matters of each batch, and asks :meth:`Task.decode` for results.
+A task contains no model. :class:`duonlp.pipelines.Pipeline` batches the rows of :meth:`Task.encode`, runs an engine's forward
+pass on them, calls :meth:`Task.reduce` to keep what is needed of each batch, and :meth:`Task.decode` to build the results.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
+from duonlp.typing import Tokenizer
 
 
 @dataclass(slots=True)
 class Example:
-    """One row for the model. An item gives one, or several when its text is read through windows.
+    """One row of a batch. An item of the input has one, or several if its text is read in windows or parts.
 
-    inputs: 1-D int32 arrays of one length, by input name.
-    state: whatever decoding needs.
-    group: rows of different groups never share a batch (they need different settings of `generate`).
+    Attributes:
+        inputs: int32 arrays [tokens] by input name.
+        state: Task-specific data needed for decoding.
+        group: Rows of different groups never share a batch, e.g. because they need different settings of ``generate``.
     """
 
     inputs: dict[str, np.ndarray]
@@ -31,74 +34,103 @@ class Example:
 
     @property
     def length(self) -> int:
+        """Number of tokens."""
         return len(self.inputs["input_ids"])
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a task. Subclasses add fields, and check them in ``__post_init__``."""
+    """Options of a task. Subclasses add fields and validate them in ``__post_init__``."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True)
 class TruncationOptions(Options):
-    """Options of the tasks that read a text in one piece.
+    """Options of tasks that read a text in one piece.
 
-    truncation: cut texts that are too long, instead of raising.
-    max_length: what is too long, in tokens; the model's own limit by default.
+    Attributes:
+        truncation: Truncate texts that are too long instead of raising.
+        max_length: Maximum number of tokens (default: the model's limit).
     """
 
     truncation: bool | str = False
     max_length: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("truncation", self.truncation, (True, False, *TRUNCATIONS))
         check_int("max_length", self.max_length, minimum=1, optional=True)
 
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+"""Truncation strategies of Transformers' tokenizers."""
 
 
 @dataclass
-class Arranged:
-    """The inputs of one call: the items, and the shape of the answer ("one", "list" or "stream")."""
+class ParsedInputs:
+    """The inputs of one call.
 
-    shape: str
-    items: Iterable
-    wrap: bool = False  # one item whose result goes into a list, as Transformers does for some calls
-    options: dict = field(default_factory=dict)  # keywords left after the inputs among them were taken out
-
-
-class Task:
-    """Base of all tasks.
-
-    Args:
-        tokenizer: a tokenizer of Transformers, a fast one unless the task can do with any.
-        config: the model's TransformerConfig.
-        folder: the checkpoint's folder, for tasks that read more files of it.
-
-    Raises:
-        InputError: when the tokenizer is not a fast one where the task needs one, or lacks a token the task needs.
+    Attributes:
+        kind: Shape of the result: "one", "list" or "stream".
+        items: The items, unless ``kind`` is "stream".
+        stream: An iterable of items if ``kind`` is "stream".
+        wrap: Whether the result for one item is returned in a list, as Transformers does for some calls.
+        keywords: Keywords that remain after removing those that are inputs.
     """
 
-    name: ClassVar[str]
-    head: ClassVar[str]
-    Options: ClassVar[type[Options]] = Options
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    per_token: ClassVar[bool] = True  # outputs have a length axis, cut back to each row's own length
-    padding_side: ClassVar[str] = "right"
-    fast_tokenizer: ClassVar[bool] = True  # it needs a fast one, for offsets
-    generates: ClassVar[bool] = False  # its forward pass is a model's `generate`
-    buckets: bool = True  # batches are padded to a few shapes; False where the forward pass sees to that, or cannot
+    kind: Literal["one", "list", "stream"]
+    items: list[Any]
+    stream: Iterable[Any] = ()
+    wrap: bool = False
+    keywords: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(self, tokenizer, config, folder: str | os.PathLike | None = None):
+
+class Task(Generic[OptionsT]):
+    """Base class of all tasks.
+
+    Args:
+        tokenizer: A tokenizer of Transformers; a fast one unless the task needs no offsets.
+        config: The model's configuration.
+        folder: Folder of the checkpoint, for tasks that read further files.
+
+    Raises:
+        InputError: the tokenizer is not a fast one but has to be, or lacks a token that the task needs.
+
+    Attributes:
+        name: Name of the task.
+        head: Head that the model needs.
+        Options: Class of the task's options.
+        outputs: Model outputs that the task reads.
+        per_token: Whether outputs have a length axis, which is cut to each row's length.
+        padding_side: Side on which rows are padded.
+        fast_tokenizer: Whether a fast tokenizer is required, for its offsets.
+        generates: Whether the forward pass is a model's ``generate``.
+        buckets: Whether batches are padded to a few shapes; False if the forward pass pads, or if it must not be padded.
+        remedy: Advice for texts that are too long.
+    """
+
+    name: str = ""
+    head: ClassVar[str]
+    Options: ClassVar[type[Any]] = Options
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    per_token: ClassVar[bool] = True
+    padding_side: ClassVar[str] = "right"
+    fast_tokenizer: ClassVar[bool] = True
+    generates: ClassVar[bool] = False
+    buckets: bool = True
+    remedy: ClassVar[str] = "shorten it, or pass truncation=True"
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
+    ) -> None:
         usable = (
             getattr(tokenizer, "is_fast", False) if self.fast_tokenizer else hasattr(tokenizer, "convert_tokens_to_ids")
         )
         if not usable:
             raise InputError(
-                f"{self.name} got a tokenizer of type {type(tokenizer).__name__}, and needs "
-                f"{'a fast one' if self.fast_tokenizer else 'one of Transformers'}: "
-                "load it with transformers.AutoTokenizer.from_pretrained(...)"
+                f"{self.name} needs {'a fast tokenizer' if self.fast_tokenizer else 'a tokenizer of Transformers'}, got "
+                f"{type(tokenizer).__name__}; load one with transformers.AutoTokenizer.from_pretrained(...)"
             )
         self.tokenizer = tokenizer
         self.config = config
@@ -106,11 +138,11 @@ class Task:
 
     # -- options ---------------------------------------------------------------------------------------------------
 
-    def options(self, base: Options | None = None, **changes) -> Options:
-        """This task's options: those of `base` (or the defaults), with `changes`, checked.
+    def options(self, base: OptionsT | None = None, **changes: Any) -> OptionsT:
+        """Return validated options: ``base``, or the defaults, with ``changes`` applied.
 
         Raises:
-            InputError: for an unknown keyword or a value that is not allowed.
+            InputError: an option is unknown or has an invalid value.
         """
         changes = self.rewrite_options(changes)
         allowed = [f.name for f in fields(self.Options)]
@@ -123,53 +155,67 @@ class Task:
         self.check_options(options)
         return options
 
-    def rewrite_options(self, changes: dict) -> dict:
-        """Translates other spellings of options, such as Transformers' `tokenizer_kwargs`."""
+    def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Translate alternative spellings of options, such as Transformers' ``tokenizer_kwargs``."""
         return changes
 
-    def check_options(self, options: Options) -> None:
-        """Raises InputError for options that do not suit this model or tokenizer."""
+    def check_options(self, options: OptionsT) -> None:
+        """Raise InputError if the options do not suit this model or tokenizer."""
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 
-    def arrange(self, inputs: Any, keywords: dict) -> Arranged:
-        """Sorts out what one call was given: one item, a list of items, or an iterator of them."""
+    def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
+        """Determine whether a call was given one item, a list of items or an iterator of items.
+
+        Raises:
+            InputError: ``inputs`` is missing or of an unsupported type.
+        """
         if inputs is None:
-            raise InputError(f"{self.name} needs an input: {self.wants}")
+            raise InputError(f"{self.name} needs an input; pass {self.accepted_inputs}")
         if isinstance(inputs, (str, Mapping)):
-            return Arranged("one", [inputs], options=keywords)
+            return ParsedInputs("one", [inputs], keywords=keywords)
         if isinstance(inputs, (bytes, bytearray)) or not isinstance(inputs, Iterable):
-            raise InputError(f"{self.name} got {describe(inputs)}; give {self.wants}")
+            raise InputError(f"{self.name} got {describe(inputs)}; pass {self.accepted_inputs}")
         if hasattr(inputs, "__len__"):
-            return Arranged("list", list(inputs), options=keywords)
-        return Arranged("stream", inputs, options=keywords)
+            return ParsedInputs("list", list(inputs), keywords=keywords)
+        return ParsedInputs("stream", [], inputs, keywords=keywords)
 
     @property
-    def wants(self) -> str:
-        """The allowed inputs, for error messages."""
+    def accepted_inputs(self) -> str:
+        """Description of the accepted inputs, for error messages."""
         return "a text, a list of texts or an iterator of texts"
 
-    def gather(self, results: list, options: Options) -> Any:
-        """The answer to a call with a list: a list, unless a task can stack its results."""
+    def gather(self, results: list[Any], options: OptionsT) -> Any:
+        """Combine the results for a list of items; by default, return them as a list."""
         return results
 
-    # -- the two ways across ---------------------------------------------------------------------------------------
+    # -- encoding and decoding -------------------------------------------------------------------------------------
 
-    def encode(self, items: Sequence, options: Options, first: int = 0) -> list[list[Example]]:
-        """Items to rows, one list of rows for each item.
+    def encode(self, items: Sequence[Any], options: OptionsT, first: int = 0) -> list[list[Example]]:
+        """Convert items to rows.
 
         Args:
-            items: some of the call's items, tokenized together.
-            first: number of items before these, so that an error can say which item it means.
+            items: Some of the items of a call, tokenized together.
+            options: Options of the call.
+            first: Index of the first of these items in the call, for error messages.
+
+        Returns:
+            A list of rows for each item.
+
+        Raises:
+            InputError: an item is invalid; the message gives its index.
         """
         raise NotImplementedError
 
-    def reduce(self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: Options) -> list[dict]:
-        """A batch's outputs to one small dict a row, so that a batch need not be kept.
+    def reduce(
+        self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: OptionsT
+    ) -> list[dict[str, Any]]:
+        """Reduce the outputs of a batch to a small dict per row, so that the batch can be freed.
 
         Args:
-            examples: the rows of the batch.
+            examples: The rows of the batch.
             outputs: float32 arrays [at least len(examples), ...], padded on ``padding_side``.
+            options: Options of the call.
         """
         if not self.per_token:
             return [{key: value[row].copy() for key, value in outputs.items()} for row in range(len(examples))]
@@ -178,34 +224,47 @@ class Task:
             for row, example in enumerate(examples)
         ]
 
-    def decode(self, item: Any, examples: Sequence[Example], outputs: Sequence[dict], options: Options) -> Any:
-        """The result for one item, from what :meth:`reduce` kept of its rows."""
-        raise NotImplementedError
-
-    def again(
-        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict], options: Options
-    ) -> list[Example] | None:
-        """More rows for an item that needs the model once more, made of what it gave; None when that can be decoded.
+    def decode(
+        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict[str, Any]], options: OptionsT
+    ) -> Any:
+        """Return the result for one item.
 
         Args:
-            examples: the item's rows of this round.
-            outputs: what :meth:`reduce` kept of each.
+            item: The item.
+            examples: Its rows.
+            outputs: What :meth:`reduce` returned for each row.
+            options: Options of the call.
+        """
+        raise NotImplementedError
+
+    def next_round(
+        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict[str, Any]], options: OptionsT
+    ) -> list[Example] | None:
+        """Return further rows to run for an item, or None if it can be decoded.
+
+        Args:
+            item: The item.
+            examples: Its rows in this round.
+            outputs: What :meth:`reduce` returned for each row.
+            options: Options of the call.
         """
         return None
 
-    def run(self, forward, batch: dict[str, np.ndarray], group: Any, options: Options) -> Mapping[str, Any]:
-        """The forward pass; tasks that generate call it otherwise."""
+    def run(
+        self, forward: Callable[..., Any], batch: dict[str, np.ndarray], group: Any, options: OptionsT
+    ) -> Mapping[str, Any]:
+        """Run the forward pass on a batch whose rows are all of ``group``."""
         return forward(batch)
 
     def output_width(self) -> int:
-        """Numbers the model gives for each token, which bounds how many rows fit one batch."""
+        """Return the number of output values per token, which limits the rows of a batch."""
         return self.config.hidden_size
 
-    # -- shared by the tasks ---------------------------------------------------------------------------------------
+    # -- helpers for subclasses ------------------------------------------------------------------------------------
 
     @property
     def pad_token_id(self) -> int:
-        """The id in padded places. The model's own first: by it some models tell positions, or the last token."""
+        """Id for padding. The model's own comes first: some models derive positions or the last token from it."""
         for value in (self.config.pad_token_id, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if isinstance(value, int) and 0 <= value < self.config.embedding.vocab_size:
                 return value
@@ -213,24 +272,24 @@ class Task:
 
     @property
     def input_names(self) -> list[str]:
-        """The inputs to feed: ids, mask, and the token types if both the tokenizer and the model have them."""
+        """Model inputs: ids, mask, and token types if both the tokenizer and the model have them."""
         names = ["input_ids", "attention_mask"]
         names += ["token_type_ids"] if "token_type_ids" in self.tokenizer.model_input_names else []
         embedding = self.config.embedding
         return names if embedding.type_vocab_size or embedding.token_types_from_words else names[:2]
 
     def limit(self) -> int | None:
-        """What truncation cuts to: the model's positions, or what its tokenizer says if that is less."""
+        """Return the number of tokens to truncate to: the smaller of the model's and the tokenizer's limits."""
         limits = [self.config.max_length, self.tokenizer.model_max_length]
         limits = [int(n) for n in limits if n is not None and 0 < n < 10**9]
         return min(limits, default=None)
 
-    def texts(self, items: Sequence, first: int) -> list[str]:
-        """The items, each checked to be a text with something in it."""
+    def texts(self, items: Sequence[Any], first: int) -> list[str]:
+        """Return the items; raise InputError if one is not a nonempty text."""
         return [check_text(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
 
-    def tokenize(self, *args, options: Options, **keywords):
-        """One call of the tokenizer for many texts, with the truncation the options ask for."""
+    def tokenize(self, *args: Any, options: TruncationOptions, **keywords: Any) -> Any:
+        """Call the tokenizer on many texts at once, with the truncation that the options specify."""
         truncation = options.truncation
         if truncation not in (False, "do_not_truncate"):
             keywords |= {"truncation": truncation, "max_length": options.max_length or self.limit()}
@@ -238,11 +297,18 @@ class Task:
                 keywords["truncation"] = False
         return self.tokenizer(*args, return_attention_mask=True, verbose=False, **keywords)
 
-    def rows(self, encoded, first: int = 0, items: Sequence[int] | None = None) -> list[dict[str, np.ndarray]]:
-        """Tokenizer output to dicts of int32 arrays, each checked against the model's positions.
+    def rows(
+        self, encoded: Mapping[str, Any], first: int = 0, items: Sequence[int] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Convert the tokenizer's output to dicts of int32 arrays [tokens].
 
         Args:
-            items: for each row the number of its item, where an item can have several.
+            encoded: Output of the tokenizer.
+            first: Index of the item of the first row, if each item has one row.
+            items: Index of each row's item, if items can have several rows.
+
+        Raises:
+            InputError: a row is empty or has more tokens than the model has positions.
         """
         names = [name for name in self.input_names if name in encoded]
         columns = [encoded[name] for name in names]
@@ -254,72 +320,79 @@ class Task:
         return rows
 
     def check_length(self, length: int, number: int) -> None:
-        """Raises InputError for a row that is empty, or longer than the model has positions."""
+        """Raise InputError if a row of item ``number`` is empty or longer than the model has positions."""
         limit = self.config.max_length
         if limit is not None and length > limit:
             raise InputError(
-                f"{self.name}: input {number} has {length} tokens and the model has positions for {limit}; "
-                f"{self.remedy}"
+                f"{self.name}: input {number} has {length} tokens, but the model has positions for {limit}; {self.remedy}"
             )
         if length == 0:
-            raise InputError(f"{self.name}: input {number} has no token the tokenizer knows; leave it out")
-
-    remedy: ClassVar[str] = "shorten it, or pass truncation=True"
+            raise InputError(f"{self.name}: input {number} has no tokens; remove it, or add some words")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or None where there is none."""
+    """Return the contents of a JSON file, or None if it does not exist.
+
+    Raises:
+        CheckpointError: the file is not valid JSON.
+    """
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download the checkpoint again") from error
 
 
 def describe(value: Any) -> str:
-    """A short account of a value for an error message: its repr, cut, and its type."""
+    """Return the (shortened) repr and the type of a value, for an error message."""
     text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} of type {type(value).__name__}"
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
 def check_text(value: Any, where: str) -> str:
-    """`value`, if it is a text that holds more than white space; raises InputError."""
+    """Return ``value``; raise InputError if it is not a string or is blank.
+
+    Args:
+        value: The value.
+        where: Name of the value, for the error message.
+    """
     if not isinstance(value, str):
-        raise InputError(f"{where} is {describe(value)}; a text (str) is needed")
+        raise InputError(f"{where} is {describe(value)}; expected a text (str)")
     if not value or value.isspace():
-        raise InputError(f"{where} is an empty text, {value!r}; leave it out, or give it some words")
+        raise InputError(f"{where} is an empty text, {value!r}; remove it, or add some words")
     return str(value)
 
 
 def check_int(name: str, value: Any, *, minimum: int, optional: bool = False) -> None:
-    """Raises InputError unless `value` is an integer of at least `minimum` (or None, where that is allowed)."""
+    """Raise InputError unless ``value`` is an integer of at least ``minimum``, or None if ``optional``."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        also = " or None" if optional else ""
-        raise InputError(f"{name} is {describe(value)}; it must be an integer of at least {minimum}{also}")
+        raise InputError(
+            f"{name} is {describe(value)}; expected an integer of at least {minimum}{' or None' if optional else ''}"
+        )
 
 
 def check_bool(name: str, value: Any, optional: bool = False) -> None:
-    """Raises InputError unless `value` is True or False (or None, where that is allowed)."""
+    """Raise InputError unless ``value`` is True or False, or None if ``optional``."""
     if not (isinstance(value, (bool, np.bool_)) or (optional and value is None)):
-        raise InputError(f"{name} is {describe(value)}; it must be True or False{' or None' if optional else ''}")
+        raise InputError(f"{name} is {describe(value)}; expected True or False{' or None' if optional else ''}")
 
 
 def check_string(name: str, value: Any, optional: bool = False) -> None:
-    """Raises InputError unless `value` is a text (or None, where that is allowed)."""
+    """Raise InputError unless ``value`` is a string, or None if ``optional``."""
     if not (isinstance(value, str) or (optional and value is None)):
-        raise InputError(f"{name} is {describe(value)}; it must be a text{' or None' if optional else ''}")
+        raise InputError(f"{name} is {describe(value)}; expected a string{' or None' if optional else ''}")
 
 
-def check_choice(name: str, value: Any, allowed: Sequence) -> None:
-    """Raises InputError unless `value` is one of `allowed`."""
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise InputError unless ``value`` is one of ``allowed``."""
     if not any(value is a or (isinstance(value, str) and value == a) for a in allowed):
-        raise InputError(f"{name} is {describe(value)}; it must be one of {', '.join(map(repr, allowed))}")
+        raise InputError(f"{name} is {describe(value)}; expected one of {', '.join(map(repr, allowed))}")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
+    """Compute the softmax over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -1,25 +1,27 @@
-"""Documents longer than a model reads: cut between sentences into parts that fit, and what is written of each put together."""
+"""Documents that exceed the model's input length: split between sentences, with the results of the parts combined."""
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from duonlp.errors import InputError
-from duonlp.tasks.base import check_bool, check_string
+from duonlp.tasks.base import Example, check_bool, check_string
 from duonlp.tasks.text2text_generation import Source, Text2TextGenerationOptions, Text2TextGenerationTask
 
-LEAST_PROGRESS = 0.1
-"""The share by which a round must shorten a document to be worth another: less, and rounds would hardly end."""
+MIN_REDUCTION = 0.1
+"""Fraction by which a round must shorten a document for another round to follow; this bounds the number of rounds."""
 
 
 @dataclass(frozen=True)
 class LongDocumentOptions(Text2TextGenerationOptions):
-    """The options of Text2TextGenerationOptions, and besides:
+    """The options of Text2TextGenerationOptions, and the attributes below.
 
-    long_documents: "error", "truncate", or "chunk", which cuts a text between sentences into parts that fit the source.
-    return_chunks: with "chunk", the result's "chunks" hold for each round the parts, as {"text", and what was written of it}.
-    language: of the sentences, an ISO 639 code; English when nothing says.
+    Attributes:
+        long_documents: "error", "truncate", or "chunk", which splits a text between sentences into parts that fit.
+        return_chunks: With "chunk", add "chunks" to the result: for each round, the parts as dicts of "text" and its result.
+        language: Language of the sentences as an ISO 639 code (default: "en").
     """
 
     return_chunks: bool = False
@@ -27,152 +29,180 @@ class LongDocumentOptions(Text2TextGenerationOptions):
 
     LONG_DOCUMENTS = ("error", "truncate", "chunk")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_bool("return_chunks", self.return_chunks)
         check_string("language", self.language, optional=True)
 
 
-class LongDocumentTask(Text2TextGenerationTask):
-    """Base of the tasks that can read a document in parts."""
+LongDocumentOptionsT = TypeVar("LongDocumentOptionsT", bound=LongDocumentOptions)
+
+
+class LongDocumentTask(Text2TextGenerationTask[LongDocumentOptionsT]):
+    """Base of tasks that can read a document in parts.
+
+    Attributes:
+        recursive: Whether the joined results of the parts are read again until they fit in one part.
+    """
 
     Options = LongDocumentOptions
     remedy = 'shorten it, or pass long_documents="truncate" or "chunk"'
-    recursive = False  # what is written of the parts is read again, until it fits
+    recursive = False
 
-    def rows_of(self, ids, source, options, new, seen):
+    def make_examples(
+        self, ids: list[int], source: Source, options: LongDocumentOptionsT, new: int, seen: Counter[tuple[int, ...]]
+    ) -> list[Example]:
         if options.long_documents != "chunk":
-            return super().rows_of(ids, source, options, new, seen)
+            return super().make_examples(ids, source, options, new, seen)
         limit = self.source_limit(options)
         if limit is None:
             raise InputError(
-                f"{self.name}: neither the model nor its tokenizer says how long a source may be; pass max_source_length "
-                "with long_documents='chunk'"
+                f"{self.name}: neither the model nor the tokenizer limits the source length; pass max_source_length with "
+                "long_documents='chunk'"
             )
         if len(ids) <= limit:
-            return [self.row(ids, source, options, new, seen)]
+            return [self.make_example(ids, source, options, new, seen)]
 
         def count(texts: Sequence[str]) -> list[int]:
-            return [len(row) for row in self.sources(texts, options)]
+            return [len(row) for row in self.encode_sources(texts, options)]
 
         language = options.language or self.sentence_language(options)
         chunks = split_document(source.text, limit, count, language, f"{self.name}: input {source.number}")
-        rows = self.sources(chunks, options)
+        rows = self.encode_sources(chunks, options)
         return [
-            self.row(row, Source(chunk, source.number, source.rounds), options, new, seen)
+            self.make_example(row, Source(chunk, source.number, source.rounds), options, new, seen)
             for chunk, row in zip(chunks, rows, strict=True)
         ]
 
-    def sentence_language(self, options: LongDocumentOptions) -> str:
-        """The language of sources, where the options do not say it."""
+    def sentence_language(self, options: LongDocumentOptionsT) -> str:
+        """Return the language of sources if the option ``language`` is not set."""
         return "en"
 
-    def again(self, item, examples, outputs, options):
+    def next_round(
+        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict[str, Any]], options: LongDocumentOptionsT
+    ) -> list[Example] | None:
         if not self.recursive or len(examples) == 1:
             return None
         source = examples[0].state
-        text = " ".join(part for part in self.parts(outputs, 0, options) if part)
+        text = " ".join(part for part in self.part_texts(outputs, 0, options) if part)
         if not text:
             return None
-        taken = self.overhead(options)
-        before = sum(example.length - taken for example in examples)
-        ids = self.sources([text], options)[0]
-        if len(ids) - taken > before * (1 - LEAST_PROGRESS):
+        overhead = self.overhead(options)
+        before = sum(example.length - overhead for example in examples)
+        ids = self.encode_sources([text], options)[0]
+        if len(ids) - overhead > before * (1 - MIN_REDUCTION):
             warnings.warn(
-                f"{self.name}: input {source.number} had {before} tokens, and what was written of its {len(examples)} parts "
-                f"has {len(ids) - taken}: it does not get shorter, and stays as it is; pass a lower max_length",
+                f"{self.name}: input {source.number} had {before} tokens and the joined results of its {len(examples)} parts "
+                f"have {len(ids) - overhead}; they are not shortened further: pass a lower max_length",
                 stacklevel=4,
             )
             return None
         rounds = (*source.rounds, self.chunks(examples, outputs, options))
-        return self.rows_of(ids, Source(text, source.number, rounds), options, self.new_tokens(options), Counter())
-
-    def parts(self, outputs: Sequence[dict], number: int, options: LongDocumentOptions) -> list[str]:
-        """What was written of each part, in the text of that number."""
-        return [self.text(output["new"][number].tolist(), options).strip() for output in outputs]
-
-    def chunks(self, examples, outputs, options) -> tuple[dict[str, str], ...]:
-        """The parts of a round, each with what was written of it."""
-        written = self.parts(outputs, 0, options)
-        return tuple(
-            {"text": example.state.text, f"{self.result_name}_text": text}
-            for example, text in zip(examples, written, strict=True)
+        return self.make_examples(
+            ids, Source(text, source.number, rounds), options, self.new_tokens(options), Counter()
         )
 
-    def decode(self, item, examples, outputs, options):
+    def part_texts(self, outputs: Sequence[dict[str, Any]], number: int, options: LongDocumentOptionsT) -> list[str]:
+        """Return the generated text of each part; ``number`` selects one of its num_return_sequences texts."""
+        return [self.text(output["new"][number].tolist(), options).strip() for output in outputs]
+
+    def chunks(
+        self, examples: Sequence[Example], outputs: Sequence[dict[str, Any]], options: LongDocumentOptionsT
+    ) -> tuple[dict[str, str], ...]:
+        """Return the parts of a round, each with its generated text."""
+        texts = self.part_texts(outputs, 0, options)
+        return tuple(
+            {"text": example.state.text, f"{self.result_name}_text": text}
+            for example, text in zip(examples, texts, strict=True)
+        )
+
+    def decode(
+        self, item: Any, examples: Sequence[Example], outputs: Sequence[dict[str, Any]], options: LongDocumentOptionsT
+    ) -> list[dict[str, Any]]:
         if len(examples) == 1:
             results, rounds = super().decode(item, examples, outputs, options), examples[0].state.rounds
         else:
-            results = [self.joined(outputs, number, options) for number in range(len(outputs[0]["new"]))]
+            results = [self.join_parts(outputs, number, options) for number in range(len(outputs[0]["new"]))]
             rounds = (*examples[0].state.rounds, self.chunks(examples, outputs, options))
         if options.return_chunks:
             results = [result | {"chunks": [list(chunks) for chunks in rounds]} for result in results]
         return results
 
-    def joined(self, outputs: Sequence[dict], number: int, options: LongDocumentOptions) -> dict:
-        """What was written of all parts as one result."""
+    def join_parts(
+        self, outputs: Sequence[dict[str, Any]], number: int, options: LongDocumentOptionsT
+    ) -> dict[str, Any]:
+        """Join the generated texts of all parts to one result; see :meth:`part_texts`."""
         if options.return_tensors:
             ids = [token for output in outputs for token in output["new"][number].tolist()]
             return {f"{self.result_name}_token_ids": [self.start_id(options), *ids]}
-        return {f"{self.result_name}_text": " ".join(part for part in self.parts(outputs, number, options) if part)}
+        return {
+            f"{self.result_name}_text": " ".join(part for part in self.part_texts(outputs, number, options) if part)
+        }
 
 
 def split_document(
     text: str, limit: int, count: Callable[[Sequence[str]], list[int]], language: str = "en", where: str = "the text"
 ) -> list[str]:
-    """A text in parts that fit, cut between sentences, about as long as one another.
+    """Split a text between sentences into parts of similar length that fit.
 
-    A sentence that is longer than a part is cut into several, between words where it has some.
+    A sentence that is too long for a part is split, if possible between words.
 
     Args:
-        limit: tokens that a part may have.
-        count: texts -> how many tokens each has as a source, prefix and special tokens included.
-        language: of the text, an ISO 639 code.
-        where: what error messages call the text.
+        text: The text.
+        limit: Maximum number of tokens of a part.
+        count: Function from texts to the number of tokens of each, including prefix and special tokens.
+        language: Language of the text as an ISO 639 code.
+        where: Name of the text, for error messages.
 
     Returns:
-        the parts in order, joined by spaces the text, but for white space.
+        The parts in order; joined by spaces they are the text, up to whitespace.
 
     Raises:
-        InputError: not even a character fits.
+        InputError: not even one character fits.
         MissingExtraError: sentencex is not installed.
     """
     from duonlp.util.sentences import split_sentences
 
-    taken = count([""])[0]
-    room, sentences = limit - taken, split_sentences(text, language)
+    overhead = count([""])[0]
+    room, sentences = limit - overhead, split_sentences(text, language)
     while room > 0:
         pieces = sentences
-        sizes = _sizes(pieces, count, taken)
+        sizes = _sizes(pieces, count, overhead)
         if max(sizes) > room:
             pieces = [
                 piece
                 for sentence, size in zip(sentences, sizes, strict=True)
-                for piece in ([sentence] if size <= room else cut(sentence, room, lambda t: count([t])[0] - taken))
+                for piece in (
+                    [sentence] if size <= room else split_sentence(sentence, room, lambda t: count([t])[0] - overhead)
+                )
             ]
-            sizes = _sizes(pieces, count, taken)
+            sizes = _sizes(pieces, count, overhead)
         chunks = [" ".join(pieces[start:end]) for start, end in pack(sizes, max(room, *sizes))]
         excess = max(count(chunks)) - limit
         if excess <= 0:
             return chunks
-        room -= excess  # joined, sentences can have a few tokens more than apart
-    raise InputError(f"{where} cannot be cut into parts of {limit} tokens, of which {taken} are no text; allow more")
+        room -= excess  # joined sentences can have a few tokens more than separate ones
+    raise InputError(
+        f"{where} cannot be split into parts of {limit} tokens, {overhead} of which are prefix and special tokens; raise "
+        "the limit"
+    )
 
 
-def _sizes(pieces: Sequence[str], count, taken: int) -> list[int]:
-    return [max(size - taken, 1) for size in count(pieces)]
+def _sizes(pieces: Sequence[str], count: Callable[[Sequence[str]], list[int]], overhead: int) -> list[int]:
+    return [max(size - overhead, 1) for size in count(pieces)]
 
 
 def pack(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Neighbours in as few packs as sums up to ``limit`` allow, the largest pack as small as so many packs allow.
+    """Partition adjacent items into the fewest packs of at most ``limit``, and minimize the size of the largest pack.
 
-    So no pack is a small rest, which a model would write about as much as about a full one.
+    This avoids a small last pack, for which a model would generate about as much text as for a full one.
 
     Args:
-        sizes: each at most ``limit``.
+        sizes: Size of each item, at most ``limit``.
+        limit: Maximum sum of a pack's sizes.
 
     Returns:
-        each pack's first index, and the one after its last.
+        (first, end) indices of each pack.
     """
     packs = _pack(sizes, limit)
     low, high = max(sizes), limit
@@ -195,11 +225,20 @@ def _pack(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     return [*packs, (start, len(sizes))]
 
 
-def cut(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:
-    """A sentence in pieces of at most ``room`` tokens, or of one character; between words if that is not far back."""
+def split_sentence(sentence: str, room: int, count: Callable[[str], int]) -> list[str]:
+    """Split a sentence into pieces of at most ``room`` tokens, or of one character if that has more.
+
+    A piece ends between words if there is a space in its second half.
+
+    Args:
+        sentence: The sentence.
+        room: Maximum number of tokens of a piece.
+        count: Function from a text to its number of tokens.
+    """
     pieces = []
     while sentence:
-        fits, fails = 1, min(4 * room, len(sentence)) + 1  # beginnings of so many characters
+        # Search for the longest prefix that fits, in characters.
+        fits, fails = 1, min(4 * room, len(sentence)) + 1
         while fails <= len(sentence) and count(sentence[:fails]) <= room:
             fits, fails = fails, min(2 * fails, len(sentence) + 1)
         if fails > len(sentence) and count(sentence) <= room:

@@ -1,10 +1,10 @@
-"""Extractive question answering: the spans of a context that answer a question.
+"""Extractive question answering: spans of a context that answer a question.
 
-Windows, scores, the merging of equal answers and the null answer follow QuestionAnsweringPipeline of Transformers 4.57,
-the last release that had it.
+Windows, scores, merging of equal answers and the null answer follow QuestionAnsweringPipeline of Transformers 4.57, the last
+release that had it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.tasks.base import (
-    Arranged,
     Example,
     Options,
+    ParsedInputs,
     Task,
     check_bool,
     check_int,
@@ -23,15 +23,21 @@ from duonlp.tasks.base import (
 )
 
 MASKED = np.float32(-10000.0)
+"""Logit of tokens that cannot be part of an answer, as in Transformers."""
 
 
 @dataclass(frozen=True)
 class QuestionAnsweringOptions(Options):
-    """top_k: how many answers. max_answer_len: longest answer, in tokens.
+    """Options of question answering.
 
-    max_seq_len: tokens of a window (384, or what the model holds). doc_stride: tokens that windows share (128, or half
-    a window). max_question_len: what a question is cut to when it leaves no room for its context.
-    handle_impossible_answer: the empty answer is a candidate. align_to_words: answers begin and end with words.
+    Attributes:
+        top_k: Number of answers.
+        doc_stride: Number of tokens by which windows overlap (default: 128, or half a window if that is less).
+        max_answer_len: Maximum length of an answer in tokens.
+        max_seq_len: Number of tokens in a window (default: 384, or the model's limit if that is less).
+        max_question_len: Number of tokens to which a question is truncated if it leaves no room for the context.
+        handle_impossible_answer: Whether the empty answer is a candidate.
+        align_to_words: Whether to extend answers to whole words.
     """
 
     top_k: int = 1
@@ -42,7 +48,7 @@ class QuestionAnsweringOptions(Options):
     handle_impossible_answer: bool = False
     align_to_words: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_int("top_k", self.top_k, minimum=1)
         check_int("doc_stride", self.doc_stride, minimum=0, optional=True)
         check_int("max_answer_len", self.max_answer_len, minimum=1)
@@ -56,16 +62,19 @@ class QuestionAnsweringOptions(Options):
 class Window:
     """One window of a context.
 
-    allowed: bool [tokens], what the softmax sees. context: bool [tokens], what may be part of an answer.
+    Attributes:
+        encoding: tokenizers.Encoding, which maps tokens to words and characters.
+        allowed: bool [tokens], tokens included in the softmax.
+        context: bool [tokens], tokens that can be part of an answer.
     """
 
-    encoding: Any  # tokenizers.Encoding: tokens to words to characters
+    encoding: Any
     allowed: np.ndarray
     context: np.ndarray
 
 
-class QuestionAnsweringTask(Task):
-    """{"question", "context"} -> {"score", "start", "end", "answer"}, or a list of them with `top_k`."""
+class QuestionAnsweringTask(Task[QuestionAnsweringOptions]):
+    """{"question", "context"} -> {"score", "start", "end", "answer"}, or a list of those with ``top_k``."""
 
     name = "question-answering"
     head = "question-answering"
@@ -73,71 +82,79 @@ class QuestionAnsweringTask(Task):
     outputs = ("start_logits", "end_logits")
 
     @property
-    def wants(self):
+    def accepted_inputs(self) -> str:
         return 'question= and context=, a {"question": ..., "context": ...}, or a list or an iterator of those'
 
-    def arrange(self, inputs, keywords):
+    def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
         keywords = dict(keywords)
         question, context = keywords.pop("question", None), keywords.pop("context", None)
         if inputs is None and (question is not None or context is not None):
-            inputs = self.pairs(question, context)
+            inputs = self.pair_inputs(question, context)
         elif isinstance(inputs, str) and isinstance(context, str) and question is None:
             inputs = {"question": inputs, "context": context}  # pipeline(question, context=context)
         elif question is not None or context is not None:
-            raise InputError(f"{self.name} got its input twice; give {self.wants}")
+            raise InputError(f"{self.name} got its input twice; pass {self.accepted_inputs}")
         elif isinstance(inputs, str):
-            raise InputError(f"{self.name} got the text {describe(inputs)} alone; give {self.wants}")
-        arranged = super().arrange(inputs, keywords)
-        if arranged.shape == "list" and len(arranged.items) == 1:  # as in Transformers: a list of one is that one
-            arranged = Arranged("one", arranged.items, options=keywords)
-        return arranged
+            raise InputError(f"{self.name} got only the text {describe(inputs)}; pass {self.accepted_inputs}")
+        parsed = super().parse_inputs(inputs, keywords)
+        if parsed.kind == "list" and len(parsed.items) == 1:  # as in Transformers
+            parsed.kind = "one"
+        return parsed
 
-    def pairs(self, question: Any, context: Any) -> Any:
-        """The items that the keywords `question` and `context` mean."""
+    def pair_inputs(self, question: Any, context: Any) -> dict[str, str] | list[dict[str, Any]]:
+        """Combine the keywords ``question`` and ``context`` to an item or a list of items.
+
+        Raises:
+            InputError: one of the two is missing, they are of unsupported types, or their numbers differ.
+        """
         if question is None or context is None:
             missing = "question" if question is None else "context"
-            raise InputError(f"{self.name} got no {missing}; give {self.wants}")
+            raise InputError(f"{self.name} got no {missing}; pass {self.accepted_inputs}")
         if isinstance(question, str):
             if isinstance(context, str):
                 return {"question": question, "context": context}
             raise InputError(
-                f"{self.name} got one question and a context of type {type(context).__name__}; give a text"
+                f"{self.name} got one question and a context of type {type(context).__name__}; pass one text as context"
             )
         if not isinstance(question, Iterable):
-            raise InputError(f"question is {describe(question)}; it must be a text or a list of texts")
+            raise InputError(f"question is {describe(question)}; expected a text or a list of texts")
         questions = list(question)
         contexts = [context] * len(questions) if isinstance(context, str) else list(context)
         if len(questions) != len(contexts):
             raise InputError(
-                f"{self.name} got {len(questions)} questions and {len(contexts)} contexts; give as many of each, "
-                "or one context for all"
+                f"{self.name} got {len(questions)} questions and {len(contexts)} contexts; pass one context per question, "
+                "or one for all"
             )
         return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
-    def output_width(self):
+    def output_width(self) -> int:
         return 2
 
-    # -- text to arrays --------------------------------------------------------------------------------------------
+    # -- encoding --------------------------------------------------------------------------------------------------
 
     def lengths(self, options: QuestionAnsweringOptions) -> tuple[int, int]:
-        """Tokens of a window, and tokens that neighbouring windows share."""
+        """Return the number of tokens in a window, and by how many adjacent windows overlap.
+
+        Raises:
+            InputError: the window does not fit the model, or the overlap does not fit the window.
+        """
         limit = self.limit()
         size = options.max_seq_len or min(limit or 384, 384)
         if self.config.max_length is not None and size > self.config.max_length:
             raise InputError(
-                f"max_seq_len is {size} and the model has positions for {self.config.max_length}; lower it"
+                f"max_seq_len is {size}, but the model has positions for {self.config.max_length}; lower it"
             )
         stride = min(size // 2, 128) if options.doc_stride is None else options.doc_stride
         if stride > size:
-            raise InputError(f"doc_stride is {stride}, more than max_seq_len, {size}; lower it")
+            raise InputError(f"doc_stride is {stride}, but max_seq_len is {size}; lower doc_stride")
         return size, stride
 
-    def check_options(self, options):
+    def check_options(self, options: QuestionAnsweringOptions) -> None:
         self.lengths(options)
 
-    def encode(self, items, options, first=0):
+    def encode(self, items: Sequence[Any], options: QuestionAnsweringOptions, first: int = 0) -> list[list[Example]]:
         size, stride = self.lengths(options)
-        pairs = [self.pair(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
+        pairs = [self.question_and_context(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         contexts = [context for _, context in pairs]
         questions = self.fit_questions(pairs, size, stride, options.max_question_len, first)
         encoded = self.tokenizer(
@@ -156,27 +173,50 @@ class QuestionAnsweringTask(Task):
         cls = self.tokenizer.cls_token_id
         for owner, row, encoding in zip(owners, rows, encoded.encodings, strict=True):
             context = np.array([s == 1 for s in encoding.sequence_ids], bool)
-            # The CLS token stays in the softmax: models point at it when there is no answer.
+            # The softmax includes the CLS token, which models select if there is no answer.
             allowed = context if cls is None else context | (row["input_ids"] == cls)
             examples[owner].append(Example(row, state=Window(encoding, allowed, context)))
         for i, windows in enumerate(examples):
             if not any(example.state.context.any() for example in windows):
                 raise InputError(
-                    f"{self.name}: input {first + i}, the context {describe(contexts[i])} has no token that could "
-                    "answer; give it some words"
+                    f"{self.name}: input {first + i}, context {describe(contexts[i])} has no tokens; add some words"
                 )
         return examples
 
-    def pair(self, item: Any, where: str) -> tuple[str, str]:
-        """An item as (question, context); raises InputError when it is not both of them."""
-        if not isinstance(item, Mapping):
-            raise InputError(f'{where} is {describe(item)}; it must be {{"question": ..., "context": ...}}')
-        if set(item) != {"question", "context"}:
-            raise InputError(f'{where} has the keys {", ".join(map(repr, item))}; it needs "question" and "context"')
-        return tuple(check_text(item[key], f"{where}, {key}") for key in ("question", "context"))
+    def question_and_context(self, item: Any, where: str) -> tuple[str, str]:
+        """Return an item as (question, context).
 
-    def fit_questions(self, pairs, size: int, stride: int, longest: int, first: int) -> list[str]:
-        """The questions, those cut to `longest` tokens that would leave no room to slide over their context."""
+        Args:
+            item: The item.
+            where: Its name, for error messages.
+
+        Raises:
+            InputError: the item is not a dict with exactly these two texts.
+        """
+        if not isinstance(item, Mapping):
+            raise InputError(f'{where} is {describe(item)}; expected {{"question": ..., "context": ...}}')
+        if set(item) != {"question", "context"}:
+            raise InputError(f'{where} has the keys {", ".join(map(repr, item))}; expected "question" and "context"')
+        return (
+            check_text(item["question"], f"{where}, question"),
+            check_text(item["context"], f"{where}, context"),
+        )
+
+    def fit_questions(
+        self, pairs: Sequence[tuple[str, str]], size: int, stride: int, longest: int, first: int
+    ) -> list[str]:
+        """Return the questions, truncated if they leave no room for a window to advance over the context.
+
+        Args:
+            pairs: Questions and contexts.
+            size: Number of tokens in a window.
+            stride: Number of tokens by which windows overlap.
+            longest: Number of tokens to which such a question is truncated.
+            first: Index of the first item, for error messages.
+
+        Raises:
+            InputError: a truncated question still leaves no room.
+        """
         questions = [question for question, _ in pairs]
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
         encoded = self.tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -184,23 +224,29 @@ class QuestionAnsweringTask(Task):
             if size - special - len(ids) > stride:
                 continue
             if len(self.tokenizer(*pairs[i], verbose=False)["input_ids"]) <= size:
-                continue  # one window holds all of it
-            kept = min(len(ids), longest)
-            if size - special - kept <= stride:
+                continue  # question and context fit one window
+            length = min(len(ids), longest)
+            if size - special - length <= stride:
                 raise InputError(
-                    f"{self.name}: input {first + i}: a question of {kept} tokens and doc_stride {stride} leave no "
+                    f"{self.name}: input {first + i}: a question of {length} tokens and doc_stride {stride} leave no "
                     f"room in a window of {size}; raise max_seq_len, or lower doc_stride or max_question_len"
                 )
-            questions[i] = questions[i][: offsets[kept - 1][1]]
+            questions[i] = questions[i][: offsets[length - 1][1]]
         return questions
 
-    # -- arrays to answers -----------------------------------------------------------------------------------------
+    # -- decoding --------------------------------------------------------------------------------------------------
 
-    def decode(self, item, examples, outputs, options):
+    def decode(
+        self,
+        item: Any,
+        examples: Sequence[Example],
+        outputs: Sequence[dict[str, Any]],
+        options: QuestionAnsweringOptions,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         context, null_score = item["context"], 1_000_000.0
-        # Aligning to words makes candidates equal, so more are taken than asked for.
+        # Alignment to words can make candidates equal, so consider more than top_k.
         candidates = options.top_k * 2 + 10 if options.align_to_words else options.top_k
-        answers: dict[str, dict] = {}
+        merged: dict[str, dict[str, Any]] = {}  # lowercased text -> answer
         for example, output in zip(examples, outputs, strict=True):
             window = example.state
             start = probabilities(output["start_logits"], window.allowed)
@@ -210,17 +256,25 @@ class QuestionAnsweringTask(Task):
             for first, last, score in spans:
                 a, b = characters(window.encoding, first, last, options.align_to_words)
                 text = context[a:b]
-                known = answers.setdefault(text.lower(), {"score": 0.0, "start": a, "end": b, "answer": text})
-                known["score"] += score
-        found = list(answers.values())
+                answer = merged.setdefault(text.lower(), {"score": 0.0, "start": a, "end": b, "answer": text})
+                answer["score"] += score
+        answers = list(merged.values())
         if options.handle_impossible_answer:
-            found.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
-        found = sorted(found, key=lambda answer: -answer["score"])[: options.top_k]
-        return found[0] if len(found) == 1 else found
+            answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+        answers = sorted(answers, key=lambda answer: -answer["score"])[: options.top_k]
+        return answers[0] if len(answers) == 1 else answers
 
 
 def probabilities(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Softmax over the allowed tokens. logits: float32 [tokens]."""
+    """Compute the softmax over the allowed tokens.
+
+    Args:
+        logits: float32 [tokens].
+        allowed: bool [tokens].
+
+    Returns:
+        float32 [tokens].
+    """
     logits = np.where(allowed, logits, MASKED)
     exponents = np.exp(logits - logits.max())
     return exponents / exponents.sum()
@@ -229,9 +283,19 @@ def probabilities(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def best_spans(
     start: np.ndarray, end: np.ndarray, context: np.ndarray, count: int, longest: int
 ) -> list[tuple[int, int, float]]:
-    """The likeliest spans of context tokens, best first: (first token, last token, start x end probability).
+    """Return the most likely spans of context tokens, best first.
 
-    Only the band of spans of at most `longest` tokens is looked at, [tokens, longest] instead of [tokens, tokens].
+    Only spans of at most ``longest`` tokens are scored: [tokens, longest] instead of [tokens, tokens].
+
+    Args:
+        start: float32 [tokens], start probabilities.
+        end: float32 [tokens], end probabilities.
+        context: bool [tokens], tokens that can be part of a span.
+        count: Maximum number of spans.
+        longest: Maximum number of tokens in a span.
+
+    Returns:
+        (first token, last token, start probability x end probability) of each span.
     """
     start, end = np.where(context, start, -1), np.where(context, end, 0)
     longest = min(longest, len(end))
@@ -246,8 +310,15 @@ def best_spans(
     return list(zip(firsts.tolist(), (firsts + widths).tolist(), band[best].tolist(), strict=True))
 
 
-def characters(encoding, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
-    """The characters of the context that the tokens `first` to `last` cover, widened to words if asked for."""
+def characters(encoding: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
+    """Return the character range of the context that the tokens ``first`` to ``last`` cover.
+
+    Args:
+        encoding: tokenizers.Encoding of the window.
+        first: Index of the first token.
+        last: Index of the last token.
+        align_to_words: Whether to extend the range to whole words.
+    """
     if align_to_words:
         begin, end = encoding.token_to_word(first), encoding.token_to_word(last)
         if begin is not None and end is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's files tell sentence-transformers: pooling, what follows it, lengths and prompts.
+"""Read the files of a sentence-transformers checkpoint: pooling and further modules, lengths and prompts.
 
 The files are modules.json, each module's config.json, sentence_bert_config.json and config_sentence_transformers.json.
 """
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,13 @@ POOLINGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""The keys of a pooling's config.json, in the order in which sentence-transformers concatenates their vectors."""
+"""Keys of a pooling module's config.json and their modes, in the order in which sentence-transformers concatenates them."""
 
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+"""Configuration files of a Transformer module; the first that exists is read."""
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Identity": lambda x: x,
@@ -35,14 +37,20 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "GELU": lambda x: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2))),
 }
-"""Activations of a Dense module, by the class names of torch.nn."""
+"""Activations of a Dense module by their class names in torch.nn."""
 
 SUPPORTED_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """A layer on the pooled vectors. kernel: float32 [in, out]; bias: float32 [out]."""
+    """A dense layer applied to the pooled vectors.
+
+    Attributes:
+        kernel: float32 [in, out].
+        bias: float32 [out].
+        activation: Elementwise function.
+    """
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -52,19 +60,25 @@ class Dense:
         return self.activation(vectors @ self.kernel + self.bias).astype(np.float32)
 
 
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] scaled to length 1; a vector of zeros stays as it is."""
+def l2_normalize(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors [n, d] to unit length; zero vectors remain zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """What the files say.
+    """Settings of a sentence-transformers checkpoint.
 
-    pooling: names of the vectors to concatenate. include_prompt: the prompt's tokens are pooled too.
-    steps: what is done to the pooled vectors, each [n, in] -> [n, out].
-    max_length: tokens that a text is cut to. lower_case: texts are lower-cased first.
-    prompts: texts to put before inputs, by name. known: False when there were no files, and these are defaults.
+    Attributes:
+        pooling: Pooling modes whose vectors are concatenated.
+        include_prompt: Whether the prompt's tokens are pooled too.
+        steps: Functions applied to the pooled vectors in order, each [n, in] -> [n, out].
+        max_length: Number of tokens to truncate to.
+        lower_case: Whether texts are lowercased first.
+        prompts: Texts to prepend to inputs, by name.
+        default_prompt: Name of the prompt to use by default.
+        similarity: Similarity for which the vectors were trained: "cosine", "dot", "euclidean" or "manhattan".
+        from_files: Whether the settings were read from files; False means defaults.
     """
 
     pooling: tuple[str, ...] = ("mean",)
@@ -75,42 +89,42 @@ class SentenceConfig:
     prompts: Mapping[str, str] | None = None
     default_prompt: str | None = None
     similarity: str = "cosine"
-    known: bool = False
+    from_files: bool = False
 
 
 def read_sentence_config(folder: Path | None) -> SentenceConfig:
-    """What a checkpoint's folder says; defaults where it says nothing.
+    """Read the settings of a checkpoint, or return defaults if it has no modules.json.
 
     Raises:
-        CheckpointError: for a module, a pooling or an activation that is not supported, naming it.
+        CheckpointError: a module, a pooling mode or an activation is not supported, or a file is missing.
     """
     modules = None if folder is None else read_json(folder / "modules.json")
-    if modules is None:
+    if folder is None or modules is None:
         return SentenceConfig()
     file = folder / "modules.json"
-    settings: dict = {"known": True, "pooling": ()}
-    steps: list[Callable] = []
+    settings: dict[str, Any] = {"from_files": True, "pooling": ()}
+    steps: list[Callable[[np.ndarray], np.ndarray]] = []
     for module in modules:
-        kind, place = str(module.get("type", "")).rsplit(".", 1)[-1], folder / module.get("path", "")
+        kind, module_folder = str(module.get("type", "")).rsplit(".", 1)[-1], folder / module.get("path", "")
         if kind == "Transformer":
-            saved = next((s for name in TRANSFORMER_FILES if (s := read_json(place / name)) is not None), {})
+            saved = next((s for name in TRANSFORMER_FILES if (s := read_json(module_folder / name)) is not None), {})
             settings["max_length"] = saved.get("max_seq_length")
             settings["lower_case"] = bool(saved.get("do_lower_case", False))
         elif kind == "Pooling":
-            pooling = required_json(place / "config.json")
-            settings["pooling"] = pooling_modes(pooling, place / "config.json")
+            pooling = read_required_json(module_folder / "config.json")
+            settings["pooling"] = pooling_modes(pooling, module_folder / "config.json")
             settings["include_prompt"] = bool(pooling.get("include_prompt", True))
         elif kind == "Dense":
-            steps.append(read_dense(place))
+            steps.append(read_dense(module_folder))
         elif kind == "Normalize":
-            steps.append(normalized)
-        elif kind != "Dropout":  # which does nothing when a model is not trained
+            steps.append(l2_normalize)
+        elif kind != "Dropout":  # no effect in inference
             raise CheckpointError(
-                f"{file} has a module {module.get('type')!r}; supported are {', '.join(SUPPORTED_MODULES)}: "
-                "use a checkpoint of those, or feature-extraction for its token vectors"
+                f"{file} has an unsupported module, {module.get('type')!r}; use a checkpoint with only "
+                f"{', '.join(SUPPORTED_MODULES)}, or feature-extraction for token vectors"
             )
     if not settings["pooling"]:
-        raise CheckpointError(f"{file} has no Pooling module; use feature-extraction for its token vectors")
+        raise CheckpointError(f"{file} has no Pooling module; use feature-extraction for token vectors")
     saved = read_json(folder / "config_sentence_transformers.json") or {}
     return SentenceConfig(
         **settings,
@@ -121,45 +135,68 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
     )
 
 
-def required_json(path: Path) -> dict:
-    """A JSON file that has to be there."""
+def read_required_json(path: Path) -> dict[str, Any]:
+    """Return the contents of a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing or invalid.
+    """
     saved = read_json(path)
     if saved is None:
-        raise CheckpointError(f"{path} is missing; fetch the checkpoint again")
+        raise CheckpointError(f"{path} is missing; download the checkpoint again")
     return saved
 
 
-def pooling_modes(saved: dict, file: Path) -> tuple[str, ...]:
-    """The modes a pooling's config.json names, by `pooling_mode` or by one flag each; "mean" when by neither."""
-    named = saved.get("pooling_mode")
-    if named is not None:
-        modes = (named,) if isinstance(named, str) else tuple(named)
+def pooling_modes(saved: Mapping[str, Any], file: Path) -> tuple[str, ...]:
+    """Return the modes of a pooling module, given by ``pooling_mode`` or by one flag each (default: "mean").
+
+    Args:
+        saved: Contents of the module's config.json.
+        file: Its path, for error messages.
+
+    Raises:
+        CheckpointError: a mode is not supported.
+    """
+    stored_mode = saved.get("pooling_mode")
+    if stored_mode is not None:
+        modes = (stored_mode,) if isinstance(stored_mode, str) else tuple(stored_mode)
     else:
         flags = [key for key, value in saved.items() if key.startswith("pooling_mode_") and value]
         modes = tuple(mode for key, mode in POOLINGS.items() if key in flags)
         modes += tuple(key for key in flags if key not in POOLINGS)
     for mode in modes:
         if mode not in POOLINGS.values():
-            raise CheckpointError(f"{file} asks for pooling {mode!r}; supported are {', '.join(POOLINGS.values())}")
+            raise CheckpointError(
+                f"{file} has unsupported pooling {mode!r}; supported are {', '.join(POOLINGS.values())}"
+            )
     return modes or ("mean",)
 
 
 def read_dense(folder: Path) -> Dense:
-    """A Dense module from its config.json and model.safetensors."""
-    saved, weights = required_json(folder / "config.json"), folder / "model.safetensors"
+    """Read a Dense module from its config.json and model.safetensors.
+
+    Raises:
+        CheckpointError: a file is missing, or the activation or a residual connection is not supported.
+    """
+    saved, weights = read_required_json(folder / "config.json"), folder / "model.safetensors"
     activation = str(saved.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS or saved.get("use_residual"):
-        asked = "a residual" if activation in ACTIVATIONS else f"the activation {activation!r}"
+        unsupported = "residual connection" if activation in ACTIVATIONS else f"activation {activation!r}"
         raise CheckpointError(
-            f"{folder / 'config.json'} asks for {asked}; supported are {', '.join(ACTIVATIONS)}, without a residual"
+            f"{folder / 'config.json'} has an unsupported {unsupported}; supported are {', '.join(ACTIVATIONS)} without a "
+            "residual connection"
         )
     if not weights.is_file():
-        raise CheckpointError(f"{weights} is missing; only safetensors are read, so convert the module's weights")
+        raise CheckpointError(
+            f"{weights} is missing; convert the module's weights to safetensors, the only format that is read"
+        )
     from safetensors.numpy import load_file
 
     tensors = load_file(weights)
     if "linear.weight" not in tensors:
-        raise CheckpointError(f"{weights} has {', '.join(tensors)}, and no linear.weight; fetch the checkpoint again")
+        raise CheckpointError(
+            f"{weights} has {', '.join(tensors)}, but no linear.weight; download the checkpoint again"
+        )
     kernel = np.ascontiguousarray(tensors["linear.weight"].T, np.float32)
     bias = np.asarray(tensors.get("linear.bias", np.zeros(kernel.shape[1])), np.float32)
     return Dense(kernel, bias, ACTIVATIONS[activation])

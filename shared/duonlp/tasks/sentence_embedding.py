@@ -1,24 +1,32 @@
-"""Sentence embedding: one vector a text, pooled and normalised as sentence-transformers would.
+"""Sentence embedding: one vector per text, pooled and normalized like sentence-transformers.
 
-What the checkpoint's own files say about it is read by :mod:`duonlp.tasks.sentence_config`.
+The checkpoint's settings are read by :mod:`duonlp.tasks.sentence_config`.
 """
 
+import os
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.tasks.base import Example, Task, TruncationOptions, check_bool, check_string
-from duonlp.tasks.sentence_config import Dense, normalized, read_sentence_config
+from duonlp.tasks.sentence_config import Dense, l2_normalize, read_sentence_config
+from duonlp.typing import Tokenizer
 
 
 @dataclass(frozen=True)
 class SentenceEmbeddingOptions(TruncationOptions):
-    """normalize: scale vectors to length 1; None does as the checkpoint says.
+    """Options of sentence embedding.
 
-    prompt: text put before each input. prompt_name: one of the checkpoint's prompts, by name.
-    Texts are cut to `max_length` (the checkpoint's own by default) unless truncation=False.
+    Attributes:
+        truncation: Whether to truncate texts to ``max_length`` (default: the checkpoint's limit).
+        normalize: Scale vectors to unit length; None follows the checkpoint.
+        prompt_name: Name of one of the checkpoint's prompts.
+        prompt: Text to prepend to each input.
     """
 
     truncation: bool | str = True
@@ -26,18 +34,18 @@ class SentenceEmbeddingOptions(TruncationOptions):
     prompt_name: str | None = None
     prompt: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_bool("normalize", self.normalize, optional=True)
         check_string("prompt_name", self.prompt_name, optional=True)
         check_string("prompt", self.prompt, optional=True)
 
 
-class SentenceEmbeddingTask(Task):
+class SentenceEmbeddingTask(Task[SentenceEmbeddingOptions]):
     """Text -> float32 [d]; a list of n texts -> float32 [n, d].
 
     Raises:
-        CheckpointError: for a module or a pooling that is not supported, naming it.
+        CheckpointError: the checkpoint has an unsupported module or pooling mode.
     """
 
     name = "sentence-embedding"
@@ -46,18 +54,20 @@ class SentenceEmbeddingTask(Task):
     outputs = ("last_hidden_state",)
     remedy = "shorten it, or leave truncation=True"
 
-    def __init__(self, tokenizer, config, folder=None):
+    def __init__(
+        self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
+    ) -> None:
         super().__init__(tokenizer, config, folder)
         self.sentence = read_sentence_config(self.folder)
-        if not self.sentence.known:
+        if not self.sentence.from_files:
             warnings.warn(
-                f"{self.folder or 'the checkpoint'} has no modules.json, so the mean of its token vectors is taken",
+                f"{self.folder or 'the checkpoint'} has no modules.json; using mean pooling",
                 stacklevel=2,
             )
 
     @property
     def similarity(self) -> str:
-        """The similarity its vectors are made for: "cosine", "dot", "euclidean" or "manhattan"."""
+        """Similarity for which the vectors were trained: "cosine", "dot", "euclidean" or "manhattan"."""
         return self.sentence.similarity
 
     @property
@@ -66,17 +76,21 @@ class SentenceEmbeddingTask(Task):
         sizes = [step.kernel.shape[1] for step in self.sentence.steps if isinstance(step, Dense)]
         return sizes[-1] if sizes else self.config.hidden_size * len(self.sentence.pooling)
 
-    def limit(self):
+    def limit(self) -> int | None:
         if self.sentence.max_length is None:
             return super().limit()
-        limits = [n for n in (self.config.max_length, self.sentence.max_length) if n is not None]
-        return min(limits)  # what the checkpoint says stands above what its tokenizer says
+        # The sentence-transformers setting takes precedence over the tokenizer's.
+        return min(self.config.max_length, self.sentence.max_length)
 
-    def check_options(self, options):
+    def check_options(self, options: SentenceEmbeddingOptions) -> None:
         self.prompt(options)
 
     def prompt(self, options: SentenceEmbeddingOptions) -> str:
-        """The text to put before inputs."""
+        """Return the text to prepend to inputs.
+
+        Raises:
+            InputError: ``prompt_name`` is not one of the checkpoint's prompts.
+        """
         if options.prompt is not None:
             return options.prompt
         prompts = self.sentence.prompts or {}
@@ -85,25 +99,27 @@ class SentenceEmbeddingTask(Task):
             return ""
         if name not in prompts:
             raise InputError(
-                f"prompt_name is {name!r} and the checkpoint's prompts are "
-                f"{', '.join(map(repr, prompts)) or 'none'}; name one of them, or pass prompt="
+                f"prompt_name is {name!r}, but the checkpoint's prompts are "
+                f"{', '.join(map(repr, prompts)) or 'none'}; use one of them, or pass prompt="
             )
         return prompts[name]
 
-    def encode(self, items, options, first=0):
+    def encode(self, items: Sequence[Any], options: SentenceEmbeddingOptions, first: int = 0) -> list[list[Example]]:
         prompt = self.prompt(options)
         texts = [prompt + text for text in self.texts(items, first)]
         if self.sentence.lower_case:
             texts = [text.lower() for text in texts]
         skipped = 0
         if prompt and not self.sentence.include_prompt:
-            # The prompt's tokens are not pooled; a final special token does not belong to them.
+            # Do not pool the prompt's tokens; a trailing special token is not one of them.
             ids = self.tokenizer(prompt, verbose=False)["input_ids"]
             skipped = len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
         rows = self.rows(self.tokenize(texts, options=options), first)
         return [[Example(row, state=skipped)] for row in rows]
 
-    def reduce(self, examples, outputs, options):
+    def reduce(
+        self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: SentenceEmbeddingOptions
+    ) -> list[dict[str, Any]]:
         hidden = np.asarray(outputs["last_hidden_state"], np.float32)[: len(examples)]  # [B, T, H]
         mask = np.zeros(hidden.shape[:2], np.float32)
         for row, example in enumerate(examples):
@@ -112,26 +128,32 @@ class SentenceEmbeddingTask(Task):
         for step in self.sentence.steps:
             if isinstance(step, Dense) or options.normalize is not False:
                 vectors = step(vectors)
-        if options.normalize and normalized not in self.sentence.steps[-1:]:
-            vectors = normalized(vectors)
+        if options.normalize and l2_normalize not in self.sentence.steps[-1:]:
+            vectors = l2_normalize(vectors)
         return [{"embedding": vector} for vector in vectors]
 
-    def decode(self, item, examples, outputs, options):
+    def decode(
+        self,
+        item: Any,
+        examples: Sequence[Example],
+        outputs: Sequence[dict[str, Any]],
+        options: SentenceEmbeddingOptions,
+    ) -> np.ndarray:
         return outputs[0]["embedding"]
 
-    def gather(self, results, options):
+    def gather(self, results: list[Any], options: SentenceEmbeddingOptions) -> np.ndarray:
         if not results:
             return np.zeros((0, self.size), np.float32)
         return np.stack(results)
 
 
 def pool(hidden: np.ndarray, mask: np.ndarray, modes: tuple[str, ...]) -> np.ndarray:
-    """Token vectors to one vector a text: those of each mode, side by side.
+    """Pool token vectors to one vector per text, concatenating the vectors of all modes.
 
     Args:
         hidden: float32 [batch, tokens, hidden], padded on the right.
-        mask: float32 [batch, tokens], 1 on tokens that count.
-        modes: values of :data:`duonlp.tasks.sentence_config.POOLINGS`.
+        mask: float32 [batch, tokens], 1 for tokens to pool.
+        modes: Values of :data:`duonlp.tasks.sentence_config.POOLINGS`.
 
     Returns:
         float32 [batch, hidden * len(modes)].
@@ -140,7 +162,7 @@ def pool(hidden: np.ndarray, mask: np.ndarray, modes: tuple[str, ...]) -> np.nda
     tokens = np.arange(hidden.shape[1], dtype=np.float32)
     for mode in modes:
         if mode == "cls":
-            part = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]  # the first token that counts
+            part = hidden[np.arange(len(hidden)), mask.argmax(axis=1)]  # first unmasked token
         elif mode == "lasttoken":
             part = hidden[np.arange(len(hidden)), (mask * (tokens + 1)).argmax(axis=1)]
         elif mode == "max":

@@ -1,41 +1,56 @@
 """Text classification: labels with scores for a text or a pair of texts."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, Task, TruncationOptions, check_choice, check_int, check_text, describe, softmax
+from duonlp.tasks.base import (
+    Example,
+    ParsedInputs,
+    Task,
+    TruncationOptions,
+    check_choice,
+    check_int,
+    check_text,
+    describe,
+    softmax,
+)
+from duonlp.typing import Tokenizer
 
 UNSET = "unset"
-"""Default of `top_k`: the best label alone, not in a list."""
+"""Default of ``top_k``: only the best label, not in a list."""
 
 
 @dataclass(frozen=True)
 class TextClassificationOptions(TruncationOptions):
-    """top_k: how many labels, best first; None for all. Without it the result is the one best label.
+    """Options of text classification.
 
-    function_to_apply: "sigmoid", "softmax" or "none"; None decides by the model's problem type and labels.
+    Attributes:
+        top_k: Number of labels to return, best first; None for all. By default the result is the best label, not in a list.
+        function_to_apply: "sigmoid", "softmax" or "none"; None chooses by the model's problem type and labels.
     """
 
     top_k: int | str | None = UNSET
     function_to_apply: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.top_k != UNSET:
             check_int("top_k", self.top_k, minimum=1, optional=True)
-        if isinstance(self.function_to_apply, str):  # "Sigmoid" is understood too
+        if isinstance(self.function_to_apply, str):  # accept "Sigmoid"
             object.__setattr__(self, "function_to_apply", self.function_to_apply.lower())
         check_choice("function_to_apply", self.function_to_apply, ("sigmoid", "softmax", "none", None))
 
 
-class TextClassificationTask(Task):
-    """Text -> {"label", "score"}, or a list of them with `top_k`, as Transformers' TextClassificationPipeline.
+class TextClassificationTask(Task[TextClassificationOptions]):
+    """Text -> {"label", "score"}, or a list of those with ``top_k``, like Transformers' TextClassificationPipeline.
 
-    A pair of texts is given as ``{"text": ..., "text_pair": ...}``.
+    A pair of texts is passed as ``{"text": ..., "text_pair": ...}``.
     """
 
     name = "text-classification"
@@ -43,73 +58,94 @@ class TextClassificationTask(Task):
     Options = TextClassificationOptions
     per_token = False
 
-    def __init__(self, tokenizer, config, folder=None):
+    def __init__(
+        self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
+    ) -> None:
         super().__init__(tokenizer, config, folder)
-        # A model that reads the last token and knows no padding would read padding: its rows go unpadded.
+        # A model that pools the last token but has no padding token would pool padding, so its rows are not padded.
         last = config.classification.token in ("last", "last_non_padding")
         self.buckets = not (last and config.pad_token_id is None)
 
     @property
-    def wants(self):
-        return 'a text, a pair {"text": ..., "text_pair": ...}, a list or an iterator of them'
+    def accepted_inputs(self) -> str:
+        return 'a text, a pair {"text": ..., "text_pair": ...}, or a list or an iterator of those'
 
-    def arrange(self, inputs, keywords):
-        arranged = super().arrange(inputs, keywords)
-        # Transformers puts the result for one plain text into a list, unless top_k made it a list already.
-        arranged.wrap = isinstance(inputs, str) and "top_k" not in keywords
-        return arranged
+    def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
+        parsed = super().parse_inputs(inputs, keywords)
+        # Transformers wraps the result for one plain text in a list, unless top_k already makes it one.
+        parsed.wrap = isinstance(inputs, str) and "top_k" not in keywords
+        return parsed
 
-    def output_width(self):
+    def output_width(self) -> int:
         return self.config.num_labels
 
-    def encode(self, items, options, first=0):
+    def encode(self, items: Sequence[Any], options: TextClassificationOptions, first: int = 0) -> list[list[Example]]:
         texts, pairs = [], []
         for i, item in enumerate(items):
-            text, pair = self.parts(item, f"{self.name}: input {first + i}")
+            text, pair = self.text_and_pair(item, f"{self.name}: input {first + i}")
             texts.append(text)
             pairs.append(pair)
         rows: list[Any] = [None] * len(items)
         for paired in (False, True):
-            chosen = [i for i, pair in enumerate(pairs) if (pair is not None) == paired]
-            if chosen:
-                given = [[source[i] for i in chosen] for source in ((texts, pairs) if paired else (texts,))]
-                numbers = [first + i for i in chosen]
-                encoded = self.rows(self.tokenize(*given, options=options), items=numbers)
-                for i, row in zip(chosen, encoded, strict=True):
+            indices = [i for i, pair in enumerate(pairs) if (pair is not None) == paired]
+            if indices:
+                arguments = [[column[i] for i in indices] for column in ((texts, pairs) if paired else (texts,))]
+                numbers = [first + i for i in indices]
+                encoded = self.rows(self.tokenize(*arguments, options=options), items=numbers)
+                for i, row in zip(indices, encoded, strict=True):
                     rows[i] = [Example(row, group=None if self.buckets else len(row["input_ids"]))]
         return rows
 
-    def parts(self, item: Any, where: str) -> tuple[str, str | None]:
-        """An item as (text, second text or None); raises InputError when it is neither a text nor a pair."""
+    def text_and_pair(self, item: Any, where: str) -> tuple[str, str | None]:
+        """Return an item as (text, second text or None).
+
+        Args:
+            item: A text or a pair.
+            where: Name of the item, for error messages.
+
+        Raises:
+            InputError: the item is neither.
+        """
         if isinstance(item, list) and len(item) == 1 and is_pair(item[0]):
-            return item[0][0], item[0][1]  # [[text, pair]]: an older way to give a pair
+            return item[0][0], item[0][1]  # [[text, pair]], the legacy format of Transformers
         if not isinstance(item, Mapping):
             if isinstance(item, (list, tuple)):
                 raise InputError(
-                    f'{where} is {describe(item)}; a pair of texts is given as {{"text": ..., "text_pair": ...}}'
+                    f'{where} is {describe(item)}; pass a pair of texts as {{"text": ..., "text_pair": ...}}'
                 )
             return check_text(item, where), None
         unknown = [key for key in item if key not in ("text", "text_pair")]
         if unknown or "text" not in item:
             raise InputError(
-                f'{where} has the keys {", ".join(map(repr, item))}; it needs "text" and may have "text_pair"'
+                f'{where} has the keys {", ".join(map(repr, item))}; expected "text" and optionally "text_pair"'
             )
         pair = item.get("text_pair")
         return check_text(item["text"], f"{where}, text"), (
             None if pair is None else check_text(pair, f"{where}, text_pair")
         )
 
-    def decode(self, item, examples, outputs, options):
+    def decode(
+        self,
+        item: Any,
+        examples: Sequence[Example],
+        outputs: Sequence[dict[str, Any]],
+        options: TextClassificationOptions,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         scores = self.scores(outputs[0]["logits"], options.function_to_apply)
         labels = self.config.labels
-        if options.top_k == UNSET:
+        if isinstance(options.top_k, str):  # UNSET
             best = int(scores.argmax())
             return {"label": labels[best], "score": float(scores[best])}
         order = np.argsort(-scores, kind="stable")[: options.top_k]
         return [{"label": labels[i], "score": float(scores[i])} for i in order.tolist()]
 
     def scores(self, logits: np.ndarray, function: str | None) -> np.ndarray:
-        """Logits [labels] to scores, by the function asked for or else the one the model was trained with."""
+        """Convert logits [labels] to scores.
+
+        Args:
+            logits: float32 [labels].
+            function: "sigmoid", "softmax", "none", or None for the function with which the model was trained.
+        """
         if function is None:
             problem = self.config.problem_type
             if problem == "regression":
@@ -124,5 +160,5 @@ class TextClassificationTask(Task):
 
 
 def is_pair(item: Any) -> bool:
-    """Whether `item` is a list of two texts."""
+    """Return whether ``item`` is a list of two texts."""
     return isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)

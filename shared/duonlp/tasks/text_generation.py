@@ -1,6 +1,7 @@
-"""Text generation: prompts continued by a causal language model, with every option of GenerationConfig."""
+"""Text generation: continue prompts with a causal language model, with all options of GenerationConfig."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +14,21 @@ from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, Gener
 
 @dataclass(frozen=True)
 class TextGenerationOptions(GenerationOptions):
-    """Every option of GenerationConfig, those that tasks which write text share (see GenerationOptions), and besides:
+    """The options of GenerationOptions, and the attributes below.
 
-    return_full_text: the prompt is part of the text. return_tensors: "generated_token_ids", prompt included, instead.
-    add_special_tokens: None leaves it to the tokenizer.
-    handle_long_generation: "hole" cuts prompts at their beginning so that the new tokens fit.
+    With ``return_tensors``, the result is "generated_token_ids", which include the prompt.
+
+    Attributes:
+        return_full_text: Whether the text includes the prompt.
+        add_special_tokens: Whether to add special tokens to prompts; None uses the tokenizer's default.
+        handle_long_generation: "hole" truncates the beginning of prompts so that the new tokens fit.
     """
 
     return_full_text: bool = True
     add_special_tokens: bool | None = None
     handle_long_generation: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_bool("return_full_text", self.return_full_text)
         check_bool("add_special_tokens", self.add_special_tokens, optional=True)
@@ -34,44 +38,46 @@ class TextGenerationOptions(GenerationOptions):
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt's text, and how many of its row's tokens came from it (none when the row starts from nothing)."""
+    """State of a row.
+
+    Attributes:
+        text: The prompt.
+        tokens: Number of its tokens.
+    """
 
     text: str
     tokens: int
 
 
-class TextGenerationTask(GenerationTask):
-    """Text -> [{"generated_text"}, ...], num_return_sequences of them, the best first; as Transformers'
-    TextGenerationPipeline, but greedy where nothing says otherwise.
+class TextGenerationTask(GenerationTask[TextGenerationOptions]):
+    """Text -> [{"generated_text"}, ...], num_return_sequences of them, best first.
 
-    The engine's `generate` takes left-padded ids and gives the ids of prompts and continuations, [texts, more]. With a
-    ``seed``, what is drawn for a prompt depends on seed and prompt alone: not on its batch, nor on the framework.
-
-    Args:
-        tokenizer, config, folder: as every task.
-        generation_config: the model's own, which holds where no option says otherwise.
+    Follows Transformers' TextGenerationPipeline, but is greedy by default. The engine's ``generate`` takes left-padded ids
+    and returns the ids of prompts and continuations, [texts, length]. With a ``seed``, the text sampled for a prompt depends
+    only on the seed and the prompt, not on its batch or the framework.
     """
 
     name = "text-generation"
     head = "causal-lm"
     Options = TextGenerationOptions
     padding_side = "left"
-    buckets = False  # `generate` pads to its own, and must see how much room the prompts leave
+    buckets = False  # `generate` pads to its own buckets, and needs the real length of the prompts
     remedy = 'shorten it, or pass handle_long_generation="hole" to cut its beginning'
 
     @property
-    def wants(self):
+    def accepted_inputs(self) -> str:
         return "a prompt, a list of prompts or an iterator of prompts"
 
-    # -- text to arrays --------------------------------------------------------------------------------------------
+    # -- encoding --------------------------------------------------------------------------------------------------
 
-    def encode(self, items, options, first=0):
+    def encode(self, items: Sequence[Any], options: TextGenerationOptions, first: int = 0) -> list[list[Example]]:
         prompts = [self.prompt(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         special = {} if options.add_special_tokens is None else {"add_special_tokens": options.add_special_tokens}
-        encoded = self.tokenizer([options.prefix + prompt for prompt in prompts], verbose=False, **special)
-        examples, seen = [], Counter()
+        encoded = self.tokenizer([(options.prefix or "") + prompt for prompt in prompts], verbose=False, **special)
+        examples: list[list[Example]] = []
+        seen: Counter[tuple[int, ...]] = Counter()
         for i, (prompt, ids) in enumerate(zip(prompts, encoded["input_ids"], strict=True)):
-            ids = self.cut(ids, options)
+            ids = self.truncate(ids, options)
             self.check_length(len(ids), first + i)
             group = self.group(ids, options, first + i, seen)
             ids = np.array(ids, np.int32)
@@ -80,68 +86,99 @@ class TextGenerationTask(GenerationTask):
         return examples
 
     def prompt(self, item: Any, where: str) -> str:
+        """Return a prompt; raise InputError if it is not a string or is empty.
+
+        Args:
+            item: The prompt.
+            where: Its name, for error messages.
+        """
         if item == "":
             start = self.tokenizer.bos_token
-            hint = f"; to start from nothing, give {start!r}" if start else ""
-            raise InputError(f"{where} is an empty text, ''; give it some words{hint}")
+            hint = f", or pass {start!r} to generate without a prompt" if start else ""
+            raise InputError(f"{where} is an empty text, ''; add some words{hint}")
         if isinstance(item, str):
-            return str(item)  # white space alone is a prompt: it has tokens here
+            return str(item)  # whitespace is a valid prompt
         return check_text(item, where)
 
-    def wanted(self, length: int, options: TextGenerationOptions) -> int | None:
-        """How many tokens are wanted after a prompt; None when nothing says."""
+    def requested_tokens(self, length: int, options: TextGenerationOptions) -> int | None:
+        """Return the requested number of new tokens after a prompt of ``length`` tokens, or None if there is none."""
         config = options.resolved
         if config.max_new_tokens is not None or config.max_length is None:
             return config.max_new_tokens
         return config.max_length - length
 
-    def positions(self, options: TextGenerationOptions) -> int:
-        """Of the model, and of its assistant."""
+    def max_positions(self, options: TextGenerationOptions) -> int:
+        """Return the number of positions of the model, or of its assistant if that has fewer."""
         models = [self.config] + ([] if options.assistant_model is None else [options.assistant_model.config])
         return min(config.max_length for config in models)
 
-    def cut(self, ids: list[int], options: TextGenerationOptions) -> list[int]:
-        """With a "hole", the end of a prompt that leaves room for the new tokens."""
+    def truncate(self, ids: list[int], options: TextGenerationOptions) -> list[int]:
+        """Truncate the beginning of a prompt to leave room for the new tokens, if the options say so.
+
+        Raises:
+            InputError: the new tokens alone do not fit.
+        """
         if options.handle_long_generation != "hole":
             return ids
-        limit, new = min(self.limit(), self.positions(options)), self.wanted(len(ids), options)
+        limits = [n for n in (self.limit(), self.max_positions(options)) if n is not None]
+        limit, new = min(limits), self.requested_tokens(len(ids), options)
         new = DEFAULT_NEW_TOKENS if new is None else new
         if len(ids) + new <= limit:
             return ids
         if new >= limit:
-            raise InputError(f"{self.name}: {new} new tokens leave no room in the model's {limit}; ask for fewer")
+            raise InputError(
+                f"{self.name}: {new} new tokens leave no room for a prompt, as the limit is {limit}; request fewer"
+            )
         return ids[-(limit - new) :]
 
     def new_tokens(self, length: int, options: TextGenerationOptions, number: int) -> int:
-        """How many tokens one prompt may get; a number nobody asked for gives way to the model's positions."""
-        new, positions = self.wanted(length, options), self.positions(options)
+        """Return the maximum number of new tokens for a prompt; the default is limited by the model's positions.
+
+        Args:
+            length: Number of tokens of the prompt.
+            options: Options of the call.
+            number: Index of the prompt, for error messages.
+
+        Raises:
+            InputError: the requested number is not positive, or exceeds the positions.
+        """
+        new, positions = self.requested_tokens(length, options), self.max_positions(options)
         if new is not None and new < 1:
             raise InputError(
-                f"{self.name}: input {number} has {length} tokens and max_length, prompt included, is {length + new}; "
-                "raise it, or pass max_new_tokens"
+                f"{self.name}: input {number} has {length} tokens, but max_length, which includes the prompt, is "
+                f"{length + new}; raise it, or pass max_new_tokens"
             )
         left = positions - length
         if left < (new or 1):
             raise InputError(
-                f"{self.name}: input {number} has {length} tokens, {new or 'some'} more are asked for, and the model "
-                f"has positions for {positions}; ask for fewer, or {self.remedy}"
+                f"{self.name}: input {number} has {length} tokens and {new or 'some'} more are requested, but the model "
+                f"has positions for {positions}; request fewer, or {self.remedy}"
             )
         return min(DEFAULT_NEW_TOKENS, left) if new is None else new
 
-    def group(self, ids: list[int], options: TextGenerationOptions, number: int, seen: Counter) -> Group:
-        """What a prompt has in common with those it may share a batch with; ``seen`` counts prompts that are alike."""
-        config, least, repetition = options.resolved, None, 0
+    def group(
+        self, ids: list[int], options: TextGenerationOptions, number: int, seen: Counter[tuple[int, ...]]
+    ) -> Group:
+        """Return the group of a prompt.
+
+        Args:
+            ids: Ids of the prompt.
+            options: Options of the call.
+            number: Index of the prompt, for error messages.
+            seen: Counts of equal prompts so far, which are updated.
+        """
+        config, min_new_tokens, repetition = options.resolved, None, 0
         new = self.new_tokens(len(ids), options, number)
         if config.min_length and config.min_new_tokens is None:
-            least = min(max(config.min_length - len(ids), 0), new)
+            min_new_tokens = min(max(config.min_length - len(ids), 0), new)
         if config.do_sample and config.seed is not None:
             repetition = seen[tuple(ids)]
             seen[tuple(ids)] += 1
-        return Group(new, least, config.forced_bos_token_id is not None and len(ids) == 1, repetition)
+        return Group(new, min_new_tokens, config.forced_bos_token_id is not None and len(ids) == 1, repetition)
 
-    # -- arrays to text --------------------------------------------------------------------------------------------
+    # -- decoding --------------------------------------------------------------------------------------------------
 
-    def result(self, example, new, options):
+    def result(self, example: Example, new: list[int], options: TextGenerationOptions) -> dict[str, Any]:
         if options.return_tensors:
             return {"generated_token_ids": example.inputs["input_ids"].tolist() + new}
         text = self.text(new, options)

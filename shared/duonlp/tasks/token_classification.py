@@ -1,17 +1,19 @@
-"""Token classification: a label for every token, or the entities that runs of labels make."""
+"""Token classification: labels of tokens, or the entities that they form."""
 
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.tasks.base import (
-    Arranged,
     Example,
     Options,
+    ParsedInputs,
     Task,
     check_bool,
     check_choice,
@@ -21,18 +23,23 @@ from duonlp.tasks.base import (
     describe,
     softmax,
 )
+from duonlp.typing import Tokenizer
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 
 @dataclass(frozen=True)
 class TokenClassificationOptions(Options):
-    """aggregation_strategy: "none" labels tokens; "simple" joins runs of one tag into entities; "first", "average" and
-    "max" first make the tokens of a word agree, by its first token, its mean scores or its surest token.
+    """Options of token classification.
 
-    ignore_labels: labels (or tags of entities) to leave out.
-    stride: read long texts through windows that share this many tokens; without it they are cut, with a warning.
-    is_split_into_words: inputs are lists of words; offsets are into the words joined by `delimiter`.
+    Attributes:
+        aggregation_strategy: "none" labels tokens; "simple" groups adjacent tokens with the same tag into entities; "first",
+            "average" and "max" first assign one label to each word, by its first token, its mean scores or its most
+            confident token.
+        ignore_labels: Labels (or tags of entities) to omit.
+        stride: Read long texts in windows that overlap by this many tokens; by default they are truncated with a warning.
+        is_split_into_words: Inputs are lists of words; offsets refer to the words joined by ``delimiter``.
+        delimiter: Separator with which words are joined.
     """
 
     aggregation_strategy: str = "none"
@@ -41,13 +48,13 @@ class TokenClassificationOptions(Options):
     is_split_into_words: bool = False
     delimiter: str = " "
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.aggregation_strategy, str):
             object.__setattr__(self, "aggregation_strategy", self.aggregation_strategy.lower())
         check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
         labels = ("O",) if self.ignore_labels is None else self.ignore_labels
         if isinstance(labels, str) or not isinstance(labels, (Sequence, set)):
-            raise InputError(f"ignore_labels is {describe(labels)}; it must be a list of labels such as ['O']")
+            raise InputError(f"ignore_labels is {describe(labels)}; expected a list of labels such as ['O']")
         object.__setattr__(self, "ignore_labels", tuple(labels))
         check_int("stride", self.stride, minimum=0, optional=True)
         check_bool("is_split_into_words", self.is_split_into_words)
@@ -55,26 +62,34 @@ class TokenClassificationOptions(Options):
         check_string("delimiter", self.delimiter)
         if self.stride is not None and self.aggregation_strategy == "none":
             raise InputError(
-                f"stride is {self.stride} and aggregation_strategy is 'none', which cannot join what windows share; "
-                "choose 'simple', 'first', 'average' or 'max'"
+                f"stride is {self.stride}, but aggregation_strategy is 'none', which cannot merge overlapping windows; "
+                "use 'simple', 'first', 'average' or 'max'"
             )
 
 
 @dataclass(slots=True)
 class Tokens:
-    """The tokens of one row that are not special. All arrays [tokens]; `words` are the tokens' texts."""
+    """The tokens of one row without special tokens.
+
+    Attributes:
+        sentence: The text.
+        positions: int [tokens], positions in the row.
+        starts: int [tokens], first character of each token.
+        ends: int [tokens], end of each token's characters.
+        ids: int [tokens].
+    """
 
     sentence: str
-    places: np.ndarray
+    positions: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
     ids: np.ndarray
 
 
-class TokenClassificationTask(Task):
+class TokenClassificationTask(Task[TokenClassificationOptions]):
     """Text -> a list of {"entity" or "entity_group", "score", "word", "start", "end"[, "index"]}.
 
-    Spans and strategies are those of Transformers' TokenClassificationPipeline.
+    Spans and strategies follow Transformers' TokenClassificationPipeline.
     """
 
     name = "token-classification"
@@ -82,38 +97,42 @@ class TokenClassificationTask(Task):
     Options = TokenClassificationOptions
     remedy = "shorten it, or pass stride= to read it through windows"
 
-    def __init__(self, tokenizer, config, folder=None):
+    def __init__(
+        self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
+    ) -> None:
         super().__init__(tokenizer, config, folder)
-        # Tokenizers that mark continuations ("##ing") show which tokens start a word; others leave it to white space.
+        # Tokenizers that mark continuations ("##ing") tell which tokens start a word; otherwise whitespace does.
         self._marks_continuations = bool(getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
         split = [split_tag(label) for label in config.labels]
-        names = sorted({tag for _, tag in split})
-        self._begins = np.array([begins for begins, _ in split], bool)
-        self._tags = np.array([names.index(tag) for _, tag in split])
+        tags = sorted({tag for _, tag in split})
+        self._begins = np.array([begins for begins, _ in split], bool)  # [labels]
+        self._tags = np.array([tags.index(tag) for _, tag in split])  # [labels]
 
     @property
-    def wants(self):
-        return "a text, a list of texts or an iterator of them (lists of words with is_split_into_words=True)"
+    def accepted_inputs(self) -> str:
+        return "a text, a list of texts or an iterator of texts (lists of words with is_split_into_words=True)"
 
-    def check_options(self, options):
+    def check_options(self, options: TokenClassificationOptions) -> None:
         limit = self.limit()
         if options.stride is not None and limit is not None:
             room = limit - self.tokenizer.num_special_tokens_to_add(False)
             if options.stride >= room:
-                raise InputError(f"stride is {options.stride}; it must be less than the {room} tokens of a window")
+                raise InputError(f"stride is {options.stride}; expected less than the {room} tokens of a window")
 
-    def arrange(self, inputs, keywords):
-        arranged = super().arrange(inputs, keywords)
-        split = arranged.shape == "list" and keywords.get("is_split_into_words", False)
-        if split and not all(isinstance(item, (list, tuple)) for item in arranged.items):  # one text, as its words
-            return Arranged("list", [arranged.items], options=keywords)
-        return arranged
+    def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
+        parsed = super().parse_inputs(inputs, keywords)
+        split = parsed.kind == "list" and keywords.get("is_split_into_words", False)
+        if split and not all(isinstance(item, (list, tuple)) for item in parsed.items):  # one text, as its words
+            parsed.items = [parsed.items]
+        return parsed
 
-    def output_width(self):
+    def output_width(self) -> int:
         return self.config.num_labels
 
-    def encode(self, items, options, first=0):
-        sentences, word_starts = [], None
+    def encode(self, items: Sequence[Any], options: TokenClassificationOptions, first: int = 0) -> list[list[Example]]:
+        sentences: list[str] = []
+        word_starts: list[np.ndarray] | None = None
+        tokenizer_inputs: list[Any]
         if options.is_split_into_words:
             word_starts = []
             for i, words in enumerate(items):
@@ -121,14 +140,14 @@ class TokenClassificationTask(Task):
                 sentences.append(options.delimiter.join(words))
                 lengths = np.array([len(word) + len(options.delimiter) for word in words])
                 word_starts.append(np.concatenate([[0], np.cumsum(lengths)[:-1]]))
-            items = [list(words) for words in items]
+            tokenizer_inputs = [list(words) for words in items]
         else:
-            sentences = items = self.texts(items, first)
-        # As in Transformers, the tokenizer's own limit cuts; a row that the model has no positions for is an error.
+            sentences = tokenizer_inputs = self.texts(items, first)
+        # As in Transformers, only the tokenizer's limit truncates; exceeding the model's positions is an error.
         limit = self.limit() if options.stride is not None else tokenizer_limit(self.tokenizer)
         keywords = {"truncation": True, "max_length": limit, "stride": options.stride or 0} if limit else {}
         encoded = self.tokenizer(
-            items,
+            tokenizer_inputs,
             is_split_into_words=options.is_split_into_words,
             return_overflowing_tokens=bool(limit),
             return_special_tokens_mask=True,
@@ -140,46 +159,63 @@ class TokenClassificationTask(Task):
         owners = encoded.get("overflow_to_sample_mapping", list(range(len(items))))
         rows = self.rows(encoded, items=[first + i for i in owners])
         examples: list[list[Example]] = [[] for _ in items]
-        cut = []
+        truncated: set[int] = set()
         for i, (owner, row) in enumerate(zip(owners, rows, strict=True)):
             if examples[owner] and options.stride is None:
-                cut.append(first + owner)
+                truncated.add(first + owner)
                 continue
-            places = np.flatnonzero(np.array(encoded["special_tokens_mask"][i]) == 0)
-            offsets = np.array(encoded["offset_mapping"][i], np.int64).reshape(-1, 2)[places]
+            positions = np.flatnonzero(np.array(encoded["special_tokens_mask"][i]) == 0)
+            offsets = np.array(encoded["offset_mapping"][i], np.int64).reshape(-1, 2)[positions]  # [tokens, 2]
             if word_starts is not None:
                 words = encoded.word_ids(i)
-                shift = np.array([0 if words[p] is None else word_starts[owner][words[p]] for p in places], np.int64)
+                shift = np.array([0 if words[p] is None else word_starts[owner][words[p]] for p in positions], np.int64)
                 offsets = offsets + shift[:, None]
-            tokens = Tokens(sentences[owner], places, offsets[:, 0], offsets[:, 1], row["input_ids"][places])
+            tokens = Tokens(sentences[owner], positions, offsets[:, 0], offsets[:, 1], row["input_ids"][positions])
             examples[owner].append(Example(row, state=tokens))
-        if cut:
+        if truncated:
             warnings.warn(
-                f"{self.name}: inputs {sorted(set(cut))[:5]} are longer than {limit} tokens and were cut; "
-                "pass stride= (and an aggregation_strategy) to read all of them",
+                f"{self.name}: inputs {sorted(truncated)[:5]} are longer than {limit} tokens and were truncated; "
+                "pass stride= (and an aggregation_strategy) to read them completely",
                 stacklevel=2,
             )
         return examples
 
     def check_words(self, words: Any, where: str) -> None:
-        """Raises InputError unless `words` is a list of at least one word."""
+        """Raise InputError unless ``words`` is a nonempty list of words.
+
+        Args:
+            words: The words of one text.
+            where: Name of the text, for error messages.
+        """
         if isinstance(words, (str, Mapping)) or not isinstance(words, (list, tuple)):
-            raise InputError(f"{where} is {describe(words)}; with is_split_into_words=True it must be a list of words")
+            raise InputError(f"{where} is {describe(words)}; is_split_into_words=True expects a list of words")
         if not words:
-            raise InputError(f"{where} is an empty list of words; leave it out")
+            raise InputError(f"{where} is an empty list of words; remove it")
         for word in words:
             check_text(word, f"{where}, a word")
 
-    def decode(self, item, examples, outputs, options):
-        found = []
+    def decode(
+        self,
+        item: Any,
+        examples: Sequence[Example],
+        outputs: Sequence[dict[str, Any]],
+        options: TokenClassificationOptions,
+    ) -> list[dict[str, Any]]:
+        entities: list[dict[str, Any]] = []
         for example, output in zip(examples, outputs, strict=True):
-            scores = softmax(output["logits"][example.state.places])  # [tokens, labels]
+            scores = softmax(output["logits"][example.state.positions])  # [tokens, labels]
             if len(scores):
-                found += self.entities(example.state, scores, options)
-        return join_windows(found) if len(examples) > 1 else found
+                entities += self.entities(example.state, scores, options)
+        return merge_overlaps(entities) if len(examples) > 1 else entities
 
-    def entities(self, tokens: Tokens, scores: np.ndarray, options: TokenClassificationOptions) -> list[dict]:
-        """What one row says: its labelled tokens, or the entities they make. scores: [tokens, labels]."""
+    def entities(self, tokens: Tokens, scores: np.ndarray, options: TokenClassificationOptions) -> list[dict[str, Any]]:
+        """Return the labeled tokens of one row, or its entities.
+
+        Args:
+            tokens: The tokens of the row.
+            scores: float32 [tokens, labels].
+            options: Options of the call.
+        """
         strategy = options.aggregation_strategy
         words, continues = self.words(tokens)
         if strategy in ("none", "simple"):
@@ -192,7 +228,7 @@ class TokenClassificationTask(Task):
                     {
                         "entity": self.config.labels[labels[i]],
                         "score": float(best[i]),
-                        "index": int(tokens.places[i]),
+                        "index": int(tokens.positions[i]),
                         "word": words[i],
                         "start": int(starts[i]),
                         "end": int(ends[i]),
@@ -203,18 +239,20 @@ class TokenClassificationTask(Task):
             continues[0] = False
             begins = np.flatnonzero(~continues)  # the first token of each word
             lasts = np.append(begins[1:], len(words)) - 1
-            labels, best = agree(scores, begins, lasts, strategy)
+            labels, best = label_words(scores, begins, lasts, strategy)
             starts, ends = tokens.starts[begins], tokens.ends[lasts]
             to_string = self.tokenizer.convert_tokens_to_string
 
             def texts(first: int, end: int) -> list[str]:
                 return [to_string(words[begins[i] : lasts[i] + 1]) for i in range(first, end)]
 
-            return self.groups(labels, best, starts, ends, texts, options.ignore_labels)
-        return self.groups(labels, best, starts, ends, lambda first, end: words[first:end], options.ignore_labels)
+            return self.group_entities(labels, best, starts, ends, texts, options.ignore_labels)
+        return self.group_entities(
+            labels, best, starts, ends, lambda first, end: words[first:end], options.ignore_labels
+        )
 
     def words(self, tokens: Tokens) -> tuple[list[str], np.ndarray]:
-        """Each token's text, and whether it continues the word of the token before it."""
+        """Return the tokens' texts, and bool [tokens]: whether each token continues the previous token's word."""
         sentence, unknown = tokens.sentence, self.tokenizer.unk_token_id
         words = self.tokenizer.convert_ids_to_tokens(tokens.ids.tolist())
         starts, ends = tokens.starts.tolist(), tokens.ends.tolist()
@@ -226,23 +264,35 @@ class TokenClassificationTask(Task):
             words[i], continues[i] = sentence[starts[i] : ends[i]], False
         return words, np.array(continues, bool)
 
-    def groups(self, labels, scores, starts, ends, texts, ignore: Sequence[str]) -> list[dict]:
-        """Joins neighbours of one tag; a label that begins with B- starts a new entity.
+    def group_entities(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        texts: Callable[[int, int], list[str]],
+        ignore: Sequence[str],
+    ) -> list[dict[str, Any]]:
+        """Group adjacent units (words or tokens) with the same tag; a label that begins with B- starts a new entity.
 
         Args:
-            labels, scores, starts, ends: [words], or [tokens] where tokens stand for themselves.
-            texts: (first, end) -> the words between them.
+            labels: int [units], ids of labels.
+            scores: float32 [units].
+            starts: int [units], first character of each.
+            ends: int [units], end of each one's characters.
+            texts: Function from (first, end) to the texts of these units.
+            ignore: Tags to omit.
         """
         tags = self._tags[labels]
         begins = np.flatnonzero(np.concatenate([[True], (tags[1:] != tags[:-1]) | self._begins[labels][1:]]))
         ended = np.append(begins[1:], len(labels))
         means = np.add.reduceat(scores, begins) / (ended - begins)
-        found = []
+        entities = []
         for first, end, score in zip(begins.tolist(), ended.tolist(), means.tolist(), strict=True):
-            # The group's name is its first label after the first dash, whatever stands before it.
+            # As in Transformers, the tag is whatever follows the first dash, even if the prefix is not B or I.
             name = self.config.labels[labels[first]].split("-", 1)[-1]
             if name not in ignore:
-                found.append(
+                entities.append(
                     {
                         "entity_group": name,
                         "score": score,
@@ -251,46 +301,59 @@ class TokenClassificationTask(Task):
                         "end": int(ends[end - 1]),
                     }
                 )
-        return found
+        return entities
 
 
-def tokenizer_limit(tokenizer) -> int | None:
-    """The tokenizer's `model_max_length`, or None where it has only the placeholder for "none"."""
+def tokenizer_limit(tokenizer: Tokenizer) -> int | None:
+    """Return the tokenizer's ``model_max_length``, or None if it is the placeholder for no limit."""
     limit = tokenizer.model_max_length
     return int(limit) if limit and 0 < limit < 10**9 else None
 
 
 def split_tag(label: str) -> tuple[bool, str]:
-    """Whether a label begins an entity, and its tag: "B-PER" -> (True, "PER"), "O" -> (False, "O")."""
+    """Return whether a label begins an entity, and its tag: "B-PER" -> (True, "PER"), "O" -> (False, "O")."""
     if label.startswith(("B-", "I-")):
         return label.startswith("B-"), label[2:]
     return False, label
 
 
-def agree(scores: np.ndarray, begins: np.ndarray, lasts: np.ndarray, strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """One label and score for each word, from its tokens' scores [tokens, labels]."""
+def label_words(
+    scores: np.ndarray, begins: np.ndarray, lasts: np.ndarray, strategy: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assign one label to each word.
+
+    Args:
+        scores: float32 [tokens, labels].
+        begins: int [words], first token of each word.
+        lasts: int [words], last token of each word.
+        strategy: "first", "average" or "max".
+
+    Returns:
+        labels: int [words].
+        scores: float32 [words].
+    """
     if strategy == "average":
-        chosen = np.add.reduceat(scores, begins, axis=0) / (lasts - begins + 1)[:, None].astype(scores.dtype)
+        word_scores = np.add.reduceat(scores, begins, axis=0) / (lasts - begins + 1)[:, None].astype(scores.dtype)
     elif strategy == "first":
-        chosen = scores[begins]
+        word_scores = scores[begins]
     else:
         best = scores.max(axis=1)
         peaks = np.repeat(np.maximum.reduceat(best, begins), lasts - begins + 1)
-        places = np.where(best == peaks, np.arange(len(best)), len(best))
-        chosen = scores[np.minimum.reduceat(places, begins)]  # the first token that reaches its word's peak
-    labels = chosen.argmax(axis=1)
-    return labels, np.take_along_axis(chosen, labels[:, None], 1)[:, 0]
+        positions = np.where(best == peaks, np.arange(len(best)), len(best))
+        word_scores = scores[np.minimum.reduceat(positions, begins)]  # first token with the word's highest score
+    labels = word_scores.argmax(axis=1)
+    return labels, np.take_along_axis(word_scores, labels[:, None], 1)[:, 0]
 
 
-def join_windows(entities: list[dict]) -> list[dict]:
-    """Of entities that overlap, keeps the longest, and of equally long ones the surest."""
-    kept: list[dict] = []
+def merge_overlaps(entities: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keep the longest of overlapping entities, and the one with the highest score of equally long ones."""
+    merged: list[dict[str, Any]] = []
     for entity in sorted(entities, key=lambda e: e["start"]):
-        if kept and kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
-            last = kept[-1]
+        if merged and merged[-1]["start"] <= entity["start"] < merged[-1]["end"]:
+            last = merged[-1]
             longer = (entity["end"] - entity["start"]) - (last["end"] - last["start"])
             if longer > 0 or (longer == 0 and entity["score"] > last["score"]):
-                kept[-1] = entity
+                merged[-1] = entity
         else:
-            kept.append(entity)
-    return kept
+            merged.append(entity)
+    return merged

@@ -1,154 +1,181 @@
-"""Translation: a text in another language, by models of one pair of languages or of many."""
+"""Translation with bilingual and multilingual models."""
 
 import contextlib
 import re
 import warnings
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from duonlp.errors import InputError
-from duonlp.tasks.base import check_string
+from duonlp.generation import GenerationConfig
+from duonlp.tasks.base import Example, check_string
 from duonlp.tasks.long_documents import LongDocumentOptions, LongDocumentTask
+from duonlp.typing import Tokenizer
 
 PAIR = re.compile(r"translation_(.+)_to_(.+)")
-"""The task's name with a pair of languages, such as "translation_en_to_fr"."""
+"""Task name with a language pair, such as "translation_en_to_fr"."""
 
 NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
+"""Language code of NLLB, such as "eng_Latn"."""
 
 
 @dataclass(frozen=True)
 class TranslationOptions(LongDocumentOptions):
-    """The options of LongDocumentOptions, and besides:
+    """The options of LongDocumentOptions, and the attributes below.
 
-    src_lang, tgt_lang: the languages, as the model's tokenizer calls them ("en_XX" of mBART, "en" of M2M100); those of the
-        task's name when None. ``language``, for sentences, is src_lang's when None.
+    ``language``, the language of the sentences, defaults to that of ``src_lang``.
+
+    Attributes:
+        src_lang: Source language in the tokenizer's code ("en_XX" in mBART, "en" in M2M100); default: from the task's name.
+        tgt_lang: Target language, likewise.
+        source_code: The tokenizer's code of the source language; set by the task when it checks the options.
+        target_code: The tokenizer's code of the target language, likewise.
     """
 
     src_lang: str | None = None
     tgt_lang: str | None = None
 
-    source_code: ClassVar[str | None] = None  # the tokenizer's own for src_lang; the task sets it
+    source_code: ClassVar[str | None] = None
     target_code: ClassVar[str | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_string("src_lang", self.src_lang, optional=True)
         check_string("tgt_lang", self.tgt_lang, optional=True)
 
 
-class TranslationTask(LongDocumentTask):
-    """Text -> [{"translation_text"}], as TranslationPipeline of Transformers 4.57; see Text2TextGenerationTask.
+class TranslationTask(LongDocumentTask[TranslationOptions]):
+    """Text -> [{"translation_text"}], like TranslationPipeline of Transformers 4.57; see Text2TextGenerationTask.
 
-    How a model is told the languages is its tokenizer's matter: mBART's, NLLB's and M2M100's mark the source with src_lang, and
-    the decoder is made to begin with tgt_lang; Marian's of several targets want ">>fr<<" before the text; T5 has a
-    prefix for each pair in task_specific_params; others are of one pair. The name "translation_en_to_fr" stands for
-    src_lang="en" and tgt_lang="fr", and for the task_specific_params of that name, of which the first pair holds, with a
-    warning, where no language is named; "en" is also understood by models that have just one "en_XX". A document read with
-    ``long_documents="chunk"`` gives the translations of its parts, joined.
+    How languages are specified depends on the model:
+
+    - mBART, NLLB and M2M100: the tokenizer marks the source with src_lang, and the decoder is forced to begin with tgt_lang.
+    - Marian with several targets: the text is prefixed with, e.g., ">>fr<<".
+    - T5: task_specific_params have a prefix for each pair. If no language is specified, the first pair applies, with a warning.
+    - Others translate one pair.
+
+    The name "translation_en_to_fr" implies src_lang="en", tgt_lang="fr" and the task_specific_params of that name. A model
+    with exactly one "en_XX" also accepts "en". With ``long_documents="chunk"``, the translations of the parts are joined.
 
     Raises:
-        InputError: a language that the model does not know; languages for a model that is told none; or only one of the
-            two where both are needed.
+        InputError: the model does not support a language, does not accept languages, or needs both.
     """
 
     name = "translation"
     result_name = "translation"
     Options = TranslationOptions
 
-    def __init__(self, *arguments, **keywords):
-        super().__init__(*arguments, **keywords)
-        self.languages = languages(self.tokenizer)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.languages = language_ids(self.tokenizer)
         codes = getattr(self.tokenizer, "supported_language_codes", None) or []
-        self.targets = [code.strip("><") for code in codes]  # of Marian
-        named = PAIR.fullmatch(self.name)
-        self.named = named.groups() if named else (None, None)
+        self.targets = [code.strip("><") for code in codes]  # Marian only
+        self.named_pair: tuple[str | None, str | None] = (None, None)
+        if (match := PAIR.fullmatch(self.name)) is not None:
+            self.named_pair = match[1], match[2]
         stored = self.config.extra.get("task_specific_params") or {}
         self.stored_names = [name for name in stored if PAIR.fullmatch(name)]
 
     # -- options ---------------------------------------------------------------------------------------------------
 
-    def pair(self, options: TranslationOptions) -> tuple[str | None, str | None]:
-        """Source and target, as the caller calls them."""
+    def language_pair(self, options: TranslationOptions) -> tuple[str | None, str | None]:
+        """Return the source and target languages as specified by the caller."""
         if options.src_lang is None and options.tgt_lang is None:
-            return self.named
+            return self.named_pair
         return options.src_lang, options.tgt_lang
 
-    def specific_name(self, options):
-        source, target = self.pair(options)
+    def task_params_name(self, options: TranslationOptions) -> str:
+        source, target = self.language_pair(options)
         name = self.name if source is None or target is None else f"translation_{source}_to_{target}"
         unnamed = self.name == "translation" and (self.languages or source is target is None)
         return self.stored_names[0] if unnamed and self.stored_names and name not in self.stored_names else name
 
-    def complete(self, config, options):
-        source, target = self.pair(options)
+    def finalize_config(self, config: GenerationConfig, options: TranslationOptions) -> GenerationConfig:
+        source, target = self.language_pair(options)
         if self.languages:
             if source is None or target is None:
-                known = self.tokenizer.init_kwargs
-                source, target = source or known.get("src_lang"), target or known.get("tgt_lang")
+                defaults = self.tokenizer.init_kwargs
+                source, target = source or defaults.get("src_lang"), target or defaults.get("tgt_lang")
             if source is not None:
-                object.__setattr__(options, "source_code", self.code("src_lang", source))
+                object.__setattr__(options, "source_code", self.language_code("src_lang", source))
             if target is not None:
-                object.__setattr__(options, "target_code", self.code("tgt_lang", target))
-            if target is not None and "forced_bos_token_id" not in options.given:
-                config = replace(config, forced_bos_token_id=self.languages[options.target_code])
+                target_code = self.language_code("tgt_lang", target)
+                object.__setattr__(options, "target_code", target_code)
+                if "forced_bos_token_id" not in options.explicit:
+                    config = replace(config, forced_bos_token_id=self.languages[target_code])
         elif not self.targets:
             self.check_pair(source, target, options)
             if source is None and target is None and self.stored_names:
                 warnings.warn(
-                    f"translation names no languages, and {self.specific_name(options)} holds, the first of config.json's "
-                    "task_specific_params; ask for the one you mean",
+                    f"translation specifies no languages; using {self.task_params_name(options)}, the first of config.json's "
+                    "task_specific_params: pass src_lang and tgt_lang, or use such a task name",
                     stacklevel=6,
                 )
         elif options.tgt_lang is not None and target not in self.targets:
-            raise InputError(f"tgt_lang {target!r} is not a language of this model: {', '.join(self.targets)}")
-        return super().complete(config, options)
+            raise InputError(
+                f"tgt_lang {target!r} is not a language of this model; use one of {', '.join(self.targets)}"
+            )
+        return super().finalize_config(config, options)
 
-    def prefix(self, options):
-        target = self.pair(options)[1]
+    def prefix(self, options: TranslationOptions) -> str:
+        target = self.language_pair(options)[1]
         return (f">>{target}<< " if target in self.targets else "") + super().prefix(options)
 
-    def code(self, name: str, language: str) -> str:
-        """The tokenizer's code for a language."""
-        close = [code for code in self.languages if code.startswith(f"{language}_")]
-        found = [language] if language in self.languages else close
-        if len(found) != 1:
-            raise InputError(f"{name} {language!r} is not a language of this model: {', '.join(self.languages)}")
-        return found[0]
+    def language_code(self, name: str, language: str) -> str:
+        """Return the tokenizer's code of a language, which can be abbreviated if that is unambiguous.
+
+        Args:
+            name: Name of the option, for error messages.
+            language: The language.
+
+        Raises:
+            InputError: the model does not support the language, or the abbreviation is ambiguous.
+        """
+        matches = [code for code in self.languages if code.startswith(f"{language}_")]
+        matches = [language] if language in self.languages else matches
+        if len(matches) != 1:
+            raise InputError(
+                f"{name} {language!r} is not a language of this model; use one of {', '.join(self.languages)}"
+            )
+        return matches[0]
 
     def check_pair(self, source: str | None, target: str | None, options: TranslationOptions) -> None:
-        """Languages for a model that is not told any: they must be its own."""
-        own = getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None)
-        own = own if all(isinstance(code, str) for code in own) else (None, None)
-        wrong = [(asked, code) for asked, code in zip((source, target), own, strict=True) if asked not in (None, code)]
-        if own != (None, None) and wrong:
-            raise InputError(f"this model translates from {own[0]!r} to {own[1]!r}, not {source!r} to {target!r}")
-        named = options.src_lang is None and options.tgt_lang is None
-        if own != (None, None) or (named and (source is None or not self.stored_names)):
-            return  # a name is no more than a name where the model has one pair
-        pairs = [PAIR.fullmatch(name).groups() for name in self.stored_names]
+        """Raise InputError if languages are specified that differ from those of a model without language codes."""
+        trained = getattr(self.tokenizer, "source_lang", None), getattr(self.tokenizer, "target_lang", None)
+        trained = trained if all(isinstance(code, str) for code in trained) else (None, None)
+        differs = any(asked not in (None, code) for asked, code in zip((source, target), trained, strict=True))
+        if trained != (None, None) and differs:
+            raise InputError(
+                f"this model translates {trained[0]!r} to {trained[1]!r}, not {source!r} to {target!r}; omit the languages"
+            )
+        from_name = options.src_lang is None and options.tgt_lang is None
+        if trained != (None, None) or (from_name and (source is None or not self.stored_names)):
+            return  # the languages in the task's name do not matter if the model has only one pair
+        pairs = [match.groups() for name in self.stored_names if (match := PAIR.fullmatch(name)) is not None]
         if (source, target) not in pairs and (options.prefix is None or not pairs):
-            known = ", ".join(f"{a} to {b}" for a, b in pairs)
+            supported = ", ".join(f"{a} to {b}" for a, b in pairs)
             raise InputError(
                 f"src_lang={source!r}, tgt_lang={target!r}: "
                 + (
-                    f"this model translates {known}; ask for those, or pass the prefix that it was trained with"
-                    if known
-                    else "this model is not told languages; leave them out"
+                    f"this model translates {supported}; use one of those, or pass the prefix with which it was trained"
+                    if supported
+                    else "this model does not accept languages; omit them"
                 )
             )
 
-    # -- text to arrays --------------------------------------------------------------------------------------------
+    # -- encoding --------------------------------------------------------------------------------------------------
 
-    def encode(self, items, options, first=0):
+    def encode(self, items: Sequence[Any], options: TranslationOptions, first: int = 0) -> list[list[Example]]:
         if self.languages and (options.source_code is None or options.target_code is None):
             raise InputError(
-                f"{self.name} needs src_lang and tgt_lang with this model, which has several languages: "
+                f"{self.name} needs src_lang and tgt_lang, since this model is multilingual; use "
                 f"{', '.join(self.languages)}"
             )
         return super().encode(items, options, first)
 
     @contextlib.contextmanager
-    def language(self, options):
+    def source_language(self, options: TranslationOptions) -> Generator[None]:
         if options.source_code is None:
             yield
             return
@@ -159,25 +186,25 @@ class TranslationTask(LongDocumentTask):
         finally:
             self.tokenizer.src_lang = before
 
-    def sentence_language(self, options):
-        source = self.pair(options)[0] or getattr(self.tokenizer, "source_lang", None) or "en"
+    def sentence_language(self, options: TranslationOptions) -> str:
+        source = self.language_pair(options)[0] or getattr(self.tokenizer, "source_lang", None) or "en"
         return re.split("[_-]", source)[0]
 
-    def check_lengths(self, examples, options):
+    def warn_about_lengths(self, examples: Sequence[Example], options: TranslationOptions) -> None:
         config = options.resolved
         if config.max_new_tokens is not None or config.max_length is None:
             return
         long = next((example for example in examples if example.length > 0.9 * config.max_length), None)
         if long is not None:
             warnings.warn(
-                f"input {long.state.number} has {long.length} tokens and max_length is {config.max_length}: its translation "
-                "may be cut off; raise max_length",
+                f"input {long.state.number} has {long.length} tokens and max_length is {config.max_length}, so its translation "
+                "may be truncated; raise max_length",
                 stacklevel=5,
             )
 
 
-def languages(tokenizer) -> dict[str, int]:
-    """Code to id of the languages that a tokenizer marks sources with; none for most."""
+def language_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the language codes with which a tokenizer marks sources and their token ids; {} for most tokenizers."""
     codes = getattr(tokenizer, "lang_code_to_id", None)
     if codes:
         return dict(codes)

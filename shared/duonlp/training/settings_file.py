@@ -197,7 +197,10 @@ def _convert(value: Any, hint: Any, path: str, what: str, default: Any = None) -
             item_hints = item_hints * len(value) if len(item_hints) == 1 else item_hints
             if item_hints and len(item_hints) != len(value):
                 raise InputError(f"{path} has {len(value)} values; it must have {len(item_hints)}")
-            items = [_convert(item, each, path, what) for item, each in zip(value, item_hints or [Any] * len(value))]
+            items = [
+                _convert(item, item_hint, path, what)
+                for item, item_hint in zip(value, item_hints or [Any] * len(value))
+            ]
             return items if origin is list else tuple(items)
         if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
             return dict(value)

@@ -1,4 +1,4 @@
-"""Helpers without a subject of their own: files, pictures, sentences, and loading an engine."""
+"""General helpers: files, figures, sentences, machine information and loading an engine."""
 
 from duonlp.util.buckets import bucket
 from duonlp.util.files import locked_folder, write_text

@@ -1,7 +1,7 @@
-"""Files and folders that other processes look at, too: written whole or not at all, and locked."""
+"""Write files atomically and lock folders."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,29 +9,31 @@ from duonlp.errors import InputError
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """A whole file or none: written to a temporary name, and renamed."""
+    """Write a UTF-8 file atomically, by renaming a temporary file."""
     file = Path(file)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        with open(unfinished, "w", encoding="utf-8") as writing:
-            writing.write(text)
-            writing.flush()
-            os.fsync(writing.fileno())
+        with open(unfinished, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which the system takes back however the process ends.
+def locked_folder(folder: Path) -> Generator[None, None, None]:
+    """Hold a lock on a folder, which the operating system releases however the process ends.
+
+    Systems and file systems without locks are not an error.
 
     Raises:
-        InputError: another process holds it.
+        InputError: Another process holds the lock.
     """
     try:
         import fcntl
-    except ImportError:  # no such locks on this system
+    except ImportError:  # Windows
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -39,8 +41,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{str(folder)!r} is being written by another process; wait for it or stop it") from error
-        except OSError:  # a file system without locks
+            raise InputError(
+                f"{str(folder)!r} is being written by another process; wait for it to finish, or stop it"
+            ) from error
+        except OSError:  # the file system has no locks
             pass
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which frameworks there are, whether they are installed, and our package for each, imported when asked for."""
+"""Find the installed frameworks, import the engine of one on demand, and keep its notes off the screen."""
 
 import contextlib
 import ctypes
@@ -11,54 +11,57 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import TextIO, cast
 
 from duonlp.errors import MissingExtraError
+from duonlp.typing import Engine
 from duonlp.util.suggestions import choice
 
 PACKAGES = {"tf": "tfnlp", "jax": "jaxnlp"}
-"""Framework to our package."""
+"""Framework to engine package."""
 
 NEEDS = {"tf": "tensorflow", "jax": "flax", "torch": "torch"}
-"""Framework to the module that must be installed; torch is a reference alone."""
+"""Framework to the module that must be installed. torch is only a reference."""
 
 INSTALL = {
     "tf": 'pip install "duonlp[tf]"',
     "jax": 'pip install "duonlp[jax]"',
     "torch": 'pip install "duonlp[parity]"',
 }
+"""Framework to the command that installs it."""
 
 
 def installed(framework: str) -> bool:
-    """Whether a framework is installed; it is not imported for that."""
+    """Return whether a framework is installed, without importing it."""
     return importlib.util.find_spec(NEEDS[framework]) is not None
 
 
-def package(framework: str) -> ModuleType:
-    """tfnlp or jaxnlp, imported.
+def package(framework: str) -> Engine:
+    """Import and return tfnlp or jaxnlp.
 
     Raises:
-        MissingExtraError: its framework is not installed.
+        MissingExtraError: The framework is not installed.
     """
     require(framework)
     with without_native_notes():
         module = importlib.import_module(PACKAGES[framework])
         if framework == "tf":
-            importlib.import_module("tensorflow").constant(0) + 0  # the first operation says its note, too
-    return module
+            importlib.import_module("tensorflow").constant(0) + 0  # the first operation prints notes, too
+    return cast(Engine, module)
 
 
 def require(framework: str) -> None:
-    """Raises MissingExtraError, with what to install, unless the framework is installed."""
+    """Raise MissingExtraError, which says what to install, unless the framework is installed."""
     if not installed(framework):
         name = PACKAGES.get(framework, framework)
         raise MissingExtraError(f"{name} needs {NEEDS[framework]}, which is not installed; {INSTALL[framework]}")
 
 
 def transformers() -> ModuleType:
-    """Import transformers without its note that there is no PyTorch: its tokenizers and configurations need none."""
+    """Import transformers without its message about missing PyTorch, which tokenizers and configurations do not need."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     unset = name not in os.environ
     if unset:
@@ -73,35 +76,35 @@ def transformers() -> ModuleType:
 NATIVE_NOTE = re.compile(
     rb"^(I\d{4} |WARNING: All log messages before absl|E\d{4} .*failed call to cuInit: .*(\(303\)|NO_DEVICE))"
 )
-"""TensorFlow's informative lines, and its error of a machine without a CUDA driver or a device."""
+"""TensorFlow's informational lines, and its error on a machine without a CUDA driver or device."""
 
 
 @contextmanager
-def without_native_notes() -> Iterator[None]:
-    """Keep those lines of TensorFlow's C++ off standard error for which it has no switch; the rest comes after.
+def without_native_notes() -> Generator[None, None, None]:
+    """Drop TensorFlow's informational C++ lines, which have no switch, from standard error; print other lines at the end.
 
-    A person who sets TF_CPP_MIN_LOG_LEVEL=0 sees them all. If the process ends here, its last lines are lost;
-    faulthandler says on standard error where it was.
+    With TF_CPP_MIN_LOG_LEVEL=0 every line is shown. If the process dies meanwhile, its last lines are lost, but faulthandler
+    still prints a traceback.
     """
     try:
-        kept = None if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else os.dup(2)
+        stderr = None if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else os.dup(2)
     except OSError:  # there is no standard error
-        kept = None
-    if kept is None:
+        stderr = None
+    if stderr is None:
         yield
         return
-    watched = faulthandler.is_enabled()
-    if not watched:
-        faulthandler.enable(kept)
+    was_enabled = faulthandler.is_enabled()
+    if not was_enabled:
+        faulthandler.enable(stderr)
     with tempfile.TemporaryFile() as lines:
         os.dup2(lines.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            if not watched:
+            os.dup2(stderr, 2)
+            if not was_enabled:
                 faulthandler.disable()
-            os.close(kept)
+            os.close(stderr)
             lines.seek(0)
             for line in lines:
                 if not NATIVE_NOTE.match(line):
@@ -109,10 +112,10 @@ def without_native_notes() -> Iterator[None]:
 
 
 def keep_heap() -> None:
-    """Makes glibc's malloc keep the memory it has, for a loop on the CPU that allocates the same buffers each step.
+    """Make glibc's malloc keep freed memory, for CPU loops that allocate the same buffers in each step.
 
-    By default large buffers go back to the kernel and return as fresh pages: some 27,000 page faults a step of a small
-    model's training, a fifth of its time. To be called before a framework starts its threads. Elsewhere it does nothing.
+    By default large buffers return to the kernel and come back as fresh pages: about 27,000 page faults per training step
+    of a small model, a fifth of its time. Call this before a framework starts its threads. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -125,33 +128,34 @@ def keep_heap() -> None:
 
 
 def chosen_framework(framework: str) -> str:
-    """ "tf" or "jax": by default the one that is installed, jax if both are.
+    """Return "tf" or "jax": the given name, or for "" the installed framework, jax if both are.
 
     Raises:
-        InputError: another name.
+        InputError: The name is neither.
     """
     if framework:
         return choice("framework", framework, PACKAGES)
     return "tf" if installed("tf") and not installed("jax") else "jax"
 
 
-def load_package(framework: str, trains: bool = False):
-    """The package for "tf" or "jax" (by default the one that is installed, jax if both are), and that name.
+def load_package(framework: str, trains: bool = False) -> tuple[Engine, str]:
+    """Import the engine of a framework for a command, and return it with the framework's name.
 
     Args:
-        trains: prepares the process' memory for a training, which has to be done before TensorFlow starts its threads.
+        framework: "tf" or "jax"; "" for the installed one, jax if both are.
+        trains: Whether to call :func:`keep_heap`, which must happen before TensorFlow starts its threads.
 
     Raises:
-        InputError: another name.
-        MissingExtraError: it is not installed.
+        InputError: The name is neither.
+        MissingExtraError: The framework is not installed.
     """
     framework = chosen_framework(framework)
     calm_frameworks()
     if trains:
         keep_heap()
     module = package(framework)
-    # That a save took long, that a shape was compiled: notes to programmers. Of absl not even errors: those are raised as
-    # well, and Orbax writes a traceback of a Ctrl-C that comes while it saves.
+    # Notes about slow saves and compiled shapes are for developers. absl's errors are raised as exceptions anyway, and
+    # Orbax would log a traceback for a Ctrl-C during a save.
     for name, level in (("absl", logging.CRITICAL), ("tensorflow", logging.ERROR)):
         if name in sys.modules:
             logging.getLogger(name).setLevel(level)
@@ -159,16 +163,16 @@ def load_package(framework: str, trains: bool = False):
 
 
 def calm_frameworks() -> None:
-    """Before a framework is imported: no notes of its C++, no deprecations, on a person's screen."""
+    """Silence frameworks' C++ notes and deprecation warnings; call it before one is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # A warning of ours is a note to the person at the terminal, who has no use for a line of our source.
-    warnings.formatwarning = lambda message, *_: f"duonlp: {message}\n"
+    # Our warnings are for the user at the terminal, who has no use for a source line.
+    warnings.formatwarning = lambda message, category, filename, lineno, line=None: f"duonlp: {message}\n"
 
 
-def quiet_stdout():
-    """While a framework works, whatever prints goes to standard error: standard output is for results."""
+def quiet_stdout() -> contextlib.redirect_stdout[TextIO]:
+    """Redirect standard output to standard error while a framework works: standard output is for results."""
     return contextlib.redirect_stdout(sys.stderr)

@@ -1,26 +1,30 @@
-"""What a measured figure depends on: the processor, how busy it is, and the versions of what ran."""
+"""Describe the machine a measurement ran on: processor, load and library versions."""
 
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 PACKAGES = (
     "duonlp", "jax", "jaxlib", "flax", "tensorflow", "tensorflow-cpu", "keras", "keras-hub", "torch", "onnxruntime",
     "transformers", "tokenizers", "numpy",
 )  # fmt: skip
-"""Those whose versions are told, where they are installed."""
+"""Distributions whose versions are reported if they are installed."""
 
 VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
     "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION",
 )  # fmt: skip
-"""Environment variables that change how fast a framework computes."""
+"""Environment variables that affect a framework's speed."""
 
 
-def machine() -> dict:
-    """Processor, cores that this process may use, load (processes over the last minute), Python and versions.
+def machine() -> dict[str, Any]:
+    """Describe this machine.
 
-    "environment" has the variables of VARIABLES that are set: how many threads a framework was told to use, for one.
+    Returns:
+        "processor"; "cores", those this process may use; "load", the mean number of running processes over the last
+        minute (None if unknown); "system"; "python"; "versions" of installed PACKAGES; and "environment", the VARIABLES
+        that are set.
     """
     versions = {}
     for name in PACKAGES:
@@ -41,10 +45,10 @@ def machine() -> dict:
 
 
 def processor() -> str:
-    """The processor's model, as it calls itself where the system tells."""
+    """Return the processor's model name, or its architecture where the system does not tell."""
     if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
-            for line in f:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
                 if line.startswith("model name"):
                     return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

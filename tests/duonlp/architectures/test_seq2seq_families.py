@@ -1,4 +1,4 @@
-"""BART and its kin: what config.json of well-known checkpoints says, and the names their tensors have been saved under."""
+"""BART and related families: configurations of well-known checkpoints, and tensor names of various versions."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
 from tests.cases import Case, cases
 
-# config.json of facebook/bart-large-cnn, google/pegasus-xsum, facebook/mbart-large-50 and Helsinki-NLP/opus-mt-en-de, but for
-# what all of them have in common; with options that Transformers no longer reads, and ours do not either.
+# config.json of facebook/bart-large-cnn, google/pegasus-xsum, facebook/mbart-large-50 and Helsinki-NLP/opus-mt-en-de, without
+# the keys in SIXTEEN; some options are no longer read by Transformers, nor by us.
 SIXTEEN = {
     "d_model": 1024, "encoder_attention_heads": 16, "decoder_attention_heads": 16, "encoder_ffn_dim": 4096,
     "decoder_ffn_dim": 4096, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "add_bias_logits": False,
@@ -54,8 +54,8 @@ def test_published_configurations(model_type):
     hf = {"model_type": model_type, **PUBLISHED[model_type]}
     cfg = config_from_hf(hf)
     written = hf_config(cfg, "seq2seq-lm")
-    lost = {key for key in hf if key not in written}
-    assert lost <= {"num_hidden_layers"}  # another name of encoder_layers
+    dropped = {key for key in hf if key not in written}
+    assert dropped <= {"num_hidden_layers"}  # another name of encoder_layers
     theirs = AutoConfig.for_model(**hf)
     for key in (
         "d_model",
@@ -70,7 +70,7 @@ def test_published_configurations(model_type):
     assert cfg.num_labels == theirs.num_labels
 
 
-def test_the_other_names_of_keys():
+def test_alternative_key_names():
     small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3}
     cfg = config_from_hf({"model_type": "bart", "decoder_attention_heads": 2, **small})
     assert (cfg.hidden_size, cfg.attention.num_heads, cfg.num_layers) == (8, 2, 3)
@@ -78,20 +78,20 @@ def test_the_other_names_of_keys():
 
 
 @pytest.mark.parametrize(
-    ("hf", "says"),
+    ("hf", "message"),
     [
-        ({"model_type": "m2m_100", "pad_token_id": None}, "m2m_100 needs a pad_token_id"),
-        ({"model_type": "marian", "decoder_vocab_size": 7}, "decoder_vocab_size=7 is not vocab_size=58101"),
+        ({"model_type": "m2m_100", "pad_token_id": None}, "pad_token_id of m2m_100 is null"),
+        ({"model_type": "marian", "decoder_vocab_size": 7}, "decoder_vocab_size=7 differs from vocab_size=58101"),
         ({"model_type": "bart", "is_encoder_decoder": False, "is_decoder": True}, "is_encoder_decoder=False"),
         ({"model_type": "bart", "decoder_attention_heads": 3}, "1024 is not a multiple"),
     ],
 )
-def test_what_is_refused(hf, says):
-    with pytest.raises(ConfigError, match=says):
+def test_unsupported_options_are_rejected(hf, message):
+    with pytest.raises(ConfigError, match=message):
         config_from_hf(hf)
 
 
-def test_three_labels_are_no_hindrance_to_answering():
+def test_question_answering_ignores_the_number_of_labels():
     assert parameters(config_from_hf({"model_type": "bart"}), "question-answering")["qa_outputs/kernel"].shape == (
         1024,
         2,
@@ -121,29 +121,29 @@ def same(ours, others):
 
 
 @pytest.mark.parametrize(
-    "kept", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"]
+    "name", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"]
 )
-def test_tied_words_may_have_been_saved_under_any_of_their_names(kept, tmp_path):
+def test_tied_embeddings_load_from_any_of_their_names(name, tmp_path):
     bart = case("bart-seq2seq-lm")
     tensors = saved(tmp_path, bart)
     once = values(tmp_path, bart)
-    tensors[kept] = tensors.pop("model.shared.weight")
+    tensors[name] = tensors.pop("model.shared.weight")
     rewrite(tmp_path, tensors)
     assert same(values(tmp_path, bart), once)
 
 
-def test_untied_words_of_transformers_4_fill_both_tables(tmp_path):
+def test_untied_embeddings_of_transformers_4_fill_both_tables(tmp_path):
     untied = case("bart-seq2seq-lm[tie_word_embeddings=False]")
     tensors = saved(tmp_path, untied)
-    assert "model.shared.weight" in tensors  # Transformers 5 would miss it, though it never looks at it
+    assert "model.shared.weight" in tensors  # Transformers 5 reports it missing otherwise, although it does not use it
     del tensors["model.encoder.embed_tokens.weight"], tensors["model.decoder.embed_tokens.weight"]
     rewrite(tmp_path, tensors)
-    found = values(tmp_path, untied)
-    tables = [found[f"{stack}embeddings/word_embeddings/embedding"] for stack in ("", "decoder_")]
+    loaded = values(tmp_path, untied)
+    tables = [loaded[f"{stack}embeddings/word_embeddings/embedding"] for stack in ("", "decoder_")]
     assert np.array_equal(*tables) and np.array_equal(tables[0], tensors["model.shared.weight"])
 
 
-def test_a_bias_of_the_logits_is_zero_where_there_is_none(tmp_path):
+def test_a_missing_logits_bias_is_zero(tmp_path):
     bart = case("bart-seq2seq-lm")
     tensors = saved(tmp_path, bart)
     assert tensors.pop("final_logits_bias").shape == (1, 61)
@@ -152,7 +152,7 @@ def test_a_bias_of_the_logits_is_zero_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m2m_100-seq2seq-lm", "marian-seq2seq-lm", "pegasus-seq2seq-lm"])
-def test_constants_that_were_saved_are_known(name, tmp_path):
+def test_saved_constants_are_recognized(name, tmp_path):
     made = case(name)
     tensors = saved(tmp_path, made)
     once = values(tmp_path, made)
@@ -173,6 +173,6 @@ def test_fixed_positions_are_written_where_transformers_expects_them(name, writt
     tensors = saved(tmp_path, made)
     prefix = "" if made.head == "base" else "model."
     for stack, e in (("encoder", made.config.embedding), ("decoder", made.config.decoder.embedding)):
-        found = tensors.get(f"{prefix}{stack}.embed_positions.weight")
-        assert (found is not None) == written
-        assert found is None or np.array_equal(found, fixed_table(e))
+        table = tensors.get(f"{prefix}{stack}.embed_positions.weight")
+        assert (table is not None) == written
+        assert table is None or np.array_equal(table, fixed_table(e))

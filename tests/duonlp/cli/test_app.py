@@ -1,4 +1,4 @@
-"""The command line: results on standard output, mistakes as one line and status 2, differences as status 1."""
+"""The command line: results on standard output, usage errors as one line and status 2, differences as status 1."""
 
 import importlib.util
 import io
@@ -23,7 +23,7 @@ TEXTS = ["import os\n", "def main(arguments):\n    return 0\n"] * 20
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny GPT-2 with random weights and a tokenizer, written without any framework."""
+    """Write a tiny GPT-2 with random weights and a tokenizer, without any framework."""
     folder = tmp_path_factory.mktemp("cli") / "tiny"
     tokenizer = train_tokenizer(TEXTS, vocab_size=280, min_frequency=0, max_length=32)
     sizes = {"vocab_size": len(tokenizer), "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run(*arguments, stdin="") -> (status, standard output, standard error)."""
+    """Return run(*arguments, stdin=None) -> (status, standard output, standard error)."""
 
     def call(*arguments, stdin=None):
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin or ""))
@@ -84,19 +84,19 @@ def test_help_and_version(run):
         (["demo", "--steps", "-3"], ["--steps", "-3"]),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(run, checkpoint, arguments, parts):
+def test_a_usage_error_is_one_line_and_status_2(run, checkpoint, arguments, parts):
     status, out, err = run(*[checkpoint if a == "MODEL" else a for a in arguments])
     assert status == 2 and out == ""
     assert err.startswith("duonlp: ") and err.count("\n") == 1
     assert all(part in err for part in parts), err
 
 
-def test_debug_shows_where_a_mistake_came_from():
+def test_debug_shows_the_traceback():
     with pytest.raises(InputError):
         main(["run", "nonsense", "--debug"])
 
 
-def test_usage_errors_have_status_2(run):
+def test_errors_of_the_parser_have_status_2(run):
     assert run("runn")[0] == 2
     assert run("run")[0] == 2
     assert run("models", "--nonsense")[0] == 2
@@ -104,23 +104,27 @@ def test_usage_errors_have_status_2(run):
 
 def test_models_lists_every_family(run):
     status, out, _ = run("models", "--json")
-    found = json.loads(out)
-    assert status == 0 and found["gpt2"]["causal-lm"] == {"class": "GPT2LMHeadModel", "parameters": 124439808}
-    assert found["bert"]["base"]["parameters"] == 109482240
+    families = json.loads(out)
+    assert status == 0 and families["gpt2"]["causal-lm"] == {"class": "GPT2LMHeadModel", "parameters": 124439808}
+    assert families["bert"]["base"]["parameters"] == 109482240
     status, out, _ = run("models")
     assert status == 0 and "gpt2" in out and "124.4M" in out
 
 
 def test_models_describes_a_checkpoint(run, checkpoint):
     status, out, _ = run("models", checkpoint, "--json")
-    found = json.loads(out)
-    assert status == 0 and (found["model_type"], found["head"], found["layers"]) == ("gpt2", "causal-lm", 2)
-    assert found["heads"]["causal-lm"]["parameters"] == found["heads"]["base"]["parameters"]
+    description = json.loads(out)
+    assert status == 0 and (description["model_type"], description["head"], description["layers"]) == (
+        "gpt2",
+        "causal-lm",
+        2,
+    )
+    assert description["heads"]["causal-lm"]["parameters"] == description["heads"]["base"]["parameters"]
     status, out, _ = run("models", checkpoint)
     assert status == 0 and "causal-lm (saved)" in out
 
 
-def test_a_missing_framework_says_what_to_install(run, checkpoint, monkeypatch):
+def test_a_missing_framework_names_its_extra(run, checkpoint, monkeypatch):
     monkeypatch.setattr(frameworks, "installed", lambda name: False)
     status, _, err = run("run", "text-generation", "x", "-m", checkpoint, "-f", "tf")
     assert status == 2 and 'pip install "duonlp[tf]"' in err
@@ -151,7 +155,7 @@ def test_run_reads_arguments_files_and_standard_input(run, checkpoint, tmp_path,
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """bert(head): the folder of a tiny BERT with random weights and the recorded tokenizer."""
+    """Return bert(head), which writes a tiny BERT with random weights and the recorded tokenizer."""
     folder = tmp_path_factory.mktemp("bert")
 
     def write(head):
@@ -191,7 +195,7 @@ def test_run_gives_one_result_for_each_input(run, bert, task):
         assert [p["token"] for p in one[0]] == [p["token"] for p in two[0]] and len(one[0]) == 5
     else:
         assert one[0]["answer"] == two[0]["answer"] and one[0]["answer"] in QUESTIONS[0]["context"]
-    assert run(*base[:-1], inputs[0])[0] == 0  # and the table for a person
+    assert run(*base[:-1], inputs[0])[0] == 0  # and the table
 
 
 def fake_runner(noise, ids, together=None, lacks=(), extra=()):
@@ -233,17 +237,17 @@ def test_parity_measures_real_tokens_against_the_reference(checkpoint, monkeypat
 
 
 @pytest.mark.parametrize("difference", [{"lacks": ["pooler_output"]}, {"extra": ["more"]}, {"together": [1, 3]}])
-def test_parity_sees_missing_outputs_and_batches_that_go_their_own_way(checkpoint, monkeypatch, run, difference):
+def test_parity_sees_missing_outputs_and_batches_that_differ(checkpoint, monkeypatch, run, difference):
     runners = {"tf": fake_runner(0, [1, 2]), "jax": fake_runner(0, [1, 2], **difference)}
     for first, second in (("tf", "jax"), ("jax", "tf")):
         monkeypatch.setattr(parity, "_load", lambda name, *_: runners[name])
         report = parity.compare(checkpoint, frameworks=(first, second), max_new_tokens=2)
-        wrong = [row for row in report.rows if not row.ok]
+        failed = [row for row in report.rows if not row.ok]
         assert not report.ok
         if "together" in difference:
-            assert not wrong and report.same_ids is False and "[1, 3]" in str(report)
+            assert not failed and report.same_ids is False and "[1, 3]" in str(report)
         else:
-            (row,) = wrong
+            (row,) = failed
             assert row.output in ("pooler_output", "more") and row.difference == np.inf and report.same_ids
     assert run("parity", checkpoint, "--frameworks", "tf,jax")[0] == 1
 

@@ -1,8 +1,9 @@
-"""`duonlp benchmark`: models measured into a run file, runs shown and compared, mistakes as one line."""
+"""`duonlp benchmark`: models measured into a run file, runs printed and compared, usage errors as one line."""
 
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,6 @@ import pytest
 from duonlp.benchmark import memory as benchmark_memory
 from duonlp.benchmark.memory import Memory
 from duonlp.benchmark.record import read_records
-from duonlp.cli import benchmark as cli_benchmark
-from duonlp.cli.app import app
 from duonlp.cli.benchmark import BenchmarkSettings, model_names, read_texts
 from duonlp.errors import InputError
 from duonlp.util import frameworks
@@ -28,14 +27,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """The command is there, even while shared/duonlp/cli/app.py does not know it."""
-    if all(command.callback is not cli_benchmark.benchmark for command in app.registered_commands):
-        monkeypatch.setattr(app, "registered_commands", list(app.registered_commands))
-        app.command()(cli_benchmark.benchmark)
-
-
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "data.jsonl"
@@ -45,29 +36,29 @@ def data(tmp_path):
 
 @pytest.fixture
 def models(tmp_path):
-    """Folders a/best and b; what they answer is Package's."""
-    found = []
+    """Write the folders a/best and b, whose answers are those of Package."""
+    folders = []
     for name in ("a/best", "b"):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"x" * (1000 if name == "b" else 2000))
         (folder / "config.json").write_text('{"model_type": "bert"}')
-        found.append(folder)
-    return found
+        folders.append(folder)
+    return folders
 
 
 class Package:
-    """A package whose pipelines answer right, but for what a model of the folder b says to "hello"."""
+    """An engine whose pipelines answer correctly, except for the model of folder b on "hello"."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def pipeline(self, task, model, **options):
-        self.asked.append((task, model.name, options))
+        self.calls.append((task, model.name, options))
         answers = dict(ROWS) | ({"hello": "pay"} if model.name == "b" else {})
 
-        def call(given):
-            return [{"label": answers[text], "score": 0.9} for text in ([given] if isinstance(given, str) else given)]
+        def call(texts):
+            return [{"label": answers[text], "score": 0.9} for text in ([texts] if isinstance(texts, str) else texts)]
 
         return call
 
@@ -80,10 +71,10 @@ def package(monkeypatch):
     made.alone = alone
 
     def memory_alone(framework, model, texts, **more):
-        alone.append((framework, model.name, len(texts), more))
+        alone.append((framework, Path(model).name, len(texts), more))
         if made.fails:
-            assert [each.memory for each in read_records(made.fails)] == [None, None]  # nothing measured is lost
-            if model.name == "b":
+            assert [each.memory for each in read_records(made.fails)] == [None, None]  # no measurement is lost
+            if Path(model).name == "b":
                 raise InputError("the process was killed")
         return Memory(3000, 1000, True)
 
@@ -97,18 +88,18 @@ def measured(run, models, data, tmp_path, *more):  # noqa: F811
     return run(*arguments, "--output", tmp_path / "run.json", *more)
 
 
-def test_models_are_measured_into_a_file(run, package, models, data, tmp_path):  # noqa: F811
+def test_models_are_measured_into_a_run_file(run, package, models, data, tmp_path):  # noqa: F811
     status, out, err = measured(run, models, data, tmp_path, "-o", "pipeline.max_length=9", "--queries", "4")
     assert status == 0 and "run.json" in out.replace("\n", ""), err
     a, b = read_records(tmp_path / "run.json")
     assert (a.name, b.name) == ("a", "b") and (a.size, b.size) == (2000, 1000) and a.run == b.run
     assert a.scores["accuracy"] == 1 and b.scores["in_scope_accuracy"] == 0.75 and b.scores["out_of_scope_recall"] == 1
     assert a.framework == "jax" and a.model == str(models[0]) and a.latency.queries == 4 and a.memory.growth == 2000
-    assert package.asked[0] == ("text-classification", "best", {"truncation": True, "max_length": 9})
+    assert package.calls[0] == ("text-classification", "best", {"truncation": True, "max_length": 9})
     assert package.alone[1] == ("jax", "b", 4, {"batch_size": 32, "options": {"truncation": True, "max_length": 9}})
     assert a.settings["queries"] == 4 and a.settings["data"] == str(data)
     assert re.search(r"a +100\.00 +100\.00 +100\.00", out) and re.search(r"b +83\.33 +75\.00", out)
-    # a second run puts its record in the place of the one of its name
+    # a second run replaces the record of the same name
     status, _, err = run(
         "benchmark", "-m", f"b={models[0]}", "--data", data, "--no-memory", "--output", tmp_path / "run.json"
     )
@@ -140,10 +131,10 @@ def test_json_and_a_toml_file(run, package, models, data, tmp_path):  # noqa: F8
     assert status == 2 and "'modles'" in err and "did you mean 'models'" in err and err.count("\n") == 1
 
 
-def test_runs_are_shown_and_compared(run, package, models, data, tmp_path):  # noqa: F811
+def test_runs_are_printed_and_compared(run, package, models, data, tmp_path):  # noqa: F811
     file = tmp_path / "run.json"
     measured(run, models, data, tmp_path)
-    package.asked.clear()
+    package.calls.clear()
     status, out, _ = run("benchmark", file)
     assert status == 0 and "83.33" in out and "3.0" not in out.splitlines()[0]
     assert [row["name"] for row in json.loads(run("benchmark", file, "--json")[1])["records"]] == ["a", "b"]
@@ -151,9 +142,9 @@ def test_runs_are_shown_and_compared(run, package, models, data, tmp_path):  # n
     status, out, _ = run("benchmark", "--compare", file)
     assert status == 0 and "a -> b" in out and "within noise" in out
     status, out, _ = run("benchmark", "--compare", file, file, "--json")
-    found = json.loads(out)
-    assert status == 0 and {each["name"] for each in found["differences"]} == {"a", "b"}
-    assert {each["verdict"] for each in found["differences"]} == {"the same"} and package.asked == []
+    comparison = json.loads(out)
+    assert status == 0 and {row["name"] for row in comparison["differences"]} == {"a", "b"}
+    assert {row["verdict"] for row in comparison["differences"]} == {"the same"} and package.calls == []
     assert run("benchmark", "--compare", file, file, "--markdown")[1].startswith("| model | metric |")
 
 
@@ -170,15 +161,15 @@ def test_a_slower_run_fails(run, package, models, data, tmp_path):  # noqa: F811
     assert status == 1 and "1.500" in err and "p50 latency" in out
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_first(run, package, models, data, tmp_path, monkeypatch):  # noqa: F811
+def test_missing_matplotlib_is_reported_first(run, package, models, data, tmp_path, monkeypatch):  # noqa: F811
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else find(name, *a))
     status, _, err = measured(run, models, data, tmp_path, "--plot", tmp_path / "p.png")
-    assert status == 2 and "duonlp[bench]" in err and package.asked == []
+    assert status == 2 and "duonlp[bench]" in err and package.calls == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
-def test_pictures(run, package, models, data, tmp_path):  # noqa: F811
+def test_figures(run, package, models, data, tmp_path):  # noqa: F811
     status, out, err = measured(run, models, data, tmp_path, "--plot", tmp_path / "p.png")
     assert status == 0 and "p.png" in out.replace("\n", "") and (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG", err
     assert run("benchmark", tmp_path / "run.json", "--plot", tmp_path / "p.svg")[0] == 0
@@ -203,7 +194,7 @@ def test_pictures(run, package, models, data, tmp_path):  # noqa: F811
         (["-m", "A", "--data", "DATA", "--plot", "p.gif"], ["'.gif'"]),
         (["-m", "A", "--data", "DATA", "-o", "warmup=3"], ["'warmup'", "did you mean 'warm_up'"]),
         (["-m", "A", "--data", "DATA", "--label-column", "intent"], ["'intent'"]),
-        (["-m", "A", "--data", "DATA", "--data-config", "plus"], ["'plus'", "no dataset on the Hub"]),
+        (["-m", "A", "--data", "DATA", "--data-config", "plus"], ["'plus'", "not a dataset on the Hub"]),
         (["-m", "A", "--data", "DATA", "--fail-if-slower", "1.1"], ["--compare"]),
         (["run.json", "-m", "A"], ["models is for measuring"]),
         (["--compare"], ["one run file or two, and got 0"]),
@@ -212,11 +203,11 @@ def test_pictures(run, package, models, data, tmp_path):  # noqa: F811
         (["--compare", "DATA", "--plot", "p.png"], ["--plot"]),
     ],
 )
-def test_mistakes_are_one_line_before_a_model_is_loaded(run, package, models, data, arguments, parts):  # noqa: F811
+def test_usage_errors_are_one_line_before_a_model_is_loaded(run, package, models, data, arguments, parts):  # noqa: F811
     for name, path in (("DATA", data), ("A", models[0])):
         arguments = [re.sub(rf"(^|=){name}$", rf"\g<1>{path}", argument) for argument in arguments]
     status, out, err = run("benchmark", *arguments)
-    assert status == 2 and out == "" and err.count("\n") == 1 and package.asked == [], err
+    assert status == 2 and out == "" and err.count("\n") == 1 and package.calls == [], err
     assert all(part in err for part in parts), err
 
 
@@ -228,10 +219,10 @@ def test_names(models, tmp_path):
         model_names(["c=x", "c=y"])
 
 
-def test_a_limit_is_spread_over_all(data):
-    found = read_texts(BenchmarkSettings(("m",), str(data), limit=3))
-    assert found.texts == ["hello", "pay it", "dance"] or found.texts == ["hello", "send money", "dance"]
-    assert found.label_names == ("greet", "oos", "pay") and found.labels.tolist() == [0, 2, 1]
+def test_a_limit_takes_evenly_spaced_texts(data):
+    texts = read_texts(BenchmarkSettings(("m",), str(data), limit=3))
+    assert texts.texts == ["hello", "pay it", "dance"] or texts.texts == ["hello", "send money", "dance"]
+    assert texts.label_names == ("greet", "oos", "pay") and texts.labels.tolist() == [0, 2, 1]
 
 
 @pytest.mark.slow
@@ -247,7 +238,7 @@ def test_a_real_model(run, data, tmp_path, framework):  # noqa: F811
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 16}')
     arguments = ["-m", folder, "--data", data, "-f", framework, "--out-of-scope", "oos", "--json", "--queries", "3"]
-    arguments += ["--no-memory"] if framework == "tf" else []  # one process of its own is enough
+    arguments += ["--no-memory"] if framework == "tf" else []  # one child process is enough
     status, out, err = run("benchmark", *arguments)
     assert status == 0, err
     (record,) = json.loads(out)["records"]

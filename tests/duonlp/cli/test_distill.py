@@ -1,4 +1,4 @@
-"""`duonlp distill`: who learns from whom, what is refused before any training, and a run in each framework."""
+"""`duonlp distill`: students and teachers, errors before any training, and a run in each framework."""
 
 import json
 import tomllib
@@ -18,14 +18,14 @@ from tests.standins import Package, command, fingerprint_of
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """(a teacher, a file of queries)."""
+    """Return (teacher folder, query file)."""
     folder = tmp_path_factory.mktemp("intents")
     return checkpoint(folder / "teacher", labels=LABELS[::-1]), write_queries(folder / "queries.json")
 
 
 @pytest.fixture
 def settings(base, tmp_path):
-    """Of a student with two of the teacher's three layers."""
+    """Return settings for a student with two of the teacher's three layers."""
     teacher, data = base
     return DistillSettings(
         teacher=str(teacher), layers=2, data=str(data), output=str(tmp_path / "run"), batch_size=8
@@ -48,7 +48,7 @@ def test_a_student_of_the_teachers_layers(settings):
     assert config["num_hidden_layers"] == 2 and tuple(config["id2label"].values()) == LABELS[::-1]
     teacher = report["teacher"]
     assert teacher["parameters"] > report["parameters"] and teacher["bytes"] > report["bytes"]
-    assert teacher["metrics"]["accuracy"] == pytest.approx(4 / 8)  # the stand-in teacher's
+    assert teacher["metrics"]["accuracy"] == pytest.approx(4 / 8)  # of the stand-in teacher
     assert ("distill", settings.distillation) in package.calls
     assert build(DistillSettings, tomllib.loads((settings.folder / "settings.toml").read_text())).layers == 2
     again = distill(Package(), settings, console=False)
@@ -62,14 +62,14 @@ def test_a_student_that_is_a_checkpoint(settings, tmp_path):
     assert config["hidden_size"] == 8 and tuple(config["id2label"].values()) == LABELS[::-1]
 
 
-def test_a_fine_tuned_student_keeps_its_order_of_labels(settings, tmp_path):
+def test_a_fine_tuned_student_keeps_its_label_order(settings, tmp_path):
     student = checkpoint(tmp_path / "small", labels=LABELS, num_hidden_layers=1)
     report = distill(Package(), replace_settings(settings, {"layers": None, "student": str(student)}), console=False)
     assert tuple(stored_config(settings)["id2label"].values()) == LABELS
-    assert report["teacher"]["metrics"]["accuracy"] == pytest.approx(4 / 8)  # whose labels are in another order
+    assert report["teacher"]["metrics"]["accuracy"] == pytest.approx(4 / 8)  # with another label order
 
 
-def test_another_tokenizer_reads_its_own_inputs(settings, tmp_path):
+def test_a_teacher_with_another_tokenizer_gets_its_own_inputs(settings, tmp_path):
     words = (*WORDS[:4], *reversed(WORDS[4:]))
     student = checkpoint(tmp_path / "other", words=words, num_hidden_layers=1)
     changed = replace_settings(settings, {"layers": None, "student": str(student)})
@@ -80,7 +80,7 @@ def test_another_tokenizer_reads_its_own_inputs(settings, tmp_path):
         distill(Package(), losses, console=False)
 
 
-def test_teacher_logits_once(settings, tmp_path):
+def test_teacher_logits_are_cached(settings, tmp_path):
     package = Package()
     changed = replace_settings(settings, {"cache_teacher_logits": True, "evaluate_teacher": False})
     report = distill(package, changed, console=False)
@@ -88,7 +88,7 @@ def test_teacher_logits_once(settings, tmp_path):
     assert "metrics" not in report["teacher"]
 
 
-def refused(settings, change, message, kind=InputError):
+def assert_rejected(settings, change, message, kind=InputError):
     package = Package()
     with pytest.raises(kind, match=message):
         distill(package, replace_settings(settings, change), console=False)
@@ -113,31 +113,31 @@ def refused(settings, change, message, kind=InputError):
         ({"distillation.losses": [{"loss": "attentions", "layers": [[5, 0]]}]}, "the student has no layer 5"),
     ],
 )
-def test_what_does_not_go_together(settings, change, message):
-    refused(settings, change, message)
+def test_conflicting_settings(settings, change, message):
+    assert_rejected(settings, change, message)
 
 
-def test_a_teacher_that_classifies_nothing(settings, tmp_path):
-    refused(
+def test_a_teacher_without_a_classifier(settings, tmp_path):
+    assert_rejected(
         settings,
         {"teacher": str(checkpoint(tmp_path / "base"))},
         r"is not a classifier; fine-tune it first \(duonlp finetune\)",
     )
-    refused(settings, {"teacher": str(tmp_path / "nowhere")}, "teacher: ", CheckpointError)
+    assert_rejected(settings, {"teacher": str(tmp_path / "nowhere")}, "teacher: ", CheckpointError)
 
 
-def test_other_labels(settings, tmp_path):
+def test_a_teacher_with_other_labels(settings, tmp_path):
     teacher = checkpoint(tmp_path / "other", labels=("greeting", "music", "oos", "weather"))
-    refused(
+    assert_rejected(
         settings, {"teacher": str(teacher)},
         "the teacher has 4 labels, and 1 of the data's 4 are not among them, such as 'greet'; did you mean 'greeting'",
     )  # fmt: skip
-    more = checkpoint(tmp_path / "more", labels=(*LABELS, "alarm"))  # one that the data has not: its class is kept
+    more = checkpoint(tmp_path / "more", labels=(*LABELS, "alarm"))  # a label that the data lacks stays a class
     distill(Package(), replace_settings(settings, {"teacher": str(more)}), console=False)
     assert tuple(stored_config(settings)["id2label"].values()) == (*LABELS, "alarm")
 
 
-def test_a_fine_tuning_in_the_folder_is_refused(settings, base):
+def test_another_distillation_in_the_folder_is_rejected(settings, base):
     distill(Package(), settings, console=False)
     before = fingerprint_of(settings.folder)
     with pytest.raises(InputError, match=r"different settings \(distillation\)"):
@@ -145,7 +145,7 @@ def test_a_fine_tuning_in_the_folder_is_refused(settings, base):
     assert fingerprint_of(settings.folder) == before
 
 
-def test_losses_as_toml_and_back(settings):
+def test_losses_round_trip_through_toml(settings):
     losses = (HiddenStates(0.5, "cosine", ((-1, -1),)), Attentions())
     changed = replace_settings(settings, {"distillation": Distillation(0.3, 4.0, losses).to_dict()})
     assert changed.distillation.losses == losses

@@ -1,11 +1,11 @@
-"""`duonlp evaluate code` over a small real checkpoint, and with a model that knows the answer."""
+"""`duonlp evaluate code` over a small real checkpoint and a stand-in with fixed answers."""
 
 import json
 
 import pytest
 
 from duonlp.cli import evaluate as cli_evaluate
-from duonlp.cli.evaluate import Settings, completer, numbers
+from duonlp.cli.evaluate import Settings, completer, parse_ks
 from duonlp.errors import InputError
 from duonlp.util import frameworks
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
@@ -21,8 +21,8 @@ def problems(tmp_path):
     return path
 
 
-class Known:
-    """A package whose pipeline writes the same completions for every prompt, and keeps how it was asked."""
+class FixedAnswers:
+    """An engine whose pipeline gives every prompt the same completions, and that records its arguments."""
 
     def __init__(self, *texts):
         self.texts, self.options, self.calls = texts, None, []
@@ -37,8 +37,8 @@ class Known:
 
 
 @pytest.fixture
-def known(monkeypatch):
-    package = Known("    return 0\n\ndef more", "    return 1\n")
+def engine(monkeypatch):
+    package = FixedAnswers("    return 0\n\ndef more", "    return 1\n")
     monkeypatch.setattr(frameworks, "package", lambda framework: package)
     return package
 
@@ -47,7 +47,7 @@ def base(problems, *more):
     return ["evaluate", "code", "-m", "m", "--problems", problems, "-f", "jax", "--seconds", "30", *more]
 
 
-def test_the_report(run, known, problems, tmp_path):  # noqa: F811
+def test_the_report(run, engine, problems, tmp_path):  # noqa: F811
     output = tmp_path / "report.json"
     arguments = base(problems, "--k", "1,2", "--samples", "4", "--batch-size", "3", "--output", output)
     status, out, err = run(*arguments, "--allow-code-execution", "--json")
@@ -56,22 +56,22 @@ def test_the_report(run, known, problems, tmp_path):  # noqa: F811
     assert report == json.loads(output.read_text())
     assert report["pass@k"]["pass@1"] == pytest.approx(0.75) and report["totals"]["samples"] == 8
     assert report["settings"]["samples"] == 4 and report["model"] == "m" and report["framework"] == "jax"
-    assert known.options["stop_strings"][0] == "\nclass" and known.options["top_p"] == 0.95
-    assert [count for count, _ in known.calls] == [3, 1, 3, 1]
-    assert known.calls[0][1]["seed"] != known.calls[1][1]["seed"]  # not the same texts again
+    assert engine.options["stop_strings"][0] == "\nclass" and engine.options["top_p"] == 0.95
+    assert [count for count, _ in engine.calls] == [3, 1, 3, 1]
+    assert engine.calls[0][1]["seed"] != engine.calls[1][1]["seed"]  # another seed for the second batch
     status, out, _ = run(*arguments, "--allow-code-execution")
     assert status == 0 and "pass@1" in out and "75.0%" in out and "resource limits" in out and str(output) in out
 
 
-def test_greedy_completions_and_a_record(run, known, problems, tmp_path):  # noqa: F811
+def test_greedy_completions_and_a_record(run, engine, problems, tmp_path):  # noqa: F811
     arguments = base(problems, "--temperature", "0", "--limit", "1", "--record", tmp_path / "r.jsonl", "--json")
     first = json.loads(run(*arguments, "--allow-code-execution")[1])
-    assert first["pass@k"] == {"pass@1": 1.0} and known.calls == [(1, {})] and "do_sample" not in known.options
-    assert json.loads(run(*arguments, "--allow-code-execution")[1]) == first and len(known.calls) == 1
+    assert first["pass@k"] == {"pass@1": 1.0} and engine.calls == [(1, {})] and "do_sample" not in engine.options
+    assert json.loads(run(*arguments, "--allow-code-execution")[1]) == first and len(engine.calls) == 1
 
 
 @pytest.mark.skipif(not frameworks.installed("jax"), reason="no flax")
-def test_a_real_model_is_asked(run, checkpoint, problems):  # noqa: F811
+def test_a_real_model(run, checkpoint, problems):  # noqa: F811
     arguments = ["evaluate", "code", "-m", checkpoint, "--problems", problems, "-f", "jax", "--limit", "1"]
     arguments += ["--k", "1,2", "--max-new-tokens", "6", "--temperature", "1", "--seconds", "30", "--json"]
     status, out, err = run(*arguments, "--allow-code-execution")
@@ -98,29 +98,29 @@ def test_completions_are_the_same_in_both_frameworks(checkpoint):  # noqa: F811
         (["--allow-code-execution", "--top-p", "2"], ["--top-p is 2.0"]),
         (["--allow-code-execution", "--workers", "-1"], ["--workers is -1"]),
         (["--allow-code-execution", "--output", "/nowhere/a.json"], ["--output", "/nowhere/a.json"]),
-        ([], ["nobody has read", "--allow-code-execution"]),
+        ([], ["untrusted, model-written code", "--allow-code-execution"]),
     ],
 )
-def test_mistakes_are_one_line(run, known, problems, arguments, parts):  # noqa: F811
+def test_usage_errors_are_one_line(run, engine, problems, arguments, parts):  # noqa: F811
     status, out, err = run(*base(problems), *arguments)
-    assert status == 2 and out == "" and err.count("\n") == 1 and known.calls == [], err
+    assert status == 2 and out == "" and err.count("\n") == 1 and engine.calls == [], err
     assert all(part in err for part in parts), err
 
 
-def test_what_is_missing(run, known, tmp_path):  # noqa: F811
+def test_missing_arguments_and_files(run, engine, tmp_path):  # noqa: F811
     assert "--model" in run("evaluate", "code")[2] and "--problems" in run("evaluate", "code", "-m", "m")[2]
     status, _, err = run(*base(tmp_path / "none.jsonl"), "--allow-code-execution")
     assert status == 2 and "none.jsonl" in err
     assert "code" in run("evaluate", "--help")[1]
 
 
-def test_numbers_of_a_list():
-    assert numbers("10, 1,1") == (1, 10)
+def test_values_of_k():
+    assert parse_ks("10, 1,1") == (1, 10)
     for text in ("", "0", "1,", "-1"):
         with pytest.raises(InputError, match="--k"):
-            numbers(text)
+            parse_ks(text)
 
 
-def test_a_report_is_written_whole(tmp_path):
+def test_a_report_is_written_atomically(tmp_path):
     cli_evaluate.write_json({"a": 1}, str(tmp_path / "a.json"))
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1

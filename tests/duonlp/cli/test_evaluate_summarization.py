@@ -1,4 +1,4 @@
-"""`duonlp evaluate summarization`: baselines, models and files compared, and everything written down."""
+"""`duonlp evaluate summarization`: baselines, models and prediction files compared, and the files it writes."""
 
 import importlib.util
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from duonlp.cli import evaluate_summarization as cli_evaluate_summarization
-from duonlp.cli.evaluate_summarization import file_names, model_names
+from duonlp.cli.evaluate_summarization import file_names
+from duonlp.cli.summarization_systems import model_names
 from duonlp.errors import InputError
 from duonlp.metrics.predictions import read_predictions, write_predictions
 from duonlp.util import frameworks
@@ -34,14 +35,14 @@ def data(tmp_path):
     return path
 
 
-class Known:
-    """A package whose summaries are the references, or the words it is told, and that keeps how it was asked."""
+class Summarizer:
+    """An engine whose model "knows" gives the references and other models "", and that records its arguments."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def pipeline(self, task, model, **options):
-        self.asked.append((task, model, options))
+        self.calls.append((task, model, options))
         if "num_beems" in options:
             raise InputError("summarization has no option 'num_beems'")
         answers = dict(zip(DOCUMENTS, SUMMARIES, strict=True)) if model == "knows" else {}
@@ -49,8 +50,8 @@ class Known:
 
 
 @pytest.fixture
-def known(monkeypatch):
-    package = Known()
+def engine(monkeypatch):
+    package = Summarizer()
     monkeypatch.setattr(frameworks, "package", lambda framework: package)
     return package
 
@@ -80,16 +81,16 @@ def test_baselines_and_a_file(run, data, tmp_path, monkeypatch):  # noqa: F811
     assert report["framework"] is None and {"sacrebleu", "rouge-score", "duonlp"} <= set(report["versions"])
     assert "jax" not in report["versions"]
     status, out, _ = run(*arguments)
-    assert status == 0 and "rougeLsum" in out and "words of a summary" in out and "lead-3" in out
+    assert status == 0 and "rougeLsum" in out and "words per summary" in out and "lead-3" in out
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
-def test_models_and_what_is_written(run, known, data, tmp_path):  # noqa: F811
+def test_models_and_written_files(run, engine, data, tmp_path):  # noqa: F811
     output = tmp_path / "new" / "out"
     more = ["-m", "knows", "-m", "org/silent", "--baseline", "lead-3", "-f", "jax", "-o", "num_beams=2"]
     status, out, err = run(*base(data, *more, "--seed", "3", "--output", output))
     assert status == 0 and str(output) in out.replace("\n", ""), err
-    assert known.asked == [("summarization", name, {"num_beams": 2}) for name in ("knows", "org/silent")]
+    assert engine.calls == [("summarization", name, {"num_beams": 2}) for name in ("knows", "org/silent")]
     report = json.loads((output / "scores.json").read_text())
     assert report["scores"]["knows"]["rougeLsum"]["value"] == pytest.approx(1)
     assert report["scores"]["org/silent"]["bleu"] == {"low": 0, "value": 0, "high": 0}
@@ -97,17 +98,17 @@ def test_models_and_what_is_written(run, known, data, tmp_path):  # noqa: F811
     assert report["command"]["options"] == {"num_beams": 2} and report["settings"]["seed"] == 3
     assert (output / "scores.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in output.iterdir()) == ["predictions", "scores.json", "scores.png"]
-    # the predictions are what --predictions reads
+    # --predictions reads the predictions back
     again = [f"--predictions={name}={output / row['file']}" for name, row in report["systems"].items()]
     status, out, _ = run(*base(data, *again, "--seed", "3", "--json"))
     assert status == 0 and json.loads(out)["scores"] == report["scores"]
     assert json.loads(out)["data"]["sha256"] == report["data"]["sha256"]
-    # a second run does not write over the first
+    # a second run does not overwrite the first
     status, _, err = run(*base(data, "--baseline", "lead-3", "--output", output))
     assert status == 2 and "scores.json" in err
 
 
-def test_what_was_written_survives_a_model_that_fails(run, known, data, tmp_path):  # noqa: F811
+def test_predictions_survive_a_model_that_fails(run, engine, data, tmp_path):  # noqa: F811
     more = ["--baseline", "lead-3", "-m", "m", "-f", "jax", "--output", tmp_path / "out"]
     status, out, err = run(*base(data, *more, "-o", "num_beems=2"))
     assert status == 2 and out == "" and "did you mean 'num_beams'" in err and err.count("\n") == 1, err
@@ -115,13 +116,13 @@ def test_what_was_written_survives_a_model_that_fails(run, known, data, tmp_path
     assert not (tmp_path / "out/scores.json").exists()
 
 
-def test_samples_are_seeded(run, known, data):  # noqa: F811
+def test_samples_are_seeded(run, engine, data):  # noqa: F811
     arguments = base(data, "-m", "knows", "-f", "jax", "-o", "do_sample=true", "--seed", "9", "--json")
     assert run(*arguments)[0] == run(*arguments, "-o", "seed=1")[0] == 0
-    assert [options["seed"] for _, _, options in known.asked] == [9, 1]
+    assert [options["seed"] for _, _, options in engine.calls] == [9, 1]
 
 
-def test_tldr(run, known, data, monkeypatch):  # noqa: F811
+def test_tldr(run, engine, data, monkeypatch):  # noqa: F811
     calls = []
 
     def tldr(pipe, texts, **options):
@@ -132,7 +133,7 @@ def test_tldr(run, known, data, monkeypatch):  # noqa: F811
     more = ["--baseline", "tldr", "--tldr-model", "gpt2", "-f", "jax", "--tldr-option", "max_new_tokens=9"]
     status, out, err = run(*base(data, *more, "--tldr-option", "batch_size=2", "--seed", "4", "--json"))
     assert status == 0 and json.loads(out)["systems"]["tldr"]["source"] == "gpt2", err
-    assert known.asked == [("text-generation", "gpt2", {"batch_size": 2})]
+    assert engine.calls == [("text-generation", "gpt2", {"batch_size": 2})]
     assert calls[0][1:] == (DOCUMENTS, {"seed": 4, "language": "en", "max_new_tokens": 9})
 
 
@@ -196,18 +197,18 @@ def test_a_limit(run, data, tmp_path):  # noqa: F811
         (["-m", "knows", "--summary-field", "tweet"], ["'tweet'"]),
     ],
 )
-def test_mistakes_are_one_line_before_a_model_runs(run, known, data, tmp_path, arguments, parts):  # noqa: F811
+def test_usage_errors_are_one_line_before_a_model_runs(run, engine, data, tmp_path, arguments, parts):  # noqa: F811
     (tmp_path / "short.txt").write_text("one\n")
     names = {"DATA": str(data), "SHORT": str(tmp_path / "short.txt")}
     for name, path in names.items():
         arguments = [argument.replace(name, path) for argument in arguments]
     status, out, err = run(*base(data, *arguments))
-    assert status == 2 and out == "" and err.count("\n") == 1 and known.asked == [], err
+    assert status == 2 and out == "" and err.count("\n") == 1 and engine.calls == [], err
     assert all(part in err for part in parts), err
 
 
 @pytest.mark.parametrize("call", ["write_text", "mkdir"])
-def test_no_room_for_what_is_written(run, data, tmp_path, monkeypatch, call):  # noqa: F811
+def test_a_full_disk(run, data, tmp_path, monkeypatch, call):  # noqa: F811
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -217,16 +218,21 @@ def test_no_room_for_what_is_written(run, data, tmp_path, monkeypatch, call):  #
     assert "No space left on device; " in err and str(tmp_path / "out") in err
 
 
-def test_rows_of_no_use_are_told_in_the_command_s_words(run, tmp_path):  # noqa: F811
+def test_errors_in_the_data_name_flags(run, tmp_path):  # noqa: F811
     (tmp_path / "a.jsonl").write_text('{"document": "a", "summary": ""}\n')
     status, _, err = run(*base(tmp_path / "a.jsonl", "--baseline", "lead-3"))
-    assert status == 2 and "a.jsonl:1: empty summary" in err and "or remove it" in err and "report" not in err
+    assert (
+        status == 2
+        and "a.jsonl:1: empty summary" in err
+        and "fix that record or remove it" in err
+        and "report" not in err
+    )
     (tmp_path / "b.jsonl").write_text('{"x": "a", "y": "b"}\n')
     status, _, err = run(*base(tmp_path / "b.jsonl", "--baseline", "lead-3"))
-    assert status == 2 and "with --document-field" in err
+    assert status == 2 and "name the document column with --document-field" in err
 
 
-def test_what_is_missing(run, tmp_path):  # noqa: F811
+def test_missing_arguments_and_files(run, tmp_path):  # noqa: F811
     assert "--data" in run("evaluate", "summarization", "--baseline", "lead-3")[2]
     status, _, err = run(*base(tmp_path / "none.jsonl", "--baseline", "lead-3"))
     assert status == 2 and "none.jsonl" in err
@@ -235,13 +241,13 @@ def test_what_is_missing(run, tmp_path):  # noqa: F811
     assert status == 0 and "--tldr-model" in out and "--output" in out
 
 
-def test_without_matplotlib_there_is_no_picture(run, data, tmp_path, monkeypatch):  # noqa: F811
+def test_without_matplotlib_there_is_no_figure(run, data, tmp_path, monkeypatch):  # noqa: F811
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name))
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         status, _, err = run(*base(data, "--baseline", "lead-3", "--output", tmp_path / "out"))
-    assert status == 0 and any("no scores.png" in str(each.message) for each in said), err
+    assert status == 0 and any("no scores.png" in str(warning.message) for warning in caught), err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"predictions", "scores.json"}
 
 
@@ -269,7 +275,7 @@ def test_files_of_predictions(tmp_path):
     assert read_predictions(tmp_path / "b.jsonl", ["1", "2"]) == ["a", "b"]
     (tmp_path / "c.txt").write_bytes("\ufeffa\u2028b\r\n\r\nc".encode())
     assert read_predictions(tmp_path / "c.txt", ids) == ["a\u2028b", "", "c"]
-    with pytest.raises(InputError, match="has 3 predictions, and there are 2"):
+    with pytest.raises(InputError, match="has 3 predictions, but there are 2"):
         read_predictions(tmp_path / "c.txt", ids[:2])
     assert read_predictions(tmp_path / "c.txt", ids[:2], limited=True) == ["a\u2028b", ""]
     for content, part in (

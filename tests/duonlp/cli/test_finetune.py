@@ -1,4 +1,4 @@
-"""`duonlp finetune`: settings, what is written, resumption and refusals without a framework, then a run in each."""
+"""`duonlp finetune`: settings, output, resuming and errors without a framework, then a run in each framework."""
 
 import csv
 import json
@@ -24,14 +24,14 @@ from tests.standins import Package, command, fingerprint_of
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """(a checkpoint without a head, a file of queries)."""
+    """Return (folder of a checkpoint without a head, query file)."""
     folder = tmp_path_factory.mktemp("intents")
     return checkpoint(folder / "bert"), write_queries(folder / "queries.json")
 
 
 @pytest.fixture
 def settings(base, tmp_path):
-    """Of a run of four epochs of eight batches."""
+    """Return settings of a run of four epochs with eight batches each."""
     model, data = base
     return FinetuneSettings(model=str(model), data=str(data), output=str(tmp_path / "run"), batch_size=8)
 
@@ -41,7 +41,7 @@ def run(capsys, monkeypatch):
     return command(capsys, monkeypatch)
 
 
-def test_a_run_writes_what_repeats_it(settings):
+def test_a_run_writes_its_settings_and_results(settings):
     seen = []
     report = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each), console=False)
     folder = settings.folder
@@ -60,20 +60,20 @@ def test_a_run_writes_what_repeats_it(settings):
     assert report["bytes"] > 4 * report["parameters"] and report["machine"]["versions"]["numpy"]
 
 
-def test_the_reported_scores_are_those_of_the_model_that_was_kept(settings):
+def test_the_reported_scores_are_those_of_the_best_model(settings):
     report = finetune(Package(best_epoch=2), settings, console=False)
     assert report["best"] == {"value": 6 / 24, "step": 16}
     assert report["metrics"]["accuracy"] == pytest.approx(6 / 24)
     assert "step" not in report["metrics"]
 
 
-def test_the_same_settings_go_on(settings):
+def test_the_same_settings_resume(settings):
     first = finetune(Package(stop_after=2), settings, console=False)
     assert first["preempted"] and first["steps"] == 16
     seen = []
     second = finetune(Package(), settings, on_evaluation=lambda *each: seen.append(each[0]), console=False)
     assert seen == [24, 32] and [each["step"] for each in second["history"]] == [8, 16, 24, 32]
-    third = finetune(Package(), settings, console=False)  # nothing is left to train
+    third = finetune(Package(), settings, console=False)  # no training is left
     assert third["metrics"] == pytest.approx(second["metrics"]) and third["best"] == second["best"]
 
 
@@ -83,10 +83,13 @@ def test_the_same_settings_go_on(settings):
         ({"batch_size": 4}, r"different settings \(batch_size\)"),
         ({"fit.learning_rate": 1e-3}, r"different settings \(fit.learning_rate\)"),
         ({"limit": 8}, r"different settings \(limit\)"),
-        ({"fit.best_metric": "loss"}, r"different settings \(fit.best_metric\)"),  # the best so far is a value of the other
+        (
+            {"fit.best_metric": "loss"},
+            r"different settings \(fit.best_metric\)",
+        ),  # the best so far is a value of the other
     ],
 )
-def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, change, message):
+def test_another_run_in_the_folder_is_rejected_before_any_work(settings, change, message):
     finetune(Package(), settings, console=False)
     before = fingerprint_of(settings.folder)
     package = Package()
@@ -95,15 +98,15 @@ def test_another_run_in_the_folder_is_refused_before_anything_is_done(settings, 
     assert not package.calls and fingerprint_of(settings.folder) == before
     finetune(
         Package(), replace_settings(settings, {"fit.log_every": 1, "fit.patience": 3}), console=False
-    )  # which may change
+    )  # these may change
 
 
-def test_a_folder_with_something_else_in_it_is_refused(settings, base):
+def test_a_folder_with_other_content_is_rejected(settings, base):
     with pytest.raises(InputError, match=r"already holds a run or a model \(config.json, model.safetensors\)"):
         finetune(Package(), replace_settings(settings, {"output": str(base[0])}), console=False)
 
 
-def test_nothing_to_validate(settings):
+def test_no_validation(settings):
     report = finetune(Package(), replace_settings(settings, {"validation_split": ""}), console=False)
     assert report["metrics"] == {} and report["best"] is None and report["data"]["validation"] == 0
     assert (settings.folder / "best" / "model.safetensors").exists()
@@ -116,7 +119,7 @@ def write_table(file, count):
 
 
 @pytest.mark.parametrize("name", ["all.csv", "train.csv", "folder"])
-def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
+def test_a_single_table_is_the_training_data(settings, tmp_path, name):
     if name == "folder":
         (tmp_path / name).mkdir()
     write_table(tmp_path / name / "all.csv" if name == "folder" else tmp_path / name, 40)
@@ -125,7 +128,7 @@ def test_a_single_table_is_what_is_trained_on(settings, tmp_path, name):
         report = finetune(Package(), alone, console=False)
     assert report["data"] | {"train": 40, "validation": 0, "labels": 4} == report["data"] and report["metrics"] == {}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is missed where nothing is to be validated
+        warnings.simplefilter("error")  # no warning if no validation was asked for
         training.prepare(replace_settings(alone, {"validation_split": ""}))
     with pytest.raises(InputError, match="is a single table and has no split 'dev'; give a folder"):
         training.prepare(replace_settings(alone, {"validation_split": "dev"}))
@@ -141,7 +144,7 @@ def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
     assert data.describe() | {"train": 40, "validation": 12} == data.describe()
 
 
-def test_a_run_that_another_process_has_in_hand_is_refused(settings):
+def test_a_run_that_another_process_is_writing_is_rejected(settings):
     settings.folder.mkdir()
     package = Package()
     with locked_folder(settings.folder), pytest.raises(InputError, match="is being written by another process"):
@@ -149,13 +152,13 @@ def test_a_run_that_another_process_has_in_hand_is_refused(settings):
     assert not list(settings.folder.iterdir())
 
 
-def test_a_new_head_is_no_warning(settings):
+def test_a_new_head_does_not_warn(settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         finetune(Package(), settings, console=False)
 
 
-def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
+def test_a_head_for_the_same_labels_keeps_its_order(settings, tmp_path):
     order = LABELS[::-1]
     model = checkpoint(tmp_path / "tuned", labels=order)
     finetune(Package(), replace_settings(settings, {"model": str(model)}), console=False)
@@ -163,7 +166,7 @@ def test_a_head_for_the_same_labels_keeps_their_order(settings, tmp_path):
     assert tuple(config["id2label"].values()) == order
 
 
-def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
+def test_a_head_for_as_many_other_labels_is_rejected(settings, tmp_path):
     model = checkpoint(tmp_path / "tuned", labels=("a", "b", "c", "d"))
     with pytest.raises(InputError, match="for as many labels as the data has, but for different ones"):
         finetune(Package(), replace_settings(settings, {"model": str(model)}), console=False)
@@ -172,7 +175,7 @@ def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
+        ({"out_of_scope": "oss"}, "'oss', which is not one of the 4 labels; did you mean 'oos'"),
         ({"max_length": 17}, "max_length is 17; the model reads at most 16 tokens"),
         ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -181,23 +184,23 @@ def test_a_head_for_as_many_other_labels_is_refused(settings, tmp_path):
         ({"train_split": "tarin"}, "tarin"),
     ],
 )
-def test_what_is_wrong_is_wrong_before_the_training(settings, change, message):
+def test_invalid_settings_are_rejected_before_the_training(settings, change, message):
     package = Package()
     with pytest.raises(InputError, match=message):
         finetune(package, replace_settings(settings, change), console=False)
     assert not package.calls and not settings.folder.exists()
 
 
-def test_settings_as_toml_and_back(settings):
+def test_settings_round_trip_through_toml(settings):
     changed = replace_settings(settings, {"fit.clip_norm": None, "fit.patience": 2, "text_column": 'a "b"', "limit": 7})
     text = to_toml(changed, "a heading")
     assert text.startswith("# a heading\n") and 'clip_norm = "none"' in text
     assert build(FinetuneSettings, tomllib.loads(text)) == changed
     partly = build(FinetuneSettings, {"model": "m", "data": "d", "output": "o", "fit": {"epochs": 1}})
-    assert partly.fit == FitConfig.of(FIT.to_dict() | {"epochs": 1})  # the rest of the table is the run's own default
+    assert partly.fit == FitConfig.of(FIT.to_dict() | {"epochs": 1})  # the table's other values are the run's defaults
 
 
-def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
+def test_flags_override_options_override_the_file(run, settings, tmp_path):
     file = tmp_path / "run.toml"
     text = f'model = "{settings.model}"\ndata = "{settings.data}"\nbatch_size = 8\n[fit]\nepochs = 3\nlearning_rate = 1e-3\n'
     file.write_text(text + "weight_decay = 0.5\n")
@@ -210,14 +213,14 @@ def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
     assert (found["fit"]["epochs"], found["fit"]["learning_rate"], found["fit"]["weight_decay"]) == (1, 2e-3, 0.5)
     assert found["batch_size"] == 8 and found["seed"] == found["fit"]["seed"] == 5
     again = run("finetune", "--config", tmp_path / "run" / "settings.toml", "--json", package=Package())
-    assert json.loads(again[1])["settings"] == found  # the file it wrote repeats it
+    assert json.loads(again[1])["settings"] == found  # the written file repeats the run
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ([], ["lacks data, output, model"]),
-        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is no setting", "did you mean 'fit.learning_rate'"]),
+        (["-o", "fit.lerning_rate=1"], ["'fit.lerning_rate' is not a setting", "did you mean 'fit.learning_rate'"]),
         (["-o", "batchsize=1"], ["did you mean 'batch_size'"]),
         (["-o", "fit.epochs=four"], ["fit.epochs is 'four'", "an integer"]),
         (["-o", "fit.epochs"], ["KEY=VALUE", "fit.beta1=0.95"]),
@@ -226,7 +229,7 @@ def test_flags_win_over_options_over_the_file(run, settings, tmp_path):
         (["--plot", "curve.gif"], ["'.gif'", ".png"]),
     ],
 )
-def test_mistakes_are_one_line(run, settings, arguments, parts):
+def test_usage_errors_are_one_line(run, settings, arguments, parts):
     given = ["-m", settings.model, "-d", settings.data, "--output", settings.output] if arguments else []
     status, out, err = run("finetune", *given, *arguments)
     assert status == 2 and not out and err.count("\n") == 1
@@ -234,29 +237,29 @@ def test_mistakes_are_one_line(run, settings, arguments, parts):
         assert part in err
 
 
-def test_a_broken_file_is_named(run, tmp_path):
+def test_a_broken_toml_file(run, tmp_path):
     (tmp_path / "run.toml").write_text("model = \n")
     status, _, err = run("finetune", "-c", tmp_path / "run.toml")
     assert status == 2 and "is not valid TOML" in err and "line 1" in err
 
 
-def test_a_run_that_was_stopped_is_not_a_success(run, settings, monkeypatch):
+def test_a_stopped_run_has_its_own_status(run, settings, monkeypatch):
     given = ["finetune", "-m", settings.model, "-d", settings.data, "--output", settings.folder, "--batch-size", 8]
     status, out, _ = run(*given, package=Package(stop_after=1))
-    assert status == cli_training.STOPPED and "the same command goes on" in out
+    assert status == cli_training.STOPPED and "run the same command to resume" in out
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "finetune", interrupted)
     status, out, err = run(*given, package=Package())
-    assert status == cli_training.STOPPED and not out and "the same command goes on" in err
+    assert status == cli_training.STOPPED and not out and "run the same command to resume" in err
 
 
-def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_path):
+def test_an_error_in_a_row_has_advice_for_the_command_line(run, settings, tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nhello,\n")
     status, _, err = run("finetune", "-m", settings.model, "-d", tmp_path / "train.csv", "--output", settings.folder)
-    assert status == 2 and "fix it, or remove it" in err
+    assert status == 2 and "fix that record or remove it" in err
 
 
 @pytest.mark.parametrize(
@@ -268,7 +271,7 @@ def test_a_message_about_a_row_speaks_of_the_command_line(run, settings, tmp_pat
         ({"model": "OTHER"}, "fine-tuned for as many labels as the data has, but for different ones"),
     ],
 )
-def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
+def test_a_plan_rejects_what_the_run_would(settings, tmp_path, change, message):
     other = checkpoint(tmp_path / "other", labels=("a", "b", "c", "d"))
     change = {name: value.replace("OTHER", str(other)) if name == "model" else value for name, value in change.items()}
     change = {
@@ -278,11 +281,11 @@ def test_a_plan_refuses_what_the_run_would(settings, tmp_path, change, message):
         training.plan(replace_settings(settings, change), "jax")
 
 
-def test_dry_run_says_what_would_be_done(run, settings):
+def test_dry_run_prints_the_plan(run, settings):
     given = ["-m", settings.model, "-d", settings.data, "--output", settings.output, "--batch-size", 8]
     status, out, _ = run("finetune", *given, "--dry-run")
     assert status == 0 and not settings.folder.exists()
-    assert "64 texts to train on, 24 to validate on, 4 labels" in out and "32 steps, 8 an epoch" in out
+    assert "64 training texts, 24 validation texts, 4 labels" in out and "32 steps of 8 texts, 8 per epoch" in out
     plan = training.plan(settings, "jax")
     assert plan["steps"] == 32 and plan["out_of_scope"] == "oos" and plan["parameters"] > 0
 
@@ -292,13 +295,13 @@ def test_table_and_plot(run, settings, tmp_path):
     status, out, err = run("finetune", *given, "--plot", tmp_path / "curve.svg", package=Package())
     assert status == 0, err
     assert "in_scope_accuracy" in out and "at threshold" in out and "best after step 32" in out
-    picture = (tmp_path / "curve.svg").read_text()
-    assert "validation scores" in picture and "training" in picture
+    figure = (tmp_path / "curve.svg").read_text()
+    assert "validation scores" in figure and "training" in figure
 
 
 @pytest.fixture(scope="module", params=["jax", "tf"])
 def real(request, base, tmp_path_factory):
-    """(package, settings, report) of a real run: a BERT of three layers that learns from scratch."""
+    """Return (package, settings, report) of a real run: a BERT of three layers trained from scratch."""
     pytest.importorskip(frameworks.NEEDS[request.param])
     package = frameworks.package(request.param)
     folder = tmp_path_factory.mktemp("real")

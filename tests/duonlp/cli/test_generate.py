@@ -1,4 +1,4 @@
-"""`duonlp generate`: text on a terminal, choices, pictures and reports, over a small real checkpoint."""
+"""`duonlp generate` over a small real checkpoint: text on a terminal, choices, figures and reports."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from duonlp.cli.generate import merge_options
+from duonlp.cli.common import merge_options
 from duonlp.errors import InputError
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
 
@@ -21,7 +21,7 @@ ANY = pytest.mark.skipif(not importlib.util.find_spec("flax"), reason="no flax")
 
 
 class Pieces(io.StringIO):
-    """A standard output that remembers what it was given piece by piece."""
+    """A standard output that records its content at each flush."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ def test_beams_and_their_scores(run, checkpoint):  # noqa: F811
 
 
 @ANY
-def test_a_drawn_text_can_be_drawn_again(run, checkpoint):  # noqa: F811
+def test_a_sampled_text_can_be_reproduced(run, checkpoint):  # noqa: F811
     sampled = base(checkpoint, "jax", "--sample", "--temperature", "3", "--json")
     first = json.loads(run(*sampled)[1])
     again = json.loads(run(*sampled, "--seed", first["options"]["seed"])[1])
@@ -106,17 +106,17 @@ def test_the_prompt_can_come_from_standard_input(run, checkpoint):  # noqa: F811
         (["x", "-m", "MODEL", "--plot", "a.gif"], ["a.gif", ".png"]),
         (["x", "-m", "MODEL", "--seed", "1", "-o", "seed=2"], ["seed is given twice"]),
         (["x", "-m", "MODEL", "-o", "max_new_tokns=2"], ["did you mean 'max_new_tokens'"]),
-        (["x", "-m", "MODEL", "--return", "2"], ["num_return_sequences=2", "same text"]),
+        (["x", "-m", "MODEL", "--return", "2"], ["num_return_sequences=2", "identical texts"]),
     ],
 )
 @ANY
-def test_mistakes_are_one_line(run, checkpoint, arguments, parts):  # noqa: F811
+def test_usage_errors_are_one_line(run, checkpoint, arguments, parts):  # noqa: F811
     status, out, err = run("generate", *[checkpoint if a == "MODEL" else a for a in arguments])
     assert status == 2 and out == "" and err.count("\n") == 1, err
     assert all(part in err for part in parts), err
 
 
-def test_flags_that_were_not_given_say_nothing():
+def test_flags_that_were_not_given_are_dropped():
     flags = {"seed": 0, "top_k": 0, "do_sample": False, "temperature": None, "stop_strings": []}
     assert merge_options(flags, {"min_p": 0.1}) == {"seed": 0, "top_k": 0, "min_p": 0.1}
     with pytest.raises(InputError, match="seed is given twice"):

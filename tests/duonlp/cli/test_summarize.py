@@ -1,4 +1,4 @@
-"""`duonlp summarize`: files of any length to summaries, over a small real checkpoint, and what it refuses."""
+"""`duonlp summarize` over a small real checkpoint: files of any length, and usage errors."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ SENTENCE = "Ada Lovelace wrote the first program."
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny T5 with random weights, written without any framework."""
+    """Write a tiny T5 with random weights, without any framework."""
     folder = tmp_path_factory.mktemp("cli") / "t5"
     tokenizer = reference.load_tokenizer("unigram")
     config = config_from_hf(T5 | {"vocab_size": len(tokenizer)})
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-    """A short document and a long one."""
+    """Write a short document and a long one."""
     short, long = tmp_path / "short.txt", tmp_path / "long.txt"
     short.write_text(SENTENCE + "\n")
     long.write_text(" ".join([SENTENCE] * 6))
@@ -72,7 +72,7 @@ def test_summaries_of_files_and_of_standard_input(run, checkpoint, files):  # no
 
 @ANY
 @pytest.mark.filterwarnings("ignore")
-def test_the_task_by_name_prints_its_text(run, checkpoint):  # noqa: F811
+def test_run_prints_the_texts_of_tasks_that_write(run, checkpoint):  # noqa: F811
     from jaxnlp import pipeline
 
     expected = pipeline("summarization", checkpoint)(SENTENCE)[0]["summary_text"]
@@ -85,13 +85,13 @@ def test_the_task_by_name_prints_its_text(run, checkpoint):  # noqa: F811
 
 
 class Package:
-    """A package whose pipeline repeats the beginning of each text."""
+    """An engine whose pipeline returns the beginning of each text, and that records its arguments."""
 
     def __init__(self):
-        self.made = []
+        self.calls = []
 
     def pipeline(self, *arguments, **options):
-        self.made.append((arguments, options))
+        self.calls.append((arguments, options))
         chunks = {"chunks": [[{"text": "a b", "summary_text": "a"}]]} if options.get("return_chunks") else {}
 
         def summarize(texts):
@@ -102,19 +102,19 @@ class Package:
         return summarize
 
 
-def test_what_is_asked_of_the_pipeline_and_printed(capsys):
+def test_options_of_the_pipeline_and_printed_summaries(capsys):
     package, documents = Package(), [cli_summarize.Document("a.txt", "first"), cli_summarize.Document("-", "bad")]
-    report = cli_summarize.run(package, "tf", "M", documents[:1], {"return_chunks": True})
-    assert package.made == [(("summarization", "M"), {"return_chunks": True, "long_documents": "chunk"})]
-    cli_summarize.write(report, __import__("sys").stdout)
+    report = cli_summarize.summarize_documents(package, "tf", "M", documents[:1], {"return_chunks": True})
+    assert package.calls == [(("summarization", "M"), {"return_chunks": True, "long_documents": "chunk"})]
+    cli_summarize.write_summaries(report, __import__("sys").stdout)
     assert capsys.readouterr().out == "[round 1, part 1 of 1] a\nfir\n"
-    cli_summarize.run(package, "tf", "M", documents[:1], {"truncation": True})
-    assert package.made[-1][1] == {"truncation": True}
+    cli_summarize.summarize_documents(package, "tf", "M", documents[:1], {"truncation": True})
+    assert package.calls[-1][1] == {"truncation": True}
     with pytest.raises(InputError, match="summarization: '-' has 9 tokens"):
-        cli_summarize.run(package, "tf", "M", documents, {})
+        cli_summarize.summarize_documents(package, "tf", "M", documents, {})
     for options in ({"num_return_sequences": 2}, {"return_tensors": True}):
-        with pytest.raises(InputError, match="prints one text for each document"):
-            cli_summarize.run(package, "tf", "M", documents, options)
+        with pytest.raises(InputError, match="prints one text per document"):
+            cli_summarize.summarize_documents(package, "tf", "M", documents, options)
 
 
 @pytest.mark.parametrize(
@@ -122,17 +122,17 @@ def test_what_is_asked_of_the_pipeline_and_printed(capsys):
     [
         (["FILE"], None, ["--model"]),
         (["-m", "M"], None, ["no document", "standard input"]),
-        (["-m", "M"], "  \n", ["standard input holds no text"]),
-        (["-m", "M", "EMPTY"], None, ["holds no text"]),
+        (["-m", "M"], "  \n", ["standard input is empty"]),
+        (["-m", "M", "EMPTY"], None, ["is empty"]),
         (["-m", "M", "/nowhere/a.txt"], None, ["'/nowhere/a.txt'", "No such file"]),
         (["-m", "M", "BINARY"], None, ["it is not UTF-8 text"]),
-        (["-m", "M", "-", "-"], "a", ["- is named more than once"]),
+        (["-m", "M", "-", "-"], "a", ["- is given more than once"]),
         (["-m", "M", "FILE", "--long", "chunks"], None, ["--long 'chunks'", "did you mean 'chunk'"]),
         (["-m", "M", "FILE", "--beams", "2", "-o", "num_beams=3"], None, ["num_beams is given twice"]),
         (["-m", "M", "FILE", "-o", "beams"], None, ["KEY=VALUE"]),
     ],
 )
-def test_mistakes(run, tmp_path, files, arguments, stdin, parts):  # noqa: F811
+def test_usage_errors_are_one_line(run, tmp_path, files, arguments, stdin, parts):  # noqa: F811
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00a")
     names = {"FILE": files[0], "EMPTY": tmp_path / "empty.txt", "BINARY": tmp_path / "binary.txt"}

@@ -1,4 +1,4 @@
-"""`duonlp tune`: a search over distillations and fine-tunings, with a stand-in for the package."""
+"""`duonlp tune`: a search over distillations and fine-tunings, with a stand-in for the engine."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from duonlp.runs.finetuning import FinetuneSettings
 from duonlp.training.settings_file import build
 from duonlp.tuning import runs as tuning_runs
 from duonlp.tuning import search as tuning
-from duonlp.tuning.runs import RunSearch, TuneSettings, full_path, paths, tune_runs
+from duonlp.tuning.runs import RunSearch, TuneSettings, full_path, setting_paths, tune_runs
 from duonlp.util import frameworks
 from tests.intents import LABELS, checkpoint, queries, write_queries
 from tests.standins import Package
@@ -26,7 +26,7 @@ SEARCH = {"alpha": {"low": 0.0, "high": 1.0}, "layers": {"choices": [1, 2]}}
 
 
 class Tuned(Package):
-    """Students learn all they are taught where alpha is below a half; where it is above, they forget it again."""
+    """An engine whose students improve in every epoch if alpha < 0.5 and get worse after the first epoch otherwise."""
 
     def distill(self, student, teacher, batches, config, distillation, folder, **options):
         self.best_epoch = None if distillation.alpha < 0.5 else 1
@@ -51,13 +51,13 @@ def table(base):
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(tuning, "_draw", lambda *_: {})
+def no_figures(monkeypatch):
+    monkeypatch.setattr(tuning, "_plot", lambda *_: {})
 
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """run(*arguments, package=None) -> (status, standard output, standard error); errors are raised."""
+    """Return run(*arguments, package=None) -> (status, standard output, standard error); errors are raised."""
 
     def call(*arguments, package=None):
         monkeypatch.setattr(cli_tune, "load_package", lambda name, trains=False: (package or Tuned(), "jax"))
@@ -90,12 +90,12 @@ def test_a_search_over_distillations(table, tmp_path):
     fits = [each[1] for each in package.calls if each[0] == "fit"]
     assert {each.epochs for each in fits} == {3} and {each.best_metric for each in fits} == {"accuracy"}
     assert {each[1] for each in package.calls if each[0] == "cached_teacher_logits"} == {str(folder / "cache")}
-    # the models of all but the best are gone, their records are there
+    # only the best model is kept; all trials keep their records
     for trial in result.trials:
-        own = folder / "trials" / f"{trial.number:04d}"
-        assert (own / "best" / "model.safetensors").exists() == (trial.number == best.number)
-        assert (own / "settings.toml").exists() and (own / "metrics.jsonl").exists()
-        seen.append(build(DistillSettings, tomllib.loads((own / "settings.toml").read_text())))
+        trial_folder = folder / "trials" / f"{trial.number:04d}"
+        assert (trial_folder / "best" / "model.safetensors").exists() == (trial.number == best.number)
+        assert (trial_folder / "settings.toml").exists() and (trial_folder / "metrics.jsonl").exists()
+        seen.append(build(DistillSettings, tomllib.loads((trial_folder / "settings.toml").read_text())))
     assert [each.layers for each in seen] == [trial.parameters["layers"] for trial in result.trials]
     text = (folder / "best.toml").read_text()
     again = build(DistillSettings, tomllib.loads(text))
@@ -127,13 +127,13 @@ def test_accuracy_and_latency(table, tmp_path):
 
 
 @pytest.mark.parametrize("max_length", [None, 5])
-def test_a_latency_that_is_measured(table, tmp_path, max_length):
+def test_a_measured_latency(table, tmp_path, max_length):
     table["max_length"] = max_length
     package, options = Tuned(), TuneSettings(trials=1, objective=("latency",), queries=3, repeats=2)
     result = tune_runs(package, table, SEARCH, tmp_path, options, console=False)
     assert 0 < result.best[0].results["latency"] <= result.best[0].results["latency_p95"]
     asked = [each for each in package.calls if each[0] == "pipeline"]
-    cut = {"truncation": True, "max_length": max_length}  # a text may be longer than the model reads
+    cut = {"truncation": True, "max_length": max_length}  # texts may be longer than the model reads
     assert asked == [("pipeline", "text-classification", {"dtype": "float32", "progress": False, **cut})]
 
 
@@ -148,7 +148,7 @@ def test_a_search_over_fine_tunings(base, tmp_path):
     assert len(list(tmp_path.glob("trials/*/best"))) == 4
 
 
-def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
+def test_a_stopped_trial_is_repeated(table, tmp_path):
     options = TuneSettings(trials=2)
     stopped = tune_runs(Tuned(stop_after=1), table, SEARCH, tmp_path, options, console=False)
     assert stopped.interrupted and not stopped.trials
@@ -157,7 +157,7 @@ def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "search", "said"),
+    ("change", "search", "message"),
     [
         ({}, {"alfa": SEARCH["alpha"]}, "'alfa', which is no setting; did you mean 'alpha'"),
         ({}, {"num_layers": SEARCH["layers"]}, "did you mean 'layers'"),
@@ -178,17 +178,17 @@ def test_a_run_that_was_asked_to_stop_is_tried_again(table, tmp_path):
             {**SEARCH, "epochs": {"low": 1.0, "high": 3.5}},
             "fit.epochs: high is 3.5, and the setting is a whole number",
         ),
-        ({"batchsize": 8}, SEARCH, "'batchsize' is no setting of duonlp distill"),
+        ({"batchsize": 8}, SEARCH, "'batchsize' is not a setting of duonlp distill"),
     ],
 )
-def test_what_makes_no_sense(table, tmp_path, change, search, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_searches(table, tmp_path, change, search, message):
+    with pytest.raises(InputError, match=message):
         RunSearch({**table, **change}, search, TuneSettings(), tmp_path)
 
 
-def test_every_model_of_a_search_is_looked_at_first(table, tmp_path):
+def test_every_model_of_a_search_is_checked_first(table, tmp_path):
     package = Tuned()
-    with pytest.raises(InputError, match=r"search.layers has 4: .*the teacher has 3"):
+    with pytest.raises(InputError, match=r"search.layers has 4: cannot copy 4 layers of the teacher's 3"):
         tune_runs(package, table, {"layers": {"choices": [2, 4]}}, tmp_path / "a", console=False)
     search = {"student": {"choices": [table["teacher"], str(tmp_path / "nowhere")]}}
     with pytest.raises(CheckpointError, match=r"search\.student has"):
@@ -198,22 +198,22 @@ def test_every_model_of_a_search_is_looked_at_first(table, tmp_path):
     assert not [each for each in package.calls if each[0] == "distill" and each[1].alpha is None]
 
 
-def test_a_single_table_leaves_nothing_to_search_by(table, tmp_path):
+def test_a_single_table_has_no_validation_scores_to_search_by(table, tmp_path):
     (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in queries(16)))
     with pytest.warns(UserWarning), pytest.raises(InputError, match="there is nothing to search by; give a folder"):
         tune_runs(Tuned(), {**table, "data": str(tmp_path / "all.csv")}, SEARCH, tmp_path / "search", console=False)
 
 
 def test_settings_of_a_search():
-    for options, said in (
+    for options, message in (
         ({"run": "distil"}, "did you mean 'distill'"),
         ({"trials": 0}, "trials is 0"),
         ({"minutes": -1.0}, "minutes is -1.0"),
         ({"objective": ()}, "give at least one"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             TuneSettings(**options)
-    known, real, whole = paths(DistillSettings)
+    known, real, whole = setting_paths(DistillSettings)
     assert {"layers", "fit.epochs", "fit.steps"} <= set(whole) and not {"fit.save_every", "tensorboard"} & set(whole)
     assert {"layers", "fit.epochs", "distillation.alpha"} <= set(known) and "distillation.temperature" in real
     assert full_path("learning_rate", known) == "fit.learning_rate" and full_path("seed", known) == "seed"
@@ -229,20 +229,22 @@ def test_the_command(run, table, tmp_path):
     status, out, err = run("--config", file, "--output", folder, "--trials", 4)
     assert status == 0 and "4 trials: " in out and "best.toml" in out and "going on after 3 trials" in err
     status, out, err = run("--config", file, "--output", folder, "--trials", 5, package=Tuned(stop_after=1))
-    assert status == cli_tune.STOPPED and "the same command goes on" in err
+    assert status == cli_tune.STOPPED and "run the same command to resume" in err
 
 
-def test_mistakes_at_the_command_line(run, table, tmp_path):
-    def refused(said, text, *arguments):
-        with pytest.raises(InputError, match=said):
+def test_usage_errors(run, table, tmp_path):
+    def assert_rejected(message, text, *arguments):
+        with pytest.raises(InputError, match=message):
             run("--config", toml(tmp_path / "tune.toml", table, text), *arguments)
 
     good = "[search]\nalpha = { low = 0.0, high = 1.0 }\nlayers = { choices = [1, 2] }\n"
-    there = ("--output", tmp_path / "search")
-    refused("give --output", good)
-    refused("there is nothing to search", "", *there)
-    refused("trails' is no setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *there)
-    refused("^tune: trials is 0", good, *there, "--trials", 0)
-    refused("framework 'jaxx' is not one of", good, *there, "--framework", "jaxx")
-    refused("framework 5 is not one of", "", *there, "--option", "framework=5")
+    output = ("--output", tmp_path / "search")
+    assert_rejected("give --output", good)
+    assert_rejected("there is nothing to search", "", *output)
+    assert_rejected(
+        "trails' is not a setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *output
+    )
+    assert_rejected("^tune: trials is 0", good, *output, "--trials", 0)
+    assert_rejected("framework 'jaxx' is not one of", good, *output, "--framework", "jaxx")
+    assert_rejected("framework 5 is not one of", "", *output, "--option", "framework=5")
     assert not (tmp_path / "search").exists()

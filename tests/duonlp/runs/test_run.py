@@ -49,10 +49,10 @@ def test_round_trip_through_json(run):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"blok_length": 3}, "no setting of a run.*did you mean 'block_length'"),
-        ({"training": {"step": 3}}, "'step' is no setting of pretraining"),
-        ({"cleaning": {"filter": None}}, "no setting of cleaning.*did you mean 'filters'"),
-        ({"cleaning": {"filters": {"maximum_byte": 3}}}, "no setting of cleaning.filters.*maximum_bytes"),
+        ({"blok_length": 3}, "not a setting of a run.*did you mean 'block_length'"),
+        ({"training": {"step": 3}}, "'step' is not a setting of pretraining"),
+        ({"cleaning": {"filter": None}}, "not a setting of cleaning.*did you mean 'filters'"),
+        ({"cleaning": {"filters": {"maximum_byte": 3}}}, "not a setting of cleaning.filters.*maximum_bytes"),
         ({"training": {"steps": 0}}, "steps is 0; it must be positive"),
         ({"training": {"steps": 1, "optimizer": "sgd"}}, "optimizer is 'sgd'; it must be one of adamw"),
         (

@@ -1,4 +1,4 @@
-"""What each task refuses, and how it says so."""
+"""Inputs and options that each task rejects, and the error messages."""
 
 import re
 import warnings
@@ -47,8 +47,8 @@ def test_a_good_input_passes(task):
 def test_empty_texts(task, empty):
     bad = {"question": "Who?", "context": empty} if task == "question-answering" else empty
     if task == "text-generation" and empty:
-        return  # white space has tokens there
-    with pytest.raises(InputError, match=f"input 1.*is an empty text, {re.escape(repr(empty))}; .*give it some words"):
+        return  # whitespace is a valid prompt
+    with pytest.raises(InputError, match=f"input 1.*is an empty text, {re.escape(repr(empty))}; .*add some words"):
         pipe_for(task)([GOOD[task], bad])
 
 
@@ -91,7 +91,7 @@ def test_token_classification_of_texts_longer_than_the_positions():
         pipe(LONG)
     ends = [e["end"] for e in pipe(LONG, stride=10, aggregation_strategy="simple", ignore_labels=[])]
     assert max(ends) == len(LONG.rstrip())
-    with pytest.warns(UserWarning, match=r"inputs \[0\] are longer than 64 tokens and were cut; pass stride="):
+    with pytest.warns(UserWarning, match=r"inputs \[0\] are longer than 64 tokens and were truncated; pass stride="):
         make("token-classification")(LONG)
 
 
@@ -102,7 +102,7 @@ def test_truncation(task):
     if task == "feature-extraction":
         assert len(pipe(LONG, truncation=True)[0]) == reference.MAX_POSITIONS
         assert len(pipe(LONG, tokenize_kwargs={"truncation": True, "max_length": 7})[0]) == 7
-        with pytest.raises(InputError, match="truncation is given twice"):
+        with pytest.raises(InputError, match="truncation is passed twice"):
             pipe(LONG, truncation=True, tokenize_kwargs={"truncation": True})
         with pytest.raises(InputError, match="has no tokenizer option 'padding'"):
             pipe(LONG, tokenize_kwargs={"padding": True})
@@ -113,9 +113,9 @@ def test_truncation(task):
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("text-classification", {"top_k": 0}, "top_k is 0 of type int; it must be an integer of at least 1 or None"),
+        ("text-classification", {"top_k": 0}, "top_k is 0 (int); expected an integer of at least 1 or None"),
         ("text-classification", {"top_k": "all"}, "top_k is 'all'"),
-        ("text-classification", {"function_to_apply": "relu"}, "must be one of 'sigmoid', 'softmax', 'none', None"),
+        ("text-classification", {"function_to_apply": "relu"}, "expected one of 'sigmoid', 'softmax', 'none', None"),
         ("text-classification", {"truncation": "middle"}, "truncation is 'middle'"),
         ("text-classification", {"max_length": 2.5}, "max_length is 2.5"),
         (
@@ -124,7 +124,7 @@ def test_truncation(task):
             "one of 'none', 'simple', 'first', 'average', 'max'",
         ),
         ("token-classification", {"stride": 4}, "aggregation_strategy is 'none'"),
-        ("token-classification", {"stride": 90, "aggregation_strategy": "max"}, "stride is 90; it must be less than"),
+        ("token-classification", {"stride": 90, "aggregation_strategy": "max"}, "stride is 90; expected less than"),
         ("token-classification", {"ignore_labels": "O"}, "ignore_labels is 'O'"),
         ("token-classification", {"is_split_into_words": 1}, "is_split_into_words is 1"),
         ("fill-mask", {"top_k": None}, "top_k is None"),
@@ -132,39 +132,37 @@ def test_truncation(task):
         ("fill-mask", {"targets": [3]}, "targets is"),
         ("question-answering", {"top_k": 0}, "top_k is 0"),
         ("question-answering", {"max_answer_len": 0}, "max_answer_len is 0"),
-        ("question-answering", {"max_seq_len": 1000}, "max_seq_len is 1000 and the model has positions for 128"),
-        ("question-answering", {"doc_stride": 65}, "doc_stride is 65, more than max_seq_len, 64"),
+        ("question-answering", {"max_seq_len": 1000}, "max_seq_len is 1000, but the model has positions for 128"),
+        ("question-answering", {"doc_stride": 65}, "doc_stride is 65, but max_seq_len is 64"),
         ("question-answering", {"align_to_words": "no"}, "align_to_words is 'no'"),
-        ("text-generation", {"max_new_tokens": 0}, "max_new_tokens=0 must be a positive whole number"),
-        ("text-generation", {"max_new_tokens": 1000}, "1000 more are asked for, and the model has positions for 64"),
-        ("text-generation", {"max_length": 2}, "max_length, prompt included, is 2"),
-        ("text-generation", {"num_return_sequences": 2}, "would give the same text again"),
+        ("text-generation", {"max_new_tokens": 0}, "max_new_tokens=0 must be a positive integer"),
+        ("text-generation", {"max_new_tokens": 1000}, "1000 more are requested, but the model has positions for 64"),
+        ("text-generation", {"max_length": 2}, "max_length, which includes the prompt, is 2"),
+        ("text-generation", {"num_return_sequences": 2}, "would return identical texts"),
         ("text-generation", {"generation_config": 3}, "generation_config is a int"),
-        ("text-generation", {"logits_processor": len}, "give a list of functions"),
+        ("text-generation", {"logits_processor": len}, "expected a list of functions"),
         ("text-generation", {"assistant_model": "small"}, "assistant_model is 'small'"),
         ("text-generation", {"output_scores": True}, "call model.generate(ids, return_dict_in_generate=True"),
-        ("text-generation", {"max_time": 3.0}, "max_time=3.0 is not available"),
+        ("text-generation", {"max_time": 3.0}, "max_time=3.0 is unsupported"),
         ("text-generation", {"eos_token_id": "x"}, "eos_token_id='x' must be token ids"),
         ("text-generation", {"handle_long_generation": "cut"}, "one of None, 'hole'"),
         (
             "sentence-embedding",
             {"prompt_name": "query"},
-            "prompt_name is 'query' and the checkpoint's prompts are none",
+            "prompt_name is 'query', but the checkpoint's prompts are none",
         ),
         ("sentence-embedding", {"normalize": "l2"}, "normalize is 'l2'"),
         ("sentence-embedding", {"prompt": 3}, "prompt is 3"),
         ("feature-extraction", {"return_tensors": "pt"}, "return_tensors is 'pt'"),
     ],
 )
-def test_values_that_are_not_allowed(task, options, message):
+def test_invalid_values(task, options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         pipe_for(task)(GOOD[task], **options)
 
 
 def test_fill_mask_without_a_mask():
-    with pytest.raises(
-        InputError, match=re.escape("input 0, 'Ada wrote' of type str, has no mask token; write [MASK]")
-    ):
+    with pytest.raises(InputError, match=re.escape("input 0, 'Ada wrote' (str), has no mask token; write [MASK]")):
         make("fill-mask")("Ada wrote")
     tokenizer = reference.load_tokenizer("gpt2")
     with pytest.raises(InputError, match="needs a tokenizer with a mask token"):
@@ -173,10 +171,10 @@ def test_fill_mask_without_a_mask():
 
 def test_fill_mask_targets():
     pipe = make("fill-mask")
-    with pytest.warns(UserWarning, match="target 'programmed' is not in the vocabulary; its first token"):
+    with pytest.warns(UserWarning, match="target 'programmed' is not in the vocabulary; using its first token"):
         pipe("Ada [MASK]", targets=["programmed", "in"])
     with (
-        pytest.warns(UserWarning, match="target ' ' is no token"),
+        pytest.warns(UserWarning, match="target ' ' has no tokens"),
         pytest.raises(InputError, match="none of the targets ' ' has a token"),
     ):
         pipe("Ada [MASK]", targets=" ")
@@ -184,7 +182,7 @@ def test_fill_mask_targets():
 
 def test_pairs_of_texts():
     pipe = make("text-classification")
-    with pytest.raises(InputError, match="a pair of texts is given as"):
+    with pytest.raises(InputError, match="pass a pair of texts as"):
         pipe([["one", "two"]])
     with pytest.raises(InputError, match="has the keys 'text_pair'"):
         pipe({"text_pair": "a"})
@@ -196,12 +194,12 @@ def test_pairs_of_texts():
 
 def test_split_words():
     pipe = make("token-classification", is_split_into_words=True)
-    for bad, message in (("Ada wrote", "must be a list of words"), (["a", 3], "a word is 3"), ([[]], "an empty list")):
+    for bad, message in (("Ada wrote", "expects a list of words"), (["a", 3], "a word is 3"), ([[]], "an empty list")):
         with pytest.raises(InputError, match=message):
             pipe(bad)
 
 
-def test_ways_to_ask_a_question():
+def test_formats_of_questions():
     pipe = make("question-answering")
     question, context = "Who wrote?", reference.TEXTS[0]
     expected = pipe({"question": question, "context": context})
@@ -219,30 +217,30 @@ def test_ways_to_ask_a_question():
     [
         (None, {"question": "Who?"}, "got no context"),
         (None, {"context": "Ada"}, "got no question"),
-        ("Who?", {}, "got the text 'Who?' of type str alone"),
+        ("Who?", {}, "got only the text 'Who?' (str)"),
         ({"question": "Who?", "context": "Ada"}, {"context": "Ada"}, "got its input twice"),
         (None, {"question": ["a", "b"], "context": ["c"]}, "got 2 questions and 1 contexts"),
         (None, {"question": "a", "context": ["c"]}, "got one question and a context of type list"),
         (None, {"question": 3, "context": "c"}, "question is 3"),
-        ({"question": "Who?"}, {}, "has the keys 'question'; it needs"),
+        ({"question": "Who?"}, {}, "has the keys 'question'; expected"),
         ({"question": "Who?", "context": "Ada", "id": 1}, {}, "has the keys 'question', 'context', 'id'"),
         ({"question": "Who?", "context": None}, {}, "context is None"),
         ({"question": "", "context": "Ada"}, {}, "question is an empty text"),
     ],
 )
-def test_questions_it_cannot_read(inputs, keywords, message):
+def test_invalid_questions(inputs, keywords, message):
     with pytest.raises(InputError, match=re.escape(message)):
         make("question-answering")(inputs, **keywords)
 
 
-def test_a_question_that_leaves_no_room_is_cut():
+def test_a_question_that_leaves_no_room_is_truncated():
     pipe = make("question-answering")
     question = "Who wrote the first program? " * 10
     first = pipe.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    cut = question[: first[4][1]]
+    truncated = question[: first[4][1]]
     answer = pipe(question=question, context=reference.LONG_TEXT, max_question_len=5)
-    assert answer == pipe(question=cut, context=reference.LONG_TEXT) and len(cut) > 3
-    # Where question and context fit one window, nothing is cut.
+    assert answer == pipe(question=truncated, context=reference.LONG_TEXT) and len(truncated) > 3
+    # If question and context fit one window, nothing is truncated.
     short = question[:28]
     assert pipe(question=short, context="Ada", max_question_len=1) == pipe(question=short, context="Ada")
     with pytest.raises(InputError, match="a question of 50 tokens and doc_stride 32 leave no room in a window of 64"):
@@ -308,7 +306,7 @@ def test_generation_follows_the_models_configuration():
 
 
 class Generated:
-    """A `generate` that keeps its calls and gives for each prompt texts of the ids 10, 11, ... and the pad."""
+    """A ``generate`` that records its calls and returns the ids 10, 11, ... and padding for each prompt."""
 
     def __init__(self):
         self.calls = []
@@ -333,7 +331,7 @@ def test_options_of_generation_reach_the_engine_together():
     _, config, options = seen.calls[-1]
     assert (config.top_p, config.num_return_sequences, config.seed, config.do_sample) == (0.9, 3, 2, True)
     assert options["max_new_tokens"] == 4 and "tokenizer" not in options
-    pipe("Ada", generation_config={"repetition_penalty": 1.5})  # stands for all options of the construction
+    pipe("Ada", generation_config={"repetition_penalty": 1.5})  # replaces all options of the constructor
     _, config, options = seen.calls[-1]
     assert (config.repetition_penalty, config.do_sample, config.top_p) == (1.5, False, 1.0)
     process, draft = (lambda ids, logits, step: logits), made(seen).task
@@ -352,11 +350,11 @@ def test_several_texts_of_a_prompt_are_one_result():
     assert len(two) == 2 and len(pipe("Ada")) == 2
 
 
-def test_a_seed_draws_alike_in_every_batch():
+def test_a_seed_does_not_depend_on_the_batch():
     seen = Generated()
     pipe = made(seen, do_sample=True, max_new_tokens=4)
     pipe(["Ada", "The engine", "Ada"], seed=1)
-    assert [rows for rows, *_ in seen.calls] == [2, 1]  # equal prompts of a batch would draw apart
+    assert [rows for rows, *_ in seen.calls] == [2, 1]  # equal prompts in one batch would draw different texts
     pipe(["Ada", "The engine", "Ada"])
     assert [rows for rows, *_ in seen.calls[2:]] == [3]
 
@@ -388,14 +386,14 @@ def test_a_stream_gives_the_new_text_of_a_call():
     assert "".join(pipe.stream("Ada")) == pipe("Ada", return_full_text=False)[0]["generated_text"]
     assert "".join(pipe.stream("Ada", eos_token_id=11)) == pipe.tokenizer.decode([10, 11])
     for prompt, options, message in (
-        (["Ada"], {}, "a stream is for one prompt"),
-        ("Ada", {"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2: a stream is one text"),
-        ("Ada", {"return_tensors": True}, "return_tensors=True does not go with a stream"),
+        (["Ada"], {}, "stream got \\['Ada'\\] \\(list\\); pass one prompt"),
+        ("Ada", {"num_return_sequences": 2, "do_sample": True}, "num_return_sequences is 2, but a stream has one text"),
+        ("Ada", {"return_tensors": True}, "return_tensors=True is not supported in a stream"),
         ("Ada", {"beam_width": 2}, "has no option 'beam_width'"),
     ):
         with pytest.raises(InputError, match=message):
             pipe.stream(prompt, **options)
-    with pytest.raises(InputError, match="text-generation has no stream here"):
+    with pytest.raises(InputError, match="text-generation does not support streaming here"):
         made(Generated()).stream("Ada")
 
 

@@ -1,4 +1,4 @@
-"""Every task live against Transformers' pipelines: small random models of torch as the forward pass of both."""
+"""Compare every task with Transformers' pipelines, with small random torch models as the forward pass of both."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
-# The tokenizer, and the sizes of a family's configuration that make it small.
+# The tokenizer and the sizes of a small model of each family.
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 FAMILIES = {
     "bert": ("wordpiece", transformers.BertConfig, SMALL | {"max_position_embeddings": 64}),
@@ -28,7 +28,7 @@ STATES = ("last_hidden_state", "logits", "start_logits", "end_logits")
 
 
 def build(task: str, family: str, auto, **config):
-    """Transformers' pipeline (None where it has none), and ours round the same model and tokenizer."""
+    """Return Transformers' pipeline (None if it has none), and ours around the same model and tokenizer."""
     torch.manual_seed(0)
     name, make_config, sizes = FAMILIES[family]
     changes = {} if family != "distilbert" else {"model_input_names": ["input_ids", "attention_mask"]}
@@ -40,9 +40,9 @@ def build(task: str, family: str, auto, **config):
         torch.nn.init.normal_(parameter, std=0.25)
 
     def forward(batch):
-        kept = {k: torch.tensor(v).long() for k, v in batch.items() if family != "distilbert" or k != "position_ids"}
+        inputs = {k: torch.tensor(v).long() for k, v in batch.items() if family != "distilbert" or k != "position_ids"}
         with torch.no_grad():
-            outputs = model(**kept)
+            outputs = model(**inputs)
         return {key: outputs[key].numpy() for key in STATES if key in outputs}
 
     ours = make_pipeline(task, forward, tokenizer, config_from_hf(hf.to_dict()), batch_size=4)

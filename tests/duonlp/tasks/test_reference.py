@@ -1,4 +1,4 @@
-"""Every task's results against those of Transformers' pipelines, recorded by tests/reference/record_pipelines.py."""
+"""Compare every task's results with those of Transformers' pipelines, recorded by tests/reference/record_pipelines.py."""
 
 import warnings
 
@@ -22,7 +22,7 @@ FORWARDS = {
 
 
 def make(task: str, tokenizer: str = "wordpiece", labels=reference.LABELS, problem=None, **options) -> Pipeline:
-    """Our pipeline round the model that the recorded results come from."""
+    """Return our pipeline around the model of the recorded results."""
     tokenizer = reference.load_tokenizer(tokenizer)
     hf = {
         "model_type": "bert", "vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2,
@@ -40,7 +40,7 @@ def make(task: str, tokenizer: str = "wordpiece", labels=reference.LABELS, probl
 
 
 def assert_same(ours, theirs, tolerance=1e-5):
-    """Same nesting, same keys in the same order, equal texts and integers, scores within `tolerance`."""
+    """Assert the same nesting, the same keys in order, equal texts and integers, and scores within ``tolerance``."""
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for key in theirs:
@@ -58,7 +58,7 @@ def assert_same(ours, theirs, tolerance=1e-5):
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "target|.*were cut")
+        warnings.filterwarnings("ignore", "target|.*were truncated")
         yield
 
 

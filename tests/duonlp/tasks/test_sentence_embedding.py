@@ -1,4 +1,4 @@
-"""Sentence embedding: the files of sentence-transformers, pooling, normalisation, prompts."""
+"""Sentence embedding: the files of sentence-transformers, pooling, normalization, prompts."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from duonlp.architectures import config_from_hf
 from duonlp.errors import CheckpointError, InputError
 from duonlp.pipelines.pipeline import make_pipeline
-from duonlp.tasks.sentence_config import normalized, read_sentence_config
+from duonlp.tasks.sentence_config import l2_normalize, read_sentence_config
 from tests.reference import record_pipelines as reference
 
 TEXTS = ["Ada Lovelace wrote", "The loom", "a"]
@@ -19,7 +19,7 @@ NEW, OLD = "sentence_transformers.sentence_transformer.modules.", "sentence_tran
 
 
 def write(folder, modules=("Transformer", "Pooling"), prefix=OLD, pooling=None, **files):
-    """A folder as sentence-transformers leaves it; `files` are further JSON files by name."""
+    """Write a folder like sentence-transformers does; ``files`` are further JSON files by name."""
     places = [
         {"idx": i, "name": str(i), "path": f"{i}_{m}" if i else "", "type": prefix + m} for i, m in enumerate(modules)
     ]
@@ -57,14 +57,14 @@ def test_shapes_and_the_mean(tmp_path):
     assert [v.shape for v in pipe(iter(TEXTS))] == [(16,)] * 3
 
 
-def test_normalisation(tmp_path):
+def test_normalization(tmp_path):
     pipe, _ = make(write(tmp_path, ("Transformer", "Pooling", "Normalize")))
     assert np.allclose(np.linalg.norm(pipe(TEXTS), axis=1), 1)
     raw = pipe(TEXTS, normalize=False)
-    assert np.allclose(normalized(raw), pipe(TEXTS)) and not np.allclose(raw, pipe(TEXTS))
+    assert np.allclose(l2_normalize(raw), pipe(TEXTS)) and not np.allclose(raw, pipe(TEXTS))
     plain, _ = make(write(tmp_path))
     assert np.allclose(plain(TEXTS), raw) and np.allclose(plain(TEXTS, normalize=True), pipe(TEXTS))
-    assert np.allclose(normalized(np.zeros((1, 3))), 0)
+    assert np.allclose(l2_normalize(np.zeros((1, 3))), 0)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,13 @@ def test_a_dense_layer(tmp_path):
     (tmp_path / "2_Dense" / "config.json").write_text(
         json.dumps({"in_features": 16, "out_features": 3, "activation_function": "torch.nn.modules.activation.Tanh"})
     )
-    with pytest.raises(CheckpointError, match=r"2_Dense/model.safetensors is missing; only safetensors are read"):
+    with pytest.raises(
+        CheckpointError, match=r"2_Dense/model.safetensors is missing; convert the module's weights to safetensors"
+    ):
         make(tmp_path)
     save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
     pipe, model = make(tmp_path)
-    expected = normalized(np.tanh(np.array([mean(model, pipe.tokenizer, t) for t in TEXTS]) @ weight.T + bias))
+    expected = l2_normalize(np.tanh(np.array([mean(model, pipe.tokenizer, t) for t in TEXTS]) @ weight.T + bias))
     assert np.allclose(pipe(TEXTS), expected, atol=1e-6) and pipe([]).shape == (0, 3)
 
 
@@ -131,7 +133,7 @@ def test_lengths_and_lower_case(tmp_path):
         pipe("Ada " * 300, truncation=False)
 
 
-def test_what_the_files_say_of_length_stands_above_the_tokenizer(tmp_path):
+def test_the_length_in_the_files_overrides_the_tokenizer(tmp_path):
     pipe, _ = make(write(tmp_path, sentence_bert_config={"max_seq_length": 100}))
     assert pipe.tokenizer.model_max_length == 64 and pipe.task.limit() == 100
 
@@ -144,7 +146,7 @@ def test_prompts(tmp_path):
     assert np.allclose(with_prompt, pipe("The loom weaves")) and np.allclose(
         with_prompt, pipe("weaves", prompt="The loom ")
     )
-    with pytest.raises(InputError, match="prompt_name is 'passage' and the checkpoint's prompts are 'query', 'doc'"):
+    with pytest.raises(InputError, match="prompt_name is 'passage', but the checkpoint's prompts are 'query', 'doc'"):
         pipe("weaves", prompt_name="passage")
     default, _ = make(write(tmp_path, config_sentence_transformers=saved | {"default_prompt_name": "query"}))
     assert np.allclose(default("weaves"), with_prompt) and np.allclose(default("weaves", prompt=""), pipe("weaves"))
@@ -160,14 +162,26 @@ def test_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("modules", "pooling", "message"),
     [
-        (("Transformer", "CNN"), None, r"has a module 'sentence_transformers.models.CNN'; supported are Transformer"),
-        (("WordEmbeddings", "Pooling"), None, r"has a module 'sentence_transformers.models.WordEmbeddings'"),
+        (
+            ("Transformer", "CNN"),
+            None,
+            r"has an unsupported module, 'sentence_transformers.models.CNN'; use a checkpoint with only Transformer",
+        ),
+        (
+            ("WordEmbeddings", "Pooling"),
+            None,
+            r"has an unsupported module, 'sentence_transformers.models.WordEmbeddings'",
+        ),
         (("Transformer",), None, "has no Pooling module; use feature-extraction"),
-        (("Transformer", "Pooling"), {"pooling_mode": "median"}, "asks for pooling 'median'; supported are cls, max"),
-        (("Transformer", "Pooling"), {"pooling_mode_median": True}, "asks for pooling 'pooling_mode_median'"),
+        (
+            ("Transformer", "Pooling"),
+            {"pooling_mode": "median"},
+            "has unsupported pooling 'median'; supported are cls, max",
+        ),
+        (("Transformer", "Pooling"), {"pooling_mode_median": True}, "has unsupported pooling 'pooling_mode_median'"),
     ],
 )
-def test_checkpoints_it_cannot_follow(tmp_path, modules, pooling, message):
+def test_unsupported_checkpoints(tmp_path, modules, pooling, message):
     with pytest.raises(CheckpointError, match=message):
         make(write(tmp_path, modules, pooling=pooling))
 
@@ -182,8 +196,8 @@ def test_broken_and_missing_files(tmp_path):
         make(tmp_path)
 
 
-def test_a_checkpoint_without_files_takes_the_mean_and_says_so(tmp_path):
-    with pytest.warns(UserWarning, match="has no modules.json, so the mean of its token vectors is taken"):
+def test_a_checkpoint_without_files_warns_and_uses_mean_pooling(tmp_path):
+    with pytest.warns(UserWarning, match="has no modules.json; using mean pooling"):
         pipe, model = make(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""Tasks of encoder-decoders: results as Transformers 4.57's, documents in parts, languages, and what is refused."""
+"""Tasks of encoder-decoders: results of Transformers 4.57, documents read in parts, and invalid inputs."""
 
 import warnings
 from dataclasses import replace
@@ -14,7 +14,7 @@ from duonlp.generation import GenerationConfig
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline, make_pipeline
 from duonlp.tasks import get_task, make_task
-from duonlp.tasks.long_documents import cut, pack, split_document
+from duonlp.tasks.long_documents import pack, split_document, split_sentence
 from tests.reference import record_pipelines as reference
 from tests.reference import record_text2text as recorded
 
@@ -24,7 +24,7 @@ SENTENCE = "w1 w2 w3 w4 w5 w6 Yes."
 
 
 def model_config(vocab_size: int, positions: int = 256, decoder_positions: int = 300, **extra):
-    """An encoder-decoder, as far as tasks look at it."""
+    """Return the configuration of an encoder-decoder, complete enough for tasks."""
     config = config_from_hf({
         "model_type": "bert", "vocab_size": vocab_size, "hidden_size": 16, "num_attention_heads": 2,
         "max_position_embeddings": positions, "type_vocab_size": 0,
@@ -38,7 +38,7 @@ def model_config(vocab_size: int, positions: int = 256, decoder_positions: int =
 
 
 class Writer:
-    """A `generate` that writes each source's own first words, and keeps what it was called with."""
+    """A ``generate`` that returns the first words of each source and records its calls."""
 
     def __init__(self, texts=recorded.write_texts):
         self.calls, self.texts = [], texts
@@ -52,7 +52,7 @@ class Writer:
 
 
 def word_tokenizer(**changes):
-    """A token a word, and an end: lengths can be counted by eye."""
+    """Return a tokenizer with one token per word and an end token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocab = {word: i for i, word in enumerate(["<unk>", "<pad>", "</s>", *WORDS])}
@@ -64,7 +64,7 @@ def word_tokenizer(**changes):
 
 
 def make(task="summarization", tokenizer=None, extra=None, own=None, texts=recorded.write_texts, sizes=None, **options):
-    """A pipeline round a Writer, and the Writer."""
+    """Return a pipeline around a Writer, and the Writer."""
     tokenizer, writer = tokenizer or word_tokenizer(), Writer(texts)
     config = model_config(len(tokenizer), **(sizes or {}), **(extra or {}))
     made = make_task(task, tokenizer, config, generation_config=own)
@@ -72,7 +72,7 @@ def make(task="summarization", tokenizer=None, extra=None, own=None, texts=recor
 
 
 def first(count: int):
-    """A writer of each source's first so many words, of those that are no prefix."""
+    """Return a function that generates the first ``count`` words of each source, without the prefix."""
 
     def texts(ids, mask, new, texts=1, forced=None):
         rows = [[i for i in row[keep != 0].tolist() if i > recorded.END][:count] for row, keep in zip(ids, mask)]
@@ -95,7 +95,7 @@ def test_results_are_those_of_transformers(task, model):
     assert len(cases) == len(recorded.CALLS)
     for case in cases:
         inputs, options = recorded.CALLS[case["call"]]
-        # 4.57 lets its default of 256 new tokens win over a max_length of task_specific_params; see the task's docstring
+        # In 4.57, the default of 256 new tokens overrides max_length in task_specific_params; see the task's docstring.
         lengths = {} if {"max_new_tokens", "max_length"} & set(options) else {"max_new_tokens": 256}
         assert pipe(inputs, **options, **lengths) == case["result"]
         config = writer.calls[-1]["config"]
@@ -120,10 +120,10 @@ def test_sources_are_padded_on_the_right_to_buckets_without_positions():
     assert (ids[3] == ids[0]).all() and pipe.shapes == {(4, 16)}
 
 
-# -- what holds --------------------------------------------------------------------------------------------------------
+# -- precedence of options ---------------------------------------------------------------------------------------------
 
 
-def test_options_hold_over_task_specific_params_over_the_models_own_over_defaults():
+def test_precedence_of_options_task_specific_params_model_settings_and_defaults():
     config = lambda *made, **options: (lambda pipe, writer: (pipe("w1 w2"), writer.calls[-1])[1])(*made)  # noqa: E731
     call = config(*make())
     assert (call["new"], call["config"].num_beams) == (256, 4)
@@ -153,27 +153,29 @@ def test_strategies_without_beams_are_not_given_any():
     assert writer.calls[-1]["config"].num_beams == 1
 
 
-def test_a_length_nobody_asked_for_gives_way_to_the_decoders_positions():
+def test_default_lengths_are_limited_by_the_decoders_positions():
     pipe, writer = make("text2text-generation", sizes={"decoder_positions": 20})
     pipe("w1")
     assert writer.calls[-1]["new"] == 19
     for options in ({"max_length": 21}, {"max_new_tokens": 20}, {"generation_config": {"max_length": 21}}):
-        with pytest.raises(InputError, match=r"asks for 20 new tokens, and the decoder has 20 positions.*19 or fewer"):
+        with pytest.raises(InputError, match=r"requests 20 new tokens, but the decoder has 20 positions.*at most 19"):
             pipe("w1", **options)
     assert pipe("w1", max_length=20) and writer.calls[-1]["new"] == 19
-    with pytest.raises(InputError, match="max_length is 1, the decoder's start token included"):
+    with pytest.raises(InputError, match="max_length is 1, which includes the decoder's start token"):
         pipe("w1", max_length=1)
 
 
-def test_lengths_that_hardly_go_together_are_warned_about():
+def test_implausible_lengths_cause_warnings():
     with pytest.warns(
-        UserWarning, match="max_length is 12, and input 1 has only 3 tokens: .*pass max_length=2"
+        UserWarning, match="max_length is 12, but input 1 has only 3 tokens, .*consider max_length=2"
     ) as seen:
         make()[0]([SENTENCE + " w7" * 10, "w1 w2"], max_length=12)
     assert seen[0].filename == __file__
-    with pytest.warns(UserWarning, match="min_length=9 is more than max_length=5, which wins"):
+    with pytest.warns(UserWarning, match="min_length=9 exceeds max_length=5, which takes precedence"):
         make()[0](SENTENCE, max_length=5, min_length=9)
-    with pytest.warns(UserWarning, match="input 0 has 8 tokens and max_length is 7: its translation may be cut off"):
+    with pytest.warns(
+        UserWarning, match="input 0 has 8 tokens and max_length is 7, so its translation may be truncated"
+    ):
         make("translation")[0](SENTENCE, max_length=7)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -190,7 +192,7 @@ def test_equal_sources_draw_apart_with_a_seed():
 # -- long documents ----------------------------------------------------------------------------------------------------
 
 
-def test_a_long_document_is_refused_cut_or_read_in_parts():
+def test_a_long_document_is_rejected_truncated_or_read_in_parts():
     text = " ".join([SENTENCE] * 5)  # 35 tokens and an end, of 24
     pipe, writer = make(sizes={"positions": 24}, texts=first(3))
     with pytest.raises(InputError, match=r'input 1 has 36 tokens.*positions for 24; .*"truncate" or "chunk"'):
@@ -208,7 +210,7 @@ def test_a_long_document_is_refused_cut_or_read_in_parts():
     assert pipe("w1 w2", long_documents="chunk", return_chunks=True) == [{"summary_text": "w1 w2", "chunks": []}]
 
 
-def test_parts_of_all_documents_share_batches_and_rounds_go_on_until_they_fit():
+def test_parts_of_all_documents_share_batches_in_rounds_until_they_fit():
     long = " ".join([SENTENCE] * 40)  # 280 tokens: 14 parts, then 14 * 6 tokens, 4 parts, 24, 2 parts, 12
     pipe, writer = make(texts=first(6), batch_size=8, long_documents="chunk", return_chunks=True)
     results = pipe([long, "w9 w8", long, " ".join([SENTENCE] * 4)])
@@ -227,12 +229,12 @@ def test_progress_moves_within_a_document():
     class Bar:
         done, seen = 0, []
 
-        def advance(self, items, begun=0.0):
+        def advance(self, items, partial=0.0):
             self.done += items
-            self.seen.append(self.done + begun)
+            self.seen.append(self.done + partial)
 
     pipe, _ = make(texts=first(6), long_documents="chunk")
-    pipe._results([" ".join([SENTENCE] * 40), "w1"], pipe.options, 2, 0, Bar())
+    pipe._run_items([" ".join([SENTENCE] * 40), "w1"], pipe.options, 2, 0, Bar())
     assert Bar.seen == sorted(Bar.seen) and Bar.seen[-1] == 2 and Bar.seen[0] == pytest.approx(0.9 * 2 / 14)
 
 
@@ -243,11 +245,11 @@ def test_the_prefix_counts_and_stands_before_every_part():
     assert (ids[:, :2] == [33, 34]).all() and ((ids != recorded.PAD).sum(1) <= 12).all()
 
 
-def test_rounds_that_do_not_shorten_end_with_what_is_there():
+def test_rounds_end_if_they_do_not_shorten_the_text():
     text = " ".join([SENTENCE] * 5)
     pipe, _ = make(texts=first(99), long_documents="chunk", return_chunks=True)
     with pytest.warns(
-        UserWarning, match=r"input 1 had 35 tokens, and what was written of its 2 parts has 35: .*max_length"
+        UserWarning, match=r"input 1 had 35 tokens and the joined results of its 2 parts have 35; .*max_length"
     ):
         _, result = pipe(["w1", text])
     assert result["summary_text"] == text and [len(chunks) for chunks in result["chunks"]] == [2]
@@ -273,7 +275,9 @@ def test_parts_of_a_tokenizer_with_subwords():
         parts = split_document(text, limit, count)
         assert max(count(parts)) <= limit and len(parts) > 2
         assert "".join(" ".join(parts).split()) == "".join(text.split())
-    with pytest.raises(InputError, match="the text cannot be cut into parts of 3 tokens, of which 2 are no text"):
+    with pytest.raises(
+        InputError, match="the text cannot be split into parts of 3 tokens, 2 of which are prefix and special tokens"
+    ):
         split_document("東京", 3, count)
 
 
@@ -289,10 +293,14 @@ def test_packs_are_even_and_few():
         assert len(packs) <= 2 * sum(sizes) / limit + 1
 
 
-def test_a_sentence_is_cut_between_words_where_it_has_any():
-    assert cut("aa bb cc dd", 5, len) == ["aa bb", "cc dd"] and cut("abcdefgh", 3, len) == ["abc", "def", "gh"]
-    assert cut("abc", 9, len) == ["abc"] and cut("ab" * 500, 100, len) == ["ab" * 50] * 10
-    assert cut("x", 1, lambda text: 3) == ["x"]
+def test_a_sentence_is_split_between_words_if_possible():
+    assert split_sentence("aa bb cc dd", 5, len) == ["aa bb", "cc dd"] and split_sentence("abcdefgh", 3, len) == [
+        "abc",
+        "def",
+        "gh",
+    ]
+    assert split_sentence("abc", 9, len) == ["abc"] and split_sentence("ab" * 500, 100, len) == ["ab" * 50] * 10
+    assert split_sentence("x", 1, lambda text: 3) == ["x"]
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -308,9 +316,9 @@ def test_a_stream_is_what_a_call_gives():
     made = make_task("summarization", tokenizer, model_config(len(tokenizer)))
     pipe = Pipeline(made, writer, stream=stream, num_beams=1, long_documents="chunk")
     assert "".join(pipe.stream(SENTENCE)) == pipe(SENTENCE)[0]["summary_text"]
-    with pytest.raises(InputError, match="reads this text in 2 parts, and a stream is of one"):
+    with pytest.raises(InputError, match="reads this text in 2 parts, but a stream has only one"):
         pipe.stream(" ".join([SENTENCE] * 5))
-    with pytest.raises(InputError, match="has no stream here"):
+    with pytest.raises(InputError, match="does not support streaming here"):
         make()[0].stream("w1")
 
 
@@ -318,12 +326,12 @@ def test_a_stream_is_what_a_call_gives():
 
 
 @pytest.mark.parametrize("task", SEQ2SEQ)
-def test_what_is_no_document(task):
+def test_invalid_documents(task):
     pipe, _ = make(task)
     for bad in ("", "  \n"):
         with pytest.raises(InputError, match=f"{task}: input 1 is an empty text"):
             pipe(["w1", bad])
-    with pytest.raises(InputError, match=r"input 0 is \['w1'\] of type list; a text"):
+    with pytest.raises(InputError, match=r"input 0 is \['w1'\] \(list\); expected a text"):
         pipe([["w1"]])
     with pytest.raises(InputError, match=f"{task} got {{'text': 'w1'}}"):
         pipe({"text": "w1"})
@@ -334,29 +342,35 @@ def test_what_is_no_document(task):
     [
         ({"long_documents": "split"}, "long_documents is 'split'.* one of 'error', 'truncate', 'chunk'"),
         ({"truncation": "middle"}, "truncation is 'middle'"),
-        ({"truncation": True, "long_documents": "chunk"}, "truncation=True and long_documents='chunk' contradict"),
+        (
+            {"truncation": True, "long_documents": "chunk"},
+            "truncation=True and long_documents='chunk' are contradictory",
+        ),
         ({"max_source_length": 0}, "max_source_length is 0"),
-        ({"max_source_length": 300}, "max_source_length is 300 and the model has positions for 256"),
-        ({"prefix": "w1 " * 23}, "prefix 'w1 w1 .*...' and special tokens take 24 of the 24 tokens that a source may"),
+        ({"max_source_length": 300}, "max_source_length is 300, but the model has positions for 256"),
+        (
+            {"prefix": "w1 " * 23},
+            "prefix 'w1 w1 .*...' and special tokens take 24 of a source's 24 tokens and leave no room",
+        ),
         ({"return_chunks": 1}, "return_chunks is 1"),
         ({"language": 3}, "language is 3"),
         ({"beam_width": 3}, "summarization has no option 'beam_width'"),
         ({"src_lang": "en"}, "summarization has no option 'src_lang'"),
-        ({"output_scores": True}, "summarization gives texts; for scores"),
+        ({"output_scores": True}, "summarization returns texts; for scores"),
     ],
 )
-def test_options_that_do_not_suit(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(InputError, match=message):
         make(**options)
 
 
-def test_parts_of_what_is_no_document():
-    with pytest.raises(InputError, match="which summarization and translation have"):
+def test_chunking_that_is_not_supported():
+    with pytest.raises(InputError, match="only supported by summarization and translation"):
         make("text2text-generation", long_documents="chunk")
     endless = word_tokenizer(model_max_length=10**30)
     config = model_config(len(endless), positions=2**30)
     pipe = make_pipeline("summarization", Writer(), endless, config, long_documents="chunk")
-    with pytest.raises(InputError, match="says how long a source may be; pass max_source_length"):
+    with pytest.raises(InputError, match="limits the source length; pass max_source_length"):
         pipe("w1")
     assert pipe("w1 " * 60, max_source_length=30)
 
@@ -369,22 +383,22 @@ def test_parts_of_what_is_no_document():
             CheckpointError,
             "for summarization: num_beams=0",
         ),
-        ({"task_specific_params": {"summarization": [1]}}, CheckpointError, "must be an object of objects"),
-        ({"task_specific_params": [1]}, CheckpointError, "must be an object of objects"),
+        ({"task_specific_params": {"summarization": [1]}}, CheckpointError, "expected an object of objects"),
+        ({"task_specific_params": [1]}, CheckpointError, "expected an object of objects"),
         ({"prefix": 3}, CheckpointError, "the prefix in config.json is 3"),
     ],
 )
-def test_config_files_that_make_no_sense(extra, error, message):
+def test_invalid_config_files(extra, error, message):
     with pytest.raises(error, match=message):
         make(extra=extra)
 
 
 def test_unknown_task_specific_params_are_named():
-    with pytest.warns(UserWarning, match="for summarization name beam_depth, which no option here is"):
+    with pytest.warns(UserWarning, match="for summarization have unknown options, which are ignored: beam_depth"):
         make(extra={"task_specific_params": {"summarization": {"beam_depth": 3, "num_beams": 2}}})
 
 
-def test_models_and_tokenizers_of_another_kind():
+def test_unsupported_models_and_tokenizers():
     class Model:
         def __init__(self, head, config):
             self.head, self.config, self.generation_config = head, config, None
@@ -392,13 +406,14 @@ def test_models_and_tokenizers_of_another_kind():
     heads = {"seq2seq-lm": type("ModelForSeq2SeqLM", (), {}), "causal-lm": type("ModelForCausalLM", (), {})}
     gpt2 = config_from_hf({"model_type": "gpt2"})
     with pytest.raises(
-        InputError, match=r"summarization needs a model that AutoModelForSeq2SeqLM loads, and gpt2 .*text-generation"
+        InputError,
+        match=r"summarization needs AutoModelForSeq2SeqLM, which gpt2 does not support; .*text-generation",
     ):
         load_pipeline(heads, None, "summarization", Model("causal-lm", gpt2), tokenizer=word_tokenizer())
-    with pytest.raises(InputError, match=r"translation needs an encoder-decoder.*; gpt2 is none"):
+    with pytest.raises(InputError, match=r"translation needs an encoder-decoder.*, but gpt2 is not one"):
         get_task("translation")(word_tokenizer(), gpt2)
-    with pytest.raises(InputError, match="got a tokenizer of type object, and needs one of Transformers"):
+    with pytest.raises(InputError, match="needs a tokenizer of Transformers, got object"):
         get_task("translation")(object(), gpt2)
     assert get_task("translation_en_to_fr") is get_task("translation")
-    with pytest.raises(InputError, match="task 'translation_en' is not one of"):
+    with pytest.raises(InputError, match="unknown task 'translation_en'"):
         get_task("translation_en")

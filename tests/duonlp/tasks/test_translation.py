@@ -1,4 +1,4 @@
-"""Translation: how models are told their languages, and which ones they refuse."""
+"""Translation: how languages are passed to models, and unsupported languages."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.reference import record_text2text as recorded
 
 
 class Multilingual:
-    """A tokenizer that marks sources with src_lang, as M2M100's, which is a slow one."""
+    """A slow tokenizer that marks sources with src_lang, like M2M100's."""
 
     is_fast = False
     model_max_length, pad_token_id, eos_token_id = 24, 1, 2
@@ -41,7 +41,7 @@ class Multilingual:
         return " ".join(self.words.convert_ids_to_tokens([i for i in ids if i not in self.all_special_ids]))
 
 
-def test_models_of_many_languages_are_told_both():
+def test_multilingual_models_get_both_languages():
     tokenizer = Multilingual()
     pipe, writer = make("translation", tokenizer)
     made = pipe("w1 w2", src_lang="fr", tgt_lang="de")
@@ -62,62 +62,64 @@ def test_a_short_code_stands_for_the_only_long_one():
     pipe, writer = make("translation_en_to_fr_CA", tokenizer)
     pipe("w1")
     assert writer.calls[-1]["ids"][0, 0] == 38 and writer.calls[-1]["config"].forced_bos_token_id == 40
-    with pytest.raises(InputError, match="tgt_lang 'fr' is not a language of this model: en_XX, fr_XX, fr_CA"):
+    with pytest.raises(
+        InputError, match="tgt_lang 'fr' is not a language of this model; use one of en_XX, fr_XX, fr_CA"
+    ):
         pipe("w1", src_lang="en", tgt_lang="fr")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"src_lang": "xx", "tgt_lang": "fr"}, "src_lang 'xx' is not a language of this model: en, fr, de"),
+        ({"src_lang": "xx", "tgt_lang": "fr"}, "src_lang 'xx' is not a language of this model; use one of en, fr, de"),
         ({"src_lang": "en", "tgt_lang": "yy"}, "tgt_lang 'yy' is not a language"),
-        ({"src_lang": "en"}, "needs src_lang and tgt_lang with this model.*: en, fr, de"),
+        ({"src_lang": "en"}, "needs src_lang and tgt_lang, since this model is multilingual; use en, fr, de"),
         ({}, "needs src_lang and tgt_lang"),
-        ({"src_lang": 3}, "src_lang is 3 of type int"),
+        ({"src_lang": 3}, r"src_lang is 3 \(int\)"),
     ],
 )
-def test_languages_that_a_model_has_not(options, message):
+def test_unsupported_languages(options, message):
     with pytest.raises(InputError, match=message):
         make("translation", Multilingual())[0]("w1", **options)
 
 
-def test_languages_of_models_that_are_told_none():
-    with pytest.raises(InputError, match="this model is not told languages; leave them out"):
+def test_languages_of_models_without_language_codes():
+    with pytest.raises(InputError, match="this model does not accept languages; omit them"):
         make("translation", src_lang="en", tgt_lang="fr")
     assert make("translation_en_to_fr")[0]("w1")
     specific = {"task_specific_params": {f"translation_en_to_{x}": {"prefix": f"__{x}__ "} for x in ("fr", "de")}}
-    with pytest.warns(UserWarning, match="names no languages, and translation_en_to_fr holds"):
+    with pytest.warns(UserWarning, match="specifies no languages; using translation_en_to_fr"):
         pipe, writer = make("translation", extra=specific)
     pipe("w1", src_lang="en", tgt_lang="de")
     assert writer.calls[-1]["ids"][0, 0] == 40
     with pytest.raises(InputError, match="src_lang='en', tgt_lang='it': this model translates en to fr, en to de"):
         pipe("w1", src_lang="en", tgt_lang="it")
     with pytest.raises(InputError, match=r"tgt_lang='it': .* or pass the prefix"):
-        make("translation_en_to_it", extra=specific)  # which would go to the model with nothing said
+        make("translation_en_to_it", extra=specific)  # would silently go to the model
     assert make("translation_en_to_it", extra=specific, prefix="__de__ ")[0]("w1")
     tokenizer = word_tokenizer()
     tokenizer.source_lang, tokenizer.target_lang = "en", "de"  # as Marian's
     assert make("translation_en_to_de", tokenizer)[0]("w1")
-    with pytest.raises(InputError, match="translates from 'en' to 'de', not 'en' to 'fr'"):
+    with pytest.raises(InputError, match="translates 'en' to 'de', not 'en' to 'fr'"):
         make("translation_en_to_fr", tokenizer)
 
 
-def test_targets_that_stand_before_the_text():
+def test_targets_that_are_prefixed_to_the_text():
     tokenizer = word_tokenizer()
     tokenizer.supported_language_codes = [">>fr<<", ">>it<<"]
     pipe, writer = make("translation", tokenizer, tgt_lang="fr")
     pipe("w1")
     assert writer.calls[-1]["ids"][0, :3].tolist() == [41, 4, 2]
-    with pytest.raises(InputError, match="tgt_lang 'de' is not a language of this model: fr, it"):
+    with pytest.raises(InputError, match="tgt_lang 'de' is not a language of this model; use one of fr, it"):
         pipe("w1", tgt_lang="de")
 
 
-# -- tokenizers of Transformers that know languages, which are slow or not ---------------------------------------------
+# -- multilingual tokenizers of Transformers, slow and fast ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """A sentencepiece model, and the vocabulary that Marian's and M2M100's tokenizers want beside it."""
+    """Write a sentencepiece model, and the vocabulary file that Marian's and M2M100's tokenizers also need."""
     spm = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("spm")
     (folder / "texts.txt").write_text("\n".join(reference.TEXTS[:2] * 9))
@@ -160,17 +162,17 @@ def test_languages_are_marked_as_the_tokenizers_do(pieces, make_tokenizer, sourc
     ids = call["ids"][0]
     assert ids[ids != recorded.PAD].tolist() == expected["input_ids"]
     assert call["config"].forced_bos_token_id == expected["forced_bos_token_id"]
-    with pytest.raises(InputError, match=r"tgt_lang 'xx' is not a language of this model: .*fr"):
+    with pytest.raises(InputError, match=r"tgt_lang 'xx' is not a language of this model; .*fr"):
         pipe("Ada", src_lang=source, tgt_lang="xx")
 
 
 def test_a_text_ends_with_a_stop_string_whatever_vocabulary_sources_have():
-    """Marian's two: what is written may have ids that no source has."""
+    """Marian can have two vocabularies: targets can have ids that no source has."""
     tokenizer = word_tokenizer()
     config = model_config(len(tokenizer)).replace(embedding__vocab_size=10)
-    made = make_task("translation", tokenizer, config)
+    task = make_task("translation", tokenizer, config)
     ids = tokenizer.convert_tokens_to_ids(["w20", "w21", "w22"])
-    pipe = Pipeline(made, lambda *_, **__: np.array([[0, *ids]]), num_beams=1, stop_strings="w21")
+    pipe = Pipeline(task, lambda *_, **__: np.array([[0, *ids]]), num_beams=1, stop_strings="w21")
     assert pipe("w1")[0]["translation_text"].split()[-1] == "w21"
 
 

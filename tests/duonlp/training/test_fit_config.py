@@ -22,7 +22,7 @@ def test_settings_round_trip_through_json_and_reject_unknown_keys():
         config.check_resumable(FitConfig(epochs=2, best_metric="rougeL").to_dict())
     with pytest.raises(InputError, match=r"best_metric='loss' \(now 'rougeL'\)"):
         config.check_resumable(FitConfig(epochs=2, clip_norm=None).to_dict())
-    with pytest.raises(InputError, match="'lerning_rate' is no setting of fit"):
+    with pytest.raises(InputError, match="'lerning_rate' is not a setting of fit"):
         FitConfig.of({"lerning_rate": 1})
 
 

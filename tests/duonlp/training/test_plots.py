@@ -125,7 +125,7 @@ def test_what_cannot_be_plotted_raises(tmp_path, monkeypatch):
     good = run(3)
     for arguments, message in (
         ((good, tmp_path / "loss.jpg"), r"\.png, \.svg, \.pdf"),
-        ((good, tmp_path / "nowhere" / "loss.png"), "make it first"),
+        ((good, tmp_path / "nowhere" / "loss.png"), "create it first"),
         (([], tmp_path / "loss.png"), "no runs to plot"),
         (([{"step": 1, "tokens": 5, "loss": math.nan}], tmp_path / "loss.png"), "no loss to plot"),
         ((tmp_path / "missing.jsonl", tmp_path / "loss.png"), "does not exist"),

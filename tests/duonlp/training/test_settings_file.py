@@ -75,9 +75,9 @@ def test_a_nested_table_is_completed_from_the_default():
     ("table", "message"),
     [
         ({}, "a run lacks name"),
-        ({"name": "a", "nmae": "b"}, "'nmae' is no setting of a run; .*did you mean 'name'"),
+        ({"name": "a", "nmae": "b"}, "'nmae' is not a setting of a run; .*did you mean 'name'"),
         ({"name": "a", "rate": 1}, "'rate' is not a setting of a run; it belongs to a table: inner.rate"),
-        ({"name": "a", "inner": {"rat": 1}}, "'inner.rat' is no setting.*did you mean 'inner.rate'"),
+        ({"name": "a", "inner": {"rat": 1}}, "'inner.rat' is not a setting.*did you mean 'inner.rate'"),
         ({"name": 3}, "name is 3; it must be a string"),
         ({"name": "a", "count": True}, "count is True; it must be an integer or none"),
         ({"name": "a", "count": 1.5}, "count is 1.5"),

@@ -54,7 +54,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(tuning, "_draw", lambda *_: {})
+        monkeypatch.setattr(tuning, "_plot", lambda *_: {})
 
 
 def test_a_space_is_read_from_toml():
@@ -465,7 +465,7 @@ def test_pictures(tmp_path):
         plot_history([], one.objectives, tmp_path / "x.png")
     with pytest.raises(InputError, match="no importances"):
         plot_importance({}, tmp_path / "x.png")
-    with pytest.raises(InputError, match="name a file that ends in"):
+    with pytest.raises(InputError, match="give a file that ends in"):
         plot_history(one.trials, one.objectives, tmp_path / "x.bmp")
 
 

@@ -1,4 +1,4 @@
-"""Where sentences end, and where they only seem to."""
+"""Sentence splitting: abbreviations, quotations, lists, lines and languages."""
 
 import sys
 import textwrap
@@ -43,14 +43,14 @@ def test_hard_cases(line):
     assert split_sentences(line.replace("|", "")) == [sentence.strip() for sentence in line.split("|")]
 
 
-def test_a_line_is_a_border_unless_prose_is_broken_at_a_width():
+def test_a_line_break_ends_a_sentence_unless_prose_is_wrapped():
     dialogue = "Ann: Dr. Lee is here. Come!\r\nBob: ok\r\nAnn: bye"
     assert split_sentences(dialogue) == ["Ann: Dr. Lee is here.", "Come!", "Bob: ok", "Ann: bye"]
     assert sentences_by_line(dialogue)[0] == ["Ann: Dr. Lee is here.", "Come!"]
     assert split_sentences("Rain on Monday\nSun later\n\n\nA storm") == ["Rain on Monday", "Sun later", "A storm"]
     whole = ["The senators of the United States of America voted late on Monday.", "It was a very long night for them."]
     prose = textwrap.fill(" ".join(whole), 50) + "\n\nThen they\nleft"
-    assert split_sentences(prose) == [*whole, "Then they", "left"], "the second paragraph is too narrow to be so broken"
+    assert split_sentences(prose) == [*whole, "Then they", "left"], "the second paragraph is too narrow to be wrapped"
     assert split_sentences(prose, lines=False) == [*whole, "Then they left"]
     assert len(split_sentences(prose, lines=True)) == 5
     assert split_sentences(" \n\n") == split_sentences("") == []
@@ -73,13 +73,13 @@ def test_languages():
 
 
 @given(st.text(alphabet=st.one_of(st.sampled_from(".?!\"'()[]“”\n\r 1aA:"), st.characters(codec="utf-8")), max_size=80))
-def test_no_letter_is_lost_or_added(text):
+def test_no_character_is_lost_or_added(text):
     for lines in (None, False, True):
         assert "".join("".join(split_sentences(text, lines=lines)).split()) == "".join(text.split())
 
 
-def test_what_is_no_text_and_a_missing_library(monkeypatch):
-    with pytest.raises(InputError, match="surrogate pair at 1"):
+def test_invalid_text_and_a_missing_library(monkeypatch):
+    with pytest.raises(InputError, match="lone surrogate at character 1"):
         split_sentences("a\ud800")
     with pytest.raises(InputError, match="bytes"):
         split_sentences(b"a")

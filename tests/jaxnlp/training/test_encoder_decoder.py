@@ -129,7 +129,7 @@ def test_a_run_resumes_and_is_exported(tmp_path):
         labelled = (batch["labels"] != -100).sum()
         total, count = total + float(model(**batch)["loss"]) * labelled, count + labelled
     assert total / count == pytest.approx(whole.held_out_loss, rel=1e-5)
-    with pytest.raises(InputError, match=r"another data: .*noise_density"):
+    with pytest.raises(InputError, match=r"different data .*noise_density"):
         other = Batches(Words(), objective("span-corruption", tokenizer(), noise_density=0.3), ROWS)
         pretrain(t5(), other, settings(steps=6, scan=True), tmp_path / "run", log={"console": False})
 

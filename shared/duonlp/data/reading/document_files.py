@@ -37,9 +37,8 @@ class Problems:
             InputError: If there is no report.
         """
         if self.report is None:
-            raise InputError(
-                f"{place}: {reason}: {detail}; fix it, or pass report=CleaningReport() to count and drop such records"
-            )
+            remedy = "fix it, or pass report=CleaningReport() to count and drop such records"
+            raise InputError(f"{place}: {reason}: {detail}", remedy=remedy, argument="report")
         self.report.drop(reason, f"{place}: {detail}", byte_count)
 
 

@@ -285,7 +285,7 @@ def with_columns(
             except InputError as error:
                 if not matches:
                     raise
-                problems.note("corrupt row", place, str(error))
+                problems.note("corrupt row", place, error.message)
                 continue
         yield place, row, matches[names]
 

@@ -43,7 +43,9 @@ def kind_of(path: Path) -> str:
         if kind is None:
             raise InputError(
                 f"{str(path)!r} has an unsupported ending; expected {', '.join(ENDINGS)} (optionally followed by "
-                f"{' or '.join(COMPRESSIONS)}), or pass kind"
+                f"{' or '.join(COMPRESSIONS)})",
+                remedy="or pass kind",
+                argument="kind",
             )
         return kind
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -57,7 +59,11 @@ def kind_of(path: Path) -> str:
             "with a split in their names; give another file or folder"
         )
     if len(kinds) > 1:
-        raise InputError(f"{str(path)!r} contains several kinds of files ({', '.join(kinds)}); pass kind to select one")
+        raise InputError(
+            f"{str(path)!r} contains several kinds of files ({', '.join(kinds)})",
+            remedy="pass kind to select one",
+            argument="kind",
+        )
     return kinds[0]
 
 

@@ -39,7 +39,10 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
     with picture(Path(file), 9, 4) as figure:
         losses, scores = figure.subplots(1, 2)
         losses.plot(
-            [record["step"] for record in steps], [record["loss"] for record in steps], color=COLOURS[0], label="training"
+            [record["step"] for record in steps],
+            [record["loss"] for record in steps],
+            color=COLOURS[0],
+            label="training",
         )
         validation = [(record["step"], record["loss"]) for record in evaluations if "loss" in record]
         if validation:

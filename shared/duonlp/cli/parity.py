@@ -1,0 +1,71 @@
+"""``duonlp parity``: one checkpoint compared across frameworks."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from duonlp.cli.common import Debug, Json, cli_option, print_json
+from duonlp.util.frameworks import calm_frameworks, quiet_stdout
+from duonlp.util.suggestions import choice
+
+if TYPE_CHECKING:
+    from duonlp.parity import Report
+
+
+def parity(
+    model: Annotated[str, typer.Argument(help="Checkpoint: a folder in Hugging Face layout or a Hub id.")],
+    head: Annotated[str, cli_option(help="Head to compare (default: the one the checkpoint was saved with).")] = "",
+    text: Annotated[list[str] | None, cli_option(help="Input text; repeatable (default: three sentences).")] = None,
+    frameworks: Annotated[str, cli_option(help="Frameworks, comma-separated (default tf,jax,torch).")] = "tf,jax,torch",
+    tolerance: Annotated[
+        float, cli_option(help="Largest allowed difference, relative to the largest output (default 1e-5).")
+    ] = 1e-5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare a checkpoint across tfnlp, jaxnlp and Transformers; exit with status 1 if they differ."""
+    from duonlp.architectures import HEADS
+    from duonlp.parity import FRAMEWORKS, compare
+
+    if head:
+        choice("head", head, HEADS)
+    names = [choice("framework", name.strip(), FRAMEWORKS) for name in frameworks.split(",")]
+    calm_frameworks()
+    with quiet_stdout():
+        report = compare(model, head or None, text or None, names, tolerance=tolerance)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def print_report(report: "Report") -> None:
+    """Print a parity report as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{report.checkpoint}  ({report.model_type}, {report.head})", style="bold", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("output", "shape", "compared"):
+        table.add_column(name, no_wrap=True)
+    for name in ("largest difference", "relative", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.rows:
+        verdict = "[green]ok[/]" if row.ok else "[bold red]differs[/]"
+        compared = f"{row.framework} - {row.reference}"
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(row.output, shape, compared, f"{row.difference:.2e}", f"{row.relative:.2e}", verdict)
+    console.print(table)
+    if report.generated:
+        verdict = "[green]identical[/]" if report.same_ids else "[bold red]different[/]"
+        count = max(map(len, report.generated.values()))
+        console.print(f"{count} tokens generated greedily: {verdict} in {', '.join(report.generated)}")
+    for name, seconds in report.forward_seconds.items():
+        console.print(f"{name}: loaded in {report.load_seconds[name]:.1f} s, forward pass in {1000 * seconds:.1f} ms")
+    for name, reason in report.skipped.items():
+        console.print(f"{name} skipped: {reason}", style="yellow", markup=False)
+    verdict = "[green]agree[/]" if report.ok else "[bold red]differ[/]"
+    console.print(f"The frameworks {verdict} (tolerance {report.tolerance:g}).")

@@ -1,0 +1,163 @@
+"""``duonlp run``: a task's pipeline on texts from arguments, a file or standard input."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from duonlp.cli.common import (
+    Debug,
+    Framework,
+    Json,
+    Model,
+    TaskOption,
+    cli_option,
+    need_model,
+    parsed_options,
+    print_json,
+    suggest_options,
+)
+from duonlp.errors import InputError
+from duonlp.util.frameworks import load_package, quiet_stdout
+from duonlp.util.suggestions import choice
+
+INPUT_WIDTH = 48
+"""Characters of an input shown in the table of results."""
+
+WRITTEN = {"generated_text", "summary_text", "translation_text"}
+"""Result keys of text that a model wrote, which is printed as it is."""
+
+
+def run(
+    task: Annotated[
+        str, typer.Argument(help="Task, such as text-classification, text-generation or translation_en_to_fr.")
+    ],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Inputs; a JSON object gives an input of several parts."),
+    ] = None,
+    model: Model = "",
+    framework: Framework = "",
+    input_file: Annotated[
+        str,
+        cli_option("--input", "-i", help="Input file: .json, .jsonl, or one text per line; - for standard input."),
+    ] = "",
+    option: TaskOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a task on texts from the arguments, a file or standard input."""
+    from duonlp.tasks import ALIASES, TASKS, get_task
+
+    get_task(task if task.startswith("translation_") else choice("task", task, [*TASKS, *ALIASES]))
+    need_model(model)
+    options = parsed_options(option or [])
+    items = read_inputs(texts or [], input_file)
+    with quiet_stdout(), suggest_options(task, options):
+        package, name = load_package(framework)
+        # An iterator gives one result per input; for a list of one input, some tasks return its result bare.
+        results = list(package.pipeline(task, model, **options)(iter(items)))
+    if as_json:
+        print_json({"task": task, "model": model, "framework": name, "results": results})
+    else:
+        print_results(items, results)
+
+
+def read_inputs(texts: Sequence[str], input_file: str) -> list[Any]:
+    """Return the inputs from the arguments, a file, or standard input unless that is a terminal.
+
+    Raises:
+        InputError: There are no inputs, they are given twice, or the file cannot be read or parsed.
+    """
+    if texts and input_file:
+        raise InputError("texts were given both as arguments and with --input; give one of the two")
+    if not texts and not input_file and sys.stdin is not None and not sys.stdin.isatty():
+        input_file = "-"
+    if texts:
+        return [parse_item(text) for text in texts]
+    if not input_file:
+        raise InputError("no input; give texts as arguments, --input FILE, or lines on standard input")
+    try:
+        content = sys.stdin.read() if input_file == "-" else Path(input_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read --input {input_file!r}: {why}; give a text, .json or .jsonl file") from None
+    lines = [line for line in content.splitlines() if line.strip()]
+    try:
+        if input_file.endswith(".json"):
+            items = json.loads(content)
+            items = items if isinstance(items, list) else [items]
+        elif input_file.endswith(".jsonl"):
+            items = [json.loads(line) for line in lines]
+        else:
+            items = [parse_item(line) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"--input {input_file!r} is not valid JSON ({error}); fix it, or give one text per line"
+        ) from None
+    if not items:
+        name = "standard input" if input_file == "-" else repr(input_file)
+        raise InputError(f"{name} is empty; give texts as arguments, --input FILE, or lines on standard input")
+    return items
+
+
+def parse_item(text: str) -> Any:
+    """Parse a JSON object, for tasks with inputs of several parts such as a question and its context; else return the text."""
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return text
+
+
+def print_results(items: Sequence[Any], results: Sequence[Any]) -> None:
+    """Print all results as one table, or as plain text if a model wrote them."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    rows = [(item, row) for item, result in zip(items, results, strict=True) for row in _rows(result)]
+    if rows and all(len(row) == 1 and WRITTEN.issuperset(row) for _, row in rows):
+        for _, row in rows:
+            console.print(*row.values(), markup=False, highlight=False, soft_wrap=True)
+        return
+    columns = list(dict.fromkeys(key for _, row in rows for key in row))
+    table = Table("input", *columns, box=None, pad_edge=False, header_style="bold")
+    previous = None
+    for item, row in rows:
+        label = "" if item is previous else escape(_shorten(item))
+        table.add_row(label, *(escape(_format(row[key])) if key in row else "" for key in columns))
+        previous = item
+    console.print(table)
+
+
+def _rows(result: Any) -> list[dict[str, Any]]:
+    """Return the rows of a result: one for a dict, several for a list of dicts (one empty row if none), else one value."""
+    import numpy as np
+
+    if isinstance(result, Mapping):
+        return [dict(result)]
+    if isinstance(result, list) and all(isinstance(part, (Mapping, list)) for part in result):
+        if all(isinstance(part, Mapping) for part in result):
+            return [dict(part) for part in result] or [{}]
+        if any(isinstance(part, Mapping) for inner in result for part in inner):
+            return [row for part in result for row in _rows(part)]
+    array = np.asarray(result)
+    first = ", ".join(f"{value:.4f}" for value in array.ravel()[:4])
+    return [{"shape": str(list(array.shape)), "values": first + (", ..." if array.size > 4 else "")}]
+
+
+def _shorten(item: Any) -> str:
+    text = " | ".join(str(part) for part in item.values()) if isinstance(item, Mapping) else str(item)
+    text = " ".join(text.split())
+    return text if len(text) <= INPUT_WIDTH else text[: INPUT_WIDTH - 3] + "..."
+
+
+def _format(value: Any) -> str:
+    import numpy as np
+
+    return f"{value:.4f}" if isinstance(value, (float, np.floating)) else str(value)
