@@ -16,6 +16,7 @@ from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.training.run_file import read_run
+from duonlp.typing import Tokenizer
 from jaxnlp.training.checkpoints import FOLDER, STATE
 from jaxnlp.training.model import LAYER_INDEX, STACKED
 
@@ -25,7 +26,7 @@ def export(
     output: str | os.PathLike,
     *,
     step: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
     max_shard_size: int | str = "5GB",
 ) -> Path:

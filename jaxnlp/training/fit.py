@@ -31,7 +31,7 @@ from duonlp.training.generated import epoch_batches
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.result import FitResult
 from duonlp.training.schedules import due
-from duonlp.typing import BatchStream
+from duonlp.typing import BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import update
 from jaxnlp.training.checkpoints import Checkpoints
@@ -50,7 +50,7 @@ def fit(
     validation: BatchStream | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     loss: LossFunction | None = None,
     model_options: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
@@ -127,7 +127,7 @@ def train(
     validation: BatchStream | None,
     evaluate: Callable[[Any], Mapping[str, float]] | None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
-    tokenizer: Any,
+    tokenizer: Tokenizer | None,
     data: Mapping[str, Any] | None,
     log: Mapping[str, Any] | None,
     description: Mapping[str, Any] | None = None,
@@ -289,7 +289,7 @@ class _Evaluation:
     def __init__(
         self, step: FitStep, model: Any, best: Best, folder: Path | None, log: MetricsLog | NullLog, *,
         validation: BatchStream | None, evaluate: Callable[[Any], Mapping[str, float]] | None,
-        on_evaluation: Callable[[int, Mapping[str, float]], None] | None, tokenizer: Any,
+        on_evaluation: Callable[[int, Mapping[str, float]], None] | None, tokenizer: Tokenizer | None,
     ):  # fmt: skip
         self.step, self.model, self.best, self.folder, self.log = step, model, best, folder, log
         self.validation, self.evaluate = validation, evaluate

@@ -25,7 +25,7 @@ from duonlp.training.fit_loop import (
 )
 from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
-from duonlp.typing import Batch, BatchStream
+from duonlp.typing import Batch, BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
 from tfnlp.losses import SmoothedCrossEntropy
 from tfnlp.training.backups import Backups
@@ -44,7 +44,7 @@ def fit(
     validation: BatchStream | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     loss: keras.losses.Loss | None = None,
     jit_compile: bool | str = "auto",
     data: Mapping[str, Any] | None = None,
@@ -139,7 +139,7 @@ def train(
     validation: BatchStream | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
 ) -> FitResult:

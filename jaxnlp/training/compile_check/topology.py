@@ -75,8 +75,8 @@ class Topology:
     def group_bandwidth(self, group: Sequence[Any]) -> float:
         """Return the bytes/s that each chip of a group can send within it, over the links along the group.
 
-        A chip has two links along each dimension that the group spans. It counts as one if the dimension does not wrap around:
-        the ends of a line have a single neighbor.
+        A chip has two links along each dimension that the group spans. Only one of them counts if the dimension does not wrap
+        around, because the ends of a line have a single neighbor.
 
         Args:
             group: Devices of the group.
