@@ -339,7 +339,9 @@ def test_mistakes_are_said(tmp_path):
         lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
         lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",
         lambda: fitted(model=tfnlp.AutoModel.from_config(BERT)): "a base model has no labels to learn from",
-        lambda: fitted(model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)): "no classes",
+        lambda: fitted(
+            model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)
+        ): "is not over classes",
         lambda: make_optimizer("adamw", 1e-3, model, layer_decay=0): "layer_decay is 0",
         lambda: batch_dataset(BATCHES, first_batch=-1): "first_batch -1",
     }.items():
