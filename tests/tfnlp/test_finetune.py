@@ -190,7 +190,7 @@ def test_pieces_of_a_batch_are_the_batch():
     assert_same(values, expected, rtol=0, atol=1e-5)
     cut = list(pieces_of("token-classification", many[0], 4))
     assert cut[3]["labels"].shape == (1, 6) and not cut[3]["sample_weight"].any()
-    with pytest.raises(InputError, match="4 rows cannot be computed in 5 pieces"):
+    with pytest.raises(InputError, match="a batch of 4 rows into 5 microbatches"):
         list(pieces_of("token-classification", many[0], 5))
     assert label_counts("causal-lm", {"input_ids": ids, "labels": np.zeros_like(ids)}).tolist() == [5.0] * 4
 

@@ -340,7 +340,7 @@ def test_a_damaged_backup_is_passed_over_and_said(tmp_path, interrupted):
     assert "step-000000006.damaged" in files(tmp_path)
     for file in tmp_path.glob("step-*.safetensors"):
         file.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="remove them to begin anew"):
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="delete them to start over"):
         made.fit(data, epochs=2, callbacks=[BackupAndRestore(tmp_path)], verbose=0)
 
 
@@ -367,11 +367,11 @@ def test_a_backup_of_another_run_is_refused(interrupted):
     folder, _, made = interrupted
     before = files(folder)
     callbacks = [BackupAndRestore(folder)]
-    with pytest.raises(InputError, match="batch_size=8, now it is 16"):
+    with pytest.raises(InputError, match="batch_size=8, but now it is 16"):
         made.fit(block_dataset(counting(16), steps=4), callbacks=callbacks, verbose=0)
-    with pytest.raises(InputError, match="steps_per_epoch=4, now it is 5"):
+    with pytest.raises(InputError, match="steps_per_epoch=4, but now it is 5"):
         made.fit(block_dataset(counting(), steps=5), callbacks=callbacks, verbose=0)
-    with pytest.raises(InputError, match="optimizer=SGD, now it is AdamW"):
+    with pytest.raises(InputError, match="optimizer=SGD, but now it is AdamW"):
         pretrainer().fit(block_dataset(counting(), steps=4), callbacks=callbacks, verbose=0)
     wider = pretrainer(GPT2 | {"n_embd": 32}, optimizer=sgd)
     with pytest.raises(InputError, match="another model or optimizer"):
@@ -472,21 +472,21 @@ def test_mistakes_are_said(tmp_path):
     made = pretrainer(accumulation=3, optimizer=sgd)
     for call, message in {
         lambda: Pretrainer(made.model, accumulation=0): "accumulation is 0",
-        lambda: made.fit(block_dataset(counting())): "the dataset has no end",
-        lambda: made.evaluate(block_dataset(counting())): "the dataset has no end",
+        lambda: made.fit(block_dataset(counting())): "the dataset is endless",
+        lambda: made.evaluate(block_dataset(counting())): "the dataset is endless",
         lambda: made.fit(block_dataset(counting(), steps=4), steps_per_epoch=2): "ends after 4 batches",
-        lambda: made.fit(block_dataset(counting(), steps=1)): "8 rows a step do not divide .* multiple of 3",
+        lambda: made.fit(block_dataset(counting(), steps=1)): "8 rows per step do not divide .* multiple of 3",
         lambda: made.fit(np.zeros((8, 16))): "fit got ndarray",
         lambda: block_dataset([{"input_ids": np.zeros((2, 3))}]): "must have input_ids and labels",
         lambda: block_dataset([]): "there are 0 batches",
         lambda: block_dataset(Uneven(8, 0, 2)): "one of 2 hosts",
         lambda: block_dataset(counting(), start=-1): "start is -1",
         lambda: make_optimizer("adam", 1e-3, made.model): "choose one of adamw, adafactor, lion",
-        lambda: make_optimizer("adamw", 1e-3, made.model, clip_norm=0): "clip_norm 0",
+        lambda: make_optimizer("adamw", 1e-3, made.model, clip_norm=0): "clip_norm is 0",
         lambda: Schedule(0, 1e-3): "steps is 0",
         lambda: Schedule(10, 1e-3, schedule="square"): "square",
         lambda: BackupAndRestore(tmp_path, save_freq=0): "save_freq is 0",
-        lambda: BackupAndRestore(tmp_path).set_model(made.model): "is for a Pretrainer",
+        lambda: BackupAndRestore(tmp_path).set_model(made.model): "needs a Pretrainer",
         lambda: made.fit(block_dataset(Broken(9)), steps_per_epoch=4, verbose=0): "array_record is damaged",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -154,7 +154,7 @@ def test_mistakes_are_said(tmp_path, batch):
     }.items():
         with pytest.raises(InputError, match=message):
             call()
-    with pytest.warns(UserWarning, match="there is no 'val_loss' among loss"):
+    with pytest.warns(UserWarning, match="the logs have no 'val_loss', only loss"):
         model = compiled(eagerly=True)
         model.fit(batch, batch_size=8, verbose=0, callbacks=[SaveBest(tmp_path / "best")])
     assert not (tmp_path / "best").exists()
