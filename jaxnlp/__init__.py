@@ -1,4 +1,4 @@
-"""NLP models for Flax NNX on JAX. The same names as tfnlp, over the same checkpoints."""
+"""NLP models for Flax NNX on JAX, with the same names and checkpoints as tfnlp."""
 
 from typing import TYPE_CHECKING, Any
 

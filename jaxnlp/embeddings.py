@@ -1,10 +1,12 @@
-"""Token ids to vectors, and distances to biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings and relative position biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from duonlp.config import AttentionConfig, EmbeddingConfig, NormConfig
 from duonlp.positions import fixed_table, relative_bucket_table
@@ -12,17 +14,26 @@ from jaxnlp.layers import Linear, dropout, make_norm
 
 
 class Embeddings(nnx.Module):
-    """ids -> vectors: words + token types + positions, norm, dropout, projection to the hidden size.
+    """Word, token type and position embeddings, then norm, dropout and a projection to the hidden size.
 
-    words: whether it has a table of words of its own. A decoder may share its encoder's, which it is then called with.
+    Args:
+        config: Kinds and sizes of the tables.
+        hidden_size: Width D of the output.
+        norm: Kind and epsilon of the norm.
+        has_word_embeddings: Whether the module owns a word table. A decoder that shares its encoder's table has
+            none, and is passed the shared one in each call.
+        dtype: Compute dtype.
+        param_dtype: Storage dtype of the parameters.
+        rngs: Random streams that initialize the parameters.
     """
 
     def __init__(
-        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, words=True, dtype, param_dtype, rngs
+        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, has_word_embeddings: bool = True,
+        dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if words:
+        if has_word_embeddings:
             self.word_embeddings = nnx.Embed(config.vocab_size, config.size, **options)
         if config.positions == "learned":
             self.position_embeddings = nnx.Embed(config.max_positions, config.size, **options)
@@ -33,9 +44,23 @@ class Embeddings(nnx.Module):
         if config.projection:
             self.projection = Linear(config.size, hidden_size, **options)
 
-    def __call__(self, input_ids, token_type_ids, position_ids, rngs=None, words=None):
-        """input_ids, token_type_ids (or None), position_ids: int [B, T] -> [B, T, D]. words: the shared table, if it is."""
-        words = self.word_embeddings if words is None else words
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array | None, position_ids: jax.Array,
+        rngs: nnx.Rngs | None = None, word_embeddings: nnx.Embed | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Embed a batch of tokens.
+
+        Args:
+            input_ids: int [B, T].
+            token_type_ids: int [B, T], or None.
+            position_ids: int [B or 1, T].
+            rngs: Random streams with ``dropout``; None for no dropout.
+            word_embeddings: Shared word table to use instead of the module's own.
+
+        Returns:
+            Embeddings [B, T, D].
+        """
+        words = self.word_embeddings if word_embeddings is None else word_embeddings
         x = self._lookup(words, input_ids)
         x = x * math.sqrt(self.config.size) if self.config.scale else x
         if self.config.type_vocab_size:
@@ -49,7 +74,7 @@ class Embeddings(nnx.Module):
         x = dropout(x, self.config.dropout, rngs)
         return self.projection(x) if self.config.projection else x
 
-    def _positions(self, position_ids, dtype):
+    def _positions(self, position_ids: jax.Array, dtype: DTypeLike) -> jax.Array:
         if self.config.positions == "none":
             return jnp.zeros((), dtype)
         if self.config.positions != "learned":
@@ -57,8 +82,8 @@ class Embeddings(nnx.Module):
         positions = self.position_embeddings
         return self._lookup(positions, position_ids) if self.config.positions_skip_padding else positions(position_ids)
 
-    def _lookup(self, table, ids):
-        """A lookup that sends no gradient to the padding row, as torch's padding_idx."""
+    def _lookup(self, table: Callable[[jax.Array], jax.Array], ids: jax.Array) -> jax.Array:
+        """Look up ids, sending no gradient to the padding row, like torch's padding_idx."""
         vectors = table(ids)
         if self.config.padding_id is None:
             return vectors
@@ -67,18 +92,36 @@ class Embeddings(nnx.Module):
 
 
 class RelativeAttention(nnx.Embed):
-    """Biases of the scores by the distance of query and key, in buckets (Raffel et al. 2020, section 2.1,
-    https://arxiv.org/abs/1910.10683). One table serves all layers of a stack."""
+    """Biases of attention scores: one per head and bucket of query-key distances, shared by all layers of a stack.
 
-    def __init__(self, config: AttentionConfig, *, causal: bool, dtype, param_dtype, rngs):
+    Follows Raffel et al. 2020, section 2.1 (https://arxiv.org/abs/1910.10683).
+    """
+
+    def __init__(
+        self, config: AttentionConfig, *, causal: bool, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         super().__init__(config.relative_buckets, config.num_heads, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.config, self.causal = config, causal
 
-    def __call__(self, query_positions, key_positions):
-        """int [..., T], int [..., S] -> float32 [..., N, T, S]."""
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Map positions int [..., T] and int [..., S] to biases float32 [..., N, T, S]."""
         c = self.config
         buckets = relative_bucket_table(c.relative_buckets, c.relative_max_distance, not self.causal)
         distance = jnp.expand_dims(key_positions, -2) - jnp.expand_dims(query_positions, -1)  # [..., T, S]
         distance = jnp.clip(distance, -c.relative_max_distance, c.relative_max_distance) + c.relative_max_distance
         bias = jnp.take(self.embedding[...].astype(jnp.float32), jnp.take(jnp.asarray(buckets), distance), axis=0)
         return jnp.moveaxis(bias, -1, -3)
+
+
+def default_position_ids(config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0) -> jax.Array:
+    """Return position ids int [B, T] for a call without any, as duonlp.positions.position_ids does in NumPy.
+
+    Args:
+        config: Says where positions start and whether they skip padding.
+        input_ids: int [B, T].
+        past: Number of tokens already in the cache.
+    """
+    if config.positions_skip_padding:
+        is_real = (input_ids != config.position_offset - 1).astype(jnp.int32)
+        return (jnp.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
+    return jnp.broadcast_to(config.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)

@@ -1,40 +1,72 @@
-"""The body of an encoder-decoder: one stack reads the source, the other reads the target so far and looks at the source."""
+"""The body of an encoder-decoder: an encoder of the source, and a decoder of the target that attends to it."""
 
+from typing import Any, ClassVar
+
+import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.seq2seq import decoder_input_ids
 from jaxnlp import ops
-from jaxnlp.transformer import attention_bias
+from jaxnlp.embeddings import Embeddings, default_position_ids
+from jaxnlp.transformer import Stack, StackOutput, attention_bias
 
 
 class EncoderDecoder:
-    """Mixin of the model classes, for configurations that have a decoder."""
+    """Mixin of the model classes, for configurations with a decoder.
 
-    def encode(self, input_ids, attention_mask=None, position_ids=None, rngs=None):
-        """The encoder alone: what Stack gives for a source [B, S]."""
+    Attributes:
+        config: The model's configuration.
+        head: Name of the model's head.
+        embeddings: Embeddings of the source, with the word table.
+        encoder: Layers over the source.
+        decoder_embeddings: Embeddings of the target.
+        decoder: Layers over the target, with attention to the source.
+    """
+
+    config: TransformerConfig
+    head: ClassVar[str]
+    embeddings: Embeddings
+    encoder: Stack
+    decoder_embeddings: Embeddings
+    decoder: Stack
+
+    def encode(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, position_ids: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> StackOutput:  # fmt: skip
+        """Run the encoder on a source [B, S] and return the output of its Stack."""
         if position_ids is None:
-            position_ids = self._default_positions(input_ids, 0)
+            position_ids = default_position_ids(self.config.embedding, input_ids)
         x = self.embeddings(input_ids, None, position_ids, rngs)
         bias = attention_bias(attention_mask, x.shape[1], x.shape[1], causal=False)
         index = jnp.arange(x.shape[1])[None]
         return self.encoder(x, bias + self.encoder.relative_bias(index, index), rngs=rngs)
 
     @property
-    def decoder_words(self):
-        """The decoder's table of words: its own, or the encoder's."""
-        shared = self.config.decoder.shares_words
+    def decoder_word_embeddings(self) -> nnx.Embed:
+        """Word table of the decoder: its own, or the encoder's."""
+        shared = self._decoder_config.shares_words
         return self.embeddings.word_embeddings if shared else self.decoder_embeddings.word_embeddings
 
-    def _encode_and_decode(self, inputs, output_hidden_states, output_attentions, rngs):
-        """The decoder's last hidden states, and what else was asked for."""
+    @property
+    def _decoder_config(self) -> DecoderConfig:
+        assert self.config.decoder is not None
+        return self.config.decoder
+
+    def _encode_and_decode(
+        self, inputs: dict[str, Any], output_hidden_states: bool, output_attentions: bool, rngs: nnx.Rngs | None
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Return the decoder's last hidden states [B, U, D] and a dict of the requested additional outputs."""
         mask = inputs["attention_mask"]
         source, encoder_states, encoder_attentions, _ = self.encode(
             inputs["input_ids"], mask, inputs["position_ids"], rngs
         )
         ids, position_ids = decoder_input_ids(ops, inputs, self.config, self.head), inputs["decoder_position_ids"]
         if position_ids is None:
-            position_ids = self._default_positions(ids, 0, self.config.decoder.embedding)
-        x = self.decoder_embeddings(ids, None, position_ids, rngs, self.decoder_words)
+            position_ids = default_position_ids(self._decoder_config.embedding, ids)
+        x = self.decoder_embeddings(ids, None, position_ids, rngs, self.decoder_word_embeddings)
         bias = attention_bias(inputs["decoder_attention_mask"], x.shape[1], x.shape[1], causal=True)
         index = jnp.arange(x.shape[1])[None]
         source_bias = attention_bias(mask, x.shape[1], source.shape[1], causal=False)
@@ -42,14 +74,14 @@ class EncoderDecoder:
             x, bias + self.decoder.relative_bias(index, index), rngs=rngs,
             source=(self.decoder.keys_and_values(source), source_bias),
         )  # fmt: skip
-        more = {"encoder_last_hidden_state": source}
+        outputs: dict[str, Any] = {"encoder_last_hidden_state": source}
         if output_hidden_states:
-            more |= {"decoder_hidden_states": tuple(states), "encoder_hidden_states": tuple(encoder_states)}
+            outputs |= {"decoder_hidden_states": tuple(states), "encoder_hidden_states": tuple(encoder_states)}
         if output_attentions:
-            own, cross = zip(*attentions)
-            more |= {
-                "decoder_attentions": own,
-                "cross_attentions": cross,
+            self_attentions, cross_attentions = zip(*attentions)
+            outputs |= {
+                "decoder_attentions": self_attentions,
+                "cross_attentions": cross_attentions,
                 "encoder_attentions": tuple(encoder_attentions),
             }
-        return x, more
+        return x, outputs

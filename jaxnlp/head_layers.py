@@ -1,28 +1,40 @@
-"""The layers that heads are made of."""
+"""Layers used by the heads."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from duonlp.config import LMHeadConfig, PoolingConfig
 from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout, matmul_transposed
 
 
 class Pooler(nnx.Module):
-    """One vector for a sequence, as PoolingConfig says."""
+    """Pool the hidden states of a sequence into one vector; PoolingConfig says how."""
 
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, param_dtype, rngs):
+    def __init__(
+        self, config: PoolingConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.config = config
         if config.dense:
             self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, hidden_states, last_index=None, rngs=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, or the last that ends a text, where the
-        configuration picks one of these."""
+    def __call__(
+        self, hidden_states: jax.Array, last_index: jax.Array | None = None, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Pool [B, T, D] into [B, D].
+
+        Args:
+            hidden_states: [B, T, D].
+            last_index: int [B], index of the last real token or of the last end-of-text token. Required where
+                ``config.token`` is "last_non_padding" or "last_eos".
+            rngs: Random streams with ``dropout``; None for no dropout.
+        """
         token = self.config.token
         if token == "mean":
             x = hidden_states.mean(axis=1)
         elif token in ("last_non_padding", "last_eos"):
+            assert last_index is not None, f"pooling {token!r} needs last_index"
             x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
@@ -31,11 +43,14 @@ class Pooler(nnx.Module):
 
 
 class LMHead(nnx.Module):
-    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
+    """Language modeling head: map hidden states to vocabulary logits.
+
+    A tied head is passed the word table in each call; it holds no reference to it.
+    """
 
     def __init__(
         self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
-        dtype, param_dtype, rngs,
+        dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -47,8 +62,8 @@ class LMHead(nnx.Module):
         if config.bias:
             self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
 
-    def __call__(self, hidden_states, word_embeddings):
-        """[B, T, D] -> logits [B, T, V]."""
+    def __call__(self, hidden_states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+        """Map hidden states [B, T, D] to logits [B, T, V]; a tied head multiplies with ``word_embeddings``."""
         x = hidden_states * hidden_states.shape[-1] ** -0.5 if self.config.scale else hidden_states
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
@@ -63,14 +78,14 @@ class LMHead(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Was this token replaced? Dense, activation, dense to one logit."""
+    """ELECTRA's head, which scores whether each token was replaced: dense, activation, dense to one logit."""
 
-    def __init__(self, hidden_size: int, activation: str, *, dtype, param_dtype, rngs):
+    def __init__(self, hidden_size: int, activation: str, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.activation = activation
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.dense = Linear(hidden_size, hidden_size, **options)
         self.output = Linear(hidden_size, 1, **options)
 
-    def __call__(self, hidden_states):
-        """[B, T, D] -> [B, T]."""
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Map hidden states [B, T, D] to logits [B, T]."""
         return self.output(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]

@@ -1,4 +1,4 @@
-"""The array operations that decoding is written in, in JAX; see shared/duonlp/numpy_ops.py for what each does."""
+"""The array operations of duonlp.numpy_ops in JAX, for code that is written once for all engines, such as decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -33,63 +33,66 @@ bit_or = jnp.bitwise_or
 while_loop = jax.lax.while_loop
 
 
-def arange(n):
-    """int32 [n]: 0, 1, ..."""
+def arange(n: int | jax.Array) -> jax.Array:
+    """Return int32 [n]: 0, 1, ..., n - 1."""
     return jnp.arange(n, dtype=jnp.int32)
 
 
-def repeat(x, n, axis):
-    """Every slice n times, one after the other."""
+def repeat(x: jax.Array, n: int, axis: int) -> jax.Array:
+    """Repeat each slice along an axis n times in a row."""
     return jnp.repeat(x, n, axis=axis)
 
 
-def cumsum(x):
-    """Along the last axis."""
+def cumsum(x: jax.Array) -> jax.Array:
+    """Return the cumulative sum along the last axis."""
     return jnp.cumsum(x, axis=-1)
 
 
-def argmax(x):
-    """int32: where the last axis is largest, the first of several."""
+def argmax(x: jax.Array) -> jax.Array:
+    """Return the int32 index of the maximum along the last axis, the first one of several."""
     return jnp.argmax(x, axis=-1).astype(jnp.int32)
 
 
-def argsort(x):
-    """int32: the order in which the last axis rises; equal values keep theirs."""
+def argsort(x: jax.Array) -> jax.Array:
+    """Return the int32 indices that sort the last axis in ascending order; the sort is stable."""
     return jnp.argsort(x, axis=-1, stable=True).astype(jnp.int32)
 
 
-def take_along(x, indices, axis):
-    """x at ``indices`` [..., k, ...] along an axis; the other axes are alike, or x has more of them behind."""
+def take_along(x: jax.Array, indices: jax.Array, axis: int) -> jax.Array:
+    """Gather x at ``indices`` [..., k, ...] along an axis.
+
+    The axes before it match those of x; x may have more axes after those of ``indices``.
+    """
     indices = jnp.reshape(indices, indices.shape + (1,) * (x.ndim - indices.ndim))
     return jnp.take_along_axis(x, indices, axis)
 
 
-def put_along(x, indices):
-    """The inverse of taking along the last axis: result[..., indices[..., i]] = x[..., i]; indices are a permutation."""
+def put_along(x: jax.Array, indices: jax.Array) -> jax.Array:
+    """Invert take_along on the last axis: result[..., indices[..., i]] = x[..., i]; indices are a permutation."""
     return jnp.put_along_axis(jnp.zeros_like(x), indices, x, -1, inplace=False)
 
 
-def take(table, indices):
-    """Rows of a table."""
+def take(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """Return rows of a table."""
     return jnp.take(table, indices, axis=0)
 
 
-def marked(ids, wanted, size):
-    """bool [rows, size]: True at the ids [rows, n] where ``wanted`` [rows, n] holds."""
+def marked(ids: jax.Array, mask: jax.Array, size: int) -> jax.Array:
+    """Return bool [rows, size], True at each of the ids [rows, n] where ``mask`` [rows, n] is True."""
     rows = jnp.expand_dims(jnp.arange(ids.shape[0]), 1)
-    return jnp.zeros((ids.shape[0], size + 1), bool).at[rows, jnp.where(wanted, ids, size)].set(True)[:, :size]
+    return jnp.zeros((ids.shape[0], size + 1), bool).at[rows, jnp.where(mask, ids, size)].set(True)[:, :size]
 
 
-def add_at(values, ids, size):
-    """[rows, size]: the sum of the values [rows, n] whose id [n] it is."""
+def add_at(values: jax.Array, ids: jax.Array, size: int) -> jax.Array:
+    """Return [rows, size], in which column i is the sum of the values [rows, n] whose id [n] is i."""
     return jnp.zeros((values.shape[0], size), values.dtype).at[:, ids].add(values)
 
 
-def shift_left(x, bits):
-    """Of uint32, by a uint32 or a Python int."""
+def shift_left(x: jax.Array, bits: int | jax.Array) -> jax.Array:
+    """Shift uint32 left by a number of bits, a uint32 or a Python int."""
     return jnp.left_shift(x, jnp.uint32(bits))
 
 
-def shift_right(x, bits):
-    """Of uint32, by a uint32 or a Python int, filling with zeros."""
+def shift_right(x: jax.Array, bits: int | jax.Array) -> jax.Array:
+    """Shift uint32 right by a number of bits, a uint32 or a Python int, filling with zeros."""
     return jnp.right_shift(x, jnp.uint32(bits))

@@ -1,19 +1,49 @@
-"""Loading, starting afresh and saving: what every model class of heads.py can do."""
+"""Loading, random initialization and saving, shared by all model classes of heads.py, and NNX's functional API."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase
 from duonlp.checkpoints.save import save_checkpoint
+from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.generation import GenerationConfig
+from duonlp.typing import Array
+
+M = TypeVar("M", bound=nnx.Module)
+
+Params: TypeAlias = dict[str, Any]
+"""Parameters of a model: nested dicts of arrays."""
 
 
-class Pretrained(PretrainedBase):
-    """Mixin of the model classes; they bring ``head``, ``config``, ``dtype`` and ``param_dtype``."""
+# The final class is an nnx.Module, which the type checker needs to know of its mixins.
+_Module = nnx.Module if TYPE_CHECKING else object
 
-    def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
+
+class Pretrained(PretrainedBase, _Module):
+    """Mixin of the model classes that loads and saves checkpoints.
+
+    Attributes:
+        head: Name of the model's head.
+        config: The model's configuration.
+        generation_config: Default generation options.
+        dtype: Compute dtype.
+        param_dtype: Storage dtype of the parameters.
+    """
+
+    config: TransformerConfig
+    generation_config: GenerationConfig
+    dtype: np.dtype
+    param_dtype: np.dtype
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB") -> None:
         """Write the model in Hugging Face layout; see duonlp.checkpoints.save_checkpoint."""
         values = parameter_tree(self)
         save_checkpoint(
@@ -22,58 +52,63 @@ class Pretrained(PretrainedBase):
         )  # fmt: skip
 
     @classmethod
-    def _from_plan(cls, cfg, plan, dtype, param_dtype):
-        abstract = nnx.eval_shape(lambda: cls(cfg, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
+        create: Any = cls  # takes the arguments of model.Model
+        abstract = nnx.eval_shape(lambda: create(cfg, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
         graphdef, state = nnx.split(abstract)
-        flat = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+        leaves = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
         expected = {source.path for source in plan}
-        if set(flat) != expected:
-            raise ConfigError(f"engine and parameter table disagree on {sorted(set(flat) ^ expected)}")
+        if set(leaves) != expected:
+            raise ConfigError(f"model and parameter table differ in {sorted(set(leaves) ^ expected)}")
         numpy_dtype = np.dtype(jnp.dtype(param_dtype))
         for source in plan:
-            leaf = flat[source.path]
-            # waits, so that what was read is let go before the next tensor is
+            leaf = leaves[source.path]
+            # Blocks, so that the host copy is freed before the next tensor is read.
             value = jax.block_until_ready(jnp.asarray(source.read(numpy_dtype)))
             if value.shape != leaf.shape:
                 raise ConfigError(
-                    f"{source.path}: the engine wants {leaf.shape}, the parameter table says {value.shape}"
+                    f"{source.path} has shape {leaf.shape} in the model and {value.shape} in the parameter table"
                 )
             leaf.set_value(value)
         return nnx.merge(graphdef, state)
 
 
-def parameter_tree(model) -> dict[str, jax.Array]:
-    """Path -> array of every parameter, e.g. ``encoder/layer_0/attention/query/kernel``; the same paths as tfnlp's."""
+P = TypeVar("P", bound=Pretrained)
+
+
+def parameter_tree(model: Any) -> dict[str, jax.Array]:
+    """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; tfnlp has the same paths."""
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def split(model):
-    """A model's structure (hashable: a static argument of jit) and its parameters, nested dicts of arrays."""
+def split(model: M) -> tuple[nnx.GraphDef[M], Params]:
+    """Split a model into its structure, hashable and so a valid static argument of jit, and its parameters."""
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
 
 
-def merge(graphdef, params):
-    """The inverse of :func:`split`, cheap enough to call inside jit and grad."""
+def merge(graphdef: nnx.GraphDef[M], params: Params) -> M:
+    """Invert :func:`split`; cheap enough to call inside jit and grad."""
     return nnx.merge(graphdef, params)
 
 
-def update(model, params):
-    """A model of the same structure with other parameters, as :func:`functional` gave them and training changed them."""
+def update(model: P, params: Params) -> P:
+    """Return a model of the same structure with new parameters, e.g. trained ones from :func:`functional`."""
     new = merge(nnx.graphdef(model), params)
     new.generation_config = model.generation_config
     return new
 
 
-def functional(model):
+def functional(model: nnx.Module) -> tuple[Callable[..., dict[str, Array]], Params]:
     """Split a model once into a pure function and its parameters, for jit, grad, sharding and donation.
 
     Returns:
-        ``apply(params, **inputs)``, the model's call over plain pytrees, and ``params``, nested dicts of arrays.
+        ``apply(params, **inputs)``, the model's call over plain pytrees, and ``params``, nested dicts of
+        arrays.
     """
     graphdef, params = split(model)
 
-    def apply(params, *args, **inputs):
+    def apply(params: Params, *args: Any, **inputs: Any) -> dict[str, Array]:
         return merge(graphdef, params)(*args, **inputs)
 
     return apply, params

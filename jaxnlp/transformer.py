@@ -1,21 +1,36 @@
-"""Layers stacked into an encoder or a decoder, the masks they look through, and the cache of keys and values."""
+"""Stacks of transformer layers, attention masks as biases, and the cache of keys and values."""
 
+from typing import Any, TypeAlias
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from duonlp.config import TransformerConfig
 from jaxnlp.embeddings import RelativeAttention
-from jaxnlp.layers import Attention, FeedForward, dropout, make_norm
+from jaxnlp.layers import Attention, FeedForward, KeyValues, dropout, make_norm
 
 MASKED = -1e30
-"""Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""
+"""Bias for masked keys: softmax gives exactly 0, and fully masked rows stay finite."""
+
+Cache: TypeAlias = dict[str, Any]
+"""Keys and values of earlier positions: {"step_i": {"key": [B, N, H, S], "value": [B, N, S, H]}}.
+
+The cache of an encoder-decoder has more entries, see generation.decoder.Seq2SeqDecoder.
+"""
+
+StackOutput: TypeAlias = tuple[jax.Array, list[jax.Array], list[Any], Cache | None]
+"""Last hidden states, all hidden states, attention probabilities of each step, and the updated cache."""
 
 
 class Layer(nnx.Module):
-    """Attention, attention to a source where there is one, and feed-forward, each with a residual and a norm before ("pre")
-    or after ("post") it."""
+    """One transformer layer: self-attention, cross-attention in a decoder with an encoder, and feed-forward.
 
-    def __init__(self, config: TransformerConfig, *, dtype, param_dtype, rngs):
+    Each block has a residual connection and a norm, before the block ("pre") or after the sum ("post").
+    """
+
+    def __init__(self, config: TransformerConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.pre_norm = config.norm.position == "pre"
         self.dropout_rate = config.hidden_dropout
         size, options = config.hidden_size, {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -27,14 +42,26 @@ class Layer(nnx.Module):
         self.feed_forward = FeedForward(config.feed_forward, size, **options)
         self.feed_forward_norm = make_norm(config.norm, size, **options)
 
-    def __call__(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, rngs=None, source=None):
-        """hidden_states [B, T, D] -> the same shape, attention probabilities, this layer's cache.
+    def __call__(
+        self, hidden_states: jax.Array, bias: jax.Array, layer_index: int | jax.Array = 0, cache: KeyValues | None = None,
+        cache_index: int | jax.Array | None = None, rngs: nnx.Rngs | None = None,
+        source: tuple[KeyValues, jax.Array] | None = None,
+    ) -> tuple[jax.Array, jax.Array | tuple[jax.Array, jax.Array], KeyValues | None]:  # fmt: skip
+        """Apply the layer.
 
         Args:
-            source: of an encoder-decoder, (keys and values, as the cache has them; bias): see Attention.keys_and_values.
+            hidden_states: [B, T, D].
+            bias: Bias of the self-attention scores, float32, broadcastable to [B, N, T, S].
+            layer_index: Step of the stack, from 0.
+            cache: This layer's keys and values of earlier positions, or None.
+            cache_index: Slot of the first new position in the cache.
+            rngs: Random streams with ``dropout``; None for no dropout.
+            source: In a decoder with an encoder: the source's keys and values (see Attention.keys_and_values)
+                and the bias of the cross-attention scores.
 
         Returns:
-            hidden states; probabilities [B, N, T, S], a pair of them where there is a source; the cache.
+            Hidden states [B, T, D]; attention probabilities [B, N, T, S], as a pair (self, cross) with a
+            source; the updated cache.
         """
         x = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
         x, probabilities, cache = self.attention(x, bias, layer_index, cache, cache_index, rngs)
@@ -55,9 +82,9 @@ class Layer(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """The layers, in the order the configuration applies them, and a last norm where it has one."""
+    """Layers applied in the order of ``config.layer_order``, and a final norm if the configuration has one."""
 
-    def __init__(self, config: TransformerConfig, *, dtype, param_dtype, rngs):
+    def __init__(self, config: TransformerConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.attention.relative_buckets:
@@ -67,13 +94,25 @@ class Stack(nnx.Module):
         if config.norm.final:
             self.final_norm = make_norm(config.norm, config.hidden_size, **options)
 
-    def __call__(self, hidden_states, bias, cache=None, cache_index=None, rngs=None, source=None):
-        """[B, T, D] -> last hidden state, every hidden state, every layer's probabilities, the cache.
-
-        Hidden states are the input, then each layer's output; the last of them has the final norm applied.
+    def __call__(
+        self, hidden_states: jax.Array, bias: jax.Array, cache: Cache | None = None,
+        cache_index: int | jax.Array | None = None, rngs: nnx.Rngs | None = None,
+        source: tuple[dict[str, KeyValues], jax.Array] | None = None,
+    ) -> StackOutput:  # fmt: skip
+        """Apply all layers.
 
         Args:
-            source: of an encoder-decoder, (``keys_and_values`` of each step, bias).
+            hidden_states: [B, T, D].
+            bias: Bias of the self-attention scores, float32, broadcastable to [B, N, T, S].
+            cache: Keys and values of earlier positions, or None.
+            cache_index: Slot of the first new position in the cache.
+            rngs: Random streams with ``dropout``; None for no dropout.
+            source: In a decoder with an encoder: the source's :meth:`keys_and_values` and the bias of the
+                cross-attention scores.
+
+        Returns:
+            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the
+            attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
         for step, i in enumerate(self.config.layer_order):
@@ -90,27 +129,37 @@ class Stack(nnx.Module):
             states[-1] = hidden_states
         return hidden_states, states, attentions, None if cache is None else new_cache
 
-    def keys_and_values(self, source):
-        """What a decoder's steps attend to of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
+    def keys_and_values(self, source: jax.Array) -> dict[str, KeyValues]:
+        """Return each step's keys and values of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
         layers = [getattr(self, f"layer_{i}") for i in self.config.layer_order]
         return {f"step_{step}": layer.cross_attention.keys_and_values(source) for step, layer in enumerate(layers)}
 
-    def relative_bias(self, query_positions, key_positions):
-        """What distances add to the scores: float32, broadcastable to [B, N, T, S]; 0 where the family has no such thing.
+    def relative_bias(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array | float:
+        """Return the relative position bias: float32, broadcastable to [B, N, T, S]; 0.0 for families without one.
 
-        query_positions, key_positions: int [B or 1, T], [B or 1, S].
+        Args:
+            query_positions: int [B or 1, T].
+            key_positions: int [B or 1, S].
         """
         if not self.config.attention.relative_buckets:
             return 0.0
         return self.relative_attention(query_positions, key_positions)
 
 
-def attention_bias(attention_mask, query_length: int, key_length: int, causal: bool, first_query=0):
-    """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
+def attention_bias(
+    attention_mask: jax.Array | None, query_length: int, key_length: int, causal: bool, first_query: int | jax.Array = 0
+) -> jax.Array:
+    """Return the bias to add to attention scores: 0 for visible keys, MASKED for others.
 
     Args:
-        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may look; or None.
-        first_query: the position of the first query among the keys; above 0 when there is a cache.
+        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may attend to a key; or None.
+        query_length: T.
+        key_length: S.
+        causal: Whether a query attends only to keys at or before its own position.
+        first_query: Position of the first query among the keys; above 0 with a cache.
+
+    Returns:
+        float32 [B or 1, 1, T or 1, S].
     """
     bias = jnp.zeros((1, 1, 1, 1), jnp.float32)
     if causal:
@@ -119,13 +168,13 @@ def attention_bias(attention_mask, query_length: int, key_length: int, causal: b
         allowed = (columns <= rows).reshape(1, 1, query_length, key_length)
         bias = jnp.where(allowed, 0.0, MASKED).astype(jnp.float32)
     if attention_mask is not None:
-        real = jnp.expand_dims(attention_mask != 0, (1, 2) if attention_mask.ndim == 2 else 1)  # [B, 1, 1 or T, S]
-        bias = jnp.minimum(bias, jnp.where(real, 0.0, MASKED).astype(jnp.float32))
+        visible = jnp.expand_dims(attention_mask != 0, (1, 2) if attention_mask.ndim == 2 else 1)  # [B, 1, 1 or T, S]
+        bias = jnp.minimum(bias, jnp.where(visible, 0.0, MASKED).astype(jnp.float32))
     return bias
 
 
-def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype=jnp.float32):
-    """Room for ``length`` positions: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
+    """Return an empty cache: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
     rows, width = (batch_size, config.attention.num_heads), config.attention.head_dim
     return {
         f"step_{i}": {

@@ -1,6 +1,7 @@
-"""Small random models of the real architectures: every (family, head), and every option that changes arithmetic.
+"""Small random models of the real architectures: every (family, head), and every option that changes the computation.
 
-The registry decides what there is: a new file in shared/duonlp/architectures brings its cases with it.
+The cases come from the registry: a new file in shared/duonlp/architectures is covered without further
+changes.
 """
 
 import zlib
@@ -16,7 +17,7 @@ from duonlp.parameters import Parameter, parameters
 
 VOCABULARY, LENGTH, BATCH, CHOICES, TARGET = 61, 9, 3, 2, 6
 
-# Few shapes: the frameworks compile every operation once for each.
+# Few shapes, since the frameworks compile each operation once per shape.
 ENCODER = {
     "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 40, "max_position_embeddings": 20,
@@ -136,7 +137,13 @@ VARIANTS |= {
 
 @dataclass(frozen=True)
 class Case:
-    """A model: what its config.json says, and its head."""
+    """A model to test.
+
+    Attributes:
+        name: Family, head and options.
+        hf: config.json as a dict.
+        head: Name of the head.
+    """
 
     name: str
     hf: dict
@@ -144,30 +151,30 @@ class Case:
 
     @property
     def config(self):
-        """Its TransformerConfig."""
+        """TransformerConfig of the model."""
         return architectures.config_from_hf(self.hf)
 
     @property
     def seed(self) -> int:
-        """Tells its random weights and inputs from those of other cases."""
+        """Seed of the random weights and inputs, different for each case."""
         return zlib.crc32(self.name.encode())
 
     def write(self, folder: Path) -> Path:
         """Save the model with its random weights in Hugging Face layout."""
         cfg, spec = self.config, parameters(self.config, self.head)
-        # Where attention does not divide its scores by sqrt(head_dim), queries are as much smaller (T5), or softmax would be
-        # so steep that float32 does not tell a probability to five digits.
-        small = 1 if cfg.attention.scale_by_head_dim or cfg.decoder is None else cfg.attention.head_dim**-0.5
+        # Where attention does not divide scores by sqrt(head_dim) (T5), scale the queries down instead. Otherwise softmax
+        # would be so steep that float32 probabilities are not accurate to five digits.
+        query_scale = 1 if cfg.attention.scale_by_head_dim or cfg.decoder is None else cfg.attention.head_dim**-0.5
 
         def value(path):
-            scale = small if path.endswith("query/kernel") else 1
+            scale = query_scale if path.endswith("query/kernel") else 1
             return scale * _value(self.seed, path, spec[path])
 
         save_checkpoint(folder, cfg, self.head, value, np.float32)
         return folder
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """Ids with padding on the right, token types where there are some, and the labels of the head."""
+        """Return ids padded on the right, token types if the model has any, and the labels of the head."""
         rng = np.random.default_rng(self.seed)
         cfg = self.config
         shape = (BATCH, CHOICES, LENGTH) if self.head == "multiple-choice" else (BATCH, LENGTH)
@@ -176,7 +183,7 @@ class Case:
         lengths = np.array([LENGTH, LENGTH - 3, LENGTH - 1]).reshape(-1, *[1] * (len(shape) - 1))
         mask = (np.arange(LENGTH) < lengths).astype(np.int32) * mask
         pad = cfg.pad_token_id if cfg.pad_token_id is not None else 0
-        if cfg.decoder is not None:  # whose sources end in the end of text, by which some classify
+        if cfg.decoder is not None:  # sources end with the end-of-text token, which some families classify by
             ids = np.where(np.arange(LENGTH) == lengths - 1, cfg.eos_token_id, ids)
         inputs = {"input_ids": np.where(mask, ids, pad), "attention_mask": mask}
         types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
@@ -221,15 +228,15 @@ class Case:
 
 
 def _value(seed: int, path: str, parameter: Parameter) -> np.ndarray:
-    """Weights with some life in them: fresh ones are so small that many a mistake would not show."""
+    """Return weights of a realistic size: those of an initializer are so small that they would hide errors."""
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     noise = rng.standard_normal(parameter.shape, np.float32)
     return {"ones": 1 + 0.2 * noise, "zeros": 0.2 * noise}.get(parameter.init, 0.25 * noise)
 
 
 def cases() -> list[Case]:
-    """All of them."""
-    found = []
+    """Return all cases."""
+    result = []
     for model_type in architectures.families():
         for head in architectures.get(model_type).heads(model_type):
             for changes in [{}, *VARIANTS.get(model_type, {}).get(head, [])]:
@@ -237,5 +244,5 @@ def cases() -> list[Case]:
                 hf |= {"num_labels": 3} if head in LABELLED else {}
                 hf |= {"is_decoder": True} if head == "causal-lm" and model_type != "gpt2" else {}
                 tag = ",".join(f"{k}={v}" for k, v in changes.items())
-                found.append(Case(f"{model_type}-{head}" + (f"[{tag}]" if tag else ""), hf | changes, head))
-    return found
+                result.append(Case(f"{model_type}-{head}" + (f"[{tag}]" if tag else ""), hf | changes, head))
+    return result

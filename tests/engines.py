@@ -1,4 +1,4 @@
-"""One way to ask either engine, or Transformers' PyTorch model, for outputs and gradients: NumPy in, NumPy out."""
+"""Run either engine, or Transformers' PyTorch model, and return outputs and gradients: NumPy in, NumPy out."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from duonlp.parameters import parameters
 
 
 def run(framework: str, folder, head: str, inputs: dict, gradients: bool = True):
-    """Outputs (with hidden states and attentions) of a checkpoint, and the loss's gradient by parameter path."""
+    """Return the outputs of a checkpoint, with hidden states and attentions, and the gradient by parameter path."""
     return {"jax": _jax, "tf": _tf, "torch": _torch}[framework](folder, head, inputs, gradients)
 
 
@@ -33,7 +33,7 @@ def _jax(folder, head, inputs, gradients):
     def outputs(p):
         return apply(p, **inputs, output_hidden_states=True, output_attentions=True)
 
-    def both(p):  # one program: to compile every operation by itself takes twice as long
+    def both(p):  # one program: compiling two takes twice as long
         return outputs(p), jax.grad(lambda p: apply(p, **inputs)["loss"])(p)
 
     if not gradients or "loss" not in jax.eval_shape(outputs, params):
@@ -64,7 +64,7 @@ def _tf(folder, head, inputs, gradients):
 
 
 def torch_model(folder, head):
-    """Transformers' model of a checkpoint, refusing one whose names do not match to the letter."""
+    """Return Transformers' model of a checkpoint, asserting that the names of all tensors match."""
     import transformers
     from transformers import AutoConfig
 
@@ -97,7 +97,7 @@ def _torch(folder, head, inputs, gradients):
             if row.path is None:
                 continue
             name = row.name if head != "base" else row.name.removeprefix(family.PREFIX)
-            if row.layout == "row":  # a buffer, which is not trained
+            if row.layout == "row":  # a buffer, not a parameter
                 grads[row.path] = np.zeros(spec[row.path].shape, np.float32)
                 continue
             grad = named[name].grad
@@ -113,6 +113,6 @@ def _torch(folder, head, inputs, gradients):
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, relative to the largest of theirs."""
+    """Return the largest absolute difference, relative to the largest absolute value of ``theirs``."""
     scale = max(float(np.abs(theirs).max(initial=0)), 1e-6)
     return float(np.abs(np.asarray(ours, np.float64) - theirs).max(initial=0)) / scale

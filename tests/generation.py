@@ -1,4 +1,4 @@
-"""Small language models for the tests of text generation: one set of weights, either engine, texts that end early."""
+"""Small language models, the same in both engines, and inputs of logits processors, for tests of generation."""
 
 from importlib import import_module
 
@@ -11,13 +11,13 @@ HF = SIZES["gpt2"] | {"model_type": "gpt2", "n_positions": 40, "eos_token_id": E
 
 
 def language_model(framework: str, seed: int = 3, **hf):
-    """A tiny GPT-2, alike in both frameworks. Its weights are large enough that what it says depends on the prompt."""
+    """Return a tiny GPT-2, the same in both frameworks, with weights so large that its text depends on the prompt."""
     nlp = import_module(f"{framework}nlp")
     return nlp.AutoModelForCausalLM.from_config(HF | hf, seed=seed, initializer_range=0.5)
 
 
 SOURCE, TARGET_EOS = 12, 33
-# Untied: a tied one that was never trained repeats the token it is given.
+# Untied: an untrained tied model repeats its last token.
 T5 = SIZES["t5"] | {
     "model_type": "t5", "num_layers": 1, "num_decoder_layers": 2, "tie_word_embeddings": False,
     "eos_token_id": TARGET_EOS, "pad_token_id": 0,
@@ -25,19 +25,19 @@ T5 = SIZES["t5"] | {
 
 
 def encoder_decoder(framework: str, seed: int = 3, hf: dict | None = None, **changes):
-    """A tiny T5 (or what ``hf`` says), alike in both frameworks; what it writes depends on its source."""
+    """Return a tiny T5 (or the model of ``hf``), the same in both frameworks, whose text depends on the source."""
     nlp = import_module(f"{framework}nlp")
     return nlp.AutoModelForSeq2SeqLM.from_config((hf or T5) | changes, seed=seed)
 
 
 def sources(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids [B, T], padded with 0 on the right, and their mask."""
+    """Return random ids [B, T], padded with 0 on the right, and their mask."""
     ids, mask = prompts(seed, lengths, vocabulary)
     return ids[:, ::-1].copy(), mask[:, ::-1].copy()
 
 
 def prompts(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids [B, T], padded with 0 on the left, and their mask."""
+    """Return random ids [B, T], padded with 0 on the left, and their mask."""
     rng, longest = np.random.default_rng(seed), max(lengths)
     ids = rng.integers(1, vocabulary, (len(lengths), longest))
     mask = (np.arange(longest) >= longest - np.array(lengths)[:, None]).astype(np.int32)
@@ -45,30 +45,30 @@ def prompts(seed: int, lengths, vocabulary: int = 50) -> tuple[np.ndarray, np.nd
 
 
 COLUMNS, STEP = 9, 6
-"""Of the texts that processors are shown: width, and the column that is decided."""
+"""Width of the ids passed to processors, and the column whose token comes next."""
 
 
-def shown(seed: int, padded: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [4, COLUMNS] of few tokens, so that n-grams come again, and logits [4, 23] with ties and -inf."""
+def processor_inputs(seed: int, padded: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids [4, COLUMNS] of few distinct tokens, so that n-grams repeat, and logits [4, 23] with ties and -inf."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 4, (4, COLUMNS)).astype(np.int32)
     if padded:
         ids[1, :2] = -1
     ids[:, STEP:] = -1
     logits = (2 * rng.standard_normal((4, 23))).astype(np.float32)
-    logits[1] = np.round(logits[1] * 2) / 2 + 0.0  # no -0.0, which some sort before 0.0
+    logits[1] = np.round(logits[1] * 2) / 2 + 0.0  # no -0.0, which some sorts put before 0.0
     logits[2, rng.permutation(23)[:9]] = -np.inf
     logits[3, 5:9] = logits[3].max()
     return ids, logits
 
 
 def tokens(*ids) -> np.ndarray:
-    """int32, filled up with -1."""
+    """Return int32 ids, padded with -1 to a multiple of 4."""
     return np.array(ids + (-1,) * (-len(ids) % 4), np.int32)
 
 
 SOURCES = np.array([[0, 2, 1, 2, 3, 3], [3, 1, 0, 0, 2, 5]], np.int32)
-"""Of processors that look at a source: two, so that each is that of two texts."""
+"""Sources for encoder processors: two rows, each of which belongs to two texts."""
 
 PROCESSORS = [
     ("temperature", {"temperature": np.float32(0.7)}),
@@ -102,11 +102,11 @@ PROCESSORS = [
     *(("eta_cutoff", {"epsilon": np.float32(e), "min_tokens_to_keep": k}) for e, k in ((0.02, 1), (0.2, 1), (0.5, 3))),
     ("renormalize", {}),
 ]  # fmt: skip
-"""Every processor of duonlp.generation.processors with arguments."""
+"""All processors of duonlp.generation.processors with arguments."""
 
 
-def processed(ops, name: str, arguments: dict, ids, logits, convert) -> np.ndarray:
-    """What a processor gives. ``convert`` makes the framework's arrays; sizes stay Python's."""
+def run_processor(ops, name: str, arguments: dict, ids, logits, convert) -> np.ndarray:
+    """Return the logits after a processor. ``convert`` creates the framework's arrays; sizes remain Python ints."""
     from duonlp.generation import processors
 
     values = {k: v if isinstance(v, int) else convert(v) for k, v in arguments.items()}

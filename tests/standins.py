@@ -1,4 +1,4 @@
-"""A package without a framework: what runs and the command line call of tfnlp or jaxnlp, with models that only count."""
+"""A stand-in for tfnlp or jaxnlp without a framework, for tests of runs and the command line."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ HEAD = "sequence-classification"
 
 
 class Model:
-    """Knows how many epochs it was trained: so many of eight texts it gets right."""
+    """A model that stores how many epochs it was trained for, and gets this many of eight texts right."""
 
     head = HEAD
 
@@ -31,7 +31,7 @@ class Model:
         self.config, self.epochs = config, epochs
 
     def num_parameters(self) -> int:
-        return sum(each.size for each in parameters(self.config, HEAD).values())
+        return sum(parameter.size for parameter in parameters(self.config, HEAD).values())
 
     def save_pretrained(self, folder, tokenizer=None) -> None:
         spec = parameters(self.config, HEAD)
@@ -42,7 +42,7 @@ class Model:
 
 
 class Classifiers:
-    """AutoModelForSequenceClassification."""
+    """Stand-in for AutoModelForSequenceClassification."""
 
     @staticmethod
     def from_pretrained(name, *, dtype=None, seed=0, ignore_mismatched_sizes=False, **overrides):
@@ -54,7 +54,7 @@ class Classifiers:
 
 
 class Package:
-    """A stand-in for jaxnlp, whose ``calls`` tell what was asked of it."""
+    """A stand-in for jaxnlp that records the calls of its functions in ``calls``."""
 
     __name__ = "jaxnlp"
     AutoModelForSequenceClassification = Classifiers
@@ -64,11 +64,11 @@ class Package:
         self.training = SimpleNamespace(fit=self._fit)
 
     def predict(self, model, batches, *, as_teacher=False):
-        """Right for texts whose number's last three bits are below the epochs; like a coin elsewhere."""
+        """Predict the right label for texts whose index modulo 8 is below the epochs, and a wrong one for others."""
         labels, classes = batches.labels, len(batches.label_names)
-        known = np.arange(len(labels)) % 8 < model.epochs + (4 if as_teacher else 0)
+        is_right = np.arange(len(labels)) % 8 < model.epochs + (4 if as_teacher else 0)
         logits = np.zeros((len(labels), classes), np.float32)
-        logits[np.arange(len(labels)), np.where(known, labels, (labels + 1) % classes)] = np.where(known, 4, 1)
+        logits[np.arange(len(labels)), np.where(is_right, labels, (labels + 1) % classes)] = np.where(is_right, 4, 1)
         return logits[:, [batches.label_names.index(name) for name in model.config.labels]]
 
     def init_student(self, teacher, *, num_layers=None, layers=None, decoder_layers=None):
@@ -89,14 +89,14 @@ class Package:
         self.calls.append(("fit", config))
         best, history = Best(config.best_metric, config.greater_is_better), []
         state = Path(folder) / "run.json"
-        done = json.loads(state.read_text()) if state.exists() else None
-        first = done["epoch"] if done else 0
-        if done:
-            best.restore(done["best"])
+        saved = json.loads(state.read_text()) if state.exists() else None
+        first = saved["epoch"] if saved else 0
+        if saved:
+            best.restore(saved["best"])
         size = len(batches)
         with MetricsLog(
             folder, total_steps=config.epochs * size, unit="examples", console=False,
-            resumed_from=first * size if done else None,
+            resumed_from=first * size if saved else None,
         ) as writer:  # fmt: skip
             if evaluate is not None:
                 evaluate.dry_run(model)
@@ -116,14 +116,14 @@ class Package:
                 if epoch + 1 == self.stop_after:
                     break
         last = epoch + 1 if config.epochs > first else config.epochs
-        found = None if best.value is None else {"value": best.value, "step": best.step}
+        best_result = None if best.value is None else {"value": best.value, "step": best.step}
         return FitResult(
-            model, last * size, last * size * 8, 2.0, 0.5, history, found, None, False, last < config.epochs
+            model, last * size, last * size * 8, 2.0, 0.5, history, best_result, None, False, last < config.epochs
         )
 
 
 def fingerprint_of(folder: Path) -> dict[str, str]:
-    """The files of a folder and hashes of them: whether anything was written."""
+    """Return the hash of each file in a folder, to check whether anything was written."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(Path(folder).rglob("*"))
@@ -132,7 +132,7 @@ def fingerprint_of(folder: Path) -> dict[str, str]:
 
 
 def command(capsys, monkeypatch):
-    """run(*arguments) -> (status, standard output, standard error), with a stand-in for the package."""
+    """Return run(*arguments, package=None) -> (exit status, stdout, stderr) of the command line."""
 
     def call(*arguments, package=None):
         if package is not None:

@@ -1,4 +1,4 @@
-"""The rules of the house, checked over the source: who may import whom, twins that match, docstrings, file lengths."""
+"""Check source conventions: imports, matching twins, docstrings, annotations, lengths of files and functions."""
 
 import ast
 import subprocess
@@ -21,7 +21,7 @@ FORBIDDEN = {
     "jaxnlp": TENSORFLOW | TORCH | (OURS - {"duonlp", "jaxnlp"}),
     "tpu_scripts": TENSORFLOW | TORCH | (OURS - {"duonlp", "jaxnlp", "tpu_scripts"}),
 }
-# These may see both frameworks, inside functions alone: the command line, and the comparison it prints.
+# Modules that may import both frameworks, but only inside functions.
 MAY_IMPORT_LAZILY = (
     "shared/duonlp/cli/demo.py",
     "shared/duonlp/util/frameworks.py",
@@ -29,33 +29,35 @@ MAY_IMPORT_LAZILY = (
 )
 
 ONE_SIDED = {
-    "jaxnlp/training/chips.py": "published figures of TPU chips",
-    "jaxnlp/training/compile_check/__init__.py": "steps compiled ahead of time for a TPU pod",
-    "jaxnlp/training/checkpoints.py": "Orbax; Keras has BackupAndRestore",
-    "jaxnlp/training/compile_check/report.py": "of a step compiled for a TPU pod",
-    "jaxnlp/training/distributed.py": "Keras leaves it to tf.distribute",
-    "jaxnlp/training/export.py": "from an Orbax checkpoint; a Keras model is trained in place",
-    "jaxnlp/training/fit_step.py": "the step of fit; in Keras it is Model.train_step",
-    "jaxnlp/training/compile_check/hlo.py": "the compiler's own language",
-    "jaxnlp/training/compile_check/hlo_cost.py": "the compiler's own language",
-    "jaxnlp/training/mesh.py": "Keras leaves it to tf.distribute",
-    "jaxnlp/training/model.py": "scan, rematerialisation and sharding; Keras trains the model as it is",
-    "jaxnlp/training/step.py": "the step; in Keras it is Pretrainer.train_step",
-    "jaxnlp/training/compile_check/topology.py": "of TPU pods",
-    "jaxnlp/training/trainer.py": "the loop; in Keras it is fit",
-    "tfnlp/training/backups.py": "of Keras' variables; jaxnlp has Orbax",
-    "tfnlp/training/callbacks.py": "of Keras' fit",
-    "tfnlp/training/evaluation.py": "callbacks of Keras' fit; in jaxnlp fit calls a function",
-    "tfnlp/training/fit_callback.py": "the callback that fit is; jaxnlp's loop stands in fit itself",
-    "tfnlp/training/pretrainer.py": "what compile and fit train",
-    "tfnlp/generation/export.py": "a SavedModel is TensorFlow's own",
-    "tfnlp/trainer_mixin.py": "what Keras' compile and fit need to know; jaxnlp has no trainer object to teach",
+    "jaxnlp/training/chips.py": "published specifications of TPU chips",
+    "jaxnlp/training/compile_check/__init__.py": "compiles steps ahead of time for a TPU pod",
+    "jaxnlp/training/checkpoints.py": "uses Orbax; Keras has BackupAndRestore",
+    "jaxnlp/training/compile_check/report.py": "reports on a step compiled for a TPU pod",
+    "jaxnlp/training/distributed.py": "Keras leaves this to tf.distribute",
+    "jaxnlp/training/export.py": "exports an Orbax checkpoint; a Keras model is trained in place",
+    "jaxnlp/training/fit_step.py": "the step of fit; in Keras this is Model.train_step",
+    "jaxnlp/training/compile_check/hlo.py": "parses XLA's HLO",
+    "jaxnlp/training/compile_check/hlo_cost.py": "parses XLA's HLO",
+    "jaxnlp/training/mesh.py": "Keras leaves this to tf.distribute",
+    "jaxnlp/training/model.py": "scan, rematerialization and sharding; Keras trains the model itself",
+    "jaxnlp/training/step.py": "the training step; in Keras this is Pretrainer.train_step",
+    "jaxnlp/training/compile_check/topology.py": "describes TPU pods",
+    "jaxnlp/training/trainer.py": "the training loop; in Keras this is fit",
+    "tfnlp/training/backups.py": "backs up Keras variables; jaxnlp uses Orbax",
+    "tfnlp/training/callbacks.py": "callbacks of Keras' fit",
+    "tfnlp/training/evaluation.py": "callbacks of Keras' fit; jaxnlp's fit calls a function",
+    "tfnlp/training/fit_callback.py": "implements fit as a callback; jaxnlp's fit has its own loop",
+    "tfnlp/training/pretrainer.py": "the model that compile and fit train",
+    "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
+    "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
 }
+"""Modules without a twin in the other engine, and why."""
 TWINS = (
     "embeddings.py",
     "encoder_decoder.py",
     "layers.py",
     "transformer.py",
+    "model.py",
     "heads.py",
     "auto.py",
     "pipelines.py",
@@ -71,54 +73,54 @@ TWINS = (
     "generation/search.py",
 )
 OPS = ("shared/duonlp/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
-"""The same functions for three kinds of arrays, each written or just named."""
-# Arguments that only one framework's calling convention has.
+"""The same array operations for NumPy, JAX and TensorFlow."""
+# Arguments that exist only in one framework's calling convention.
 CONVENTIONS = {
     "tfnlp": {
-        "training": "Keras hands it to every layer, where NNX is handed rngs",
-        "name": "Keras' own",
-        "inputs": "the dict that fit feeds",
-        "dtype": "a Keras dtype policy, which covers param_dtype in layers",
-        "param_dtype": "the other half of the policy, in models",
-        "seed": "of dropout, where NNX is handed rngs",
+        "training": "Keras passes it to every layer; NNX takes rngs",
+        "name": "Keras names layers",
+        "inputs": "the dict that fit passes",
+        "dtype": "a Keras dtype policy, which includes param_dtype in layers",
+        "param_dtype": "the variable dtype of the policy, in models",
+        "seed": "seeds dropout; NNX takes rngs",
     },
     "jaxnlp": {
-        "rngs": "NNX modules are handed their random numbers, at construction and for dropout",
-        "dtype": "as dtype in Keras",
-        "param_dtype": "part of a dtype policy in Keras",
+        "rngs": "NNX modules take random streams, at construction and for dropout",
+        "dtype": "see tfnlp's dtype",
+        "param_dtype": "part of the dtype policy in Keras",
     },
 }
 TWIN_EXCEPTIONS = {
-    "layers.py:Linear": "jaxnlp computes with transposed kernels; Keras' Dense is kept, for Keras' own tools to find",
-    "layers.py:matmul_transposed": "as Linear",
-    "layers.py:dense": "makes Keras' Dense, where jaxnlp has Linear",
-    "layers.py:flatten_tokens": "TensorFlow fuses the operations of matrices alone",
-    "layers.py:LayerNorm.__call__": "as layer_norm",
-    "layers.py:layer_norm": "with the gradient of the paper; Keras has its own layer",
-    "layers.py:attend": "with a gradient of its own, faster than XLA's; TensorFlow's serves",
-    "layers.py:scores_of": "as attend",
-    "losses.py:SmoothedCrossEntropy": "a loss for compile; jaxnlp's fit has label_smoothing among its settings",
-    "layers.py:dropout": "a function in NNX, where Keras has a layer",
-    "layers.py:Dropout": "Keras' layer with fewer random bits; NNX has a function",
-    "inference.py:compiled_once": "jit shares programs between models by itself",
-    "pretrained.py:merged_values": "with what LoRA adds, Keras' own",
-    "inference.py:transposed": "of the kernels of jaxnlp's Linear",
-    "pretrained.py:StoredAs": "a Keras dtype policy",
+    "layers.py:Linear": "jaxnlp supports transposed kernels; tfnlp uses Keras' Dense, which Keras' tools recognize",
+    "layers.py:matmul_transposed": "see Linear",
+    "layers.py:dense": "creates Keras' Dense; jaxnlp has Linear",
+    "layers.py:flatten_tokens": "TensorFlow fuses operations on matrices only",
+    "layers.py:LayerNorm.__call__": "see layer_norm",
+    "layers.py:layer_norm": "has a custom gradient; Keras has its own layer",
+    "layers.py:attend": "has a custom gradient, faster than XLA's; tfnlp uses TensorFlow's",
+    "layers.py:attention_scores": "see attend",
+    "losses.py:SmoothedCrossEntropy": "a loss for compile; jaxnlp's fit has the setting label_smoothing",
+    "layers.py:dropout": "a function in NNX; Keras has a layer",
+    "layers.py:Dropout": "Keras' layer with fewer random bits; jaxnlp has a function",
+    "inference.py:get_compiled": "jit already shares programs between models",
+    "pretrained.py:merged_values": "merges Keras' LoRA weights",
+    "inference.py:transposed": "transposes the kernels of jaxnlp's Linear",
+    "pretrained.py:ComputeStoragePolicy": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
-    "pretrained.py:fill": "Keras' variables are there first and filled; NNX's are made from the values",
-    "pretrained.py:split": "NNX's functional side",
-    "pretrained.py:merge": "NNX's functional side",
-    "pretrained.py:update": "NNX's functional side",
-    "pretrained.py:functional": "NNX's functional side",
-    "pretrained.py:Pretrained.input_signature": "of Keras' export",
-    "pretrained.py:Pretrained.export": "Keras' own, with a signature",
-    "generation/search.py:kept_with": "a tf.function closes over its model; jit's programs are handed the weights",
-    "heads.py:Model.__init__": "Keras' own options of a model, such as its name",
-    "heads.py:Model.train": "NNX's own, refused; Keras' calls take training",
-    "heads.py:ModelForPreTraining.targets": "for fit",
+    "pretrained.py:fill": "Keras creates variables before filling them; NNX creates them from the values",
+    "pretrained.py:split": "NNX's functional API",
+    "pretrained.py:merge": "NNX's functional API",
+    "pretrained.py:update": "NNX's functional API",
+    "pretrained.py:functional": "NNX's functional API",
+    "pretrained.py:Pretrained.input_signature": "used by Keras' export",
+    "pretrained.py:Pretrained.export": "overrides Keras' export to set a signature",
+    "generation/search.py:get_program": "a tf.function closes over its model; jit takes the weights as arguments",
+    "model.py:Model.__init__": "takes options of keras.Model, such as name",
+    "model.py:Model.train": "overrides NNX's train to raise an error; Keras' calls take training",
+    "heads.py:ModelForPreTraining.targets": "used by fit",
 }
 
-# Names that a framework calls, documented there.
+# Methods that a framework calls and documents.
 PROTOCOL = {
     "call", "build", "get_config", "from_config", "compute_output_shape", "compute_mask", "train_step", "update_step",
     "set_model", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end", "on_train_batch_begin", "on_train_batch_end",
@@ -127,7 +129,7 @@ MOST_LINES = 450
 MOST_BODY_LINES = 70
 MOST_MODULES = 15
 REGISTRIES = ("shared/duonlp/architectures", "shared/duonlp/tasks", "shared/duonlp/cli", "benchmarks")
-"""Folders that grow by one file per family, task, command or measurement."""
+"""Folders that grow by one file per family, task, command or benchmark."""
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 
 
@@ -141,36 +143,36 @@ def tree(file: str) -> ast.Module:
 
 
 def imports(file: str) -> list[tuple[str, int, bool]]:
-    """(top-level module, line, inside a function) of every import, `import_module("...")` too."""
-    found = []
+    """Return (top-level module, line, is inside a function) of every import, including `import_module("...")`."""
+    modules = []
 
-    def visit(node, lazily):
+    def visit(node, is_lazy):
         if isinstance(node, ast.Import):
-            found.extend((alias.name.split(".")[0], node.lineno, lazily) for alias in node.names)
+            modules.extend((alias.name.split(".")[0], node.lineno, is_lazy) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}:{node.lineno}: write imports in full"
-            found.append((node.module.split(".")[0], node.lineno, lazily))
+            assert node.level == 0, f"{file}:{node.lineno}: use an absolute import"
+            modules.append((node.module.split(".")[0], node.lineno, is_lazy))
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in ("import_module", "__import__"):
-                found.append((str(node.args[0].value).split(".")[0], node.lineno, lazily))
-        inside = lazily or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                modules.append((str(node.args[0].value).split(".")[0], node.lineno, is_lazy))
+        inside = is_lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
 
     visit(tree(file), False)
-    return found
+    return modules
 
 
 @pytest.mark.parametrize("file", sources(*FORBIDDEN))
-def test_arrows_run_one_way(file):
+def test_imports_follow_the_layering(file):
     forbidden = next(names for package, names in FORBIDDEN.items() if file.startswith(package + "/"))
-    wrong = [
+    violations = [
         f"line {line} imports {module}"
         for module, line, lazily in imports(file)
         if module in forbidden and not (lazily and file in MAY_IMPORT_LAZILY)
     ]
-    assert not wrong, f"{file}: {'; '.join(wrong)}; see the arrows in the design"
+    assert not violations, f"{file}: {'; '.join(violations)}; see FORBIDDEN"
 
 
 def files_of(package: str) -> set[str]:
@@ -178,45 +180,43 @@ def files_of(package: str) -> set[str]:
 
 
 def test_tfnlp_and_jaxnlp_have_the_same_files():
-    for here, there in (("tfnlp", "jaxnlp"), ("jaxnlp", "tfnlp")):
-        alone = {f"{here}/{name}" for name in files_of(here) - files_of(there)}
-        assert alone <= set(ONE_SIDED), (
-            f"no twin in {there} for {sorted(alone - set(ONE_SIDED))}: add it, or the reason here"
-        )
+    for package, other in (("tfnlp", "jaxnlp"), ("jaxnlp", "tfnlp")):
+        unmatched = {f"{package}/{name}" for name in files_of(package) - files_of(other)} - set(ONE_SIDED)
+        assert not unmatched, f"{sorted(unmatched)} have no twin in {other}; add it, or a reason to ONE_SIDED"
     stale = [file for file in ONE_SIDED if not (ROOT / file).exists()]
-    assert not stale, f"ONE_SIDED names files that are gone: {stale}"
+    assert not stale, f"ONE_SIDED names files that do not exist: {stale}"
 
 
-SPECIAL = {"__init__": "__init__", "__call__": "__call__", "call": "__call__"}  # what is compared where both have it
+SPECIAL = {"__init__": "__init__", "__call__": "__call__", "call": "__call__"}  # compared if both engines have it
 
 
 def public(package: str, file: str) -> dict[str, list[str] | None]:
-    """Classes, functions and methods of a module -> their arguments in order (None: a class), conventions left out."""
-    found = {}
+    """Return the arguments of each function and method of a module, without CONVENTIONS, and None for each class."""
+    members = {}
 
     def visit(body, owner):
         for node in body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                found[owner + node.name] = None
+                members[owner + node.name] = None
                 visit(node.body, f"{owner}{node.name}.")
             elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name in SPECIAL):
                 name = SPECIAL.get(node.name, node.name) if owner else node.name
-                if node.name != "call" or owner + name not in found:
-                    found[owner + name] = arguments(package, node.args)
+                if node.name != "call" or owner + name not in members:
+                    members[owner + name] = arguments(package, node.args)
 
     visit(tree(f"{package}/{file}").body, "")
-    return found
+    return members
 
 
-def arguments(package: str, given: ast.arguments) -> list[str]:
-    """Names in order, * and ** among them, without those of the framework's convention."""
-    names = [a.arg for a in (*given.posonlyargs, *given.args)]
-    names += [f"*{given.vararg.arg}"] if given.vararg else []
-    names += [a.arg for a in given.kwonlyargs] + ([f"**{given.kwarg.arg}"] if given.kwarg else [])
+def arguments(package: str, signature: ast.arguments) -> list[str]:
+    """Return the argument names in order, including *args and **kwargs, without CONVENTIONS."""
+    names = [a.arg for a in (*signature.posonlyargs, *signature.args)]
+    names += [f"*{signature.vararg.arg}"] if signature.vararg else []
+    names += [a.arg for a in signature.kwonlyargs] + ([f"**{signature.kwarg.arg}"] if signature.kwarg else [])
     return [name for name in names if name not in ("self", "cls") and name not in CONVENTIONS[package]]
 
 
-def test_the_array_operations_are_the_same_three_times():
+def test_array_operations_have_the_same_names_for_all_arrays():
     names = [
         {node.name for node in tree(file).body if isinstance(node, ast.FunctionDef)}
         | {target.id for node in tree(file).body if isinstance(node, ast.Assign) for target in node.targets}
@@ -227,32 +227,33 @@ def test_the_array_operations_are_the_same_three_times():
 
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_have_the_same_names_and_arguments(name):
-    ours, theirs = public("tfnlp", name), public("jaxnlp", name)
-    alone = {
-        each for each in set(ours) ^ set(theirs)
-        if each.split(".")[-1] not in {*SPECIAL, *PROTOCOL} and f"{name}:{each}" not in TWIN_EXCEPTIONS
-        and f"{name}:{each.split('.')[0]}" not in TWIN_EXCEPTIONS
+    tf_members, jax_members = public("tfnlp", name), public("jaxnlp", name)
+    unmatched = {
+        member for member in set(tf_members) ^ set(jax_members)
+        if member.split(".")[-1] not in {*SPECIAL, *PROTOCOL} and f"{name}:{member}" not in TWIN_EXCEPTIONS
+        and f"{name}:{member.split('.')[0]}" not in TWIN_EXCEPTIONS
     }  # fmt: skip
-    assert not alone, f"{name}: only one package has {sorted(alone)}; add it to the other, or the reason here"
-    for each in set(ours) & set(theirs):
-        if f"{name}:{each}" not in TWIN_EXCEPTIONS:
-            a, b = ours[each], theirs[each]
-            assert a == b, f"{name}:{each}: tfnlp takes {a}, jaxnlp takes {b}"
+    assert not unmatched, f"{name}: only one engine has {sorted(unmatched)}; add it, or a reason to TWIN_EXCEPTIONS"
+    for member in set(tf_members) & set(jax_members):
+        if f"{name}:{member}" not in TWIN_EXCEPTIONS:
+            a, b = tf_members[member], jax_members[member]
+            assert a == b, f"{name}:{member}: tfnlp takes {a}, jaxnlp takes {b}"
 
 
-def test_every_exception_is_still_one():
+def test_twin_exceptions_are_current():
     stale = []
     for key in TWIN_EXCEPTIONS:
-        name, each = key.split(":")
-        ours, theirs = public("tfnlp", name), public("jaxnlp", name)
-        if each not in {**ours, **theirs} or (each in ours and ours.get(each) == theirs.get(each, "none")):
+        name, member = key.split(":")
+        tf_members, jax_members = public("tfnlp", name), public("jaxnlp", name)
+        is_gone = member not in {**tf_members, **jax_members}
+        if is_gone or (member in tf_members and tf_members[member] == jax_members.get(member, "none")):
             stale.append(key)
-    assert not stale, f"TWIN_EXCEPTIONS names what is gone, or alike by now: {stale}"
+    assert not stale, f"TWIN_EXCEPTIONS has entries that no longer exist or no longer differ: {stale}"
 
 
 @cache
 def declared_elsewhere() -> set[str]:
-    """Names that some class documents as a method, or declares as an attribute: here, they override that."""
+    """Return names that any class documents as a method or declares as an attribute, which others may override."""
     names = set()
     for cls in (n for file in sources(*PACKAGES) for n in ast.walk(tree(file)) if isinstance(n, ast.ClassDef)):
         for node in cls.body:
@@ -275,11 +276,11 @@ def undocumented(file: str) -> list[str]:
                 continue
             inherited = owner and node.name in declared_elsewhere() | PROTOCOL
             is_setter = any(isinstance(d, ast.Attribute) and d.attr == "setter" for d in node.decorator_list)
-            # A property that only hands on an attribute says all there is to say in its name.
-            plain = (
+            # The name of a property that only returns an attribute documents it.
+            is_trivial_property = (
                 any(isinstance(d, ast.Name) and d.id == "property" for d in node.decorator_list) and len(node.body) == 1
             )
-            if not (ast.get_docstring(node) or inherited or is_setter or plain):
+            if not (ast.get_docstring(node) or inherited or is_setter or is_trivial_property):
                 missing.append(f"{owner}{node.name} (line {node.lineno})")
             if isinstance(node, ast.ClassDef):
                 visit(node.body, f"{owner}{node.name}.")
@@ -289,13 +290,13 @@ def undocumented(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", sources(*PACKAGES))
-def test_what_is_public_has_a_docstring(file):
+def test_public_names_have_docstrings(file):
     missing = undocumented(file)
     assert not missing, f"{file}: no docstring for {', '.join(missing)}"
 
 
 def unannotated(file: str) -> list[str]:
-    """Public functions and methods with an argument or a result that has no annotation."""
+    """Return the public functions and methods that lack the annotation of an argument or of the result."""
     missing = []
 
     def visit(body, owner):
@@ -305,8 +306,8 @@ def unannotated(file: str) -> list[str]:
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 if node.name.startswith("_") and node.name not in ("__init__", "__call__"):
                     continue
-                given = node.args
-                names = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+                args = node.args
+                names = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
                 bare = [arg.arg for arg in names if arg and not arg.annotation and arg.arg not in ("self", "cls")]
                 bare += ["return"] if node.returns is None and node.name != "__init__" else []
                 if bare:
@@ -317,7 +318,7 @@ def unannotated(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", sources("shared/duonlp", "tfnlp", "jaxnlp", "tpu_scripts"))
-def test_what_is_public_is_annotated(file):
+def test_public_functions_are_annotated(file):
     missing = unannotated(file)
     assert not missing, f"{file}: annotate {'; '.join(missing)}"
 
@@ -325,7 +326,7 @@ def test_what_is_public_is_annotated(file):
 @pytest.mark.parametrize("file", sources(*PACKAGES))
 def test_files_are_short(file):
     lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES, f"{file} has {lines} lines; split it so that each file does one thing"
+    assert lines <= MOST_LINES, f"{file} has {lines} lines, more than {MOST_LINES}; split it by topic"
 
 
 def test_functions_are_short():
@@ -347,12 +348,12 @@ def test_folders_are_small():
         if not name.startswith("__"):
             folders.setdefault(folder, []).append(name)
     crowded = {folder: len(names) for folder, names in folders.items() if len(names) > MOST_MODULES}
-    assert set(crowded) <= set(REGISTRIES), f"too many modules for one folder: {crowded}"
+    assert set(crowded) <= set(REGISTRIES), f"folders with more than {MOST_MODULES} modules: {crowded}"
 
 
 @cache
 def import_graph() -> dict[str, set[str]]:
-    """Module -> the modules of ours that it imports anywhere, except for type checking."""
+    """Return the modules of this repository that each module imports, except under TYPE_CHECKING."""
     names = {
         file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
         for file in sources(*PACKAGES)
@@ -376,7 +377,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
-    """The nodes of one cycle in order, or None."""
+    """Return the nodes of one cycle in order, or None."""
     done: set[str] = set()
 
     def search(node, path):
@@ -399,7 +400,7 @@ def test_there_are_no_import_cycles():
 
 
 def test_folders_of_duonlp_do_not_import_each_other():
-    """A folder's `__init__` imports its modules, so a cycle of folders would be one of modules."""
+    """Check folders, too: `__init__` imports its modules, so a cycle of folders is a cycle of modules."""
     folders: dict[str, set[str]] = {}
     for name, targets in import_graph().items():
         if name.startswith("duonlp."):
@@ -418,23 +419,23 @@ def test_only_the_command_line_imports_the_command_line():
         if not name.startswith(("duonlp.cli", "duonlp.__main__"))
         and any(target == "duonlp.cli" or target.startswith("duonlp.cli.") for target in targets)
     }
-    assert not users, f"a library module imports the command line: {sorted(users)}"
+    assert not users, f"library modules import the command line: {sorted(users)}"
 
 
-def test_a_cycle_is_found():
+def test_cycle_in():
     assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has after running `code`."""
+    """Return the top-level modules that a new interpreter has loaded after running `code`."""
     report = "import sys; print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"import atexit\n@atexit.register\ndef _():\n    {report}\n{code}"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return set(done.stderr.splitlines()[-1].split())
+    assert result.returncode == 0, result.stderr
+    return set(result.stderr.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
@@ -447,12 +448,12 @@ def modules_after(code: str) -> set[str]:
     ],
     ids=["duonlp", "help", "every part"],
 )
-def test_importing_duonlp_is_light(code):
+def test_importing_duonlp_loads_no_heavy_modules(code):
     heavy = modules_after(code) & set(HEAVY)
     assert not heavy, f"{code!r} imports {', '.join(sorted(heavy))}; import it inside the function that needs it"
 
 
-def test_every_neutral_module_stays_clear_of_frameworks():
+def test_neutral_modules_import_no_framework():
     names = [
         file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in sources("shared/duonlp")

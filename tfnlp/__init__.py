@@ -1,25 +1,25 @@
-"""NLP models for Keras 3 on TensorFlow. The same names as jaxnlp, over the same checkpoints."""
+"""NLP models for Keras 3 on TensorFlow, with the same names and checkpoints as jaxnlp."""
 
 import os
 
 from duonlp.errors import MissingExtraError
 from duonlp.util.frameworks import without_native_notes
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it once, when it is first imported
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # no notes of its start; 0 shows them
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # Keras reads it on first import
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # hides TensorFlow's start-up messages; 0 shows them
 try:
     with without_native_notes():
         import keras
         import tensorflow
 
         if tensorflow.test.is_built_with_cuda() and not os.path.exists("/dev/nvidiactl"):
-            tensorflow.config.list_physical_devices()  # says here rather than later that there is no GPU
+            tensorflow.config.list_physical_devices()  # logs here that there is no GPU, instead of later
 except ImportError as error:
     raise MissingExtraError(f"tfnlp needs Keras and TensorFlow ({error}); pip install 'duonlp[tf]'") from error
 if keras.config.backend() != "tensorflow":
     raise MissingExtraError(
-        f"tfnlp needs Keras on TensorFlow, and Keras runs on {keras.config.backend()!r} here; set the environment "
-        "variable KERAS_BACKEND=tensorflow before keras is first imported"
+        f"tfnlp needs the TensorFlow backend of Keras, but the backend is {keras.config.backend()!r}; set the "
+        "environment variable KERAS_BACKEND=tensorflow before keras is first imported"
     )
 
 from tfnlp.auto import (

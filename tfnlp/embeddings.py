@@ -1,6 +1,8 @@
-"""Token ids to vectors, and distances to biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings and relative position biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,19 +13,27 @@ from tfnlp.layers import Dropout, dense, make_norm
 
 
 class Embeddings(keras.layers.Layer):
-    """ids -> vectors: words + token types + positions, norm, dropout, projection to the hidden size.
+    """Word, token type and position embeddings, then norm, dropout and a projection to the hidden size.
 
-    words: whether it has a table of words of its own. A decoder may share its encoder's, which it is then called with.
+    Args:
+        config: Kinds and sizes of the tables.
+        hidden_size: Width D of the output.
+        norm: Kind and epsilon of the norm.
+        has_word_embeddings: Whether the layer owns a word table. A decoder that shares its encoder's table has
+            none, and is passed the shared one in each call.
+        dtype: Keras dtype policy.
+        name: Name of the layer.
     """
 
     def __init__(
-        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, words=True, dtype, name="embeddings"
+        self, config: EmbeddingConfig, hidden_size: int, norm: NormConfig, *, has_word_embeddings: bool = True,
+        dtype: keras.DTypePolicy, name: str = "embeddings",
     ):  # fmt: skip
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
-        options = {"embeddings_initializer": "zeros", "dtype": dtype}
-        self.words = words
-        if words:
+        options: dict[str, Any] = {"embeddings_initializer": "zeros", "dtype": dtype}
+        self.has_word_embeddings = has_word_embeddings
+        if has_word_embeddings:
             # Reversible: a tied language model head multiplies with the same table.
             self.word_embeddings = keras.layers.ReversibleEmbedding(
                 config.vocab_size, config.size, name="word_embeddings", **options
@@ -42,8 +52,8 @@ class Embeddings(keras.layers.Layer):
         if config.projection:
             self.projection = dense(hidden_size, "projection", dtype)
 
-    def build(self, input_shape=None):
-        if self.words:
+    def build(self, input_shape: Any = None) -> None:
+        if self.has_word_embeddings:
             self.word_embeddings.build()
         if self.config.positions == "learned":
             self.position_embeddings.build()
@@ -54,9 +64,23 @@ class Embeddings(keras.layers.Layer):
         if self.config.projection:
             self.projection.build((None, self.config.size))
 
-    def call(self, input_ids, token_type_ids, position_ids, training=None, words=None):
-        """input_ids, token_type_ids (or None), position_ids: int [B, T] -> [B, T, D]. words: the shared table, if it is."""
-        words = self.word_embeddings if words is None else words
+    def call(
+        self, input_ids: tf.Tensor, token_type_ids: tf.Tensor | None, position_ids: tf.Tensor,
+        training: bool | None = None, word_embeddings: keras.layers.Embedding | None = None,
+    ) -> tf.Tensor:  # fmt: skip
+        """Embed a batch of tokens.
+
+        Args:
+            input_ids: int [B, T].
+            token_type_ids: int [B, T], or None.
+            position_ids: int [B or 1, T].
+            training: Whether to apply dropout.
+            word_embeddings: Shared word table to use instead of the layer's own.
+
+        Returns:
+            Embeddings [B, T, D].
+        """
+        words = self.word_embeddings if word_embeddings is None else word_embeddings
         x = self._lookup(words, input_ids)
         x = x * math.sqrt(self.config.size) if self.config.scale else x
         if self.config.type_vocab_size:
@@ -70,7 +94,7 @@ class Embeddings(keras.layers.Layer):
         x = self.dropout(x, training=training)
         return self.projection(x) if self.config.projection else x
 
-    def _positions(self, position_ids, dtype):
+    def _positions(self, position_ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         if self.config.positions == "none":
             return tf.zeros((), dtype)
         if self.config.positions != "learned":
@@ -78,8 +102,8 @@ class Embeddings(keras.layers.Layer):
         positions = self.position_embeddings
         return self._lookup(positions, position_ids) if self.config.positions_skip_padding else positions(position_ids)
 
-    def _lookup(self, table, ids):
-        """A lookup that sends no gradient to the padding row, as torch's padding_idx."""
+    def _lookup(self, table: Callable[[tf.Tensor], tf.Tensor], ids: tf.Tensor) -> tf.Tensor:
+        """Look up ids, sending no gradient to the padding row, like torch's padding_idx."""
         vectors = table(ids)
         if self.config.padding_id is None:
             return vectors
@@ -88,17 +112,21 @@ class Embeddings(keras.layers.Layer):
 
 
 class RelativeAttention(keras.layers.Embedding):
-    """Biases of the scores by the distance of query and key, in buckets (Raffel et al. 2020, section 2.1,
-    https://arxiv.org/abs/1910.10683). One table serves all layers of a stack."""
+    """Biases of attention scores: one per head and bucket of query-key distances, shared by all layers of a stack.
 
-    def __init__(self, config: AttentionConfig, *, causal: bool, dtype, name="relative_attention"):
+    Follows Raffel et al. 2020, section 2.1 (https://arxiv.org/abs/1910.10683).
+    """
+
+    def __init__(
+        self, config: AttentionConfig, *, causal: bool, dtype: keras.DTypePolicy, name: str = "relative_attention"
+    ):
         super().__init__(
             config.relative_buckets, config.num_heads, embeddings_initializer="zeros", dtype=dtype, name=name
         )
         self.config, self.causal = config, causal
 
-    def call(self, query_positions, key_positions):
-        """int [..., T], int [..., S] -> float32 [..., N, T, S]."""
+    def call(self, query_positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tensor:
+        """Map positions int [..., T] and int [..., S] to biases float32 [..., N, T, S]."""
         c = self.config
         buckets = relative_bucket_table(c.relative_buckets, c.relative_max_distance, not self.causal)
         distance = tf.expand_dims(key_positions, -2) - tf.expand_dims(query_positions, -1)  # [..., T, S]
@@ -108,3 +136,20 @@ class RelativeAttention(keras.layers.Embedding):
         bias = tf.gather(tf.cast(self.embeddings, tf.float32), tf.gather(tf.constant(buckets), distance))
         axes = list(range(bias.shape.rank))
         return tf.transpose(bias, [*axes[:-3], axes[-1], axes[-3], axes[-2]])
+
+
+def default_position_ids(config: EmbeddingConfig, input_ids: tf.Tensor, past: int | tf.Tensor = 0) -> tf.Tensor:
+    """Return position ids for a call without any, as duonlp.positions.position_ids does in NumPy.
+
+    Args:
+        config: Says where positions start and whether they skip padding.
+        input_ids: int [B, T].
+        past: Number of tokens already in the cache.
+
+    Returns:
+        int [B, T]; or [1, T] where all rows are alike.
+    """
+    if config.positions_skip_padding:
+        is_real = tf.cast(tf.not_equal(input_ids, config.position_offset - 1), tf.int32)
+        return (tf.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
+    return tf.expand_dims(config.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)

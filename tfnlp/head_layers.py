@@ -1,4 +1,6 @@
-"""The layers that heads are made of."""
+"""Layers used by the heads."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -8,26 +10,35 @@ from tfnlp.layers import ACTIVATIONS, Dropout, LayerNorm, dense, flatten_tokens
 
 
 class Pooler(keras.layers.Layer):
-    """One vector for a sequence, as PoolingConfig says."""
+    """Pool the hidden states of a sequence into one vector; PoolingConfig says how."""
 
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype, name="pooler"):
+    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "pooler"):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
         self.dropout = Dropout(config.dropout_before, dtype=dtype, name="dropout")
         if config.dense:
             self.dense = dense(hidden_size, "dense", dtype)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         if self.config.dense:
             self.dense.build((None, self.hidden_size))
 
-    def call(self, hidden_states, last_index=None, training=None):
-        """[B, T, D] -> [B, D]. last_index: int [B], the last real token, or the last that ends a text, where the
-        configuration picks one of these."""
+    def call(
+        self, hidden_states: tf.Tensor, last_index: tf.Tensor | None = None, training: bool | None = None
+    ) -> tf.Tensor:
+        """Pool [B, T, D] into [B, D].
+
+        Args:
+            hidden_states: [B, T, D].
+            last_index: int [B], index of the last real token or of the last end-of-text token. Required where
+                ``config.token`` is "last_non_padding" or "last_eos".
+            training: Whether to apply dropout.
+        """
         token = self.config.token
         if token == "mean":
             x = tf.reduce_mean(hidden_states, axis=1)
         elif token in ("last_non_padding", "last_eos"):
+            assert last_index is not None, f"pooling {token!r} needs last_index"
             x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
@@ -36,11 +47,14 @@ class Pooler(keras.layers.Layer):
 
 
 class LMHead(keras.layers.Layer):
-    """Hidden states to vocabulary logits; a tied head is handed the word table, it shares no variable."""
+    """Language modeling head: map hidden states to vocabulary logits.
+
+    A tied head is passed the word table in each call; it holds no reference to it.
+    """
 
     def __init__(
-        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *, dtype,
-        name="lm_head",
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
+        dtype: keras.DTypePolicy, name: str = "lm_head",
     ):  # fmt: skip
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.sizes = config, (hidden_size, embedding_size, vocab_size)
@@ -50,7 +64,7 @@ class LMHead(keras.layers.Layer):
         if not config.tied:
             self.output_layer = dense(vocab_size, "output", dtype, bias=False)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         hidden_size, embedding_size, vocab_size = self.sizes
         if self.config.transform:
             self.transform.build((None, hidden_size))
@@ -58,13 +72,13 @@ class LMHead(keras.layers.Layer):
         if not self.config.tied:
             self.output_layer.build((None, embedding_size))
         if self.config.bias:
-            trained = not self.config.fixed_bias
-            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=trained)
+            is_trainable = not self.config.fixed_bias
+            self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=is_trainable)
 
-    def call(self, hidden_states, word_embeddings):
-        """[..., D] -> logits [..., V]."""
+    def call(self, hidden_states: tf.Tensor, word_embeddings: keras.layers.Embedding) -> tf.Tensor:
+        """Map hidden states [..., D] to logits [..., V]; a tied head multiplies with ``word_embeddings``."""
         x = flatten_tokens(hidden_states)
-        x = x * x.shape[-1] ** -0.5 if self.config.scale else x
+        x = x * self.sizes[0] ** -0.5 if self.config.scale else x
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         if not self.config.tied:
@@ -78,18 +92,18 @@ class LMHead(keras.layers.Layer):
 
 
 class Discriminator(keras.layers.Layer):
-    """Was this token replaced? Dense, activation, dense to one logit."""
+    """ELECTRA's head, which scores whether each token was replaced: dense, activation, dense to one logit."""
 
-    def __init__(self, hidden_size: int, activation: str, *, dtype, name="discriminator"):
+    def __init__(self, hidden_size: int, activation: str, *, dtype: keras.DTypePolicy, name: str = "discriminator"):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.hidden_size, self.activation = hidden_size, activation
         self.dense = dense(hidden_size, "dense", dtype)
         self.output_layer = dense(1, "output", dtype)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.dense.build((None, self.hidden_size))
         self.output_layer.build((None, self.hidden_size))
 
-    def call(self, hidden_states):
-        """[B, T, D] -> [B, T]."""
+    def call(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """Map hidden states [B, T, D] to logits [B, T]."""
         return self.output_layer(ACTIVATIONS[self.activation](self.dense(hidden_states)))[..., 0]

@@ -1,44 +1,53 @@
-"""A model made ready to be called many times: compiled, not run operation by operation."""
+"""Compile a model for repeated calls, instead of running it operation by operation."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from duonlp.inputs import check_inputs
+from duonlp.typing import Array
+
+if TYPE_CHECKING:
+    from tfnlp.model import Model
 
 FLAGS = ("output_hidden_states", "output_attentions")
-"""Arguments of a model that are no arrays."""
+"""Arguments of a model that are not arrays."""
 
-SMALL = 256
-"""Tokens of a batch up to which XLA is the faster way."""
+XLA_MAX_TOKENS = 256
+"""Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
 
 
-def compiled(model):
-    """A function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
+def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
+    """Return a function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
-    A large batch runs as a graph that takes every shape, by TensorFlow's own kernels, which fuse matmul, bias and gelu on a
-    CPU. A few hundred tokens go through XLA, which spares the overhead of many small kernels and compiles each shape once:
-    pad to a few (duonlp.util.buckets).
-    New values of the weights are seen; ask for a new function after the layers have changed (LoRA, quantisation).
+    A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu
+    on a CPU. A batch of at most XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
+    kernels and compiles once per shape; pad to few shapes (duonlp.util.buckets). New weight values take effect.
+    Get a new function after the layers have changed (LoRA, quantization).
     """
-    functions = {}
+    functions: dict[tuple, Callable[..., Any]] = {}
 
-    def run(**inputs):
+    def run(**inputs: Array) -> dict[str, Array]:
         flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(model.config, model.head, inputs)
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in inputs.items()}
-        kinds = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        small = inputs["input_ids"].size <= SMALL
-        key = kinds, tuple(flags.items()), small
+        types = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
+        use_xla = inputs["input_ids"].size <= XLA_MAX_TOKENS
+        key = types, tuple(flags.items()), use_xla
         if key not in functions:
-            spec = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in kinds}
+            signature = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in types}
             function = tf.function(
-                lambda given: model(given, training=False, **flags), [spec], autograph=False, jit_compile=small
+                lambda tensors: model(tensors, training=False, **flags),
+                [signature],
+                autograph=False,
+                jit_compile=use_xla,
             )
-            # called itself, which spares finding out each time which of a function's traces is meant
+            # The concrete function, to skip selecting a trace in each call.
             functions[key] = function.get_concrete_function()
         outputs = functions[key]({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
@@ -46,14 +55,15 @@ def compiled(model):
     return run
 
 
-def compiled_once(model):
-    """:func:`compiled`, which gives the same function again until the model has other layers, weights or dtypes.
+def get_compiled(model: "Model") -> Callable[..., dict[str, Array]]:
+    """Return :func:`compiled`, cached on the model until its layers, weight variables or dtypes change.
 
-    For what is called again and again during a training: an evaluation would trace and compile the model each time.
+    For repeated calls during training, where each evaluation would trace and compile the model again.
     """
-    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]  # quantisation is in the names
-    variables, kept = list(model.variables), getattr(model, "_compiled_once", None)
-    if kept is None or kept.policies != policies or [*map(id, kept.variables)] != [*map(id, variables)]:
-        # With the model, not in a table of all: the function holds the model. Keras looks into containers, not into this.
-        kept = model._compiled_once = SimpleNamespace(run=compiled(model), policies=policies, variables=variables)
-    return kept.run
+    policies = [layer.dtype_policy.name for layer in model._flatten_layers()]  # quantization is part of the names
+    variables, cached = list(model.variables), getattr(model, "_compiled_forward", None)
+    if cached is None or cached.policies != policies or [*map(id, cached.variables)] != [*map(id, variables)]:
+        # On the model, not in a global table, since the function references the model. In a SimpleNamespace,
+        # since Keras tracks what is in containers.
+        cached = model._compiled_forward = SimpleNamespace(run=compiled(model), policies=policies, variables=variables)
+    return cached.run

@@ -1,28 +1,38 @@
-"""The parts of a transformer layer. Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
+"""Building blocks of a transformer layer.
 
-Every part makes its sublayers when it is constructed and their weights in ``build()``, which needs no shapes. Weights
-start at zero: heads.Model fills them. ``dtype`` is a Keras dtype policy.
+Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
+
+Layers create their sublayers in ``__init__`` and their weights in ``build()``, which needs no shapes. Weights
+start at zero, and model.Model fills them. ``dtype`` is a Keras dtype policy.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from duonlp.config import AttentionConfig, FeedForwardConfig, NormConfig
 
+KeyValues: TypeAlias = dict[str, tf.Tensor]
+"""Keys and values of one layer: {"key": [B, N, H, S], "value": [B, N, S, H]}.
 
-def gelu(x):
-    """0.5 x (1 + erf(x / sqrt 2)), the exact form (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+Keys are stored transposed, so that the product with a few queries reads them contiguously.
+"""
+
+
+def gelu(x: tf.Tensor) -> tf.Tensor:
+    """Apply exact gelu, 0.5 x (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
     return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
-def gelu_tanh(x):
-    """The tanh approximation of gelu, as GPT-2 has it."""
+def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
+    """Apply the tanh approximation of gelu that GPT-2 uses."""
     return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
@@ -42,36 +52,35 @@ ACTIVATIONS = {
     "laplace": lambda x: 0.5 * (1.0 + tf.math.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "linear": lambda x: x,
 }
-"""Activations by their Transformers names (duonlp.config.ACTIVATIONS)."""
+"""Activations by their Transformers names, see duonlp.config.ACTIVATIONS."""
 
 
-def dense(size: int, name: str, dtype, bias: bool = True) -> keras.layers.Dense:
-    """A plain keras.layers.Dense, so that LoRA and quantisation know it."""
+def dense(size: int, name: str, dtype: keras.DTypePolicy, bias: bool = True) -> keras.layers.Dense:
+    """Create a plain keras.layers.Dense, which Keras' LoRA and quantization recognize."""
     return keras.layers.Dense(size, use_bias=bias, kernel_initializer="zeros", dtype=dtype, name=name)
 
 
-def flatten_tokens(x):
-    """[..., D] -> [tokens, D]: TensorFlow fuses matmul, bias and activation of matrices, not of batches of them."""
+def flatten_tokens(x: tf.Tensor) -> tf.Tensor:
+    """Reshape [..., D] to [tokens, D]: TensorFlow fuses matmul, bias and activation for matrices only."""
     return tf.reshape(x, [-1, x.shape[-1]])
 
 
 class Dropout(keras.layers.Dropout):
-    """Zero a share ``rate`` of the inputs, to the nearest 2**-16, and scale up the rest so that the mean stays what it is.
+    """Zero a fraction ``rate`` of the inputs, rounded to 2**-16, and scale up the rest to preserve the mean.
 
-    Four decisions of each 64 random bits, where Keras takes 32 bits, made a float, for each: on a CPU those are up to a
-    quarter of a training step's time under XLA.
+    Draws 16 random bits per element, where Keras draws 32 and converts them to floats. On a CPU, Keras' way
+    takes up to a quarter of a training step under XLA.
     """
 
-    def call(self, inputs, training=False):
-        """Any shape and dtype -> the same."""
-        dropped = round(self.rate * 2**16)  # of the 2**16 values that 16 bits take
+    def call(self, inputs: tf.Tensor, training: bool | None = False) -> tf.Tensor:
+        """Apply dropout to inputs of any shape and dtype."""
+        dropped = round(self.rate * 2**16)  # of the 2**16 values of 16 bits
         if not training or not dropped:
             return inputs
         if dropped == 2**16:
             return tf.zeros_like(inputs)
-        seed = tf.cast(
-            tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32
-        )  # as Keras does, for XLA
+        # Like Keras, since XLA needs an int32 seed.
+        seed = tf.cast(tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1), tf.int32)
         shape = tf.shape(inputs)
         size = tf.reduce_prod(shape)
         words = tf.random.stateless_uniform([(size + 3) // 4], seed, minval=None, maxval=None, dtype=tf.uint64)
@@ -81,52 +90,53 @@ class Dropout(keras.layers.Dropout):
 
 
 class LayerNorm(keras.layers.LayerNormalization):
-    """Layer norm over the last axis; mean and variance in float32, the variance as the mean of squared distances."""
+    """Layer norm over the last axis, with statistics in float32 and the variance from centered values."""
 
-    def __init__(self, size: int, epsilon: float, *, dtype, name=None):
+    def __init__(self, size: int, epsilon: float, *, dtype: keras.DTypePolicy, name: str | None = None):
         super().__init__(epsilon=epsilon, dtype=dtype, name=name)
         self.size = size
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         super().build((None, self.size))
 
-    def call(self, inputs):
-        """[..., D] -> [..., D]."""
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalize [..., D] over the last axis."""
         x = tf.cast(inputs, tf.float32)
         centered = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centered), axis=-1, keepdims=True)
         scale, bias = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
-        # Written in the order that TensorFlow's graph optimiser knows as one layer norm kernel of oneDNN.
+        # In the order that TensorFlow's graph optimizer recognizes as layer norm and replaces with one oneDNN
+        # kernel.
         x = bias + centered * (tf.math.rsqrt(variance + self.epsilon) * scale)
         return tf.cast(x, self.compute_dtype)
 
 
 class RMSNorm(keras.layers.Layer):
-    """x over its root mean square, times a scale, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+    """RMS norm over the last axis, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, size: int, epsilon: float, *, dtype, name=None):
+    def __init__(self, size: int, epsilon: float, *, dtype: keras.DTypePolicy, name: str | None = None):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.size, self.epsilon = size, epsilon
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         self.gamma = self.add_weight(name="gamma", shape=(self.size,), initializer="ones")
 
-    def call(self, x):
-        """[..., D] -> [..., D]."""
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """Normalize [..., D] over the last axis."""
         y = tf.cast(x, tf.float32)
         y = y * tf.math.rsqrt(tf.reduce_mean(tf.square(y), axis=-1, keepdims=True) + self.epsilon)
         return tf.cast(y * tf.cast(self.gamma, tf.float32), self.compute_dtype)
 
 
-def make_norm(config: NormConfig, size: int, *, dtype, name) -> keras.layers.Layer:
-    """The norm that a configuration asks for."""
+def make_norm(config: NormConfig, size: int, *, dtype: keras.DTypePolicy, name: str) -> LayerNorm | RMSNorm:
+    """Create the norm layer of a configuration."""
     return (RMSNorm if config.rms else LayerNorm)(size, config.epsilon, dtype=dtype, name=name)
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), to oneself or to a source."""
+    """Multi-head self-attention or cross-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
 
-    def __init__(self, config: AttentionConfig, hidden_size: int, *, dtype, name="attention"):
+    def __init__(self, config: AttentionConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "attention"):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size, self.inner_size = config, hidden_size, config.num_heads * config.head_dim
         self.query = dense(self.inner_size, "query", dtype, config.bias)
@@ -135,25 +145,31 @@ class Attention(keras.layers.Layer):
         self.output_layer = dense(hidden_size, "output", dtype, config.bias)
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         for layer in (self.query, self.key, self.value):
             layer.build((None, self.hidden_size))
         self.output_layer.build((None, self.inner_size))
 
-    def call(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, training=None):
-        """Attend from every position of hidden_states to all keys.
+    def call(
+        self, hidden_states: tf.Tensor, bias: tf.Tensor, layer_index: int = 0, cache: KeyValues | None = None,
+        cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, KeyValues | None]:  # fmt: skip
+        """Attend from each position of hidden_states to all keys.
 
         Args:
             hidden_states: [B, T, D].
-            bias: float32, added to the scores, broadcastable to [B, N, T, S]; large and negative where not to look.
-            layer_index: which step of the stack this is, from 0.
-            cache: {"key": [B, N, H, S], "value": [B, N, S, H]} of earlier positions, or None. Keys lie so that a product
-                with few queries reads them in order.
-            cache_index: where in S this call's keys go. None: nowhere, for the cache holds all there are, those of a source
-                (:meth:`keys_and_values`).
+            bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked
+                keys.
+            layer_index: Step of the stack, from 0.
+            cache: Keys and values of earlier positions, or None.
+            cache_index: Slot on the S axis for this call's keys and values. None with a cache means
+                cross-attention: the cache already holds all keys and values, those of the source (see
+                :meth:`keys_and_values`).
+            training: Whether to apply dropout.
 
         Returns:
-            output [B, T, D], probabilities [B, N, T, S], the cache with this call's keys and values.
+            Output [B, T, D], probabilities [B, N, T, S], and the cache updated with this call's keys and
+            values.
         """
         c = self.config
         tokens, shape = flatten_tokens(hidden_states), tf.shape(hidden_states)
@@ -174,7 +190,7 @@ class Attention(keras.layers.Layer):
             key, value = cache["key"], cache["value"]
         scale = c.head_dim**-0.5 if c.scale_by_head_dim else 1.0
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
-        if c.float32_scores or query.dtype == tf.float16:  # a sum of float16 products may pass 65504
+        if c.float32_scores or query.dtype == tf.float16:  # sums of products overflow in float16
             query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
         scores = tf.cast(tf.matmul(query * scale, key, transpose_b=cache is None), tf.float32)  # [B, N, T, S]
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)
@@ -183,21 +199,26 @@ class Attention(keras.layers.Layer):
         output = self.output_layer(tf.reshape(context, [-1, self.inner_size]))
         return tf.reshape(output, shape), probabilities, cache
 
-    def keys_and_values(self, source):
-        """A source [B, S, D] as it is attended to, once for all queries: {"key": [B, N, H, S], "value": [B, N, S, H]}."""
+    def keys_and_values(self, source: tf.Tensor) -> KeyValues:
+        """Project a source [B, S, D] to keys and values once, for all queries to come."""
         tokens, shape = flatten_tokens(source), tf.shape(source)
         key = tf.transpose(self._heads(self.key(tokens), shape), [0, 1, 3, 2])
         return {"key": key, "value": self._heads(self.value(tokens), shape)}
 
-    def _heads(self, x, shape):
-        """[B * T, N * H] -> [B, N, T, H]."""
+    def _heads(self, x: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
+        """Split [B * T, N * H] into heads [B, N, T, H]; ``shape`` is [B, T, D]."""
         return tf.transpose(tf.reshape(x, [-1, shape[1], self.config.num_heads, self.config.head_dim]), [0, 2, 1, 3])
 
 
 class FeedForward(keras.layers.Layer):
-    """Dense, activation, dense; gated where the configuration says so (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+    """Feed-forward block: dense, activation, dense; with ``config.gated`` the gated linear unit of Shazeer 2020.
 
-    def __init__(self, config: FeedForwardConfig, hidden_size: int, *, dtype, name="feed_forward"):
+    See https://arxiv.org/abs/2002.05202.
+    """
+
+    def __init__(
+        self, config: FeedForwardConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "feed_forward"
+    ):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
         if config.gated:
@@ -206,13 +227,13 @@ class FeedForward(keras.layers.Layer):
         self.down = dense(hidden_size, "down", dtype, config.bias)
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         for layer in (self.gate, self.up) if self.config.gated else (self.up,):
             layer.build((None, self.hidden_size))
         self.down.build((None, self.config.size))
 
-    def call(self, hidden_states, training=None):
-        """[B, T, D] -> [B, T, D]."""
+    def call(self, hidden_states: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Apply the block to [B, T, D]."""
         tokens, activation = flatten_tokens(hidden_states), ACTIVATIONS[self.config.activation]
         x = self.up(tokens)
         x = activation(self.gate(tokens)) * x if self.config.gated else activation(x)

@@ -1,11 +1,13 @@
-"""The losses a model computes when it is given labels: means over what is labelled, as Transformers has them.
+"""Losses that a model computes when it is given labels: means over the labeled positions, as in Transformers.
 
-``sample_weight`` [B], or of the labels' shape, multiplies each term; the mean divides by the number of terms, not by
-the sum of the weights, as Keras' own losses do.
+``sample_weight`` [B], or of the labels' shape, multiplies each term. The mean divides by the number of terms,
+not by the sum of the weights, like Keras' own losses.
 
-``label_smoothing`` e takes the share e of the weight from the label and spreads it evenly over all C classes (Szegedy et
-al. 2016, https://arxiv.org/abs/1512.00567), as torch.nn.CrossEntropyLoss does; 0.0 is the plain cross-entropy.
+``label_smoothing`` moves this fraction of the probability mass from the label to all C classes evenly (Szegedy
+et al. 2016, https://arxiv.org/abs/1512.00567), like torch.nn.CrossEntropyLoss; 0.0 is plain cross-entropy.
 """
+
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -13,115 +15,150 @@ import tensorflow as tf
 from duonlp.errors import InputError
 
 IGNORED = -100
-"""A label that does not count."""
+"""Label of positions left out of the loss."""
 
 
-def cross_entropy(logits, labels, sample_weight=None, label_smoothing=0.0):
-    """Mean negative log-likelihood. logits: [..., C]; labels: int [...], IGNORED where nothing is labelled."""
+def cross_entropy(
+    logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None = None, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Return the mean negative log-likelihood.
+
+    Args:
+        logits: [..., C].
+        labels: int [...], IGNORED at unlabeled positions.
+        sample_weight: [B], or of the labels' shape.
+        label_smoothing: Number in [0, 1).
+    """
     return _mean(*cross_entropy_sum(logits, labels, sample_weight, label_smoothing))
 
 
-def _mean(total, count):
-    """total / count; on one of several replicas, over the mean of their counts: so the replicas' mean is that of all labels,
-    however they are spread."""
+def _mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Divide total by count.
+
+    On one of several replicas, divide by the mean count of the replicas, so that the mean of their losses is
+    the mean over all labels, however these are distributed.
+    """
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return total / count
     return total / tf.maximum(replica.all_reduce(tf.distribute.ReduceOp.MEAN, count), 1e-9)
 
 
-def cross_entropy_sum(logits, labels, sample_weight=None, label_smoothing=0.0):
-    """The sum of negative log-likelihoods, and how many there are: sums add up over batches, hosts and devices.
+def cross_entropy_sum(
+    logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None = None, label_smoothing: float = 0.0
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sum of negative log-likelihoods and their count, which add up over batches, hosts and devices.
 
     Args:
-        logits: [..., C]; the arithmetic is in float32 whatever they are.
-        labels: int [...], IGNORED where nothing is labelled.
-        label_smoothing: a number from 0 to below 1.
+        logits: [..., C], of any float dtype; computed in float32.
+        labels: int [...], IGNORED at unlabeled positions.
+        sample_weight: [B], or of the labels' shape.
+        label_smoothing: Number in [0, 1).
 
     Returns:
-        the sum over labelled positions in nats, float32; their count, float32.
+        Sum over labeled positions in nats, float32; number of labeled positions, float32.
     """
-    counted = tf.not_equal(labels, IGNORED)
-    each = _negative_log_likelihood(logits, tf.where(counted, labels, tf.zeros_like(labels)), label_smoothing)
-    counted = tf.cast(counted, tf.float32)
-    return tf.reduce_sum(_weighted(each * counted, sample_weight)), tf.reduce_sum(counted)
+    is_labeled = tf.not_equal(labels, IGNORED)
+    losses = _negative_log_likelihood(logits, tf.where(is_labeled, labels, tf.zeros_like(labels)), label_smoothing)
+    mask = tf.cast(is_labeled, tf.float32)
+    return tf.reduce_sum(_apply_weights(losses * mask, sample_weight)), tf.reduce_sum(mask)
 
 
-def _negative_log_likelihood(logits, labels, label_smoothing):
-    """logits [..., C], labels int [...], none of them IGNORED -> float32 [...]."""
+def _negative_log_likelihood(logits: tf.Tensor, labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
+    """Map logits [..., C] and labels int [...], none of them IGNORED, to losses float32 [...]."""
     logits = tf.cast(logits, tf.float32)
     if not label_smoothing:
         return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    classes = logits.shape[-1]
-    spread = label_smoothing / classes
-    wanted = tf.one_hot(labels, classes, on_value=1 - label_smoothing + spread, off_value=spread)
-    return tf.nn.softmax_cross_entropy_with_logits(labels=tf.stop_gradient(wanted), logits=logits)
+    classes = cast(int, logits.shape[-1])
+    per_class = label_smoothing / classes
+    targets = tf.one_hot(labels, classes, on_value=1 - label_smoothing + per_class, off_value=per_class)
+    return tf.nn.softmax_cross_entropy_with_logits(labels=tf.stop_gradient(targets), logits=logits)
 
 
 @keras.saving.register_keras_serializable(package="tfnlp")
 class SmoothedCrossEntropy(keras.losses.Loss):
-    """Cross-entropy with label smoothing over class ids and logits, for ``compile(loss=SmoothedCrossEntropy(0.1))``.
+    """Cross-entropy with label smoothing of class ids and logits, for ``compile(loss=SmoothedCrossEntropy(0.1))``.
 
-    keras.losses.SparseCategoricalCrossentropy has no smoothing, and CategoricalCrossentropy wants the targets written out,
-    [..., C]. Under compile, labels of -100 are left out, of the mean as well.
+    keras.losses.SparseCategoricalCrossentropy has no smoothing, and CategoricalCrossentropy needs one-hot
+    targets [..., C]. Under compile, labels of -100 are masked, also in the mean.
 
     Args:
-        label_smoothing: the share of the weight that is spread over all classes, from 0 to below 1.
+        label_smoothing: Fraction of the probability mass spread over all classes, in [0, 1).
+        name: Name of the loss.
+        options: Arguments of keras.losses.Loss.
 
     Raises:
-        InputError: it is out of that range.
+        InputError: label_smoothing is out of range.
     """
 
-    def __init__(self, label_smoothing=0.1, name="smoothed_cross_entropy", **options):
+    def __init__(self, label_smoothing: float = 0.1, name: str = "smoothed_cross_entropy", **options: Any):
         super().__init__(name=name, **options)
         if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing is {label_smoothing}; it must be a share from 0 to below 1")
+            raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1, such as 0.1")
         self.label_smoothing = float(label_smoothing)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
         mask = getattr(y_pred, "_keras_mask", None)
         if mask is None or self.reduction != "sum_over_batch_size":
             return super().__call__(y_true, y_pred, sample_weight)
-        # over replicas, too, the mean of all that is labelled
+        # cross_entropy averages over the labels of all replicas.
         return cross_entropy(
             y_pred, tf.where(mask, tf.cast(y_true, tf.int32), IGNORED), sample_weight, self.label_smoothing
         )
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         labels = tf.cast(y_true, tf.int32)
-        counted = tf.not_equal(labels, IGNORED)
-        each = _negative_log_likelihood(y_pred, tf.where(counted, labels, 0), self.label_smoothing)
-        return tf.where(counted, each, 0.0)
+        is_labeled = tf.not_equal(labels, IGNORED)
+        losses = _negative_log_likelihood(y_pred, tf.where(is_labeled, labels, 0), self.label_smoothing)
+        return tf.where(is_labeled, losses, 0.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"label_smoothing": self.label_smoothing}
 
 
-def binary_cross_entropy(logits, labels, weights=None, sample_weight=None):
-    """Mean binary cross-entropy with logits. All of one shape: logits, labels in [0, 1], weights 0 or 1 (None: all 1)."""
+def binary_cross_entropy(
+    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Return the mean binary cross-entropy with logits.
+
+    Args:
+        logits: [...].
+        labels: Values in [0, 1], of the same shape.
+        weights: 0 or 1, of the same shape: the terms to average over; None for all.
+        sample_weight: [B], or of the labels' shape.
+    """
     logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.float32)
-    each = _weighted(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits), sample_weight)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    losses = _apply_weights(losses, sample_weight)
     if weights is None:
-        return tf.reduce_mean(each)
+        return tf.reduce_mean(losses)
     weights = tf.cast(weights, tf.float32)
-    return tf.reduce_sum(each * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
 
 
-def mean_squared_error(logits, labels, sample_weight=None):
-    """Mean squared difference. logits, labels: as many values."""
+def mean_squared_error(logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
+    """Return the mean squared difference of logits and labels, which are reshaped to the logits' shape."""
     labels = tf.reshape(tf.cast(labels, tf.float32), tf.shape(logits))
-    return tf.reduce_mean(_weighted(tf.square(tf.cast(logits, tf.float32) - labels), sample_weight))
+    losses = tf.square(tf.cast(logits, tf.float32) - labels)
+    return tf.reduce_mean(_apply_weights(losses, sample_weight))
 
 
-def classification_loss(logits, labels, problem_type: str | None, sample_weight=None):
-    """The loss of a sequence classifier, by problem_type or, when that is None, by the labels as Transformers does.
+def classification_loss(
+    logits: tf.Tensor, labels: tf.Tensor, problem_type: str | None, sample_weight: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Return the loss of a sequence classifier.
 
-    logits: [B, C]; labels: int [B] (one class), float [B, C] (several), or float [B] with C = 1 (regression).
-    Of the first two, those of IGNORED do not count.
+    Args:
+        logits: [B, C].
+        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for
+            regression. Class labels equal to IGNORED are left out.
+        problem_type: One of duonlp.config.PROBLEM_TYPES; None infers it from the labels, as Transformers does.
+        sample_weight: [B], or of the labels' shape.
     """
     if problem_type is None:
+        is_integer = labels.dtype.is_integer
         kinds = "single_label_classification", "multi_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else kinds[0] if labels.dtype.is_integer else kinds[1]
+        problem_type = "regression" if logits.shape[-1] == 1 else kinds[0] if is_integer else kinds[1]
     if problem_type == "regression":
         return mean_squared_error(logits, labels, sample_weight)
     if problem_type == "single_label_classification":
@@ -129,22 +166,32 @@ def classification_loss(logits, labels, problem_type: str | None, sample_weight=
     return binary_cross_entropy(logits, labels, tf.not_equal(labels, IGNORED), sample_weight)
 
 
-def span_loss(start_logits, end_logits, start_positions, end_positions, sample_weight=None):
-    """Mean of the cross-entropies of start and end; positions beyond the sequence do not count. int [B] each."""
+def span_loss(
+    start_logits: tf.Tensor, end_logits: tf.Tensor, start_positions: tf.Tensor, end_positions: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+) -> tf.Tensor:  # fmt: skip
+    """Return the mean of the start and end cross-entropies; positions beyond the sequence are left out.
 
-    def one(logits, positions):
+    Args:
+        start_logits, end_logits: [B, T].
+        start_positions, end_positions: int [B].
+        sample_weight: [B].
+    """
+
+    def position_loss(logits, positions):
         length = tf.cast(tf.shape(logits)[1], positions.dtype)
         positions = tf.where(positions >= length, tf.cast(IGNORED, positions.dtype), tf.maximum(positions, 0))
         return cross_entropy(logits, positions, sample_weight)
 
-    return (one(start_logits, start_positions) + one(end_logits, end_positions)) / 2.0
+    return (position_loss(start_logits, start_positions) + position_loss(end_logits, end_positions)) / 2.0
 
 
-def _weighted(each, sample_weight):
+def _apply_weights(losses: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:
+    """Multiply losses [B, ...] by weights that have the same leading axes."""
     if sample_weight is None:
-        return each
+        return losses
     weights = tf.cast(sample_weight, tf.float32)
     weights = tf.reshape(
-        weights, tf.concat([tf.shape(weights), tf.ones(each.shape.rank - weights.shape.rank, tf.int32)], 0)
+        weights, tf.concat([tf.shape(weights), tf.ones(losses.shape.rank - weights.shape.rank, tf.int32)], 0)
     )
-    return each * weights
+    return losses * weights

@@ -1,29 +1,35 @@
-"""``pipeline("question-answering", "some/checkpoint")``: a task of duonlp.tasks run by a Keras model."""
+"""``pipeline("question-answering", "some/checkpoint")``: run a task of duonlp.tasks with a Keras model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline
+from duonlp.typing import Array, Batch
 from tfnlp.generation import stream
-from tfnlp.heads import HEADS
+from tfnlp.heads import HEADS, Model
 from tfnlp.inference import compiled
 
 
-def pipeline(task: str, model=None, *, tokenizer=None, **options) -> Pipeline:
-    """A callable that takes one input, a list of them or an iterator, and gives what Transformers' pipelines give.
+def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any) -> Pipeline:
+    """Return a callable that takes one input, a list or an iterator, and returns what Transformers' pipelines return.
 
     Args:
-        task: feature-extraction, sentence-embedding, text-classification, token-classification, fill-mask,
-            question-answering, text-generation, summarization, translation or text2text-generation.
-        model: a folder, a Hub id, or a model of this package with the task's head.
-        tokenizer: of Transformers, a fast one but for translation and its kin; the checkpoint's own when None.
-        options: see duonlp.pipelines.load_pipeline, and the task's options.
+        task: Task name: feature-extraction, sentence-embedding, text-classification, token-classification,
+            fill-mask, question-answering, text-generation, summarization, translation or text2text-generation.
+        model: Folder, Hub id, or a model of this package with the task's head.
+        tokenizer: Transformers tokenizer, the checkpoint's own by default. It must be a fast one, except for
+            translation and other text-to-text tasks.
+        options: Arguments of duonlp.pipelines.load_pipeline and of the task.
 
     Raises:
-        InputError: an unknown task or option, no model, or a model whose head is another task's.
-        CheckpointError: the checkpoint cannot be found or read.
+        InputError: The task or an option is unknown, there is no model, or its head belongs to another task.
+        CheckpointError: The checkpoint cannot be found or read.
     """
     return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, stream=stream, **options)
 
 
-def _forward(model):
+def _forward(model: Model) -> Callable[[Batch], dict[str, Array]]:
     run = compiled(model)
     return lambda batch: run(**batch)

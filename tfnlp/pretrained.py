@@ -1,6 +1,8 @@
-"""Loading, starting afresh, saving and exporting: what every model class of heads.py can do."""
+"""Loading, random initialization, saving and exporting, shared by all model classes of heads.py."""
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import keras
 import numpy as np
@@ -10,25 +12,41 @@ from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase
 from duonlp.checkpoints.save import save_checkpoint
+from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.parameters import parameters
 
+# The final class is a keras.Model, which the type checker needs to know of its mixins.
+_Model = keras.Model if TYPE_CHECKING else object
 
-class Pretrained(PretrainedBase):
-    """Mixin of the model classes; they bring ``head`` and ``config``."""
+
+class Pretrained(PretrainedBase, _Model):
+    """Mixin of the model classes that loads, saves and exports them.
+
+    Attributes:
+        head: Name of the model's head.
+        config: The model's configuration.
+        generation_config: Default generation options.
+    """
+
+    config: TransformerConfig
+    generation_config: GenerationConfig
 
     @classmethod
-    def from_config(cls, config, *, seed=0, dtype=None, param_dtype="float32", **config_overrides):
-        """As PretrainedBase.from_config; Keras passes what get_config gave."""
+    def from_config(
+        cls, config: Any, *, seed: int = 0, dtype: str | None = None, param_dtype: str = "float32",
+        **config_overrides: Any,
+    ) -> Self:  # fmt: skip
+        """Create a model with random weights, see PretrainedBase.from_config; or from what get_config returned."""
         if isinstance(config, dict) and "hf_config" in config:
             return _from_keras_config(cls, dict(config))
         return super().from_config(config, seed=seed, dtype=dtype, param_dtype=param_dtype, **config_overrides)
 
     @classmethod
-    def _dtypes(cls, dtype, param_dtype):
-        if dtype is None:  # Keras' global policy, which mixed precision is usually set by
+    def _dtypes(cls, dtype: str | None, param_dtype: str) -> tuple[str, str]:
+        if dtype is None:  # Keras' global policy, which is the usual way to set mixed precision
             policy = keras.config.dtype_policy()
             dtype, param_dtype = (
                 policy.compute_dtype,
@@ -37,15 +55,16 @@ class Pretrained(PretrainedBase):
         return super()._dtypes(dtype, param_dtype)
 
     @classmethod
-    def _from_plan(cls, cfg, plan, dtype, param_dtype):
-        model = cls(cfg, dtype=dtype, param_dtype=param_dtype, seed=None)
+    def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
+        create: Any = cls  # takes the arguments of model.Model
+        model = create(cfg, dtype=dtype, param_dtype=param_dtype, seed=None)
         fill(model, plan)
         return model
 
-    def get_config(self):
-        """What Keras writes into a ``.keras`` file: config.json and what was done to the layers."""
+    def get_config(self) -> dict[str, Any]:
+        """Return what Keras writes to a ``.keras`` file: config.json and the dtype policies of quantized layers."""
         quantized = {
-            layer.path.removeprefix(f"{self.path}/"): keras.dtype_policies.serialize(layer.dtype_policy)
+            (layer.path or "").removeprefix(f"{self.path}/"): keras.dtype_policies.serialize(layer.dtype_policy)
             for layer in self._flatten_layers()
             if layer.quantization_mode is not None
         }
@@ -58,15 +77,16 @@ class Pretrained(PretrainedBase):
             "quantized": quantized,
         }
 
-    def save_pretrained(self, folder, tokenizer=None, max_shard_size="5GB"):
-        """Write the model in Hugging Face layout, LoRA weights merged; see duonlp.checkpoints.save_checkpoint.
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB") -> None:
+        """Write the model in Hugging Face layout, with LoRA weights merged; see duonlp.checkpoints.save_checkpoint.
 
         Raises:
-            InputError: the model is quantised.
+            InputError: The model is quantized.
         """
         if any(layer.quantization_mode is not None for layer in self._flatten_layers()):
             raise InputError(
-                "a quantised model has no Hugging Face layout; use model.save('model.keras'), or save it before"
+                "a quantized model has no Hugging Face layout; use model.save('model.keras'), or call save_pretrained "
+                "before quantize"
             )
         save_checkpoint(
             folder, self.config, self.head, lambda path: merged_values(self, path), np.dtype(self.variable_dtype), tokenizer,
@@ -74,17 +94,23 @@ class Pretrained(PretrainedBase):
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
-        """The inputs a served model takes: int32 [B, T] each ([B, C, T] for multiple choice, [B, U] what a decoder reads)."""
+        """Return the inputs of an exported model: int32 [B, T]; [B, C, T] for multiple choice; [B, U] for a decoder."""
         names = ["input_ids", "attention_mask"] + ["token_type_ids"] * bool(self.config.embedding.type_vocab_size)
-        # A classifier of this kind reads its source a second time, and needs no other text.
+        # A sequence classifier with a decoder feeds it the source.
         names += ["decoder_input_ids"] * (self.config.decoder is not None and self.head in ("base", "seq2seq-lm"))
         shape = [None] * (3 if self.head == "multiple-choice" else 2)
         return {name: tf.TensorSpec(shape, tf.int32, name=name) for name in names}
 
-    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
-        """keras.Model.export with a signature of its own, so that no call need come before it.
+    def export(
+        self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None,
+        input_signature: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Export the model as keras.Model.export does, with a signature for all shapes.
 
-        The artifact takes a dict of the inputs of :meth:`input_signature` and gives a dict of the head's outputs.
+        The signature makes a call before the export unnecessary.
+
+        The artifact takes a dict of the inputs of :meth:`input_signature` and returns a dict of the head's
+        outputs.
         """
         signature = [self.input_signature()] if input_signature is None else input_signature
         if format != "tf_saved_model":
@@ -95,26 +121,31 @@ class Pretrained(PretrainedBase):
         return archive.write_out(filepath, verbose=bool(verbose))
 
 
-class StoredAs(keras.DTypePolicy):
-    """A dtype policy whose compute and variable dtypes are any two; Keras has names for the usual pairs only."""
+class ComputeStoragePolicy(keras.DTypePolicy):
+    """A dtype policy with any compute and variable dtype, named e.g. "float32_stored_as_bfloat16".
 
-    def _parse_name(self, name):
+    Keras has names for the usual pairs only.
+    """
+
+    def _parse_name(self, name: str) -> tuple[str, ...]:
         return tuple(name.split("_stored_as_"))
 
 
-def dtype_policy(dtype, param_dtype) -> keras.DTypePolicy:
-    """The Keras policy that computes in ``dtype`` and stores ``param_dtype``; raises InputError for other dtypes."""
+def dtype_policy(dtype: str, param_dtype: str) -> keras.DTypePolicy:
+    """Return the Keras policy that computes in ``dtype`` and stores parameters in ``param_dtype``.
+
+    Raises:
+        InputError: A dtype is not supported.
+    """
     dtype, param_dtype = check_dtype(dtype), check_dtype(param_dtype, "param_dtype")
     if dtype == param_dtype:
         return keras.DTypePolicy(dtype)
-    return (
-        keras.DTypePolicy(f"mixed_{dtype}")
-        if param_dtype == "float32"
-        else StoredAs(f"{dtype}_stored_as_{param_dtype}")
-    )
+    if param_dtype == "float32":
+        return keras.DTypePolicy(f"mixed_{dtype}")
+    return ComputeStoragePolicy(f"{dtype}_stored_as_{param_dtype}")
 
 
-def _from_keras_config(cls, config):
+def _from_keras_config(cls: Any, config: dict[str, Any]) -> Any:
     cfg = architectures.config_from_hf(json.loads(config.pop("hf_config")))
     generation, quantized = json.loads(config.pop("generation_config")), config.pop("quantized")
     model = cls(cfg, **config)
@@ -122,62 +153,67 @@ def _from_keras_config(cls, config):
     for layer in model._flatten_layers():
         policy = quantized.get((layer.path or "").removeprefix(f"{model.path}/"))
         if policy is not None:
-            layer.dtype_policy = keras.dtype_policies.deserialize(policy)  # quantises the layer
+            layer.dtype_policy = keras.dtype_policies.deserialize(policy)  # quantizes the layer
     return model
 
 
 LEAVES = {"kernel": "_kernel", "embedding": "_embeddings", "scale": "gamma"}
-"""Last path components where Keras has another name. A norm's ``bias`` is its ``beta``."""
+"""Attribute of the Keras layer by the last component of a parameter path, where they differ."""
 
 
-def _layer_of(model, path: str):
-    """The layer that holds a parameter, and the last component of the path."""
+def _find_layer(model: Any, path: str) -> tuple[Any, str]:
+    """Return the layer that owns a parameter, and the last component of the parameter's path."""
     *parts, leaf = path.split("/")
+    layer = model
     for part in parts:
-        model = (
-            model.output_layer if part == "output" else getattr(model, part)
-        )  # a Keras layer's own `output` is another thing
-    return model, leaf
+        # Keras layers have another attribute named `output`.
+        layer = layer.output_layer if part == "output" else getattr(layer, part)
+    return layer, leaf
 
 
-def parameter_tree(model) -> dict[str, keras.Variable]:
-    """Path -> variable of every parameter, e.g. ``encoder/layer_0/attention/query/kernel``; the same paths as jaxnlp's."""
-    return {path: _variable(*_layer_of(model, path)) for path in parameters(model.config, model.head)}
+def parameter_tree(model: Any) -> dict[str, keras.Variable]:
+    """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; jaxnlp has the same paths."""
+    return {path: _variable(*_find_layer(model, path)) for path in parameters(model.config, model.head)}
 
 
-def _variable(layer, leaf: str) -> keras.Variable:
+def _variable(layer: Any, leaf: str) -> keras.Variable:
     if leaf == "bias" and isinstance(layer, keras.layers.LayerNormalization):
         return layer.beta
     return getattr(layer, LEAVES.get(leaf, leaf))
 
 
-def merged_values(model, path: str) -> np.ndarray:
-    """A parameter's values, with what LoRA adds to them."""
-    layer, leaf = _layer_of(model, path)
+def merged_values(model: Any, path: str) -> np.ndarray:
+    """Return the values of a parameter with its LoRA update merged in."""
+    layer, leaf = _find_layer(model, path)
     if getattr(layer, "lora_enabled", False) and leaf in ("kernel", "embedding"):
         return np.asarray(layer.kernel if leaf == "kernel" else layer.embeddings)
     return _variable(layer, leaf).numpy()
 
 
-def fill(model, plan: list[Source]) -> None:
-    """Give every parameter its values, in pieces of a megabyte where the checkpoint's layout allows it."""
+def fill(model: keras.Model, plan: list[Source]) -> None:
+    """Assign all parameters, in chunks of one megabyte where the layout of the checkpoint allows it.
+
+    Raises:
+        ConfigError: Parameters or shapes of the model differ from the parameter table.
+    """
     variables, expected = parameter_tree(model), {source.path for source in plan}
-    if set(variables) != expected or len(variables) != len(model.weights):
-        raise ConfigError(
-            f"engine and parameter table disagree on {sorted(set(variables) ^ expected) or len(model.weights)}"
-        )
+    if set(variables) != expected:
+        raise ConfigError(f"model and parameter table differ in {sorted(set(variables) ^ expected)}")
+    if len(variables) != len(model.weights):
+        raise ConfigError(f"the model has {len(model.weights)} weights, and the parameter table {len(variables)}")
     for source in plan:
         variable = variables[source.path]
         if tuple(variable.shape) != source.parameter.shape:
             raise ConfigError(
-                f"{source.path}: the engine wants {tuple(variable.shape)}, the parameter table says {source.parameter.shape}"
+                f"{source.path} has shape {tuple(variable.shape)} in the model and {source.parameter.shape} in the "
+                "parameter table"
             )
         if isinstance(variable.value, tf.distribute.DistributedValues):
             variable.assign(source.read(np.dtype(variable.dtype)))
             continue
         for start, values in source.chunks(np.dtype(variable.dtype), max_bytes=1 << 20):
-            # variable.value[start:stop].assign(values), without reading the variable first: that would copy it. Writing
-            # small tensors in place, too, leaves no holes in memory where an assigned one took the place of zeros.
+            # variable.value[start:stop].assign(values) would first read, and so copy, the variable. Small
+            # tensors are written in place, too: replacing their buffers of zeros would fragment the memory.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
             )

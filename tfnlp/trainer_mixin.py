@@ -1,140 +1,172 @@
-"""What compile, fit, evaluate and predict need to know of a model whose inputs and outputs are dicts."""
+"""Adapt compile, fit, evaluate and predict of Keras to models whose inputs and outputs are dicts."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.seq2seq import shift_right
+from duonlp.typing import Array
 from tfnlp import ops
 from tfnlp.losses import IGNORED
 
+# The final class is a keras.Model, which the type checker needs to know of its mixins.
+_Model = keras.Model if TYPE_CHECKING else object
 
-class Fit:
-    """Mixin of the model classes; they bring ``targets``, which names what is learnt from, and ``_loss``.
 
-    Labels come as ``y`` or inside the inputs, under the names of ``targets`` (``labels``, ``start_positions``, ...) or
-    of the outputs; they mean the same whichever loss is used. ``compile(optimizer)`` trains with the head's own loss.
-    With ``compile(optimizer, loss=...)``, the loss and the metrics see the head's logits alone, labels of -100 are
-    masked for them, and a causal language model's labels are shifted for them as they are for its own loss. The decoder of
-    an encoder-decoder that is fed no ``decoder_input_ids`` reads the labels, wherever they come from, moved to the right.
+class TrainerMixin(_Model):
+    """Mixin of the model classes for training with Keras; they define ``targets`` and ``_loss``.
 
-    A ``sample_weight`` [B], too, may come as an argument or inside the inputs; the argument is the one that counts.
+    Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
+    ``start_positions``, ...) or those of the outputs, with the same meaning for every loss.
+    ``compile(optimizer)`` trains with the head's own loss. With ``compile(optimizer, loss=...)``, the loss and
+    the metrics get only the head's logits; labels of -100 are masked, and labels of a causal language model are
+    shifted, as for the head's own loss. Without ``decoder_input_ids``, the decoder of an encoder-decoder reads
+    the labels shifted to the right.
 
-    ``fit`` and ``evaluate`` look at NumPy arrays before the first step, and at each batch of a
-    ``tfnlp.training.batch_dataset`` before it is computed, and raise InputError for labels, ids and shapes that cannot be. (In
-    any other tf.data.Dataset, TensorFlow itself refuses a label beyond the classes; with ``jit_compile`` it gives a loss of
-    NaN, for ``tfnlp.training.StopAtNonFiniteLoss`` to find.)
+    A ``sample_weight`` [B] may also be passed either as an argument or inside the inputs; the argument takes precedence.
+
+    ``fit`` and ``evaluate`` validate NumPy arrays before the first step and each batch of a
+    ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes.
+    In any other tf.data.Dataset, TensorFlow itself raises an error for a label outside the classes; with
+    ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
+
+    Attributes:
+        head: Name of the model's head.
+        config: The model's configuration.
+        targets: Label name to the name of the output that its loss is computed from.
     """
 
-    def fit(self, x=None, y=None, *args, **options):
-        """As keras.Model.fit."""
-        with self._looked_at(x, y, options.get("validation_data")):
+    head: str
+    config: TransformerConfig
+    targets: dict[str, str]
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
+        """Train the model; see keras.Model.fit."""
+        with self._validated_data(x, y, options.get("validation_data")):
             return super().fit(_with_weights(x, y, options), y, *args, **options)
 
-    def evaluate(self, x=None, y=None, *args, **options):
-        """As keras.Model.evaluate."""
-        with self._looked_at(x, y):
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Evaluate the loss and the metrics; see keras.Model.evaluate."""
+        with self._validated_data(x, y):
             return super().evaluate(_with_weights(x, y, options), y, *args, **options)
 
-    def check_batch(self, batch, y=None):
-        """Raises InputError for a batch of NumPy arrays that the model cannot learn from.
+    def check_batch(self, batch: Array | Mapping[str, Array], y: Any = None) -> None:
+        """Raise InputError for a batch of NumPy arrays that the model cannot train on.
 
         Args:
-            batch: the inputs, perhaps with labels and ``sample_weight`` in it; inputs for a teacher are left out.
-            y: labels, as fit takes them.
+            batch: Inputs, optionally with labels and ``sample_weight``; a teacher's inputs are ignored.
+            y: Labels, as fit takes them.
         """
         inputs = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
         inputs = {n: v for n, v in inputs.items() if n != "sample_weight" and not n.startswith("teacher_")}
         inputs |= self._labels(inputs, y)
-        missing = [name for name in self.targets if name not in inputs]
-        if missing and self._compile_loss is None:
-            raise InputError(f"no {', '.join(missing)} to learn from; a {self.head} model wants them as y, or among x")
-        if self._compile_loss is not None and np.asarray(inputs.get("labels")).dtype.kind not in "iu":
-            inputs.pop("labels", None)  # a loss of the caller's may want them in another form
+        if self._compile_loss is None:
+            self._check_labels(inputs)
+        elif np.asarray(inputs.get("labels")).dtype.kind not in "iu":
+            inputs.pop("labels", None)  # a custom loss may take another form of labels
         check_inputs(self.config, self.head, inputs)
 
+    def _check_labels(self, labels: Mapping[str, Any]) -> None:
+        """Raise InputError if a label of the head is missing."""
+        missing = [name for name in self.targets if name not in labels]
+        if missing:
+            raise InputError(
+                f"no {', '.join(missing)} to learn from; pass them to this {self.head} model as y or inside x"
+            )
+
     @contextmanager
-    def _looked_at(self, x, y=None, validation_data=None):
+    def _validated_data(self, x: Any, y: Any = None, validation_data: Any = None) -> Generator[None]:
+        """Check NumPy arrays now, and batches of a batch_dataset while the context is active."""
         if all(isinstance(value, np.ndarray) for value in tf.nest.flatten(x if y is None else [x, y])):
             self.check_batch(x, y)
         with ExitStack() as stack:
             for data in (x, validation_data):
-                feed = getattr(data, "source", None)  # of a batch_dataset
-                if not hasattr(feed, "errors"):
+                source: Any = getattr(data, "source", None)  # set by batch_dataset
+                if not hasattr(source, "errors"):
                     continue
-                stack.enter_context(feed.errors())
-                if feed.check is None:
-                    feed.check = self.check_batch
-                    stack.callback(setattr, feed, "check", None)
+                stack.enter_context(source.errors())
+                if source.check is None:
+                    source.check = self.check_batch
+                    stack.callback(setattr, source, "check", None)
             yield
 
-    def train_step(self, data):
-        """A step of fit."""
-        return super().train_step(self._with_targets(data))
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Run one step of fit."""
+        return super().train_step(self._prepare_batch(data))
 
-    def test_step(self, data):
-        """A step of evaluate."""
-        return super().test_step(self._with_targets(data))
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Run one step of evaluate."""
+        return super().test_step(self._prepare_batch(data))
 
-    def _with_targets(self, data):
-        """A batch whose weights are no input, and whose inputs have the labels as well, where the decoder is to read them."""
+    def _prepare_batch(self, data: Any) -> Any:
+        """Move ``sample_weight`` out of the inputs, and add the labels to them if the decoder needs them as input."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(x, Mapping) and "sample_weight" in x:
             x = dict(x)
-            inside = x.pop("sample_weight")
-            data = x, y, inside if sample_weight is None else sample_weight
+            input_weight = x.pop("sample_weight")
+            data = x, y, input_weight if sample_weight is None else sample_weight
             sample_weight = data[2]
         if self.head != "seq2seq-lm" or (isinstance(x, Mapping) and "decoder_input_ids" in x):
             return data
         x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
         return x | self._labels(x, y), y, sample_weight
 
-    def _symbolic_build(self, iterator=None, data_batch=None):
-        # Under a strategy, Keras shows losses and metrics the mean of the replicas' batches, for its shapes: floats, of ids.
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Under a distribution strategy, Keras averages the replicas' batches here, which turns ids into
+        # float64.
         if data_batch is not None:
-            whole = tf.nest.map_structure(
+            data_batch = tf.nest.map_structure(
                 lambda x: tf.cast(x, tf.int32) if tf.is_tensor(x) and x.dtype == tf.float64 else x, data_batch
             )
-            data_batch = self._with_targets(whole)
+            data_batch = self._prepare_batch(data_batch)
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The total loss of a batch: compile's loss, or the head's own, plus what layers and regularizers add."""
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> tf.Tensor | None:
+        """Return the total loss of a batch: compile's loss or the head's own, plus the losses added by layers."""
         if not self.targets:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         labels = self._labels(x, y)
         if self._compile_loss is not None:
-            return super().compute_loss(x, *self._compared(labels, y_pred, sample_weight), training)
-        missing = [name for name in self.targets if name not in labels]
-        if missing:
-            raise InputError(f"no {', '.join(missing)} to learn from; a {self.head} model wants them as y, or among x")
-        loss = self._loss(y_pred, (x if isinstance(x, Mapping) else {"input_ids": x}) | labels, sample_weight)
+            return super().compute_loss(x, *self._keras_loss_arguments(labels, y_pred, sample_weight), training)
+        self._check_labels(labels)
+        inputs = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
+        loss = self._loss(y_pred, inputs | labels, sample_weight)
         loss /= tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums over the replicas
         return tf.add_n([loss, *(self._aggregate_additional_loss(added) for added in self.losses)])
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """The metrics of a batch, by name."""
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Return the metrics of a batch by name."""
         if self.targets:
-            y, y_pred, sample_weight = self._compared(self._labels(x, y), y_pred, sample_weight)
+            y, y_pred, sample_weight = self._keras_loss_arguments(self._labels(x, y), y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def predict_step(self, data):
-        """The outputs for a batch; labels among the inputs are left out, but for what a decoder without inputs reads of them."""
+    def predict_step(self, data: Any) -> dict[str, Any]:
+        """Return the outputs for a batch; labels only serve as input of a decoder without decoder_input_ids."""
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
-            kept = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
+            inputs = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
             if self.head == "seq2seq-lm" and "labels" in x and "decoder_input_ids" not in x:
-                kept["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
-            x = kept
+                inputs["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
+            x = inputs
         return self(x, training=False)
 
-    def _labels(self, x, y) -> dict:
-        """Label name to labels, from ``y`` and, for what it lacks, from the inputs."""
+    def _loss(
+        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Return the head's loss for the labels in ``inputs``."""
+        raise NotImplementedError
+
+    def _labels(self, x: Any, y: Any) -> dict[str, Any]:
+        """Return labels by name, from ``y`` and, for those not in it, from the inputs."""
         labels = {name: x[name] for name in self.targets if isinstance(x, Mapping) and name in x}
         if isinstance(y, Mapping):
             names = {output: name for name, output in self.targets.items()}
@@ -143,22 +175,24 @@ class Fit:
             return labels | dict(zip(self.targets, y))
         if y is not None:
             if len(self.targets) > 1:
-                raise InputError(f"y is one array; a {self.head} model wants a dict of {', '.join(self.targets)}")
+                raise InputError(f"y is one array; pass this {self.head} model a dict with {', '.join(self.targets)}")
             labels |= dict.fromkeys(self.targets, y)
         return labels
 
-    def _compared(self, labels, y_pred, sample_weight):
-        """y, y_pred and sample_weight for a Keras loss or metric: bare tensors for one output, dicts for several."""
+    def _keras_loss_arguments(
+        self, labels: Mapping[str, Any], y_pred: Mapping[str, Any], sample_weight: tf.Tensor | None
+    ) -> tuple[Any, Any, Any]:
+        """Return y, y_pred and sample_weight for a Keras loss or metric: tensors for one output, dicts for several."""
         y_true, outputs, weights = {}, {}, {}
+        multi_label = self.config.problem_type == "multi_label_classification"
+        multi_label = multi_label and self.head == "sequence-classification"
         for name, output in self.targets.items():
             if name in labels:
-                logits, wanted, weight = self._align(y_pred[output], labels[name], sample_weight)
-                if weight is not None and weight.shape.rank == 1 and wanted.shape.rank == logits.shape.rank - 1 > 1:
-                    weight = tf.expand_dims(weight, 1)  # of a row: for each of its labels
-                several = (
-                    self.config.problem_type == "multi_label_classification" and self.head == "sequence-classification"
-                )
-                y_true[output], outputs[output], weights[output] = *_masked(logits, wanted, several), weight
+                logits, target, weight = self._align(y_pred[output], labels[name], sample_weight)
+                if weight is not None and weight.shape.rank == 1 and target.shape.rank == logits.shape.rank - 1 > 1:
+                    weight = tf.expand_dims(weight, 1)  # [B, 1]: each row's weight applies to all its labels
+                y_true[output], outputs[output] = _mask_labels(logits, target, multi_label)
+                weights[output] = weight
             else:
                 outputs[output] = y_pred[output]
         if len(self.targets) == 1 and not isinstance(getattr(self, "loss", None), Mapping):
@@ -166,26 +200,34 @@ class Fit:
             return y_true.get(output), outputs[output], weights.get(output)
         return y_true or None, outputs, None if sample_weight is None else weights
 
-    def _align(self, logits, labels, sample_weight):
+    def _align(
+        self, logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """Return logits, labels and weights of which position i belongs to position i; causal models shift them."""
         return logits, labels, sample_weight
 
 
-def _with_weights(x, y, options: dict):
-    """The inputs with the argument ``sample_weight`` among them where there is no y: Keras would drop it."""
+def _with_weights(x: Any, y: Any, options: dict[str, Any]) -> Any:
+    """Move the argument ``sample_weight`` into the inputs if there is no y, since Keras would drop it."""
     if y is not None or not isinstance(x, Mapping) or options.get("sample_weight") is None:
         return x
     return {**x, "sample_weight": options.pop("sample_weight")}
 
 
-def _masked(logits, labels, several: bool = False):
-    """Labels without IGNORED, and logits with the mask that Keras' losses and metrics read.
+def _mask_labels(logits: tf.Tensor, labels: tf.Tensor, multi_label: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+    """Replace IGNORED labels, and attach to the logits the mask that Keras' losses and metrics use.
 
     Args:
-        several: whether labels are [B, C], 1 for each that a row has; a row of IGNORED has none at all.
+        logits: [..., C].
+        labels: int [...], or [B, C] if multi_label.
+        multi_label: Whether labels are [B, C], 1 for each class of a row. A row of IGNORED is masked.
+
+    Returns:
+        Labels and logits.
     """
-    if labels.shape.rank != logits.shape.rank - (not several) or not (several or labels.dtype.is_integer):
-        return labels, logits  # no class ids
-    real = tf.not_equal(labels, tf.cast(IGNORED, labels.dtype))
-    logits = tf.identity(logits)
-    logits._keras_mask = tf.reduce_any(real, axis=-1) if several else real
-    return tf.where(real, labels, tf.zeros_like(labels)), logits
+    if labels.shape.rank != logits.shape.rank - (not multi_label) or not (multi_label or labels.dtype.is_integer):
+        return labels, logits  # not class ids
+    is_labeled = tf.not_equal(labels, tf.cast(IGNORED, labels.dtype))
+    masked_logits: Any = tf.identity(logits)  # Any, since Keras attaches masks to tensors as a private attribute
+    masked_logits._keras_mask = tf.reduce_any(is_labeled, axis=-1) if multi_label else is_labeled
+    return tf.where(is_labeled, labels, tf.zeros_like(labels)), masked_logits

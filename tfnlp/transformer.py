@@ -1,21 +1,34 @@
-"""Layers stacked into an encoder or a decoder, the masks they look through, and the cache of keys and values."""
+"""Stacks of transformer layers, attention masks as biases, and the cache of keys and values."""
+
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from duonlp.config import TransformerConfig
 from tfnlp.embeddings import RelativeAttention
-from tfnlp.layers import Attention, Dropout, FeedForward, make_norm
+from tfnlp.layers import Attention, Dropout, FeedForward, KeyValues, make_norm
 
 MASKED = -1e30
-"""Added to the score of a key not to look at: its probability is 0 exactly, and a row without keys stays finite."""
+"""Bias for masked keys: softmax gives exactly 0, and fully masked rows stay finite."""
+
+Cache: TypeAlias = dict[str, Any]
+"""Keys and values of earlier positions: {"step_i": {"key": [B, N, H, S], "value": [B, N, S, H]}}.
+
+The cache of an encoder-decoder has more entries, see generation.decoder.Seq2SeqDecoder.
+"""
+
+StackOutput: TypeAlias = tuple[tf.Tensor, list[tf.Tensor], list[Any], Cache | None]
+"""Last hidden states, all hidden states, attention probabilities of each step, and the updated cache."""
 
 
 class Layer(keras.layers.Layer):
-    """Attention, attention to a source where there is one, and feed-forward, each with a residual and a norm before ("pre")
-    or after ("post") it."""
+    """One transformer layer: self-attention, cross-attention in a decoder with an encoder, and feed-forward.
 
-    def __init__(self, config: TransformerConfig, *, dtype, name=None):
+    Each block has a residual connection and a norm, before the block ("pre") or after the sum ("post").
+    """
+
+    def __init__(self, config: TransformerConfig, *, dtype: keras.DTypePolicy, name: str | None = None):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.pre_norm = config.norm.position == "pre"
         size, norm = config.hidden_size, config.norm
@@ -31,18 +44,30 @@ class Layer(keras.layers.Layer):
         self.parts += [self.feed_forward, self.feed_forward_norm]
         self.dropout = Dropout(config.hidden_dropout, dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         for layer in self.parts:
             layer.build()
 
-    def call(self, hidden_states, bias, layer_index=0, cache=None, cache_index=None, training=None, source=None):
-        """hidden_states [B, T, D] -> the same shape, attention probabilities, this layer's cache.
+    def call(
+        self, hidden_states: tf.Tensor, bias: tf.Tensor, layer_index: int = 0, cache: KeyValues | None = None,
+        cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+        source: tuple[KeyValues, tf.Tensor] | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor | tuple[tf.Tensor, tf.Tensor], KeyValues | None]:  # fmt: skip
+        """Apply the layer.
 
         Args:
-            source: of an encoder-decoder, (keys and values, as the cache has them; bias): see Attention.keys_and_values.
+            hidden_states: [B, T, D].
+            bias: Bias of the self-attention scores, float32, broadcastable to [B, N, T, S].
+            layer_index: Step of the stack, from 0.
+            cache: This layer's keys and values of earlier positions, or None.
+            cache_index: Slot of the first new position in the cache.
+            training: Whether to apply dropout.
+            source: In a decoder with an encoder: the source's keys and values (see Attention.keys_and_values)
+                and the bias of the cross-attention scores.
 
         Returns:
-            hidden states; probabilities [B, N, T, S], a pair of them where there is a source; the cache.
+            Hidden states [B, T, D]; attention probabilities [B, N, T, S], as a pair (self, cross) with a
+            source; the updated cache.
         """
         x = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
         x, probabilities, cache = self.attention(
@@ -67,9 +92,9 @@ class Layer(keras.layers.Layer):
 
 
 class Stack(keras.layers.Layer):
-    """The layers, in the order the configuration applies them, and a last norm where it has one."""
+    """Layers applied in the order of ``config.layer_order``, and a final norm if the configuration has one."""
 
-    def __init__(self, config: TransformerConfig, *, dtype, name=None):
+    def __init__(self, config: TransformerConfig, *, dtype: keras.DTypePolicy, name: str | None = None):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config = config
         if config.attention.relative_buckets:
@@ -80,7 +105,7 @@ class Stack(keras.layers.Layer):
             self.final_norm = make_norm(config.norm, config.hidden_size, dtype=dtype, name="final_norm")
             self.dropout = Dropout(config.norm.final_dropout, dtype=dtype, name="dropout")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         if self.config.attention.relative_buckets:
             self.relative_attention.build()
         for i in range(self.config.num_layer_weights):
@@ -88,13 +113,25 @@ class Stack(keras.layers.Layer):
         if self.config.norm.final:
             self.final_norm.build()
 
-    def call(self, hidden_states, bias, cache=None, cache_index=None, training=None, source=None):
-        """[B, T, D] -> last hidden state, every hidden state, every layer's probabilities, the cache.
-
-        Hidden states are the input, then each layer's output; the last of them has the final norm applied.
+    def call(
+        self, hidden_states: tf.Tensor, bias: tf.Tensor, cache: Cache | None = None,
+        cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+        source: tuple[dict[str, KeyValues], tf.Tensor] | None = None,
+    ) -> StackOutput:  # fmt: skip
+        """Apply all layers.
 
         Args:
-            source: of an encoder-decoder, (``keys_and_values`` of each step, bias).
+            hidden_states: [B, T, D].
+            bias: Bias of the self-attention scores, float32, broadcastable to [B, N, T, S].
+            cache: Keys and values of earlier positions, or None.
+            cache_index: Slot of the first new position in the cache.
+            training: Whether to apply dropout.
+            source: In a decoder with an encoder: the source's :meth:`keys_and_values` and the bias of the
+                cross-attention scores.
+
+        Returns:
+            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the
+            attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
         for step, i in enumerate(self.config.layer_order):
@@ -109,27 +146,38 @@ class Stack(keras.layers.Layer):
             hidden_states = states[-1] = self.dropout(self.final_norm(hidden_states), training=training)
         return hidden_states, states, attentions, None if cache is None else new_cache
 
-    def keys_and_values(self, source):
-        """What a decoder's steps attend to of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
+    def keys_and_values(self, source: tf.Tensor) -> dict[str, KeyValues]:
+        """Return each step's keys and values of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
         layers = [getattr(self, f"layer_{i}") for i in self.config.layer_order]
         return {f"step_{step}": layer.cross_attention.keys_and_values(source) for step, layer in enumerate(layers)}
 
-    def relative_bias(self, query_positions, key_positions):
-        """What distances add to the scores: float32, broadcastable to [B, N, T, S]; 0 where the family has no such thing.
+    def relative_bias(self, query_positions: tf.Tensor, key_positions: tf.Tensor) -> tf.Tensor | float:
+        """Return the relative position bias: float32, broadcastable to [B, N, T, S]; 0.0 for families without one.
 
-        query_positions, key_positions: int [B or 1, T], [B or 1, S].
+        Args:
+            query_positions: int [B or 1, T].
+            key_positions: int [B or 1, S].
         """
         if not self.config.attention.relative_buckets:
             return 0.0
         return self.relative_attention(query_positions, key_positions)
 
 
-def attention_bias(attention_mask, query_length, key_length, causal: bool, first_query=0):
-    """What attention adds to its scores: 0 where to look, MASKED where not; float32 [B or 1, 1, T or 1, S].
+def attention_bias(
+    attention_mask: tf.Tensor | None, query_length: int | tf.Tensor, key_length: int | tf.Tensor, causal: bool,
+    first_query: int | tf.Tensor = 0,
+) -> tf.Tensor:  # fmt: skip
+    """Return the bias to add to attention scores: 0 for visible keys, MASKED for others.
 
     Args:
-        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may look; or None.
-        first_query: the position of the first query among the keys; above 0 when there is a cache.
+        attention_mask: [B, S], 1 on real tokens; or [B, T, S], 1 where a query may attend to a key; or None.
+        query_length: T.
+        key_length: S.
+        causal: Whether a query attends only to keys at or before its own position.
+        first_query: Position of the first query among the keys; above 0 with a cache.
+
+    Returns:
+        float32 [B or 1, 1, T or 1, S].
     """
     bias = tf.zeros((1, 1, 1, 1), tf.float32)
     if causal:
@@ -138,14 +186,15 @@ def attention_bias(attention_mask, query_length, key_length, causal: bool, first
         allowed = tf.expand_dims(tf.expand_dims(columns <= rows, 0), 0)
         bias = tf.where(allowed, 0.0, MASKED)
     if attention_mask is not None:
-        real = tf.cast(attention_mask, tf.bool)
-        real = tf.expand_dims(real, 1) if real.shape.rank == 3 else tf.expand_dims(tf.expand_dims(real, 1), 1)
-        bias = tf.minimum(bias, tf.where(real, 0.0, MASKED))
+        visible = tf.cast(attention_mask, tf.bool)
+        per_query = visible.shape.rank == 3
+        visible = tf.expand_dims(visible, 1) if per_query else tf.expand_dims(tf.expand_dims(visible, 1), 1)
+        bias = tf.minimum(bias, tf.where(visible, 0.0, MASKED))  # [B, 1, 1 or T, S]
     return bias
 
 
-def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype="float32"):
-    """Room for ``length`` positions: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: str = "float32") -> Cache:
+    """Return an empty cache: {"step_i": {"key": [B, N, H, length], "value": [B, N, length, H]}}."""
     rows, width = (batch_size, config.attention.num_heads), config.attention.head_dim
     return {
         f"step_{i}": {"key": tf.zeros((*rows, width, length), dtype), "value": tf.zeros((*rows, length, width), dtype)}

@@ -1,4 +1,4 @@
-"""Continuing prompts, and how likely a model finds a text."""
+"""Text generation, and scoring texts by their log probability."""
 
 from jaxnlp.generation import processors
 from jaxnlp.generation.scoring import perplexity, sequence_logprob, token_logprobs

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.inputs import BEYOND, DECODER_INPUTS, IGNORED, LABELS, TOKEN_INPUTS, check_inputs
+from duonlp.inputs import DECODER_INPUTS, IGNORED, LABELS, NO_POSITION, TOKEN_INPUTS, check_inputs
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
 from jaxnlp import losses
@@ -263,7 +263,7 @@ class FitStep:
         if name in self._plan.labels:
             if self._plan.loss is not None or (value.dtype.kind not in "iu" and value.ndim == 1):
                 raise self._indivisible({name: value}, f"rows of these {name} cannot be left out")
-            more = np.full_like(more, BEYOND if head == "question-answering" else IGNORED)
+            more = np.full_like(more, NO_POSITION if head == "question-answering" else IGNORED)
         if name == "attention_mask" and head == "replaced-token-detection":
             more = np.zeros_like(more)
         return np.concatenate([value, more])

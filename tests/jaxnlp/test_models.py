@@ -1,4 +1,4 @@
-"""What Flax users do with a model beyond its numbers (tests/parity has those)."""
+"""Test models of jaxnlp beyond their outputs, which tests/parity covers: weights, inputs, generation, errors."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def gpt2():
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_the_tree_is_the_one_shared_describes(head):
+def test_parameter_tree_matches_the_parameter_table(head):
     case = next(c for c in cases() if c.head == head)
     model = HEADS[head].from_config(case.hf)
     tree, spec = jaxnlp.parameter_tree(model), parameters(case.config, head)
@@ -39,7 +39,7 @@ def test_the_tree_is_the_one_shared_describes(head):
     assert model.num_parameters() == sum(leaf.size for leaf in tree.values())
 
 
-def test_functional_under_jit_and_grad_trains(bert):
+def test_functional_trains_under_jit_and_grad(bert):
     apply, params = jaxnlp.functional(bert)
     inputs = BERT.inputs()
     optimizer = optax.adam(1e-2)
@@ -60,7 +60,7 @@ def test_functional_under_jit_and_grad_trains(bert):
     assert losses[-1] < losses[0] / 2
 
 
-def test_dropout_is_drawn_from_the_rngs_that_are_passed_in(bert):
+def test_dropout_draws_from_the_rngs_passed_in(bert):
     inputs = {k: v for k, v in BERT.inputs().items() if k != "labels"}
     plain = bert(**inputs)["logits"]
     first, again, other = (bert(**inputs, rngs=nnx.Rngs(dropout=s))["logits"] for s in (1, 1, 2))
@@ -83,7 +83,7 @@ def test_half_precision_is_close_and_keeps_float32_parameters(dtype, tmp_path):
     assert {leaf.dtype for leaf in jaxnlp.parameter_tree(stored).values()} == {jnp.dtype(dtype)}
 
 
-def test_compiled_gives_the_same_and_compiles_once_a_shape(bert):
+def test_compiled_matches_the_model(bert):
     run = jaxnlp.compiled(bert)
     inputs = {k: v for k, v in BERT.inputs().items() if k != "labels"}
     assert difference(run(**inputs)["logits"], bert(**inputs)["logits"]) < 1e-6
@@ -99,7 +99,7 @@ def test_a_second_prompt_of_another_length_does_not_compile_again(gpt2):
     assert _start._cache_size() == _advance._cache_size() == 1
 
 
-def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
+def test_batching_does_not_change_generation(gpt2):
     prompts = [[5, 6, 7, 8, 9], [20, 21], [30, 31, 32]]
     alone = [gpt2.generate(np.array([p]), max_new_tokens=6)[0, len(p) :] for p in prompts]
     ids = np.array([[0] * (5 - len(p)) + p for p in prompts])
@@ -109,7 +109,7 @@ def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
     assert np.array_equal(together, alone)
 
 
-def test_generation_stops_at_the_end_and_pads(gpt2):
+def test_generation_stops_at_the_end_token_and_pads(gpt2):
     prompts = np.array([[5, 6, 7], [20, 21, 22]])
     free = gpt2.generate(prompts, max_new_tokens=8)
     eos = int(free[0, 4])
@@ -120,61 +120,67 @@ def test_generation_stops_at_the_end_and_pads(gpt2):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"max_new_tokens": 50}, "exceed the 20 positions"),
         ({"max_length": 2}, "max_length is 2"),
         ({"temprature": 1.0}, "unknown generation option 'temprature'"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "not divisible by num_beam_groups=3"),
     ],
 )
-def test_generation_options_that_cannot_be(gpt2, options, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_generation_options(gpt2, options, message):
+    with pytest.raises(InputError, match=message):
         gpt2.generate(np.array([[5, 6, 7]]), **options)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "mask", "says"),
+    ("prompt", "mask", "message"),
     [
-        ([[61]], None, "input_ids holds 61, but the vocabulary of this model ends at 60"),
+        ([[61]], None, "input_ids contains 61, but this model's token ids are 0 to 60"),
         ([[]], None, "prompt is empty"),
         ([5, 6], None, r"shape \(2,\)"),
-        ([[5, 6]], [[0, 0]], "padding alone"),
+        ([[5, 6]], [[0, 0]], "all padding"),
         ([[5, 6]], [[1, 0]], "pad prompts on the left"),
-        ([[5, 6]], [[1]], "must be alike"),
+        ([[5, 6]], [[1]], "must have the same shape"),
     ],
 )
-def test_prompts_that_cannot_be(gpt2, prompt, mask, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_prompts(gpt2, prompt, mask, message):
+    with pytest.raises(InputError, match=message):
         gpt2.generate(np.array(prompt, np.int32), mask, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),
-        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "the token types"),
-        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "the positions"),
+        (
+            {"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)},
+            "this model's token types are 0 to 1",
+        ),
+        (
+            {"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)},
+            "this model's positions are 0 to 19",
+        ),
         ({"input_ids": np.ones((1, 3), int), "inptu_mask": 1}, "unknown input 'inptu_mask'"),
     ],
 )
-def test_inputs_that_cannot_be(bert, inputs, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_inputs(bert, inputs, message):
+    with pytest.raises(InputError, match=message):
         bert(**inputs)
 
 
-def test_too_long_is_refused_under_jit_too(bert):
+def test_too_long_inputs_raise_under_jit(bert):
     apply, params = jaxnlp.functional(bert)
     with pytest.raises(InputError, match="longer than the 20 positions"):
         jax.jit(apply)(params, input_ids=np.ones((1, 21), int))
 
 
-def test_classes_and_options_that_do_not_fit(tmp_path):
+def test_loading_with_invalid_heads_and_options(tmp_path):
     folder = BERT.write(tmp_path / "m")
     with pytest.raises(ConfigError, match="is_decoder=True"):
         jaxnlp.AutoModelForCausalLM.from_pretrained(folder)
@@ -188,7 +194,7 @@ def test_classes_and_options_that_do_not_fit(tmp_path):
         jaxnlp.AutoModel.from_pretrained(tmp_path / "nowhere")
 
 
-def test_pretraining_picks_the_family_s_own_head():
+def test_pretraining_uses_the_head_of_the_family():
     classes = {t: jaxnlp.AutoModelForPreTraining.class_for(t).head for t in ("bert", "electra", "roberta", "gpt2")}
     assert classes == {
         "bert": "pretraining",

@@ -98,7 +98,7 @@ def test_a_loss_is_the_references_in_both_frameworks(name, given):
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
 def test_sums_and_counts_add_up_over_rows(framework):
-    losses = {"jax": jaxnlp, "tf": tfnlp}[framework].distillation_losses
+    losses = {"jax": jaxnlp, "tf": tfnlp}[framework].distillation.losses
     for name, ((student, teacher), options, mask) in CASES.items():
         whole = getattr(losses, name)(jnp.asarray(student) if framework == "jax" else student, teacher, *options, mask)
         rows = [
@@ -270,7 +270,7 @@ def test_queries_and_keys_are_those_that_attention_multiplies(case):
         c = model.config.attention
         for each in models:
             for layer in range(model.config.num_layers):
-                made = package.distillation_losses.queries_keys_values(each, out["hidden_states"], layer)
+                made = package.distillation.losses.queries_keys_values(each, out["hidden_states"], layer)
                 query, key = (
                     np.asarray(made[name]).reshape(ROWS, LENGTH, c.num_heads, c.head_dim).swapaxes(1, 2)
                     for name in ("query", "key")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from duonlp import numpy_ops
-from tests.generation import PROCESSORS, STEP, processed, shown
+from tests.generation import PROCESSORS, STEP, processor_inputs, run_processor
 
 pytestmark = pytest.mark.parity
 EOS = [3, 20]
@@ -56,11 +56,11 @@ def test_numbers_are_those_of_transformers(name, arguments):
     import torch
 
     for seed in range(10):
-        ids, logits = shown(seed, padded=False)
+        ids, logits = processor_inputs(seed, padded=False)
         if name == "remove_invalid_values":
             logits[0, :3] = np.nan, np.inf, -np.inf
         with np.errstate(invalid="ignore", over="ignore"):
-            ours = processed(numpy_ops, name, arguments, ids, logits, np.asarray)
+            ours = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
         wanted = theirs(name, arguments)(torch.tensor(ids[:, :STEP]).long(), torch.tensor(logits)).numpy()
         if name in CUTS:  # which of several equally likely tokens is cut is torch's accident
             ours[[1, 3]], wanted[[1, 3]] = np.sort(ours[[1, 3]]), np.sort(wanted[[1, 3]])

@@ -1,4 +1,4 @@
-"""The decoding loop inside a SavedModel."""
+"""Test text generation inside a SavedModel."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ from tfnlp.generation import export_generate
 
 HF = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 61, "n_positions": 32, "eos_token_id": 3, "pad_token_id": 1}
 T5 = SIZES["t5"] | {"model_type": "t5", "num_layers": 1}
-IDS = np.array([[7, 8, 9, 10, 11], [1, 1, 5, 6, 7], [12, 13, 14, 15, 16]], np.int32)  # three rows: one fills a bucket
+IDS = np.array(
+    [[7, 8, 9, 10, 11], [1, 1, 5, 6, 7], [12, 13, 14, 15, 16]], np.int32
+)  # three rows: one more fills the bucket
 MASK = (IDS != 1).astype(np.int32)
 
 
@@ -26,17 +28,17 @@ def model():
     [{"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "seed": 4, "num_return_sequences": 2}],
     ids=["beams", "sampling"],
 )
-def test_a_saved_model_generates_what_the_model_does(model, tmp_path, options):
+def test_exported_generation_matches_the_model(model, tmp_path, options):
     export_generate(model, tmp_path / "served", batch_size=3, prompt_length=5, max_new_tokens=6, **options)
     served = tf.saved_model.load(tmp_path / "served")
     expected = model.generate(IDS, MASK, max_new_tokens=6, **options)
     keys = [row_keys(4, [row[mask > 0] for row, mask in zip(IDS, MASK)], 2)] if "seed" in options else []
-    got = served.generate(tf.constant(IDS), tf.constant(MASK), *map(tf.constant, keys))["sequences"].numpy()
-    assert got.shape == (6, 11)
-    assert np.array_equal(got[:, : expected.shape[1]], expected)
+    sequences = served.generate(tf.constant(IDS), tf.constant(MASK), *map(tf.constant, keys))["sequences"].numpy()
+    assert sequences.shape == (6, 11)
+    assert np.array_equal(sequences[:, : expected.shape[1]], expected)
 
 
-def test_a_saved_encoder_decoder_reads_sources_of_other_lengths(tmp_path):
+def test_exported_encoder_decoder_takes_other_source_lengths(tmp_path):
     ids = {"vocab_size": 61, "pad_token_id": 1, "eos_token_id": 3, "decoder_start_token_id": 1}
     model = tfnlp.AutoModelForSeq2SeqLM.from_config(T5 | ids, seed=3, initializer_factor=0.5)
     options = {"max_new_tokens": 4, "num_beams": 2, "num_return_sequences": 2, "encoder_no_repeat_ngram_size": 1}
@@ -45,11 +47,11 @@ def test_a_saved_encoder_decoder_reads_sources_of_other_lengths(tmp_path):
     sources = np.array([[7, 8, 9, 10, 11], [5, 6, 7, 1, 1], [12, 13, 14, 15, 1]], np.int32)
     mask = (sources != 1).astype(np.int32)
     expected = model.generate(sources, mask, **options)
-    got = served.generate(tf.constant(sources), tf.constant(mask))["sequences"].numpy()
-    assert got.shape == (6, 1 + 4) and np.all(got[:, 0] == 1)
-    assert np.array_equal(got[:, : expected.shape[1]], expected)
+    sequences = served.generate(tf.constant(sources), tf.constant(mask))["sequences"].numpy()
+    assert sequences.shape == (6, 1 + 4) and np.all(sequences[:, 0] == 1)
+    assert np.array_equal(sequences[:, : expected.shape[1]], expected)
 
 
-def test_what_a_signature_cannot_hold(model, tmp_path):
+def test_options_that_cannot_be_exported(model, tmp_path):
     with pytest.raises(InputError, match="cannot be exported"):
         export_generate(model, tmp_path / "served", prompt_length=5, stop_strings=["x"])

@@ -94,7 +94,7 @@ def test_two_outputs_take_a_dict(batch):
     both = model.evaluate(x | spans, batch_size=16, verbose=0, return_dict=True)
     assert both["loss"] == pytest.approx(2 * own, rel=1e-5)
     assert "start_logits_accuracy" in both
-    with pytest.raises(InputError, match="wants a dict of start_positions, end_positions"):
+    with pytest.raises(InputError, match="a dict with start_positions, end_positions"):
         model.evaluate(x, y, verbose=0)
 
 

@@ -1,4 +1,4 @@
-"""Keras' own tools find the layers: saving, exporting, precision policies, LoRA, quantisation."""
+"""Test Keras' tools on the models: saving, exporting, dtype policies, LoRA, quantization."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def new(case=BERT, **options):
 
 @pytest.mark.representative
 @pytest.mark.parametrize("case", [BERT, LM, GPT2, T5], ids=lambda c: c.name)
-def test_a_keras_file_holds_the_whole_model(case, tmp_path):
+def test_keras_files_restore_the_model(case, tmp_path):
     model = new(case, dtype="bfloat16")
     model.save(tmp_path / "m.keras")
     back = keras.saving.load_model(tmp_path / "m.keras")
@@ -40,7 +40,7 @@ def test_a_keras_file_holds_the_whole_model(case, tmp_path):
     np.testing.assert_array_equal(back(inputs_of(case))["logits"], model(inputs_of(case))["logits"])
 
 
-def test_the_optimizer_comes_back_with_the_model(tmp_path):
+def test_keras_files_restore_the_optimizer(tmp_path):
     model, inputs = new(), BERT.inputs()
     model.compile("sgd")
     model.fit(inputs, verbose=0)
@@ -52,29 +52,29 @@ def test_the_optimizer_comes_back_with_the_model(tmp_path):
 
 @pytest.mark.representative
 @pytest.mark.parametrize("case", [BERT, GPT2], ids=lambda c: c.name)
-def test_a_saved_model_serves_any_shape(case, tmp_path):
+def test_exported_models_serve_any_shape(case, tmp_path):
     model = new(case)
     model.export(tmp_path / "served")
     served = tf.saved_model.load(tmp_path / "served")
     for rows, columns in ((1, 4), (3, 9)):
         inputs = {name: value[:rows, :columns] for name, value in inputs_of(case).items()}
-        given = {name: inputs.get(name, np.zeros((rows, columns), np.int32)) for name in model.input_signature()}
-        outputs = served.serve(given)
+        inputs = {name: inputs.get(name, np.zeros((rows, columns), np.int32)) for name in model.input_signature()}
+        outputs = served.serve(inputs)
         assert set(outputs) == {"logits"}
-        assert difference(outputs["logits"], model(**given)["logits"]) < 1e-5
+        assert difference(outputs["logits"], model(**inputs)["logits"]) < 1e-5
 
 
-def test_a_saved_encoder_decoder_serves_any_two_lengths(tmp_path):
+def test_exported_encoder_decoders_serve_any_lengths(tmp_path):
     model = new(T5)
     model.export(tmp_path / "served")
     served = tf.saved_model.load(tmp_path / "served")
     for rows, source, target in ((1, 4, 2), (3, 5, 7)):
-        ids, more = np.full((rows, source), 7), np.full((rows, target), 5)
-        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "decoder_input_ids": more}
-        given = {name: value.astype(np.int32) for name, value in given.items()}
-        outputs = served.serve(given)
+        ids, decoder_ids = np.full((rows, source), 7), np.full((rows, target), 5)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "decoder_input_ids": decoder_ids}
+        inputs = {name: value.astype(np.int32) for name, value in inputs.items()}
+        outputs = served.serve(inputs)
         assert outputs["logits"].shape == (rows, target, T5.hf["vocab_size"])
-        assert difference(outputs["logits"], model(**given)["logits"]) < 1e-5
+        assert difference(outputs["logits"], model(**inputs)["logits"]) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_half_precision_is_close(dtype, param_dtype, policy):
     assert 0 < difference(np.asarray(logits, np.float32), full(inputs_of(BERT))["logits"].numpy()) < 0.1
 
 
-def test_all_of_a_row_masked_stays_finite_in_float16():
+def test_fully_masked_rows_stay_finite_in_float16():
     logits = new(dtype="float16")(np.full((1, 3), 7), np.zeros((1, 3)))["logits"]
     assert np.isfinite(logits).all()
 
 
-def test_lora_trains_its_own_weights_and_is_merged_when_saved(tmp_path):
+def test_lora_trains_only_its_weights_and_is_merged_when_saved(tmp_path):
     model, inputs = new(), BERT.inputs()
     for variable in model.trainable_weights:
         variable.trainable = False
@@ -109,7 +109,7 @@ def test_lora_trains_its_own_weights_and_is_merged_when_saved(tmp_path):
     model.compile(keras.optimizers.Adam(1e-2))
     start = model.evaluate(inputs, verbose=0)
     model.fit(inputs, epochs=5, verbose=0)
-    assert model.evaluate(inputs, verbose=0) < start  # without dropout, which would hide it
+    assert model.evaluate(inputs, verbose=0) < start  # evaluated without dropout, whose noise would hide the change
     assert all(np.array_equal(v, before[path]) for path, v in tfnlp.parameter_tree(model).items())
     model.save_pretrained(tmp_path / "merged")
     merged = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -119,31 +119,31 @@ def test_lora_trains_its_own_weights_and_is_merged_when_saved(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("case", [BERT, LM], ids=lambda c: c.name)
-def test_int8_is_close_and_comes_back_from_a_file(case, tmp_path):
+def test_int8_is_close_and_restored_from_a_file(case, tmp_path):
     model, inputs = new(case), inputs_of(case)
     full = model(inputs)["logits"].numpy()
     model.quantize("int8")
     assert str(model.encoder.layer_0.feed_forward.up._kernel.dtype) == "int8"
-    quantised = model(inputs)["logits"].numpy()
-    assert 0 < difference(quantised, full) < 0.1
+    quantized = model(inputs)["logits"].numpy()
+    assert 0 < difference(quantized, full) < 0.1
     model.save(tmp_path / "m.keras")
     back = keras.saving.load_model(tmp_path / "m.keras")
-    np.testing.assert_allclose(back(inputs)["logits"], quantised, atol=1e-6)
-    with pytest.raises(InputError, match="quantised"):
+    np.testing.assert_allclose(back(inputs)["logits"], quantized, atol=1e-6)
+    with pytest.raises(InputError, match="a quantized model has no Hugging Face layout"):
         model.save_pretrained(tmp_path / "m")
 
 
-def test_a_functional_model_can_hold_one():
+def test_models_work_inside_a_functional_model():
     names = ("input_ids", "attention_mask")
-    given = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
+    tensors = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
     body = tfnlp.AutoModel.from_config(BERT.hf)
-    model = keras.Model(given, keras.layers.Dense(5)(body(given)["pooler_output"]))
+    model = keras.Model(tensors, keras.layers.Dense(5)(body(tensors)["pooler_output"]))
     inputs = {name: BERT.inputs()[name] for name in names}
     assert model(inputs).shape == (3, 5)
     assert len(model.trainable_weights) == len(tfnlp.parameter_tree(body)) + 2
 
 
-def test_layers_have_the_names_of_the_tree():
+def test_layer_paths_are_those_of_the_parameter_tree():
     model = new()
     paths = {layer.path for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)}
     assert f"{model.name}/encoder/layer_0/attention/query" in paths

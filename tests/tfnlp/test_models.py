@@ -1,4 +1,4 @@
-"""What is asked of a model beyond its numbers (tests/parity has those): weights, inputs, generation, errors."""
+"""Test models of tfnlp beyond their outputs, which tests/parity covers: weights, inputs, generation, errors."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ from duonlp.parameters import parameters
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.heads import HEADS
-from tfnlp.inference import compiled_once
+from tfnlp.inference import get_compiled
 
 BERT, ROBERTA, GPT2 = (
     next(c for c in cases() if c.name == name)
@@ -37,7 +37,7 @@ def gpt2():
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_the_tree_is_the_one_shared_describes_and_all_there_is(head):
+def test_parameter_tree_matches_the_parameter_table_and_is_complete(head):
     case = next(c for c in cases() if c.head == head)
     model = HEADS[head].from_config(case.hf)
     tree, spec = tfnlp.parameter_tree(model), parameters(case.config, head)
@@ -46,7 +46,7 @@ def test_the_tree_is_the_one_shared_describes_and_all_there_is(head):
     assert model.num_parameters() == model.count_params()
 
 
-def test_keywords_a_dict_and_lists_are_alike(bert):
+def test_keywords_dicts_lists_and_tensors_are_equivalent(bert):
     inputs = {name: value for name, value in BERT.inputs().items() if name != "labels"}
     expected = bert(inputs)["logits"]
     np.testing.assert_array_equal(bert(**inputs)["logits"], expected)
@@ -56,7 +56,7 @@ def test_keywords_a_dict_and_lists_are_alike(bert):
     assert np.array_equal(bert(inputs, training=True)["logits"], expected) is False
 
 
-def test_compiled_gives_the_same_for_every_shape(bert):
+def test_compiled_matches_the_model_for_all_shapes(bert):
     run = tfnlp.compiled(bert)
     for rows, columns in ((3, 9), (1, 4)):
         inputs = {k: v[:rows, :columns] for k, v in BERT.inputs().items() if k != "labels"}
@@ -65,31 +65,31 @@ def test_compiled_gives_the_same_for_every_shape(bert):
     assert difference(run(**inputs)["logits"], bert(inputs)["logits"]) < 1e-6
 
 
-def test_compiled_once_is_compiled_again_when_the_layers_change(tmp_path):
+def test_get_compiled_compiles_again_when_layers_change(tmp_path):
     model = tfnlp.AutoModelForSequenceClassification.from_config(BERT.hf, seed=1)
-    runs, weights = [compiled_once(model)], len(model.weights)
+    runs, weights = [get_compiled(model)], len(model.weights)
     tfnlp.parameter_tree(model)["classifier/bias"].assign_add(np.ones(model.config.num_labels))
     model.save(tmp_path / "model.keras")
-    assert compiled_once(model) is runs[0] and len(model.weights) == weights
+    assert get_compiled(model) is runs[0] and len(model.weights) == weights
     model.classifier.enable_lora(2)
-    runs.append(compiled_once(model))
-    assert compiled_once(model) is runs[1] is not runs[0]
+    runs.append(get_compiled(model))
+    assert get_compiled(model) is runs[1] is not runs[0]
     model.classifier.quantize("int8")
-    assert compiled_once(model) is not runs[1]
+    assert get_compiled(model) is not runs[1]
     alive = weakref.ref(model)
     del model, runs
     gc.collect()
-    assert alive() is None  # the function is the model's, not one of a table
+    assert alive() is None  # cached on the model, not in a global table
 
 
-def test_positions_are_derived_as_the_family_does():
+def test_default_positions_are_those_of_the_family():
     from duonlp.positions import position_ids
 
     model, inputs = HEADS["base"].from_config(ROBERTA.hf, initializer_range=0.2), ROBERTA.inputs()
-    given = position_ids(model.config, inputs["input_ids"])
+    expected = position_ids(model.config, inputs["input_ids"])
     derived = model(inputs)["last_hidden_state"]
-    np.testing.assert_array_equal(model(**inputs, position_ids=given)["last_hidden_state"], derived)
-    assert difference(model(**inputs, position_ids=given * 0)["last_hidden_state"], derived) > 1e-3
+    np.testing.assert_array_equal(model(**inputs, position_ids=expected)["last_hidden_state"], derived)
+    assert difference(model(**inputs, position_ids=expected * 0)["last_hidden_state"], derived) > 1e-3
 
 
 def test_saving_keeps_labels_generation_options_and_values(tmp_path):
@@ -102,8 +102,8 @@ def test_saving_keeps_labels_generation_options_and_values(tmp_path):
     assert all(np.array_equal(a[path].numpy(), b[path].numpy()) for path in a)
 
 
-def test_large_tables_arrive_in_pieces(tmp_path):
-    hf = BERT.hf | {"vocab_size": 12_000, "num_hidden_layers": 1}  # 1.1 MB: two pieces
+def test_large_tables_are_loaded_in_chunks(tmp_path):
+    hf = BERT.hf | {"vocab_size": 12_000, "num_hidden_layers": 1}  # 1.1 MB: two chunks
     model = tfnlp.AutoModel.from_config(hf)
     model.save_pretrained(tmp_path / "m")
     path = "embeddings/word_embeddings/embedding"
@@ -120,13 +120,13 @@ def test_a_second_prompt_of_another_length_does_not_compile_again(gpt2):
 
     options = {"logits_processor": [watch]}
     gpt2.generate(np.full((1, 5), 7), max_new_tokens=5, **options)
-    once = len(traced)
+    traced_once = len(traced)
     gpt2.generate(np.full((1, 7), 7), max_new_tokens=6, **options)
     gpt2.generate(np.full((1, 8), 9), max_new_tokens=8, **options)
-    assert len(traced) == once > 0
+    assert len(traced) == traced_once > 0
 
 
-def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
+def test_batching_does_not_change_generation(gpt2):
     prompts = [
         [5, 6, 7, 8, 9, 10, 11],
         [20, 21, 22, 23, 24],
@@ -140,7 +140,7 @@ def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2):
     assert np.array_equal(together, alone)
 
 
-def test_generation_stops_at_the_end_and_pads(gpt2):
+def test_generation_stops_at_the_end_token_and_pads(gpt2):
     prompts = np.array([[5, 6, 7], [20, 21, 22]])
     free = gpt2.generate(prompts, max_new_tokens=8)
     eos = int(free[0, 4])
@@ -150,7 +150,7 @@ def test_generation_stops_at_the_end_and_pads(gpt2):
     assert set(ended[0, 4 + stop :]) <= {60}
 
 
-def test_generation_sees_new_weights_and_new_layers():
+def test_generation_uses_new_weights_and_layers():
     model = tfnlp.AutoModelForCausalLM.from_config(
         GPT2.hf | {"eos_token_id": None, "n_layer": 1}, initializer_range=0.5
     )
@@ -169,32 +169,38 @@ def test_generation_sees_new_weights_and_new_layers():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),
-        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "the token types"),
-        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "the positions"),
+        (
+            {"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)},
+            "this model's token types are 0 to 1",
+        ),
+        (
+            {"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)},
+            "this model's positions are 0 to 19",
+        ),
         ({"input_ids": np.ones((1, 3), int), "inptu_mask": 1}, "unknown input 'inptu_mask'"),
         ({"attention_mask": np.ones((1, 3), int)}, "needs input_ids"),
     ],
 )
-def test_inputs_that_cannot_be(bert, inputs, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_inputs(bert, inputs, message):
+    with pytest.raises(InputError, match=message):
         bert(**inputs)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         bert(inputs)
 
 
-def test_too_long_is_refused_inside_a_graph_too(bert):
+def test_too_long_inputs_raise_inside_a_graph(bert):
     with pytest.raises(InputError, match="longer than the 20 positions"):
         tf.function(bert, autograph=False)({"input_ids": tf.ones((1, 21), tf.int32)})
 
 
-def test_classes_and_options_that_do_not_fit(tmp_path):
+def test_loading_with_invalid_heads_and_options(tmp_path):
     folder = BERT.write(tmp_path / "m")
     with pytest.raises(ConfigError, match="is_decoder=True"):
         tfnlp.AutoModelForCausalLM.from_pretrained(folder)
@@ -208,8 +214,8 @@ def test_classes_and_options_that_do_not_fit(tmp_path):
         tfnlp.AutoModel.from_pretrained(tmp_path / "nowhere")
 
 
-def test_another_keras_backend_is_refused_with_what_to_do():
-    # A backend that is there without its library being imported: Keras' NumPy one.
+def test_another_keras_backend_raises_with_a_remedy():
+    # Keras' NumPy backend needs no further library.
     result = subprocess.run(
         [sys.executable, "-c", "import tfnlp"], capture_output=True, text=True, check=False,
         env=os.environ | {"KERAS_BACKEND": "numpy"},

@@ -19,11 +19,11 @@ from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
 from tfnlp import ops
 from tfnlp.distillation.losses import terms
-from tfnlp.trainer_mixin import Fit
+from tfnlp.trainer_mixin import TrainerMixin
 from tfnlp.training.fit import by_xla, smoothed_loss, train
 
 
-class Distiller(Fit, keras.Model):
+class Distiller(TrainerMixin, keras.Model):
     """A student in training: ``compile(optimizer, ...)``, then ``fit`` and ``evaluate`` as of any model, on the same batches.
 
     The loss is ``alpha * student_loss + (1 - alpha) * T^2 * KL(teacher || student) + sum of weight * loss`` (Hinton et al.
@@ -109,7 +109,7 @@ class Distiller(Fit, keras.Model):
         Args:
             optimizer: as keras.Model.compile takes it, or from tfnlp.training.make_optimizer.
             metrics: of the student, as keras.Model.compile takes them.
-            student_loss: a Keras loss of the logits in place of the head's own; see tfnlp.trainer_mixin.Fit.
+            student_loss: a Keras loss of the logits in place of the head's own; see tfnlp.trainer_mixin.TrainerMixin.
             distillation_losses: HiddenStates, Attentions and Relations of duonlp.distillation.pair.
             alpha: the share of the student's own loss, from 0 to 1. At 0 no labels are read, at 1 no teacher's logits.
             temperature: what logits are divided by before the softmax, above 0.
@@ -176,7 +176,7 @@ class Distiller(Fit, keras.Model):
         return []
 
     def check_batch(self, batch, y=None):
-        """As Fit.check_batch, for both models: the student's labels are wanted only where it has a share in the loss."""
+        """As TrainerMixin.check_batch, for both models: the student's labels are wanted only where it has a share in the loss."""
         batch = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
         inputs = model_inputs(self.config, batch)
         if self._has_own(self.distillation):

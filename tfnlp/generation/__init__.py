@@ -1,4 +1,4 @@
-"""Continuing prompts, and how likely a model finds a text."""
+"""Text generation, and scoring texts by their log probability."""
 
 from tfnlp.generation import processors
 from tfnlp.generation.export import export_generate

@@ -1,89 +1,158 @@
-"""What a language model brings to the decoding loop; see duonlp.generation.strategies.search."""
+"""The cache protocol by which language models take part in decoding; see duonlp.generation.strategies.search."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
 import tensorflow as tf
 
+from duonlp.config import TransformerConfig
+from duonlp.generation import GenerationConfig, GenerationOutput
+from duonlp.typing import Array
 from tfnlp import ops
-from tfnlp.transformer import MASKED, attention_bias, init_cache
+from tfnlp.embeddings import Embeddings
+from tfnlp.head_layers import LMHead
+from tfnlp.transformer import MASKED, Cache, Stack, StackOutput, attention_bias, init_cache
 
 
 class Decoder:
-    """Mixin of the language models that continue text."""
+    """Mixin of causal language models for decoding.
 
-    def start_cache(self, rows: int, slots: int, source=None):
-        """Room for the keys and values of ``slots`` tokens of ``rows`` texts."""
+    Attributes:
+        config: The model's configuration.
+        compute_dtype: Compute dtype.
+        embeddings: Token embeddings, with the word table.
+        lm_head: Language modeling head.
+    """
+
+    config: TransformerConfig
+    compute_dtype: str
+    embeddings: Embeddings
+    lm_head: LMHead
+
+    def start_cache(self, rows: int, slots: int, source: tuple[tf.Tensor, tf.Tensor] | None = None) -> Cache:
+        """Return an empty cache for ``slots`` tokens of ``rows`` texts."""
         return init_cache(self.config, rows, slots, self.compute_dtype)
 
-    def extend_cache(self, cache, slots: int):
-        """The cache with ``slots`` more, free, behind."""
-        rows, more = [(0, 0), (0, 0)], (0, slots)
-        pads = {"key": [*rows, (0, 0), more], "value": [*rows, more, (0, 0)]}
+    def extend_cache(self, cache: Cache, slots: int) -> Cache:
+        """Return the cache with ``slots`` empty slots appended."""
+        rows, new_slots = [(0, 0), (0, 0)], (0, slots)
+        pads = {"key": [*rows, (0, 0), new_slots], "value": [*rows, new_slots, (0, 0)]}
         return {step: {name: tf.pad(x, pads[name]) for name, x in layer.items()} for step, layer in cache.items()}
 
-    def decode(self, input_ids, position_ids, visible, cache, index):
-        """Run tokens [B, n], each of which sees the slots ``visible`` [B, n, slots] says; theirs are ``index`` and on.
+    def decode(
+        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: tf.Tensor, cache: Cache, index: int | tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """Run n tokens per text.
+
+        Args:
+            input_ids: int [B, n].
+            position_ids: int [B, n].
+            visible: bool [B, n, slots], the slots that each token attends to.
+            cache: Cache with the keys and values of earlier tokens.
+            index: Slot of the first of these tokens; the others follow.
 
         Returns:
-            hidden states [B, n, D], the cache with these tokens in it.
+            Hidden states [B, n, D], and the cache with these tokens added.
         """
         x = self.embeddings(input_ids, None, position_ids, training=False)
         bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
         x, _, _, cache = getattr(self, self.config.stack)(x, bias, cache=cache, cache_index=index, training=False)
         return x, cache
 
-    def next_logits(self, hidden_states):
-        """[B, n, D] -> [B, n, V]: of the token after each."""
+    def next_logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """Map hidden states [B, n, D] to the logits of the next token [B, n, V]."""
         return self.lm_head(hidden_states, word_embeddings=self.embeddings.word_embeddings)
 
-    def generate(self, input_ids, attention_mask=None, generation_config=None, **options):
-        """Continue prompts, or write to a source; see tfnlp.generation.generate."""
+    def generate(
+        self, input_ids: Array, attention_mask: Array | None = None,
+        generation_config: GenerationConfig | Mapping[str, Any] | None = None, **options: Any,
+    ) -> np.ndarray | GenerationOutput:  # fmt: skip
+        """Generate text; see tfnlp.generation.generate."""
         from tfnlp.generation import generate
 
-        return generate(self, input_ids, attention_mask, generation_config, **options)
+        model: Any = self  # the final class is a model.Model
+        return generate(model, input_ids, attention_mask, generation_config, **options)
 
 
 class Seq2SeqDecoder(Decoder):
-    """Mixin of the encoder-decoders.
+    """Mixin of encoder-decoders for decoding.
 
-    Their cache has, beside what the tokens of the text leave, the keys and values of the source (``source``), which are
-    computed once and shared by all beams, what of it is padding (``source_mask``), and, where distances count, the position
-    of each slot (``position``): beams lie beside each other, so that the slot does not tell it.
+    Besides the keys and values of the target ("step_i"), the cache holds:
+
+      - ``source``: keys and values of the source, {"step_i": {"key": [B, N, H, S], "value": [B, N, S, H]}},
+        computed once and shared by all beams;
+      - ``source_mask``: int [B, S], 0 on padding of the source;
+      - ``position``: int32 [B, slots], the position of the token in each slot; only with relative position
+        biases. Beams share a row, so the slot does not determine the position.
+
+    Attributes:
+        decoder: Layers over the target.
+        decoder_embeddings: Embeddings of the target.
+        decoder_word_embeddings: Word table of the target.
+        encode: Runs the encoder, see encoder_decoder.EncoderDecoder.
     """
 
-    def start_cache(self, rows: int, slots: int, source=None):
-        """The same, with a source read: (input_ids, attention_mask), int [rows, S] each."""
+    decoder: Stack
+    decoder_embeddings: Embeddings
+    decoder_word_embeddings: keras.layers.Embedding
+    encode: Callable[..., StackOutput]
+
+    def start_cache(self, rows: int, slots: int, source: tuple[tf.Tensor, tf.Tensor] | None = None) -> Cache:
+        """Encode the source and return a cache for ``slots`` tokens of ``rows`` texts.
+
+        Args:
+            rows: Number of texts.
+            slots: Number of tokens.
+            source: Input ids and attention mask of the sources, int [rows, S] each.
+        """
+        assert source is not None, "an encoder-decoder needs a source"
         input_ids, attention_mask = source
         hidden_states = self.encode(input_ids, attention_mask, training=False)[0]
-        cache = init_cache(self.config.as_decoder(), rows, slots, self.compute_dtype)
+        cache = init_cache(self.decoder.config, rows, slots, self.compute_dtype)
         cache |= {"source": self.decoder.keys_and_values(hidden_states), "source_mask": attention_mask}
-        if self.config.decoder.attention.relative_buckets:
+        if self.decoder.config.attention.relative_buckets:
             cache["position"] = tf.zeros((rows, slots), tf.int32)
         return cache
 
-    def extend_cache(self, cache, slots: int):
-        """The cache with ``slots`` more, free, behind."""
-        kept = {name: cache[name] for name in ("source", "source_mask")}
-        own = {name: layer for name, layer in cache.items() if name.startswith("step_")}
+    def extend_cache(self, cache: Cache, slots: int) -> Cache:
+        """Return the cache with ``slots`` empty slots appended."""
+        extended = {name: cache[name] for name in ("source", "source_mask")}
         if "position" in cache:
-            kept["position"] = tf.pad(cache["position"], [(0, 0), (0, slots)])
-        return super().extend_cache(own, slots) | kept
+            extended["position"] = tf.pad(cache["position"], [(0, 0), (0, slots)])
+        return super().extend_cache(_target_cache(cache), slots) | extended
 
-    def decode(self, input_ids, position_ids, visible, cache, index):
-        """As Decoder's."""
-        embedding, new = self.config.decoder.embedding, {}
+    def decode(
+        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: tf.Tensor, cache: Cache, index: int | tf.Tensor
+    ) -> tuple[tf.Tensor, Cache]:
+        """Run n tokens per text, see Decoder.decode."""
+        embedding, updates = self.decoder.config.embedding, {}
         offset = 0 if embedding.positions == "none" else embedding.position_offset
-        x = self.decoder_embeddings(input_ids, None, position_ids + offset, training=False, words=self.decoder_words)
+        x = self.decoder_embeddings(
+            input_ids, None, position_ids + offset, training=False, word_embeddings=self.decoder_word_embeddings
+        )
         bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
         if "position" in cache:
-            new["position"] = ops.update(cache["position"], position_ids, (0, index))
-            bias = bias + self.decoder.relative_bias(position_ids, new["position"])
+            updates["position"] = ops.update(cache["position"], position_ids, (0, index))
+            bias = bias + self.decoder.relative_bias(position_ids, updates["position"])
         mask = cache["source_mask"]
         source_bias = attention_bias(mask, x.shape[1], mask.shape[1], causal=False)
-        own = {name: layer for name, layer in cache.items() if name.startswith("step_")}
-        x, _, _, own = self.decoder(
-            x, bias, cache=own, cache_index=index, training=False, source=(cache["source"], source_bias)
+        x, _, _, target_cache = self.decoder(
+            x,
+            bias,
+            cache=_target_cache(cache),
+            cache_index=index,
+            training=False,
+            source=(cache["source"], source_bias),
         )
-        return x, cache | own | new
+        return x, cache | target_cache | updates
 
-    def next_logits(self, hidden_states):
-        """[B, n, D] -> [B, n, V]: of the token after each."""
-        return self.lm_head(hidden_states, word_embeddings=self.decoder_words)
+    def next_logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
+        """Map hidden states [B, n, D] to the logits of the next token [B, n, V]."""
+        return self.lm_head(hidden_states, word_embeddings=self.decoder_word_embeddings)
+
+
+def _target_cache(cache: Cache) -> Cache:
+    """Return the part of an encoder-decoder's cache that a Stack takes: keys and values of the target."""
+    return {name: layer for name, layer in cache.items() if name.startswith("step_")}

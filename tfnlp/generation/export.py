@@ -1,50 +1,64 @@
-"""Text generation inside a SavedModel, for a server without Python."""
+"""Text generation inside a SavedModel, for serving without Python."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from duonlp.generation import driver
+from duonlp.generation import GenerationConfig, driver
 from duonlp.generation import loop as decoding
 from duonlp.generation.strategies import search
 from tfnlp import ops
 
+if TYPE_CHECKING:
+    from tfnlp.model import Model
+
 
 def export_generate(
-    model, filepath, *, batch_size: int = 1, prompt_length: int, generation_config=None, **options
+    model: "Model", filepath: str | Path, *, batch_size: int = 1, prompt_length: int,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None, **options: Any,
 ) -> None:  # fmt: skip
-    """Write a SavedModel with an endpoint ``generate``: the same compiled loop as ``model.generate``.
+    """Write a SavedModel with an endpoint ``generate``, which runs the same compiled loop as ``model.generate``.
 
-    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length], padded on the left, or on the
-    right for an encoder-decoder, whose sources they are; and with do_sample ``keys``, uint32 [batch_size *
-    num_return_sequences, 2], two random words a text (or duonlp.generation.threefry.row_keys, for the very texts that
-    ``generate`` gives). It gives ``sequences``, int32 [batch_size * num_return_sequences, prompt_length (1 for an
-    encoder-decoder) + new tokens], the pad token after the end of a text.
+    The endpoint takes ``input_ids`` and ``attention_mask``, int32 [batch_size, prompt_length]: prompts padded
+    on the left, or sources of an encoder-decoder padded on the right. With do_sample it also takes ``keys``,
+    uint32 [batch_size * num_return_sequences, 2], two random words per text (or
+    duonlp.generation.threefry.row_keys, which reproduces ``generate``). It returns ``sequences``, int32
+    [batch_size * num_return_sequences, prompt_length (1 for an encoder-decoder) + new tokens], with pad tokens
+    after the end of a text.
 
     Args:
-        filepath: a new folder.
-        options: fields of GenerationConfig, such as max_new_tokens and num_beams.
+        model: Causal or encoder-decoder language model.
+        filepath: Folder to create.
+        batch_size: Number of prompts per call.
+        prompt_length: Length of the padded prompts.
+        generation_config: A GenerationConfig or a dict; None for the model's own.
+        options: Fields of GenerationConfig, such as max_new_tokens and num_beams.
 
     Raises:
-        InputError: as ``generate``; stop_strings and guidance_scale, which need what a signature cannot hold.
+        InputError: See ``generate``; also for stop_strings, guidance_scale and prompt_lookup_num_tokens, which
+            depend on inputs that the endpoint does not have.
     """
     ids = np.ones((batch_size, prompt_length), np.int32)
     config = driver.resolve_config(model.config, model.generation_config, generation_config, options)
     if config.stop_strings or config.guidance_scale != 1.0 or config.prompt_lookup_num_tokens:
         raise InputError(
-            "stop_strings, guidance_scale and prompt_lookup_num_tokens cannot be exported; leave them out, and cut the text "
-            "at a stop string yourself"
+            "stop_strings, guidance_scale and prompt_lookup_num_tokens cannot be exported; leave them out, and cut texts "
+            "at stop strings in the client"
         )
     (call,) = driver.prepare(model, ids, ids, config)
     loop = call.plan.for_loop()
-    given_as = _source_values if call.plan.sourced else _prompt_values
-    fixed = {name: value for name, value in call.values.items() if name != "keys"}
+    input_values = _source_values if call.plan.sourced else _prompt_values
+    constants = {name: value for name, value in call.values.items() if name != "keys"}
     rows, texts, new_tokens = len(call.prompt.filler), batch_size * call.plan.returned, int(call.values["new_tokens"])
 
-    def serve(input_ids, attention_mask, keys=None):
-        values = tf.nest.map_structure(tf.constant, fixed)
-        values |= given_as(call, input_ids, tf.cast(attention_mask != 0, tf.int32))
+    def serve(input_ids: tf.Tensor, attention_mask: tf.Tensor, keys: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        values = tf.nest.map_structure(tf.constant, constants)
+        values |= input_values(call, input_ids, tf.cast(attention_mask != 0, tf.int32))
         if keys is not None:
             values["keys"] = tf.pad(keys, [[0, (rows - batch_size) * call.plan.samples], [0, 0]])
         searching = search.Search(ops, model, loop, values)
@@ -63,33 +77,33 @@ def export_generate(
     archive.write_out(filepath, verbose=False)
 
 
-def _prompt_values(call, input_ids, mask):
-    """What changes with the prompts, among the values of a plan."""
+def _prompt_values(call: driver.Call, input_ids: tf.Tensor, mask: tf.Tensor) -> dict[str, Any]:
+    """Return those values of a plan that depend on the prompts."""
     rows, columns = call.prompt.input_ids.shape
     pads = [[0, rows - input_ids.shape[0]], [columns - input_ids.shape[1], 0]]
-    filler = np.zeros((rows, columns), np.int32)
+    filler = np.zeros((rows, columns), np.int32)  # one visible token in each row that fills the bucket
     filler[input_ids.shape[0] :, -1] = 1
     padded, mask = tf.pad(input_ids, pads), tf.pad(mask, pads) + filler
-    counted = tf.cumsum(mask, axis=1)
+    token_counts = tf.cumsum(mask, axis=1)
     return {
         "input_ids": padded,
         "known_ids": tf.where(mask != 0, padded, -1),
         "attention_mask": mask,
-        "position_ids": tf.where(mask != 0, counted - 1, 0),
-        "next_position": counted[:, -1],
+        "position_ids": tf.where(mask != 0, token_counts - 1, 0),
+        "next_position": token_counts[:, -1],
     }
 
 
-def _source_values(call, input_ids, mask):
-    """What changes with the sources."""
+def _source_values(call: driver.Call, input_ids: tf.Tensor, mask: tf.Tensor) -> dict[str, Any]:
+    """Return those values of a plan that depend on the sources."""
     rows, columns = call.values["source_ids"].shape
     pads = [[0, rows - input_ids.shape[0]], [0, columns - input_ids.shape[1]]]
-    filler = np.zeros((rows, columns), np.int32)
+    filler = np.zeros((rows, columns), np.int32)  # one visible token in each row that fills the bucket
     filler[input_ids.shape[0] :, 0] = 1
     padded, mask = tf.pad(input_ids, pads), tf.pad(mask, pads) + filler
-    known = tf.where(mask != 0, padded, -1)
+    source_ids = tf.where(mask != 0, padded, -1)
     processors = {
-        name: arrays | ({"source_ids": known} if "source_ids" in arrays else {})
+        name: arrays | ({"source_ids": source_ids} if "source_ids" in arrays else {})
         for name, arrays in tf.nest.map_structure(tf.constant, call.values["processors"]).items()
     }
     return {"source_ids": padded, "source_mask": mask, "processors": processors}

@@ -1,80 +1,98 @@
-"""Continuing prompts: the loop of duonlp.generation as tf.while_loop, compiled by XLA."""
+"""Text generation: the decoding loop of duonlp.generation as tf.while_loop, compiled with XLA."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from duonlp.generation import driver
+from duonlp.generation import GenerationConfig, GenerationOutput, driver
 from duonlp.generation import loop as decoding
 from duonlp.generation.strategies import search
+from duonlp.typing import Array
 from duonlp.util.frameworks import keep_heap
 from tfnlp import ops
 
+if TYPE_CHECKING:
+    from tfnlp.model import Model
+
 
 def generate(
-    model, input_ids, attention_mask=None, generation_config=None, *, decoder_input_ids=None, decoder_attention_mask=None,
-    logits_processor=None, assistant_model=None, negative_prompt_ids=None, negative_prompt_attention_mask=None,
-    tokenizer=None, streamer=None, **options,
-):  # fmt: skip
-    """Continue each prompt; an encoder-decoder writes to each source.
+    model: "Model", input_ids: Array, attention_mask: Array | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None, *, decoder_input_ids: Array | None = None,
+    decoder_attention_mask: Array | None = None, logits_processor: Sequence[Callable[..., Array]] | None = None,
+    assistant_model: "Model | None" = None, negative_prompt_ids: Array | None = None,
+    negative_prompt_attention_mask: Array | None = None, tokenizer: Any = None, streamer: Any = None, **options: Any,
+) -> np.ndarray | GenerationOutput:  # fmt: skip
+    """Generate a continuation of each prompt, or with an encoder-decoder a text for each source.
 
     Args:
+        model: Causal or encoder-decoder language model.
         input_ids: int [B, T]; prompts shorter than T are padded on the left, sources on the right.
-        attention_mask: [B, T], 0 on padding. None tells padding by the pad_token_id, unless that ends texts, too.
-        generation_config: a GenerationConfig or a dict; the model's own when None.
-        decoder_input_ids: int [B, U], what an encoder-decoder's texts begin with; by default the decoder_start_token_id. It
-            is the prompt that lengths count, and that is returned.
-        decoder_attention_mask: [B, U], 0 on padding on the left.
-        logits_processor: functions (ids, logits, step) -> logits of your own (duonlp.generation.processors). Keep the same
-            function objects: others compile again.
-        assistant_model: a smaller model with the same tokenizer that proposes tokens (duonlp.generation.strategies.assisted).
-        negative_prompt_ids: int [B or 1, U], what guidance_scale leads away from; by default the last token of each prompt.
+        attention_mask: [B, T], 0 on padding. None recognizes padding by pad_token_id, unless this is also an
+            end token.
+        generation_config: A GenerationConfig or a dict; None for the model's own.
+        decoder_input_ids: int [B, U], prompts of an encoder-decoder's decoder, by default its
+            decoder_start_token_id. Length options count these prompts, and they are part of the result.
+        decoder_attention_mask: [B, U], 0 on padding, which is on the left.
+        logits_processor: Custom functions (ids, logits, step) -> logits; see duonlp.generation.processors.
+            Reuse the function objects: new ones are compiled again.
+        assistant_model: Smaller model with the same tokenizer that drafts tokens for speculative decoding; see
+            duonlp.generation.strategies.assisted.
+        negative_prompt_ids: int [B or 1, U], prompts that guidance_scale steers away from; by default the last
+            token of each prompt.
         negative_prompt_attention_mask: [B or 1, U].
-        tokenizer: for stop_strings.
-        streamer: an object with ``put(ids)`` and ``end()``, as Transformers' TextStreamer: gets the prompt, then every token.
-        options: fields of GenerationConfig to change for this call.
+        tokenizer: The model's tokenizer, required for stop_strings.
+        streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the
+            prompt, then each token.
+        options: Fields of GenerationConfig that override those of generation_config.
 
     Returns:
-        int32 [B * num_return_sequences, T + n]: prompts and continuations; after the end of a text stands the pad token.
-        Or a GenerationOutput where return_dict_in_generate, output_scores or output_logits is set.
+        int32 [B * num_return_sequences, T + n], prompts and continuations, with pad tokens after the end of a
+        text. With return_dict_in_generate, output_scores or output_logits, a GenerationOutput.
 
     Raises:
-        InputError: an empty or too long prompt, ids beyond the vocabulary, an unknown option, a value that is not allowed,
-            options that cannot go together.
+        InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown,
+            invalid or incompatible with another.
     """
     extras = driver.Extras(
-        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
+        logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
         decoder_input_ids, decoder_attention_mask,
     )  # fmt: skip
-    return driver.generate(load, model, input_ids, attention_mask, generation_config, streamer, extras, options)
+    return driver.generate(
+        make_programs, model, input_ids, attention_mask, generation_config, streamer, extras, options
+    )
 
 
 def stream(
-    model, input_ids, attention_mask=None, generation_config=None, *, decoder_input_ids=None, decoder_attention_mask=None,
-    logits_processor=None, assistant_model=None, negative_prompt_ids=None, negative_prompt_attention_mask=None,
-    tokenizer=None, **options,
+    model: "Model", input_ids: Array, attention_mask: Array | None = None,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None, *, decoder_input_ids: Array | None = None,
+    decoder_attention_mask: Array | None = None, logits_processor: Sequence[Callable[..., Array]] | None = None,
+    assistant_model: "Model | None" = None, negative_prompt_ids: Array | None = None,
+    negative_prompt_attention_mask: Array | None = None, tokenizer: Any = None, **options: Any,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """The same, as an iterator of new ids, int32 [B * num_return_sequences, n], as soon as they are decided.
+    """Yield the new ids of :func:`generate`, int32 [B * num_return_sequences, n], as soon as they are final.
 
     Raises:
-        InputError: as generate; and beam search, which decides nothing before its end.
+        InputError: See generate; also for beam search, where no token is final before the end.
     """
     extras = driver.Extras(
-        logits_processor, assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
+        logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
         decoder_input_ids, decoder_attention_mask,
     )  # fmt: skip
-    return driver.stream(load, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options))
+    return driver.stream(
+        make_programs, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options)
+    )
 
 
-def load(call) -> driver.Programs:
-    """A call's programs, made once for each model, plan and shapes."""
+def make_programs(call: driver.Call) -> driver.Programs:
+    """Return the compiled programs of a call, cached by model, plan and shapes."""
     start, advance, result = _functions(call)
     values = tf.nest.map_structure(tf.convert_to_tensor, call.values)
 
     def fetch(state):
-        kept = {name: value for name, value in state.items() if name not in driver.UNSEEN}
-        return tf.nest.map_structure(lambda value: value.numpy(), result(values, kept))
+        visible = {name: value for name, value in state.items() if name not in driver.LOOP_ONLY}
+        return tf.nest.map_structure(lambda value: value.numpy(), result(values, visible))
 
     return driver.Programs(
         start=lambda: start(values),
@@ -83,8 +101,8 @@ def load(call) -> driver.Programs:
     )
 
 
-def _functions(call):
-    """The three functions of a plan; the loop's serve every number of texts that is returned."""
+def _functions(call: driver.Call) -> tuple[Callable, Callable, Callable]:
+    """Return a plan's start, advance and result; the first two serve any number of returned sequences."""
     model, draft, plan = call.model, call.draft, call.plan
     loop = plan.for_loop()
 
@@ -93,39 +111,41 @@ def _functions(call):
 
     def make_loop():
         return (
-            _compiled(lambda values: decoding.start(searching(values, loop))),
-            _compiled(lambda values, state, until: decoding.advance(searching(values, loop), state, until)),
+            _compile(lambda values: decoding.start(searching(values, loop))),
+            _compile(lambda values, state, until: decoding.advance(searching(values, loop), state, until)),
         )
 
     def make_result():
-        return _compiled(lambda values, state: decoding.result(searching(values, plan), state))
+        return _compile(lambda values, state: decoding.result(searching(values, plan), state))
 
-    others = None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
-    return *kept_with(model, (loop, others), make_loop), kept_with(model, ("result", plan, others), make_result)
+    draft_id = None if draft is None else (id(draft), *(id(variable) for variable in draft.variables))
+    start, advance = get_program(model, (loop, draft_id), make_loop)
+    return start, advance, get_program(model, ("result", plan, draft_id), make_result)
 
 
-def kept_with(model, key, make):
-    """What ``make()`` gave for a key, kept with the model for the weights it has: quantisation and LoRA bring others."""
+def get_program(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+    """Return ``make()``, cached on the model by key until its variables change, as with quantization and LoRA."""
     weights = tuple(id(variable) for variable in model.variables)
-    # Not as an attribute proper: Keras and TensorFlow would track and save it with the model.
-    known = model.__dict__.get("_programs")
-    if known is None or known[0] != weights:
+    # Through __dict__: as a regular attribute, Keras and TensorFlow would track it and save it with the model.
+    cached = model.__dict__.get("_programs")
+    if cached is None or cached[0] != weights:
         keep_heap()
-        known = model.__dict__["_programs"] = weights, {}
-    if key not in known[1]:
-        known[1][key] = make()
-    return known[1][key]
+        cached = model.__dict__["_programs"] = weights, {}
+    programs = cached[1]
+    if key not in programs:
+        programs[key] = make()
+    return programs[key]
 
 
-def _compiled(function):
-    """The function through XLA, traced once for each shape of its arguments.
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function with XLA, tracing it once per combination of input shapes.
 
-    As concrete functions: of a tf.function that is called with a few shapes, and of many that come from one line,
-    TensorFlow suspects a mistake and says so.
+    It calls concrete functions, since TensorFlow warns about retracing if one tf.function is called with
+    several shapes, or if several are created in the same line.
     """
-    concrete = {}
+    concrete: dict[tuple, Callable[..., Any]] = {}
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         key = tuple((x.shape, x.dtype) for x in tf.nest.flatten(arguments))
         if key not in concrete:
             traced = tf.function(function, jit_compile=True, autograph=False)

@@ -271,11 +271,13 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
 
 def write_scores(output: Path, report: dict[str, Any], comparison: "Comparison", settings: Settings) -> None:
     """Write the figure, and last scores.json, which marks the results as complete."""
-    from duonlp.metrics.predictions import write_whole
+    from duonlp.metrics.predictions import write_atomically
 
     if importlib.util.find_spec("matplotlib"):
         comparison.plot(output / "scores.png", f"{Path(settings.data).name} {settings.split}".strip())
-    write_whole(output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n")
+    write_atomically(
+        output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n"
+    )
 
 
 def digest(pairs: Sequence["Pair"]) -> str:

@@ -94,7 +94,7 @@ def print_result(report: Mapping[str, Any], out: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from duonlp.tuning.progress import shown
+    from duonlp.tuning.progress import short
 
     console, names = Console(file=out), [objective["name"] for objective in report["objectives"]]
     states = ", ".join(f"{report[state]} {state}" for state in ("complete", "pruned", "failed"))
@@ -106,7 +106,7 @@ def print_result(report: Mapping[str, Any], out: TextIO) -> None:
         table = Table("trial", *names, *headers, box=None, pad_edge=False, header_style="bold")
         for trial in report["best"]:
             cells = [trial["results"][name] for name in names] + [trial["parameters"][name] for name in parameters]
-            table.add_row(str(trial["number"]), *(shown(cell) for cell in cells))
+            table.add_row(str(trial["number"]), *(short(cell) for cell in cells))
         console.print(table)
     for objective, shares in report["importance"].items():
         text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())

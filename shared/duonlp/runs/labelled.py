@@ -11,7 +11,7 @@ import numpy as np
 
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.config import TransformerConfig
-from duonlp.dtypes import TRAINED_IN, check_dtype
+from duonlp.dtypes import TRAINING_DTYPES, check_dtype
 from duonlp.errors import CheckpointError, InputError
 from duonlp.metrics.classification import ClassificationScorer
 from duonlp.training.fit_config import FitConfig
@@ -96,7 +96,7 @@ class LabelledRunSettings:
             raise InputError(
                 f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
             )
-        check_dtype(self.dtype, allowed=TRAINED_IN)
+        check_dtype(self.dtype, allowed=TRAINING_DTYPES)
 
     @property
     def folder(self) -> Path:

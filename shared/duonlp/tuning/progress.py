@@ -1,28 +1,32 @@
-"""A search on the console: a bar with the best so far on a terminal, a line for each trial above it."""
+"""Show a search on the console: a progress bar with the best result, and one line per trial."""
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from duonlp.training.log.console import format_duration
 from duonlp.tuning.search_space import Objective
+from duonlp.tuning.study import TrialRecord
 
 
 class TuningProgress:
-    """Shows trials as they come, on the standard error; a context manager.
+    """Context manager that shows the trials of a search on standard error.
 
     Args:
-        total: trials that are to be finished, those of earlier runs included.
-        shown: False for nothing at all.
-        console: where to, for tests.
+        total: Trials to finish, including those of earlier runs.
+        objectives: The objectives.
+        shown: False to print nothing.
+        console: The console, for tests.
     """
 
     def __init__(self, total: int, objectives: Sequence[Objective], shown: bool = True, console: Console | None = None):
         self.total, self.objectives, self.console = total, objectives, console or Console(stderr=True, quiet=not shown)
-        self.bar, self.task, self.ran, self.began = None, None, 0, time.monotonic()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.ran, self.start_time = 0, time.monotonic()
         self.best_text = ""
         if shown and self.console.is_terminal:
             columns = (
@@ -34,64 +38,65 @@ class TuningProgress:
             self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
             self.task = self.bar.add_task("", total=total, note="")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.bar is not None:
             self.bar.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def begin(self, done: Sequence, best: Sequence, again: int) -> None:
-        """What is there from earlier runs."""
+    def begin(self, done: Sequence[TrialRecord], best: Sequence[TrialRecord], interrupted: int) -> None:
+        """Show the state of a resumed search: finished trials, the best ones, and the number of interrupted trials."""
         self.best_text = self._best(best)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=len(done), note=self.best_text)
+        self._update(completed=len(done), note=self.best_text)
         self.done = len(done)
         if done:
-            self._print(f"going on after {len(done)} trials" + (f", {self.best_text}" if self.best_text else ""))
-        if again:
-            self._print("a trial was running when the search was killed; it is tried again")
+            self._print(f"resuming after {len(done)} trials" + (f", {self.best_text}" if self.best_text else ""))
+        if interrupted:
+            self._print("repeating the trial that was running when the search was killed")
 
-    def start(self, number: int, parameters: Mapping[str, Any], twin) -> None:
-        """A trial begins, or has the results of an earlier one with the same settings."""
-        self.parameters = ", ".join(f"{name} {shown(value)}" for name, value in parameters.items())
+    def start(self, number: int, parameters: Mapping[str, Any], twin: TrialRecord | None) -> None:
+        """Show that a trial starts, or that it copies the results of an earlier one with the same settings."""
+        self.parameters = ", ".join(f"{name} {short(value)}" for name, value in parameters.items())
         if twin is not None:
-            self._print(f"trial {number} has the settings of trial {twin.number}, and so its results")
+            self._print(f"trial {number} repeats the settings of trial {twin.number} and copies its results")
         self._note(f"trial {number}")
 
     def evaluation(self, number: int, epoch: int, name: str, value: float) -> None:
-        """A trial has been evaluated after an epoch."""
-        self._note(f"trial {number}, epoch {epoch}: {name} {shown(value)}")
+        """Show an intermediate value of a trial."""
+        self._note(f"trial {number}, epoch {epoch}: {name} {short(value)}")
 
-    def trial(self, record, best: Sequence) -> None:
-        """A trial has finished."""
+    def trial(self, record: TrialRecord, best: Sequence[TrialRecord]) -> None:
+        """Show a finished trial."""
         self.ran, self.done, self.best_text = self.ran + 1, self.done + 1, self._best(best)
-        said = ", ".join(
-            f"{each.name} {shown(record.results[each.name])}" for each in self.objectives if each.name in record.results
-        )
-        said = said if record.state == "complete" else f"{record.state}: {record.reason}"
-        text = f"trial {record.number} ({self.parameters}): {said}"
-        if any(each.number == record.number for each in best):
-            text += "  << the best so far" if len(self.objectives) == 1 else "  << on the front"
+        names = [objective.name for objective in self.objectives if objective.name in record.results]
+        outcome = ", ".join(f"{name} {short(record.results[name])}" for name in names)
+        if record.state != "complete":
+            outcome = f"{record.state}: {record.reason}"
+        text = f"trial {record.number} ({self.parameters}): {outcome}"
+        if any(trial.number == record.number for trial in best):
+            text += "  << best so far" if len(self.objectives) == 1 else "  << on the front"
         self._print(text)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=self.done)
-        left = (time.monotonic() - self.began) / self.ran * max(self.total - self.done, 0)
+        self._update(completed=self.done)
+        left = (time.monotonic() - self.start_time) / self.ran * max(self.total - self.done, 0)
         self._note(f"ETA {format_duration(left)}")
 
-    def _best(self, best: Sequence) -> str:
+    def _best(self, best: Sequence[TrialRecord]) -> str:
         if not best:
             return ""
         if len(self.objectives) > 1:
             return f"{len(best)} on the front"
         name = self.objectives[0].name
-        return f"best {name} {shown(best[0].results[name])} (trial {best[0].number})"
+        return f"best {name} {short(best[0].results[name])} (trial {best[0].number})"
 
     def _note(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, note="  ".join(part for part in (self.best_text, text) if part))
+        self._update(note="  ".join(part for part in (self.best_text, text) if part))
+
+    def _update(self, **fields: Any) -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, **fields)
 
     def _print(self, text: str) -> None:
         (self.bar.console if self.bar is not None else self.console).print(
@@ -99,6 +104,6 @@ class TuningProgress:
         )
 
 
-def shown(value: Any) -> str:
-    """A value in a few characters."""
+def short(value: Any) -> str:
+    """Format a value in a few characters."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,8 @@
-"""Hyperparameter search with Optuna: any function of some settings, its best found, interrupted and gone on with at will.
+"""Resumable hyperparameter search with Optuna over any function of settings.
 
-Proposals come from the tree-structured Parzen estimator (Bergstra et al. 2011, Watanabe 2023); a trial that is worse than the
-median of the others at the same epoch is stopped (Golovin et al. 2017). Everything is in one SQLite file, so a search that was
-killed goes on from the trial it was at.
+Settings are proposed by the tree-structured Parzen estimator (Bergstra et al. 2011, Watanabe 2023); a trial that is worse than
+the median of the others at the same epoch is pruned (Golovin et al. 2017). The search is stored in one SQLite file, so a killed
+search resumes at the trial it was running.
 """
 
 import csv
@@ -41,30 +41,34 @@ from duonlp.tuning.study import (
 from duonlp.util.files import locked_folder, write_text
 
 STARTUP_TRIALS = 10
-"""Trials with random settings before the estimator has enough to go by (Optuna's own number)."""
+"""Random trials before the estimator starts (Optuna's default)."""
 
 STARTUP_PRUNING = 5
-"""Trials that must be complete before any is stopped early (Optuna's own number)."""
+"""Completed trials before any is pruned (Optuna's default)."""
 
 
 LEAST_FOR_IMPORTANCE = 8
-"""Complete trials below which importances would be chance."""
+"""Completed trials below which importances would be noise."""
 
 
 class Interrupted(Exception):
-    """Raised in an objective to end the search as Ctrl-C does: the trial is tried again when it goes on."""
+    """Raise it in an objective to interrupt the search like Ctrl-C: the trial is repeated on resuming."""
 
 
 class Report:
-    """What an objective tells of a trial while it runs: ``report(epoch, value)``, by the first objective.
+    """Reports intermediate values of a running trial: ``report(epoch, value)``, the value of the first objective.
 
-    number: of the trial. folder: its own, for whatever it writes; it is there, and empty.
+    With one objective, a call raises ``optuna.TrialPruned`` if the trial should stop; do not catch it. With several, no
+    trial is pruned: Optuna does not support it, since no single value orders two trials.
 
-    With one objective the call raises ``optuna.TrialPruned`` when the trial is not worth its time any more; let it through.
-    With several none is: Optuna has no pruning for them, since no one number says which of two trials is ahead.
+    Attributes:
+        number: Number of the trial.
+        folder: The trial's own folder, existing and empty, for its files.
     """
 
-    def __init__(self, trial, folder: Path, objectives: Sequence[Objective], prune: bool, progress: TuningProgress):
+    def __init__(
+        self, trial: Any, folder: Path, objectives: Sequence[Objective], prune: bool, progress: TuningProgress
+    ):
         self.number, self.folder = trial.number, folder
         self._trial, self._objectives, self._prune, self._progress = trial, objectives, prune, progress
         self._evaluations: dict[str, float] = {}
@@ -72,7 +76,7 @@ class Report:
     def __call__(self, epoch: int, value: float) -> None:
         epoch, value, name = int(epoch), float(value), self._objectives[0].name
         if epoch < 1:
-            raise InputError(f"epoch {epoch} was reported; count from 1")
+            raise InputError(f"epoch {epoch} was reported; count epochs from 1")
         self._evaluations[str(epoch)] = value
         self._progress.evaluation(self.number, epoch, name, value)
         if len(self._objectives) > 1:
@@ -85,15 +89,19 @@ class Report:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What a search found.
+    """Result of a search.
 
-    best: the best trial, or the Pareto front of several objectives, the best by the first one first. Empty before one is
-        complete.
-    trials: all that count: complete, pruned and failed.
-    interrupted: whether it was stopped by Ctrl-C, and goes on when it is called again.
-    importance: by objective, how much each setting decided whether a trial was among the best; they sum to 1 (PED-ANOVA,
-        Watanabe et al. 2023). Empty where there are too few trials.
-    files: what was written, by name. notes: what was not, and why.
+    Attributes:
+        best: The best trial, or the Pareto front of several objectives, sorted by the first one. Empty before the first
+            trial completes.
+        trials: All finished trials: complete, pruned and failed.
+        objectives: The objectives.
+        interrupted: Whether Ctrl-C interrupted the search, which resumes when called again.
+        seconds: Duration of this call.
+        importance: For each objective, the share of each setting in deciding whether a trial is among the best, summing to
+            1 (PED-ANOVA, Watanabe et al. 2023). Empty with too few trials.
+        files: Written files by name.
+        notes: Files that were not written, and why.
     """
 
     best: list[TrialRecord]
@@ -106,11 +114,11 @@ class TuningResult:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result as a dict for JSON."""
         counts = {state: sum(t.state == state for t in self.trials) for state in (COMPLETE, PRUNED, FAILED)}
         return {
-            "objectives": [each.to_dict() for each in self.objectives], "finished": len(self.trials), **counts,
-            "interrupted": self.interrupted, "best": [each.to_dict() for each in self.best],
+            "objectives": [objective.to_dict() for objective in self.objectives], "finished": len(self.trials), **counts,
+            "interrupted": self.interrupted, "best": [trial.to_dict() for trial in self.best],
             "importance": self.importance, "files": {name: str(file) for name, file in self.files.items()},
             "notes": self.notes,
         }  # fmt: skip
@@ -130,101 +138,113 @@ def tune(
     on_trial: Callable[[TrialRecord, list[TrialRecord]], None] | None = None,
     console: bool = True,
 ) -> TuningResult:
-    """Searches for the settings with the best results.
+    """Search for the settings with the best results.
 
-    Called again with a folder that has a search, it goes on with it: trials that have finished are not repeated, the one that
-    was running is tried again. The proposals are the same as if it had never stopped.
+    Called again with the folder of a search, it resumes: finished trials are not repeated, and the trial that was running
+    restarts. The proposals are the same as without an interruption.
 
     Args:
-        objective: ``(parameters, report) -> results``: runs one trial. Parameters are by name as in the space, ``report`` is a
-            :class:`Report`. A NonFiniteLossError, or memory that runs out, fails this trial with that reason and the search
-            goes on; every other error ends it.
-        space: what to search, as :func:`duonlp.tuning.read_space` has it.
-        folder: for study.db, trials.json, trials.csv, pictures, and trials/0000, ..., one folder a trial.
-        objectives: one name among the results, or several for a Pareto front; greater is better unless the name speaks of a
-            loss, an error, a time or a size, or says so: "minimize:NAME".
-        trials: that are to be finished in total, those of earlier calls included.
-        seconds: no further trial is begun after this long in this call; one that runs is not cut off.
-        seed: of the proposals.
-        prune: stop trials that are worse than the median of the complete ones at the same epoch, after the first
-            :data:`STARTUP_PRUNING`. Not with several objectives.
-        settings: whatever else decides the results, for JSON; a search is not gone on with under others.
-        on_trial: ``(trial, best)``, called after each.
-        console: whether to show what goes on, on the standard error.
+        objective: ``(parameters, report) -> results`` runs one trial. Parameters are named as in the space; ``report`` is a
+            :class:`Report`. A NonFiniteLossError or an out-of-memory error fails the trial, and the search continues; any
+            other error ends the search.
+        space: The search space, see :func:`read_space`.
+        folder: Folder for study.db, trials.json, trials.csv, plots, and one folder per trial, trials/0000, ...
+        objectives: Name of one result, or of several for a Pareto front. Results are maximized, except for losses, errors,
+            times and sizes, and for "minimize:NAME".
+        trials: Total number of trials to finish, including those of earlier calls.
+        seconds: Start no further trial after this time in this call; a running trial is not interrupted.
+        seed: Seed of the proposals.
+        prune: Prune trials that are worse than the median of the completed ones at the same epoch, after the first
+            :data:`STARTUP_PRUNING`. Ignored with several objectives.
+        settings: Other values that determine the results, for JSON; a search cannot be resumed with different ones.
+        on_trial: ``(trial, best)``, called after each trial.
+        console: Show progress on standard error.
 
     Raises:
-        InputError: a space, objectives or numbers that make no sense, results without an objective's, or a folder with another
-            search.
+        InputError: The space, the objectives or a number is invalid, the results lack an objective, or the folder holds a
+            different search.
         MissingExtraError: Optuna is not installed.
     """
     optuna = require_optuna()
-    space, objectives, folder = read_space(space), read_objectives(objectives), Path(folder).expanduser()
+    dimensions, targets, folder = read_space(space), read_objectives(objectives), Path(folder).expanduser()
     for name, value in (("trials", trials), ("seconds", seconds)):
         if value is not None and not value > 0:
             raise InputError(f"{name} is {value}; it must be positive")
     if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed is {seed!r}; it must be a whole number from 0")
+        raise InputError(f"seed is {seed!r}; it must be a non-negative integer")
     folder.mkdir(parents=True, exist_ok=True)
-    began, interrupted = time.monotonic(), False
+    start, interrupted = time.monotonic(), False
     with ExitStack() as stack:
         stack.enter_context(locked_folder(folder))
         stack.enter_context(quiet_optuna())
-        study, storage = stack.enter_context(open_study(folder, space, objectives, seed, settings or {}))
-        progress = stack.enter_context(TuningProgress(trials, objectives, console))
-        # after the first epoch at the earliest: evaluations count from 1
+        study, storage = stack.enter_context(open_study(folder, dimensions, targets, seed, settings or {}))
+        progress = stack.enter_context(TuningProgress(trials, targets, console))
+        # n_warmup_steps=1: epochs count from 1, so the first evaluation may already be pruned
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_PRUNING, n_warmup_steps=1)
-        again = close_running(study, storage, KILLED)
-        done = finished(study, space)
-        progress.begin(done, best_of(done, objectives), again)
+        interrupted_trials = close_running(study, storage, KILLED)
+        done = finished(study, dimensions)
+        progress.begin(done, best_of(done, targets), interrupted_trials)
         try:
-            while len(done) < trials and (seconds is None or time.monotonic() - began < seconds):
-                record = _trial(study, storage, objective, space, objectives, folder, seed, prune, done, progress)
-                done = finished(study, space)
-                best = best_of(done, objectives)
-                _write_trials(folder, study, space, objectives, best)
+            while len(done) < trials and (seconds is None or time.monotonic() - start < seconds):
+                record = _trial(study, storage, objective, dimensions, targets, folder, seed, prune, done, progress)
+                done = finished(study, dimensions)
+                best = best_of(done, targets)
+                _write_trials(folder, study, dimensions, targets, best)
                 progress.trial(record, best)
                 if on_trial is not None:
                     on_trial(record, best)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
             close_running(study, storage, STOPPED)
-            done = finished(study, space)
-        best = best_of(done, objectives)
-        files = _write_trials(folder, study, space, objectives, best)
-        importance, notes = importances(study, objectives, len(done))
-        files |= _draw(folder, done, best, objectives, space, importance, notes)
-    return TuningResult(best, done, objectives, interrupted, time.monotonic() - began, importance, files, notes)
+            done = finished(study, dimensions)
+        best = best_of(done, targets)
+        files = _write_trials(folder, study, dimensions, targets, best)
+        importance, notes = importances(study, targets, len(done))
+        files |= _plot(folder, done, best, targets, dimensions, importance, notes)
+    return TuningResult(best, done, targets, interrupted, time.monotonic() - start, importance, files, notes)
 
 
 def best_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """The best trial, the first of those alike; or the Pareto front, the best by the first objective first."""
+    """Return the best trial, the first among equals; or the Pareto front, sorted by the first objective."""
     ran = [trial for trial in trials if trial.state == COMPLETE and trial.same_as is None]
-    points = [[trial.results[each.name] for each in objectives] for trial in ran]
-    chosen = front(points, objectives)
+    points = [[trial.results[objective.name] for objective in objectives] for trial in ran]
+    indices = front(points, objectives)
     sign = -1 if objectives[0].greater else 1
-    found = sorted((ran[index] for index in chosen), key=lambda t: (sign * t.results[objectives[0].name], t.number))
-    return found[:1] if len(objectives) == 1 else found
+    best = sorted((ran[index] for index in indices), key=lambda t: (sign * t.results[objectives[0].name], t.number))
+    return best[:1] if len(objectives) == 1 else best
 
 
-def _trial(study, storage, objective, space, objectives, folder, seed, prune, done, progress) -> TrialRecord:
-    """Runs one trial to its end, whatever that is; its record. Errors that end the search come after that is written."""
+def _trial(
+    study: Any,
+    storage: Any,
+    objective: Callable[[dict[str, Any], Report], Mapping[str, Any]],
+    space: Space,
+    objectives: Sequence[Objective],
+    folder: Path,
+    seed: int,
+    prune: bool,
+    done: Sequence[TrialRecord],
+    progress: TuningProgress,
+) -> TrialRecord:
+    """Run one trial and return its record. Errors that end the search are raised after the trial is stored."""
     optuna = require_optuna()
-    # A seed for each trial, so that a search that was interrupted proposes what it would have anyway.
+    # one seed per trial, so that a resumed search makes the same proposals
     study.sampler = optuna.samplers.TPESampler(seed=_seed(seed, len(done)), n_startup_trials=STARTUP_TRIALS)
-    trial = study.ask({name: each.distribution() for name, each in space.items()})
-    parameters = {name: each.value(trial.params[name]) for name, each in space.items()}
+    trial = study.ask({name: dimension.distribution() for name, dimension in space.items()})
+    parameters = {name: dimension.value(trial.params[name]) for name, dimension in space.items()}
     twin = next((old for old in done if old.parameters == parameters and old.same_as is None), None)
     progress.start(trial.number, parameters, twin)
-    states, outcome, values = optuna.trial.TrialState, {}, None
+    states, values = optuna.trial.TrialState, None
+    outcome: dict[str, Any] = {}
     try:
-        if twin is not None:  # the same again would be the same again
+        if twin is not None:  # runs are deterministic: reuse the results
             outcome = {"same_as": twin.number, "reason": twin.reason, "results": twin.results}
             state = states.COMPLETE if twin.state == COMPLETE else states.PRUNED
             outcome |= {} if twin.state != FAILED else {"outcome": FAILED}
         else:
-            own = trial_folder(folder, trial.number)
-            own.mkdir(parents=True, exist_ok=True)
-            results = objective(dict(parameters), Report(trial, own, objectives, prune, progress))
+            own_folder = trial_folder(folder, trial.number)
+            own_folder.mkdir(parents=True, exist_ok=True)
+            results = objective(dict(parameters), Report(trial, own_folder, objectives, prune, progress))
             outcome["results"] = plain(dict(results))
             state = states.COMPLETE
         if state == states.COMPLETE:
@@ -234,14 +254,14 @@ def _trial(study, storage, objective, space, objectives, folder, seed, prune, do
     except Exception as error:
         if not (isinstance(error, (NonFiniteLossError, MemoryError)) or _is_out_of_memory(error)):
             if not isinstance(error, Interrupted):
-                # tried again when the search goes on, its cause mended
+                # repeated when the search resumes, after the cause is fixed
                 close_running(study, storage, _reason(error))
             if isinstance(error, InputError):
-                told = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-                message = f"{error.message} (trial {trial.number}: {told})"
+                values_text = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+                message = f"{error.message} (trial {trial.number}: {values_text})"
                 raise InputError(message, remedy=error.remedy, argument=error.argument) from error
             raise
-        # As Optuna's pruned ones are, it is among the bad ones for the estimator, which keeps away from there.
+        # stored as pruned, so that the estimator avoids this region
         state, outcome = states.PRUNED, {"outcome": FAILED, "reason": _reason(error)}
     for key, value in outcome.items():
         trial.set_user_attr(key, value)
@@ -250,17 +270,17 @@ def _trial(study, storage, objective, space, objectives, folder, seed, prune, do
 
 
 def _values(results: Mapping[str, Any], objectives: Sequence[Objective]) -> list[float]:
-    """The objectives' values of a trial's results."""
-    missing = [each.name for each in objectives if not isinstance(results.get(each.name), (int, float))]
+    """Return the values of the objectives from a trial's results."""
+    missing = [o.name for o in objectives if not isinstance(results.get(o.name), (int, float))]
     if missing:
         numbers = [name for name, value in results.items() if isinstance(value, (int, float))]
         raise InputError(
-            f"the results have no {', '.join(missing)} to search by; name one of {', '.join(numbers) or 'none'}"
+            f"the results lack the objective {', '.join(missing)}; available are {', '.join(numbers) or 'none'}"
         )
-    for each in objectives:
-        if not math.isfinite(results[each.name]):
-            raise NonFiniteLossError(f"{each.name} is {results[each.name]}")
-    return [float(results[each.name]) for each in objectives]
+    for o in objectives:
+        if not math.isfinite(results[o.name]):
+            raise NonFiniteLossError(f"{o.name} is {results[o.name]}")
+    return [float(results[o.name]) for o in objectives]
 
 
 def _seed(seed: int, index: int) -> int:
@@ -272,41 +292,51 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """JAX's and TensorFlow's errors of that kind, which cannot be imported here."""
+    """Recognize JAX's and TensorFlow's out-of-memory errors, whose classes cannot be imported here."""
     return type(error).__name__ == "ResourceExhaustedError" or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def importances(study, objectives: Sequence[Objective], count: int) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """PED-ANOVA's importances by objective, and a note where there are too few trials for them.
+def importances(
+    study: Any, objectives: Sequence[Objective], count: int
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return PED-ANOVA importances by objective, and a note if there are too few trials.
 
-    "The best" are a tenth of the trials, or five where a tenth is less (the least that it is stable with), but never more than
-    half.
+    The best trials are the top tenth, at least five (fewer are unstable), but at most half.
+
+    Args:
+        study: The Optuna study.
+        objectives: The objectives.
+        count: Number of finished trials, for the note.
     """
     optuna = require_optuna()
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < LEAST_FOR_IMPORTANCE:
-        return {}, [f"importances need {LEAST_FOR_IMPORTANCE} complete trials; there are {len(complete)} of {count}"]
+        return {}, [
+            f"importances need {LEAST_FOR_IMPORTANCE} completed trials; {len(complete)} of {count} are complete"
+        ]
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(complete))))
-    found = {}
-    for index, each in enumerate(objectives):
-        sign = -1 if each.greater else 1
+    importance = {}
+    for index, target in enumerate(objectives):
+        sign = -1 if target.greater else 1
         with warnings.catch_warnings():
-            # that lower is taken for better: the sign is for that
+            # it warns that it assumes minimization, which the sign provides
             warnings.filterwarnings("ignore", message=".*computes the importances of params to achieve low.*")
             warnings.filterwarnings("ignore", message=".*Parameter importances will be equal.*")
             shares = optuna.importance.get_param_importances(
                 study, evaluator=evaluator, target=lambda trial, i=index, s=sign: s * trial.values[i]
             )
-        found[each.name] = {name: float(share) for name, share in shares.items()}
-    return found, []
+        importance[target.name] = {name: float(share) for name, share in shares.items()}
+    return importance, []
 
 
-def _write_trials(folder: Path, study, space: Space, objectives, best: Sequence[TrialRecord]) -> dict[str, Path]:
-    """trials.json and trials.csv, whole or not at all."""
+def _write_trials(
+    folder: Path, study: Any, space: Space, objectives: Sequence[Objective], best: Sequence[TrialRecord]
+) -> dict[str, Path]:
+    """Write trials.json and trials.csv atomically."""
     rows = records(study, space)
     report = {
-        "objectives": [each.to_dict() for each in objectives],
-        "search": {name: each.to_dict() for name, each in space.items()},
+        "objectives": [objective.to_dict() for objective in objectives],
+        "search": {name: dimension.to_dict() for name, dimension in space.items()},
         "best": [trial.number for trial in best],
         "trials": [trial.to_dict() for trial in rows],
     }
@@ -328,27 +358,35 @@ def _is_cell(value: Any) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no number that is not finite."""
+    """Replace non-finite numbers by None, for JSON."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
+        return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _draw(folder, done, best, objectives, space, importance, notes: list[str]) -> dict[str, Path]:
-    """The pictures that there is something to draw for; notes on the others."""
+def _plot(
+    folder: Path,
+    done: Sequence[TrialRecord],
+    best: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    space: Space,
+    importance: Mapping[str, Mapping[str, float]],
+    notes: list[str],
+) -> dict[str, Path]:
+    """Draw the plots for which there is data, and append notes on the others."""
     if not importlib.util.find_spec("matplotlib"):
-        notes.append('there are no pictures without matplotlib; pip install "duonlp[search]", then run this again')
+        notes.append('no plots: matplotlib is not installed; pip install "duonlp[search]", then run this again')
         return {}
     if not any(trial.state == COMPLETE for trial in done):
-        notes.append("there are no pictures: no trial is complete")
+        notes.append("no plots: no trial is complete")
         return {}
     from duonlp.tuning.plots import plot_history, plot_importance, plot_pareto, plot_slices
 
-    files = {}
+    files: dict[str, Path] = {}
 
-    def draw(name, plot, *values):
+    def draw(name: str, plot: Callable[..., None], *values: Any) -> None:
         plot(*values, folder / name)
         files[name] = folder / name
 

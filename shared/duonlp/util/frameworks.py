@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TextIO, cast
 
 from duonlp.errors import MissingExtraError

@@ -14,7 +14,7 @@ from duonlp.runs.finetuning import FinetuneSettings
 from duonlp.training.settings_file import build
 from duonlp.tuning import runs as tuning_runs
 from duonlp.tuning import search as tuning
-from duonlp.tuning.runs import RunSearch, TuneSettings, full_path, paths, tune_runs
+from duonlp.tuning.runs import RunSearch, TuneSettings, full_path, setting_paths, tune_runs
 from duonlp.util import frameworks
 from tests.intents import LABELS, checkpoint, queries, write_queries
 from tests.standins import Package
@@ -52,7 +52,7 @@ def table(base):
 
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
-    monkeypatch.setattr(tuning, "_draw", lambda *_: {})
+    monkeypatch.setattr(tuning, "_plot", lambda *_: {})
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_settings_of_a_search():
     ):
         with pytest.raises(InputError, match=message):
             TuneSettings(**options)
-    known, real, whole = paths(DistillSettings)
+    known, real, whole = setting_paths(DistillSettings)
     assert {"layers", "fit.epochs", "fit.steps"} <= set(whole) and not {"fit.save_every", "tensorboard"} & set(whole)
     assert {"layers", "fit.epochs", "distillation.alpha"} <= set(known) and "distillation.temperature" in real
     assert full_path("learning_rate", known) == "fit.learning_rate" and full_path("seed", known) == "seed"

@@ -54,7 +54,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(tuning, "_draw", lambda *_: {})
+        monkeypatch.setattr(tuning, "_plot", lambda *_: {})
 
 
 def test_a_space_is_read_from_toml():

@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_stops_and_spoils_nothing(tmp_path):
         ({"batches": []}, "there are no batches to train on"),
         ({"batches": iter(()), "steps": 3}, "there are no batches in epoch 0"),
         ({"batches": iter(())}, "set steps in the FitConfig"),
-        ({"batches": [{"input_ids": np.full((2, 3), 99, np.int32)}]}, "input_ids holds 99"),
+        ({"batches": [{"input_ids": np.full((2, 3), 99, np.int32)}]}, "input_ids contains 99"),
         ({"best_metric": "rougeL"}, "best_metric is 'rougeL' but nothing computes it"),
         ({"validation": False, "patience": 2}, "patience is 2 but nothing is evaluated"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),

@@ -1,0 +1,211 @@
+"""The base model, which the classes of heads.py extend with heads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
+from duonlp.config import TransformerConfig
+from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.parameters import pooling_of
+from duonlp.typing import Array
+from tfnlp import losses
+from tfnlp.embeddings import Embeddings, default_position_ids
+from tfnlp.encoder_decoder import EncoderDecoder
+from tfnlp.head_layers import Pooler
+from tfnlp.pretrained import Pretrained, dtype_policy, fill
+from tfnlp.trainer_mixin import TrainerMixin
+from tfnlp.transformer import Cache, Stack, attention_bias
+
+register = keras.saving.register_keras_serializable(package="tfnlp")
+
+
+@register
+# pyrefly: ignore[inconsistent-inheritance]  # from_config takes more arguments than Keras' own
+class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
+    """Base model: embeddings and transformer layers.
+
+    Its outputs are ``last_hidden_state`` [B, T, D], and ``pooler_output`` [B, D] if the family has a pooler.
+    For an encoder-decoder these are the decoder's, and ``encoder_last_hidden_state`` [B, S, D] comes with them.
+
+    Args:
+        config: Architecture and sizes of the model.
+        dtype: Compute dtype; norms, softmax and losses stay in float32.
+        param_dtype: Storage dtype of the parameters.
+        seed: Seed of the initial parameters; None leaves them at zero, to be filled.
+        options: Arguments of keras.Model, such as ``name``.
+    """
+
+    head = "base"
+    targets: dict[str, str] = {}
+    """Label name to the name of the output that its loss is computed from."""
+
+    def __init__(
+        self, config: TransformerConfig, *, dtype: str = "float32", param_dtype: str = "float32", seed: int | None = 0,
+        **options: Any,
+    ):  # fmt: skip
+        # autocast is False in all layers: Keras would cast the float32 biases of attention scores to half
+        # precision.
+        super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
+        self.config = config
+        self.generation_config = default_generation_config(config)
+        options = {"dtype": self.dtype_policy}
+        self.embeddings = Embeddings(config.embedding, config.hidden_size, config.norm, **options)
+        setattr(self, config.stack, Stack(config, name=config.stack, **options))
+        if config.decoder is not None:
+            decoder, has_words = config.as_decoder(), not config.decoder.shares_words
+            self.decoder_embeddings = Embeddings(
+                decoder.embedding, decoder.hidden_size, decoder.norm, has_word_embeddings=has_words,
+                name="decoder_embeddings", **options,
+            )  # fmt: skip
+            self.decoder = Stack(decoder, name="decoder", **options)
+        pooling = pooling_of(config, self.head)
+        if pooling is not None:
+            self.pooler = Pooler(pooling, config.hidden_size, **options)
+        self._build_head(options)
+        self.build()
+        if seed is not None:
+            fill(self, fresh_plan(config, self.head, seed))
+
+    def build(self, input_shape: Any = None) -> None:
+        for layer in self.layers:
+            # Only the layers of heads read the shape, and only its last axis.
+            layer.build((None, self.config.hidden_size))
+
+    def _build_head(self, options: dict[str, Any]) -> None:
+        """Create the layers of the head."""
+
+    def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
+        """Return the head's outputs for the last hidden states [B, T, D]."""
+        out = {"last_hidden_state": hidden_states}
+        if self.config.pooler is not None:
+            out["pooler_output"] = self.pooler(hidden_states, training=training)
+        return out
+
+    def _loss(
+        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Return the head's loss for the labels in ``inputs``."""
+        ((labels, output),) = self.targets.items()
+        return losses.cross_entropy(out[output], inputs[labels], sample_weight)
+
+    def __call__(
+        self, input_ids: Array | Mapping[str, Array] | None = None, attention_mask: Array | None = None,
+        token_type_ids: Array | None = None, position_ids: Array | None = None, *, output_hidden_states: bool = False,
+        output_attentions: bool = False, decoder_input_ids: Array | None = None,
+        decoder_attention_mask: Array | None = None, decoder_position_ids: Array | None = None,
+        cache: Cache | None = None, cache_index: int | Array | None = None, training: bool | None = None,
+        **labels: Array,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run the model.
+
+        Args:
+            input_ids: int [B, T]; or a dict of all inputs, as ``fit`` passes them.
+            attention_mask: [B, T], 1 on real tokens and 0 on padding; None if all tokens are real. With a
+                cache: [B, S]. All heads except multiple choice, sequence classification and replaced token
+                detection also take [B, T, T], 1 where a query may attend to a key (packed documents).
+            token_type_ids: int [B, T], or None for zeros.
+            position_ids: int [B, T], or None for the family's default.
+            output_hidden_states: Whether to add ``hidden_states`` to the outputs, a tuple of [B, T, D]; for an
+                encoder-decoder ``encoder_hidden_states`` and ``decoder_hidden_states``.
+            output_attentions: Whether to add ``attentions``, a tuple of [B, N, T, S]; for an encoder-decoder
+                ``encoder_attentions``, ``decoder_attentions`` and ``cross_attentions``.
+            decoder_input_ids: int [B, U], input of an encoder-decoder's decoder. By default the labels shifted
+                to the right (duonlp.seq2seq.shift_right), or the source for families that do so.
+            decoder_attention_mask: [B, U], or None if all tokens are real.
+            decoder_position_ids: int [B, U], or None for the family's default.
+            cache: Keys and values of earlier positions, see transformer.init_cache.
+            cache_index: Number of positions in the cache.
+            training: Whether to apply dropout.
+            labels: Labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the
+                outputs.
+
+        Returns:
+            Dict of tensors, and of the cache and tuples of tensors where requested.
+
+        Raises:
+            InputError: Ids are outside the vocabulary, a sequence is longer than the positions, or shapes do
+                not match.
+        """
+        other = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "decoder_position_ids": decoder_position_ids,
+            **labels,
+        }
+        inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
+        inputs |= {name: value for name, value in other.items() if value is not None}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        inputs = {name: _to_tensor(name, value) for name, value in inputs.items()}
+        return super().__call__(
+            inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
+            cache_index=cache_index, training=training,
+        )  # fmt: skip
+
+    def call(
+        self, inputs: dict[str, Any], output_hidden_states: bool = False, output_attentions: bool = False,
+        cache: Cache | None = None, cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run the model on a dict of tensors, see :meth:`__call__`."""
+        hidden_states, outputs = self._body(
+            inputs, output_hidden_states, output_attentions, cache, cache_index, training
+        )
+        out = self._head(hidden_states, inputs, training)
+        if self.targets and all(name in inputs for name in self.targets):
+            out["loss"] = self._loss(out, inputs)
+        return out | outputs
+
+    def _body(
+        self, inputs: dict[str, Any], output_hidden_states: bool, output_attentions: bool, cache: Cache | None,
+        cache_index: int | tf.Tensor | None, training: bool | None,
+    ) -> tuple[tf.Tensor, dict[str, Any]]:  # fmt: skip
+        """Return the last hidden states [B, T, D] and a dict of the requested additional outputs."""
+        if self.config.decoder is not None:
+            return self._encode_and_decode(inputs, output_hidden_states, output_attentions, training)
+        input_ids, position_ids = inputs["input_ids"], inputs.get("position_ids")
+        if position_ids is None:
+            past = 0 if cache_index is None else cache_index
+            position_ids = default_position_ids(self.config.embedding, input_ids, past)
+        x = self.embeddings(input_ids, inputs.get("token_type_ids"), position_ids, training=training)
+        length = tf.shape(input_ids)[1]
+        key_length = length if cache is None else tf.shape(cache["step_0"]["value"])[2]
+        first_query = 0 if cache is None or cache_index is None else cache_index
+        bias = attention_bias(inputs.get("attention_mask"), length, key_length, self.config.causal, first_query)
+        stack = getattr(self, self.config.stack)
+        x, states, attentions, cache = stack(x, bias, cache=cache, cache_index=cache_index, training=training)
+        outputs: dict[str, Any] = {"hidden_states": tuple(states)} if output_hidden_states else {}
+        outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
+        return x, outputs | ({} if cache is None else {"cache": cache})
+
+    def _last_index(self, input_ids: tf.Tensor, attention_mask: tf.Tensor | None) -> tf.Tensor:
+        """Return the index int [B] of the token to classify by: the last end-of-text token, or the last real one.
+
+        Padding is recognized by pad_token_id, or by the mask if the model has none.
+        """
+        columns = tf.range(tf.shape(input_ids)[1])
+        if self.config.classification.token == "last_eos":
+            is_candidate = tf.equal(input_ids, self.config.eos_token_id)
+        elif self.config.pad_token_id is not None:
+            is_candidate = tf.not_equal(input_ids, self.config.pad_token_id)
+        elif attention_mask is None:
+            is_candidate = tf.ones_like(input_ids, tf.bool)
+        else:
+            is_candidate = tf.not_equal(attention_mask, 0)
+        return tf.argmax(columns * tf.cast(is_candidate, tf.int32), axis=-1, output_type=tf.int32)
+
+
+def _to_tensor(name: str, value: Array) -> tf.Tensor | keras.KerasTensor:
+    """Convert an array or nested lists to a tensor; symbolic inputs are returned unchanged."""
+    if tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
+        return value
+    value = np.asarray(value)
+    if name in (*TOKEN_INPUTS, *DECODER_INPUTS) and value.dtype.kind in "iu":
+        value = value.astype(np.int32, copy=False)
+    return tf.convert_to_tensor(value)
