@@ -203,11 +203,11 @@ def jax_terms(student, teacher, distillation, inputs, projections):
 
     def loss(params, projections):
         student = merge(graphdef, params)
-        terms = jaxnlp.distillation.losses.terms(
+        terms = jaxnlp.distillation.losses.teacher_terms(
             distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
             projections=projections, sample_weight=WEIGHTS,
         )  # fmt: skip
-        return jaxnlp.distillation.losses.total(terms), terms
+        return jaxnlp.distillation.losses.total_loss(terms), terms
 
     (_, terms), trees = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, projections)
     flat = [{"/".join(k.key for k in p): v for p, v in jax.tree_util.tree_leaves_with_path(tree)} for tree in trees]
@@ -219,11 +219,11 @@ def keras_terms(student, teacher, distillation, inputs, projections):
     projections = {name: {"kernel": tf.Variable(each["kernel"])} for name, each in projections.items()}
     teacher_outputs = run(teacher, distillation, inputs)
     with tf.GradientTape() as tape:
-        terms = tfnlp.distillation.losses.terms(
+        terms = tfnlp.distillation.losses.teacher_terms(
             distillation, student, teacher, run(student, distillation, inputs), teacher_outputs, inputs,
             projections=projections, sample_weight=WEIGHTS,
         )  # fmt: skip
-        loss = tfnlp.distillation.losses.total(terms)
+        loss = tfnlp.distillation.losses.total_loss(terms)
     variables = {path: variable.value for path, variable in parameter_tree(student).items()}
     variables |= {f"{name}/kernel": each["kernel"] for name, each in projections.items()}
     found = {

@@ -141,7 +141,7 @@ def test_mistakes_are_said(tmp_path, batch):
     )  # fmt: skip
     evaluation = GenerationEvaluation([batch], tokenizer(), share_of_words)
     for call, message in {
-        lambda: evaluation.scorer(classifier): "a sequence-classification model does not write to a source",
+        lambda: evaluation.scorer(classifier): "needs the seq2seq-lm head, not sequence-classification",
         lambda: GenerationEvaluation([], tokenizer(), share_of_words).scorer(
             model_of()
         ): "there are no validation batches",
