@@ -63,7 +63,7 @@ def _transformers_torch(ids, dtype):
 def _jaxnlp(ids, dtype):
     import jaxnlp
     from duonlp.training import PretrainingConfig
-    from jaxnlp.training.model import reader
+    from jaxnlp.training.model import parameter_reader
     from jaxnlp.training.step import make_step
 
     model = jaxnlp.AutoModelForCausalLM.from_config(GPT2)
@@ -72,7 +72,7 @@ def _jaxnlp(ids, dtype):
         clip_norm=CLIP_NORM, dtype=dtype,
     )  # fmt: skip
     step = make_step(model, config)
-    state = step.init_state(reader(model))
+    state = step.init_state(parameter_reader(model))
     batch = step.put({"input_ids": ids, "labels": _shifted(ids)})
 
     def work():

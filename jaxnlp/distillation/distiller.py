@@ -23,13 +23,14 @@ from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
-from duonlp.typing import Batch
+from duonlp.typing import Batch, BatchStream
 from jaxnlp import ops
 from jaxnlp.distillation import losses as distillation_losses
 from jaxnlp.pretrained import Params, merge, split
 from jaxnlp.training.fit import train
 from jaxnlp.training.fit_step import FitStep, NamedTerms, Plan, loss_terms
 from jaxnlp.training.mesh import make_mesh
+from jaxnlp.training.step import Metrics, State
 
 PROJECTIONS = "projections"
 """Key of the projections among the trained parameters; all other parameters are the student's."""
@@ -117,13 +118,13 @@ class DistillPlan(Plan):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def distill_step(
-    plan: DistillPlan, state: dict[str, Any], teacher: Params, batch: Batch, rate: Any, seed: Any
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    plan: DistillPlan, state: State, teacher: Params, batch: Batch, rate: Any, seed: Any
+) -> tuple[State, Metrics]:
     """Run one optimizer step of a student: a pure function over plain pytrees, under any sharding of its arguments.
 
     Args:
         plan: Plan from :func:`distill_plan`, the only static argument.
-        state: ``{"params", "moments", "step"}`` from ``plan.fresh(params)``; it is donated.
+        state: State from ``plan.fresh(params)``, see :data:`jaxnlp.training.step.State`; it is donated.
         teacher: Parameters of the teacher (``jaxnlp.split(model)[1]``), which are not changed; {} if the batches have
             ``teacher_logits`` and nothing else is compared.
         batch: Inputs and labels of the student, [B, ...] each; ``teacher_input_ids``, ... if the teacher has other inputs;
@@ -203,7 +204,8 @@ class DistillStep(FitStep):
         self._check(student, has_loss=distillation.alpha == 0)
         self.mesh, self.seed = mesh, config.seed
         self.teacher_config: TransformerConfig | None = None if teacher is None else teacher.config
-        self._compile(*distill_plan(student, teacher, distillation, self.kept(config), mesh=mesh, **checked))
+        settings = self.program_settings(config)
+        self._compile(*distill_plan(student, teacher, distillation, settings, mesh=mesh, **checked))
 
     def model_parameters(self, params: Params) -> Params:
         """Return the student's parameters among the trained ones, which include the projections."""
@@ -229,12 +231,12 @@ class DistillStep(FitStep):
 def distill(
     student: Any,
     teacher: Any,
-    batches: Any,
+    batches: BatchStream,
     config: FitConfig | None = None,
     distillation: Distillation | None = None,
     folder: str | Path | None = None,
     *,
-    validation: Any = None,
+    validation: BatchStream | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer: Any = None,

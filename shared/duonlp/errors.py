@@ -1,4 +1,4 @@
-"""Errors that users can cause, and therefore fix.
+"""Errors that users can cause, and therefore fix; and warnings that callers may want to tell apart.
 
 Each message names the value, what was expected, and what to do. The command line prints such an error as
 one line and exits with status 2; any other exception is a bug in duonlp.
@@ -51,3 +51,7 @@ class MissingExtraError(DuonlpError, ImportError):
 
 class NonFiniteLossError(DuonlpError, ArithmeticError):
     """A training run whose loss became NaN or infinite."""
+
+
+class NewHeadWarning(UserWarning):
+    """A checkpoint lacks the requested head, which therefore starts from random values."""

@@ -1,6 +1,6 @@
 """Types shared across packages: arrays of any framework, and the engine packages passed around as arguments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
@@ -47,3 +47,23 @@ class Engine(Protocol):
     distill: Callable[..., Any]
     init_student: Callable[..., Any]
     cached_teacher_logits: Callable[..., Any]
+
+
+class EpochBatches(Protocol):
+    """Training batches by epoch, such as LabelledBatches and PairBatches; ``len()``, if defined, is batches per epoch."""
+
+    def epoch(self, number: int, /) -> Iterable[Batch]:
+        """Return the batches of an epoch, counted from 0."""
+        ...
+
+
+BatchStream: TypeAlias = EpochBatches | Iterable[Batch]
+"""Training or validation batches; an iterable, such as a list, gives the same batches in every epoch."""
+
+
+class BatchSequence(Protocol):
+    """A finite sequence of batches, such as a list or the result of :func:`duonlp.data.held_out_batches`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...

@@ -23,7 +23,7 @@ from tfnlp.training import (
     fit,
     make_optimizer,
 )
-from tfnlp.training.fit_callback import label_counts, pieces_of
+from tfnlp.training.fit_callback import label_counts, split_batch
 
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),
@@ -190,10 +190,10 @@ def test_microbatches_match_the_batch():
     assert four.loss == pytest.approx(one.loss, rel=1e-5)
     assert four.best["value"] == pytest.approx(one.best["value"], rel=1e-5)
     assert_same(values, expected, rtol=0, atol=1e-5)
-    pieces = list(pieces_of("token-classification", batches[0], 4))
+    pieces = list(split_batch("token-classification", batches[0], 4))
     assert pieces[3]["labels"].shape == (1, 6) and not pieces[3]["sample_weight"].any()
     with pytest.raises(InputError, match="a batch of 4 rows into 5 microbatches"):
-        list(pieces_of("token-classification", batches[0], 5))
+        list(split_batch("token-classification", batches[0], 5))
     assert label_counts("causal-lm", {"input_ids": ids, "labels": np.zeros_like(ids)}).tolist() == [5.0] * 4
 
 
@@ -341,7 +341,9 @@ def test_usage_errors(tmp_path):
         lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
         lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",
         lambda: fitted(model=tfnlp.AutoModel.from_config(BERT)): "a base model has no labels to learn from",
-        lambda: fitted(model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)): "no classes",
+        lambda: fitted(
+            model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)
+        ): "is not over classes",
         lambda: make_optimizer("adamw", 1e-3, model, layer_decay=0): "layer_decay is 0",
         lambda: batch_dataset(BATCHES, first_batch=-1): "first_batch -1",
     }.items():

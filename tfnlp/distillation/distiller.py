@@ -18,11 +18,11 @@ from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
-from duonlp.typing import Batch
+from duonlp.typing import Batch, BatchStream
 from tfnlp import ops
 from tfnlp.distillation.losses import teacher_terms
 from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.training.fit import by_xla, smoothed_loss, train
+from tfnlp.training.fit import resolve_jit_compile, smoothed_loss, train
 
 
 class Distiller(TrainerMixin, keras.Model):
@@ -376,12 +376,12 @@ def _unpack(data: Any) -> tuple[dict[str, Any], Any, Any]:
 def distill(
     student: Any,
     teacher: Any,
-    batches: Any,
+    batches: BatchStream,
     config: FitConfig | None = None,
     distillation: Distillation | None = None,
     folder: str | Path | None = None,
     *,
-    validation: Any = None,
+    validation: BatchStream | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer: Any = None,
@@ -431,8 +431,8 @@ def distill(
     def compile(optimizer: keras.optimizers.Optimizer) -> None:
         distiller.compile(
             optimizer, distillation_losses=distillation.losses, alpha=distillation.alpha,
-            temperature=distillation.temperature, positions=distillation.positions, jit_compile=by_xla(student, jit_compile),
-            student_loss=loss, loss_weights=loss_weights,
+            temperature=distillation.temperature, positions=distillation.positions,
+            jit_compile=resolve_jit_compile(student, jit_compile), student_loss=loss, loss_weights=loss_weights,
         )  # fmt: skip
 
     description = {

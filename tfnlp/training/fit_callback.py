@@ -45,11 +45,11 @@ class Run(keras.callbacks.Callback):
         tokenizer: Tokenizer to save with the best model.
 
     Attributes:
-        at: Position of the run, stored with every checkpoint: "step" (optimizer steps done), "epoch" and "batch" (of the
+        position: Position of the run, stored with every checkpoint: "step" (optimizer steps done), "epoch" and "batch" (of the
             next batch), "examples", "seconds" (without evaluations) and "loss" (of the last step).
         feed: Source of the batches; its marks give the position after each of them. Set before training.
         log: Log of the run. Set before training.
-        asked: Returns whether the run should save and stop. Set before training.
+        stop_requested: Returns whether the run should save and stop. Set before training.
         evaluation: Returns the metrics of the model; None if nothing is evaluated. Set before training.
         on_evaluation: Called with the steps done and the metrics after each evaluation. Set before training.
         history: Metrics of each evaluation, with its "step".
@@ -63,12 +63,12 @@ class Run(keras.callbacks.Callback):
         super().__init__()
         self.trainer, self.trained, self.config, self.total, self.best = trainer, model, config, total, best
         self.folder, self.backups, self.tokenizer = folder, backups, tokenizer
-        self.at: dict[str, Any] = {
+        self.position: dict[str, Any] = {
             "step": 0, "epoch": 0, "batch": 0, "examples": 0, "seconds": 0.0, "loss": math.nan,
         }  # fmt: skip
         self.feed: Feed | None = None
         self.log: MetricsLog | NullLog = NullLog()
-        self.asked: Callable[[], bool] = lambda: False
+        self.stop_requested: Callable[[], bool] = lambda: False
         self.evaluation: Callable[[], Mapping[str, float]] | None = None
         self.on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None
         self.history: list[dict[str, float]] = []
@@ -94,11 +94,11 @@ class Run(keras.callbacks.Callback):
         """
         assert self.backups is not None
         self.backups.restore(self._variables, tensors)
-        self.at = dict(state["at"])
+        self.position = dict(state["at"])
         self.best.restore(state["best"])
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._clock = time.perf_counter() - self.at["seconds"]
+        self._clock = time.perf_counter() - self.position["seconds"]
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if batch == 1:  # since tf.data's generators have made malloc return memory to the system again
@@ -114,22 +114,22 @@ class Run(keras.callbacks.Callback):
         # A plain mean: each microbatch has been weighted by its labels already.
         metrics = {name: float(np.mean([piece[name] for piece in self._pieces])) for name in logs}
         self._pieces.clear()
-        at, config, mark = self.at, self.config, self.feed.marks.popleft()
-        step = at["step"] + 1
+        position, config, mark = self.position, self.config, self.feed.marks.popleft()
+        step = position["step"] + 1
         rate = config.learning_rate_at((step - 0.5) / self.total)
         self._check_finite(step, metrics["loss"], rate)
-        at |= {"step": step, "epoch": mark["epoch"], "batch": mark["batch"], "loss": metrics["loss"]}
-        at["examples"] += mark["examples"]
-        at["seconds"] = time.perf_counter() - self._clock
+        position |= {"step": step, "epoch": mark["epoch"], "batch": mark["batch"], "loss": metrics["loss"]}
+        position["examples"] += mark["examples"]
+        position["seconds"] = time.perf_counter() - self._clock
         self._window.append(metrics)
-        last, ends_epoch, self.preempted = step == self.total, mark["ends_epoch"], self.asked()
+        last, ends_epoch, self.preempted = step == self.total, mark["ends_epoch"], self.stop_requested()
         evaluates = self.evaluation is not None and fit_event_due(config.evaluate_every, step, ends_epoch, last)
         saves = fit_event_due(config.save_every, step, ends_epoch, last) or self.preempted
         if due(step, config.log_every, self.total) or evaluates or saves or last:
             means = {name: float(np.mean([record[name] for record in self._window])) for name in metrics}
             self._window.clear()
             self.log.step(
-                {name: at[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate} | means
+                {name: position[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate} | means
             )
         if evaluates or saves:
             # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
@@ -138,7 +138,7 @@ class Run(keras.callbacks.Callback):
         if evaluates:
             self._evaluate(step)
         if self.backups is not None and (saves or self.best.out_of_patience):
-            self.backups.write(step, {"format": 1, "at": at, "best": self.best.to_dict()}, self._variables)
+            self.backups.write(step, {"format": 1, "at": position, "best": self.best.to_dict()}, self._variables)
         if self.best.out_of_patience:
             best = self.best
             self.log.message(
@@ -170,14 +170,14 @@ class Run(keras.callbacks.Callback):
 
     def result(self) -> FitResult:
         """Return the result of the run."""
-        best, at = self.best, self.at
+        best, position = self.best, self.position
         best_result = None
         if best.value is not None and best.step is not None:
             best_result = {"value": best.value, "step": best.step}
         return FitResult(
-            self.trained, at["step"], at["examples"], at["seconds"], at["loss"], self.history,
+            self.trained, position["step"], position["examples"], position["seconds"], position["loss"], self.history,
             best_result, self.folder / BEST if self.folder is not None and best_result is not None else None,
-            best.out_of_patience, self.preempted and at["step"] < self.total,
+            best.out_of_patience, self.preempted and position["step"] < self.total,
         )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def label_counts(head: str, batch: Batch) -> np.ndarray:
     return (is_labeled[:, 1:] if head == "causal-lm" else is_labeled.reshape(rows, -1)).sum(axis=1).astype(np.float64)
 
 
-def pieces_of(head: str, batch: Batch, pieces: int) -> Iterator[dict[str, Any]]:
+def split_batch(head: str, batch: Batch, pieces: int) -> Iterator[dict[str, Any]]:
     """Split a batch into microbatches whose mean gradient is that of the batch, by weighting each by its labels.
 
     Args:

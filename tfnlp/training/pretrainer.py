@@ -16,7 +16,7 @@ from duonlp.typing import Batch
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training.input import Source
 
-EXPECTED = "Your input ran out of data"
+OUT_OF_DATA = "Your input ran out of data"
 """Start of Keras' warning at the end of a distributed dataset, whose length it does not know."""
 
 REPLICA_STRIDE = 0x3C6EF35F
@@ -298,7 +298,7 @@ class Pretrainer(keras.Model):
         )
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", EXPECTED)
+                warnings.filterwarnings("ignore", OUT_OF_DATA)
                 return super().fit(
                     x, epochs=epochs, steps_per_epoch=steps_per_epoch, callbacks=callback_list, verbose=verbose, shuffle=False,
                     initial_epoch=initial_epoch, validation_data=validation_data, validation_steps=validation_steps,
@@ -334,7 +334,7 @@ class Pretrainer(keras.Model):
         if not kwargs.get("_use_cached_eval_dataset"):
             self._check(x, "evaluate", steps)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", EXPECTED)
+            warnings.filterwarnings("ignore", OUT_OF_DATA)
             return super().evaluate(
                 x, steps=steps, verbose=verbose, callbacks=callbacks, return_dict=return_dict, **kwargs
             )

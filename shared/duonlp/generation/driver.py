@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from duonlp.errors import InputError
 from duonlp.generation.config import DEFAULTS, GenerationConfig, Processor
-from duonlp.generation.output import GenerationOutput, collect, join
+from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
@@ -43,6 +43,30 @@ class Call:
     prompt: Prompt
     plan: Plan
     values: dict[str, Any]
+
+
+def collect(call: Call, out: Mapping[str, Any]) -> GenerationOutput:
+    """Return the results of one compiled loop without the rows and columns that pad to bucket sizes.
+
+    Args:
+        call: The call that was run.
+        out: Result of duonlp.generation.loop.result, as NumPy.
+    """
+    plan, original = call.plan, call.prompt.original
+    steps, texts = int(out["steps"]), len(original) * plan.returned
+    prompts = np.repeat(original, plan.returned, axis=0)
+    sequences = np.concatenate([prompts, out["ids"][:texts, :steps]], axis=1).astype(np.int32)
+    rows = len(original) * (plan.beams if plan.strategy == "beam" else plan.samples)
+    trims = {
+        "logprobs": lambda x: x[:texts, :steps],
+        "scores": lambda x: x[:steps, :rows],
+        "logits": lambda x: x[:steps, :rows],
+        "sequences_scores": lambda x: x[:texts],
+        "beam_indices": lambda x: x[:texts, :steps],
+        "passes": lambda x: np.reshape(x, (1,)),
+    }
+    recorded = {name: trim(np.asarray(out[name])) for name, trim in trims.items() if name in out}
+    return GenerationOutput(sequences=sequences, **recorded)
 
 
 class Streamer(Protocol):

@@ -1,12 +1,8 @@
 """The result of ``generate`` when more than ids is requested."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from duonlp.generation.driver import Call
 
 
 class GenerationOutput(dict):
@@ -30,30 +26,6 @@ class GenerationOutput(dict):
             return self[name]
         except KeyError:
             raise AttributeError(f"the output has no {name!r}; it has {', '.join(self)}") from None
-
-
-def collect(call: "Call", out: Mapping[str, Any]) -> GenerationOutput:
-    """Return the results of one compiled loop without the rows and columns that pad to bucket sizes.
-
-    Args:
-        call: The call that was run.
-        out: Result of duonlp.generation.loop.result, as NumPy.
-    """
-    plan, original = call.plan, call.prompt.original
-    steps, texts = int(out["steps"]), len(original) * plan.returned
-    prompts = np.repeat(original, plan.returned, axis=0)
-    sequences = np.concatenate([prompts, out["ids"][:texts, :steps]], axis=1).astype(np.int32)
-    rows = len(original) * (plan.beams if plan.strategy == "beam" else plan.samples)
-    trims = {
-        "logprobs": lambda x: x[:texts, :steps],
-        "scores": lambda x: x[:steps, :rows],
-        "logits": lambda x: x[:steps, :rows],
-        "sequences_scores": lambda x: x[:texts],
-        "beam_indices": lambda x: x[:texts, :steps],
-        "passes": lambda x: np.reshape(x, (1,)),
-    }
-    recorded = {name: trim(np.asarray(out[name])) for name, trim in trims.items() if name in out}
-    return GenerationOutput(sequences=sequences, **recorded)
 
 
 def join(parts: list[GenerationOutput], padding: int) -> GenerationOutput:

@@ -8,8 +8,7 @@ import pytest
 from duonlp import numpy_ops
 from duonlp.generation import GenerationConfig, GenerationOutput
 from duonlp.generation import loop as decoding
-from duonlp.generation.driver import Call
-from duonlp.generation.output import collect
+from duonlp.generation.driver import Call, collect
 from duonlp.generation.plan import make_plan
 from duonlp.generation.prompt import prepare_prompt
 from duonlp.generation.strategies import search
