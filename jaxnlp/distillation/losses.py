@@ -1,14 +1,14 @@
-"""What a student is told by its teacher: sums over what is compared, and how many there are, as float32 scalars.
+"""Distillation losses: each returns (sum, count), the sum of a loss over the compared items and their number.
 
-Sums and counts add up over pieces of a batch, devices and hosts; a count depends on masks alone. ``mask`` is 0 where nothing
-counts, ``sample_weight`` multiplies what does; both are [B], or have more of the axes that are compared. Teachers' values
-get no gradient, and the arithmetic is in float32 whatever the values are. ``duonlp.distillation.reference_losses`` has the same
-in NumPy.
+Both are float32 scalars that add up over microbatches, devices and hosts; a count depends on masks alone. ``mask`` is 0
+for items that do not count and ``sample_weight`` multiplies those that do; both are [B], or have more of the compared
+axes. No gradient flows into the teacher's values, and all arithmetic is in float32. The NumPy reference is
+``duonlp.distillation.reference_losses``.
 """
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +16,50 @@ import jax.numpy as jnp
 from duonlp.distillation.pair import Distillation
 from duonlp.distillation.reference_losses import PROBABILITY_FLOOR, SQUARED_NORM_FLOOR
 from duonlp.distillation.terms import MASKED_LOGIT, distillation_terms
+from duonlp.typing import Batch
 from jaxnlp import ops
 
+Terms: TypeAlias = dict[str, tuple[jax.Array, jax.Array, float]]
+"""(sum, count, factor) of each term of a loss, which is the total of factor * sum / count."""
 
-def terms(
-    distillation: Distillation, student, teacher, student_outputs: Mapping[str, Any], teacher_outputs: Mapping[str, Any],
-    batch: Mapping[str, Any], *, projections: Mapping[str, Mapping[str, Any]] | None = None, label_order=None,
-    sample_weight=None,
-) -> dict[str, tuple]:  # fmt: skip
-    """All that the teacher adds to the loss of a batch, in the order of duonlp.distillation.term_names.
+LossSum: TypeAlias = tuple[jax.Array, jax.Array]
+"""(sum, count), float32 [] each."""
 
-    The student's own loss on the labels, times alpha, is not among it.
+
+def teacher_terms(
+    distillation: Distillation,
+    student: Any,
+    teacher: Any,
+    student_outputs: Mapping[str, Any],
+    teacher_outputs: Mapping[str, Any],
+    batch: Batch,
+    *,
+    projections: Mapping[str, Mapping[str, Any]] | None = None,
+    label_order: Any = None,
+    sample_weight: jax.Array | None = None,
+) -> Terms:
+    """Return the terms that the teacher adds to the loss of a batch, in the order of duonlp.distillation.term_names.
+
+    The student's own loss on the labels, times alpha, is not among them.
 
     Args:
-        student, teacher: the models; of the teacher, what is inside is read only where ``distillation.losses`` has something,
-            so that it may be None with logits that were computed before.
-        student_outputs, teacher_outputs: what they gave, with ``hidden_states`` and ``attentions`` where ``distillation`` needs
-            them (``needs_hidden_states``, ``needs_attentions``).
-        batch: what the student reads, and labels: they say what counts.
-        projections: of duonlp.distillation.init_projections, where the widths differ.
-        label_order: what duonlp.distillation.check_pair gave.
-        sample_weight: [B], or [B, T] where every token has outputs.
+        distillation: Settings of the distillation.
+        student: The student model.
+        teacher: The teacher model. It is only read for ``distillation.losses``, so it may be None with precomputed logits.
+        student_outputs: Outputs of the student, with ``hidden_states`` and ``attentions`` if the settings need them
+            (``needs_hidden_states``, ``needs_attentions``).
+        teacher_outputs: Outputs of the teacher, likewise.
+        batch: Inputs of the student and labels, which determine the tokens and rows that count.
+        projections: From duonlp.distillation.init_projections, if the widths differ.
+        label_order: From duonlp.distillation.check_pair.
+        sample_weight: [B], or [B, T] where every token has an output.
 
     Returns:
-        {name: (sum, count, factor)}: the loss is the total of factor * sum / count. The sum of a loss over several layers is
-        the mean of theirs, so that its factor is its weight.
+        {name: (sum, count, factor)}; the loss is the total of factor * sum / count. A loss over several pairs of layers
+        sums to the mean over the pairs, so its factor is its weight.
+
+    Raises:
+        InputError: An output, a projection or labels that the settings need are missing.
     """
     return distillation_terms(
         ops, sys.modules[__name__], distillation, student, teacher, student_outputs, teacher_outputs, batch,
@@ -48,135 +67,252 @@ def terms(
     )  # fmt: skip
 
 
-def total(terms: Mapping[str, tuple]):
-    """The loss that ``terms`` add up to, of a batch that is not in pieces: float32."""
-    return sum((factor * each / jnp.maximum(count, 1.0) for each, count, factor in terms.values()), jnp.zeros(()))
+def total_loss(terms: Terms) -> jax.Array:
+    """Return the loss of a batch that is not split: the total of factor * sum / count, float32 []."""
+    return sum((factor * total / jnp.maximum(count, 1.0) for total, count, factor in terms.values()), jnp.zeros(()))
 
 
-def kl_divergence_sum(student_logits, teacher_logits, temperature=1.0, mask=None, sample_weight=None):
-    """KL(teacher || student) of softmaxes of logits / temperature, in nats, without the factor T^2 (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531). logits: [..., C]; mask: [...]. Counts distributions."""
-    log_student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
-    log_teacher = jax.nn.log_softmax(_fixed(teacher_logits) / temperature)
-    return _summed(_divergence(log_teacher, log_student), mask, sample_weight)
+def kl_divergence_sum(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    temperature: float = 1.0,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum KL(teacher || student) of softmaxes of logits / temperature, in nats, without the factor T^2.
 
-
-def bernoulli_kl_divergence_sum(student_logits, teacher_logits, temperature=1.0, mask=None, sample_weight=None):
-    """KL(teacher || student) of each class by itself, with probabilities sigmoid(logits / temperature), without the factor
-    T^2. logits: [B, C]; mask: [B]. Counts classes of all rows, as the mean of a binary cross-entropy does."""
-    student, teacher = student_logits.astype(jnp.float32) / temperature, _fixed(teacher_logits) / temperature
-    yes = _log_ratio(jax.nn.log_sigmoid(teacher), jax.nn.log_sigmoid(student))
-    no = _log_ratio(jax.nn.log_sigmoid(-teacher), jax.nn.log_sigmoid(-student))
-    return _summed(yes + no, mask, sample_weight)
-
-
-def squared_error_sum(student_logits, teacher_logits, mask=None, sample_weight=None):
-    """(student - teacher)^2. logits: [B, C]; mask: [B]. Counts values."""
-    return _summed(jnp.square(student_logits.astype(jnp.float32) - _fixed(teacher_logits)), mask, sample_weight)
-
-
-def hidden_mse_sum(student, teacher, mask=None, sample_weight=None):
-    """The mean over D of (student - teacher)^2. student, teacher: [B, T, D]; mask: [B, T]. Counts tokens."""
-    each = jnp.mean(jnp.square(student.astype(jnp.float32) - _fixed(teacher)), axis=-1)
-    return _summed(each, mask, sample_weight)
-
-
-def hidden_cosine_sum(student, teacher, mask=None, sample_weight=None):
-    """1 - the cosine of student and teacher, [B, T, D]; mask: [B, T]. Counts tokens."""
-    return _summed(1 - jnp.sum(_unit(student.astype(jnp.float32)) * _unit(_fixed(teacher)), -1), mask, sample_weight)
-
-
-def attention_kl_sum(student, teacher, mask=None, sample_weight=None):
-    """The mean over heads of KL(teacher || student). student, teacher: probabilities [B, N, T, S], of which those below
-    PROBABILITY_FLOOR count as that; mask: [B, T]. Counts queries."""
-    student, teacher = student.astype(jnp.float32), _fixed(teacher)
-    log_student, log_teacher = (jnp.log(jnp.maximum(x, PROBABILITY_FLOOR)) for x in (student, teacher))
-    each = jnp.sum(teacher * (log_teacher - log_student), axis=-1)  # [B, N, T]
-    return _summed(each.mean(axis=1), mask, sample_weight)
-
-
-def attention_mse_sum(student, teacher, mask=None, sample_weight=None):
-    """The mean over heads and attended keys of (student - teacher)^2. student, teacher: probabilities [B, N, T, T]; mask:
-    [B, T], of keys as of queries. Counts queries."""
-    squares = jnp.mean(jnp.square(student.astype(jnp.float32) - _fixed(teacher)), axis=1)  # [B, T, S]
-    keys = jnp.expand_dims(_counted(mask, squares[:, 0]), 1).astype(jnp.float32)  # [B, 1, S]
-    each = jnp.sum(squares * keys, axis=-1) / jnp.maximum(jnp.sum(keys, axis=-1), 1.0)
-    return _summed(each, mask, sample_weight)
-
-
-def relation_kl_sum(student, teacher, heads, mask=None, sample_weight=None):
-    """The mean over relation heads of KL(teacher || student), of how each token relates to all attended ones: the softmax of
-    the products of their vectors, over the root of a head's width (Wang et al. 2021, https://arxiv.org/abs/2012.15828).
+    From Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
 
     Args:
-        student, teacher: queries, keys or values: [B, T, D] and [B, T, D'], both widths divisible by heads.
-        mask: [B, T]. Counts tokens.
+        student_logits: [..., C].
+        teacher_logits: [..., C].
+        temperature: T, the divisor of the logits.
+        mask: [...].
+        sample_weight: [...].
+
+    Returns:
+        (sum, number of distributions).
     """
-    log_student, log_teacher = (_log_relations(x, heads, mask) for x in (student.astype(jnp.float32), _fixed(teacher)))
-    return _summed(_divergence(log_teacher, log_student).mean(axis=1), mask, sample_weight)
+    log_student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    log_teacher = jax.nn.log_softmax(_target(teacher_logits) / temperature)
+    return _masked_sum(_divergence(log_teacher, log_student), mask, sample_weight)
 
 
-def queries_keys_values(model, hidden_states, layer: int) -> dict:
-    """What layer ``layer``, from 0 on, makes of the states that it reads: {"query", "key", "value"}, [B, T, N * H] each.
+def bernoulli_kl_divergence_sum(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    temperature: float = 1.0,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum KL(teacher || student) of each class on its own, in nats, without the factor T^2.
 
-    hidden_states: all of a model's, as it gives them.
+    The probability of a class is sigmoid(logits / temperature). Counting classes makes the mean that of a binary
+    cross-entropy.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        temperature: T, the divisor of the logits.
+        mask: [B].
+        sample_weight: [B].
+
+    Returns:
+        (sum, number of classes over all rows).
     """
-    part = getattr(getattr(model, model.config.stack), f"layer_{model.config.layer_order[layer]}")
+    student, teacher = student_logits.astype(jnp.float32) / temperature, _target(teacher_logits) / temperature
+    yes = _weighted_log_ratio(jax.nn.log_sigmoid(teacher), jax.nn.log_sigmoid(student))
+    no = _weighted_log_ratio(jax.nn.log_sigmoid(-teacher), jax.nn.log_sigmoid(-student))
+    return _masked_sum(yes + no, mask, sample_weight)
+
+
+def squared_error_sum(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum (student - teacher)^2 over values [B, C], with a mask [B].
+
+    Returns:
+        (sum, number of values).
+    """
+    return _masked_sum(jnp.square(student_logits.astype(jnp.float32) - _target(teacher_logits)), mask, sample_weight)
+
+
+def hidden_mse_sum(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum the mean over D of (student - teacher)^2 over hidden states [B, T, D], with a mask [B, T].
+
+    Returns:
+        (sum, number of tokens).
+    """
+    squares = jnp.mean(jnp.square(student.astype(jnp.float32) - _target(teacher)), axis=-1)
+    return _masked_sum(squares, mask, sample_weight)
+
+
+def hidden_cosine_sum(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum 1 - cosine(student, teacher) over hidden states [B, T, D], with a mask [B, T].
+
+    Returns:
+        (sum, number of tokens).
+    """
+    products = _normalize(student.astype(jnp.float32)) * _normalize(_target(teacher))
+    return _masked_sum(1.0 - jnp.sum(products, axis=-1), mask, sample_weight)
+
+
+def attention_kl_sum(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum the mean over heads of KL(teacher || student) of attention probabilities.
+
+    From Wang et al. 2020, https://arxiv.org/abs/2002.10957, equation 5.
+
+    Args:
+        student: Probabilities [B, N, T, S]. Those below PROBABILITY_FLOOR are raised to it in the logarithm.
+        teacher: Probabilities [B, N, T, S], likewise.
+        mask: [B, T].
+        sample_weight: [B] or [B, T].
+
+    Returns:
+        (sum, number of queries).
+    """
+    student, teacher = student.astype(jnp.float32), _target(teacher)
+    log_student, log_teacher = (jnp.log(jnp.maximum(x, PROBABILITY_FLOOR)) for x in (student, teacher))
+    divergence = jnp.sum(teacher * (log_teacher - log_student), axis=-1)  # [B, N, T]
+    return _masked_sum(divergence.mean(axis=1), mask, sample_weight)
+
+
+def attention_mse_sum(
+    student: jax.Array,
+    teacher: jax.Array,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum the mean over heads and attended keys of (student - teacher)^2 of attention probabilities.
+
+    Args:
+        student: Probabilities [B, N, T, T].
+        teacher: Probabilities [B, N, T, T].
+        mask: [B, T], of keys and of queries.
+        sample_weight: [B] or [B, T].
+
+    Returns:
+        (sum, number of queries).
+    """
+    squares = jnp.mean(jnp.square(student.astype(jnp.float32) - _target(teacher)), axis=1)  # [B, T, S]
+    keys = jnp.expand_dims(_broadcast_mask(mask, squares[:, 0]), 1).astype(jnp.float32)  # [B, 1, S]
+    means = jnp.sum(squares * keys, axis=-1) / jnp.maximum(jnp.sum(keys, axis=-1), 1.0)
+    return _masked_sum(means, mask, sample_weight)
+
+
+def relation_kl_sum(
+    student: jax.Array,
+    teacher: jax.Array,
+    heads: int,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> LossSum:
+    """Sum the mean over relation heads of KL(teacher || student) of self-attention relations.
+
+    A relation is softmax(A A^T / sqrt(width of A)), where A is a head of queries, keys or values. From Wang et al. 2021,
+    https://arxiv.org/abs/2012.15828.
+
+    Args:
+        student: [B, T, D].
+        teacher: [B, T, D'].
+        heads: Number of relation heads, which divides both widths.
+        mask: [B, T]. Tokens are related only to tokens that count.
+        sample_weight: [B] or [B, T].
+
+    Returns:
+        (sum, number of tokens).
+    """
+    log_student, log_teacher = (_log_relations(x, heads, mask) for x in (student.astype(jnp.float32), _target(teacher)))
+    return _masked_sum(_divergence(log_teacher, log_student).mean(axis=1), mask, sample_weight)
+
+
+def queries_keys_values(model: Any, hidden_states: Sequence[jax.Array], layer: int) -> dict[str, jax.Array]:
+    """Return the queries, keys and values of a layer: {"query", "key", "value"}, each [B, T, N * H].
+
+    Args:
+        model: The model.
+        hidden_states: All hidden states of the model, as it outputs them.
+        layer: Index of the layer, counted from 0.
+    """
+    block = getattr(getattr(model, model.config.stack), f"layer_{model.config.layer_order[layer]}")
     x = hidden_states[:-1][layer]
-    projected = part.attention._project(part.attention_norm(x) if part.pre_norm else x)
-    return dict(zip(("query", "key", "value"), projected))
+    vectors = block.attention._project(block.attention_norm(x) if block.pre_norm else x)
+    return dict(zip(("query", "key", "value"), vectors))
 
 
-def projected(hidden_states, kernel):
-    """[B, T, D] times a kernel [D, D']: [B, T, D'], in the dtype of the states."""
+def project(hidden_states: jax.Array, kernel: Any) -> jax.Array:
+    """Multiply hidden states [B, T, D] by a kernel [D, D'], in the dtype of the states; return [B, T, D']."""
     return hidden_states @ kernel.astype(hidden_states.dtype)
 
 
-def in_order(logits, label_order):
-    """Logits [..., C] with their classes in another order, int [C]."""
+def reorder_labels(logits: jax.Array, label_order: Any) -> jax.Array:
+    """Return logits [..., C] with their classes in another order, int [C]."""
     return jnp.take(logits, jnp.asarray(label_order), axis=-1)
 
 
-def _fixed(x):
+def _target(x: jax.Array) -> jax.Array:
+    """Return a teacher's values in float32, without a gradient."""
     return jax.lax.stop_gradient(x.astype(jnp.float32))
 
 
-def _divergence(log_teacher, log_student):
-    """[..., C], logarithms of probabilities -> [...]; what has no probability adds nothing."""
-    return jnp.sum(_log_ratio(log_teacher, log_student), axis=-1)
+def _divergence(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
+    """Return the KL divergence over the last axis of log probabilities [..., C]; a teacher's probability of 0 adds 0."""
+    return jnp.sum(_weighted_log_ratio(log_teacher, log_student), axis=-1)
 
 
-def _log_ratio(log_teacher, log_student):
+def _weighted_log_ratio(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
+    """Return p log(p / q) for log probabilities log p and log q; 0 if p is 0."""
     probability = jnp.exp(log_teacher)
     return jnp.where(probability > 0, probability * (log_teacher - log_student), 0.0)
 
 
-def _unit(x):
+def _normalize(x: jax.Array) -> jax.Array:
+    """Scale vectors along the last axis to length 1."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), SQUARED_NORM_FLOOR))
 
 
-def _log_relations(x, heads: int, mask):
-    """[B, T, D] -> logarithms of relations [B, heads, T, T]."""
+def _log_relations(x: jax.Array, heads: int, mask: jax.Array | None) -> jax.Array:
+    """Return the log relations [B, heads, T, T] of vectors [B, T, D]."""
     parts = x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, heads, T, D / heads]
     scores = jnp.matmul(parts, parts.mT) * parts.shape[-1] ** -0.5
-    keys = jnp.expand_dims(_counted(mask, x[..., 0]), (1, 2))  # [B, 1, 1, T]
+    keys = jnp.expand_dims(_broadcast_mask(mask, x[..., 0]), (1, 2))  # [B, 1, 1, T]
     return jax.nn.log_softmax(jnp.where(keys, scores, MASKED_LOGIT))
 
 
-def _counted(mask, each):
-    """Whether each counts: bool, the shape of ``each``."""
-    return jnp.ones(each.shape, bool) if mask is None else jnp.broadcast_to(_widened(mask != 0, each), each.shape)
+def _broadcast_mask(mask: jax.Array | None, values: jax.Array) -> jax.Array:
+    """Return the mask as booleans of the shape of the values; None is all True."""
+    if mask is None:
+        return jnp.ones(values.shape, bool)
+    return jnp.broadcast_to(_with_trailing_axes(mask != 0, values), values.shape)
 
 
-def _widened(x, each):
-    """With as many axes as ``each``, ones behind."""
-    return x.reshape(x.shape + (1,) * (each.ndim - x.ndim))
+def _with_trailing_axes(x: jax.Array, values: jax.Array) -> jax.Array:
+    """Append axes of size 1 up to the rank of the values."""
+    return x.reshape(x.shape + (1,) * (values.ndim - x.ndim))
 
 
-def _summed(each, mask, sample_weight):
-    """each: float32 [B, ...] -> sum, count."""
-    counted = _counted(mask, each)
-    each = jnp.where(counted, each, 0.0)
+def _masked_sum(values: jax.Array, mask: jax.Array | None, sample_weight: jax.Array | None) -> LossSum:
+    """Return the weighted sum and the count of values, float32 [B, ...], that are not masked."""
+    is_counted = _broadcast_mask(mask, values)
+    values = jnp.where(is_counted, values, 0.0)
     if sample_weight is not None:
-        each = each * _widened(jnp.asarray(sample_weight, jnp.float32), each)
-    return jnp.sum(each), jnp.sum(counted, dtype=jnp.float32)
+        values = values * _with_trailing_axes(jnp.asarray(sample_weight, jnp.float32), values)
+    return jnp.sum(values), jnp.sum(is_counted, dtype=jnp.float32)

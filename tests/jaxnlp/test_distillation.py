@@ -1,4 +1,4 @@
-"""Distillation in JAX: one step against the formulas, every mesh and piece alike, and a run that goes on where it stopped."""
+"""Distillation in JAX: a step against the formulas, the same steps on every mesh and with accumulation, and resuming."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ EVERYTHING = Distillation(
 
 
 class Sentences:
-    """Rows whose label is told by their first id, with padding, token types and weights."""
+    """Rows whose first id determines the label, with padding, token types and weights."""
 
     def __init__(self, rows=16, size=8):
         rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def models():
-    """A BERT of two layers and 24 wide, and a DistilBERT of one, 16 wide, that knows no token types."""
+    """A DistilBERT with one layer of width 16 and no token types, and a BERT with two layers of width 24."""
     return model(DISTILBERT | {"dim": 16}, 2), model(BERT, 1)
 
 
@@ -71,19 +71,19 @@ def first_batch():
 
 
 @pytest.mark.representative
-def test_a_step_s_loss_is_that_of_the_formulas(models, first_batch):
-    """Of another family, width and depth: each part against its NumPy reference, on the models' own outputs."""
+def test_the_loss_of_a_step_matches_the_formulas(models, first_batch):
+    """Each part against its NumPy reference on the models' outputs, for a different family, width and depth."""
     student, teacher = models
     d = Distillation(alpha=0.3, temperature=3.0, losses=(HiddenStates(0.2), HiddenStates(0.1, "cosine", ((-1, -1),))))
     step = DistillStep(student, teacher, FitConfig(), d, one_device())
     state = step.init_state()
     projections = jax.device_get(state["params"]["projections"])
-    state, known = step(state, step.put(first_batch), 1e-3)
-    known = jax.device_get(known)
+    state, metrics = step(state, step.put(first_batch), 1e-3)
+    metrics = jax.device_get(metrics)
 
-    read = {name: first_batch[name] for name in ("input_ids", "attention_mask")}
-    mine = jaxnlp.compiled(student)(**read, output_hidden_states=True)
-    theirs = jaxnlp.compiled(teacher)(**read, token_type_ids=first_batch["token_type_ids"], output_hidden_states=True)
+    inputs = {name: first_batch[name] for name in ("input_ids", "attention_mask")}
+    mine = jaxnlp.compiled(student)(**inputs, output_hidden_states=True)
+    theirs = jaxnlp.compiled(teacher)(**inputs, token_type_ids=first_batch["token_type_ids"], output_hidden_states=True)
     weights, mask = first_batch["sample_weight"], first_batch["attention_mask"]
 
     def mean(name, *values, mask=None, **options):
@@ -91,27 +91,27 @@ def test_a_step_s_loss_is_that_of_the_formulas(models, first_batch):
         return total / count
 
     logits = np.asarray(mine["logits"], np.float64)
-    own = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, first_batch["labels"][:, None], 1)[:, 0]
+    row_losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, first_batch["labels"][:, None], 1)[:, 0]
     states = [np.asarray(x) @ projections[f"state_{i}"]["kernel"] for i, x in enumerate(mine["hidden_states"])]
     pairs = [(states[0], theirs["hidden_states"][0]), (states[1], theirs["hidden_states"][2])]
     expected = {
-        "student_loss": np.mean(own * weights),
+        "student_loss": np.mean(row_losses * weights),
         "distillation_loss": 9 * mean("kl_divergence_sum", logits, theirs["logits"], temperature=3.0),
         "hidden_mse": np.mean([mean("hidden_mse_sum", *pair, mask=mask) for pair in pairs]),
         "hidden_cosine": mean("hidden_cosine_sum", *pairs[1], mask=mask),
     }
-    # each part is logged as it is, without its weight
+    # parts are logged without their weights
     for name, value in expected.items():
-        assert known[name] == pytest.approx(value, rel=2e-5), name
+        assert metrics[name] == pytest.approx(value, rel=2e-5), name
     total = (
         0.3 * expected["student_loss"] + 0.7 * expected["distillation_loss"] + 0.2 * expected["hidden_mse"]
         + 0.1 * expected["hidden_cosine"]
     )  # fmt: skip
-    assert known["loss"] == pytest.approx(total, rel=2e-5)
+    assert metrics["loss"] == pytest.approx(total, rel=2e-5)
 
 
-def test_every_mesh_and_piece_takes_the_same_steps(models):
-    """Eight devices, or two pieces, make of a batch what one does; all losses, the teacher's layers sharded, too."""
+def test_meshes_and_accumulation_take_the_same_steps(models):
+    """Eight devices, or two microbatches, match one; with all losses, and the teacher sharded as well."""
     student, teacher = model(BERT | {"num_hidden_layers": 1}, 2), models[1]
 
     def curve(mesh, **changes):
@@ -120,8 +120,8 @@ def test_every_mesh_and_piece_takes_the_same_steps(models):
         state, losses = step.init_state(), []
         for _ in range(2):
             for batch in Sentences().epoch(0):
-                state, known = step(state, step.put(batch), 1e-2)
-                losses.append(float(known["loss"]))
+                state, metrics = step(state, step.put(batch), 1e-2)
+                losses.append(float(metrics["loss"]))
         return losses
 
     expected = curve(one_device())
@@ -133,35 +133,35 @@ def test_every_mesh_and_piece_takes_the_same_steps(models):
     np.testing.assert_allclose(curve(one_device(), accumulation=2), expected, rtol=1e-5)
 
 
-def test_the_step_is_a_pure_function_that_gives_up_its_state_alone(models, first_batch):
+def test_the_step_is_a_pure_function_that_donates_only_its_state(models, first_batch):
     student, teacher = models
     plan, params, frozen = distill_plan(student, teacher)
     before = jax.device_get(frozen)
     state = plan.fresh(jax.tree.map(jax.numpy.array, params))
-    new, known = distill_step(plan, state, frozen, first_batch, np.float32(1e-3), np.uint32(0))
-    assert set(known) == {"loss", "gradient_norm", "student_loss", "distillation_loss"} and int(new["step"]) == 1
+    new, metrics = distill_step(plan, state, frozen, first_batch, np.float32(1e-3), np.uint32(0))
+    assert set(metrics) == {"loss", "gradient_norm", "student_loss", "distillation_loss"} and int(new["step"]) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state["params"]))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), before)
     again = distill_plan(student, teacher)[0]
-    assert again == plan and hash(again) == hash(plan)  # so that it is not compiled a second time
+    assert again == plan and hash(again) == hash(plan)  # so the step is not compiled again
 
 
-def test_logits_that_were_kept_are_those_of_the_teacher(models, tmp_path):
+def test_cached_logits_match_the_teacher(models, tmp_path):
     student, teacher = models
     batches = jaxnlp.cached_teacher_logits(teacher, Sentences(), tmp_path / "logits")
     settings = FitConfig(epochs=1, learning_rate=1e-2, log_every=1)
     options = {"mesh": one_device(), "log": {"console": False}}
-    asked = distill(student, teacher, Sentences(), settings, folder=tmp_path / "asked", **options)
-    kept = distill(student, None, batches, settings, folder=tmp_path / "kept", **options)
-    for name, value in jaxnlp.parameter_tree(asked.model).items():
-        np.testing.assert_allclose(value, jaxnlp.parameter_tree(kept.model)[name], atol=1e-5)
+    live = distill(student, teacher, Sentences(), settings, folder=tmp_path / "live", **options)
+    cached = distill(student, None, batches, settings, folder=tmp_path / "cached", **options)
+    for name, value in jaxnlp.parameter_tree(live.model).items():
+        np.testing.assert_allclose(value, jaxnlp.parameter_tree(cached.model)[name], atol=1e-5)
     swapped = student.config.replace(labels=student.config.labels[::-1])
-    found = next(reorder_for_student(batches, swapped).epoch(0))["teacher_logits"]
-    np.testing.assert_array_equal(found, next(batches.epoch(0))["teacher_logits"][:, ::-1])
+    reordered = next(reorder_for_student(batches, swapped).epoch(0))["teacher_logits"]
+    np.testing.assert_array_equal(reordered, next(batches.epoch(0))["teacher_logits"][:, ::-1])
 
 
 @pytest.mark.representative
-def test_a_run_goes_on_where_it_stopped(models, tmp_path):
+def test_a_run_resumes_where_it_stopped(models, tmp_path):
     student, teacher = models
     options = {"mesh": one_device(), "validation": Sentences(), "log": {"console": False}}
     whole = distill(
@@ -186,11 +186,11 @@ def test_a_run_goes_on_where_it_stopped(models, tmp_path):
     assert set(jaxnlp.parameter_tree(loaded)) == set(jaxnlp.parameter_tree(student))  # without projections
 
 
-def test_what_does_not_go_together_is_refused(models):
+def test_incompatible_arguments_are_refused(models):
     student, teacher = models
-    with pytest.raises(InputError, match="hidden_mse look inside the teacher, and there is none"):
+    with pytest.raises(InputError, match="cannot compute hidden_mse without a teacher"):
         distill(student, None, Sentences(), distillation=Distillation(losses=(HiddenStates(),)))
-    with pytest.raises(InputError, match="no teacher_logits; give a teacher"):
+    with pytest.raises(InputError, match="neither a teacher nor teacher_logits in the batch"):
         distill(student, None, Sentences(), FitConfig(epochs=1), mesh=one_device())
     with pytest.raises(InputError, match="label"):
         distill(model(BERT | {"num_labels": 4}, 1), teacher, Sentences(), mesh=one_device())
@@ -199,8 +199,8 @@ def test_what_does_not_go_together_is_refused(models):
         pieces.put({"input_ids": np.ones((3, 4), np.int32)})
 
 
-def test_weights_of_rows_are_respected_without_a_teacher(first_batch):
-    """In fit, too: a row of weight 2 is two rows, but for the count."""
+def test_row_weights_apply_without_a_teacher(first_batch):
+    """In fit, a row of weight 2 doubles its loss but not the count."""
     student = model(BERT | {"num_hidden_layers": 1}, 2)
     step = FitStep(student, FitConfig(), one_device())
     twice = first_batch | {"sample_weight": np.full(8, 2, np.float32)}
@@ -211,20 +211,20 @@ def test_weights_of_rows_are_respected_without_a_teacher(first_batch):
     assert np.isfinite(result.loss)
 
 
-def test_rows_without_labels_only_fill_up_a_batch_of_several_labels(models, first_batch):
-    """Of the loss and of the teacher's; in pieces, too, one of which has nothing but such rows."""
+def test_padding_rows_of_multi_label_batches_do_not_count(models, first_batch):
+    """In both losses, and with accumulation, where one microbatch has only padding rows."""
     changes = {"problem_type": "multi_label_classification"}
     student, teacher = model(BERT | changes | {"num_hidden_layers": 1}, 2), model(BERT | changes, 1)
     labels = np.eye(3, dtype=np.float32)[first_batch["labels"]]
     real = {"input_ids": first_batch["input_ids"][:4], "labels": labels[:4]}
-    filled = {
+    padded = {
         "input_ids": first_batch["input_ids"][:5].repeat([1, 1, 1, 1, 4], 0),
         "labels": np.full((8, 3), -100.0, "f4"),
     }
-    filled["input_ids"], filled["labels"] = filled["input_ids"][[0, 4, 1, 5, 2, 6, 3, 7]], filled["labels"]
-    filled["labels"][::2] = labels[:4]
+    padded["input_ids"], padded["labels"] = padded["input_ids"][[0, 4, 1, 5, 2, 6, 3, 7]], padded["labels"]
+    padded["labels"][::2] = labels[:4]
     losses = []
-    for batch, pieces in ((real, 1), (filled, 1), (filled, 2)):
+    for batch, pieces in ((real, 1), (padded, 1), (padded, 2)):
         step = DistillStep(student, teacher, FitConfig(accumulation=pieces), Distillation(), one_device())
         losses.append(float(step(step.init_state(), step.put(batch), 0.0)[1]["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == pytest.approx(losses[0], rel=1e-6)

@@ -1,4 +1,4 @@
-"""Distillation in both frameworks from the same weights on the same batches: the same losses, part by part, step by step."""
+"""Distillation in both frameworks from the same weights and batches gives the same parts of the loss at every step."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ HEADS = {
 
 
 def batches_of(head):
-    """Twelve rows in batches of four, with padding, weights and, of words, a few that are masked."""
+    """Return twelve rows in batches of four, with padding, weights and, for masked-lm, a few labeled tokens."""
     rng = np.random.default_rng(0)
     ids, lengths = rng.integers(5, 55, (12, 6)).astype(np.int32), rng.integers(3, 7, (12, 1))
     mask = (np.arange(6) < lengths).astype(np.int32)
@@ -67,6 +67,6 @@ def test_the_curves_agree(tmp_path, head, distillation):
     ours, theirs = np.array(curves[jaxnlp]), np.array(curves[tfnlp])
     assert ours.shape == theirs.shape == (7, 3 + len(distillation.losses)) and ours[5, 0] < ours[0, 0]
     np.testing.assert_allclose(theirs[:6], ours[:6], rtol=2e-4, atol=1e-5)
-    # Of the validation, Keras weights each batch's mean by its labels, whatever a part of the loss counts.
+    # In validation, Keras weights each batch's mean by its labels, even for losses that count other items.
     np.testing.assert_allclose(theirs[6], ours[6], rtol=2e-2)
     np.testing.assert_allclose(theirs[6, 1], ours[6, 1], rtol=1e-4)

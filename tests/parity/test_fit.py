@@ -1,4 +1,4 @@
-"""Fine-tuning in both frameworks from the same weights on the same batches: one loss, one optimizer, one curve."""
+"""Fine-tuning in both frameworks from the same weights and batches: the same losses, optimizers and loss curves."""
 
 from functools import partial
 
@@ -33,21 +33,21 @@ def in_jax(batches, folder, **settings):
 
 
 def in_keras(dataset, *, optimizer, learning_rate, label_smoothing=0.0, accumulation=1, clip_norm=1.0):
-    """The same, an epoch a batch: what fit logs is the mean over an epoch."""
+    """Return the losses of Keras' fit, with one batch per epoch, since it logs means over epochs."""
     model = tfnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1)
     rate = Schedule(STEPS, learning_rate, **OPTIONS)
-    made = make_optimizer(
+    keras_optimizer = make_optimizer(
         optimizer, rate, model, weight_decay=0.01, beta2=0.999, clip_norm=clip_norm, accumulation=accumulation
     )
     loss = SmoothedCrossEntropy(label_smoothing) if label_smoothing else None
-    model.compile(made, loss=loss, jit_compile=False)
+    model.compile(keras_optimizer, loss=loss, jit_compile=False)
     history = model.fit(dataset, epochs=STEPS * accumulation, steps_per_epoch=1, shuffle=False, verbose=0).history
     return np.reshape(history["loss"], (STEPS, accumulation)).mean(axis=1)
 
 
 @pytest.mark.parametrize(("optimizer", "learning_rate", "smoothing"), [("adamw", 3e-3, 0.1), ("adafactor", 0.03, 0.0)])
 def test_the_curves_agree(tmp_path, optimizer, learning_rate, smoothing):
-    """20 pairs, so that the third batch of each epoch is filled up with rows that do not count."""
+    """With 20 pairs, so that the third batch of each epoch has padding rows."""
     settings = {"optimizer": optimizer, "learning_rate": learning_rate, "label_smoothing": smoothing, "clip_norm": 0.5}
     ours = in_jax(pair_batches(20), tmp_path / "run", **settings)
     theirs = in_keras(batch_dataset(pair_batches(20), epochs=4), **settings)
@@ -57,7 +57,7 @@ def test_the_curves_agree(tmp_path, optimizer, learning_rate, smoothing):
 
 @pytest.mark.parametrize(("optimizer", "learning_rate"), [("adamw", 3e-3), ("adafactor", 0.03)])
 def test_the_curves_agree_when_gradients_are_accumulated(tmp_path, optimizer, learning_rate):
-    """Two pieces of a batch are two batches for Keras. Each has as many labels here, so that it weighs them alike."""
+    """Two microbatches are two batches for Keras, which weighs them equally, so each has the same number of labels here."""
     settings = {"optimizer": optimizer, "learning_rate": learning_rate, "label_smoothing": 0.1, "accumulation": 2}
     whole = [batch for epoch in range(4) for batch in pair_batches().epoch(epoch)][:STEPS]
     halves = [{name: rows[i::2] for name, rows in batch.items()} for batch in whole for i in range(2)]
@@ -65,8 +65,8 @@ def test_the_curves_agree_when_gradients_are_accumulated(tmp_path, optimizer, le
     np.testing.assert_allclose(in_keras(batch_dataset(halves), **settings), ours, rtol=0, atol=1e-4)
 
 
-def test_adafactor_is_optax_s():
-    """Factored and not, over the two largest axes, with decay; Keras' own would differ in all of it."""
+def test_adafactor_matches_optax():
+    """With factored and full moments, over the two largest axes, and weight decay; Keras' own differs in all of these."""
     rng, shapes = (
         np.random.default_rng(0),
         {"kernel": (140, 130), "cube/kernel": (131, 3, 150), "small/kernel": (8, 200)},
@@ -84,15 +84,15 @@ def test_adafactor_is_optax_s():
         optimizer.apply([gradients[name] for name in variables], list(variables.values()))
     for name, variable in variables.items():
         np.testing.assert_allclose(variable.numpy(), ours[name], rtol=2e-5, atol=1e-6, err_msg=name)
-    kept = sum(np.prod(variable.shape) for variable in optimizer.variables)
-    assert kept < 140 + 130 + 3 * (131 + 150) + 8 * 200 + 9 + 10  # a row and a column each, of what is factored
+    size = sum(np.prod(variable.shape) for variable in optimizer.variables)
+    assert size < 140 + 130 + 3 * (131 + 150) + 8 * 200 + 9 + 10  # a row and a column of each factored parameter
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     assert again.get_config() == optimizer.get_config()
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_label_smoothing_is_torch_s(smoothing):
+def test_label_smoothing_matches_torch(smoothing):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(3, 4, 7)).astype(np.float32) * 3, rng.integers(0, 7, (3, 4)).astype(np.int32)
@@ -110,10 +110,10 @@ def test_label_smoothing_is_torch_s(smoothing):
         np.testing.assert_allclose(slope, theirs.grad.numpy(), rtol=0, atol=1e-7)
 
 
-def test_smoothing_keeps_nothing_but_the_logits():
-    """Of all that has their size: neither probabilities nor targets written out are kept for the gradient."""
+def test_smoothing_saves_only_the_logits_for_the_gradient():
+    """No other residual has their size, so neither probabilities nor explicit targets are stored."""
     logits, labels = jax.ShapeDtypeStruct((4, 64, 999), "bfloat16"), jax.ShapeDtypeStruct((4, 64), "int32")
     smoothed = partial(jaxnlp.losses.cross_entropy, label_smoothing=0.1)
-    _, kept = jax.eval_shape(lambda x, y: jax.vjp(lambda x: smoothed(x, y), x), logits, labels)
-    large = [leaf for leaf in jax.tree.leaves(kept) if leaf.size >= 4 * 64 * 999]
+    _, residuals = jax.eval_shape(lambda x, y: jax.vjp(lambda x: smoothed(x, y), x), logits, labels)
+    large = [leaf for leaf in jax.tree.leaves(residuals) if leaf.size >= 4 * 64 * 999]
     assert [(leaf.shape, leaf.dtype) for leaf in large] == [(logits.shape, logits.dtype)]

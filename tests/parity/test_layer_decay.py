@@ -1,4 +1,4 @@
-"""One rule of layer-wise learning rates, and one meaning of every setting of fit, in both frameworks."""
+"""Layer-wise learning rate decay and the settings of fit mean the same in both frameworks."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ BERT = {
 
 @pytest.mark.parametrize(("name", "rate"), [("adamw", 0.1), ("lion", 0.1), ("adafactor", 0.5)])
 def test_both_take_the_same_steps(name, rate):
-    """With decay of the weights and a limit on the norm, which layer-wise rates do not touch."""
+    """With weight decay and gradient clipping; layer-wise rates do not affect the latter."""
     settings = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "clip_norm": 0.5}
     model = tfnlp.AutoModelForSequenceClassification.from_config(BERT, seed=1)
     tree, rng = tfnlp.parameter_tree(model), np.random.default_rng(0)
@@ -42,13 +42,13 @@ def test_both_take_the_same_steps(name, rate):
         keras_s.apply([gradients[path] for path in tree], list(tree.values()))
     for path, variable in tree.items():
         np.testing.assert_allclose(variable.numpy(), theirs[path], rtol=2e-5, atol=1e-6, err_msg=path)
-    if name == "lion":  # whose steps are all of one size, but for the decay
+    if name == "lion":  # its steps have the same size everywhere, except for the decay
         moved = [np.abs(theirs[f"encoder/layer_{i}/attention/query/bias"]).max() for i in (0, 1)]
         assert moved[1] == pytest.approx(2 * moved[0])
 
 
-def test_fit_is_fit(tmp_path):
-    """20 pairs, so that a batch of each epoch is filled up; two pieces a step; each label of the validation weighs the same."""
+def test_fit_logs_the_same_in_both_frameworks(tmp_path):
+    """With padding rows in a batch of each epoch (20 pairs), two microbatches per step, and a validation loss per label."""
     config = FitConfig(
         epochs=2, learning_rate=3e-3, label_smoothing=0.1, clip_norm=0.5, accumulation=2, layer_decay=0.5, log_every=1,
     )  # fmt: skip
@@ -63,5 +63,5 @@ def test_fit_is_fit(tmp_path):
         (r["kind"], r["step"], r["examples"]) for r in theirs
     ]
     for name in ("loss", "learning_rate"):
-        both = [[r[name] for r in each if name in r] for each in records]
+        both = [[r[name] for r in log if name in r] for log in records]
         np.testing.assert_allclose(both[0], both[1], rtol=0, atol=1e-4)

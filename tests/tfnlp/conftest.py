@@ -1,11 +1,11 @@
-"""How the tests of training run a step: compiling one takes seconds, running it once milliseconds."""
+"""Fixtures that choose whether training steps are compiled, which takes seconds, or run eagerly, in milliseconds."""
 
 import pytest
 
 
 @pytest.fixture(scope="module")
 def eagerly():
-    """Operation by operation, whatever Keras would have traced and compiled."""
+    """Run all tf.functions eagerly."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
@@ -15,7 +15,7 @@ def eagerly():
 
 @pytest.fixture
 def compiled(eagerly):
-    """But this test, as people run it."""
+    """Compile tf.functions in this test, as users do, although its module runs eagerly."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(False)

@@ -1,4 +1,4 @@
-"""Distiller: the parts of its loss, what it is fed, what it trains and what it leaves alone."""
+"""Distiller: the parts of its loss, its inputs, and what it trains, saves and leaves unchanged."""
 
 from types import SimpleNamespace
 
@@ -34,7 +34,7 @@ ROWS, LENGTH = 8, 6
 
 
 def teacher(auto=SEQUENCES, **changes):
-    """With dropout, which must never be seen."""
+    """Return a teacher with dropout, which must never be active."""
     return auto.from_config(BERT | changes, seed=7, initializer_range=0.3)
 
 
@@ -68,8 +68,8 @@ def bert():
 
 
 @pytest.mark.representative
-def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert, tmp_path, compiled):
-    """Every loss, over models of other widths, depths and inputs, with weights of rows; then what training by XLA changes."""
+def test_a_step_matches_the_reference_loss_and_leaves_the_teacher_unchanged(bert, tmp_path, compiled):
+    """Every loss, for models of different widths, depths and inputs, with row weights; then a training compiled with XLA."""
     small, batch = student(), labelled()
     weights = np.linspace(0, 2, ROWS).astype(np.float32)
     losses = HiddenStates(0.5), HiddenStates(0.25, "cosine", ((1, 2),)), Attentions(2.0), Relations(0.3, heads=8)
@@ -82,8 +82,8 @@ def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert,
     mine = tf.nest.map_structure(np.asarray, small({n: batch[n] for n in ("input_ids", "attention_mask")}, **flags))
     theirs = tf.nest.map_structure(np.asarray, bert({n: batch[n] for n in inputs()}, training=False, **flags))
     kernels = [kernel.numpy() for kernel in distiller.trainable_variables[:2]]
-    each = keras.losses.sparse_categorical_crossentropy(batch["labels"], mine["logits"], from_logits=True)
-    expected = {"student_loss": np.mean(each * weights)}
+    row_losses = keras.losses.sparse_categorical_crossentropy(batch["labels"], mine["logits"], from_logits=True)
+    expected = {"student_loss": np.mean(row_losses * weights)}
 
     def mean(function, a, b, *options, mask=batch["attention_mask"]):
         total, count = function(a, b, *options, mask, weights)
@@ -98,8 +98,8 @@ def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert,
     )
     expected["hidden_cosine"] = mean(reference.hidden_cosine_sum, states[0][1] @ kernels[1], states[1][2])
     expected["attention_kl"] = mean(reference.attention_kl_sum, mine["attentions"][0], theirs["attentions"][1])
-    made = [m.encoder.layer_0 if m is small else m.encoder.layer_1 for m in (small, bert)]
-    pairs = [[np.asarray(getattr(layer.attention, name)(s[-2])) for layer, s in zip(made, states)] for name in
+    last_layers = [m.encoder.layer_0 if m is small else m.encoder.layer_1 for m in (small, bert)]
+    pairs = [[np.asarray(getattr(layer.attention, name)(s[-2])) for layer, s in zip(last_layers, states)] for name in
              ("query", "key", "value")]  # fmt: skip
     expected["relation_kl"] = np.mean([mean(reference.relation_kl_sum, *pair, 8) for pair in pairs])
     factors = {"student_loss": 0.3, "distillation_loss": 0.7, "hidden_mse": 0.5, "hidden_cosine": 0.25, "attention_kl": 2.0,
@@ -107,16 +107,16 @@ def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert,
     expected["loss"] = sum(factors[name] * value for name, value in expected.items())
     expected["accuracy"] = np.mean(mine["logits"].argmax(-1) == batch["labels"])
 
-    before, was, start = values_of(bert), values_of(small), kernels
+    teacher_before, student_before, kernels_before = values_of(bert), values_of(small), kernels
     labels = batch.pop("labels")
     history = distiller.fit(batch, labels, sample_weight=weights, batch_size=ROWS, epochs=5, verbose=0).history
     assert {name: values[0] for name, values in history.items()} == pytest.approx(expected, rel=1e-5)
     assert history["loss"][-1] < 0.8 * expected["loss"]
     assert len(distiller.weights) == len(small.weights) + 2
     for path, value in values_of(bert).items():
-        np.testing.assert_array_equal(value, before[path])
-    assert all((value != was[path]).any() for path, value in values_of(small).items() if "kernel" in path)
-    assert all((kernel.numpy() != old).any() for kernel, old in zip(distiller.trainable_variables[:2], start))
+        np.testing.assert_array_equal(value, teacher_before[path])
+    assert all((value != student_before[path]).any() for path, value in values_of(small).items() if "kernel" in path)
+    assert all((kernel.numpy() != old).any() for kernel, old in zip(distiller.trainable_variables[:2], kernels_before))
     assert bert.trainable and len(bert.trainable_variables) == len(bert.weights)
 
     distiller.save_pretrained(tmp_path / "student")
@@ -126,13 +126,13 @@ def test_a_step_has_the_loss_of_the_reference_and_leaves_the_teacher_alone(bert,
     np.testing.assert_allclose(
         predicted["logits"], again(batch["input_ids"], batch["attention_mask"])["logits"], atol=1e-6
     )
-    with pytest.raises(InputError, match="not saved as a whole"):
+    with pytest.raises(InputError, match="cannot be saved as a whole"):
         distiller.save(tmp_path / "whole.keras")
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
-def test_a_killed_training_goes_on_from_its_backup(bert, tmp_path):
-    """Keras' own, in which the student, the projections and the optimizer are, and the teacher is not."""
+def test_a_killed_training_resumes_from_its_backup(bert, tmp_path):
+    """Keras' own backup has the student, the projections and the optimizer, but not the teacher."""
     batch, losses = labelled(), (HiddenStates(layers=((1, 2),)),)
 
     def run(*callbacks):
@@ -154,7 +154,7 @@ def test_a_killed_training_goes_on_from_its_backup(bert, tmp_path):
         assert "teacher" not in stored and set(stored["vars"]) == {"state_1"} and "optimizer" in stored
     other = Distiller(student(), bert)
     other.compile("sgd")
-    with pytest.raises(ValueError, match=r"has projections of \['state_1'\], and this Distiller of \[\]"):
+    with pytest.raises(ValueError, match=r"has the projections \['state_1'\] but this Distiller has \[\]"):
         other.load_weights(file)
     again, history = run(keras.callbacks.BackupAndRestore(tmp_path))
     assert history == {name: values[2:] for name, values in expected.items()}
@@ -162,7 +162,7 @@ def test_a_killed_training_goes_on_from_its_backup(bert, tmp_path):
         np.testing.assert_array_equal(ours, theirs, err_msg=theirs.path)
 
 
-def test_however_it_is_fed(bert):
+def test_every_form_of_batch_gives_the_same_loss(bert):
     batch, weights = labelled(), np.linspace(0, 2, ROWS).astype(np.float32)
     distiller = Distiller(student(), bert)
     distiller.compile("sgd")
@@ -184,17 +184,17 @@ def test_however_it_is_fed(bert):
     assert evaluated(alone, batch | {"teacher_logits": logits}) == pytest.approx(plain, rel=1e-5)
     with pytest.raises(InputError, match="teacher_logits has shape"):
         evaluated(alone, batch | {"teacher_logits": logits[:2]})
-    with pytest.raises(InputError, match="no teacher_logits in the batch"):
+    with pytest.raises(InputError, match="neither a teacher nor teacher_logits in the batch"):
         evaluated(alone, batch)
     with pytest.raises(InputError, match="no labels to learn from"):
         evaluated(distiller, x)
-    distiller.compile("sgd", alpha=0)  # needs none
+    distiller.compile("sgd", alpha=0)  # needs no labels
     assert evaluated(distiller, x) == pytest.approx(
         {"loss": plain["distillation_loss"], "distillation_loss": plain["distillation_loss"]}, rel=1e-5
     )
 
 
-def test_the_teachers_labels_may_have_another_order(bert):
+def test_the_teachers_labels_may_be_in_another_order(bert):
     names = {"id2label": {0: "b", 1: "c", 2: "a"}, "num_labels": 3}
     other = SEQUENCES.from_config(BERT | {"id2label": {0: "a", 1: "b", 2: "c"}}, seed=7, initializer_range=0.3)
     distiller = Distiller(student(**names), other)
@@ -226,11 +226,11 @@ HEADS = {
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head(name):
-    """Its own loss and its teacher's, each as it should be, and a step that takes both down."""
+    """The student's own loss, the loss on the teacher's logits, and steps that lower their total."""
     auto, changes, labels = HEADS[name]
     big = teacher(auto, **changes)
-    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    small = auto.from_config(BERT | changes | without | {"num_hidden_layers": 1}, seed=9, initializer_range=0.2)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    small = auto.from_config(BERT | changes | no_dropout | {"num_hidden_layers": 1}, seed=9, initializer_range=0.2)
     d = Distillation.distilbert() if name == "masked-lm" else Distillation(0.25, 2.0)
     distiller = Distiller(small, big)
     distiller.compile(keras.optimizers.Adam(1e-2), distillation_losses=d.losses, alpha=d.alpha, temperature=2.0)
@@ -247,8 +247,8 @@ def test_every_head(name):
         total = count = 0
         for logits in ("start_logits", "end_logits"):
             pair = (np.where(x["attention_mask"], out[logits], -1e9) for out in (mine, theirs))
-            both = reference.kl_divergence_sum(*pair, 2.0)
-            total, count = total + both[0], count + both[1]
+            part = reference.kl_divergence_sum(*pair, 2.0)
+            total, count = total + part[0], count + part[1]
     else:
         mask = x["attention_mask"] if name == "masked-lm" else y["labels"] != -100
         pair = mine["logits"], theirs["logits"]
@@ -258,8 +258,8 @@ def test_every_head(name):
     logs = evaluated(distiller, x | y)
     assert logs["distillation_loss"] == pytest.approx(4 * total / count, rel=1e-4)
     assert logs["student_loss"] == pytest.approx(float(small(**x, **y)["loss"]), rel=1e-5)
-    inside = logs.get("hidden_cosine", 0.0) / 7
-    expected = d.alpha * logs["student_loss"] + (1 - d.alpha) * logs["distillation_loss"] + inside
+    hidden_loss = logs.get("hidden_cosine", 0.0) / 7
+    expected = d.alpha * logs["student_loss"] + (1 - d.alpha) * logs["distillation_loss"] + hidden_loss
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
     assert distiller.fit(x | y, batch_size=ROWS, epochs=3, verbose=0).history["loss"][-1] < logs["loss"]
 
@@ -272,22 +272,25 @@ def test_mixed_precision_and_accumulation(bert, dtype):
     optimizer = keras.optimizers.Adam(3e-3, gradient_accumulation_steps=2)
     low.compile(optimizer, ["accuracy"], distillation_losses=losses)
     assert isinstance(low.optimizer, keras.optimizers.LossScaleOptimizer) == (dtype == "float16")
-    found = evaluated(low, batch)
-    found.pop("accuracy")
-    assert found == pytest.approx(evaluated(exact, batch), rel=0.02)
+    logs = evaluated(low, batch)
+    logs.pop("accuracy")
+    assert logs == pytest.approx(evaluated(exact, batch), rel=0.02)
     history = low.fit(batch, batch_size=ROWS // 2, epochs=4, shuffle=False, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
 
 
 def run_steps(strategy=None):
-    """Two steps on rows of which the replicas' halves have more and fewer tokens; the teacher is made under no strategy."""
+    """Return logs and weights after two steps on rows that give replicas different numbers of tokens.
+
+    The teacher is created under no strategy.
+    """
     big, batch = teacher(num_hidden_layers=1), labelled(2 * ROWS)
     with (strategy or tf.distribute.get_strategy()).scope():
         small = student()
         small.classifier.kernel.regularizer = keras.regularizers.L2(0.1)
         distiller = Distiller(small, big)
         losses = HiddenStates(0.5), Relations(0.5, heads=4)
-        # not Adam, which makes steps of the noise where a gradient is 0
+        # not Adam, which turns the rounding noise of zero gradients into steps
         distiller.compile(keras.optimizers.SGD(0.1), ["accuracy"], distillation_losses=losses, jit_compile=False)
     rows = tf.data.Dataset.from_tensor_slices(batch).batch(ROWS)
     history = distiller.fit(rows, verbose=0).history
@@ -295,7 +298,7 @@ def run_steps(strategy=None):
     return {f"fit {n}": v for n, v in history.items()} | logs | {f"weight {n}": v for n, v in values_of(small).items()}
 
 
-def test_distill_trains_evaluates_keeps_the_best_and_goes_on(tmp_path):
+def test_distill_trains_evaluates_saves_the_best_and_resumes(tmp_path):
     big = teacher(num_hidden_layers=1)
     batches = [{name: value[i : i + 4] for name, value in labelled().items()} for i in (0, 4)]
     d = Distillation(0.5, 2.0, (HiddenStates(0.1),))
@@ -308,7 +311,7 @@ def test_distill_trains_evaluates_keeps_the_best_and_goes_on(tmp_path):
     result = run(config)
     assert result.steps == 4 and result.examples == 16 and result.model.head == "sequence-classification"
     names = {"step", "loss", "student_loss", "distillation_loss", "hidden_mse", "rows"}
-    assert [set(found) for found in result.history] == [names, names]
+    assert [set(metrics) for metrics in result.history] == [names, names]
     assert result.history[1]["loss"] < result.history[0]["loss"]
     last = result.history[-1]
     parts = last["student_loss"] + last["distillation_loss"]
@@ -316,7 +319,7 @@ def test_distill_trains_evaluates_keeps_the_best_and_goes_on(tmp_path):
     best = SEQUENCES.from_pretrained(result.best_folder)
     for path, value in values_of(best).items():
         np.testing.assert_array_equal(value, values_of(result.model)[path])
-    again = run(config)  # nothing is left to do, and all of it is there
+    again = run(config)  # a finished run is restored, not trained
     for path, value in values_of(again.model).items():
         np.testing.assert_array_equal(value, values_of(result.model)[path])
     d = Distillation(0.25)
@@ -324,7 +327,7 @@ def test_distill_trains_evaluates_keeps_the_best_and_goes_on(tmp_path):
         run(config)
 
 
-def test_an_encoder_decoder_reads_its_targets():
+def test_the_decoder_reads_shifted_labels():
     hf = {"model_type": "t5", **SIZES["t5"], "dropout_rate": 0.0}
     big = tfnlp.AutoModelForSeq2SeqLM.from_config(hf, seed=1)
     small = init_student(big, num_layers=1, decoder_layers=1)
@@ -339,7 +342,7 @@ def test_an_encoder_decoder_reads_its_targets():
     assert logs["distillation_loss"] == pytest.approx(4 * total / count, rel=1e-4)
 
 
-def test_losses_inside_a_base_model_need_no_labels():
+def test_losses_on_hidden_states_of_a_base_model_need_no_labels():
     big = tfnlp.AutoModel.from_config(BERT, seed=7, initializer_range=0.3)
     small = init_student(big, num_layers=1)
     distiller = Distiller(small, big)
@@ -350,7 +353,7 @@ def test_losses_inside_a_base_model_need_no_labels():
         distiller.compile("sgd")
 
 
-def test_it_is_compiled_anew_and_keeps_its_projections(bert):
+def test_compiling_again_keeps_the_projections(bert):
     distiller = Distiller(student(), bert)
     losses = (HiddenStates(layers=((1, 2),)),)
     distiller.compile("sgd", distillation_losses=losses)
@@ -364,7 +367,7 @@ def test_it_is_compiled_anew_and_keeps_its_projections(bert):
     assert [metric.name for metric in distiller.metrics] == ["loss", "student_loss", "distillation_loss", "hidden_mse"]
 
 
-def test_a_keras_loss_in_place_of_the_heads_own(bert):
+def test_a_keras_loss_replaces_the_heads_own(bert):
     distiller, batch = Distiller(student(), bert), labelled()
     own = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile("sgd", ["accuracy"], own, temperature=1.0)
@@ -373,13 +376,13 @@ def test_a_keras_loss_in_place_of_the_heads_own(bert):
     distiller.compile("sgd", ["accuracy"], temperature=1.0)
     assert evaluated(distiller, batch) == pytest.approx(logs, rel=1e-5)
     kernel = distiller.student.classifier.kernel
-    kernel.regularizer = keras.regularizers.L2(0.5)  # adds to the whole, not to alpha's share of it
+    kernel.regularizer = keras.regularizers.L2(0.5)  # adds to the total, not to the student's share
     logs["loss"] += 0.5 * float(np.sum(np.square(kernel)))
     assert evaluated(distiller, batch) == pytest.approx(logs, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"temperature": 0}, "temperature is 0"),
@@ -387,21 +390,21 @@ def test_a_keras_loss_in_place_of_the_heads_own(bert):
         ({"distillation_losses": (HiddenStates(layers=((2, 2),)),)}, "no hidden state 2"),
     ],
 )
-def test_settings_that_do_not_go(bert, settings, said):
-    with pytest.raises(InputError, match=said):
+def test_invalid_settings_are_refused(bert, settings, message):
+    with pytest.raises(InputError, match=message):
         Distiller(student(), bert).compile("sgd", **settings)
 
 
-def test_models_that_do_not_go_together(bert):
+def test_incompatible_models_are_refused(bert):
     with pytest.raises(InputError, match="the labels differ: the student has 2"):
         Distiller(student(num_labels=2), bert).compile("sgd")
-    with pytest.raises(InputError, match="look inside the teacher, and there is none"):
+    with pytest.raises(InputError, match="cannot compute hidden_mse without a teacher"):
         Distiller(student()).compile("sgd", distillation_losses=(HiddenStates(),))
-    with pytest.raises(InputError, match="are one model"):
+    with pytest.raises(InputError, match="are the same model"):
         Distiller(bert, bert)
     words = [SimpleNamespace(get_vocab=lambda words=words: dict.fromkeys(words, 0)) for words in ("abc", "abd")]
     tokenizers = {"student_tokenizer": words[0], "teacher_tokenizer": words[1]}
     for other in (Distiller(student(vocab_size=70), bert), Distiller(student(), bert, **tokenizers)):
-        other.compile("sgd")  # the batches tell whether the teacher has inputs of its own
+        other.compile("sgd")  # only batches show whether the teacher has its own inputs
         with pytest.raises(InputError, match="the tokenizers differ"):
             evaluated(other, labelled())

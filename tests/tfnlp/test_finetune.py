@@ -1,4 +1,4 @@
-"""Fine-tuning by hand with compile and fit, and with tfnlp's fit: the same steps, whole after any interruption."""
+"""Fine-tuning with compile and fit, and with tfnlp's fit: the same steps, and resumes after any interruption."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tfnlp.training import (
     fit,
     make_optimizer,
 )
-from tfnlp.training.fit_callback import label_counts, pieces_of
+from tfnlp.training.fit_callback import label_counts, split_batch
 
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),
@@ -44,16 +44,16 @@ def model_of(**changes):
     return tfnlp.AutoModelForSequenceClassification.from_config(BERT | changes, seed=1)
 
 
-def batch(seed: int, rows: int = 8, filled: int = 0):
-    """Which third of the vocabulary the first id is of; the last rows only fill the batch up."""
+def batch(seed: int, rows: int = 8, padding: int = 0):
+    """Return a batch whose labels are the third of the vocabulary that the first id is in; the last rows are padding."""
     ids = np.random.default_rng(seed).integers(1, 30, (rows, 5))
     labels = ids[:, 0] // 10
-    labels[rows - filled :] = -100
+    labels[rows - padding :] = -100
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": labels}
 
 
-BATCHES = [batch(0), batch(1), batch(2, filled=3)]
-VALIDATION = [batch(3), batch(4, filled=5)]
+BATCHES = [batch(0), batch(1), batch(2, padding=3)]
+VALIDATION = [batch(3), batch(4, padding=5)]
 
 
 def weights(model):
@@ -62,7 +62,7 @@ def weights(model):
 
 def assert_same(ours, theirs, **tolerance):
     for path, values in theirs.items():
-        if path.endswith("key/bias"):  # its gradient is nothing but rounding
+        if path.endswith("key/bias"):  # its gradient is rounding noise
             continue
         np.testing.assert_allclose(ours[path], values, err_msg=path, **tolerance)
 
@@ -71,35 +71,37 @@ def fitted(folder=None, config=CONFIG, model=None, batches=BATCHES, **options):
     return fit(model_of() if model is None else model, batches, config, folder, log=QUIET, **options)
 
 
-def right(model):
-    """A share that a test can know: of the validation's labels."""
+def accuracy(model):
+    """Return the accuracy on the validation batches."""
     hits = [
         np.asarray(model(b["input_ids"])["logits"]).argmax(-1)[b["labels"] >= 0] == b["labels"][b["labels"] >= 0]
         for b in VALIDATION
     ]
-    return {"right": float(np.concatenate(hits).mean())}
+    return {"accuracy": float(np.concatenate(hits).mean())}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, eagerly):
-    """A run that nothing interrupts: its folder, result and parameters."""
-    folder, told = tmp_path_factory.mktemp("whole") / "run", []
-    result = fitted(folder, validation=VALIDATION, evaluate=right, on_evaluation=lambda *each: told.append(each))
-    assert [{"step": step, **results} for step, results in told] == result.history
+    """An uninterrupted run: its folder, result and parameters."""
+    folder, evaluations = tmp_path_factory.mktemp("whole") / "run", []
+    result = fitted(
+        folder, validation=VALIDATION, evaluate=accuracy, on_evaluation=lambda *arguments: evaluations.append(arguments)
+    )
+    assert [{"step": step, **results} for step, results in evaluations] == result.history
     return folder, result, weights(result.model)
 
 
-def test_what_a_run_leaves(whole):
+def test_results_and_files_of_a_run(whole):
     folder, result, values = whole
     records = read_metrics(folder)
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert (result.steps, result.examples, result.stopped_early, result.preempted) == (6, 42, False, False)
-    assert [h["step"] for h in result.history] == [3, 6] and result.history[-1].keys() == {"step", "loss", "right"}
+    assert [h["step"] for h in result.history] == [3, 6] and result.history[-1].keys() == {"step", "loss", "accuracy"}
     labels, logits = np.concatenate([b["labels"] for b in VALIDATION]), [
         result.model(b["input_ids"], b["attention_mask"])["logits"].numpy() for b in VALIDATION
     ]  # fmt: skip
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(np.maximum(labels, 0), np.concatenate(logits)).numpy()
-    assert result.history[-1]["loss"] == pytest.approx(each[labels >= 0].mean(), rel=1e-5)  # each label the same
+    row_losses = tf.nn.sparse_softmax_cross_entropy_with_logits(np.maximum(labels, 0), np.concatenate(logits)).numpy()
+    assert result.history[-1]["loss"] == pytest.approx(row_losses[labels >= 0].mean(), rel=1e-5)
     best = tfnlp.AutoModelForSequenceClassification.from_pretrained(result.best_folder)
     assert result.best["step"] in (3, 6)
     if result.best["step"] == 6:
@@ -108,8 +110,8 @@ def test_what_a_run_leaves(whole):
 
 
 @pytest.mark.representative
-def test_by_hand_it_is_compile_and_fit(whole, compiled):
-    """And by XLA, it is what it is operation by operation."""
+def test_fit_matches_compile_and_model_fit(whole, compiled):
+    """Compiled with XLA, against the eager run of fit."""
     values = whole[2]
     model = model_of()
     rate = Schedule(6, CONFIG.learning_rate, schedule="linear", warmup_share=0.05, final_share=0.0)
@@ -121,7 +123,7 @@ def test_by_hand_it_is_compile_and_fit(whole, compiled):
 
 
 def stopped_at_backup(number, monkeypatch):
-    """As if the process had been killed while that backup was written: before it has its name."""
+    """Interrupt a run as if it were killed while writing a backup, before the rename."""
     replace, count = os.replace, iter(range(1, 100))
 
     def stop(source, target):
@@ -133,7 +135,7 @@ def stopped_at_backup(number, monkeypatch):
 
 
 @pytest.mark.representative
-def test_a_run_that_was_killed_in_the_middle_of_a_save_goes_on(tmp_path, whole, monkeypatch):
+def test_a_run_killed_during_a_save_resumes(tmp_path, whole, monkeypatch):
     folder, _, values = whole
     run = tmp_path / "run"
     config = FitConfig(**CONFIG.to_dict() | {"save_every": 2, "evaluate_every": 0})
@@ -143,19 +145,19 @@ def test_a_run_that_was_killed_in_the_middle_of_a_save_goes_on(tmp_path, whole, 
             fitted(run, config)
     files = sorted(file.name for file in (run / "checkpoints").iterdir())
     assert [name for name in files if name.endswith(".safetensors")] == ["step-000000004.safetensors"]
-    model = model_of()  # as another process would have it
+    model = model_of()  # a new model, as in another process
     again = fitted(run, config, model)  # from the middle of the second epoch
     assert_same(weights(again.model), values)
-    losses = [[r["loss"] for r in read_metrics(each) if r["kind"] == "step"] for each in (folder, run)]
+    losses = [[r["loss"] for r in read_metrics(path) if r["kind"] == "step"] for path in (folder, run)]
     assert losses[0] == losses[1] and (again.steps, again.examples) == (6, 42)
-    assert fitted(run, config, model).steps == 6  # nothing is left to do
+    assert fitted(run, config, model).steps == 6  # the run is complete
     with pytest.raises(InputError, match=r"layer_decay=0.5 \(now 0.9\)"):
         fitted(run, FitConfig(**config.to_dict() | {"layer_decay": 0.9}))
     with pytest.raises(InputError, match=r"different data \(batches: stored 3, now 2\)"):
         fitted(run, config, batches=BATCHES[:2])
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     write, count = backups.write_tensors, iter(range(1, 100))
 
     def full(path, tensors):
@@ -170,33 +172,33 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it(tmp_path, monkeypat
     assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["step-000000001.safetensors"]
 
 
-def test_pieces_of_a_batch_are_the_batch():
-    """Of uneven labels: the mean of the pieces' own means would be another."""
+def test_microbatches_match_the_batch():
+    """With uneven labels, for which the mean of the microbatches' means would differ."""
     config = BERT | {"num_labels": 4}
-    rng, many = np.random.default_rng(0), []
+    rng, batches = np.random.default_rng(0), []
     for _ in range(3):
         ids = rng.integers(1, 30, (4, 6)).astype(np.int32)
         labels = np.where(rng.random((4, 6)) < np.array([[0.9], [0.2], [0.6], [0.0]]), ids % 4, -100).astype(np.int32)
         labels[0, 0] = 1
-        many.append({"input_ids": ids, "labels": labels, "sample_weight": np.array([1, 2, 0.5, 1], np.float32)})
+        batches.append({"input_ids": ids, "labels": labels, "sample_weight": np.array([1, 2, 0.5, 1], np.float32)})
     results = []
     for pieces in (1, 4):
         model = tfnlp.AutoModelForTokenClassification.from_config(config, seed=1)
         settings = FitConfig(epochs=1, accumulation=pieces, learning_rate=3e-3, clip_norm=0.5)
-        results.append((fitted(None, settings, model, many, validation=many), weights(model)))
+        results.append((fitted(None, settings, model, batches, validation=batches), weights(model)))
     (one, expected), (four, values) = results
     assert four.loss == pytest.approx(one.loss, rel=1e-5)
     assert four.best["value"] == pytest.approx(one.best["value"], rel=1e-5)
     assert_same(values, expected, rtol=0, atol=1e-5)
-    cut = list(pieces_of("token-classification", many[0], 4))
-    assert cut[3]["labels"].shape == (1, 6) and not cut[3]["sample_weight"].any()
-    with pytest.raises(InputError, match="4 rows cannot be computed in 5 pieces"):
-        list(pieces_of("token-classification", many[0], 5))
+    pieces = list(split_batch("token-classification", batches[0], 4))
+    assert pieces[3]["labels"].shape == (1, 6) and not pieces[3]["sample_weight"].any()
+    with pytest.raises(InputError, match="a batch of 4 rows into 5 microbatches"):
+        list(split_batch("token-classification", batches[0], 5))
     assert label_counts("causal-lm", {"input_ids": ids, "labels": np.zeros_like(ids)}).tolist() == [5.0] * 4
 
 
 def spoil(model, step):
-    """What makes the loss of a later step no number."""
+    """Return an evaluation that makes the loss after a step NaN."""
     calls = iter(range(1, 100))
 
     def evaluate(trained):
@@ -208,7 +210,7 @@ def spoil(model, step):
     return evaluate
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_path):
+def test_a_non_finite_loss_ends_the_run_and_keeps_what_was_saved(tmp_path):
     model = model_of()
     config = FitConfig(steps=6, evaluate_every=1, save_every=2, best_metric="score", keep_last=2)
     batches = [{**b, "labels": np.maximum(b["labels"], 0)} for b in BATCHES]
@@ -222,7 +224,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_stays(tmp_pat
         assert tensor.read().dtype.kind != "f" or np.isfinite(tensor.read()).all(), name
 
 
-def test_a_signal_saves_and_stops_and_patience_ends_a_run(tmp_path):
+def test_sigterm_saves_and_stops_and_patience_ends_a_run(tmp_path):
     batches = [{**b, "labels": np.maximum(b["labels"], 0)} for b in BATCHES]
 
     def evaluate(model):
@@ -238,7 +240,7 @@ def test_a_signal_saves_and_stops_and_patience_ends_a_run(tmp_path):
 
 
 def test_plain_keras_with_its_callbacks(tmp_path, compiled):
-    """Accuracy, early stopping, the best checkpoint, backups, TensorBoard: as people write it."""
+    """Accuracy, early stopping, the best checkpoint, backups and TensorBoard, as users combine them."""
     model = model_of()
     x = {name: np.concatenate([b[name] for b in BATCHES[:2]]) for name in ("input_ids", "attention_mask")}
     y = np.concatenate([b["labels"] for b in BATCHES[:2]])
@@ -283,58 +285,58 @@ def test_half_precision_by_keras_policy(policy):
     assert all(values.dtype == np.float32 for values in weights(model).values())
 
 
-def test_rows_without_several_labels_count_for_no_loss_of_keras():
+def test_padding_rows_of_multi_label_batches_do_not_count_in_keras_losses():
     model, one = model_of(problem_type="multi_label_classification"), BATCHES[0]
     model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True), metrics=["binary_accuracy"])
     labels = np.eye(3, dtype=np.float32)[one["labels"]]
     real = model.evaluate({"input_ids": one["input_ids"][:5]}, labels[:5], verbose=0, return_dict=True)
     labels[5:] = -100
-    filled = model.evaluate({"input_ids": one["input_ids"]}, labels, verbose=0, return_dict=True)
-    assert filled["binary_accuracy"] == pytest.approx(real["binary_accuracy"])
-    assert filled["loss"] == pytest.approx(real["loss"], rel=1e-5)
+    padded = model.evaluate({"input_ids": one["input_ids"]}, labels, verbose=0, return_dict=True)
+    assert padded["binary_accuracy"] == pytest.approx(real["binary_accuracy"])
+    assert padded["loss"] == pytest.approx(real["loss"], rel=1e-5)
 
 
-def test_weights_inside_the_batch_are_weights():
+def test_weights_inside_the_batch_apply():
     model, one = model_of(), BATCHES[0]
-    given = np.arange(8, dtype=np.float32)
+    row_weights = np.arange(8, dtype=np.float32)
     model.compile("sgd")
     x = {name: one[name] for name in ("input_ids", "attention_mask")}
-    outside = model.evaluate(x, one["labels"], sample_weight=given, batch_size=8, verbose=0)
-    assert model.evaluate(one, sample_weight=given, batch_size=8, verbose=0) == pytest.approx(
+    outside = model.evaluate(x, one["labels"], sample_weight=row_weights, batch_size=8, verbose=0)
+    assert model.evaluate(one, sample_weight=row_weights, batch_size=8, verbose=0) == pytest.approx(
         outside
-    )  # Keras drops them
-    assert model.evaluate({**one, "sample_weight": given}, batch_size=8, verbose=0) == pytest.approx(outside)
-    inside = batch_dataset([{**one, "sample_weight": given.astype(np.float64)}])
+    )  # without y, Keras would drop them
+    assert model.evaluate({**one, "sample_weight": row_weights}, batch_size=8, verbose=0) == pytest.approx(outside)
+    inside = batch_dataset([{**one, "sample_weight": row_weights.astype(np.float64)}])
     assert model.evaluate(inside, verbose=0) == pytest.approx(outside)
 
 
 def run_steps(strategy):
-    """A run of ``fit`` and one by hand with labels spread unevenly over replicas: losses and parameters."""
+    """Return losses and parameters of ``fit`` and of compile and model.fit, with labels spread unevenly over replicas."""
     with strategy.scope():
         models = [model_of(), model_of()]
         models[1].compile(make_optimizer("adamw", 3e-3, models[1], clip_norm=0.1), jit_compile=False)
     result = fitted(model=models[0], validation=VALIDATION, jit_compile=False)
     losses = models[1].fit(batch_dataset(BATCHES[:2], 2), epochs=2, steps_per_epoch=2, shuffle=False, verbose=0).history
     values = {f"{i}{path}": v for i, model in enumerate(models) for path, v in weights(model).items()}
-    evaluations = [each["loss"] for each in result.history]
+    evaluations = [metrics["loss"] for metrics in result.history]
     return {"losses": np.array([result.loss, *evaluations, *losses["loss"]])} | values
 
 
-def test_mistakes_are_said(tmp_path):
+def test_usage_errors(tmp_path):
     model = model_of()
     model.compile(make_optimizer("adamw", 1e-3, model))
     bad = {**BATCHES[0], "labels": np.full(8, 3)}
-    without = {name: value for name, value in BATCHES[0].items() if name != "labels"}
+    unlabeled = {name: value for name, value in BATCHES[0].items() if name != "labels"}
     for call, message in {
         lambda: model.fit(bad, verbose=0): "labels contains 3, but this model's class ids are 0 to 2",
-        lambda: model.fit(without, bad["labels"], verbose=0): "labels contains 3",
+        lambda: model.fit(unlabeled, bad["labels"], verbose=0): "labels contains 3",
         lambda: model.fit(batch_dataset([BATCHES[0], bad]), shuffle=False, verbose=0): "labels contains 3",
         lambda: model.fit(
             BATCHES[0], validation_data=batch_dataset([bad]), batch_size=8, verbose=0
         ): "labels contains 3",
-        lambda: model.fit(batch_dataset([without]), verbose=0): "no labels to learn from",
+        lambda: model.fit(batch_dataset([unlabeled]), verbose=0): "no labels to learn from",
         lambda: fitted(batches=[BATCHES[0], bad]): "labels contains 3",
-        lambda: fitted(batches=[without]): "no labels to learn from",
+        lambda: fitted(batches=[unlabeled]): "no labels to learn from",
         lambda: fitted(batches=[]): "there are no batches",
         lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
         lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",
@@ -353,7 +355,7 @@ def test_mistakes_are_said(tmp_path):
     assert json.loads(json.dumps(model.optimizer.get_config()["undecayed"]))
 
 
-def test_a_dataset_begins_anywhere():
+def test_a_dataset_starts_at_any_batch():
     class Counted:
         read: list = []
 
@@ -366,4 +368,4 @@ def test_a_dataset_begins_anywhere():
                 yield {"input_ids": np.full((2, 2), 10 * number + i)}
 
     rows = [int(b["input_ids"][0, 0]) for b in batch_dataset(Counted(), 2, first_epoch=1, first_batch=2)]
-    assert rows == [12, 20, 21, 22] and min(Counted.read) == (1, 2)  # nothing is read to be thrown away
+    assert rows == [12, 20, 21, 22] and min(Counted.read) == (1, 2)  # skipped batches are not read

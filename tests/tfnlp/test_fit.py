@@ -1,4 +1,4 @@
-"""Training with compile and fit: labels as y or among the inputs, the head's own loss or Keras' losses and metrics."""
+"""Training with compile and fit: labels as y or inside the inputs, the head's own loss or Keras' losses and metrics."""
 
 import keras
 import numpy as np
@@ -30,14 +30,14 @@ def classifier():
 
 @pytest.fixture(scope="module")
 def batch():
-    """A task that can be learnt: whether the first id is below 30."""
+    """A learnable task: whether the first id is below 30."""
     ids = np.random.default_rng(0).integers(5, 55, (16, 6)).astype(np.int32)
     mask = np.ones_like(ids)
     mask[::2, 4:] = 0
     return {"input_ids": ids, "attention_mask": mask}, (ids[:, 0] < 30).astype(np.int32)
 
 
-def test_compile_with_an_optimizer_alone_trains_with_the_heads_own_loss(classifier, batch):
+def test_compile_without_a_loss_trains_with_the_heads_own(classifier, batch):
     x, y = batch
     classifier.compile(keras.optimizers.Adam(1e-2))
     own = float(classifier(**x, labels=y)["loss"])
@@ -61,17 +61,17 @@ def test_keras_losses_and_metrics_see_the_logits(classifier, batch):
     assert classifier.fit(rows, epochs=12, shuffle=False, verbose=0).history["accuracy"][-1] == 1.0
 
 
-def test_sample_weights_count_in_both_losses(classifier, batch):
+def test_sample_weights_apply_to_both_losses(classifier, batch):
     x, y = batch
     weights = np.arange(16, dtype=np.float32)
-    each = keras.losses.sparse_categorical_crossentropy(y, classifier(x)["logits"], from_logits=True).numpy()
+    row_losses = keras.losses.sparse_categorical_crossentropy(y, classifier(x)["logits"], from_logits=True).numpy()
     for loss in (None, sparse_cross_entropy()):
         classifier.compile("sgd", loss=loss)
-        got = classifier.evaluate(x, y, sample_weight=weights, batch_size=16, verbose=0)
-        assert got == pytest.approx((each * weights).mean(), rel=1e-5)
+        loss_value = classifier.evaluate(x, y, sample_weight=weights, batch_size=16, verbose=0)
+        assert loss_value == pytest.approx((row_losses * weights).mean(), rel=1e-5)
 
 
-def test_ignored_labels_count_in_no_loss_and_no_metric():
+def test_ignored_labels_do_not_count_in_losses_and_metrics():
     model = tfnlp.AutoModelForTokenClassification.from_config(TOKENS.hf | SMALL)
     inputs = TOKENS.inputs()
     labels = inputs.pop("labels")
@@ -107,7 +107,7 @@ def test_a_causal_language_model_shifts_its_labels_for_every_loss():
         assert model.evaluate({"input_ids": ids}, ids, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_labels_that_are_not_there(classifier, batch):
+def test_missing_labels_are_refused(classifier, batch):
     classifier.compile("sgd")
     with pytest.raises(InputError, match="no labels to learn from"):
         classifier.fit(batch[0], verbose=0)

@@ -1,11 +1,12 @@
-"""Encoder-decoders under Pretrainer: the large batch's gradient, the model's own loss, and sources and targets of two lengths."""
+"""Pretraining of encoder-decoders: accumulation, the model's own loss, and sources and targets of different lengths."""
 
 import numpy as np
 import pytest
 
 import tfnlp
 from duonlp.data.blocks.batches import Batches, held_out_batches
-from duonlp.data.objectives.language_modelling import CausalLM, objective
+from duonlp.data.objectives.language_modelling import CausalLM
+from duonlp.data.objectives.language_modelling import objective as make_objective
 from duonlp.errors import InputError
 from duonlp.training.log.metrics_file import read_metrics
 from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
@@ -20,7 +21,7 @@ T5 = {
 
 
 class Words:
-    """Each word is the one before it plus a step that the block's number decides."""
+    """Blocks of words, each the word before plus a step that depends on the block's number."""
 
     block_length = LENGTH
 
@@ -33,46 +34,46 @@ class Words:
 
 
 def spans(**options):
-    return objective("span-corruption", tokenizer(), noise_density=0.25, **options)
+    return make_objective("span-corruption", tokenizer(), noise_density=0.25, **options)
 
 
-def batches(what=None):
-    return Batches(Words(), what or spans(), 8)
+def batches(objective=None):
+    return Batches(Words(), objective or spans(), 8)
 
 
 def pretrainer(accumulation=1):
-    made = Pretrainer(tfnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1), accumulation=accumulation)
-    made.compile(make_optimizer("adamw", 1e-2, made.model, epsilon=1e-6), jit_compile=False)
-    return made
+    trainer = Pretrainer(tfnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1), accumulation=accumulation)
+    trainer.compile(make_optimizer("adamw", 1e-2, trainer.model, epsilon=1e-6), jit_compile=False)
+    return trainer
 
 
-def test_it_learns_whatever_a_batch_is_cut_into(tmp_path):
+def test_it_learns_the_same_with_accumulation(tmp_path):
     curves, weights = [], []
     for accumulation in (1, 4):
-        made = pretrainer(accumulation)
-        own = float(made.model(**batches()[0])["loss"])
+        trainer = pretrainer(accumulation)
+        own = float(trainer.model(**batches()[0])["loss"])
         log = PretrainingLog(tmp_path / f"{accumulation}", log_every=1, console=False)
-        made.fit(block_dataset(batches()), steps_per_epoch=8, callbacks=[log], verbose=0)
+        trainer.fit(block_dataset(batches()), steps_per_epoch=8, callbacks=[log], verbose=0)
         records = [record for record in read_metrics(tmp_path / f"{accumulation}") if record["kind"] == "step"]
         curves.append([record["loss"] for record in records])
         assert curves[-1][0] == pytest.approx(own, rel=1e-5) and curves[-1][-1] < 0.9 * own
         assert records[-1]["tokens"] == 8 * 8 * LENGTH
-        weights.append({path: value.numpy() for path, value in tfnlp.parameter_tree(made.model).items()})
+        weights.append({path: value.numpy() for path, value in tfnlp.parameter_tree(trainer.model).items()})
     np.testing.assert_allclose(*curves, rtol=1e-5)
     for path, value in weights[0].items():
         np.testing.assert_allclose(weights[1][path], value, rtol=0, atol=1e-5, err_msg=path)
-    held_out = held_out_batches(Words(), spans(), 8)  # the last batch is filled up
-    loss, _ = made.evaluate(block_dataset(held_out), verbose=0)
+    held_out = held_out_batches(Words(), spans(), 8)  # the last batch has padding rows
+    loss, _ = trainer.evaluate(block_dataset(held_out), verbose=0)
     total = count = 0
     for batch in held_out:
         labelled = (batch["labels"] != -100).sum()
-        total, count = total + float(made.model(**batch)["loss"]) * labelled, count + labelled
+        total, count = total + float(trainer.model(**batch)["loss"]) * labelled, count + labelled
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_model_and_objective_must_go_together():
-    made = pretrainer()
+def test_model_and_objective_must_fit():
+    trainer = pretrainer()
     with pytest.raises(InputError, match="head causal-lm; this one's is seq2seq-lm"):
-        made.fit(block_dataset(batches(CausalLM())), steps_per_epoch=1, verbose=0)
+        trainer.fit(block_dataset(batches(CausalLM())), steps_per_epoch=1, verbose=0)
     with pytest.raises(InputError, match=r"begin with 3, .*decoder_start_token_id is 0"):
-        made.fit(block_dataset(batches(spans(decoder_start_token_id=3))), steps_per_epoch=1, verbose=0)
+        trainer.fit(block_dataset(batches(spans(decoder_start_token_id=3))), steps_per_epoch=1, verbose=0)

@@ -1,4 +1,4 @@
-"""fit on an encoder-decoder: labels wherever they are, label smoothing, evaluation by generation, the best model kept."""
+"""fit on an encoder-decoder: where labels may be, label smoothing, evaluation by generation, saving the best model."""
 
 import keras
 import numpy as np
@@ -29,13 +29,13 @@ def batch():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_smoothing_is_the_cross_entropy_with_targets_written_out(smoothing):
+def test_smoothing_matches_cross_entropy_with_explicit_targets(smoothing):
     rng = np.random.default_rng(0)
     logits, labels = tf.constant(rng.normal(size=(3, 4, 7)), tf.float32), rng.integers(0, 7, (3, 4)).astype(np.int32)
     labels[0, 1:] = labels[2, 3] = IGNORED
-    wanted = keras.ops.one_hot(np.where(labels == IGNORED, 0, labels), 7) * (1 - smoothing) + smoothing / 7
-    each = -tf.reduce_sum(wanted * tf.nn.log_softmax(logits), axis=-1)
-    expected = each.numpy()[labels != IGNORED].mean()
+    targets = keras.ops.one_hot(np.where(labels == IGNORED, 0, labels), 7) * (1 - smoothing) + smoothing / 7
+    token_losses = -tf.reduce_sum(targets * tf.nn.log_softmax(logits), axis=-1)
+    expected = token_losses.numpy()[labels != IGNORED].mean()
     assert float(cross_entropy(logits, labels, label_smoothing=smoothing)) == pytest.approx(expected, rel=1e-6)
     assert SmoothedCrossEntropy(smoothing)(labels, logits).numpy() * labels.size == pytest.approx(
         expected * (labels != IGNORED).sum(), rel=1e-6
@@ -44,22 +44,22 @@ def test_smoothing_is_the_cross_entropy_with_targets_written_out(smoothing):
     assert again.label_smoothing == smoothing
 
 
-def test_labels_may_be_anywhere(batch):
+def test_labels_may_be_y_or_inputs(batch):
     model = compiled(eagerly=True)
     expected = float(model(**batch)["loss"])
-    without = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+    inputs = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
     labels = batch["labels"]
     for x, y in (
-        (batch, None), (without | {"labels": labels}, None), (without, labels), (without, {"logits": labels}),
-        (without | {"decoder_input_ids": batch["decoder_input_ids"]}, labels),
+        (batch, None), (inputs | {"labels": labels}, None), (inputs, labels), (inputs, {"logits": labels}),
+        (inputs | {"decoder_input_ids": batch["decoder_input_ids"]}, labels),
     ):  # fmt: skip
         assert model.evaluate(x, y, batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
-    predicted = model.predict(without | {"labels": labels}, batch_size=8, verbose=0)["logits"]
+    predicted = model.predict(inputs | {"labels": labels}, batch_size=8, verbose=0)["logits"]
     np.testing.assert_allclose(predicted, model(**batch)["logits"], atol=1e-5)
-    assert model.fit(without, labels, batch_size=8, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-5)
+    assert model.fit(inputs, labels, batch_size=8, verbose=0).history["loss"] == pytest.approx([expected], rel=1e-5)
 
 
-def test_the_smoothed_loss_leaves_out_what_is_not_labelled(batch):
+def test_the_smoothed_loss_skips_ignored_labels(batch):
     labels = np.where(np.arange(batch["labels"].shape[1]) < 2, batch["labels"], IGNORED).astype(np.int32)
     labels[3:] = IGNORED
     model = compiled(SmoothedCrossEntropy(0.1), eagerly=True)
@@ -68,8 +68,8 @@ def test_the_smoothed_loss_leaves_out_what_is_not_labelled(batch):
     assert model.evaluate(batch | {"labels": labels}, batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_under_a_strategy_labels_as_y_serve_as_well(batch):
-    """Where Keras makes up a batch of its own to see what losses and metrics are given."""
+def test_labels_as_y_work_under_a_strategy(batch):
+    """There, Keras builds losses and metrics with an averaged batch of its own."""
     with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
         model = compiled(SmoothedCrossEntropy(0.1))
     x = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -77,7 +77,7 @@ def test_under_a_strategy_labels_as_y_serve_as_well(batch):
     assert model.evaluate(x, batch["labels"], batch_size=8, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_dataset_has_the_order_of_the_epochs():
+def test_the_dataset_keeps_the_order_of_the_epochs():
     batches = pair_batches(20)
     rows = list(batch_dataset(batches, epochs=2, first_epoch=1))
     expected = [batch for epoch in (1, 2) for batch in batches.epoch(epoch)]
@@ -89,7 +89,7 @@ def test_the_dataset_has_the_order_of_the_epochs():
 
 
 @pytest.mark.representative
-def test_what_is_written_is_scored_and_the_best_model_kept(tmp_path):
+def test_generated_texts_are_scored_and_the_best_model_is_saved(tmp_path):
     model, validation = compiled(), pair_batches(8, shuffle=False)
     evaluation = GenerationEvaluation(validation, tokenizer(), share_of_words, max_new_tokens=4)
     best = SaveBest(tmp_path / "best", "val_words", tokenizer=tokenizer())
@@ -107,8 +107,8 @@ def test_what_is_written_is_scored_and_the_best_model_kept(tmp_path):
     assert (tmp_path / "best" / "tokenizer.json").exists()
 
 
-def test_every_so_many_batches(tmp_path):
-    model, scores = compiled(), iter([0.0, 0.1, 0.9, 0.3])  # the first is the trial before the training
+def test_evaluation_every_two_batches(tmp_path):
+    model, scores = compiled(), iter([0.0, 0.1, 0.9, 0.3])  # the first is the dry run before training
     evaluation = GenerationEvaluation(
         pair_batches(8), tokenizer(), lambda *_: {"score": next(scores)}, every=2, most_batches=1, max_new_tokens=2
     )
@@ -125,23 +125,23 @@ def test_every_so_many_batches(tmp_path):
     assert history["val_score"] == [0.1, 0.3] and (best.best.value, best.best.step) == (0.9, 4)
 
 
-def test_a_schedule_counts_steps_not_batches():
+def test_a_schedule_counts_steps_instead_of_batches():
     model = model_of()
     rate = Schedule(4, 1.0, schedule="linear", warmup_share=0.0, final_share=0.0)
     optimizer = make_optimizer("adafactor", rate, model, accumulation=3)
     assert optimizer.gradient_accumulation_steps == 3
-    got = [float(optimizer._learning_rate(tf.constant(i))) for i in range(12)]
-    np.testing.assert_allclose(got, np.repeat(rate.rates, 3))
+    rates = [float(optimizer._learning_rate(tf.constant(i))) for i in range(12)]
+    np.testing.assert_allclose(rates, np.repeat(rate.rates, 3))
 
 
-def test_mistakes_are_said(tmp_path, batch):
+def test_usage_errors(tmp_path, batch):
     classifier = tfnlp.AutoModelForSequenceClassification.from_config(
         {"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
          "intermediate_size": 8, "max_position_embeddings": 16},
     )  # fmt: skip
     evaluation = GenerationEvaluation([batch], tokenizer(), share_of_words)
     for call, message in {
-        lambda: evaluation.scorer(classifier): "a sequence-classification model does not write to a source",
+        lambda: evaluation.scorer(classifier): "needs the seq2seq-lm head, not sequence-classification",
         lambda: GenerationEvaluation([], tokenizer(), share_of_words).scorer(
             model_of()
         ): "there are no validation batches",
@@ -154,7 +154,7 @@ def test_mistakes_are_said(tmp_path, batch):
     }.items():
         with pytest.raises(InputError, match=message):
             call()
-    with pytest.warns(UserWarning, match="there is no 'val_loss' among loss"):
+    with pytest.warns(UserWarning, match="the logs have no 'val_loss', only loss"):
         model = compiled(eagerly=True)
         model.fit(batch, batch_size=8, verbose=0, callbacks=[SaveBest(tmp_path / "best")])
     assert not (tmp_path / "best").exists()

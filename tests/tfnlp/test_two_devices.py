@@ -1,4 +1,4 @@
-"""Fine-tuning and distillation under MirroredStrategy, on two logical CPUs: the losses and parameters of one."""
+"""Fine-tuning and distillation under MirroredStrategy on two logical CPUs match training on one."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import tensorflow as tf
 from tests.tfnlp import test_distiller, test_finetune
 
 ROOT = Path(__file__).parents[2]
-# One process for all: TensorFlow's devices are fixed when it starts, and it takes seconds to start.
+# One process for all runs: TensorFlow takes seconds to start, and its devices are fixed from then on.
 TWO_DEVICES = """
 import sys, numpy as np, tensorflow as tf
 sys.path.insert(0, ".")
@@ -28,7 +28,7 @@ RUNS = {"distiller": test_distiller.run_steps, "finetune": test_finetune.run_ste
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory):
-    """What the runs gave on two devices: name to a file."""
+    """Results of the runs on two devices, by name."""
     folder = tmp_path_factory.mktemp("two")
     process = subprocess.run(
         [sys.executable, "-c", TWO_DEVICES, str(folder)], cwd=ROOT, env=os.environ, text=True, capture_output=True,
@@ -42,9 +42,9 @@ def on_two(tmp_path_factory):
     "ignore:Even though the .* option is set, this option does not apply to tf.data:UserWarning"
 )
 @pytest.mark.parametrize("name", RUNS)
-def test_two_devices_are_one(on_two, eagerly, name):
+def test_two_devices_match_one(on_two, eagerly, name):
     one, two = RUNS[name](tf.distribute.get_strategy()), on_two[name]
     assert set(two) == set(one)
     for key, value in one.items():
-        if not key.endswith("key/bias"):  # its gradient is nothing but rounding
+        if not key.endswith("key/bias"):  # its gradient is rounding noise
             np.testing.assert_allclose(two[key], value, rtol=1e-5, atol=1e-5, err_msg=key)

@@ -1,4 +1,4 @@
-"""Training in Keras: blocks and batches through ``model.fit``, on one device or under tf.distribute."""
+"""Training in Keras with ``model.fit``, on one device or under a tf.distribute strategy."""
 
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import GenerationScorer

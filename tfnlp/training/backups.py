@@ -1,10 +1,11 @@
-"""The state of a training on disk: each backup one file, whole or not at all, the newest that can be read to go on from."""
+"""Backups of a training run: one atomically written file each, of which the newest readable one is restored."""
 
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,39 +16,43 @@ from duonlp.training.run_file import first_line
 from tfnlp.pretrained import parameter_tree
 
 STATE = "training_state"
+"""Name of the tensor that holds the JSON state of the run."""
+
 PARTIAL = ".partial"
+"""Suffix of a backup that is still being written."""
 
 
 class Backups:
     """The backups in a folder: ``step-000001200.safetensors``, ...
 
-    Each is written under another name, brought to the disk and then renamed; older ones are removed after that.
+    Each is written under a temporary name, flushed to disk and renamed; older ones are removed only after that.
 
     Args:
-        folder: of theirs alone; made when the first is written.
-        keep: how many stay.
-        writes: False in a process that reads alone, the workers of a strategy but for the first.
+        folder: Folder used for backups alone, created by the first write.
+        keep: Number of backups to keep.
+        writes: Whether this process may rename damaged backups. False for all but the first worker of a strategy.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, *, writes: bool = True):
         self.folder, self.keep, self.writes = Path(folder), keep, writes
 
     def files(self) -> list[Path]:
-        """Backups, the newest first."""
+        """Return the backups, newest first."""
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
-    def write(self, step: int, state: Mapping, values: Mapping[str, np.ndarray | keras.Variable]) -> None:
-        """Writes the backup of a step.
+    def write(self, step: int, state: Mapping[str, Any], values: Mapping[str, np.ndarray | keras.Variable]) -> None:
+        """Write the backup of a step and remove old ones.
 
         Args:
-            state: of the run, for JSON.
-            values: variables, which are read one at a time, and arrays.
+            step: Number of steps done.
+            state: JSON-compatible state of the run.
+            values: Arrays and variables by name. Variables are read one at a time.
 
         Raises:
-            CheckpointError: the disk is full, or the like; the backups before it are untouched.
+            CheckpointError: The file cannot be written, for example because the disk is full; earlier backups stay.
         """
-        tensors = [_to_write(STATE, np.frombuffer(json.dumps(state).encode(), np.uint8))]
-        tensors += [_to_write(name, value) for name, value in values.items()]
+        tensors = [_tensor_to_write(STATE, np.frombuffer(json.dumps(state).encode(), np.uint8))]
+        tensors += [_tensor_to_write(name, value) for name, value in values.items()]
         file = self.folder / f"step-{step:09d}.safetensors"
         partial = file.with_suffix(PARTIAL)
         try:
@@ -55,71 +60,74 @@ class Backups:
             write_tensors(partial, tensors)
             os.replace(partial, file)
             folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)  # the new name, before old ones go
+            os.fsync(folder)  # makes the rename durable before old backups are removed
             os.close(folder)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise CheckpointError(
-                f"a checkpoint could not be written below {str(self.folder)!r}: {first_line(error)}; the ones before it are "
-                "whole: make room and resume"
+                f"cannot write a checkpoint to {str(self.folder)!r}: {first_line(error)}; earlier checkpoints are intact, "
+                "so free disk space and resume"
             ) from error
         for old in (*self.files()[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")):
             old.unlink(missing_ok=True)
 
-    def newest(self) -> tuple[dict[str, StoredTensor], dict] | None:
-        """The tensors and the state of the newest backup that can be read; None when there is none at all.
+    def newest(self) -> tuple[dict[str, StoredTensor], dict[str, Any]] | None:
+        """Return the tensors and the state of the newest readable backup; None if there are no backups.
 
         Raises:
-            CheckpointError: there are some, and none can be read.
+            CheckpointError: There are backups and none is readable.
         """
         files = self.files()
         for i, file in enumerate(files):
             try:
                 tensors = list_tensors(file)
-                found = tensors, json.loads(tensors.pop(STATE).read().tobytes())
+                state = json.loads(tensors.pop(STATE).read().tobytes())
             except (CheckpointError, OSError, KeyError, ValueError) as error:
-                warnings.warn(f"{file} cannot be read ({error}); going on from the backup before it", stacklevel=2)
+                warnings.warn(f"{file} cannot be read ({error}); falling back to the backup before it", stacklevel=2)
                 continue
             if self.writes:
-                for damaged in files[:i]:  # or they would count among those that are kept
+                for damaged in files[:i]:  # so that they do not count towards `keep`
                     damaged.replace(damaged.with_suffix(".damaged"))
-            return found
+            return tensors, state
         if files:
-            raise CheckpointError(f"none of {', '.join(map(str, files))} can be read; remove them to begin anew")
+            raise CheckpointError(f"cannot read any of {', '.join(map(str, files))}; delete them to start over")
         return None
 
     def restore(self, variables: Mapping[str, keras.Variable], stored: Mapping[str, StoredTensor]) -> None:
-        """Gives variables the values that were stored under their names.
+        """Assign stored tensors to the variables of the same names.
 
         Raises:
-            InputError: they are not those of the backup.
+            InputError: Names or shapes differ.
         """
-        wrong = sorted(set(variables) ^ set(stored)) or [
+        different = sorted(set(variables) ^ set(stored)) or [
             name for name, tensor in stored.items() if tensor.shape != tuple(variables[name].shape)
         ]
-        if wrong:
+        if different:
             raise InputError(
-                f"the backup in {str(self.folder)!r} is of another model or optimizer: {', '.join(wrong[:5])} differ; use "
-                "the same, or another folder for a new run"
+                f"the backup in {str(self.folder)!r} is of another model or optimizer ({', '.join(different[:5])} differ); "
+                "use the same to resume, or another folder for a new run"
             )
         for name, variable in variables.items():
             variable.assign(stored[name].read())
 
 
-def training_variables(model, optimizer, others=()) -> dict[str, keras.Variable]:
-    """All that a training changes, by name.
+def training_variables(
+    model: Any, optimizer: keras.optimizers.Optimizer, others: Iterable[keras.Variable] = ()
+) -> dict[str, keras.Variable]:
+    """Return all variables that training changes, by name.
 
     Args:
-        model: one of this package's.
-        optimizer: built.
-        others: variables beside the model's parameters, in a fixed order.
+        model: A tfnlp model.
+        optimizer: Its optimizer, built.
+        others: Further variables, in a fixed order. Parameters of the model among them are skipped.
     """
     named = {f"model/{path}": variable for path, variable in parameter_tree(model).items()}
-    there = {id(variable) for variable in named.values()}
-    named |= {f"other/{i}": variable for i, variable in enumerate(v for v in others if id(v) not in there)}
+    parameter_ids = {id(variable) for variable in named.values()}
+    others = [variable for variable in others if id(variable) not in parameter_ids]
+    named |= {f"other/{i}": variable for i, variable in enumerate(others)}
     return named | {f"optimizer/{i}": variable for i, variable in enumerate(optimizer.variables)}
 
 
-def _to_write(name: str, value) -> TensorToWrite:
+def _tensor_to_write(name: str, value: np.ndarray | keras.Variable) -> TensorToWrite:
     read = value.numpy if isinstance(value, keras.Variable) else lambda: value
     return TensorToWrite(name, tuple(value.shape), np.dtype(value.dtype), read)

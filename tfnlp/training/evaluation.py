@@ -1,6 +1,8 @@
-"""What fit is told by while it trains: evaluation by generation, and the best model kept."""
+"""Callbacks for evaluation by generation and for saving the best model."""
 
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +15,35 @@ from duonlp.training.generated import GenerationScorer
 from tfnlp.training.callbacks import is_main_worker
 
 MODES = {"auto": None, "max": True, "min": False}
+"""Values of `mode`, and whether greater values are better."""
 
 
 class GenerationEvaluation(keras.callbacks.Callback):
-    """Writes texts to validation sources while a seq2seq-lm model trains, and logs what they score: ``val_rougeL``, ...
+    """Score the texts that a seq2seq-lm model generates for validation sources, and log the scores: ``val_rougeL``, ...
 
-    Callbacks that stand after it in the list see the scores as if Keras had computed them: ``EarlyStopping(monitor=
-    "val_rougeL", mode="max")``, ``TensorBoard``, :class:`SaveBest`. The first batch is tried before the training begins, so
-    that what is wrong is said then.
+    Callbacks after it in the list see the scores like Keras' own metrics: ``EarlyStopping(monitor="val_rougeL",
+    mode="max")``, ``TensorBoard``, :class:`SaveBest`. The first batch is evaluated once before training, so that errors
+    show early.
 
     Args:
-        batches: of validation, as batch_dataset takes them.
-        tokenizer: of the model.
+        batches: Validation batches, as :func:`~tfnlp.training.batch_dataset` takes them.
+        tokenizer: Tokenizer of the model.
         metric: ``(predictions, references) -> {name: number}``, or a metric of duonlp.metrics, such as Rouge().
-        every: "epoch", or a number of batches between two evaluations.
-        prefix: before the names of the scores.
-        most_batches: only the first ones are read; None for all.
-        options: of ``model.generate``: num_beams=4, max_new_tokens=64, ...
+        every: "epoch", or the number of batches between two evaluations.
+        prefix: Prefix of the scores' names.
+        most_batches: Use only the first batches; None for all.
+        options: Options of ``model.generate``: num_beams=4, max_new_tokens=64, ...
 
-    history: every evaluation's scores, and its "step", counted in batches of this fit.
-    scorer: has the texts of the last evaluation, ``predictions`` and ``references``.
+    Attributes:
+        history: Scores of each evaluation, with its "step" in batches of this fit.
+        scorer: The GenerationScorer, which holds the last evaluation's ``predictions`` and ``references``.
 
     Raises:
-        InputError: as duonlp.training.GenerationScorer.
+        InputError: `every` is invalid, or as :class:`duonlp.training.GenerationScorer`.
     """
 
     def __init__(
-        self, batches, tokenizer, metric, *, every: int | str = EPOCH, prefix: str = "val_",
+        self, batches: Any, tokenizer: Any, metric: Any, *, every: int | str = EPOCH, prefix: str = "val_",
         most_batches: int | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__()
@@ -47,24 +51,25 @@ class GenerationEvaluation(keras.callbacks.Callback):
         self.scorer = GenerationScorer(batches, tokenizer, metric, most_batches=most_batches, **options)
         self.every, self.prefix = every, prefix
         self.history: list[dict[str, float]] = []
-        self._step, self._latest = 0, {}
+        self._step = 0
+        self._latest: dict[str, float] = {}
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._step, self._latest = 0, {}
         self.scorer.dry_run(self.model)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step += 1
-        if self.every != EPOCH and self.every and self._step % self.every == 0:
+        if isinstance(self.every, int) and self.every and self._step % self.every == 0:
             self._evaluate(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.every == EPOCH:
             self._evaluate(logs)
         elif logs is not None:
             logs |= self._latest
 
-    def _evaluate(self, logs):
+    def _evaluate(self, logs: dict[str, Any] | None) -> None:
         scores = self.scorer(self.model)
         self._latest = {f"{self.prefix}{name}": value for name, value in scores.items()}
         self.history.append({"step": self._step, **self._latest})
@@ -73,24 +78,34 @@ class GenerationEvaluation(keras.callbacks.Callback):
 
 
 class SaveBest(keras.callbacks.Callback):
-    """Keeps the best model of a training in Hugging Face layout: written beside its place, then renamed.
+    """Save the best model of a training run in Hugging Face layout, atomically.
 
     Args:
-        folder: where the model is saved.
-        monitor: the name among fit's logs that tells the best one. What a :class:`GenerationEvaluation` every so many
-            batches finds is looked at then, all else at the end of each epoch.
-        mode: "min", "max", or "auto": the smaller the better for names with "loss", "error" or "perplexity" in them.
-        min_delta: how much better counts as better.
-        tokenizer: saved beside the model.
+        folder: Folder to save the model to.
+        monitor: Name of the log that decides. The scores of a :class:`GenerationEvaluation` every n batches are compared
+            right after each evaluation, everything else at the end of each epoch.
+        mode: "min", "max", or "auto", which minimizes names that contain "loss", "error" or "perplexity".
+        min_delta: An improvement must exceed this.
+        tokenizer: Tokenizer to save with the model.
 
-    best: duonlp.training.Best: its ``value``, and the ``step`` it is from, counted in batches.
+    Attributes:
+        best: The :class:`duonlp.training.Best`, with the best ``value`` and its ``step``, counted in batches.
 
     Raises:
-        InputError: a mode or min_delta that is not allowed.
+        InputError: mode or min_delta is invalid.
     """
 
+    # Set by fit before training.
+    model: Any
+
     def __init__(
-        self, folder, monitor: str = "val_loss", *, mode: str = "auto", min_delta: float = 0.0, tokenizer=None
+        self,
+        folder: str | os.PathLike,
+        monitor: str = "val_loss",
+        *,
+        mode: str = "auto",
+        min_delta: float = 0.0,
+        tokenizer: Any = None,
     ):
         super().__init__()
         if mode not in MODES:
@@ -99,23 +114,23 @@ class SaveBest(keras.callbacks.Callback):
         self.best = Best(monitor, MODES[mode], min_delta=min_delta)
         self._step = 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step += 1
-        # Of training, each batch has a loss of its own, too.
-        if self.best.name.startswith("val_") and self.best.name in (logs or {}):
+        # Training batches log metrics of their own, which are not those of an evaluation.
+        if logs and self.best.name.startswith("val_") and self.best.name in logs:
             self._update(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
-        if self.best.name in (logs or {}):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs and self.best.name in logs:
             self._update(logs)
         else:
             warnings.warn(
-                f"SaveBest saved nothing: there is no {self.best.name!r} among {', '.join(logs or {}) or 'no logs'}; put it "
-                "after the callback that logs it, or monitor another",
+                f"SaveBest saved nothing: the logs have no {self.best.name!r}, only {', '.join(logs or {}) or '(none)'}; put "
+                "it after the callback that logs it, or monitor another name",
                 stacklevel=2,
             )
 
-    def _update(self, logs):
+    def _update(self, logs: Mapping[str, float]) -> None:
         if self.best.update(self._step, logs) and is_main_worker(self.model):
             model = self.model if hasattr(self.model, "save_pretrained") else self.model.model
             model.save_pretrained(self.folder, self.tokenizer)

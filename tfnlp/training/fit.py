@@ -29,10 +29,10 @@ from duonlp.typing import Batch, BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
 from tfnlp.losses import SmoothedCrossEntropy
 from tfnlp.training.backups import Backups
-from tfnlp.training.fit_callback import CHECKPOINTS, Run, Sigterm, label_counts, pieces_of
+from tfnlp.training.fit_callback import CHECKPOINTS, Run, Sigterm, label_counts, split_batch
 from tfnlp.training.input import Feed
 from tfnlp.training.optimizers import Schedule, make_optimizer
-from tfnlp.training.pretrainer import EXPECTED
+from tfnlp.training.pretrainer import OUT_OF_DATA
 
 
 def fit(
@@ -197,15 +197,15 @@ def train(
             return metrics if evaluate is None else {**metrics, **evaluate(model)}
 
         run.evaluation, run.on_evaluation = run_evaluation, on_evaluation
-        if run.at["step"] == 0 and hasattr(evaluate, "dry_run"):
+        if run.position["step"] == 0 and hasattr(evaluate, "dry_run"):
             check_evaluation(cast(Scorer, evaluate), model, best, validation is not None)
-    remaining = 0 if best.out_of_patience else total - run.at["step"]
-    resumed = run.at["step"] if resumes else None
-    with fit_log(folder, total, resumed, log) as run.log, Sigterm() as run.asked:
+    remaining = 0 if best.out_of_patience else total - run.position["step"]
+    resumed = run.position["step"] if resumes else None
+    with fit_log(folder, total, resumed, log) as run.log, Sigterm() as run.stop_requested:
         if resumed:
             run.log.message(f"resuming from step {resumed}")
         if remaining:
-            epoch, first, pieces = run.at["epoch"], run.at["batch"], config.accumulation
+            epoch, first, pieces = run.position["epoch"], run.position["batch"], config.accumulation
             run.feed = Feed(
                 lambda: _microbatches(batches, epoch, first, remaining, model.head, pieces, check_batch), _no_check
             )
@@ -267,7 +267,7 @@ def _microbatches(
             "examples": count_examples(batch),
             "ends_epoch": ends_epoch,
         }
-        yield from zip([None] * (pieces - 1) + [mark], pieces_of(head, batch, pieces), strict=True)
+        yield from zip([None] * (pieces - 1) + [mark], split_batch(head, batch, pieces), strict=True)
 
 
 def _validation_losses(
@@ -301,6 +301,6 @@ def _validation_losses(
         raise InputError(f"the validation batches cannot be evaluated: {error}") from error
     totals[:] = 0  # feed.dataset() has read the first batch
     with feed.errors(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", EXPECTED)
+        warnings.filterwarnings("ignore", OUT_OF_DATA)
         means = trainer.evaluate(dataset, verbose=0, return_dict=True)
     return {name: float(value * totals[0] / totals[1]) for name, value in means.items()}

@@ -1,7 +1,7 @@
-"""Batches as a tf.data.Dataset: blocks, each step's from its number alone, on one device or on many; and epochs of anything."""
+"""Training batches as tf.data.Datasets: blocks addressed by step, and epochs of arbitrary batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,19 +10,36 @@ import tensorflow as tf
 
 from duonlp.errors import InputError
 from duonlp.training.fit_loop import endless_batches
+from duonlp.typing import Batch
 
 NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
-"""What a batch may have."""
+"""Arrays a batch of blocks may have, in the order in which they pass through tf.data."""
 
 
 class Source:
-    """Where the batches of a dataset come from, and which is the first that its next iterator gives.
+    """Reads the batches of a :func:`block_dataset`, from a position that can be moved.
 
-    tf.data has no iterator that can be put anywhere in an endless stream. Here a step's number alone makes its batch, so
-    a run that goes on moves ``step``, and nothing is read to be thrown away.
+    tf.data's iterators cannot be positioned in an endless stream. Here the step number alone determines a batch, so a
+    resumed run sets ``step`` and skips nothing by reading it.
+
+    Args:
+        batches: Batches by step.
+        start: Step of the first batch.
+        steps: Number of batches per iteration; None for an endless stream.
+
+    Attributes:
+        step: Step of the first batch of the next iterator.
+        error: Exception that ended reading, since TensorFlow only passes on its text.
+        names: Names of the batch's arrays.
+        shapes: Their shapes.
+        shape: Rows of this host per step, and their length.
+        hosts: Number of hosts that share a global batch.
+
+    Raises:
+        InputError: A batch lacks input_ids or labels, or has other arrays than NAMES.
     """
 
-    def __init__(self, batches: Sequence[Mapping[str, np.ndarray]], start: int, steps: int | None):
+    def __init__(self, batches: Any, start: int, steps: int | None):
         self.batches, self.start, self.steps = batches, start, steps
         self.step = start
         self.error: Exception | None = None
@@ -30,65 +47,66 @@ class Source:
         self.names = tuple(name for name in NAMES if name in first)
         if self.names[:2] != NAMES[:2] or set(self.names) != set(first):
             raise InputError(
-                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids, or for an "
-                "encoder-decoder attention_mask and decoder_input_ids"
+                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids or, for an "
+                "encoder-decoder, attention_mask and decoder_input_ids"
             )
         self.shapes = {name: first[name].shape for name in self.names}
-        self.shape = first["input_ids"].shape
-        """Rows of this host in a step, and their length."""
-        self.hosts = getattr(batches, "host_count", 1)
+        self.shape: tuple[int, int] = first["input_ids"].shape
+        self.hosts: int = getattr(batches, "host_count", 1)
 
-    def read(self, index: int) -> Mapping[str, np.ndarray]:
-        """The batch ``index`` steps after the first one."""
+    def read(self, index: int) -> Batch:
+        """Return the batch `index` steps after ``step``."""
         try:
             return self.batches[self.step + int(index)]
         except Exception as error:
-            self.error = error  # TensorFlow makes a text of it
+            self.error = error
             raise
 
-    def arrays(self, index) -> list[np.ndarray]:
-        """The same, as a list in the order of ``names``."""
+    def arrays(self, index: int) -> list[np.ndarray]:
+        """Return the arrays of :meth:`read` as int32, in the order of ``names``."""
         batch = self.read(index)
         return [np.ascontiguousarray(batch[name], np.int32) for name in self.names]
 
 
 def block_dataset(
-    batches, *, steps: int | None = None, start: int = 0, strategy: tf.distribute.Strategy | None = None
+    batches: Any, *, steps: int | None = None, start: int = 0, strategy: tf.distribute.Strategy | None = None
 ) -> Any:
-    """The batches of blocks for ``Pretrainer.fit`` and ``evaluate``.
+    """Return batches of blocks as a dataset for ``Pretrainer.fit`` and ``evaluate``.
 
     Args:
-        batches: ``duonlp.data.Batches``, the sequence of ``held_out_batches``, or anything whose ``[step]`` is a
-            dict of ``input_ids``, ``labels`` and, where documents in a block are to stay apart, ``segment_ids``, each
-            int32 [B, T]; for an encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and
-            ``labels`` [B, U]. Under a MultiWorkerMirroredStrategy, each worker's ``batches`` are its own rows: give
-            ``Batches`` the worker's ``host_index`` and ``host_count``.
-        steps: how many batches an iteration has; None for all of a sequence, and no end for a stream, which wants
-            ``steps_per_epoch`` of fit.
-        start: the first step.
-        strategy: the one the model was made under, when it has one; each of its replicas gets an equal share of the rows.
+        batches: ``duonlp.data.Batches``, the sequence of ``held_out_batches``, or an object whose ``[step]`` is a dict of
+            ``input_ids``, ``labels`` and, to keep documents of a block apart, ``segment_ids``, each int32 [B, T]; for an
+            encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and ``labels`` [B, U].
+            Under a MultiWorkerMirroredStrategy, each worker passes its own rows: give ``Batches`` the worker's
+            ``host_index`` and ``host_count``.
+        steps: Number of batches per iteration; None for all of a sequence, or for an endless stream, which needs
+            ``steps_per_epoch`` in fit.
+        start: Step of the first batch.
+        strategy: Strategy that the model was created under, if any. Each replica gets an equal share of the rows.
 
     Returns:
-        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, ...]; the order
-        is that of the steps. Transformed further, it forgets its position, so that no run can go on in the middle of it.
+        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, ...] in step
+        order. Transforming it further loses its position, so that a run could not resume in the middle of it.
 
     Raises:
-        InputError: there is no batch, a batch lacks input_ids or labels, or the rows do not divide among the replicas.
+        InputError: There are too few batches, a batch lacks input_ids or labels, or its rows do not divide among the
+            replicas.
     """
     if start < 0 or (steps is not None and steps < 1):
-        raise InputError(f"start is {start} and steps is {steps}; start is at least 0, and steps at least 1")
+        raise InputError(f"start is {start} and steps is {steps}; start must be 0 or more and steps at least 1")
     if hasattr(batches, "__len__"):
-        left = len(batches) - start
-        if left < (steps or 1):
+        available = len(batches) - start
+        if available < (steps or 1):
             raise InputError(
-                f"there are {len(batches)} batches; steps {start} to {start + (steps or 1) - 1} are not there"
+                f"there are {len(batches)} batches but steps {start} to {start + (steps or 1) - 1} are requested; lower start "
+                "or steps"
             )
-        steps = left if steps is None else steps
+        steps = available if steps is None else steps
     source = Source(batches, start, steps)
     if strategy is None:
         if source.hosts > 1:
             raise InputError(
-                f"the batches are those of one of {source.hosts} hosts; pass the strategy that trains on all of them"
+                f"the batches are the rows of one of {source.hosts} hosts; pass the strategy that trains on all of them"
             )
         dataset = _dataset(source, 1)
     else:
@@ -100,18 +118,18 @@ def block_dataset(
 
 
 def _replicas(source: Source, context: tf.distribute.InputContext) -> int:
-    """Replicas of this host, among which its rows are divided."""
+    """Return the number of replicas that share the rows of this host."""
     hosts, index = context.num_input_pipelines, getattr(source.batches, "host_index", 0)
     if (source.hosts, index) != (hosts, context.input_pipeline_id):
         raise InputError(
-            f"the batches are those of host {index} of {source.hosts}, and this is worker {context.input_pipeline_id} of "
-            f"{hosts}; make them with host_index={context.input_pipeline_id}, host_count={hosts}"
+            f"the batches are those of host {index} of {source.hosts} but this is worker {context.input_pipeline_id} of "
+            f"{hosts}; create them with host_index={context.input_pipeline_id} and host_count={hosts}"
         )
     replicas = context.num_replicas_in_sync // hosts
     if source.shape[0] % replicas:
         raise InputError(
-            f"{source.shape[0]} rows a step do not divide among {replicas} replicas; take a batch_size that is a multiple "
-            f"of {replicas * hosts}"
+            f"{source.shape[0]} rows per step do not divide among {replicas} replicas; use a batch_size that is a multiple of "
+            f"{replicas * hosts}"
         )
     return replicas
 
@@ -119,7 +137,7 @@ def _replicas(source: Source, context: tf.distribute.InputContext) -> int:
 def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
     rows = source.shape[0]
 
-    def load(index):
+    def load(index: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(source.arrays, [index], [tf.int32] * len(source.names))
         batch = dict(zip(source.names, arrays))
         for name, array in batch.items():
@@ -129,43 +147,49 @@ def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
         return {name: tf.reshape(x, (replicas, rows // replicas, x.shape[1])) for name, x in batch.items()}
 
     numbers = tf.data.Dataset.counter() if source.steps is None else tf.data.Dataset.range(source.steps)
-    dataset = numbers.map(load)  # one after the other: the Python inside could not run at the same time anyway
+    dataset = numbers.map(load)  # sequential, since Python code would not run in parallel anyway
     dataset = (dataset if replicas == 1 else dataset.unbatch()).prefetch(2 * replicas)
+    return dataset.with_options(_ordered_options())
+
+
+def _ordered_options() -> tf.data.Options:
+    """Return options that keep the order of batches and do not let a strategy shard them."""
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options)
+    return options
 
 
-def batch_dataset(batches, epochs: int = 1, *, first_epoch: int = 0, first_batch: int = 0) -> tf.data.Dataset:
-    """Batches of labelled texts, of pairs, of anything, for ``model.fit``, in the order that jaxnlp's fit has them in.
+def batch_dataset(batches: Any, epochs: int = 1, *, first_epoch: int = 0, first_batch: int = 0) -> tf.data.Dataset:
+    """Return batches of any kind as a dataset for ``model.fit``, in the same order as jaxnlp's fit.
 
-    All epochs follow one another, each in an order of its own, so fit is told where one ends::
+    The epochs follow one another in the dataset, each in its own order, so fit must be told their length::
 
         model.fit(batch_dataset(batches, epochs=3), epochs=3, steps_per_epoch=len(batches), shuffle=False)
 
-    The batches stay dicts: the labels and a ``sample_weight`` in them are found by the models of this package. Their ``fit``
-    also looks at each batch before it computes anything of it, and says what is wrong: a label beyond ``num_labels``, ...
+    The batches stay dicts: tfnlp's models find the labels and the ``sample_weight`` in them. Their ``fit`` also checks
+    each batch before it is computed and raises InputError for an invalid one, such as a label beyond ``num_labels``.
 
     Args:
-        batches: ``LabelledBatches`` or ``PairBatches`` of duonlp.data, or anything with ``epoch(n)`` and ``len()``; or a
-            list of dicts of NumPy arrays [B, ...], the same in every epoch.
-        epochs: how many of them.
-        first_epoch, first_batch: the number of the first epoch, and the first batch of it; for runs that go on. Nothing is
-            read to be thrown away where the batches have ``epoch(n, first)``.
+        batches: ``LabelledBatches`` or ``PairBatches`` of duonlp.data, or another object with ``epoch(n)`` and ``len()``;
+            or a list of dicts of NumPy arrays [B, ...], the same in every epoch.
+        epochs: Number of epochs.
+        first_epoch: Number of the first epoch, to resume a run.
+        first_batch: Index of the first batch within the first epoch. Batches before it are not read if the batches have
+            ``epoch(n, first)``.
 
     Returns:
-        A tf.data.Dataset of dicts, as the batches have them: integers as int32, numbers as float32.
+        A tf.data.Dataset of dicts like the batches, with integers as int32 and floats as float32.
 
     Raises:
-        InputError: there is no batch, or a number is out of range.
+        InputError: There are no batches, or a number is out of range.
     """
     if epochs < 1 or first_epoch < 0 or first_batch < 0:
         raise InputError(
-            f"epochs is {epochs}, first_epoch {first_epoch} and first_batch {first_batch}; give at least 1, 0 and 0"
+            f"epochs is {epochs}, first_epoch {first_epoch} and first_batch {first_batch}; they must be at least 1, 0 and 0"
         )
 
-    def rows():
+    def rows() -> Iterator[tuple[None, Batch]]:
         for epoch, _, batch, ends_epoch in endless_batches(batches, first_epoch, first_batch):
             yield None, batch
             if ends_epoch and epoch + 1 == first_epoch + epochs:
@@ -180,44 +204,49 @@ def batch_dataset(batches, epochs: int = 1, *, first_epoch: int = 0, first_batch
 
 
 class Feed:
-    """Batches on their way through tf.data: what each is marked with, whether one cannot be used, and what went wrong.
+    """Passes batches through tf.data, keeping a mark for each, checking them, and remembering the error that stops it.
 
     Args:
-        rows: gives an iterator of (mark, batch), dicts of NumPy arrays [B, ...], from the first on.
-        check: raises for a batch that cannot be used.
+        rows: Returns a new iterator of (mark, batch), from the first batch on. A batch is a dict of NumPy arrays [B, ...];
+            a mark is any object, or None for no mark.
+        check: Raises for an invalid batch; None to check nothing.
 
-    marks: of the batches that were read and not taken yet, in their order; those marked None have none.
-    error: what stopped the reading. (TensorFlow makes a text of it.)
+    Attributes:
+        marks: Marks of the batches read ahead, in order. The consumer removes them as it takes the batches.
+        error: Exception that ended reading, since TensorFlow only passes on its text.
     """
 
     def __init__(
-        self, rows: Callable[[], Iterator[tuple[Any, Mapping]]], check: Callable[[Mapping], None] | None = None
+        self,
+        rows: Callable[[], Iterator[tuple[Any, Batch]]],
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ):
         self.rows, self.check = rows, check
-        self.marks: deque = deque()
+        self.marks: deque[Any] = deque()
         self.error: Exception | None = None
 
     def dataset(self) -> tf.data.Dataset:
-        """The batches, once each; this Feed is its ``source``."""
+        """Return a tf.data.Dataset that yields each batch once and has this Feed as its ``source``.
+
+        Raises:
+            InputError: There are no batches.
+        """
         first = next(iter(self.rows()), None)
         if first is None:
-            raise InputError("there are no batches; give at least one")
+            raise InputError("there are no batches; pass at least one")
         signature = {}
         for name, value in first[1].items():
-            value = array(value)
-            # Lengths differ from batch to batch, and the rows of the last one may be fewer.
+            value = narrow_dtype(value)
+            # Lengths differ from batch to batch, and the last batch may have fewer rows.
             signature[name] = tf.TensorSpec([None] * value.ndim, value.dtype, name=name)
         dataset = tf.data.Dataset.from_generator(self._read, output_signature=signature)
-        options = tf.data.Options()
-        options.deterministic = True
-        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        dataset = dataset.prefetch(2).with_options(options)
+        dataset = dataset.prefetch(2).with_options(_ordered_options())
         dataset.source = self
         return dataset
 
     @contextmanager
-    def errors(self):
-        """Inside, what stopped the reading is raised as it was."""
+    def errors(self) -> Generator[None]:
+        """Raise errors of reading as they were, not as TensorFlow's."""
         self.error = None
         try:
             yield
@@ -226,21 +255,21 @@ class Feed:
                 raise self.error from None
             raise
 
-    def _read(self):
-        marks = self.marks = deque()  # an iterator before this one may still be reading ahead
+    def _read(self) -> Iterator[dict[str, np.ndarray]]:
+        marks = self.marks = deque()  # a new one, since an earlier iterator may still be reading ahead
         try:
             for mark, batch in self.rows():
                 if self.check is not None:
                     self.check(batch)
                 if mark is not None:
                     marks.append(mark)
-                yield {name: array(value) for name, value in batch.items()}
+                yield {name: narrow_dtype(value) for name, value in batch.items()}
         except Exception as error:
             self.error = error
             raise
 
 
-def array(value) -> np.ndarray:
-    """As TensorFlow is to have it: int64 as int32, float64 as float32."""
+def narrow_dtype(value: Any) -> np.ndarray:
+    """Return an array with int64 narrowed to int32 and float64 to float32."""
     value = np.asarray(value)
     return value.astype({"int64": np.int32, "float64": np.float32}.get(value.dtype.name, value.dtype), copy=False)

@@ -59,7 +59,7 @@ def distillation_terms(
     for output in distilled_outputs(student.head, student.config) if distillation.alpha < 1 else ():
         pair = _logits(student_outputs, output.logits, "student"), _logits(teacher_outputs, output.logits, "teacher")
         if label_order is not None:
-            pair = pair[0], losses.in_order(pair[1], label_order)
+            pair = pair[0], losses.reorder_labels(pair[1], label_order)
         mask, weights = _logits_mask(ops, distillation, student.head, output, batch), sample_weight
         if student.head == "causal-lm":
             pair = tuple(logits[:, :-1] for logits in pair)  # [B, T - 1, V]
@@ -114,7 +114,7 @@ def _compared_states(
             student_state = states[0][i]  # [B, T, D]
             if student.config.hidden_size != teacher.config.hidden_size:
                 kernel = _projection(projections, projection_name(i))
-                student_state = losses.projected(student_state, kernel)  # [B, T, D of the teacher]
+                student_state = losses.project(student_state, kernel)  # [B, T, D of the teacher]
             yield function, (student_state, states[1][j]), ()
     elif isinstance(loss, Attentions):
         function = losses.attention_kl_sum if loss.kind == "kl" else losses.attention_mse_sum
