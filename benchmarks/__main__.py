@@ -11,7 +11,9 @@ def main() -> None:
     """Run the benchmark named on the command line."""
     names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")]
     if sys.argv[1:2] in (["-h"], ["--help"]):
-        print(f"{__doc__}\n\nbenchmarks: {', '.join(names)}")
+        print(
+            f"usage: python -m benchmarks [NAME [OPTIONS]]\n\nRun one benchmark, or all with their defaults: {', '.join(names)}"
+        )
         return
     selected, options = sys.argv[1:2] or names, sys.argv[2:]
     for name in selected:

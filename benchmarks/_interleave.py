@@ -1,4 +1,4 @@
-"""Time contestants in turns, each in its own process, so that drift of the machine affects all alike and thread pools never mix."""
+"""Time contestants in turns, each in its own process: drift of the machine affects all alike, and thread pools never mix."""
 
 import contextlib
 import importlib
