@@ -127,12 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--shapes", nargs="+", default=["1x32", "32x128"], help="batch shapes, ROWSxTOKENS (default: 1x32 32x128)"
     )
     parser.add_argument(
-        "--contestants",
-        nargs="+",
-        choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="what to compare (default: all)",
-    )
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     records = []

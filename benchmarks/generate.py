@@ -264,12 +264,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--settings", nargs="+", choices=SETTINGS, help="what to generate (default: all; with --growth: batch1)"
     )
     parser.add_argument(
-        "--contestants",
-        nargs="+",
-        choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="what to compare (default: all)",
-    )
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
     parser.add_argument(
         "--new-tokens", type=int, default=64,
         help="tokens to generate; --growth generates up to eight times as many (default %(default)s)",

@@ -127,12 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of each contestant (default %(default)s)")
     parser.add_argument("--shape", default="8x256", help="batch shape, ROWSxTOKENS (default %(default)s)")
     parser.add_argument(
-        "--contestants",
-        nargs="+",
-        choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="what to compare (default: all)",
-    )
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     batch, length = map(int, options.shape.split("x"))

@@ -320,12 +320,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--beams", nargs="+", type=int, default=[4], help="numbers of beams; 1 is greedy search (default: 4)"
     )
     parser.add_argument(
-        "--contestants",
-        nargs="+",
-        choices=CONTESTANTS,
-        default=list(CONTESTANTS),
-        help="what to compare (default: all)",
-    )
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens per summary (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
