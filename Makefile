@@ -67,7 +67,7 @@ topology: $(TOPOLOGY_VENV)/.installed ## compile training steps for TPU pods, wi
 	$(TOPOLOGY_VENV)/bin/python -m pytest -m "topology and not slow" $(PYTEST_ARGS) tests/tpu_scripts
 
 docs: $(VENV)/.installed-docs ## build the documentation site in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html, or serve it: $(BIN)/mkdocs serve"
 
 lint: $(VENV)/.installed ## check the code with ruff and pyrefly

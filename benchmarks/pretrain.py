@@ -73,7 +73,7 @@ def _transformers_torch(ids: "np.ndarray", dtype: str) -> Work:
 def _jaxnlp(ids: "np.ndarray", dtype: str) -> Work:
     import jaxnlp
     from duonlp.training import PretrainingConfig
-    from jaxnlp.training.model import reader
+    from jaxnlp.training.model import parameter_reader
     from jaxnlp.training.step import make_step
 
     model = jaxnlp.AutoModelForCausalLM.from_config(GPT2)
@@ -82,7 +82,7 @@ def _jaxnlp(ids: "np.ndarray", dtype: str) -> Work:
         clip_norm=CLIP_NORM, dtype=dtype,
     )  # fmt: skip
     step = make_step(model, config)
-    state = step.init_state(reader(model))
+    state = step.init_state(parameter_reader(model))
     batch = step.put({"input_ids": ids, "labels": _shift_labels(ids)})
 
     def work():

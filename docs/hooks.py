@@ -10,14 +10,19 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("tfnlp", "jaxnlp")
-SUBJECTS = ("training", "distillation", "generation")
-"""Subpackages of the engines that have pages of their own."""
+SUBJECTS = ("model", "heads", "training", "distillation", "generation")
+"""Modules of the engines that have separate pages."""
+
+OPTIONS = "\n".join(
+    ["    options:", "      inherited_members: [from_pretrained, from_config, save_pretrained, generate]", ""]
+)
+"""Options of the pages on models, whose methods come from mixins."""
 
 
 def pages() -> dict[str, str]:
     """Return the module that each reference page documents, for every package and the top-level modules users import."""
     modules = {f"reference/{engine}/index.md": engine for engine in ENGINES}
-    modules |= {f"reference/{e}/{s}.md": f"{e}.{s}" for e in ENGINES for s in SUBJECTS if (ROOT / e / s).is_dir()}
+    modules |= {f"reference/{e}/{s}.md": f"{e}.{s}" for e in ENGINES for s in SUBJECTS}
     neutral = ROOT / "shared" / "duonlp"
     for init in sorted(neutral.glob("*/__init__.py")):
         modules[f"reference/duonlp/{init.parent.name}.md"] = f"duonlp.{init.parent.name}"
@@ -52,7 +57,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     index = "\n".join(["# API reference", "", "| package | contents |", "|---|---|", *rows, ""])
     files.append(File.generated(config, "reference/index.md", content=index))
     for page, module in pages().items():
-        files.append(File.generated(config, page, content=f"# `{module}`\n\n::: {module}\n"))
+        options = OPTIONS if module.endswith(".model") else ""
+        files.append(File.generated(config, page, content=f"# `{module}`\n\n::: {module}\n{options}"))
     return files
 
 

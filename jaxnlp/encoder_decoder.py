@@ -1,6 +1,6 @@
 """The body of an encoder-decoder: an encoder of the source, and a decoder of the target that attends to it."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class EncoderDecoder:
     """
 
     config: TransformerConfig
-    head: str
+    head: ClassVar[str]
     embeddings: Embeddings
     encoder: Stack
     decoder_embeddings: Embeddings

@@ -38,7 +38,6 @@ class Pretrained(PretrainedBase, _Module):
         param_dtype: Storage dtype of the parameters.
     """
 
-    head: str
     config: TransformerConfig
     generation_config: GenerationConfig
     dtype: np.dtype

@@ -14,6 +14,7 @@ from duonlp.checkpoints.save import save_checkpoint
 from duonlp.cli import training as cli_training
 from duonlp.cli.app import main
 from duonlp.distillation.students import student_config
+from duonlp.errors import NewHeadWarning
 from duonlp.parameters import initial_value, parameters
 from duonlp.training.best import Best
 from duonlp.training.log.metrics_log import MetricsLog
@@ -48,7 +49,7 @@ class Classifiers:
     def from_pretrained(name, *, dtype=None, seed=0, ignore_mismatched_sizes=False, **overrides):
         checkpoint = open_checkpoint(name)
         if checkpoint.head != HEAD:
-            warnings.warn(f"the {HEAD} head starts from random values", stacklevel=2)
+            warnings.warn(f"the {HEAD} head starts from random values", NewHeadWarning, stacklevel=2)
         epochs = Path(name) / "epochs.txt"
         return Model(checkpoint.transformer_config(**overrides), int(epochs.read_text()) if epochs.exists() else 0)
 

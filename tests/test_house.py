@@ -1,6 +1,7 @@
 """Check source conventions: imports, matching twins, docstrings, annotations, lengths of files and functions."""
 
 import ast
+import itertools
 import subprocess
 import sys
 from functools import cache
@@ -321,6 +322,23 @@ def unannotated(file: str) -> list[str]:
 def test_public_functions_are_annotated(file):
     missing = unannotated(file)
     assert not missing, f"{file}: annotate {'; '.join(missing)}"
+
+
+def is_string(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def test_docstrings_come_first():
+    """A string that follows a statement is not the function's docstring; one after an assignment documents a name."""
+    late = [
+        f"{file}:{statement.lineno}"
+        for file in sources(*PACKAGES)
+        for node in ast.walk(tree(file))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for previous, statement in itertools.pairwise(node.body)
+        if is_string(statement) and not isinstance(previous, (ast.Assign, ast.AnnAssign))
+    ]
+    assert not late, f"move these docstrings to the start of their functions: {late}"
 
 
 @pytest.mark.parametrize("file", sources(*PACKAGES))

@@ -31,7 +31,6 @@ class Pretrained(PretrainedBase, _Model):
         generation_config: Default generation options.
     """
 
-    head: str
     config: TransformerConfig
     generation_config: GenerationConfig
 

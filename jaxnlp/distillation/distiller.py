@@ -159,7 +159,7 @@ class DistillStep(FitStep):
         self._check(student, has_loss=distillation.alpha == 0)
         self.mesh, self.seed = mesh, config.seed
         self.has_teacher = teacher is not None
-        self._compile(*distill_plan(student, teacher, distillation, self.kept(config), mesh=mesh, **checked))
+        self._compile(*distill_plan(student, teacher, distillation, self.program_settings(config), mesh=mesh, **checked))
 
     def model_parameters(self, params):
         return {name: value for name, value in params.items() if name != PROJECTIONS}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from duonlp.generation.scoring import pad_texts, perplexity_of, sums_of
+from duonlp.generation.scoring import compute_perplexity, pad_texts, sum_logprobs
 from duonlp.typing import Array
 from jaxnlp.pretrained import merge, split
 
@@ -33,12 +33,12 @@ def sequence_logprob(model: "Model", ids: Array, input_len: int = 1, attention_m
     Raises:
         InputError: Shapes do not match, ids are outside the vocabulary, or there is nothing to score.
     """
-    return sums_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+    return sum_logprobs(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
 
 
 def perplexity(model: "Model", ids: Array, input_len: int = 1, attention_mask: Array | None = None) -> np.ndarray:
     """Return exp(-mean log probability of the tokens after ``input_len``), float64 [B]; see sequence_logprob."""
-    return perplexity_of(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
+    return compute_perplexity(token_logprobs(model, ids, attention_mask), attention_mask, input_len)
 
 
 def token_logprobs(model: "Model", ids: Array, attention_mask: Array | None = None) -> np.ndarray:

@@ -98,7 +98,7 @@ def make_programs(call: driver.Call) -> driver.Programs:
     values = jax.device_put(call.values)
 
     def result(state):
-        visible = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        visible = {name: value for name, value in state.items() if name not in driver.LOOP_ONLY}
         return jax.device_get(_result(values, visible, plan=call.plan))
 
     return driver.Programs(

@@ -1,4 +1,4 @@
-"""Pretraining on one CPU or a TPU pod, and fine-tuning: mesh, steps, input, checkpoints, and the loops over them."""
+"""Pretraining on one CPU or a TPU pod, and fine-tuning: device meshes, training steps, input, checkpoints and loops."""
 
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig

@@ -1,51 +1,64 @@
-"""Checkpoints of a run with Orbax: written in the background, whole or not at all, kept by policy, restored anywhere."""
+"""Checkpoints of a run, with Orbax: written atomically in the background, restored onto any devices."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from duonlp.errors import CheckpointError, InputError
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.fit_config import FitConfig
 from duonlp.training.run_file import check_run, first_line, write_run
-from duonlp.training.settings import Settings
 from jaxnlp.training.distributed import barrier, is_main
+from jaxnlp.training.mesh import PyTree
 
 FOLDER, STATE, META = "checkpoints", "state", "meta"
 LOSS = "held_out_loss"
 
 
 class Checkpoints:
-    """The checkpoints of a run, in ``folder/checkpoints``, and ``folder/run.json``, which says what the run is.
+    """Checkpoints of a run in ``folder/checkpoints``, next to the ``run.json`` that identifies the run.
 
-    Orbax writes each into a folder of another name that is renamed when it is whole, so a kill at any moment leaves the
-    ones before it as they were. Use it as a context manager: leaving it waits for what is being written.
+    Orbax writes to a temporary folder and renames it when it is complete, so a kill never damages earlier checkpoints. A
+    context manager: leaving it waits for pending writes.
+
+    Args:
+        folder: Local folder of the run; created if missing.
+        config: Settings of the run; they include how many checkpoints to keep.
+        description: Everything else that identifies the run: model, head, data.
+
+    Attributes:
+        folder: Absolute path of the run's folder.
+        resumes: Whether the folder held this run before, possibly without a checkpoint yet.
 
     Raises:
-        InputError: the folder holds another run: another model, other data, or settings that would break the curve.
+        InputError: The folder is a URL, or holds a run with another model, other data or incompatible settings.
     """
 
-    def __init__(self, folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]):
+    def __init__(
+        self, folder: str | os.PathLike, config: PretrainingConfig | FitConfig, description: Mapping[str, Any]
+    ):
         if re.match(r"[a-z0-9]+:/", str(folder)):
             raise InputError(
-                f"{str(folder)!r} is no folder of this machine; mount the bucket, and give the folder it is at"
+                f"{str(folder)!r} is a URL, not a local folder; mount the bucket and pass the folder it is mounted at"
             )
         self.folder = Path(folder).expanduser().resolve()
         self.resumes = check_run(self.folder, config, description)
-        """Whether the folder held this run already; it may have been ended before its first checkpoint."""
         barrier("run.json was read")
         if is_main():
             write_run(self.folder, config, description)
         barrier("run.json was written")
-        keep = [policies.LatestN(config.keep_last)]
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         if config.keep_best:
-            # the lowest loss is the best, and Orbax takes the last of those it has sorted
+            # reverse: Orbax keeps the last n after sorting, and the lowest loss is the best.
             keep.append(
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics[LOSS], reverse=True, n=config.keep_best,
@@ -62,57 +75,73 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The number of steps of the last whole checkpoint; None when there is none."""
+        """Step of the last complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def restore(self, abstract, shardings) -> tuple[Any, dict]:
-        """The last whole checkpoint's state, on the devices that `shardings` say, and what was saved with it.
+    def restore(self, abstract: PyTree, shardings: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Restore the last complete checkpoint.
+
+        Args:
+            abstract: Shapes and dtypes of the state.
+            shardings: Sharding of each array of the state; it may differ from the one it was saved with.
+
+        Returns:
+            The state, and the metadata saved with it.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: The checkpoint cannot be read.
         """
         step = self.latest
         target = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
         items = {STATE: ocp.args.StandardRestore(target), META: ocp.args.JsonRestore()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax and TensorStore raise whatever they meet
-            where = self.folder / FOLDER / str(step)
+        except Exception as error:  # Orbax and TensorStore raise errors of many types
+            path = self.folder / FOLDER / str(step)
             raise CheckpointError(
-                f"the checkpoint {str(where)!r} cannot be read ({first_line(error)}); remove that folder to go on from "
-                "the one before it"
+                f"the checkpoint {str(path)!r} cannot be read ({first_line(error)}); delete that folder to resume from the "
+                "checkpoint before it"
             ) from error
         return restored[STATE], restored[META]
 
-    def save(self, step: int, state, meta: Mapping[str, Any], held_out_loss: float | None = None) -> None:
-        """Saves the state after `step` steps; returns when it is copied, and goes on writing in the background.
+    def save(self, step: int, state: PyTree, meta: Mapping[str, Any], held_out_loss: float | None = None) -> None:
+        """Save the state after `step` steps; return once it is copied and write it in the background.
+
+        Args:
+            step: Steps done.
+            state: Arrays to save.
+            meta: JSON-compatible values to save with them.
+            held_out_loss: Loss that ranks the checkpoint for ``config.keep_best``; None for an unranked checkpoint.
 
         Raises:
-            CheckpointError: an earlier one could not be written.
+            CheckpointError: An earlier checkpoint could not be written.
         """
         items = {STATE: ocp.args.StandardSave(state), META: ocp.args.JsonSave(dict(meta))}
         metrics = None if held_out_loss is None else {LOSS: held_out_loss}
-        self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
+        self._write(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics))
 
     def wait(self) -> None:
-        """Waits until everything is on disk; raises CheckpointError where it could not be written."""
-        self._guarded(self._manager.wait_until_finished)
+        """Wait until everything is on disk; raise CheckpointError if it could not be written."""
+        self._write(self._manager.wait_until_finished)
 
-    def _guarded(self, do) -> None:
+    def _write(self, action: Callable[[], Any]) -> None:
+        """Run `action`; raise CheckpointError for errors of any type, including those of the background thread."""
         try:
-            do()
-        except Exception as error:  # the background thread's, of whatever kind
+            action()
+        except Exception as error:
             raise CheckpointError(
-                f"a checkpoint could not be written below {str(self.folder)!r}: {first_line(error)}; the ones before it "
-                "are whole: make room and resume"
+                f"a checkpoint could not be written to {str(self.folder)!r} ({first_line(error)}); earlier checkpoints are "
+                "intact: free disk space and resume"
             ) from error
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self.wait()

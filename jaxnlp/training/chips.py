@@ -1,4 +1,4 @@
-"""What the makers publish of TPU chips: the ceilings that a measured or predicted speed is held against."""
+"""Published figures of TPU chips, the peaks that measured and predicted speeds are compared with."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip; a chip has one or two TensorCores.
+    """Published figures of a TPU chip.
 
-    peak_flops_bf16: FLOP/s of matrix products with bfloat16 operands, all cores of the chip.
-    hbm_bytes: high-bandwidth memory, in bytes.
-    hbm_bandwidth: bytes/s between that memory and the cores.
-    ici_bandwidth: bytes/s that the chip can send to its neighbours over all its links together, one way; a slice that
-        does not wrap around, or uses fewer dimensions, has fewer links at work.
-    ici_links: links to neighbouring chips: 4 in a two-dimensional torus, 6 in a three-dimensional one.
-    cores: TensorCores; JAX shows those of a v4 or v5p as one device ("megacore").
-    source: where the figures are from.
+    Attributes:
+        name: Name in a topology or an accelerator type: "v5e" in "v5e:16x16".
+        peak_flops_bf16: FLOP/s of matrix products with bfloat16 operands, over all cores of the chip.
+        hbm_bytes: High-bandwidth memory in bytes.
+        hbm_bandwidth: Bytes/s between that memory and the cores.
+        ici_bandwidth: Bytes/s the chip can send to its neighbors over all its links together, one way. A slice that does
+            not wrap around, or has fewer dimensions, uses fewer links.
+        ici_links: Links to neighboring chips: 4 in a two-dimensional torus, 6 in a three-dimensional one.
+        cores: TensorCores, 1 or 2. JAX shows the two of a v4 or v5p as one device ("megacore").
+        source: Source of the figures.
     """
 
     name: str
@@ -88,9 +90,9 @@ _CHIPS = (
 )
 
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _CHIPS}
-"""By the name in a topology or an accelerator type: "v5e" in "v5e:16x16"."""
+"""Chips by name."""
 
-DEVICE_KINDS = {
+DEVICE_KINDS: dict[str, str] = {
     "TPU v3": "v3",
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -100,11 +102,11 @@ DEVICE_KINDS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-"""What JAX calls a device -> the chip. A v3 shows each of its two cores as a device."""
+"""JAX device kind -> name of the chip. Each of the two cores of a v3 is a device."""
 
 
-def peak_of(device_kind: str) -> float | None:
-    """FLOP/s in bfloat16 of a JAX device of that kind; None for one that nobody publishes figures of, such as a CPU."""
+def device_peak_flops(device_kind: str) -> float | None:
+    """Return the peak bfloat16 FLOP/s of a JAX device kind; None if it is not published here, such as for a CPU."""
     name = DEVICE_KINDS.get(device_kind)
     if name is None:
         return None

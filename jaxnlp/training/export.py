@@ -1,7 +1,10 @@
-"""From a checkpoint of a run to a model in Hugging Face layout: layers unstacked, optimizer left behind."""
+"""Export the checkpoint of a run as a model in Hugging Face layout: layers unstacked, optimizer state dropped."""
 
 import os
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +16,9 @@ from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.training.run_file import read_run
+from duonlp.typing import Tokenizer
 from jaxnlp.training.checkpoints import FOLDER, STATE
-from jaxnlp.training.model import ONE_BY_ONE, STACKED
+from jaxnlp.training.model import LAYER_INDEX, STACKED
 
 
 def export(
@@ -22,77 +26,86 @@ def export(
     output: str | os.PathLike,
     *,
     step: int | None = None,
-    tokenizer=None,
+    tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
     max_shard_size: int | str = "5GB",
 ) -> Path:
-    """Writes the model of a run's checkpoint in Hugging Face layout: safetensors, config.json and the tokenizer.
+    """Write the model of a run's checkpoint in Hugging Face layout: safetensors, config.json and the tokenizer.
 
-    Parameters are read one at a time and none twice: no more than the model's own size is held, and of an unstacked
-    checkpoint a tensor at a time. Needs no accelerator.
+    Each parameter is read once: memory holds one tensor at a time of an unstacked checkpoint, and at most the whole model of a
+    stacked one. No accelerator is needed.
 
     Args:
-        folder: the run's, as ``pretrain`` was given it.
-        output: the folder to write.
-        step: which checkpoint; the last by default.
-        tokenizer: saved beside the model.
-        dtype: what the tensors are stored as.
-        max_shard_size: larger models become several files.
+        folder: Folder of the run, as passed to ``pretrain``.
+        output: Folder to write.
+        step: Step of the checkpoint; the last one by default.
+        tokenizer: Tokenizer to save with the model.
+        dtype: Dtype to store the tensors in.
+        max_shard_size: Largest size of one safetensors file; larger models are split.
 
     Returns:
         The output folder.
 
     Raises:
-        CheckpointError: no run, no such checkpoint, or it cannot be read.
+        CheckpointError: The folder holds no run or no checkpoint, or the checkpoint cannot be read.
+        InputError: There is no checkpoint of `step`.
     """
     folder = Path(folder).expanduser().resolve()
     run = read_run(folder)
     cfg, head = architectures.config_from_hf(run["model"]), run["head"]
     steps = sorted(ocp.utils.checkpoint_steps(folder / FOLDER)) if (folder / FOLDER).is_dir() else []
     if not steps:
-        raise CheckpointError(f"{str(folder)!r} has no checkpoint; train at least until the first is saved")
+        raise CheckpointError(f"{str(folder)!r} has no checkpoint; train at least until the first one is saved")
     if step is not None and step not in steps:
-        raise InputError(f"there is no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise InputError(f"there is no checkpoint of step {step}; choose from {', '.join(map(str, steps))}")
     generation = GenerationConfig.for_model(cfg).to_dict() if head in ("causal-lm", "seq2seq-lm") else None
-    read = _Reader(folder / FOLDER / str(steps[-1] if step is None else step) / STATE)
+    read = _ParameterReader(folder / FOLDER / str(steps[-1] if step is None else step) / STATE)
     save_checkpoint(output, cfg, head, read, np.dtype(jax.numpy.dtype(dtype)), tokenizer, max_shard_size, generation)
     return Path(output)
 
 
-class _Reader:
-    """path -> values, read when they are asked for; a stacked parameter is kept until its last layer was."""
+class _ParameterReader:
+    """Callable path -> values that reads on demand; a stacked parameter stays in memory until its last layer is read."""
 
     def __init__(self, folder: Path):
-        self.folder, self.kept, self.handler = folder, {}, ocp.PyTreeCheckpointHandler()
+        self.folder, self.handler = folder, ocp.PyTreeCheckpointHandler()
+        self.stacked: dict[str, np.ndarray] = {}
         try:
             tree = self.handler.metadata(epath.Path(folder)).tree["params"]
-        except Exception as error:  # Orbax and TensorStore raise whatever they meet
+        except Exception as error:  # Orbax and TensorStore raise errors of many types
             raise CheckpointError(f"the checkpoint {str(folder.parent)!r} cannot be read: {error}") from error
-        self.leaves = {"/".join(key.key for key in keys): keys for keys, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        self.names: dict[str, list[str]] = {
+            "/".join(key.key for key in keys): [key.key for key in keys] for keys, _ in leaves
+        }
 
     def __call__(self, path: str) -> np.ndarray:
-        if path in self.leaves:
-            return self._leaf(path)
-        layer, stacked = int(ONE_BY_ONE.search(path)[1]), ONE_BY_ONE.sub(STACKED, path)
-        if stacked not in self.kept:
-            self.kept[stacked] = self._leaf(stacked)
-        values = self.kept[stacked]
+        if path in self.names:
+            return self._read(path)
+        match, stacked_path = LAYER_INDEX.search(path), LAYER_INDEX.sub(STACKED, path)
+        if match is None:
+            raise CheckpointError(f"{str(self.folder.parent)!r} has no parameter {path}")
+        if stacked_path not in self.stacked:
+            self.stacked[stacked_path] = self._read(stacked_path)
+        layer, values = int(match[1]), self.stacked[stacked_path]  # [L, ...]
         if layer == len(values) - 1:
-            del self.kept[stacked]
+            del self.stacked[stacked_path]
         return values[layer]
 
-    def _leaf(self, path: str) -> np.ndarray:
-        names = [key.key for key in self.leaves[path]]
-        item, restore = 0, ocp.RestoreArgs(restore_type=np.ndarray)
-        for name in reversed(["params", *names]):
-            item, restore = {name: item}, {name: restore}
+    def _read(self, path: str) -> np.ndarray:
+        names = ("params", *self.names[path])
+        target = ocp.args.PyTreeRestore(
+            item=_nest(0, names),
+            restore_args=_nest(ocp.RestoreArgs(restore_type=np.ndarray), names),
+            partial_restore=True,
+        )
         try:
-            tree = self.handler.restore(
-                epath.Path(self.folder),
-                args=ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True),
-            )
+            tree = self.handler.restore(epath.Path(self.folder), args=target)
         except Exception as error:
             raise CheckpointError(f"{path} of {str(self.folder.parent)!r} cannot be read: {error}") from error
-        for name in ("params", *names):
-            tree = tree[name]
-        return np.asarray(tree)
+        return np.asarray(reduce(lambda subtree, name: subtree[name], names, tree))
+
+
+def _nest(leaf: Any, names: Sequence[str]) -> Any:
+    """Return nested dicts with a single leaf, at the end of `names`."""
+    return reduce(lambda tree, name: {name: tree}, reversed(names), leaf)

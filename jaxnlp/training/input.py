@@ -1,15 +1,25 @@
-"""Batches of blocks, read ahead of the training step with grain."""
+"""Batches of blocks, prefetched by grain."""
 
 from collections.abc import Iterator
+from types import ModuleType
 
-import grain
 import numpy as np
 
 from duonlp.data.blocks.batches import Batches
+from duonlp.errors import MissingExtraError
+
+
+def import_grain() -> ModuleType:
+    """Return the grain module; raise MissingExtraError if it is not installed."""
+    try:
+        import grain
+    except ImportError as error:
+        raise MissingExtraError('pretraining requires grain; install it with pip install "duonlp[pretrain]"') from error
+    return grain
 
 
 class _Steps:
-    """The batches of steps `first` to `last`, as grain's random access source: item i is that of step first + i."""
+    """Grain's random-access source of the batches of steps `first` to before `last`: item i is step first + i."""
 
     def __init__(self, batches: Batches, first: int, last: int):
         self.batches, self.first, self.last = batches, first, last
@@ -21,19 +31,28 @@ class _Steps:
         return self.batches[self.first + index]
 
 
-def read_ahead(batches: Batches, first: int, last: int, *, threads: int = 2, ahead: int = 4) -> Iterator[dict]:
-    """Yields this host's rows of the steps from `first` to before `last`, counted from 0.
+def read_ahead(
+    batches: Batches, first: int, last: int, *, threads: int = 2, ahead: int = 4
+) -> Iterator[dict[str, np.ndarray]]:
+    """Return an iterator over this host's batches of the steps from `first` to before `last`, counted from 0.
 
-    What a step reads depends on its number alone, so the state of the input is that number: it is saved with every
-    checkpoint, and no batch is skipped or repeated, however far threads have read ahead.
+    A batch depends on its step alone, so the step is all the input state that a checkpoint needs: on resume no batch is
+    skipped or repeated, however far the threads have read ahead.
 
     Args:
-        threads: that read at the same time.
-        ahead: batches held ready.
+        batches: Batches of the run.
+        first: First step.
+        last: Step after the last one.
+        threads: Reading threads.
+        ahead: Number of batches to prefetch.
 
-    Yields:
-        dict of int32 [batch_size / host_count, T].
+    Returns:
+        Iterator of dicts of int32 [batch_size / host_count, T].
+
+    Raises:
+        MissingExtraError: grain is not installed.
     """
+    grain = import_grain()
     if first >= last:
         return iter(())
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

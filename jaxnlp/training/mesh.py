@@ -1,12 +1,13 @@
-"""Devices in a mesh, and where on it each parameter lives: by its path, so that models carry no annotations.
+"""Device meshes, and the sharding of each parameter, which its path determines so that models carry no annotations.
 
-The rules are Megatron's for the tensor axis (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053: the first matrix of
-a pair by columns, the second by rows, the vocabulary by rows) and ZeRO's third stage for the fsdp axis (Rajbhandari et
-al. 2020, https://arxiv.org/abs/1910.02054: every matrix cut along its other side).
+The tensor axis follows Megatron (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053): of a pair of matrices, the first is
+sharded by columns and the second by rows; embeddings are sharded over the vocabulary. The fsdp axis follows ZeRO stage 3
+(Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054): every matrix is sharded along its other dimension.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,11 +15,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from duonlp.training.config import AXES, mesh_shape
 
+PyTree: TypeAlias = Any
+"""Nested containers of arrays, such as parameters (nested dicts) or the state of an optimizer."""
+
 BATCH = ("data", "fsdp")
-"""Axes that the rows of a batch are cut along."""
+"""Axes that the rows of a batch are sharded over."""
 
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),  # [D, N x H]: each device some heads
+    (r"attention/(query|key|value)/kernel$", ("fsdp", "tensor")),  # [D, N x H]: heads over devices
     (r"attention/(query|key|value)/bias$", ("tensor",)),
     (r"attention/output/kernel$", ("tensor", "fsdp")),
     (r"feed_forward/(gate|up)/kernel$", ("fsdp", "tensor")),
@@ -31,74 +35,83 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/embedding$", (None, "fsdp")),
     (r"/kernel$", ("fsdp", None)),
 )
-"""(pattern of a parameter's path, an axis a dimension): the first that matches; all others are on every device."""
+"""(pattern of a parameter's path, mesh axis of each dimension). The first match counts; without one, it is replicated."""
 
 
-def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence | None = None) -> Mesh:
-    """A mesh with the axes "data", "fsdp" and "tensor", each of type Auto: XLA works out what lies between.
+def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Return a mesh with the axes "data", "fsdp" and "tensor" of type Auto, so XLA chooses the shardings in between.
 
     Args:
-        axes: devices along each axis, 1 where left out, -1 once for all that are left; by default all along "data".
-        devices: by default all of all hosts.
+        axes: Devices along each axis: 1 if left out, -1 once for all remaining devices. By default all are along "data".
+        devices: Devices of the mesh; by default all devices of all hosts.
 
     Raises:
-        InputError: they do not multiply to the number of devices.
+        InputError: The axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = mesh_shape({"data": -1} if axes is None else axes, len(devices))
     types = (AxisType.Auto,) * len(AXES)
     if any(device.platform == "tpu" for device in devices):
-        return jax.make_mesh(shape, AXES, types, devices=devices)  # orders them by their place in the torus
+        return jax.make_mesh(shape, AXES, types, devices=devices)  # orders devices by their place in the torus
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=types)
 
 
 def partition(path: str, shape: Sequence[int], mesh: Mesh, axes: Sequence[str] = AXES) -> PartitionSpec:
-    """Where a parameter lives.
+    """Return the PartitionSpec of a parameter.
 
     Args:
-        path: e.g. ``decoder/layer_0/attention/query/kernel``; a stacked one (``decoder/layers/...``) has one axis more
-            in front, which is never cut.
-        shape: its shape. A dimension that an axis does not divide is not cut along it.
-        axes: only cut along these.
+        path: Path such as ``decoder/layer_0/attention/query/kernel``. Stacked parameters (``decoder/layers/...``) have a
+            leading dimension, which is never sharded.
+        shape: Shape of the parameter. A dimension that is not divisible by its axis is not sharded.
+        mesh: Mesh to shard over.
+        axes: Shard over these axes only.
+
+    Raises:
+        ValueError: The parameter has fewer dimensions than the rule of its path.
     """
-    for pattern, wanted in RULES:
+    for pattern, dimension_axes in RULES:
         if re.search(pattern, path):
-            wanted = (None,) * (len(shape) - len(wanted)) + wanted
-            fits = [
+            dimension_axes = (None,) * (len(shape) - len(dimension_axes)) + dimension_axes
+            spec = [
                 axis if axis in axes and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
-                for axis, size in zip(wanted, shape, strict=True)
+                for axis, size in zip(dimension_axes, shape, strict=True)
             ]
-            return PartitionSpec(*fits)
+            return PartitionSpec(*spec)
     return PartitionSpec()
 
 
-def path_of(keys) -> str:
-    """A pytree path as one of ours: its names joined by slashes."""
+def path_of(keys: jax.tree_util.KeyPath) -> str:
+    """Return the parameter path of a pytree key path: its names joined by slashes."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys)
 
 
-def shardings(tree, mesh: Mesh, axes: Sequence[str] = AXES):
-    """The NamedSharding of every array of a pytree of parameters, or of an optimizer's state over them.
+def shardings(tree: PyTree, mesh: Mesh, axes: Sequence[str] = AXES) -> PyTree:
+    """Return the NamedSharding of every array of a pytree of parameters or of optimizer state.
 
-    A moment has the path of its parameter at its end and so lies where that lies; what has another shape than its
-    parameter (Adafactor's factored moments, counters) is on every device.
+    A moment's path ends in its parameter's path, so it is sharded like its parameter. State of another shape (Adafactor's
+    factored moments, counters) is replicated.
+
+    Args:
+        tree: Arrays or jax.ShapeDtypeStructs.
+        mesh: Mesh to shard over.
+        axes: Shard over these axes only.
     """
 
-    def place(keys, leaf):
+    def sharding_of(keys: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
         try:
             spec = partition(path_of(keys), leaf.shape, mesh, axes)
-        except ValueError:  # fewer dimensions than the rule has: a factored moment
+        except ValueError:  # fewer dimensions than the rule: a factored moment
             spec = PartitionSpec()
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over all devices that do not share one row."""
+    """Return the sharding of a batch: its rows over the axes of :data:`BATCH`, replicated over "tensor"."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """On every device."""
+    """Return the sharding of an array replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())

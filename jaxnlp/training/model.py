@@ -1,21 +1,24 @@
-"""A model as training wants it: parameters that are read straight onto their devices, layers scanned and rematerialised.
+"""A model prepared for training: parameters read straight onto their devices, layers scanned and rematerialized.
 
-What is trained is plain pytrees: ``apply(params, batch, key)`` is pure, and ``params`` are nested dicts with the paths of
-:func:`jaxnlp.parameter_tree`; scanned layers are stacked, ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``.
+Training works on plain pytrees: ``loss(params, batch, key)`` is pure, and ``params`` are nested dicts with the paths of
+:func:`jaxnlp.parameter_tree`. Scanned layers are stacked: ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
-from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.checkpoint import Source, open_checkpoint
 from duonlp.checkpoints.pretrained import check_head, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
 from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
@@ -24,51 +27,91 @@ from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.losses import cross_entropy_sum
 from jaxnlp.pretrained import parameter_tree, split
-from jaxnlp.training.mesh import batch_sharding, partition, path_of
+from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
 from jaxnlp.transformer import Stack
 
-ONE_BY_ONE = re.compile(r"/layer_(\d+)/")
+LAYER_INDEX = re.compile(r"/layer_(\d+)/")
+"""The part of a path that names the layer of a parameter."""
+
 STACKED = "/layers/"
+"""What replaces it in the path of a stacked parameter."""
 
 
 class LazyModel:
-    """A model described but not in memory: each parameter is made when it is asked for, then goes to its devices.
+    """A model described but not in memory: each parameter is made on demand and then sharded over its devices.
 
-    For models that do not fit one device. ``pretrain`` takes one wherever it takes a model.
+    For models that do not fit on one device. ``pretrain`` takes one wherever it takes a model.
+
+    Args:
+        config: Configuration of the model.
+        head: Name of its head.
+        plan: One source per parameter.
+
+    Attributes:
+        config: Configuration of the model.
+        head: Name of its head.
     """
 
-    def __init__(self, config: TransformerConfig, head: str, plan):
+    def __init__(self, config: TransformerConfig, head: str, plan: Iterable[Source]):
         self.config, self.head = config, head
         self._sources = {source.path: source for source in plan}
 
     @classmethod
-    def from_config(cls, config, *, head: str = "causal-lm", seed: int = 0, **overrides) -> "LazyModel":
-        """Fresh values; the same seed gives the same in both packages. Arguments as for AutoModel.from_config."""
+    def from_config(
+        cls, config: TransformerConfig | Mapping[str, Any], *, head: str = "causal-lm", seed: int = 0, **overrides: Any
+    ) -> Self:
+        """Describe a model with new parameters.
+
+        Args:
+            config: A TransformerConfig, or config.json as a dict.
+            head: Name of a head that can be pretrained.
+            seed: Seed of the parameters; one seed gives the same parameters in both packages.
+            overrides: Keys of config.json to replace.
+
+        Raises:
+            ConfigError: The configuration is unsupported, or the model cannot have the head.
+            InputError: The head cannot be pretrained.
+        """
         cfg = resolve_config(config, overrides)
-        check_head(HEADS[_known(head)], cfg)
+        check_head(HEADS[_check_pretrainable(head)], cfg)
         return cls(cfg, head, fresh_plan(cfg, head, seed))
 
     @classmethod
-    def from_pretrained(cls, name_or_path, *, head: str = "causal-lm", seed: int = 0, revision=None) -> "LazyModel":
-        """The values of a checkpoint in Hugging Face layout, to be trained further."""
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, head: str = "causal-lm", seed: int = 0, revision: str | None = None
+    ) -> Self:
+        """Describe a model with the parameters of a checkpoint in Hugging Face layout, to continue its training.
+
+        Args:
+            name_or_path: A folder or a Hub id.
+            head: Name of a head that can be pretrained.
+            seed: Seed of the parameters of a head that the checkpoint lacks.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            CheckpointError: The checkpoint is not found, damaged or incompatible.
+            ConfigError: The configuration is unsupported, or the model cannot have the head.
+            InputError: The head cannot be pretrained.
+        """
         checkpoint = open_checkpoint(name_or_path, revision)
         cfg = checkpoint.transformer_config()
-        check_head(HEADS[_known(head)], cfg)
+        check_head(HEADS[_check_pretrainable(head)], cfg)
         return cls(cfg, head, checkpoint.plan(cfg, head, seed))
 
     def read(self, path: str) -> np.ndarray:
-        """The values of one parameter, float32."""
+        """Return the values of one parameter, float32."""
         return self._sources[path].read(np.dtype(np.float32))
 
 
-def _known(head: str) -> str:
+def _check_pretrainable(head: str) -> str:
+    """Return `head`; raise InputError if it cannot be pretrained."""
     if head not in PRETRAINED_HEADS:
-        raise InputError(f"head is {head!r}; {', '.join(PRETRAINED_HEADS)} can be pretrained")
+        raise InputError(f"head is {head!r}; only {', '.join(PRETRAINED_HEADS)} can be pretrained")
     return head
 
 
-def reader(model) -> Callable[[str], np.ndarray]:
-    """path -> values, of a LazyModel or of a model in memory."""
+def parameter_reader(model: Any) -> Callable[[str], np.ndarray]:
+    """Return a function from a parameter's path to its values, float32, of a LazyModel or a model in memory."""
     if isinstance(model, LazyModel):
         return model.read
     values = parameter_tree(model)
@@ -76,12 +119,19 @@ def reader(model) -> Callable[[str], np.ndarray]:
 
 
 class TrainingStack(nnx.Module):
-    """A Stack for training: scanned or not, rematerialised or not, its parameters gathered a layer at a time.
+    """A Stack for training: optionally scanned and rematerialized, its parameters gathered one layer at a time.
 
-    Dropout draws from a key folded with the layer's number, so that none of these changes what is dropped.
+    Dropout folds the layer's number into the key, so none of these options changes which activations are dropped.
+
+    Args:
+        stack: Stack to train.
+        scan: Stack the parameters of all layers and scan over them.
+        remat: What the backward pass recomputes, as in PretrainingConfig.
+        mesh: Mesh of the parameters; None for no sharding constraints.
+        dtype: Compute dtype.
     """
 
-    def __init__(self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype):
+    def __init__(self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype: DTypeLike):
         self.config, self.scan, self.remat, self.mesh, self.dtype = stack.config, scan, remat, mesh, dtype
         count = stack.config.num_layer_weights
         layers = [getattr(stack, f"layer_{i}") for i in range(count)]
@@ -98,127 +148,164 @@ class TrainingStack(nnx.Module):
 
     relative_bias = Stack.relative_bias
 
-    def keys_and_values(self, source):
-        """The source [B, S, D] as it is: each layer makes keys and values of it when its parameters are there."""
+    def keys_and_values(self, source: jax.Array) -> jax.Array:
+        """Return the source [B, S, D] unchanged: each layer computes its keys and values once its parameters are gathered."""
         return source
 
-    def __call__(self, hidden_states, bias, cache=None, cache_index=None, rngs=None, source=None):
-        """As Stack's, but for what only inference wants: no states, no probabilities, no cache."""
+    def __call__(
+        self, hidden_states: jax.Array, bias: jax.Array | None, cache: Any = None, cache_index: Any = None,
+        rngs: nnx.Rngs | None = None, source: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, list, list, None]:  # fmt: skip
+        """Run the layers as Stack does, without what only inference needs: hidden states, attention maps and the cache.
+
+        Args:
+            hidden_states: [B, T, D].
+            bias: Attention bias, as of Stack.
+            cache: Ignored.
+            cache_index: Ignored.
+            rngs: With the stream "dropout"; None for no dropout.
+            source: Of an encoder-decoder: the encoder's output [B, S, D] and its attention bias.
+
+        Returns:
+            Hidden states [B, T, D], and empty values in place of the other results of Stack.
+        """
         key = None if rngs is None else rngs.dropout()
         order = self.config.layer_order
-        graphdef, params = split(self.layers if self.scan else self.layer_0)
-        layer = _rematerialised(lambda *args: self._layer(graphdef, bias, key, source, *args), self.remat, self.scan)
-        x = rows_apart(hidden_states, self.mesh)
+        count = self.config.num_layer_weights
+        layers = [self.layers] if self.scan else [getattr(self, f"layer_{i}") for i in range(count)]
+        graphdef, params = split(layers[0])
+        layer = _rematerialize(lambda *args: self._layer(graphdef, bias, key, source, *args), self.remat, self.scan)
+        x = shard_rows(hidden_states, self.mesh)
         if not self.scan:
             for step, i in enumerate(order):
-                x = layer(split(getattr(self, f"layer_{i}"))[1], x, step)
+                x = layer(split(layers[i])[1], x, step)
         else:
-            own = tuple(order) == tuple(range(len(order)))  # or steps share weights, and pick them by number
-            weights, steps = params if own else jnp.asarray(order), jnp.arange(len(order))
+            # Steps that share weights select them by number.
+            unshared = tuple(order) == tuple(range(len(order)))
+            weights, steps = params if unshared else jnp.asarray(order), jnp.arange(len(order))
 
-            def one(x, each):
-                mine, step = each
-                return layer(mine if own else jax.tree.map(lambda p: p[mine], params), x, step), None
+            def scan_layer(x, weights_and_step):
+                weights, step = weights_and_step
+                return layer(weights if unshared else jax.tree.map(lambda p: p[weights], params), x, step), None
 
-            x, _ = jax.lax.scan(one, x, (weights, steps))
+            x, _ = jax.lax.scan(scan_layer, x, (weights, steps))
         if self.config.norm.final:
             x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
         return x, [], [], None
 
-    def _layer(self, graphdef, bias, key, source, params, hidden_states, step):
-        """One layer on [B, T, D]. source: of an encoder-decoder, ([B, S, D], bias)."""
-        layer = nnx.merge(graphdef, gathered(params, self.mesh, self.dtype))
+    def _layer(self, graphdef, bias, key, source, params, hidden_states, step) -> jax.Array:
+        """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
+        layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
-        return rows_apart(layer(hidden_states, bias, step, rngs=rngs, source=source)[0], self.mesh)
+        return shard_rows(layer(hidden_states, bias, step, rngs=rngs, source=source)[0], self.mesh)
 
 
-def _rematerialised(layer, remat: str, scan: bool):
+def _rematerialize(layer: Callable, remat: str, scan: bool) -> Callable:
     if remat == "none":
         return layer
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(layer, prevent_cse=not scan, policy=policy)
 
 
-def rows_apart(x, mesh: Mesh | None):
-    """x [B, ...], or a pytree of such, with rows over the devices and nothing else cut."""
+def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
+    """Constrain a pytree of arrays [B, ...] to have its rows over the devices and no other dimension sharded."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def gathered(params, mesh: Mesh | None, dtype):
-    """Parameters (nested dicts) as they are computed with: matrices in `dtype`, and no longer cut along "fsdp".
+def gather_parameters(params: PyTree, mesh: Mesh | None, dtype: DTypeLike) -> PyTree:
+    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis.
 
-    Cast first, so that half the bytes travel. Norms and biases stay as they are stored.
+    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype.
+
+    Args:
+        params: Nested dicts of arrays.
+        mesh: Mesh of the parameters; None for no sharding constraints.
+        dtype: Compute dtype.
     """
 
-    def gather(keys, leaf):
+    def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
         if leaf.ndim > 1:
             leaf = leaf.astype(dtype)
         if mesh is None or mesh.shape["fsdp"] == 1:
             return leaf
         path = "/" + path_of(keys)
-        whole, cut = (
+        gathered, sharded = (
             NamedSharding(mesh, partition(path, leaf.shape, mesh, axes)) for axes in (("tensor",), ("fsdp", "tensor"))
         )
-        return _gather(leaf, whole, cut)
+        return _gather(leaf, gathered, sharded)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x, whole: NamedSharding, cut: NamedSharding):
-    """x, cut, put together. Backward, the gradient is summed straight into its pieces (a reduce-scatter), not whole."""
-    return jax.lax.with_sharding_constraint(x, whole)
+def _gather(x: jax.Array, gathered: NamedSharding, sharded: NamedSharding) -> jax.Array:
+    """All-gather `x`. Its gradient is summed straight into shards (a reduce-scatter), never as a whole array."""
+    return jax.lax.with_sharding_constraint(x, gathered)
 
 
 _gather.defvjp(
-    lambda x, whole, cut: (_gather(x, whole, cut), None),
-    lambda whole, cut, _, gradient: (jax.lax.with_sharding_constraint(gradient, cut),),
+    lambda x, gathered, sharded: (_gather(x, gathered, sharded), None),
+    lambda gathered, sharded, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharded),),
 )
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """A model made ready for training.
+    """A model prepared for training.
 
-    loss: ``(params, batch, key) -> (sum of nats, labelled tokens)``, both float32; key is None for no dropout.
-    abstract: nested dicts of jax.ShapeDtypeStruct: the parameters.
-    paths: path of each of them -> the paths of the model's own that it holds, one, or one a layer.
+    Attributes:
+        config: Configuration of the model.
+        head: Name of its head.
+        loss: ``(params, batch, key) -> (summed loss in nats, labeled tokens)``, both float32 []; key None is no dropout.
+        abstract: Parameters as nested dicts of jax.ShapeDtypeStruct.
+        paths: Path of each parameter -> paths of the model's parameters that it holds: one, or one per layer if stacked.
     """
 
     config: TransformerConfig
     head: str
-    loss: Callable
-    abstract: dict
+    loss: Callable[..., tuple[jax.Array, jax.Array]]
+    abstract: dict[str, Any]
     paths: dict[str, tuple[str, ...]]
 
-    def parameters(self, read: Callable[[str], np.ndarray], shardings) -> dict:
-        """The parameters, one after the other made on the host and put where `shardings` say."""
+    def parameters(self, read: Callable[[str], np.ndarray], shardings: PyTree) -> dict[str, Any]:
+        """Return the parameters, made on the host one after the other and sharded.
 
-        def make(keys, leaf, sharding):
+        Args:
+            read: Path of a parameter -> its values, from :func:`parameter_reader`.
+            shardings: NamedSharding of each parameter.
+        """
+
+        def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> jax.Array:
             names = self.paths[path_of(keys)]
-            stacked = STACKED in path_of(keys)
-            value = np.stack([read(name) for name in names]) if stacked else read(names[0])
+            is_stacked = STACKED in path_of(keys)
+            value = np.stack([read(name) for name in names]) if is_stacked else read(names[0])
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: value[index])
 
         return jax.tree_util.tree_map_with_path(make, self.abstract, shardings)
 
 
-def trainable(model, *, dtype="float32", scan=False, remat="none", mesh: Mesh | None = None) -> Trainable:
-    """Prepares a model, in memory or lazy, for training; its values are not read.
+def make_trainable(
+    model: Any, *, dtype: DTypeLike = "float32", scan: bool = False, remat: str = "none", mesh: Mesh | None = None
+) -> Trainable:
+    """Prepare a model for training without reading its parameters.
 
     Args:
-        model: a model of a language modelling head, or a LazyModel.
-        dtype: what is computed in.
-        scan, remat: as in PretrainingConfig.
-        mesh: where the parameters will be; None for no constraints (pmap).
+        model: A model with a language modeling head, or a LazyModel.
+        dtype: Compute dtype.
+        scan: Scan over stacked layers, as in PretrainingConfig.
+        remat: What the backward pass recomputes, as in PretrainingConfig.
+        mesh: Mesh of the parameters; None for no sharding constraints (pmap).
+
+    Raises:
+        InputError: The model's head cannot be pretrained.
     """
     cfg, dtype = model.config, jnp.dtype(dtype)
-    _known(model.head)
-    stacks = {each.stack: each for each in (cfg, cfg.as_decoder())}  # one, or an encoder-decoder's two
+    _check_pretrainable(model.head)
+    stacks = {stack.stack: stack for stack in (cfg, cfg.as_decoder())}  # one, or the two of an encoder-decoder
 
-    def build():
+    def build() -> nnx.Module:
         built = HEADS[model.head](cfg, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
         for name in stacks:
             stack = TrainingStack(getattr(built, name), scan=scan, remat=remat, mesh=mesh, dtype=dtype)
@@ -232,21 +319,24 @@ def trainable(model, *, dtype="float32", scan=False, remat="none", mesh: Mesh | 
         count = stacks[path.split("/")[0]].num_layer_weights if STACKED in path else 1
         paths[path] = tuple(path.replace(STACKED, f"/layer_{i}/") for i in range(count))
 
-    def loss(params, batch, key=None):
-        around = gathered({k: v for k, v in params.items() if k not in stacks}, mesh, dtype)
-        whole = nnx.merge(graphdef, {**params, **around})
+    def loss(
+        params: dict[str, Any], batch: Mapping[str, jax.Array], key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        outside_stacks = {name: value for name, value in params.items() if name not in stacks}
+        built = nnx.merge(graphdef, {**params, **gather_parameters(outside_stacks, mesh, dtype)})
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = whole(**model_inputs(cfg, batch), rngs=rngs)["logits"]
+        logits = built(**model_inputs(cfg, batch), rngs=rngs)["logits"]  # [B, T, V]
         return cross_entropy_sum(logits, batch["labels"])
 
     return Trainable(cfg, model.head, loss, abstract, paths)
 
 
-def model_inputs(cfg: TransformerConfig, batch: dict) -> dict:
-    """What the model is called with for a batch of blocks: documents that share a row do not see each other.
+def model_inputs(cfg: TransformerConfig, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return the inputs of the model for a batch of blocks, in which documents that share a row do not see each other.
 
     Args:
-        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document; for an encoder-decoder
+        cfg: Configuration of the model.
+        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document. Of an encoder-decoder:
             input_ids and attention_mask [B, S], and decoder_input_ids [B, U].
     """
     if cfg.decoder is not None:
@@ -256,7 +346,7 @@ def model_inputs(cfg: TransformerConfig, batch: dict) -> dict:
         segments = batch["segment_ids"]
         inputs["attention_mask"] = segments[:, :, None] == segments[:, None, :]  # [B, T, T]
         columns = jnp.arange(segments.shape[1])
-        starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)
+        starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)  # [B, T]
+        first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)  # [B, T]
         inputs["position_ids"] = cfg.embedding.position_offset + columns - first
     return inputs

@@ -1,4 +1,4 @@
-"""``python -m duonlp``: the command line."""
+"""``python -m duonlp``: the command-line interface."""
 
 from duonlp.cli.app import main
 

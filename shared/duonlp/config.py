@@ -1,12 +1,13 @@
-"""What a transformer is, as data.
+"""A transformer model described as data.
 
-Families differ in these fields and in nothing else: both engines read them, and neither ever asks for a model's
-name. Translating a Hugging Face ``config.json`` into these classes and back is the work of ``shared/duonlp/architectures``.
+Model families differ in these fields and in nothing else: both engines read them, and neither ever asks for
+a model's name. ``shared/duonlp/architectures`` translates a Hugging Face ``config.json`` into these classes
+and back.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from duonlp.errors import ConfigError
 
@@ -25,21 +26,26 @@ ACTIVATION_ALIASES = {
 
 
 def activation_name(name: str | None) -> str:
-    """The canonical name of a Transformers activation; raises ConfigError for one that no engine implements."""
-    name = ACTIVATION_ALIASES.get(name, name)
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"activation {name!r} is not supported; choose one of {', '.join(ACTIVATIONS)}")
-    return name
+    """Return the canonical name of a Transformers activation.
+
+    Raises:
+        ConfigError: No engine implements the activation.
+    """
+    canonical = ACTIVATION_ALIASES.get(name, name)
+    if canonical not in ACTIVATIONS:
+        raise ConfigError(f"activation {canonical!r} is not supported; choose one of {', '.join(ACTIVATIONS)}")
+    return canonical
 
 
 POSITIONS = ("learned", "sinusoidal", "tensor2tensor", "none")
-"""Where position vectors come from: a table that is trained; sines and cosines, in two halves, of Vaswani et al. 2017 or as
-tensor2tensor has them (duonlp.positions.fixed_table); or nowhere, where attention tells positions itself (T5)."""
+"""Sources of position vectors: a trained table; the fixed sinusoids of Vaswani et al. 2017 or
+tensor2tensor's variant (see duonlp.positions.fixed_table); or none, for models whose attention encodes
+positions (T5)."""
 
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Token ids to vectors: words + positions + token types, then a norm, dropout and a projection."""
+    """Embedding layer: words + positions + token types, then a norm, dropout and a projection."""
 
     vocab_size: int
     size: int  # width of the tables; `projection` widens it to hidden_size
@@ -47,11 +53,11 @@ class EmbeddingConfig:
     positions: str = "learned"  # one of POSITIONS
     position_offset: int = 0  # id of the first position (RoBERTa starts after its padding id)
     positions_skip_padding: bool = False  # padding gets position `padding_id` and is not counted
-    sinusoidal_init: bool = False  # a fresh position table starts as sines and cosines (DistilBERT)
-    type_vocab_size: int = 0  # rows of the token type table; 0: no such table
-    token_types_from_words: bool = False  # token type ids are looked up in the word table (GPT-2)
-    padding_id: int | None = None  # its rows receive no gradient from the lookup, as torch's padding_idx
-    scale: bool = False  # word vectors are multiplied by sqrt(size)
+    sinusoidal_init: bool = False  # initialize the position table with sinusoids (DistilBERT)
+    type_vocab_size: int = 0  # rows of the token type table; 0: no table
+    token_types_from_words: bool = False  # look token type ids up in the word table (GPT-2)
+    padding_id: int | None = None  # row that receives no gradient from the lookup, like torch's padding_idx
+    scale: bool = False  # multiply word vectors by sqrt(size)
     norm: bool = True
     projection: bool = False
     dropout: float = 0.0
@@ -64,53 +70,51 @@ class AttentionConfig:
     num_heads: int
     head_dim: int
     bias: bool = True
-    dropout: float = 0.0  # on the probabilities
-    scale_by_head_dim: bool = True  # scores / sqrt(head_dim)
-    scale_by_layer: bool = False  # scores / (layer index + 1), GPT-2's scale_attn_by_inverse_layer_idx
-    float32_scores: bool = False  # the product of queries and keys in float32, GPT-2's reorder_and_upcast_attn
-    relative_buckets: int = (
-        0  # distances share so many biases of the scores, one a head, alike in all layers (T5); 0: none
-    )
-    relative_max_distance: int = 128  # what is farther is in the last bucket
+    dropout: float = 0.0  # on the attention probabilities
+    scale_by_head_dim: bool = True  # divide scores by sqrt(head_dim)
+    scale_by_layer: bool = False  # divide scores by (layer index + 1): GPT-2's scale_attn_by_inverse_layer_idx
+    float32_scores: bool = False  # multiply queries and keys in float32: GPT-2's reorder_and_upcast_attn
+    relative_buckets: int = 0  # distance buckets of the score bias, shared by all layers (T5); 0: no relative bias
+    relative_max_distance: int = 128  # distances from here on share the last bucket
 
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """hidden -> size -> hidden, applied at each position."""
+    """Position-wise feed-forward layer: hidden -> size -> hidden."""
 
     size: int
     activation: str = "gelu"
     bias: bool = True
     gated: bool = False  # activation(x @ gate) * (x @ up), then down
-    dropout: float = 0.0  # before the second layer
+    dropout: float = 0.0  # before the down projection
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Norms: where they stand and their epsilon."""
+    """Kind, placement and epsilon of the norms."""
 
     epsilon: float = 1e-12
-    rms: bool = False  # divides by the root mean square, without mean and bias (Zhang and Sennrich 2019)
+    rms: bool = False  # RMSNorm: no mean, no bias (Zhang and Sennrich 2019)
     position: str = "post"  # "post": after the residual sum (BERT); "pre": before each block (GPT-2)
-    final: bool = False  # one more after the last layer
-    final_dropout: float = 0.0  # after that
+    final: bool = False  # one more norm after the last layer
+    final_dropout: float = 0.0  # after the final norm
 
 
 @dataclass(frozen=True)
 class LMHeadConfig:
-    """Hidden states to vocabulary logits."""
+    """Language modeling head: hidden states to vocabulary logits."""
 
     transform: bool = False  # dense + activation + norm before the output (BERT)
     activation: str = "gelu"
     bias: bool = False
-    fixed_bias: bool = False  # which is not trained (BART's final_logits_bias)
-    tied: bool = True  # the output is the word table transposed
-    scale: bool = False  # hidden states are divided by sqrt(hidden_size) first
+    fixed_bias: bool = False  # the bias is not trained (BART's final_logits_bias)
+    tied: bool = True  # the output kernel is the transposed word table
+    scale: bool = False  # divide hidden states by sqrt(hidden_size) first
 
 
 @dataclass(frozen=True)
 class PoolingConfig:
-    """One vector for a sequence: pick a token (or the mean), dropout, dense, activation, dropout."""
+    """Sequence pooling: select a token (or the mean), dropout, dense, activation, dropout."""
 
     token: str = "first"  # "first", "last", "mean", "last_non_padding", or "last_eos"
     dense: bool = True
@@ -122,55 +126,54 @@ class PoolingConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The second stack of an encoder-decoder: what it has of its own. Norms, dropout and width are the encoder's."""
+    """Decoder stack of an encoder-decoder; norms, dropout and width are those of the encoder."""
 
     layer_order: tuple[int, ...]
     embedding: EmbeddingConfig
     attention: AttentionConfig
     cross_attention: AttentionConfig
     feed_forward: FeedForwardConfig
-    shares_words: bool = True  # one table of word vectors for both
-    start_token_id: int | None = None  # what every target begins with
-    starts_with_last: bool = False  # it begins with its own last token instead, the language (mBART)
-    reads_source: bool = False  # without decoder inputs it gets the encoder's, shifted (BART)
+    shares_words: bool = True  # encoder and decoder share one word table
+    start_token_id: int | None = None  # first decoder token of every target
+    starts_with_last: bool = False  # the target's own last token, its language code, goes first instead (mBART)
+    reads_source: bool = False  # decoder inputs default to the shifted encoder inputs (BART)
 
     @property
     def max_length(self) -> int:
-        """The longest target the positions allow."""
+        """Longest target that the position table allows."""
         return _max_length(self.embedding)
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """A whole model. Immutable and hashable; change it with :meth:`replace`.
+    """Complete model configuration. Immutable and hashable; change it with :meth:`replace`.
 
-    ``extra`` keeps the keys of config.json that change no arithmetic, so that saving writes them back.
+    ``extra`` holds the keys of config.json that do not affect the computation, so that saving writes them back.
     """
 
     model_type: str
     hidden_size: int
-    layer_order: tuple[int, ...]  # which set of layer weights each step applies; (0, 0, 0): one set, thrice (ALBERT)
+    layer_order: tuple[int, ...]  # layer weights used at each depth; (0, 0, 0): one set, applied three times (ALBERT)
     embedding: EmbeddingConfig
     attention: AttentionConfig
     feed_forward: FeedForwardConfig
     norm: NormConfig
     lm_head: LMHeadConfig
-    pooler: PoolingConfig | None  # the base model's `pooler_output`
+    pooler: PoolingConfig | None  # pooling behind the base model's `pooler_output`
     classification: PoolingConfig
     multiple_choice: PoolingConfig
-    sentence_head: str = "next_sentence"  # what pretraining predicts of a sentence pair; "sentence_order" in ALBERT
-    stack: str = "encoder"  # the name of the stack of layers in the parameter tree
-    decoder: DecoderConfig | None = None  # the second stack, of an encoder-decoder
-    cross_attention: AttentionConfig | None = None  # set in what as_decoder() gives, and there alone
-    causal: bool = False  # a token attends to those before it only
+    sentence_head: str = "next_sentence"  # sentence-pair objective of pretraining; "sentence_order" in ALBERT
+    stack: str = "encoder"  # name of the layer stack in the parameter tree
+    decoder: DecoderConfig | None = None  # second stack of an encoder-decoder
+    cross_attention: AttentionConfig | None = None  # set only in the result of as_decoder()
+    causal: bool = False  # each token attends only to itself and earlier tokens
     hidden_dropout: float = 0.0
     token_dropout: float = 0.0  # before the token classification layer
     qa_dropout: float = 0.0
     initializer_range: float = 0.02
-    scaled_residual_init: bool = False  # residual outputs start at range / sqrt(2 * layers) (GPT-2)
-    fan_in_init: bool = (
-        False  # kernels start at range / sqrt(inputs), queries at that / sqrt(head_dim), tables at range (T5)
-    )
+    scaled_residual_init: bool = False  # residual outputs use std = range / sqrt(2 * layers) (GPT-2)
+    # T5: kernels use std = range / sqrt(inputs), queries additionally / sqrt(head_dim), and tables use std = range
+    fan_in_init: bool = False
     labels: tuple[str, ...] = ("LABEL_0", "LABEL_1")
     problem_type: str | None = None
     pad_token_id: int | None = None
@@ -180,16 +183,18 @@ class TransformerConfig:
 
     def __post_init__(self):
         if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ConfigError(f"problem_type {self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
+            raise ConfigError(
+                f"problem_type {self.problem_type!r} is not supported; choose one of {', '.join(PROBLEM_TYPES)}"
+            )
 
     @property
     def num_layers(self) -> int:
-        """How many layers an input passes."""
+        """Number of layers an input passes through."""
         return len(self.layer_order)
 
     @property
     def num_layer_weights(self) -> int:
-        """How many sets of layer weights there are; fewer than layers where layers share them."""
+        """Number of distinct sets of layer weights; less than num_layers where layers share weights."""
         return max(self.layer_order, default=-1) + 1
 
     @property
@@ -199,37 +204,38 @@ class TransformerConfig:
 
     @property
     def id2label(self) -> dict[int, str]:
-        """Class id to its name."""
+        """Mapping from class id to class name."""
         return dict(enumerate(self.labels))
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class name to its id."""
+        """Mapping from class name to class id."""
         return {label: i for i, label in enumerate(self.labels)}
 
     @property
     def max_length(self) -> int:
-        """The longest sequence the positions allow, special tokens included; UNLIMITED where they set no bound."""
+        """Longest sequence that the positions allow, special tokens included; UNLIMITED if they set no bound."""
         return _max_length(self.embedding)
 
     def as_decoder(self) -> "TransformerConfig":
-        """The decoder of an encoder-decoder as a configuration of its own; of any other model, the model's."""
-        d = self.decoder
-        if d is None:
+        """Return an encoder-decoder's decoder as a configuration of its own; for any other model, return the model's."""
+        decoder = self.decoder
+        if decoder is None:
             return self
-        own = {
-            name: getattr(d, name)
-            for name in ("layer_order", "embedding", "attention", "cross_attention", "feed_forward")
-        }
-        return replace(self, stack="decoder", causal=True, decoder=None, **own)
+        return replace(
+            self, stack="decoder", causal=True, decoder=None, layer_order=decoder.layer_order,
+            embedding=decoder.embedding, attention=decoder.attention, cross_attention=decoder.cross_attention,
+            feed_forward=decoder.feed_forward,
+        )  # fmt: skip
 
-    def replace(self, **changes) -> "TransformerConfig":
-        """A copy with fields changed; ``part__field=value`` reaches into a part: ``attention__dropout=0.0``.
+    def replace(self, **changes: Any) -> "TransformerConfig":
+        """Return a copy with fields changed; ``part__field=value`` reaches into a part:
+        ``attention__dropout=0.0``.
 
         Raises:
-            ConfigError: for a field that does not exist.
+            ConfigError: A field or part does not exist.
         """
-        nested: dict[str, dict] = {}
+        nested: dict[str, dict[str, Any]] = {}
         for key in [key for key in changes if "__" in key]:
             part, name = key.split("__", 1)
             nested.setdefault(part, {})[name] = changes.pop(key)
@@ -241,18 +247,18 @@ class TransformerConfig:
         return _replace(self, changes)
 
     def without_dropout(self) -> "TransformerConfig":
-        """A copy in which every dropout rate is 0."""
+        """Return a copy in which every dropout rate is 0."""
 
-        def clear(part):
-            changes = {f.name: 0.0 for f in fields(part) if "dropout" in f.name}
-            changes |= {n: clear(getattr(part, n)) for n in _parts(part)}
+        def clear(part: Any) -> Any:
+            changes: dict[str, Any] = {f.name: 0.0 for f in fields(part) if "dropout" in f.name}
+            changes |= {name: clear(getattr(part, name)) for name in _parts(part)}
             return replace(part, **changes)
 
         return clear(self)
 
 
 UNLIMITED = 2**30
-"""The max_length of a model whose positions have no end."""
+"""The max_length of a model whose positions set no bound."""
 
 
 def _max_length(embedding: EmbeddingConfig) -> int:
@@ -261,14 +267,16 @@ def _max_length(embedding: EmbeddingConfig) -> int:
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+Config = TypeVar("Config")
 
-def _parts(config) -> list[str]:
+
+def _parts(config: Any) -> list[str]:
     return [f.name for f in fields(config) if is_dataclass(getattr(config, f.name))]
 
 
-def _replace(config, changes: dict):
-    allowed = {f.name for f in fields(config)}
+def _replace(config: Config, changes: dict[str, Any]) -> Config:
+    allowed = {f.name for f in fields(cast(Any, config))}
     for name in changes:
         if name not in allowed:
             raise ConfigError(f"{type(config).__name__} has no field {name!r}; fields are {', '.join(sorted(allowed))}")
-    return replace(config, **changes)
+    return replace(cast(Any, config), **changes)

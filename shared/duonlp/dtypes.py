@@ -1,16 +1,26 @@
-"""The floating point types both engines compute in."""
+"""Floating-point compute dtypes that both engines support."""
+
+from typing import Any
 
 from duonlp.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
+TRAINING_DTYPES = ("float32", "bfloat16")
+"""Dtypes of a training run. float16 underflows in gradients unless losses are scaled, as Keras' own fit does."""
 
-TRAINED_IN = ("float32", "bfloat16")
-"""What a run computes in: float16 has no room for gradients, unless losses are scaled, as Keras' own fit does."""
 
+def check_dtype(dtype: Any, argument: str = "dtype", allowed: tuple[str, ...] = DTYPES) -> str:
+    """Return the name of a dtype.
 
-def check_dtype(dtype, argument: str = "dtype", allowed: tuple[str, ...] = DTYPES) -> str:
-    """The name of a dtype; raises InputError when it is none of those that are allowed."""
+    Args:
+        dtype: A name, or a dtype of any framework.
+        argument: Name of the argument, for the error message.
+        allowed: Names to accept.
+
+    Raises:
+        InputError: The dtype is not among those allowed.
+    """
     name = getattr(dtype, "__name__", None) or getattr(dtype, "name", None) or str(dtype)
     if name not in allowed:
         raise InputError(f"{argument} {name!r} is not supported; choose one of {', '.join(allowed)}")

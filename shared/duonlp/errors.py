@@ -1,14 +1,14 @@
-"""The errors a person can cause, and therefore mend.
+"""Errors that users can cause, and therefore fix; and warnings that callers may want to tell apart.
 
-Each message names the value it got, what was allowed, and what to do. The command line prints them as one line
-and leaves with status 2; anything else that is raised is a bug of ours.
+Each message names the value, what was expected, and what to do. The command line prints such an error as
+one line and exits with status 2; any other exception is a bug in duonlp.
 """
 
 from collections.abc import Mapping
 
 
 class DuonlpError(Exception):
-    """Base of every error below."""
+    """Base class of duonlp's errors."""
 
 
 class ConfigError(DuonlpError, ValueError):
@@ -16,7 +16,7 @@ class ConfigError(DuonlpError, ValueError):
 
 
 class CheckpointError(DuonlpError, OSError):
-    """A checkpoint that cannot be found, read, or fitted onto its model."""
+    """A checkpoint that cannot be found, read, or matched to its model."""
 
 
 class InputError(DuonlpError, ValueError):
@@ -46,8 +46,12 @@ class InputError(DuonlpError, ValueError):
 
 
 class MissingExtraError(DuonlpError, ImportError):
-    """A part that needs an extra which is not installed."""
+    """A feature whose optional dependency is not installed."""
 
 
 class NonFiniteLossError(DuonlpError, ArithmeticError):
-    """A training run whose loss is not a number any more."""
+    """A training run whose loss became NaN or infinite."""
+
+
+class NewHeadWarning(UserWarning):
+    """A checkpoint lacks the requested head, which therefore starts from random values."""

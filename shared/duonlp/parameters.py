@@ -1,7 +1,7 @@
-"""The parameter tree of a model: every path with its shape and how it starts.
+"""The parameter tree of a model: every path with its shape and initializer.
 
-Derived from the configuration alone, so it holds for every family. Both engines build exactly this tree and the
-weight table of a family fills exactly this tree; tests hold all three against each other.
+It is derived from the configuration alone, for every family. Both engines build exactly this tree and a
+family's weight table fills exactly this tree; tests compare all three.
 """
 
 import math
@@ -10,13 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duonlp.config import TransformerConfig
+from duonlp.config import AttentionConfig, PoolingConfig, TransformerConfig
 from duonlp.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter. init: ``normal`` (with ``std``), ``zeros``, ``ones`` or ``sinusoidal``."""
+    """Shape and initializer of one parameter.
+
+    Attributes:
+        shape: Shape of the parameter.
+        init: ``normal`` (with ``std``), ``zeros``, ``ones`` or ``sinusoidal``.
+        std: Standard deviation of ``normal``.
+    """
 
     shape: tuple[int, ...]
     init: str
@@ -29,19 +35,19 @@ class Parameter:
 
 
 HEAD_PREFIXES = ("lm_head", "pooler", "classifier", "qa_outputs", "next_sentence", "sentence_order", "discriminator")
-"""First path components of what is not the base model's own."""
+"""First path components of parameters that do not belong to the base model."""
 
 
 def decays(path: str) -> bool:
-    """Whether weight decay is for the parameter of this path: for matrices and embeddings, never for biases and norms."""
+    """Return whether weight decay applies to a parameter: to kernels and embeddings, not to biases and norms."""
     return path.rsplit("/", 1)[-1] in ("kernel", "embedding")
 
 
 def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Parameter]:
-    """Path to Parameter, in a fixed order.
+    """Return the parameter tree as a mapping from path to Parameter, in a fixed order.
 
     Raises:
-        ConfigError: the family has no such head.
+        ConfigError: The family does not support the head.
     """
     from duonlp.architectures import class_name
 
@@ -57,31 +63,45 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
 
 
 def count_parameters(cfg: TransformerConfig, head: str = "base") -> int:
-    """How many values the parameters of a model have; raises ConfigError as :func:`parameters`."""
+    """Return the number of values in all parameters of a model.
+
+    Raises:
+        ConfigError: The family does not support the head.
+    """
     return sum(parameter.size for parameter in parameters(cfg, head).values())
 
 
 class _Tree:
-    def __init__(self, std, fan_in, rms):
-        self.rows, self.std, self.fan_in, self.rms = {}, std, fan_in, rms
+    """Collects parameters by path.
 
-    def dense(self, path, size_in, size_out, bias=True, std=None):
+    Attributes:
+        rows: Parameters by path.
+        std: Default standard deviation.
+        fan_in: Whether kernels scale it by 1 / sqrt(inputs) (T5).
+        rms: Whether norms have no bias.
+    """
+
+    def __init__(self, std: float, fan_in: bool, rms: bool):
+        self.rows: dict[str, Parameter] = {}
+        self.std, self.fan_in, self.rms = std, fan_in, rms
+
+    def dense(self, path: str, size_in: int, size_out: int, bias: bool = True, std: float | None = None) -> None:
         if self.fan_in:
             std = self.std / math.sqrt(size_in) * (1 if std is None else std)
         self.rows[f"{path}/kernel"] = Parameter((size_in, size_out), "normal", self.std if std is None else std)
         if bias:
             self.rows[f"{path}/bias"] = Parameter((size_out,), "zeros")
 
-    def table(self, path, rows, width, init="normal", std=None):
+    def table(self, path: str, rows: int, width: int, init: str = "normal", std: float | None = None) -> None:
         self.rows[f"{path}/embedding"] = Parameter((rows, width), init, self.std if std is None else std)
 
-    def norm(self, path, width):
+    def norm(self, path: str, width: int) -> None:
         self.rows[f"{path}/scale"] = Parameter((width,), "ones")
         if not self.rms:
             self.rows[f"{path}/bias"] = Parameter((width,), "zeros")
 
 
-def _embeddings(tree, cfg, path, words=True):
+def _embeddings(tree: _Tree, cfg: TransformerConfig, path: str, words: bool = True) -> None:
     e = cfg.embedding
     if words:
         tree.table(f"{path}/word_embeddings", e.vocab_size, e.size)
@@ -96,7 +116,7 @@ def _embeddings(tree, cfg, path, words=True):
         tree.dense(f"{path}/projection", e.size, cfg.hidden_size)
 
 
-def _stack(tree, cfg):
+def _stack(tree: _Tree, cfg: TransformerConfig) -> None:
     if cfg.attention.relative_buckets:
         shape = cfg.attention.relative_buckets, cfg.attention.num_heads
         std = cfg.initializer_range / math.sqrt(cfg.hidden_size) if cfg.fan_in_init else None
@@ -107,15 +127,14 @@ def _stack(tree, cfg):
         tree.norm(f"{cfg.stack}/final_norm", cfg.hidden_size)
 
 
-def _layer(tree, cfg, path):
+def _layer(tree: _Tree, cfg: TransformerConfig, path: str) -> None:
     width = cfg.hidden_size
     residual_std = cfg.initializer_range / math.sqrt(2 * cfg.num_layers) if cfg.scaled_residual_init else None
 
-    def attention(name, config):
+    def attention(name: str, config: AttentionConfig) -> None:
         inner = config.num_heads * config.head_dim
-        tree.dense(
-            f"{path}/{name}/query", width, inner, config.bias, config.head_dim**-0.5 if cfg.fan_in_init else None
-        )
+        query_std = config.head_dim**-0.5 if cfg.fan_in_init else None
+        tree.dense(f"{path}/{name}/query", width, inner, config.bias, query_std)
         tree.dense(f"{path}/{name}/key", width, inner, config.bias)
         tree.dense(f"{path}/{name}/value", width, inner, config.bias)
         tree.dense(f"{path}/{name}/output", inner, width, config.bias, residual_std)
@@ -131,7 +150,7 @@ def _layer(tree, cfg, path):
     tree.norm(f"{path}/feed_forward_norm", width)
 
 
-def _head(tree, cfg, head):
+def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
     width = cfg.hidden_size
     pooling = pooling_of(cfg, head)
     if pooling is not None and pooling.dense:
@@ -142,7 +161,7 @@ def _head(tree, cfg, head):
             tree.dense("lm_head/transform", width, words.size)
             tree.norm("lm_head/norm", words.size)
         if not lm.tied:
-            # T5 starts its output as wide as its tables; the scale of the others is that of all their kernels.
+            # T5 initializes its output like its tables; other families use the same std as for every kernel.
             std = math.sqrt(words.size) if cfg.fan_in_init else None
             tree.dense("lm_head/output", words.size, words.vocab_size, bias=False, std=std)
         if lm.bias:
@@ -152,9 +171,9 @@ def _head(tree, cfg, head):
         bias = cfg.classification.classifier_bias or head == "token-classification"
         tree.dense("classifier", width, outputs, bias)
     if head == "question-answering":
-        if cfg.num_labels != 2 and cfg.decoder is None:  # BART has 3 labels, and answers all the same
+        if cfg.num_labels != 2 and cfg.decoder is None:  # BART configs have 3 labels, but its head has 2 outputs
             raise ConfigError(
-                f"a question-answering head has 2 outputs (start and end), this config has {cfg.num_labels} labels; "
+                f"a question-answering head has 2 outputs (start and end), but this config has {cfg.num_labels} labels; "
                 "pass num_labels=2"
             )
         tree.dense("qa_outputs", width, 2)
@@ -167,15 +186,18 @@ def _head(tree, cfg, head):
         tree.dense("discriminator/output", width, 1)
 
 
-def pooling_of(cfg: TransformerConfig, head: str):
-    """The PoolingConfig a head applies to the last hidden states, or None."""
+def pooling_of(cfg: TransformerConfig, head: str) -> PoolingConfig | None:
+    """Return the pooling that a head applies to the last hidden states, or None."""
     if head in ("base", "next-sentence-prediction", "pretraining"):
         return cfg.pooler
     return {"sequence-classification": cfg.classification, "multiple-choice": cfg.multiple_choice}.get(head)
 
 
 def initial_value(path: str, parameter: Parameter, seed: int = 0) -> np.ndarray:
-    """A fresh float32 value. It depends on (seed, path) alone, so both frameworks start from the same numbers."""
+    """Return the float32 initial value of a parameter.
+
+    It depends on (seed, path) alone, so that both engines start from the same numbers.
+    """
     if parameter.init == "zeros":
         return np.zeros(parameter.shape, np.float32)
     if parameter.init == "ones":
@@ -187,7 +209,7 @@ def initial_value(path: str, parameter: Parameter, seed: int = 0) -> np.ndarray:
 
 
 def sinusoidal_table(rows: int, width: int) -> np.ndarray:
-    """Sines in the even columns, cosines in the odd ones (Vaswani et al. 2017, section 3.5), float32 [rows, width]."""
+    """Return float32 [rows, width]: sines in even columns, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
     angles = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
     table = np.empty((rows, width), np.float32)
     table[:, 0::2], table[:, 1::2] = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])

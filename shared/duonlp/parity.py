@@ -1,20 +1,22 @@
-"""One checkpoint through several frameworks, and how far their numbers are apart.
+"""Compare the outputs of one checkpoint across frameworks.
 
-The reference is Transformers' PyTorch model when torch is there. Frameworks are imported inside the functions, when
-they are asked for: importing this module imports none.
+The reference is Transformers' PyTorch model if torch is installed. Frameworks are imported lazily, inside
+functions.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, MissingExtraError
 from duonlp.util import frameworks as available
 
@@ -37,15 +39,22 @@ AUTO_CLASSES = {
     "pretraining": "AutoModelForPreTraining",
     "replaced-token-detection": "AutoModelForPreTraining",
 }
-"""The AutoModel class of a head; the same name in tfnlp and in jaxnlp."""
+"""Auto class by head; tfnlp and jaxnlp use the same names."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One output of one framework against the reference.
+    """Comparison of one output of one framework with the reference.
 
-    difference: largest absolute difference over real tokens, infinite where one of the two lacks the output or has
-    another shape. relative: that over the reference's largest magnitude.
+    Attributes:
+        output: Name of the output.
+        framework: "tf", "jax" or "torch".
+        reference: Framework it is compared with.
+        shape: Shape of the output.
+        difference: Largest absolute difference over real tokens; infinite if either lacks the output or
+            shapes differ.
+        relative: ``difference`` divided by the largest magnitude in the reference.
+        ok: Whether ``relative`` is within the tolerance.
     """
 
     output: str
@@ -59,10 +68,19 @@ class Row:
 
 @dataclass
 class Report:
-    """What :func:`compare` found.
+    """Result of :func:`compare`.
 
-    skipped: framework to why. generated: framework to the ids after the prompt. generated_together: framework to the ids
-    after two prompts, the second shorter and padded on the left.
+    Attributes:
+        checkpoint: Folder or Hub id.
+        model_type: Model family.
+        head: Head that was run.
+        tolerance: Largest relative difference allowed.
+        rows: One comparison per framework and output.
+        generated: Framework to the ids generated after the prompt.
+        generated_together: Framework to the ids generated after two prompts, the second one shorter and padded.
+        load_seconds: Framework to the time to load the model.
+        forward_seconds: Framework to the time of the second forward pass, after compilation.
+        skipped: Framework to the reason why it was skipped.
     """
 
     checkpoint: str
@@ -78,39 +96,36 @@ class Report:
 
     @property
     def same_ids(self) -> bool | None:
-        """Whether every framework generated the same ids; None where nothing was generated."""
+        """Whether every framework generated the same ids; None if nothing was generated."""
         if not self.generated:
             return None
-        return all(
-            ids == next(iter(found.values()))
-            for found in (self.generated, self.generated_together)
-            for ids in found.values()
-        )
+        by_framework: tuple[Mapping[str, list], ...] = (self.generated, self.generated_together)
+        return all(ids == next(iter(generated.values())) for generated in by_framework for ids in generated.values())
 
     @property
     def ok(self) -> bool:
-        """Whether there was something to compare, all of it is within the tolerance, and all ids are the same."""
+        """Whether there is at least one comparison, all are within the tolerance, and all generated ids agree."""
         return bool(self.rows) and all(row.ok for row in self.rows) and self.same_ids is not False
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values for JSON."""
+        """Return the report as plain values for JSON."""
         return asdict(self) | {"same_ids": self.same_ids, "ok": self.ok}
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{self.checkpoint} ({self.model_type}, {self.head}), tolerance {self.tolerance:g}:"]
         lines += [
             f"  {row.output} {list(row.shape)}: {row.framework} - {row.reference} = {row.difference:.2e}"
-            f" (relative {row.relative:.2e}) {'ok' if row.ok else 'BEYOND TOLERANCE'}"
+            f" (relative {row.relative:.2e}) {'ok' if row.ok else 'EXCEEDS TOLERANCE'}"
             for row in self.rows
         ]
         for framework, ids in self.generated.items():
-            lines.append(f"  {framework} generated {ids}; from two prompts {self.generated_together[framework]}")
-        lines += [f"  {framework} was left out: {why}" for framework, why in self.skipped.items()]
+            lines.append(f"  {framework} generated {ids}, and {self.generated_together[framework]} in a batch of two")
+        lines += [f"  {framework} was skipped: {reason}" for framework, reason in self.skipped.items()]
         return "\n".join(lines)
 
 
 def compare(
-    checkpoint,
+    checkpoint: str | PathLike[str],
     head: str | None = None,
     inputs: Sequence[str] | Mapping[str, np.ndarray] | None = None,
     frameworks: Iterable[str] = FRAMEWORKS,
@@ -119,29 +134,30 @@ def compare(
     max_new_tokens: int = 16,
     local_files_only: bool = False,
 ) -> Report:
-    """Runs a checkpoint through each framework in float32 and compares all outputs.
+    """Run a checkpoint through each framework in float32 and compare all outputs.
 
     Args:
-        checkpoint: a folder or a Hub id.
-        head: one of ``duonlp.architectures.HEADS``; the one the checkpoint was saved with by default.
-        inputs: texts, or arrays by name (``input_ids`` int [B, T] and others); a few sentences by default, or random
-            ids where the checkpoint has no tokenizer.
-        frameworks: which of "tf", "jax" and "torch". Those not installed are left out, and the report says so.
-        tolerance: largest difference allowed, relative to the largest magnitude of the reference's output.
-        max_new_tokens: tokens a causal language model continues the first input with, greedily; 0 for none. It is
-            continued alone, and in a batch with a shorter prompt, its own first half.
-        local_files_only: never go to the network.
+        checkpoint: Folder or Hub id.
+        head: One of ``duonlp.architectures.HEADS`` (default: the head the checkpoint was saved with).
+        inputs: Texts, or arrays by name (``input_ids`` int [B, T] and others). By default a few sentences,
+            or random ids if the checkpoint has no tokenizer.
+        frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
+            are not installed.
+        tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output.
+        max_new_tokens: Number of tokens a language model generates greedily from the first input, alone and
+            in a batch with the input's first half; 0 to skip generation.
+        local_files_only: Do not access the network.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
-        ConfigError: the family has no such head.
-        InputError: an unknown framework, or unusable inputs.
-        MissingExtraError: fewer than two of the frameworks are installed.
+        CheckpointError: The checkpoint cannot be read.
+        ConfigError: The family does not support the head.
+        InputError: A framework is unknown, or the inputs are unusable.
+        MissingExtraError: Fewer than two of the frameworks are installed.
     """
     frameworks = list(dict.fromkeys(frameworks))
     for name in frameworks:
         if name not in FRAMEWORKS:
-            raise InputError(f"framework {name!r} is not one of {', '.join(FRAMEWORKS)}")
+            raise InputError(f"framework {name!r} is unknown; choose from {', '.join(FRAMEWORKS)}")
     opened = open_checkpoint(checkpoint, local_files_only=local_files_only)
     config = opened.transformer_config()
     head = opened.head if head is None else head
@@ -155,9 +171,9 @@ def compare(
         if name not in installed
     }
     if len(installed) < 2:
-        missing = "; ".join(report.skipped.values()) or "ask for one more with frameworks="
+        remedy = "; ".join(report.skipped.values()) or "add one with frameworks="
         raise MissingExtraError(
-            f"a comparison needs two frameworks, and {', '.join(installed) or 'none'} is here: {missing}"
+            f"a comparison needs two frameworks, but got {', '.join(installed) or 'none'}: {remedy}"
         )
 
     batch = make_inputs(opened, config, head, inputs)
@@ -176,38 +192,52 @@ def compare(
         if head in ("causal-lm", "seq2seq-lm") and max_new_tokens:
             prompt = batch["input_ids"][:1, np.asarray(batch["attention_mask"][0], bool)]
             if config.decoder is None:
-                prompt = prompt[
-                    :, : max(1, config.max_length - max_new_tokens)
-                ]  # room to go on, however long the input
+                # Leave room for new tokens, however long the input is.
+                prompt = prompt[:, : max(1, config.max_length - max_new_tokens)]
                 count = min(max_new_tokens, config.max_length - prompt.shape[1])
             else:
                 count = min(max_new_tokens, config.decoder.max_length - 1)
-            (report.generated[name],) = _continued(generate, config, prompt, np.ones_like(prompt), count)
-            report.generated_together[name] = _continued(generate, config, *_with_its_half(prompt, config), count)
+            (report.generated[name],) = _generate_ids(generate, config, prompt, np.ones_like(prompt), count)
+            pair, mask = _pair_with_half(prompt, config)
+            report.generated_together[name] = _generate_ids(generate, config, pair, mask, count)
     _fill_rows(report, outputs, batch["attention_mask"])
     return report
 
 
 def assert_parity(
-    checkpoint, head: str | None = None, inputs=None, frameworks: Iterable[str] = FRAMEWORKS, **options
+    checkpoint: str | PathLike[str],
+    head: str | None = None,
+    inputs: Sequence[str] | Mapping[str, np.ndarray] | None = None,
+    frameworks: Iterable[str] = FRAMEWORKS,
+    **options: Any,
 ) -> Report:
-    """:func:`compare` for a test: raises AssertionError with all the numbers unless everything agrees."""
+    """Run :func:`compare` and raise AssertionError with the full report unless everything agrees."""
     report = compare(checkpoint, head, inputs, frameworks, **options)
     if not report.ok:
         raise AssertionError(str(report))
     return report
 
 
-def make_inputs(checkpoint: Checkpoint, config, head: str, inputs=None) -> dict[str, np.ndarray]:
-    """A batch of int32 arrays with padding on the right: from texts, from arrays, or made up."""
+def make_inputs(
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    head: str,
+    inputs: str | Sequence[str] | Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return a right-padded batch of int32 arrays, made from texts or arrays, or from default texts or
+    random ids.
+
+    Raises:
+        InputError: The arrays have no input_ids, or a text has no tokens.
+    """
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
-            raise InputError(f"inputs has {', '.join(inputs) or 'nothing'}; it needs input_ids, int [batch, length]")
+            raise InputError(f"inputs has {', '.join(inputs) or 'no arrays'}; it needs input_ids, int [batch, length]")
         batch = {name: np.asarray(value, np.int32) for name, value in inputs.items()}
         return {"attention_mask": np.ones_like(batch["input_ids"])} | batch
     texts = [inputs] if isinstance(inputs, str) else list(TEXTS if inputs is None else inputs)
     try:
-        rows = _tokenized(checkpoint, config, texts)
+        rows = _tokenize(checkpoint, config, texts)
     except CheckpointError:
         if inputs is not None:
             raise
@@ -223,47 +253,58 @@ def make_inputs(checkpoint: Checkpoint, config, head: str, inputs=None) -> dict[
         "attention_mask": np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows], np.int32),
     }
     if config.decoder is not None and head in ("base", "seq2seq-lm"):
-        # Of a few tokens: what matters is that all are told the same.
-        ids = np.random.default_rng(0).integers(0, config.decoder.embedding.vocab_size, (len(rows), DECODED), np.int32)
-        batch["decoder_input_ids"] = ids
+        # Random ids will do: all frameworks get the same ones.
+        rng, size = np.random.default_rng(0), (len(rows), DECODER_LENGTH)
+        batch["decoder_input_ids"] = rng.integers(0, config.decoder.embedding.vocab_size, size, np.int32)
     if head == "multiple-choice":  # [B, T] -> [1, choices, T]
         batch = {name: value[None] for name, value in batch.items()}
     return batch
 
 
-DECODED = 5
-"""Tokens that a decoder is given."""
+DECODER_LENGTH = 5
+"""Number of decoder input tokens."""
+
+Forward = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Model inputs -> float32 outputs, by name."""
+
+Generate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""(ids, mask, number of new tokens) -> ids, prompts included."""
+
+Runner = tuple[Forward, Generate]
 
 
-def _continued(generate, config, prompts: np.ndarray, mask: np.ndarray, count: int) -> list[list[int]]:
+def _generate_ids(
+    generate: Generate, config: TransformerConfig, prompts: np.ndarray, mask: np.ndarray, count: int
+) -> list[list[int]]:
+    """Return the ids of ``count`` new tokens per prompt."""
     ids = np.asarray(generate(prompts, mask, count))
     return ids[:, prompts.shape[1] if config.decoder is None else 1 :].tolist()
 
 
-def _with_its_half(prompt: np.ndarray, config) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, int32 [2, T], of a prompt [1, T] and its first half, padded on the left; of a source, on the right."""
+def _pair_with_half(prompt: np.ndarray, config: TransformerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask, int32 [2, T], of a prompt [1, T] and its first half.
+
+    The half is padded on the left, or on the right if it is the source of an encoder-decoder.
+    """
     length = prompt.shape[1]
     half = max(1, length // 2)
-    where = slice(length - half, None) if config.decoder is None else slice(half)
+    real = slice(length - half, None) if config.decoder is None else slice(half)
     mask = np.ones((2, length), np.int32)
     mask[1] = 0
-    mask[1, where] = 1
+    mask[1, real] = 1
     ids = np.repeat(prompt, 2, axis=0)
     ids[1] = config.pad_token_id if config.pad_token_id is not None else 0
-    ids[1, where] = prompt[0, :half]
+    ids[1, real] = prompt[0, :half]
     return ids, mask
 
 
-def _tokenized(checkpoint, config, texts) -> list[list[int]]:
-    tokenizer = checkpoint.tokenizer()
+def _tokenize(checkpoint: Checkpoint, config: TransformerConfig, texts: list[str]) -> list[list[int]]:
+    tokenizer: Any = checkpoint.tokenizer()
     limit = min(config.max_length, int(min(tokenizer.model_max_length, 10**9)))
     encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
     if not all(encoded):
-        raise InputError("an input has no token the tokenizer knows; leave it out")
+        raise InputError("an input has no tokens after tokenization; remove it")
     return encoded
-
-
-Runner = tuple[Callable[[dict], dict[str, np.ndarray]], Callable[[np.ndarray, np.ndarray, int], np.ndarray]]
 
 
 def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
@@ -271,16 +312,17 @@ def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
     model = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint.folder, local_files_only=True)
     call = package.compiled(model)
 
-    def forward(batch):
+    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return _arrays(call(**batch))
 
-    def generate(prompts, mask, count):
+    def generate(prompts: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
         return model.generate(prompts, mask, max_new_tokens=count, do_sample=False, num_beams=1)
 
     return forward, generate
 
 
-def _load_torch(checkpoint: Checkpoint, config, head: str, report: Report) -> Runner | None:
+def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, report: Report) -> Runner | None:
+    """Load Transformers' model; None, with the reason in ``report.skipped``, if the checkpoint lacks the head."""
     import torch
     import transformers
 
@@ -292,26 +334,26 @@ def _load_torch(checkpoint: Checkpoint, config, head: str, report: Report) -> Ru
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
         report.skipped["torch"] = (
-            f"the checkpoint has no weights for the {head} head ({names}), so torch makes up its own"
+            f"the checkpoint has no weights for the {head} head ({names}), so torch would initialize random ones"
         )
         return None
     model.eval()
 
-    def forward(batch):
+    def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.no_grad():
             return _arrays(model(**{key: torch.from_numpy(value).long() for key, value in batch.items()}))
 
-    def generate(prompts, mask, count):
-        ids, mask = torch.from_numpy(prompts).long(), torch.from_numpy(mask).long()
+    def generate(prompts: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
+        inputs = {"input_ids": torch.from_numpy(prompts).long(), "attention_mask": torch.from_numpy(mask).long()}
         with _silent_transformers(), torch.no_grad():
-            return model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False, num_beams=1).numpy()
+            return model.generate(**inputs, max_new_tokens=count, do_sample=False, num_beams=1).numpy()
 
     return forward, generate
 
 
 @contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """What it says of loading and generating is not about the numbers."""
+def _silent_transformers() -> Generator[None, None, None]:
+    """Silence Transformers' messages about loading and generating, which do not concern the comparison."""
     from transformers import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -328,7 +370,7 @@ def _silent_transformers() -> Iterator[None]:
 
 
 def _arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The outputs that are one float array each; caches and lists of layers are left out."""
+    """Return the outputs that are a single float array; skip caches and per-layer lists."""
     arrays = {}
     for name, value in outputs.items():
         if not hasattr(value, "shape"):
@@ -340,25 +382,26 @@ def _arrays(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 RENAMED: dict[str, str] = {"sop_scores": "sop_logits"}
-"""Outputs that Transformers calls otherwise."""
+"""Transformers' output names that differ from ours, with our names."""
 
 
 def _fill_rows(report: Report, outputs: dict[str, dict[str, np.ndarray]], mask: np.ndarray) -> None:
+    """Add a row to the report for each output of each framework but the reference."""
     reference = "torch" if "torch" in outputs else next(iter(outputs))
     real = np.asarray(mask, bool)
     for framework, arrays in outputs.items():
         if framework == reference:
             continue
         for name in dict.fromkeys([*outputs[reference], *arrays]):
-            got, wanted = arrays.get(name), outputs[reference].get(name)
-            if got is None or wanted is None or got.shape != wanted.shape:
-                shape = (wanted if got is None else got).shape
+            actual, expected = arrays.get(name), outputs[reference].get(name)
+            if actual is None or expected is None or actual.shape != expected.shape:
+                shape = next(array.shape for array in (actual, expected) if array is not None)
                 report.rows.append(Row(name, framework, reference, shape, float("inf"), float("inf"), False))
                 continue
-            # What stands at padding is nobody's result.
-            per_token = wanted.ndim >= 2 and wanted.shape[: real.ndim] == real.shape
-            a, b = (got[real], wanted[real]) if per_token else (got, wanted)
+            # Outputs at padding are arbitrary.
+            per_token = expected.ndim >= 2 and expected.shape[: real.ndim] == real.shape
+            a, b = (actual[real], expected[real]) if per_token else (actual, expected)
             difference = float(np.abs(a - b).max(initial=0.0))
             relative = difference / max(float(np.abs(b).max(initial=0.0)), 1e-30)
-            ok = bool(relative <= report.tolerance)  # False for a nan, too
-            report.rows.append(Row(name, framework, reference, wanted.shape, difference, relative, ok))
+            ok = bool(relative <= report.tolerance)  # False for NaN, too
+            report.rows.append(Row(name, framework, reference, expected.shape, difference, relative, ok))

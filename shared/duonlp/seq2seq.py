@@ -1,64 +1,71 @@
-"""What an encoder-decoder needs besides its two stacks: the targets moved one to the right."""
+"""Decoder inputs of encoder-decoders: targets shifted one position to the right."""
 
 from collections.abc import Mapping
-from types import ModuleType
-from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.typing import Array, Ops
 
 
-def shift_right(ops: ModuleType, labels, config: TransformerConfig):
-    """What the decoder is fed for targets: a start token, then all targets but the last.
+def shift_right(ops: Ops, labels: Array, config: TransformerConfig) -> Array:
+    """Return the decoder inputs for targets: a start token, then every target token but the last.
 
-    The start is ``decoder_start_token_id``; or each target's own last token that is not padding, where the family has it so
-    (mBART, whose targets end in the language; Liu et al. 2020, https://arxiv.org/abs/2001.08210).
+    The start token is ``decoder_start_token_id``, or, for families such as mBART, whose targets end with
+    the language code, each target's own last non-padding token (Liu et al. 2020,
+    https://arxiv.org/abs/2001.08210).
 
     Args:
-        ops: duonlp.numpy_ops, or an engine's module of the same functions.
-        labels: int [B, T], -100 on what the loss leaves out, which becomes padding.
+        ops: duonlp.numpy_ops, or an engine's ops module.
+        labels: int [B, T]; -100 marks tokens that the loss ignores and becomes padding.
+        config: Configuration of an encoder-decoder.
 
     Returns:
         int [B, T].
 
     Raises:
-        InputError: the model has no start token, or no padding token.
+        InputError: The model is no encoder-decoder, or has no start token or no padding token.
     """
+    decoder = config.decoder
+    if decoder is None:
+        raise InputError(f"a {config.model_type} has no decoder whose inputs could be shifted; use an encoder-decoder")
     if config.pad_token_id is None:
-        raise InputError("the model has no pad_token_id, which targets are filled up with; set it in config.json")
+        raise InputError("the model has no pad_token_id to pad targets with; set it in config.json")
     ids = ops.where(labels < 0, config.pad_token_id, labels)
-    if config.decoder.starts_with_last:
+    if decoder.starts_with_last:
         real = ops.cast(ids != config.pad_token_id, "int32")
         last = ops.maximum(ops.sum(real, axis=1, keepdims=True) - 1, 0)
         start = ops.take_along(ids, last, 1)
-    elif config.decoder.start_token_id is None:
+    elif decoder.start_token_id is None:
         raise InputError(
-            "the model has no decoder_start_token_id, which targets begin with; set it in config.json, or pass decoder_input_ids"
+            "the model has no decoder_start_token_id to start targets with; set it in config.json, or pass decoder_input_ids"
         )
     else:
-        start = ids[:, :1] * 0 + config.decoder.start_token_id
+        start = ids[:, :1] * 0 + decoder.start_token_id
     return ops.concat([start, ids[:, :-1]], 1)
 
 
-def decoder_input_ids(ops: ModuleType, inputs: Mapping[str, Any], config: TransformerConfig, head: str):
-    """What the decoder reads: what it is given, or targets moved to the right, or the source so (BART).
+def decoder_input_ids(ops: Ops, inputs: Mapping[str, Array | None], config: TransformerConfig, head: str) -> Array:
+    """Return the decoder inputs: those passed in, or the shifted labels, or the shifted source (BART).
 
     Args:
-        inputs: the model's, by name; what is missing may be None.
+        ops: duonlp.numpy_ops, or an engine's ops module.
+        inputs: Model inputs and labels by name; missing ones may be None.
+        config: Configuration of an encoder-decoder.
+        head: Name of the model's head.
 
     Returns:
         int [B, T].
 
     Raises:
-        InputError: there is nothing to read; and as shift_right.
+        InputError: The inputs determine no decoder inputs; also as in :func:`shift_right`.
     """
     if inputs.get("decoder_input_ids") is not None:
         return inputs["decoder_input_ids"]
     if head == "seq2seq-lm" and inputs.get("labels") is not None:
         return shift_right(ops, inputs["labels"], config)
-    if config.decoder.reads_source:
+    if config.decoder is not None and config.decoder.reads_source:
         return shift_right(ops, inputs["input_ids"], config)
     raise InputError(
-        f"the decoder of a {config.model_type} has nothing to read; pass decoder_input_ids"
+        f"the decoder of this {config.model_type} has no inputs; pass decoder_input_ids"
         + (", or labels" if head == "seq2seq-lm" else "")
     )

@@ -1,31 +1,33 @@
-"""Types that several packages name: arrays of any framework, and the two engines as they are passed around."""
+"""Types shared across packages: arrays of any framework, and the engine packages passed around as arguments."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 Array: TypeAlias = Any
-"""An array of NumPy, TensorFlow or JAX, in code that is written once for all of them over ``ops``."""
+"""An array of NumPy, TensorFlow or JAX, in code written once for all of them over ``ops``."""
 
 Tokenizer: TypeAlias = Any
 """A tokenizer of Transformers, or an object with the same interface."""
 
 Ops: TypeAlias = ModuleType
-"""``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``: the same array functions for one kind of array each."""
+"""``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``: the same functions, each for its own kind of array."""
 
 Batch: TypeAlias = Mapping[str, Array]
-"""Input and label names to arrays, [B, ...] each."""
+"""Inputs and labels by name, each [B, ...]."""
 
 
 class Engine(Protocol):
-    """An engine package, ``tfnlp`` or ``jaxnlp``, as the neutral code uses it: the names both define.
+    """An engine package, ``tfnlp`` or ``jaxnlp``, as framework-neutral code uses it.
 
     Attributes:
-        AutoModel..., one class per head: ``from_pretrained``, ``from_config`` and ``save_pretrained``.
-        pipeline: ``pipeline(task, model, **options)``, see :func:`duonlp.pipelines.load_pipeline`.
-        compiled: a model as a compiled function of its inputs.
-        predict: logits of many texts in their order.
-        distill, init_student, cached_teacher_logits: knowledge distillation.
+        AutoModel: One auto class per head, each with ``from_pretrained``, ``from_config`` and
+            ``save_pretrained``.
+        pipeline: ``pipeline(task, model, **options)``; see :func:`duonlp.pipelines.load_pipeline`.
+        compiled: Compile a model into a function of its inputs.
+        predict: Compute the logits of many texts, in their order.
+        distill: Train a student on a teacher's outputs; see also ``init_student`` and
+            ``cached_teacher_logits``.
     """
 
     __name__: str
@@ -45,3 +47,23 @@ class Engine(Protocol):
     distill: Callable[..., Any]
     init_student: Callable[..., Any]
     cached_teacher_logits: Callable[..., Any]
+
+
+class EpochBatches(Protocol):
+    """Training batches by epoch, such as LabelledBatches and PairBatches; ``len()``, if defined, is batches per epoch."""
+
+    def epoch(self, number: int, /) -> Iterable[Batch]:
+        """Return the batches of an epoch, counted from 0."""
+        ...
+
+
+BatchStream: TypeAlias = EpochBatches | Iterable[Batch]
+"""Training or validation batches; an iterable, such as a list, gives the same batches in every epoch."""
+
+
+class BatchSequence(Protocol):
+    """A finite sequence of batches, such as a list or the result of :func:`duonlp.data.held_out_batches`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...

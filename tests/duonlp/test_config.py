@@ -29,7 +29,7 @@ def test_defaults_are_transformers_own(model_type):
     ours = hf_config(config_from_hf({"model_type": model_type}))
     for key, value in ours.items():
         if key not in ("architectures", "id2label", "n_inner"):
-            assert value == getattr(theirs, key, None), key  # a few classes lack what is null in the others
+            assert value == getattr(theirs, key, None), key  # some classes lack keys that are None in the others
 
 
 @pytest.mark.parametrize("model_type", architectures.families())
@@ -40,14 +40,14 @@ def test_every_head_has_a_class_in_transformers(model_type):
         assert hasattr(transformers, class_name(model_type, head)), head
 
 
-def test_keys_that_change_no_arithmetic_are_written_back():
+def test_keys_without_effect_are_written_back():
     hf = {"model_type": "bert", "directionality": "bidi", "task_specific_params": {"a": 1}}
     written = hf_config(config_from_hf(hf))
     assert written["directionality"] == "bidi" and written["task_specific_params"] == {"a": 1}
 
 
 @pytest.mark.parametrize(
-    ("hf", "says"),
+    ("hf", "message"),
     [
         ({}, "no model_type"),
         ({"model_type": "xlnet"}, "'xlnet' is not supported"),
@@ -64,8 +64,8 @@ def test_keys_that_change_no_arithmetic_are_written_back():
         ({"model_type": "gpt2", "quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
-def test_what_no_engine_computes_is_refused_by_name(hf, says):
-    with pytest.raises(ConfigError, match=says):
+def test_unsupported_options_are_refused_by_name(hf, message):
+    with pytest.raises(ConfigError, match=message):
         config_from_hf(hf)
 
 

@@ -1,4 +1,4 @@
-"""What a model refuses before it computes, with every kind of array."""
+"""Validation of model inputs, with every kind of array."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ IDS = np.ones((2, 5), int)
 
 
 class Symbolic:
-    """Known by its shape alone."""
+    """An array of which only the shape is known."""
 
     def __init__(self, *shape):
         self.shape = shape
@@ -24,13 +24,13 @@ class Symbolic:
         raise NotImplementedError
 
 
-def refused(says, head="base", cfg=BERT, cached=False, **inputs):
-    with pytest.raises(InputError, match=says):
+def refused(message, head="base", cfg=BERT, cached=False, **inputs):
+    with pytest.raises(InputError, match=message):
         check_inputs(cfg, head, {"input_ids": IDS, **inputs}, cached)
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_what_models_are_tested_with_is_allowed(case):
+def test_the_inputs_of_the_other_tests_are_valid(case):
     check_inputs(case.config, case.head, case.inputs())
 
 
@@ -46,14 +46,14 @@ def test_rows_of_different_lengths(name):
 
 @pytest.mark.parametrize("name", ["attention_mask", "token_type_ids", "position_ids"])
 @pytest.mark.parametrize("shape", [(2, 4), (3, 5), (5,), (2, 5, 1), ()])
-def test_shapes_that_do_not_fit_input_ids(name, shape):
+def test_shapes_that_do_not_match_input_ids(name, shape):
     values = np.zeros(shape, int)
-    refused(rf"{name} has shape .*, input_ids \(2, 5\); they must fit", **{name: values})
+    refused(rf"{name} has shape .* and input_ids \(2, 5\); they must match", **{name: values})
     refused(name, **{name: values.tolist()})
     refused(name, input_ids=Symbolic(2, 5), **{name: Symbolic(*shape)})
 
 
-def test_shapes_that_fit():
+def test_matching_shapes():
     for name in ("attention_mask", "token_type_ids", "position_ids"):
         check_inputs(BERT, "base", {"input_ids": IDS, name: IDS * 0})
         check_inputs(BERT, "base", {"input_ids": Symbolic(None, None), name: Symbolic(2, 7)})
@@ -64,12 +64,12 @@ def test_shapes_that_fit():
     check_inputs(BERT, "multiple-choice", {"input_ids": choices, "position_ids": np.arange(5)[None, None]})
 
 
-def test_a_mask_with_a_cache_has_as_many_rows():
+def test_a_mask_with_a_cache_has_the_same_number_of_rows():
     refused("attention_mask has shape", cached=True, attention_mask=np.ones((3, 12)))
     refused("attention_mask has shape", attention_mask=np.ones((2, 12)))
 
 
-def test_an_array_that_cannot_be_read_says_so():
+def test_errors_of_reading_an_array_are_raised():
     class Broken(Symbolic):
         def __array__(self, *args, **kwargs):
             raise RuntimeError("Array has been deleted")
@@ -82,31 +82,31 @@ def test_an_array_that_cannot_be_read_says_so():
 
 
 @pytest.mark.parametrize(
-    ("head", "labels", "says"),
+    ("head", "labels", "message"),
     [
         (
             "sequence-classification",
             [0, 3],
-            "labels holds 3, but the labels of this model ends at 2; use 0 to 2, and -100 where nothing is labelled$",
+            "labels contains 3, but this model's class ids are 0 to 2; use -100 where there is no label$",
         ),
-        ("sequence-classification", [-1, 0], "labels holds -1"),
+        ("sequence-classification", [-1, 0], "labels contains -1"),
         (
             "sequence-classification",
             [0, 1, 2],
-            r"labels has shape \(3,\), input_ids \(2, 5\); they must have as many rows",
+            r"labels has shape \(3,\) and input_ids \(2, 5\); they must have the same number of rows",
         ),
-        ("token-classification", IDS * 3, "labels holds 3.*and -100 where nothing is labelled"),
+        ("token-classification", IDS * 3, "labels contains 3.*use -100 where there is no label"),
         ("token-classification", IDS[:, :4], "labels has shape"),
         ("token-classification", [0, 1], "labels has shape"),
-        ("masked-lm", IDS * VOCABULARY, "labels holds 61, but the vocabulary of this model ends at 60"),
-        ("masked-lm", IDS * -1, "labels holds -1"),
+        ("masked-lm", IDS * VOCABULARY, "labels contains 61, but this model's token ids are 0 to 60"),
+        ("masked-lm", IDS * -1, "labels contains -1"),
         ("masked-lm", IDS * 1.0, "labels must be integers, got float64"),
-        ("causal-lm", IDS * VOCABULARY, "labels holds 61"),
-        ("pretraining", IDS * VOCABULARY, "labels holds 61"),
+        ("causal-lm", IDS * VOCABULARY, "labels contains 61"),
+        ("pretraining", IDS * VOCABULARY, "labels contains 61"),
     ],
 )
-def test_labels_that_cannot_be(head, labels, says):
-    refused(says, head, THREE, labels=labels)
+def test_invalid_labels(head, labels, message):
+    refused(message, head, THREE, labels=labels)
 
 
 def test_rows_of_other_labels():
@@ -132,7 +132,7 @@ def test_rows_of_other_labels():
         ("masked-lm", BERT, Symbolic(None, 5)),
     ],
 )
-def test_labels_that_can_be(head, cfg, labels):
+def test_valid_labels(head, cfg, labels):
     check_inputs(cfg, head, {"input_ids": IDS, "labels": labels})
 
 
@@ -147,11 +147,11 @@ def test_jax_arrays_and_tracers():
         return ids
 
     ids = jax.numpy.full((2, LENGTH), VOCABULARY)
-    with pytest.raises(InputError, match="holds 61"):
+    with pytest.raises(InputError, match="contains 61"):
         check(ids, ids)
     jax.jit(check)(ids, ids)
     jax.eval_shape(check, ids, ids)
-    with pytest.raises(InputError, match="must fit"):
+    with pytest.raises(InputError, match="they must match"):
         jax.jit(check)(ids, ids[:, 1:])
 
 
@@ -164,10 +164,10 @@ def test_tensorflow_tensors():
         return ids
 
     ids = tf.fill((2, LENGTH), VOCABULARY)
-    with pytest.raises(InputError, match="holds 61"):
+    with pytest.raises(InputError, match="contains 61"):
         check(ids, ids)
     for shape in ((2, LENGTH), (None, LENGTH), (None, None), None):
         tf.function(check, [tf.TensorSpec(shape, tf.int32)] * 2, autograph=False)(ids, ids)
-    with pytest.raises(InputError, match="must fit"):
+    with pytest.raises(InputError, match="they must match"):
         tf.function(check, autograph=False)(ids, ids[:, 1:])
     check(keras.KerasTensor((None, LENGTH), "int32"), keras.KerasTensor((None, LENGTH), "int32"))

@@ -1,4 +1,4 @@
-"""The parameter tree: what config, weight table and initial values agree on."""
+"""The parameter tree against the weight tables, published sizes and initial values."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_initial_values_depend_on_seed_and_path_alone():
     assert initial_value("a", p).dtype == np.float32
 
 
-def test_initial_values_have_the_announced_spread():
+def test_initial_values_have_the_requested_std():
     values = initial_value("a", Parameter((300, 300), "normal", 0.02))
     assert abs(values.std() - 0.02) < 2e-4 and abs(values.mean()) < 2e-4
 

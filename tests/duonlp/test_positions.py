@@ -1,4 +1,4 @@
-"""Distances and their buckets: T5's, at every distance."""
+"""Relative position buckets, compared with T5's at every distance."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from duonlp.positions import relative_bucket_table
 
 
 def test_buckets_of_t5_by_hand():
-    """What its code gives for 32 buckets and 128: 8 near distances a side, then as the logarithm grows."""
+    """Compare with T5's 32 buckets up to distance 128: 8 exact distances per side, then logarithmic ones."""
     table = relative_bucket_table(32, 128, True)
     past, future = table[128::-1], table[128:]  # of distances 0, 1, 2, ...
     begins = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
     assert np.flatnonzero(np.diff(past, prepend=-1)).tolist() == begins and past.max() == 15
     np.testing.assert_array_equal(future[1:], past[1:] + 16)
     causal = relative_bucket_table(32, 128, False)
-    assert not causal[128:].any()  # what comes later is nowhere
+    assert not causal[128:].any()  # later keys count as distance 0
     assert causal[128::-1][[1, 15, 16, 18, 19, 128]].tolist() == [1, 15, 16, 16, 17, 31]
 
 
@@ -34,8 +34,8 @@ def test_buckets_are_those_of_transformers(buckets, distance, bidirectional):
 
 
 @pytest.mark.parametrize(("buckets", "distance"), [(3, 128), (0, 128), (32, 16), (32, 4)])
-def test_buckets_that_no_distance_fits(buckets, distance):
-    """Transformers divides by zero, or looks up rows that are not there."""
+def test_invalid_bucket_sizes(buckets, distance):
+    """Refuse sizes for which Transformers divides by zero or looks up missing rows."""
     hf = {"model_type": "t5", "relative_attention_num_buckets": buckets, "relative_attention_max_distance": distance}
     with pytest.raises(ConfigError, match=f"relative_attention_num_buckets={buckets}"):
         config_from_hf(hf)

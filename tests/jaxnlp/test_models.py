@@ -126,7 +126,7 @@ def test_generation_stops_at_the_end_token_and_pads(gpt2):
         ({"max_new_tokens": 50}, "exceed the 20 positions"),
         ({"max_length": 2}, "max_length is 2"),
         ({"temprature": 1.0}, "unknown generation option 'temprature'"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "not divisible by num_beam_groups=3"),
     ],
 )
 def test_invalid_generation_options(gpt2, options, message):
@@ -137,12 +137,12 @@ def test_invalid_generation_options(gpt2, options, message):
 @pytest.mark.parametrize(
     ("prompt", "mask", "message"),
     [
-        ([[61]], None, "input_ids holds 61, but the vocabulary of this model ends at 60"),
+        ([[61]], None, "input_ids contains 61, but this model's token ids are 0 to 60"),
         ([[]], None, "prompt is empty"),
         ([5, 6], None, r"shape \(2,\)"),
-        ([[5, 6]], [[0, 0]], "padding alone"),
+        ([[5, 6]], [[0, 0]], "all padding"),
         ([[5, 6]], [[1, 0]], "pad prompts on the left"),
-        ([[5, 6]], [[1]], "must be alike"),
+        ([[5, 6]], [[1]], "must have the same shape"),
     ],
 )
 def test_invalid_prompts(gpt2, prompt, mask, message):
@@ -153,13 +153,19 @@ def test_invalid_prompts(gpt2, prompt, mask, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),
-        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "the token types"),
-        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "the positions"),
+        (
+            {"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)},
+            "this model's token types are 0 to 1",
+        ),
+        (
+            {"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)},
+            "this model's positions are 0 to 19",
+        ),
         ({"input_ids": np.ones((1, 3), int), "inptu_mask": 1}, "unknown input 'inptu_mask'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_compiled_models_check_their_inputs(nlp, bert):
     out = run(**inputs, output_hidden_states=True)
     assert difference(out["logits"], np.asarray(bert(**inputs)["logits"])) < 1e-6
     assert len(out["hidden_states"]) == 3
-    with pytest.raises(InputError, match="input_ids holds 61, but the vocabulary"):
+    with pytest.raises(InputError, match="input_ids contains 61, but this model's token ids"):
         run(input_ids=np.full((1, 3), 61))
     with pytest.raises(InputError, match="longer than the 20 positions"):
         run(input_ids=np.ones((1, 21), np.int32))
@@ -106,7 +106,7 @@ def test_generate_accepts_tokenizer_output_and_every_kind_of_config(gpt2):
 def test_unsupported_stored_generation_option_warns(nlp, tmp_path):
     folder = GPT2.write(tmp_path / "m")
     (folder / "generation_config.json").write_text('{"max_time": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
-    with pytest.warns(UserWarning, match="asks for max_time=4"):
+    with pytest.warns(UserWarning, match="sets max_time=4"):
         model = nlp.AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == 3
 

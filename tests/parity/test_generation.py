@@ -271,7 +271,7 @@ def test_generation_output_scores_logits_and_logprobs(gpt2):
             if out.logprobs[row, n]:
                 assert out.logprobs[row, n] == pytest.approx(log_probabilities[n, row, new[row, n]], abs=1e-5)
     np.testing.assert_allclose(out.scores, out.logits, atol=1e-6)
-    with pytest.raises(AttributeError, match="no 'attentions' here"):
+    with pytest.raises(AttributeError, match="the output has no 'attentions'"):
         _ = out.attentions
 
 
@@ -336,19 +336,19 @@ def test_stop_strings_end_generation(gpt2):
         ([[5]], {"top_p": 1.5, "do_sample": True}, "top_p=1.5"),
         ([[5]], {"num_beams": 2, "num_return_sequences": 3}, "more than num_beams=2"),
         ([[5]], {"num_return_sequences": 3}, "do_sample=True"),
-        ([[61]], {}, "holds 61, but the vocabulary"),
-        ([[-1]], {}, "holds -1"),
+        ([[61]], {}, "contains 61, but this model's token ids"),
+        ([[-1]], {}, "contains -1"),
         ([[5]], {"temprature": 1.0}, "unknown generation option 'temprature'"),
-        ([[5]], {"num_beams": 4, "num_beam_groups": 3}, "shared out evenly"),
+        ([[5]], {"num_beams": 4, "num_beam_groups": 3}, "not divisible by num_beam_groups=3"),
         ([[5]], {"num_beams": 4, "diversity_penalty": 1.0}, "num_beam_groups=2 or more"),
         ([[5]], {"forced_eos_token_id": 3, "suppress_tokens": [3]}, "also in suppress_tokens"),
         ([[5]], {"stop_strings": "x"}, "tokenizer"),
         ([[5]], {"constraints": [1]}, "constraints"),
-        ([[5]], {"bad_words_ids": [[61]]}, "bad_words_ids holds 61"),
+        ([[5]], {"bad_words_ids": [[61]]}, "bad_words_ids contains 61"),
         ([[5]], {"bad_words_ids": [5]}, "non-empty lists"),
         ([[5]], {"penalty_alpha": 0.5, "do_sample": True}, "contrastive search"),
         ([[5]], {"penalty_alpha": 0.5, "top_k": 1}, "top_k=2 or more"),
-        ([[5]], {"logits_processor": [3]}, "logits_processor holds 3"),
+        ([[5]], {"logits_processor": [3]}, "logits_processor contains 3"),
         ([[5]], {"negative_prompt_ids": [[5]]}, "guidance_scale"),
         ([[5]], {"early_stopping": "sometimes", "num_beams": 2}, "early_stopping='sometimes'"),
         ([[5]], {"prompt_lookup_num_tokens": 3, "num_beams": 2}, "speculative decoding"),
@@ -363,7 +363,7 @@ def test_invalid_inputs_and_options_raise(gpt2, ids, options, message):
 
 
 def test_streaming_beams_raises(framework, gpt2):
-    with pytest.raises(InputError, match="nothing to stream"):
+    with pytest.raises(InputError, match="cannot be streamed, since beams change until the end"):
         next(import_module(f"{framework}nlp.generation").stream(gpt2, [[5]], num_beams=2))
 
 

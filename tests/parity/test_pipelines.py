@@ -180,7 +180,7 @@ def test_streamed_pieces_join_to_the_text(pipes, package):
     options = {"max_new_tokens": 9, "return_full_text": False}
     pieces = list(pipe.stream(PROMPTS[1], **options))
     assert "".join(pieces) == pipe(PROMPTS[1], **options)[0]["generated_text"] and len(pieces) > 1
-    with pytest.raises(InputError, match="num_beams=4: beams change until the end"):
+    with pytest.raises(InputError, match="num_beams=4 cannot be streamed, since beams change until the end"):
         pipe.stream(PROMPTS[1], num_beams=4)
 
 

@@ -89,7 +89,7 @@ def test_streamed_pieces_join_to_the_text(pipes, package):
     pipe = pipes("text2text-generation")[PACKAGES.index(package)]
     pieces = list(pipe.stream(TEXTS[1], **GREEDY))
     assert "".join(pieces) == pipe(TEXTS, **GREEDY)[1]["generated_text"] and len(pieces) > 1
-    with pytest.raises(InputError, match="num_beams=4: beams change until the end"):
+    with pytest.raises(InputError, match="num_beams=4 cannot be streamed, since beams change until the end"):
         pipe.stream(TEXTS[1])
 
 

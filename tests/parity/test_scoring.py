@@ -69,7 +69,7 @@ def test_logprobs_of_generate_match_sequence_logprob(nlp, model):
         (IDS, 0, "input_len=0 must be 1 to 5"),
         (IDS, 6, "input_len=6 must be 1 to 5"),
         (IDS[0], 1, "wrap a single one in a list"),
-        (IDS + 60, 1, "the vocabulary of this model ends at 60"),
+        (IDS + 60, 1, "this model's token ids are 0 to 60"),
         (np.ones((1, 30), int), 1, "longer than the 20 positions"),
     ],
 )

@@ -178,18 +178,18 @@ def test_cache_stores_the_source_once_for_all_beams(t5):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"input_ids": []}, "there is nothing to read"),
+        ({"input_ids": []}, "the source is empty"),
         ({"input_ids": [5, 6]}, r"shape \(2,\); sources are \[batch, length\]"),
-        ({"input_ids": [[5, 61]]}, "input_ids holds 61, but the vocabulary of this model ends at 60"),
-        ({"input_ids": [[5, 6]], "attention_mask": [[0, 0]]}, "source 0 is padding alone"),
-        ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, "must be alike"),
-        ({"input_ids": [[5, 6]], "decoder_input_ids": [[5], [6]]}, r"shape \(2, 1\) and there are 1 sources"),
-        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0, 61]]}, "holds 61"),
-        ({"input_ids": [[5, 6]], "decoder_attention_mask": [[1]]}, "of decoder_input_ids, and there are none"),
+        ({"input_ids": [[5, 61]]}, "input_ids contains 61, but this model's token ids are 0 to 60"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[0, 0]]}, "source 0 is all padding"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, "must have the same shape"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[5], [6]]}, r"shape \(2, 1\), but there are 1 sources"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0, 61]]}, "contains 61"),
+        ({"input_ids": [[5, 6]], "decoder_attention_mask": [[1]]}, "decoder_attention_mask needs decoder_input_ids"),
         ({"input_ids": [[5, 6]], "guidance_scale": 1.5}, "models without an encoder"),
         ({"input_ids": [[5, 6]], "encoder_no_repeat_ngram_size": -1}, "encoder_no_repeat_ngram_size=-1"),
         ({"input_ids": [[5, 6]], "encoder_repetition_penalty": 0}, "must be above 0"),
-        ({"input_ids": [[5, 6]], "forced_bos_token_id": 61}, "forced_bos_token_id holds 61"),
+        ({"input_ids": [[5, 6]], "forced_bos_token_id": 61}, "forced_bos_token_id contains 61"),
     ],
 )
 def test_invalid_generation_arguments_raise(t5, arguments, message):
@@ -202,10 +202,10 @@ def test_invalid_generation_arguments_raise(t5, arguments, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": [[5, 6]]}, "has nothing to read; pass decoder_input_ids, or labels"),
-        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0], [0]]}, "a row a source"),
-        ({"input_ids": [[5, 6]], "decoder_input_ids": [[61]]}, "decoder_input_ids holds 61"),
-        ({"input_ids": [[5, 6]], "labels": [[61]]}, "labels holds 61"),
+        ({"input_ids": [[5, 6]]}, "has no inputs; pass decoder_input_ids, or labels"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[0], [0]]}, "one row per source"),
+        ({"input_ids": [[5, 6]], "decoder_input_ids": [[61]]}, "decoder_input_ids contains 61"),
+        ({"input_ids": [[5, 6]], "labels": [[61]]}, "labels contains 61"),
         ({"input_ids": [[5, 6]], "labels": [[1, 2]], "decoder_input_ids": [[0]]}, "differ in length"),
         ({"input_ids": [[5, 6]], "labels": [[1, 2]], "decoder_mask": [[1, 1]]}, "unknown input 'decoder_mask'"),
     ],

@@ -326,18 +326,22 @@ def test_mistakes_are_said(tmp_path):
     bad = {**BATCHES[0], "labels": np.full(8, 3)}
     without = {name: value for name, value in BATCHES[0].items() if name != "labels"}
     for call, message in {
-        lambda: model.fit(bad, verbose=0): "labels holds 3, but the labels of this model ends at 2",
-        lambda: model.fit(without, bad["labels"], verbose=0): "labels holds 3",
-        lambda: model.fit(batch_dataset([BATCHES[0], bad]), shuffle=False, verbose=0): "labels holds 3",
-        lambda: model.fit(BATCHES[0], validation_data=batch_dataset([bad]), batch_size=8, verbose=0): "labels holds 3",
+        lambda: model.fit(bad, verbose=0): "labels contains 3, but this model's class ids are 0 to 2",
+        lambda: model.fit(without, bad["labels"], verbose=0): "labels contains 3",
+        lambda: model.fit(batch_dataset([BATCHES[0], bad]), shuffle=False, verbose=0): "labels contains 3",
+        lambda: model.fit(
+            BATCHES[0], validation_data=batch_dataset([bad]), batch_size=8, verbose=0
+        ): "labels contains 3",
         lambda: model.fit(batch_dataset([without]), verbose=0): "no labels to learn from",
-        lambda: fitted(batches=[BATCHES[0], bad]): "labels holds 3",
+        lambda: fitted(batches=[BATCHES[0], bad]): "labels contains 3",
         lambda: fitted(batches=[without]): "no labels to learn from",
         lambda: fitted(batches=[]): "there are no batches",
         lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
         lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",
         lambda: fitted(model=tfnlp.AutoModel.from_config(BERT)): "a base model has no labels to learn from",
-        lambda: fitted(model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)): "no classes",
+        lambda: fitted(
+            model=model_of(problem_type="regression"), config=FitConfig(label_smoothing=0.1)
+        ): "is not over classes",
         lambda: make_optimizer("adamw", 1e-3, model, layer_decay=0): "layer_decay is 0",
         lambda: batch_dataset(BATCHES, first_batch=-1): "first_batch -1",
     }.items():

@@ -171,13 +171,19 @@ def test_generation_uses_new_weights_and_layers():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": np.full((1, 3), 99)}, "holds 99"),
-        ({"input_ids": np.full((1, 3), -1)}, "holds -1"),
+        ({"input_ids": np.full((1, 3), 99)}, "contains 99"),
+        ({"input_ids": np.full((1, 3), -1)}, "contains -1"),
         ({"input_ids": np.ones((1, 21), int)}, "21 tokens is longer than the 20 positions"),
         ({"input_ids": np.ones(3, int)}, r"shape \(3,\)"),
         ({"input_ids": np.ones((1, 3))}, "must be integers"),
-        ({"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)}, "the token types"),
-        ({"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)}, "the positions"),
+        (
+            {"input_ids": np.ones((1, 3), int), "token_type_ids": np.full((1, 3), 2)},
+            "this model's token types are 0 to 1",
+        ),
+        (
+            {"input_ids": np.ones((1, 3), int), "position_ids": np.full((1, 3), 20)},
+            "this model's positions are 0 to 19",
+        ),
         ({"input_ids": np.ones((1, 3), int), "inptu_mask": 1}, "unknown input 'inptu_mask'"),
         ({"attention_mask": np.ones((1, 3), int)}, "needs input_ids"),
     ],

@@ -147,7 +147,7 @@ def test_a_step_that_does_not_fit_has_status_1_and_advice(capsys):
         assert compile_check.show("big", PretrainingConfig(steps=1, batch_size=1024), report(), 0.05, as_json) == 1
         printed = capsys.readouterr()
         assert (
-            "4.80 GiB too much" in printed.err and "Try: cut parameters" in printed.err and "20.00 GiB" in printed.err
+            "4.80 GiB too much" in printed.err and "Try: shard parameters" in printed.err and "20.00 GiB" in printed.err
         )
         assert json.loads(printed.out)["fits"] is False if as_json else "20.00 GiB" in printed.out
 
@@ -277,4 +277,4 @@ def test_a_real_step_that_does_not_fit(tmp_path):
         "--batch-per-chip", "65536",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "does not fit" in done.stderr and "fewer rows a chip" in done.stderr
+    assert "does not fit" in done.stderr and "fewer rows per chip" in done.stderr

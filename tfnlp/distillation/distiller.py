@@ -20,7 +20,7 @@ from duonlp.training.result import FitResult
 from tfnlp import ops
 from tfnlp.distillation.losses import terms
 from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.training.fit import by_xla, smoothed_loss, train
+from tfnlp.training.fit import resolve_jit_compile, smoothed_loss, train
 
 
 class Distiller(TrainerMixin, keras.Model):
@@ -366,7 +366,7 @@ def distill(
     def compile(optimizer):
         distiller.compile(
             optimizer, distillation_losses=distillation.losses, alpha=distillation.alpha,
-            temperature=distillation.temperature, positions=distillation.positions, jit_compile=by_xla(student, jit_compile),
+            temperature=distillation.temperature, positions=distillation.positions, jit_compile=resolve_jit_compile(student, jit_compile),
             student_loss=loss, loss_weights=loss_weights,
         )  # fmt: skip
 

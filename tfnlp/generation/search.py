@@ -91,7 +91,7 @@ def make_programs(call: driver.Call) -> driver.Programs:
     values = tf.nest.map_structure(tf.convert_to_tensor, call.values)
 
     def fetch(state):
-        visible = {name: value for name, value in state.items() if name not in driver.UNSEEN}
+        visible = {name: value for name, value in state.items() if name not in driver.LOOP_ONLY}
         return tf.nest.map_structure(lambda value: value.numpy(), result(values, visible))
 
     return driver.Programs(

@@ -2,15 +2,12 @@
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from duonlp.benchmark.record import Latency
-
-if TYPE_CHECKING:
-    from duonlp.benchmark.performance import PerformanceBenchmark
 
 T = TypeVar("T")
 
@@ -21,7 +18,23 @@ PASSES = 5
 """Timed passes over the batches; their median is reported."""
 
 
-def time_queries(benchmarks: Sequence["PerformanceBenchmark"]) -> list[Latency]:
+class Timed(Protocol):
+    """What is timed of a :class:`PerformanceBenchmark`."""
+
+    name: str
+    pipeline: Callable[..., Any]
+    queries: list[Any]
+    repeats: int
+    batch_size: int | None
+    samples: bool
+    clock: Callable[[], float]
+
+    def answers(self, texts: Sequence[Any]) -> list[tuple[str, float]]:
+        """Return (label, score) of each text."""
+        ...
+
+
+def time_queries(benchmarks: Sequence[Timed]) -> list[Latency]:
     """Measure the latency of each model for single texts: a few queries of one model, the same queries of the next, and so on.
 
     The first model rotates from turn to turn. Call it after warm-up.
@@ -48,7 +61,7 @@ def time_queries(benchmarks: Sequence["PerformanceBenchmark"]) -> list[Latency]:
     ]
 
 
-def time_batches(benchmarks: Sequence["PerformanceBenchmark"]) -> list[float | None]:
+def time_batches(benchmarks: Sequence[Timed]) -> list[float | None]:
     """Measure the throughput of each model over its queries in batches.
 
     Call it after warm-up.

@@ -21,7 +21,7 @@ from duonlp import architectures
 from duonlp.architectures._common import BUFFERS, Weight
 from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
-from duonlp.errors import CheckpointError, InputError
+from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
 from duonlp.typing import Tokenizer
 from duonlp.util import frameworks
@@ -309,6 +309,7 @@ class Checkpoint:
             warnings.warn(
                 f"{self.folder.name}: the {head} head starts from random values because the checkpoint lacks "
                 f"{_list_names(initialized)}; fine-tune it before use",
+                NewHeadWarning,
                 stacklevel=3,
             )
         return sorted(sources.values(), key=lambda s: -s.parameter.size)

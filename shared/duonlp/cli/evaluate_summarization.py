@@ -10,12 +10,12 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, plain_value, print_json
-from duonlp.cli.summarization_systems import list_systems, run_systems
+from duonlp.cli.summarization_systems import Settings, list_systems, run_systems
 from duonlp.errors import InputError
 from duonlp.util.frameworks import quiet_stdout
 
@@ -30,60 +30,6 @@ MODEL_LIBRARIES = {
     "jax": ("jax", "flax", "transformers", "tokenizers"),
 }
 """Libraries whose versions are recorded if a model ran, by framework."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of ``duonlp evaluate summarization``.
-
-    Attributes:
-        data: Documents and summaries, as `read_pairs` takes them; so are `split`, `document_field` and `summary_field`.
-        limit: Evaluate only the first N pairs; 0 for all.
-        models: Checkpoints, run with `options`.
-        baselines: "lead-N", or "tldr", which runs `tldr_model` with `tldr_options`.
-        predictions: NAME=FILE for each prediction file.
-        framework: "tf" or "jax"; "" for the installed one.
-        stemmer: Whether ROUGE compares stems.
-        sentences: Language of the summaries, to split them into sentences for ROUGE-Lsum; "" takes lines as sentences. The
-            baselines split documents by it too, with "" as English.
-        confidence: Coverage of the intervals.
-        resamples: Bootstrap resamples.
-        seed: Seed of the resamples, and of models that sample unless their options have one.
-        output: Folder for results; "" for none.
-    """
-
-    data: str
-    split: str = ""
-    document_field: str = ""
-    summary_field: str = ""
-    limit: int = 0
-    models: tuple[str, ...] = ()
-    baselines: tuple[str, ...] = ()
-    predictions: tuple[str, ...] = ()
-    tldr_model: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    tldr_options: dict[str, Any] = field(default_factory=dict)
-    framework: str = ""
-    stemmer: bool = True
-    sentences: str = "en"
-    confidence: float = 0.95
-    resamples: int = 1000
-    seed: int = 0
-    output: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise InputError("no data given; pass --data with a file, a folder, or a dataset's name on the Hub")
-        if self.limit < 0:
-            raise InputError(f"--limit is {self.limit}; it must be at least 0, where 0 is no limit")
-        if not (self.models or self.baselines or self.predictions):
-            raise InputError("nothing to evaluate; pass --model, --baseline lead-3, or --predictions NAME=FILE")
-        if self.options and not self.models:
-            raise InputError("--option is for models; pass --model, or --tldr-option for the TL;DR baseline")
-        if ("tldr" in self.baselines) != bool(self.tldr_model):
-            raise InputError("--baseline tldr and --tldr-model, a model that continues texts, go together; pass both")
-        if self.tldr_options and not self.tldr_model:
-            raise InputError("--tldr-option is for the TL;DR baseline; pass --baseline tldr and --tldr-model")
 
 
 def summarization(
@@ -271,11 +217,13 @@ def file_names(names: Sequence[str]) -> dict[str, str]:
 
 def write_scores(output: Path, report: dict[str, Any], comparison: "Comparison", settings: Settings) -> None:
     """Write the figure, and last scores.json, which marks the results as complete."""
-    from duonlp.metrics.predictions import write_whole
+    from duonlp.metrics.predictions import write_atomically
 
     if importlib.util.find_spec("matplotlib"):
         comparison.plot(output / "scores.png", f"{Path(settings.data).name} {settings.split}".strip())
-    write_whole(output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n")
+    write_atomically(
+        output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n"
+    )
 
 
 def digest(pairs: Sequence["Pair"]) -> str:

@@ -265,7 +265,7 @@ def check_plot(path: str, options: Mapping[str, Any]) -> None:
     from duonlp.generation import GenerationConfig, plots
 
     GenerationConfig(**{name: options[name] for name in ("temperature", "top_k", "top_p") if name in options})
-    plots.check(np.zeros(1), Path(path), [1.0], None, None)
+    plots.check_arguments(np.zeros(1), Path(path), [1.0], None, None)
 
 
 def plot_first_token(pipe: Any, model: Any, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,66 @@ from duonlp.util.frameworks import load_package
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
-    from duonlp.cli.evaluate_summarization import Settings
     from duonlp.data.pairs.summaries import Pair
     from duonlp.typing import Engine
 
 LEAD = re.compile(r"lead-([1-9]\d*)")
 ORDER = ("file", "lead", "tldr", "model")
 """Kinds of systems, fastest first."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of ``duonlp evaluate summarization``.
+
+    Attributes:
+        data: Documents and summaries, as `read_pairs` takes them; so are `split`, `document_field` and `summary_field`.
+        limit: Evaluate only the first N pairs; 0 for all.
+        models: Checkpoints, run with `options`.
+        baselines: "lead-N", or "tldr", which runs `tldr_model` with `tldr_options`.
+        predictions: NAME=FILE for each prediction file.
+        framework: "tf" or "jax"; "" for the installed one.
+        stemmer: Whether ROUGE compares stems.
+        sentences: Language of the summaries, to split them into sentences for ROUGE-Lsum; "" takes lines as sentences. The
+            baselines split documents by it too, with "" as English.
+        confidence: Coverage of the intervals.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples, and of models that sample unless their options have one.
+        output: Folder for results; "" for none.
+    """
+
+    data: str
+    split: str = ""
+    document_field: str = ""
+    summary_field: str = ""
+    limit: int = 0
+    models: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    predictions: tuple[str, ...] = ()
+    tldr_model: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    tldr_options: dict[str, Any] = field(default_factory=dict)
+    framework: str = ""
+    stemmer: bool = True
+    sentences: str = "en"
+    confidence: float = 0.95
+    resamples: int = 1000
+    seed: int = 0
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("no data given; pass --data with a file, a folder, or a dataset's name on the Hub")
+        if self.limit < 0:
+            raise InputError(f"--limit is {self.limit}; it must be at least 0, where 0 is no limit")
+        if not (self.models or self.baselines or self.predictions):
+            raise InputError("nothing to evaluate; pass --model, --baseline lead-3, or --predictions NAME=FILE")
+        if self.options and not self.models:
+            raise InputError("--option is for models; pass --model, or --tldr-option for the TL;DR baseline")
+        if ("tldr" in self.baselines) != bool(self.tldr_model):
+            raise InputError("--baseline tldr and --tldr-model, a model that continues texts, go together; pass both")
+        if self.tldr_options and not self.tldr_model:
+            raise InputError("--tldr-option is for the TL;DR baseline; pass --baseline tldr and --tldr-model")
 
 
 @dataclass(frozen=True)
@@ -37,7 +90,7 @@ class System:
     source: str
 
 
-def list_systems(settings: "Settings") -> list[System]:
+def list_systems(settings: Settings) -> list[System]:
     """Return the systems to evaluate: models, then prediction files, then baselines.
 
     Raises:
@@ -82,7 +135,7 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
 
 def run_systems(
     systems: Sequence[System],
-    settings: "Settings",
+    settings: Settings,
     pairs: Sequence["Pair"],
     predictions: dict[str, list[str]],
     output: Path | None,
@@ -124,7 +177,7 @@ def run_systems(
     return {system.name: texts[system.name] for system in systems}, seconds, framework
 
 
-def lead_summaries(sentences: int, settings: "Settings", documents: Sequence[str]) -> list[str]:
+def lead_summaries(sentences: int, settings: Settings, documents: Sequence[str]) -> list[str]:
     """Return the first sentences of each document."""
     from duonlp.evaluation.baselines import lead
     from duonlp.pipelines.pipeline import Progress
@@ -137,7 +190,7 @@ def lead_summaries(sentences: int, settings: "Settings", documents: Sequence[str
     return texts
 
 
-def tldr_summaries(package: "Engine", settings: "Settings", documents: Sequence[str]) -> list[str]:
+def tldr_summaries(package: "Engine", settings: Settings, documents: Sequence[str]) -> list[str]:
     """Return what a decoder-only model writes after "TL;DR:"."""
     from duonlp.evaluation.baselines import tldr
 
@@ -151,7 +204,7 @@ def tldr_summaries(package: "Engine", settings: "Settings", documents: Sequence[
         return tldr(pipe, list(documents), **options)
 
 
-def model_summaries(package: "Engine", model: str, settings: "Settings", documents: Sequence[str]) -> list[str]:
+def model_summaries(package: "Engine", model: str, settings: Settings, documents: Sequence[str]) -> list[str]:
     """Return a checkpoint's summary of each document, the first if it returns several sequences."""
     options = settings.options
     if options.get("do_sample"):

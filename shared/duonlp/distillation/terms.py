@@ -7,7 +7,7 @@ from typing import Any
 from duonlp.distillation.pair import Output, are_class_ids, distilled_outputs, head_kind, projection_name, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, InnerLoss, Pairs
 from duonlp.errors import InputError
-from duonlp.inputs import BEYOND, IGNORED
+from duonlp.inputs import IGNORED, NO_POSITION
 from duonlp.typing import Array, Batch, Ops
 
 MASKED_LOGIT = -1e9
@@ -197,7 +197,7 @@ def _labelled_rows(ops: Ops, labels: Array | None) -> Array | None:
     """
     if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
         return None
-    labelled = (labels != IGNORED) & (labels != BEYOND)
+    labelled = (labels != IGNORED) & (labels != NO_POSITION)
     return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Evaluate generated code with its tests, and the baselines a summarizer has to beat."""
+"""Evaluate generated code by running its tests, and compute baselines for summarization."""
 
 from duonlp.evaluation.baselines import lead, tldr
 from duonlp.evaluation.human_eval import Problem, cut_at_first_block, evaluate_problems, read_problems, summarize

@@ -1,130 +1,153 @@
-"""Summaries that a trained summarizer has to beat: the first sentences, and a language model that is told "TL;DR:"."""
+"""Summarization baselines: the first sentences, and a language model prompted with "TL;DR:"."""
 
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from duonlp.errors import InputError
 from duonlp.util.sentences import is_dialogue, sentences_by_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from duonlp.pipelines.pipeline import Pipeline
+
 TLDR = "\nTL;DR:"
-"""What makes GPT-2 go on with a summary (Radford et al. 2019, section 3.6)."""
+"""Prompt that makes GPT-2 continue with a summary (Radford et al. 2019, section 3.6)."""
 
 DEFAULT_NEW_TOKENS = 100
 
 
 def lead(text: str, sentences: int = 3, *, language: str = "en") -> str:
-    """The first sentences of a text: "lead-3", hard to beat on news (Nallapati et al. 2017, arXiv:1611.04230; See et al. 2017).
+    """Return the first sentences of a text, "lead-3", which is hard to beat on news.
+
+    See Nallapati et al. 2017 (arXiv:1611.04230) and See et al. 2017 (arXiv:1704.04368).
 
     Args:
-        text: an article, or a dialogue, in which the end of a turn ends a sentence.
-        sentences: how many; a shorter text is given back whole.
-        language: its ISO 639 code, for where sentences end.
+        text: An article, or a dialogue, in which the end of a turn ends a sentence.
+        sentences: Number of sentences; a shorter text is returned whole.
+        language: ISO 639 code of the text's language, for the sentence splitter.
 
     Returns:
-        The sentences with a space between them; in a dialogue, with a line end where the turn ends.
+        The sentences separated by spaces; in a dialogue, by line breaks at the end of a turn.
 
     Raises:
-        InputError: an empty text, or less than one sentence.
+        InputError: The text is empty, or `sentences` is not positive.
         MissingExtraError: sentencex is not installed.
     """
     if isinstance(sentences, bool) or not isinstance(sentences, int) or sentences < 1:
-        raise InputError(f"sentences is {sentences!r}; it must be a whole number from 1 on")
-    found = _first(text, sentences, language)
-    if not found:
-        raise InputError(f"the text is empty, {text!r}; there is no first sentence of it")
-    return found
+        raise InputError(f"sentences is {sentences!r}; it must be a positive integer")
+    summary = _first_sentences(text, sentences, language)
+    if not summary:
+        raise InputError(f"the text is empty, {text!r}; give a text with at least one sentence")
+    return summary
 
 
 def tldr(
-    pipe,
+    pipe: "Pipeline",
     texts: Sequence[str],
     max_new_tokens: int = DEFAULT_NEW_TOKENS,
     *,
     sentences: int = 3,
     prompt: str = TLDR,
     language: str = "en",
-    **options,
+    **options: Any,
 ) -> list[str]:
-    """Summaries by a decoder-only model that was trained for nothing but the next token: the text, then "TL;DR:".
+    """Summarize texts with a decoder-only language model by appending "TL;DR:".
 
-    As GPT-2 was measured (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 3.6): 100
-    tokens drawn from the 2 most likely at each step, and of what comes the first 3 sentences. The seed is 0 unless given, so
-    that the same text gives the same summary. A text that leaves no room for the prompt and the new tokens in the model's
-    positions loses its end, a whole number of tokens.
+    Follows the evaluation of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section
+    3.6): 100 tokens sampled with top_k=2, of which the first 3 sentences are kept. The seed defaults to 0, so that the same
+    text gives the same summary. A text that does not fit the model's positions together with the prompt and the new tokens
+    is truncated at a token boundary.
 
     Args:
-        pipe: a text-generation pipeline of either framework.
-        texts: the documents.
-        max_new_tokens: tokens generated for each.
-        sentences: how many of them are kept.
-        prompt: what follows a text.
-        language: its ISO 639 code, for where sentences end.
-        **options: of the pipeline's call, in place of `do_sample=True, top_k=2, seed=0` or besides; `do_sample=False` is
-            greedy, `num_beams=4` (with it) a beam search.
+        pipe: A text-generation pipeline of either engine.
+        texts: Documents to summarize.
+        max_new_tokens: Number of tokens to generate for each text.
+        sentences: Number of sentences to keep.
+        prompt: Text appended to each document.
+        language: ISO 639 code of the texts' language, for the sentence splitter.
+        **options: Options of the pipeline's call, which override `do_sample=True, top_k=2, seed=0`. `do_sample=False` is
+            greedy decoding; together with `num_beams=4` it is beam search.
 
     Returns:
-        A summary for each text, in order; "" where the model ended at once.
+        One summary per text, in order; "" if the model stopped immediately.
 
     Raises:
-        InputError: an empty text (named by its number), a pipeline of another task, an option it does not have, or new
-            tokens that leave no room for a text.
+        InputError: A text is empty, the pipeline is for another task, an option is unknown, or the new tokens leave no room
+            for a text.
         MissingExtraError: sentencex is not installed.
     """
     if getattr(getattr(pipe, "task", None), "name", None) != "text-generation":
-        raise InputError(f"pipe is {pipe!r}; give a pipeline of text-generation")
+        raise InputError(f"pipe is {pipe!r}; give a text-generation pipeline")
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InputError(f"texts is a {type(texts).__name__}; give a list of texts, such as [text]")
     for name in ("return_full_text", "return_tensors", "num_return_sequences", "handle_long_generation"):
         if name in options:
-            raise InputError(f"{name} does not go with tldr, which keeps one new text for each document; leave it out")
-    new = _positive("max_new_tokens", max_new_tokens)
-    _positive("sentences", sentences)
+            raise InputError(f"tldr does not support {name}, because it returns one new text per document; drop it")
+    new = _check_positive("max_new_tokens", max_new_tokens)
+    _check_positive("sentences", sentences)
     if options.get("do_sample", True):
-        options = {"do_sample": True, "top_k": 2, "seed": 0} | options
-    limit = _room(pipe, options.get("assistant_model"))
-    prefix = options.get("prefix") or pipe.options.prefix or ""
-    prompts = [_prompt(pipe.tokenizer, text, number, prefix, prompt, limit, new) for number, text in enumerate(texts)]
+        defaults: dict[str, Any] = {"do_sample": True, "top_k": 2, "seed": 0}
+        options = defaults | options
+    limit = _context_length(pipe, options.get("assistant_model"))
+    prefix = str(options.get("prefix") or getattr(pipe.options, "prefix", None) or "")
+    prompts = [
+        _build_prompt(pipe.tokenizer, text, number, prefix, prompt, limit, new) for number, text in enumerate(texts)
+    ]
     results = pipe(prompts, max_new_tokens=new, return_full_text=False, **options) if prompts else []
-    return [_first(result[0]["generated_text"], sentences, language) for result in results]
+    return [_first_sentences(result[0]["generated_text"], sentences, language) for result in results]
 
 
-def _positive(name: str, value) -> int:
+def _check_positive(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
     if isinstance(value, bool) or number < 1:
-        raise InputError(f"{name} is {value!r}; it must be a whole number from 1 on")
+        raise InputError(f"{name} is {value!r}; it must be a positive integer")
     return number
 
 
-def _first(text: str, sentences: int, language: str) -> str:
-    left, lines = sentences, []
+def _first_sentences(text: str, sentences: int, language: str) -> str:
+    remaining, lines = sentences, []
     for line in sentences_by_line(text, language):
-        if left > 0:
-            lines.append(" ".join(line[:left]))
-            left -= len(line)
+        if remaining > 0:
+            lines.append(" ".join(line[:remaining]))
+            remaining -= len(line)
     return ("\n" if is_dialogue(text) else " ").join(lines)
 
 
-def _room(pipe, assistant=None) -> int:
-    """Positions for a prompt and what it is continued with."""
-    models = [pipe.config] + ([assistant.config] if hasattr(assistant, "config") else [])
-    return min(pipe.task.limit() or 10**9, *(config.max_length for config in models))
+def _context_length(pipe: "Pipeline", assistant: Any = None) -> int:
+    """Return the number of positions for prompt and new tokens, of the model and the assistant model if any."""
+    configs = [pipe.config] + ([assistant.config] if hasattr(assistant, "config") else [])
+    return min(pipe.task.limit() or 10**9, *(config.max_length for config in configs))
 
 
-def _prompt(tokenizer, text: str, number: int, prefix: str, prompt: str, limit: int, new: int) -> str:
-    """A text and the prompt behind it, the text cut at a token so that both and the new tokens fit."""
+def _build_prompt(
+    tokenizer: "PreTrainedTokenizerBase", text: str, number: int, prefix: str, prompt: str, limit: int, new: int
+) -> str:
+    """Return a text followed by the prompt, with the text truncated so that `new` more tokens fit.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        text: The document.
+        number: Index of the document, for messages.
+        prefix: Text that the pipeline puts before the prompt.
+        prompt: Text to append.
+        limit: Number of positions of the model.
+        new: Number of tokens to generate.
+    """
     if not isinstance(text, str) or not text.strip():
-        what = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise InputError(f"text {number} is {what}: {text!r}; give a document with some words")
+        problem = "empty" if isinstance(text, str) else f"a {type(text).__name__}"
+        raise InputError(f"text {number} is {problem}: {text!r}; give a non-empty document")
 
     def length(document: str) -> int:
         return len(tokenizer(prefix + document + prompt, verbose=False)["input_ids"])
 
     text = text.rstrip()
-    over = length(text) + new - limit
-    if over <= 0:
+    excess = length(text) + new - limit
+    if excess <= 0:
         return text + prompt
     ends = [
         end
@@ -133,12 +156,12 @@ def _prompt(tokenizer, text: str, number: int, prefix: str, prompt: str, limit: 
         ]
     ]
     kept = len(ends)
-    while over > 0:
-        kept -= over  # tokens may join differently where the text was cut, so that it is measured again
+    while excess > 0:
+        kept -= excess  # tokens may merge differently at the cut, so the length is measured again
         if kept < 1:
             raise InputError(
-                f"text {number} does not fit: the model has {limit} positions, and {new} new tokens with the prompt leave "
-                "no room for it; ask for fewer"
+                f"text {number} does not fit: of the model's {limit} positions, {new} new tokens and the prompt leave none for "
+                "it; lower max_new_tokens"
             )
-        over = length(text[: ends[kept - 1]]) + new - limit
+        excess = length(text[: ends[kept - 1]]) + new - limit
     return text[: ends[kept - 1]] + prompt

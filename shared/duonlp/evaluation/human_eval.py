@@ -1,6 +1,6 @@
-"""Code models on problems in HumanEval's format: prompts completed, cut, run against their tests, and pass@k.
+"""Evaluate code models on problems in HumanEval's format: complete, truncate, run against the tests, estimate pass@k.
 
-After Chen et al. 2021 (arXiv:2107.03374), https://github.com/openai/human-eval.
+Follows Chen et al. 2021 (arXiv:2107.03374), https://github.com/openai/human-eval.
 """
 
 import gzip
@@ -17,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from duonlp.errors import InputError
 from duonlp.evaluation.pass_rate import pass_at_k
 from duonlp.evaluation.sandbox import Result, check_program
 
 STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
-"""What begins at the left margin after a function's body, as in CodeParrot's evaluation."""
+"""Starts of a new top-level block after a function's body, as in CodeParrot's evaluation."""
 
 BLOCK_END = re.compile("|".join(map(re.escape, STOP_STRINGS)))
 
 DANGER = (
-    "evaluating code runs programs that a model wrote and nobody has read. They run in a sandbox (see "
-    "shared/duonlp/evaluation/sandbox.py), which is no virtual machine: use a machine that holds nothing you could not lose"
+    "this evaluation executes untrusted, model-written code. It runs in a sandbox (see "
+    "shared/duonlp/evaluation/sandbox.py), which is weaker than a virtual machine: use a machine without valuable data"
 )
 
 FIELDS = ("task_id", "prompt", "entry_point", "test")
@@ -36,10 +38,14 @@ FIELDS = ("task_id", "prompt", "entry_point", "test")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem.
+    """A programming problem.
 
-    prompt: imports, the function's head and its docstring, for a model to complete. test: source that defines
-    `check(candidate)`. entry_point: the function's name. canonical_solution: a body that passes, "" where none is given.
+    Attributes:
+        task_id: Unique name.
+        prompt: Imports, function header and docstring, for a model to complete.
+        entry_point: Name of the function.
+        test: Source code that defines `check(candidate)`.
+        canonical_solution: A function body that passes, or "".
     """
 
     task_id: str
@@ -49,23 +55,23 @@ class Problem:
     canonical_solution: str = ""
 
     def program(self, completion: str) -> str:
-        """The program that runs the checks on a completion."""
+        """Return the program that runs the tests on a completion."""
         return f"{self.prompt}{completion}\n\n{self.test}\n\ncheck({self.entry_point})\n"
 
 
 def read_problems(file: str | Path) -> list[Problem]:
-    """The problems of a file in HumanEval's format: JSON lines, gzipped when the name ends in .gz.
+    """Read problems in HumanEval's format: JSON Lines, gzipped if the name ends in .gz.
 
     Raises:
-        InputError: the file cannot be read, a line is no such problem, or a task_id comes twice.
+        InputError: The file cannot be read or has no problems, a line is not a valid problem, or a task_id is repeated.
     """
     path = Path(file)
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             content = lines.read()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"cannot read the problems {str(path)!r}: {why}; give a .jsonl or .jsonl.gz file") from None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"cannot read the problems {str(path)!r}: {reason}; give a .jsonl or .jsonl.gz file") from None
     problems: dict[str, Problem] = {}
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -73,29 +79,31 @@ def read_problems(file: str | Path) -> list[Problem]:
         try:
             row = json.loads(line)
             if not isinstance(row, Mapping):
-                raise ValueError("it is no object")
-            wrong = [name for name in FIELDS if not isinstance(row.get(name), str)]
-            if wrong:
-                raise ValueError(f"it has no text for {', '.join(wrong)}")
+                raise ValueError("it is not an object")
+            invalid = [name for name in FIELDS if not isinstance(row.get(name), str)]
+            if invalid:
+                raise ValueError(f"it has no text for {', '.join(invalid)}")
             if not row["entry_point"].isidentifier():
-                raise ValueError(f"its entry_point {row['entry_point']!r} is no name")
+                raise ValueError(f"its entry_point {row['entry_point']!r} is not an identifier")
             if row["task_id"] in problems:
-                raise ValueError(f"its task_id {row['task_id']!r} was there before")
+                raise ValueError(f"its task_id {row['task_id']!r} was used before")
         except ValueError as error:
-            raise InputError(f"{path.name}, line {number} is not a problem in HumanEval's format: {error}") from None
+            raise InputError(
+                f"{path.name}, line {number} is not a problem in HumanEval's format: {error}; fix or remove it"
+            ) from None
         solution = row.get("canonical_solution") or ""
         problems[row["task_id"]] = Problem(*(row[name] for name in FIELDS), canonical_solution=solution)
     if not problems:
-        raise InputError(f"{str(path)!r} has no problems in it; give a file in HumanEval's format")
+        raise InputError(f"{str(path)!r} contains no problems; give a file in HumanEval's format")
     return list(problems.values())
 
 
 def cut_at_first_block(prompt: str, completion: str) -> str:
-    """The completion up to where something new begins at the left margin: the function's body, without white space after.
+    """Truncate a completion where a new top-level block begins, which leaves the function's body; strip the end.
 
     Args:
-        prompt: what was completed; where it ends with a line break, the completion itself begins at the margin.
-        completion: what a model wrote after it.
+        prompt: Prompt of the completion. If it ends with a line break, the completion itself begins at the left margin.
+        completion: Completion by a model.
     """
     margin = "\n" if prompt.endswith("\n") else ""
     return BLOCK_END.split(margin + completion, maxsplit=1)[0].removeprefix(margin).rstrip()
@@ -114,55 +122,56 @@ def evaluate_problems(
     label: str = "",
     allow_code_execution: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **limits,
+    **limits: Any,
 ) -> dict[str, Any]:
-    """Completes every problem's prompt several times, runs the programs in the sandbox, and estimates pass@k.
+    """Sample completions of every problem, run them in the sandbox, and estimate pass@k.
 
     Args:
-        problems: as `read_problems` gives them.
-        complete: `complete(prompts, n)` gives n completions (without the prompt) for each prompt. Called from this thread,
-            while the programs of earlier prompts run.
-        k: pass@k for each of these.
-        samples: completions of a problem; the largest k by default.
-        workers: programs that run at once.
-        prompts_at_once: prompts that `complete` is handed together.
-        cut: `cut(prompt, completion)` gives what of a completion is run.
-        record: a file of JSON lines, one a problem, written as soon as it is done; problems that are in it, with as many
-            samples, are not run again. None keeps none.
-        label: says what the completions are of (the model and how it draws); a record of another label is refused.
-        allow_code_execution: nothing is run unless this is True; a warning is printed then.
-        progress: told (problems done, problems) after each.
-        limits: of `check_program`: seconds, memory, file_size, output_size, namespaces.
+        problems: Problems such as those from `read_problems`.
+        complete: `complete(prompts, n)` returns n completions (without the prompt) per prompt. It is called from this
+            thread, while the programs of earlier prompts run.
+        k: Values of k to estimate pass@k for.
+        samples: Completions per problem; defaults to the largest k.
+        workers: Number of programs to run concurrently.
+        prompts_at_once: Number of prompts per call of `complete`.
+        cut: `cut(prompt, completion)` returns the part of a completion to run.
+        record: JSON Lines file with one row per problem, written as soon as the problem is done. Problems that it already
+            contains, with the same number of samples, are not run again. None writes no file.
+        label: Identifies the completions (the model and the sampling options); a record with another label is rejected.
+        allow_code_execution: Must be True to run anything; a warning is printed.
+        progress: Called with (problems done, number of problems) after each problem.
+        **limits: Options of `check_program`: seconds, memory, file_size, output_size, namespaces.
 
     Returns:
-        {"pass@k": {"pass@1": ..., ...}, "totals": {"problems", "samples", "passed", and "statuses"}, "protection": [...],
-        "problems": [{"task_id", "samples", "passed", "results": [{"completion", "status", "error", "seconds", ...}]}]}
+        {"pass@k": {"pass@1": ..., ...}, "totals": {"problems", "solved", "samples", "passed", "statuses"},
+        "protection": [...], "problems": [{"task_id", "samples", "passed", "results": [{"completion", "status", "error",
+        "seconds", ...}]}]}
 
     Raises:
-        InputError: without allow_code_execution, for a k that is larger than samples, for completions that are not as many
-            as were asked for, and for a record that cannot be read.
+        InputError: allow_code_execution is not True, a k exceeds samples, `complete` returned the wrong number of
+            completions, or the record is invalid.
     """
     if not allow_code_execution:
-        raise InputError(f"{DANGER}; pass allow_code_execution=True (--allow-code-execution) if you want that")
-    for name, value in (("workers", workers), ("prompts_at_once", prompts_at_once), *(("k", each) for each in k)):
+        raise InputError(f"{DANGER}; pass allow_code_execution=True (--allow-code-execution) to accept the risk")
+    for name, value in (("workers", workers), ("prompts_at_once", prompts_at_once), *(("k", value) for value in k)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a positive integer")
     if not problems or not k:
-        raise InputError(f"there are {len(problems)} problems and {len(k)} values of k; give at least one of both")
+        raise InputError(f"there are {len(problems)} problems and {len(k)} values of k; give at least one of each")
     samples = max(k) if samples is None else samples
     if samples < max(k):
         raise InputError(
-            f"samples is {samples}, and k goes up to {max(k)}; draw at least {max(k)}, or leave that k out"
+            f"samples is {samples}, but the largest k is {max(k)}; draw at least {max(k)} samples or lower k"
         )
-    _warn()
+    print(f"WARNING: {DANGER}.", file=sys.stderr, flush=True)
     done = _read_record(record, samples, label) if record is not None else {}
-    rows = {p.task_id: done[p.task_id] for p in problems if _key(p) == done.get(p.task_id, {}).get("problem")}
-    left = [problem for problem in problems if problem.task_id not in rows]
+    rows = {p.task_id: done[p.task_id] for p in problems if _fingerprint(p) == done.get(p.task_id, {}).get("problem")}
+    remaining = [problem for problem in problems if problem.task_id not in rows]
     lock, count = threading.Lock(), len(rows)
 
-    def finish(problem: Problem, completions: Sequence[str], futures: Sequence[Future]) -> None:
+    def finish(problem: Problem, completions: Sequence[str], futures: Sequence[Future[Result]]) -> None:
         nonlocal count
-        rows[problem.task_id] = row = _row(problem, completions, [each.result() for each in futures], label)
+        rows[problem.task_id] = row = _row(problem, completions, [future.result() for future in futures], label)
         count += 1
         if record is not None:
             with lock, Path(record).open("a", encoding="utf-8") as file:
@@ -170,23 +179,22 @@ def evaluate_problems(
         if progress is not None:
             progress(count, len(problems))
 
-    waiting: list[tuple] = []
+    pending: list[tuple[Problem, list[str], list[Future[Result]]]] = []
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for start in range(0, len(left), prompts_at_once):
-                batch = left[start : start + prompts_at_once]
+            for start in range(0, len(remaining), prompts_at_once):
+                batch = remaining[start : start + prompts_at_once]
                 texts = complete([problem.prompt for problem in batch], samples)
                 _check_completions(texts, len(batch), samples)
                 for problem, completions in zip(batch, texts, strict=True):
                     completions = [cut(problem.prompt, completion) for completion in completions]
                     programs = map(problem.program, completions)
-                    waiting.append(
-                        (problem, completions, [pool.submit(check_program, each, **limits) for each in programs])
-                    )
-                while waiting and all(future.done() for future in waiting[0][2]):
-                    finish(*waiting.pop(0))
-            while waiting:
-                finish(*waiting.pop(0))
+                    futures = [pool.submit(check_program, program, **limits) for program in programs]
+                    pending.append((problem, completions, futures))
+                while pending and all(future.done() for future in pending[0][2]):
+                    finish(*pending.pop(0))
+            while pending:
+                finish(*pending.pop(0))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -194,12 +202,17 @@ def evaluate_problems(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], k: Sequence[int]) -> dict[str, Any]:
-    """pass@k and totals of problems' rows, as `evaluate_problems` gives them."""
+    """Return the report of `evaluate_problems` from the rows of its problems.
+
+    Args:
+        rows: Rows of the problems, as in the "problems" of the report.
+        k: Values of k to estimate pass@k for.
+    """
     n, c = [row["samples"] for row in rows], [row["passed"] for row in rows]
     statuses = Counter(result["status"] for row in rows for result in row["results"])
     protections = {tuple(result["protection"]) for row in rows for result in row["results"]}
     return {
-        "pass@k": {f"pass@{each}": float(pass_at_k(n, c, each).mean()) for each in k},
+        "pass@k": {f"pass@{value}": float(np.mean(pass_at_k(n, c, value))) for value in k},
         "totals": {
             "problems": len(rows),
             "solved": sum(passed > 0 for passed in c),
@@ -212,19 +225,15 @@ def summarize(rows: Sequence[Mapping[str, Any]], k: Sequence[int]) -> dict[str, 
     }
 
 
-def _warn() -> None:
-    print(f"WARNING: {DANGER}.", file=sys.stderr, flush=True)
-
-
-def _key(problem: Problem) -> str:
-    """Says whether a record's problem is still this one."""
+def _fingerprint(problem: Problem) -> str:
+    """Return a hash that identifies the problem in a record."""
     return hashlib.sha256(json.dumps([problem.prompt, problem.entry_point, problem.test]).encode()).hexdigest()[:16]
 
 
-def _row(problem: Problem, completions: Sequence[str], results: Sequence[Result], label: str) -> dict:
+def _row(problem: Problem, completions: Sequence[str], results: Sequence[Result], label: str) -> dict[str, Any]:
     return {
         "task_id": problem.task_id,
-        "problem": _key(problem),
+        "problem": _fingerprint(problem),
         "label": label,
         "samples": len(results),
         "passed": sum(result.passed for result in results),
@@ -236,31 +245,33 @@ def _row(problem: Problem, completions: Sequence[str], results: Sequence[Result]
 
 
 def _check_completions(texts: Any, prompts: int, samples: int) -> None:
-    counts = [len(each) if isinstance(each, (list, tuple)) else 0 for each in texts]
+    counts = [len(completions) if isinstance(completions, (list, tuple)) else 0 for completions in texts]
     if counts != [samples] * prompts:
         raise InputError(
-            f"complete gave {counts} completions for {prompts} prompts; it must give a list of {samples} for each"
+            f"complete returned {counts} completions for {prompts} prompts; it must return a list of {samples} for each"
         )
 
 
-def _read_record(record: str | Path, samples: int, label: str) -> dict[str, dict]:
-    """task_id -> row, of those with as many samples. A last line that was cut short by a crash is mended away."""
+def _read_record(record: str | Path, samples: int, label: str) -> dict[str, dict[str, Any]]:
+    """Return {task_id: row} of the rows with this number of samples. An incomplete last line, left by a crash, is removed."""
     path = Path(record)
     if not path.exists():
         return {}
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
+    complete_lines = content[: content.rfind(b"\n") + 1]
+    if complete_lines != content:
         with path.open("r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(len(complete_lines))
     rows = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(complete_lines.splitlines(), 1):
         try:
             row = json.loads(line)
             rows[row["task_id"]] = row
-            other = row["label"]
+            row_label = row["label"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}, line {number} is no problem's result; give another record, or none") from None
-        if other != label:
-            raise InputError(f"{path} is a record of {other!r}, and this is {label!r}; give another record, or none")
+            raise InputError(
+                f"{path}, line {number} is not the result of a problem; use another record, or none"
+            ) from None
+        if row_label != label:
+            raise InputError(f"{path} is a record of {row_label!r}, not of {label!r}; use another record, or none")
     return {name: row for name, row in rows.items() if row.get("samples") == samples}

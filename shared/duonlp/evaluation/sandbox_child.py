@@ -1,7 +1,7 @@
-"""The inner side of the sandbox: run by `python -I` as a script, it shuts itself in and then runs one program.
+"""The sandboxed side: run by `python -I` as a script, it restricts its own process and then runs one program.
 
-It reads a line of JSON and the program from standard input, and imports nothing but the standard library. See
-`duonlp.evaluation.sandbox`, which starts it, for what is promised.
+Reads a line of JSON settings and the program from standard input, and imports only the standard library. See
+`duonlp.evaluation.sandbox`, which starts it, for the guarantees.
 """
 
 import ctypes
@@ -12,10 +12,11 @@ import resource
 import signal
 import sys
 import types
+from typing import Any, NoReturn
 
 NEW_USER, NEW_NET, NEW_PID, NEW_MOUNT, NEW_IPC = 0x10000000, 0x40000000, 0x20000000, 0x00020000, 0x08000000  # sched.h
 RECURSIVE, PRIVATE, NO_SET_UID, NO_DEVICES = 1 << 14, 1 << 18, 2, 4  # sys/mount.h
-MOUNT_SETATTR, AT_RECURSIVE, READ_ONLY = 442, 0x8000, 1  # linux/mount.h; the number is every architecture's
+MOUNT_SETATTR, AT_RECURSIVE, READ_ONLY = 442, 0x8000, 1  # linux/mount.h; the same number on every architecture
 PARENT_DEATH, DUMPABLE, NO_NEW_PRIVILEGES = 1, 4, 38  # sys/prctl.h
 NOBODY = 65534
 
@@ -40,18 +41,23 @@ CHANGES = {
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def limit(settings: dict, alone: bool) -> None:
-    """Memory, processor seconds, file sizes, open files, no core dump; and processes, of a user who has no others."""
-    wanted = {
+def set_limits(settings: dict[str, Any], alone: bool) -> None:
+    """Limit memory, CPU time, file size and open files, and disable core dumps.
+
+    Args:
+        settings: Settings of the run: seconds, memory, file_size, processes.
+        alone: Whether the user has no other processes, so that the number of processes can be limited too.
+    """
+    limits = {
         "RLIMIT_CORE": 0,
-        "RLIMIT_CPU": int(settings["seconds"]) + 2,  # should whoever watches the clock be gone
+        "RLIMIT_CPU": int(settings["seconds"]) + 2,  # in case the parent, which enforces the time limit, is gone
         "RLIMIT_AS": settings["memory"],
         "RLIMIT_FSIZE": settings["file_size"],
         "RLIMIT_NOFILE": 128,
     }
-    if alone:  # threads count too; a person's own other processes would leave no room for any
-        wanted["RLIMIT_NPROC"] = settings["processes"]
-    for name, value in wanted.items():
+    if alone:  # the limit counts threads of all the user's processes, which could exceed it already
+        limits["RLIMIT_NPROC"] = settings["processes"]
+    for name, value in limits.items():
         kind = getattr(resource, name, None)
         if kind is not None:
             _, hard = resource.getrlimit(kind)
@@ -59,19 +65,25 @@ def limit(settings: dict, alone: bool) -> None:
             try:
                 resource.setrlimit(kind, (value, value))
             except (ValueError, OSError):
-                continue  # macOS has no limit on addresses
+                continue  # macOS cannot limit the address space
 
 
-def give_up_root(folder: str) -> bool:
-    """From root to nobody, where the interpreter can still be read then: the limit on processes is not for root."""
+def drop_root(folder: str) -> bool:
+    """Switch from root to nobody, since the process limit does not apply to root; return whether it was done.
+
+    Does nothing if nobody cannot read the interpreter.
+
+    Args:
+        folder: Working folder, which is handed to nobody.
+    """
     if os.geteuid() != 0:
         return False
-    libraries = [each for each in sys.path if os.path.isdir(each)]
+    libraries = [path for path in sys.path if os.path.isdir(path)]
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(NOBODY)
     os.seteuid(NOBODY)
-    readable = all(os.access(each, os.R_OK | os.X_OK, effective_ids=True) for each in libraries)
+    readable = all(os.access(path, os.R_OK | os.X_OK, effective_ids=True) for path in libraries)
     os.seteuid(0)
     os.setegid(0)
     if not readable:
@@ -83,11 +95,18 @@ def give_up_root(folder: str) -> bool:
     return True
 
 
-def isolate(libc, folder: str, file_size: int) -> bool:
-    """Own user, network, process, mount and IPC namespaces: no network, nothing to write but an empty folder in memory.
+def enter_namespaces(libc: ctypes.CDLL, folder: str, file_size: int) -> bool:
+    """Enter new user, network, process, mount and IPC namespaces: no network, and an in-memory folder as the only writable one.
 
-    Returns in the first process of the new process namespace: when it ends, the kernel ends all the others in there.
-    False where the kernel does not allow this, and nothing has changed then.
+    Returns in the first process of the new process namespace; when it ends, the kernel kills the others in the namespace.
+
+    Args:
+        libc: The C library.
+        folder: Working folder, which is replaced by an empty one in memory.
+        file_size: Size limit of a file in bytes; the folder may hold four times as much.
+
+    Returns:
+        False if the kernel does not allow this; nothing has changed then.
     """
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(NEW_USER | NEW_NET | NEW_PID | NEW_MOUNT | NEW_IPC):
@@ -99,110 +118,129 @@ def isolate(libc, folder: str, file_size: int) -> bool:
     if child:
         os.close(0)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):  # to end as the program did
+        if os.WIFSIGNALED(status):  # exit like the program
             signal.signal(os.WTERMSIG(status), signal.SIG_DFL) if os.WTERMSIG(status) != signal.SIGKILL else None
             os.kill(os.getpid(), os.WTERMSIG(status))
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     libc.prctl(PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
-    check(libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None))
+    raise_on_error(libc.mount(None, b"/", None, RECURSIVE | PRIVATE, None))
     flags = NO_SET_UID | NO_DEVICES
     if libc.mount(b"proc", b"/proc", b"proc", flags, None):
-        check(libc.mount(b"none", b"/proc", b"tmpfs", flags, b"size=4k"))  # a container's /proc may not be mounted anew
+        raise_on_error(
+            libc.mount(b"none", b"/proc", b"tmpfs", flags, b"size=4k")
+        )  # a container may not mount /proc again
     attributes = (ctypes.c_uint64 * 4)(READ_ONLY, 0, 0, 0)
-    check(libc.syscall(MOUNT_SETATTR, -100, b"/", AT_RECURSIVE, attributes, ctypes.sizeof(attributes)))
-    for hidden in (b"/run", b"/dev/shm"):  # sockets and shared memory of services
+    raise_on_error(libc.syscall(MOUNT_SETATTR, -100, b"/", AT_RECURSIVE, attributes, ctypes.sizeof(attributes)))
+    for hidden in (b"/run", b"/dev/shm"):  # services' sockets and shared memory
         libc.mount(b"none", hidden, b"tmpfs", flags, b"size=4k")
-    check(libc.mount(b"none", os.fsencode(folder), b"tmpfs", flags, f"size={4 * file_size},nr_inodes=4096".encode()))
+    raise_on_error(
+        libc.mount(b"none", os.fsencode(folder), b"tmpfs", flags, f"size={4 * file_size},nr_inodes=4096".encode())
+    )
     os.chdir(folder)
-    # No capability is left over the new namespaces either, nor comes back.
+    # Drop the capabilities over the new namespaces, and never regain any.
     header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
-    check(libc.capset(header, nothing))
+    raise_on_error(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0))
+    raise_on_error(libc.capset(header, nothing))
     return True
 
 
-def check(failed: int) -> None:
-    """Raises OSError for a call of the C library that did not work."""
-    if failed:
+def raise_on_error(status: int) -> None:
+    """Raise OSError if a call of the C library failed."""
+    if status:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def guard(folder: str, denied: list[str]):
-    """An audit hook (PEP 578) that refuses the network, other processes, and whatever is written outside of a folder."""
+def install_audit_hook(folder: str, denied: list[str]) -> None:
+    """Install an audit hook (PEP 578) that denies the network, other processes and writes outside a folder.
+
+    Args:
+        folder: The only writable folder.
+        denied: Receives the names of the denied events.
+    """
     home = os.path.realpath(folder)
     own = f"/proc/{os.getpid()}"
-    refused = dict.fromkeys(NETWORK, "no network here")
-    refused |= dict.fromkeys(PROCESSES, "no other processes here")
-    refused |= dict.fromkeys(INSPECTION, "not in here")
+    reasons = dict.fromkeys(NETWORK, "no network in the sandbox")
+    reasons |= dict.fromkeys(PROCESSES, "no other processes in the sandbox")
+    reasons |= dict.fromkeys(INSPECTION, "no access to the interpreter in the sandbox")
+    # Bound now, so that the program cannot replace them.
     realpath, fsdecode, string, path_like = os.path.realpath, os.fsdecode, (str, bytes), os.PathLike
 
-    def inside(path) -> bool:
+    def is_inside(path: Any) -> bool:
         if isinstance(path, path_like):
             path = path.__fspath__()
         if not isinstance(path, string):
-            return True  # a descriptor, of a file that is open
+            return True  # a descriptor of an open file
         path = realpath(fsdecode(path))
         return path == home or path.startswith(home + "/") or path == "/dev/null"
 
-    def refuse(event, why):
+    def deny(event: str, reason: str) -> NoReturn:
         denied.append(event)
-        raise PermissionError(errno.EPERM, why)
+        raise PermissionError(errno.EPERM, reason)
 
-    def hook(event, arguments):
-        if event in refused:
-            refuse(event, refused[event])
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in reasons:
+            deny(event, reasons[event])
         elif event == "open":
             path, _, flags = arguments
             if flags & WRITING:
-                if not inside(path):
-                    refuse("open to write", f"nothing is written outside of the working folder: {path!r}")
+                if not is_inside(path):
+                    deny("open to write", f"no writes outside the working folder: {path!r}")
             elif isinstance(path, string) and fsdecode(path)[:1] in "/.":
                 real = realpath(fsdecode(path))
                 other = real.startswith("/proc/") and real[6:7].isdigit() and not real.startswith(own + "/")
                 if other or (real.endswith(("/environ", "/mem")) and real.startswith("/proc/")):
-                    refuse("open of a process", "no other processes here")
+                    deny("open of a process", "no other processes in the sandbox")
         elif event in CHANGES:
-            if not all(map(inside, arguments)):
-                refuse(event, "nothing is changed outside of the working folder")
+            if not all(map(is_inside, arguments)):
+                deny(event, "no changes outside the working folder")
         elif event == "socket.__new__":
-            if arguments[1] != 1:  # AF_UNIX: a pair of them, as asyncio has, leads nowhere
-                refuse("socket.socket", "no network here")
+            if arguments[1] != 1:  # AF_UNIX: asyncio's socket pairs lead nowhere
+                deny("socket.socket", "no network in the sandbox")
         elif event == "ctypes.dlopen" and arguments[0] is not None:
             name = fsdecode(arguments[0]) if isinstance(arguments[0], string) else ""
             if not name.startswith(sys.base_prefix):
-                refuse(event, "no other library here")
+                deny(event, "no other libraries in the sandbox")
 
     sys.addaudithook(hook)
-    import _posixsubprocess  # what subprocess is built on raises no event of its own
+    import _posixsubprocess  # subprocess is built on it, and it raises no audit event
 
-    def no_process(*_):
-        refuse("subprocess.Popen", "no other processes here")
+    def deny_process(*_: Any) -> NoReturn:
+        deny("subprocess.Popen", "no other processes in the sandbox")
 
-    _posixsubprocess.fork_exec = no_process
+    _posixsubprocess.fork_exec = deny_process
 
 
-def execute(program: str, token: bytes, report: int, protection: list[str], folder: str) -> None:
-    """Runs the program, and writes the token only when its last line was reached."""
-    write, leave, encode, end = os.write, os._exit, json.dumps, BaseException
+def run_program(program: str, token: bytes, report: int, protection: list[str], folder: str) -> None:
+    """Run the program, report its status, and write the token only if its last line is reached.
+
+    Args:
+        program: Source code.
+        token: Random line that proves that the program reached its end.
+        report: Descriptor of the pipe to the parent.
+        protection: Active layers of protection, to report.
+        folder: Working folder.
+    """
+    # Bound now, so that the program cannot replace them.
+    write, leave, encode, any_error = os.write, os._exit, json.dumps, BaseException
     denied: list[str] = []
 
-    def tell(status: str, **more) -> None:
-        write(report, (encode({"status": status, "denied": sorted(set(denied))[:20], **more}) + "\n").encode())
+    def send(status: str, **fields: Any) -> None:
+        write(report, (encode({"status": status, "denied": sorted(set(denied))[:20], **fields}) + "\n").encode())
 
-    tell("started", protection=protection)
+    send("started", protection=protection)
     module = types.ModuleType("program")
-    sys.modules["program"] = module  # dataclasses and the like look their module up
+    sys.modules["program"] = module  # dataclasses, for example, look up their module
     sys.modules["__main__"] = types.ModuleType("__main__")
-    guard(folder, denied)
+    install_audit_hook(folder, denied)
     try:
         exec(compile(program, "program.py", "exec"), module.__dict__)
         write(report, token)
-        status, error = "passed", ""  # alone it counts for nothing
+        status, error = "passed", ""  # without the token it has no effect
     except SystemExit as exit:
-        status, error = "exited early", f"the program left with status {exit.code!r} before its end"
+        status, error = "exited early", f"the program exited with status {exit.code!r} before its end"
     except MemoryError:
         status, error = "memory", "MemoryError"
-    except end as raised:
+    except any_error as raised:
         status, error = "failed", f"{type(raised).__name__}: {str(raised)[:1000]}".removesuffix(": ")
         number = getattr(raised, "errno", None)
         if isinstance(raised, OSError) and number in (errno.EFBIG, errno.ENOSPC):
@@ -214,14 +252,14 @@ def execute(program: str, token: bytes, report: int, protection: list[str], fold
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except end:
+    except any_error:
         pass
-    tell(status, error=error)
+    send(status, error=error)
     leave(0)
 
 
 def main() -> None:
-    """Reads what to do, gives up everything the program does not need, and runs it."""
+    """Read settings and program, drop all privileges that the program does not need, and run it."""
     data = sys.stdin.buffer.read()
     line, _, program = data.partition(b"\n")
     settings = json.loads(line)
@@ -232,18 +270,18 @@ def main() -> None:
     folder, protection, linux = os.getcwd(), [], sys.platform.startswith("linux")
     os.umask(0o077)
     libc = ctypes.CDLL(None, use_errno=True)
-    if give_up_root(folder):
+    if drop_root(folder):
         protection.append("user nobody")
     if linux:
-        libc.prctl(DUMPABLE, 1, 0, 0, 0)  # cleared with the user; /proc/self would be root's
+        libc.prctl(DUMPABLE, 1, 0, 0, 0)  # cleared by the change of user; /proc/self would belong to root
         libc.prctl(PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != settings["parent"]:
             os._exit(1)
-    if linux and settings["namespaces"] and isolate(libc, folder, settings["file_size"]):
+    if linux and settings["namespaces"] and enter_namespaces(libc, folder, settings["file_size"]):
         protection.append("namespaces")
-    limit(settings, alone=bool(protection))
+    set_limits(settings, alone=bool(protection))
     protection += ["resource limits", "audit hook"]
-    execute(program.decode(), f"{settings['token']}\n".encode(), settings["report"], protection, folder)
+    run_program(program.decode(), f"{settings['token']}\n".encode(), settings["report"], protection, folder)
 
 
 if __name__ == "__main__":

@@ -1,71 +1,79 @@
-"""What a model chose among, step by step: the chosen token's probability and rank, and the likeliest others."""
+"""The most likely tokens of each generation step, with the probability and rank of the token that was chosen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.generation.stop_strings import token_bytes
+from duonlp.typing import Array
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
-def top_choices(scores: np.ndarray, chosen: np.ndarray, tokenizer=None, k: int = 5) -> list[dict[str, Any]]:
-    """The most likely tokens of each step, and where the chosen one stood among them.
+def top_choices(scores: Array, chosen: Array, tokenizer: Any = None, k: int = 5) -> list[dict[str, Any]]:
+    """Return the most likely tokens of each step, and the rank of the chosen token.
 
     Args:
-        scores: float [steps, vocab], logits as they were chosen from; -inf is a token that was ruled out.
-        chosen: int [steps].
-        tokenizer: names the tokens; without one they are None.
-        k: how many choices to list, cut to the vocabulary.
+        scores: float [steps, vocab], the processed logits; -inf marks a token that was ruled out.
+        chosen: int [steps], the ids of the chosen tokens.
+        tokenizer: Tokenizer that provides the tokens' texts; without one they are None.
+        k: Number of choices to list, at most the vocabulary size.
 
     Returns:
-        For each step "step", "token_id", "token", "logprob" (natural logarithm), "rank" (0 is the most likely), and
-        "choices": k dicts of "token_id", "token" and "probability", the most likely first, of equal ones the lower id.
+        One dict per step with "step", "token_id", "token", "logprob" (natural logarithm), "rank" (0 is the
+        most likely), and "choices": k dicts of "token_id", "token" and "probability", most likely first,
+        ties by lower id.
 
     Raises:
-        InputError: k below 1, shapes that do not fit, ids beyond the vocabulary, or a step that no token is left for.
+        InputError: k is below 1, shapes do not match, ids are outside the vocabulary, or a step has no
+            token left.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k={k!r} must be a whole number of at least 1: how many choices of each step to list")
+        raise InputError(f"k={k!r} must be a positive integer, the number of choices to list per step")
     scores, chosen = np.asarray(scores), np.asarray(chosen)
     if scores.ndim != 2 or chosen.shape != scores.shape[:1] or (scores.size == 0 and len(scores)):
         raise InputError(
-            f"scores have shape {scores.shape} and chosen {chosen.shape}; give [steps, vocab] and [steps] of one sequence"
+            f"scores has shape {scores.shape} and chosen {chosen.shape}; pass [steps, vocab] and [steps] of one sequence"
         )
     if chosen.size and (chosen.dtype.kind not in "iu" or chosen.min() < 0 or chosen.max() >= scores.shape[1]):
         raise InputError(
-            f"chosen has {chosen.dtype} from {chosen.min()} to {chosen.max()}; give ids from 0 to {scores.shape[1] - 1}"
+            f"chosen has {chosen.dtype} from {chosen.min()} to {chosen.max()}; pass ids from 0 to {scores.shape[1] - 1}"
         )
     names = TokenNames(tokenizer)
     rows = []
     for step, (row, token) in enumerate(zip(scores, chosen.tolist(), strict=True)):
         logprobs = log_softmax(row, f"step {step}")
-        best = most_likely(logprobs, k)
+        better = np.count_nonzero(logprobs > logprobs[token])
+        tied_before = np.count_nonzero(logprobs[:token] == logprobs[token])
+        choices = [
+            {"token_id": i, "token": names[i], "probability": float(np.exp(logprobs[i]))}
+            for i in top_indices(logprobs, k).tolist()
+        ]
         rows.append(
             {
                 "step": step,
                 "token_id": token,
                 "token": names[token],
                 "logprob": float(logprobs[token]),
-                "rank": int(
-                    np.count_nonzero(logprobs > logprobs[token]) + np.count_nonzero(logprobs[:token] == logprobs[token])
-                ),
-                "choices": [
-                    {"token_id": i, "token": names[i], "probability": float(np.exp(logprobs[i]))} for i in best.tolist()
-                ],
+                "rank": int(better + tied_before),
+                "choices": choices,
             }
         )
     return rows
 
 
-def choices_table(rows: Sequence[Mapping[str, Any]]):
-    """What top_choices gives as a table: a row a step, a column a choice with its probability, the chosen one bold.
+def choices_table(rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """Format the result of top_choices as a table with one row per step and one column per choice, the
+    chosen one in bold.
 
-    It follows chapter 5 of "Natural Language Processing with Transformers" (Tunstall, von Werra and Wolf 2022). A last
-    column shows chosen tokens that are not among the choices, when there are any.
+    Follows chapter 5 of "Natural Language Processing with Transformers" (Tunstall, von Werra and Wolf
+    2022). If a chosen token is not among the choices, a last column shows it.
 
     Returns:
-        rich.table.Table, for `rich.print`.
+        A table for `rich.print`.
     """
     from rich.table import Table
     from rich.text import Text
@@ -75,17 +83,17 @@ def choices_table(rows: Sequence[Mapping[str, Any]]):
     listed = [any(choice["token_id"] == row["token_id"] for choice in row["choices"]) for row in rows]
     if not all(listed):
         table.add_column("chosen")
-    for row, found in zip(rows, listed, strict=True):
+    for row, is_listed in zip(rows, listed, strict=True):
         cells = [
             Text(
                 f"{token_label(choice['token'], choice['token_id'])} ({choice['probability']:.2%})",
                 style="bold" if choice["token_id"] == row["token_id"] else "",
             )
             for choice in row["choices"]
-            if choice["probability"] > 0  # the rest was ruled out
+            if choice["probability"] > 0  # others were ruled out
         ]
         cells += [Text("")] * (width - len(cells))
-        if not found:
+        if not is_listed:
             label = token_label(row["token"], row["token_id"])
             cells.append(Text(f"{label} ({np.exp(row['logprob']):.2%}, rank {row['rank']})", style="bold"))
         table.add_row(str(row["step"]), *cells)
@@ -93,9 +101,9 @@ def choices_table(rows: Sequence[Mapping[str, Any]]):
 
 
 class TokenNames:
-    """The text of each token, by id: with the space it begins with; a part of a character is shown as "�"."""
+    """Texts of tokens by id, with their leading space; an incomplete character is shown as "�"."""
 
-    def __init__(self, tokenizer=None):
+    def __init__(self, tokenizer: Any = None):
         self.tokenizer = tokenizer
         fast = getattr(tokenizer, "backend_tokenizer", None) is not None
         self.tokens = token_bytes(tokenizer) if fast else None
@@ -109,29 +117,33 @@ class TokenNames:
 
 
 def token_label(token: str | None, token_id: int) -> str:
-    """A token on one line, its spaces and line breaks visible; its id where it has no text."""
+    """Return a token's text on one line with visible spaces and line breaks, or its id if it has no text."""
     return repr(token) if token else f"#{token_id}"
 
 
-def log_softmax(logits: np.ndarray, where: str) -> np.ndarray:
-    """Natural logarithms of probabilities: float64 [vocab].
+def log_softmax(logits: Array, name: str) -> np.ndarray:
+    """Return log probabilities, float64 [vocab].
+
+    Args:
+        logits: float [vocab].
+        name: What the logits belong to, for the error message.
 
     Raises:
-        InputError: NaN or infinity among the logits, or none above -inf.
+        InputError: The logits contain NaN or infinity, or all of them are -inf.
     """
     logits = np.asarray(logits).astype(np.float64)
     highest = logits.max(initial=-np.inf)
     if not np.isfinite(highest):
         raise InputError(
-            f"the largest logit of {where} is {highest}; a number is needed: every token is ruled out, or the model "
-            "gives NaN or infinity"
+            f"the largest logit of {name} is {highest}, but it must be finite: every token was ruled out, or the model "
+            "produced NaN or infinity"
         )
     shifted = logits - highest
     return shifted - np.log(np.exp(shifted).sum())
 
 
-def most_likely(values: np.ndarray, k: int) -> np.ndarray:
-    """The indices of the k largest values, the largest first and of equal ones the lower index: int [min(k, n)]."""
+def top_indices(values: np.ndarray, k: int) -> np.ndarray:
+    """Return the indices of the k largest values in descending order, ties by lower index: int [min(k, n)]."""
     k = min(k, len(values))
     if k == 0:
         return np.zeros(0, np.int64)

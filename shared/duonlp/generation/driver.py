@@ -1,39 +1,41 @@
-"""``generate`` and ``stream`` around the compiled loop: what happens in NumPy, once for both engines."""
+"""``generate`` and ``stream`` around the compiled loop: the NumPy side, written once for both engines."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from duonlp.errors import InputError
-from duonlp.generation.config import DEFAULTS, GenerationConfig
-from duonlp.generation.output import GenerationOutput, collect, join
+from duonlp.generation.config import DEFAULTS, GenerationConfig, Processor
+from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
-from duonlp.generation.source import decoder_prompt, prepare_source
+from duonlp.generation.source import Source, decoder_prompt, prepare_source
+from duonlp.generation.stop_strings import StopStrings
 
-UNSEEN = ("cache", "draft_cache", "hidden")
-"""Entries of a state that no result is made of."""
+LOOP_ONLY = ("cache", "draft_cache", "hidden")
+"""Entries of a state that ``result`` does not read."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Arguments of ``generate`` that are no options of a GenerationConfig."""
+    """Arguments of ``generate`` that are not options of a GenerationConfig."""
 
-    logits_processor: Sequence[Callable] = ()  # the caller's own (duonlp.generation.processors)
-    assistant_model: Any = None  # a draft model
-    negative_prompt_ids: Any = None
-    negative_prompt_attention_mask: Any = None
+    logits_processor: Sequence[Processor] | None = ()  # the caller's own (duonlp.generation.processors)
+    assistant_model: Any = None  # draft model of speculative decoding
+    negative_prompt_ids: ArrayLike | None = None  # int [B or 1, U]
+    negative_prompt_attention_mask: ArrayLike | None = None  # [B or 1, U]
     tokenizer: Any = None  # for stop_strings
-    decoder_input_ids: Any = None  # what an encoder-decoder's texts begin with
-    decoder_attention_mask: Any = None
+    decoder_input_ids: ArrayLike | None = None  # int [B, U], decoder prompts of an encoder-decoder
+    decoder_attention_mask: ArrayLike | None = None  # [B, U]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call, ready to run."""
+    """One call of ``generate``, ready to run."""
 
     model: Any
     draft: Any
@@ -43,11 +45,53 @@ class Call:
     values: dict[str, Any]
 
 
-def prepare(model, input_ids, attention_mask=None, generation_config=None, extras=None, options=None) -> list[Call]:
-    """Check everything and lay it out: one call, or with speculative decoding one for each prompt.
+def collect(call: Call, out: Mapping[str, Any]) -> GenerationOutput:
+    """Return the results of one compiled loop without the rows and columns that pad to bucket sizes.
+
+    Args:
+        call: The call that was run.
+        out: Result of duonlp.generation.loop.result, as NumPy.
+    """
+    plan, original = call.plan, call.prompt.original
+    steps, texts = int(out["steps"]), len(original) * plan.returned
+    prompts = np.repeat(original, plan.returned, axis=0)
+    sequences = np.concatenate([prompts, out["ids"][:texts, :steps]], axis=1).astype(np.int32)
+    rows = len(original) * (plan.beams if plan.strategy == "beam" else plan.samples)
+    trims = {
+        "logprobs": lambda x: x[:texts, :steps],
+        "scores": lambda x: x[:steps, :rows],
+        "logits": lambda x: x[:steps, :rows],
+        "sequences_scores": lambda x: x[:texts],
+        "beam_indices": lambda x: x[:texts, :steps],
+        "passes": lambda x: np.reshape(x, (1,)),
+    }
+    recorded = {name: trim(np.asarray(out[name])) for name, trim in trims.items() if name in out}
+    return GenerationOutput(sequences=sequences, **recorded)
+
+
+class Streamer(Protocol):
+    """Receiver of generated ids, such as Transformers' TextStreamer."""
+
+    def put(self, value: np.ndarray) -> None:
+        """Receive the prompts [B, T], then the new ids [texts] of each step."""
+
+    def end(self) -> None:
+        """Handle the end of generation."""
+
+
+def prepare(
+    model: Any,
+    input_ids: Any,
+    attention_mask: ArrayLike | None = None,
+    generation_config: Any = None,
+    extras: Extras | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Call]:
+    """Validate the arguments of ``generate`` and return its calls: one, or one per prompt with speculative
+    decoding.
 
     Raises:
-        InputError: see jaxnlp.generation.generate.
+        InputError: See jaxnlp.generation.generate.
     """
     extras = extras or Extras()
     config = resolve_config(model.config, model.generation_config, generation_config, options)
@@ -67,82 +111,104 @@ def prepare(model, input_ids, attention_mask=None, generation_config=None, extra
     stops = None
     vocab_size = cfg.embedding.vocab_size
     if config.stop_strings:
-        from duonlp.generation.stop_strings import StopStrings
-
         stops = StopStrings.build(extras.tokenizer, config.stop_strings, vocab_size)
     positions = cfg.max_length if draft is None else min(cfg.max_length, draft.config.as_decoder().max_length)
     proposals = config.num_assistant_tokens if draft is not None else 0
 
-    def call(prompt, source):
+    def make_call(prompt: Prompt, source: Source | None) -> Call:
         custom = tuple(extras.logits_processor or ())
         plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops, source)
         return Call(model, draft, config, prompt, plan, values)
 
-    whole = call(prompt, source)
+    batch = make_call(prompt, source)
     if not assisted:
-        return [whole]
-    # Texts would accept different numbers of proposals; so each goes alone.
+        return [batch]
+    # Texts accept different numbers of proposals, so each prompt runs alone.
     calls = []
     for i in range(len(prompt.original)):
-        alone = prepare_prompt(cfg, config, prompt.original[i : i + 1], _mask_of(prompt, i))
-        one = call(alone, None if source is None else source.row(i))
-        keys = {"keys": whole.values["keys"][i : i + 1]} if config.do_sample else {}
-        calls.append(replace(one, values=one.values | keys))
+        single = prepare_prompt(cfg, config, prompt.original[i : i + 1], _mask_of(prompt, i))
+        call = make_call(single, None if source is None else source.row(i))
+        keys = {"keys": batch.values["keys"][i : i + 1]} if config.do_sample else {}
+        calls.append(replace(call, values=call.values | keys))
     return calls
 
 
 def _mask_of(prompt: Prompt, row: int) -> np.ndarray:
+    """Return the mask [1, T] of one of the caller's prompts."""
     return prompt.attention_mask[row : row + 1, -prompt.original.shape[1] :]
 
 
-def _check_extras(model, config: GenerationConfig, extras: Extras) -> None:
+def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
+    """Raise InputError for arguments that are invalid or conflict with the model or the options."""
     draft, decoder = extras.assistant_model, model.config.decoder
     if decoder is None:
         for name in ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"):
             if getattr(config, name) != DEFAULTS[name]:
                 raise InputError(
-                    f"{name} is about the source of an encoder-decoder; a {model.config.model_type} has none"
+                    f"{name} applies to the source of an encoder-decoder, but a {model.config.model_type} has none; omit it"
                 )
         if extras.decoder_input_ids is not None:
-            raise InputError("decoder_input_ids are for an encoder-decoder; pass the prompt as input_ids")
+            raise InputError("decoder_input_ids is only for encoder-decoders; pass the prompt as input_ids")
     elif config.guidance_scale != 1.0:
-        raise InputError("guidance_scale is for models without an encoder; leave it out")
+        raise InputError("guidance_scale is only for models without an encoder; omit it")
     if extras.decoder_attention_mask is not None and extras.decoder_input_ids is None:
-        raise InputError("decoder_attention_mask is of decoder_input_ids, and there are none; leave it out")
+        raise InputError("decoder_attention_mask needs decoder_input_ids; pass both or neither")
     for process in extras.logits_processor or ():
         if not callable(process):
-            raise InputError(f"logits_processor holds {process!r}; give functions (ids, logits, step) -> logits")
+            raise InputError(f"logits_processor contains {process!r}; pass functions (ids, logits, step) -> logits")
     if config.stop_strings and extras.tokenizer is None:
-        raise InputError("stop_strings are texts: pass the model's tokenizer, generate(..., tokenizer=tokenizer)")
+        raise InputError("stop_strings needs the model's tokenizer; pass generate(..., tokenizer=tokenizer)")
     if draft is None:
         if config.prompt_lookup_num_tokens and config.guidance_scale != 1.0:
-            raise InputError("guidance_scale and prompt_lookup_num_tokens do not go together; leave one out")
+            raise InputError("guidance_scale and prompt_lookup_num_tokens cannot be combined; omit one of them")
         return
     if config.prompt_lookup_num_tokens:
-        raise InputError("assistant_model and prompt_lookup_num_tokens both propose tokens; leave one out")
+        raise InputError("assistant_model and prompt_lookup_num_tokens both propose tokens; omit one of them")
     if config.strategy not in ("greedy", "sample") or config.num_return_sequences > 1 or config.guidance_scale != 1.0:
         raise InputError(
-            "assistant_model is for greedy decoding and sampling of one text; pass num_beams=1 and num_return_sequences=1, and "
-            "neither penalty_alpha nor guidance_scale"
+            "assistant_model supports only greedy decoding and sampling of one sequence; pass num_beams=1 and "
+            "num_return_sequences=1, and neither penalty_alpha nor guidance_scale"
         )
     if (draft.config.decoder is None) != (decoder is None):
-        raise InputError("assistant_model must be of the model's kind: both with an encoder, or both without")
+        raise InputError("assistant_model and the model must both be encoder-decoders, or neither")
     sizes = [m.config.as_decoder().embedding.vocab_size for m in (model, draft)]
     if sizes[0] != sizes[1]:
-        raise InputError(f"the model has {sizes[0]} tokens and assistant_model {sizes[1]}; they must share a tokenizer")
+        raise InputError(
+            f"the model has a vocabulary of {sizes[0]} and assistant_model one of {sizes[1]}; they must share a tokenizer"
+        )
 
 
 @dataclass(frozen=True)
 class Programs:
-    """A call's compiled parts, as the engine gives them."""
+    """The compiled programs of a call, provided by the engine."""
 
-    start: Callable  # () -> state
-    advance: Callable  # (state, until) -> state; the state that goes in is used up
-    result: Callable  # (state) -> dict of NumPy arrays
+    start: Callable[[], Any]  # () -> state
+    advance: Callable[[Any, Any], Any]  # (state, until) -> state; the input state is donated
+    result: Callable[[Any], dict[str, Any]]  # (state) -> dict of NumPy arrays
 
 
-def generate(load, model, input_ids, attention_mask, generation_config, streamer, extras, options):
-    """The body of both packages' ``generate``; load(call) -> Programs."""
+def generate(
+    load: Callable[[Call], Programs],
+    model: Any,
+    input_ids: Any,
+    attention_mask: ArrayLike | None,
+    generation_config: Any,
+    streamer: Streamer | None,
+    extras: Extras,
+    options: Mapping[str, Any],
+) -> np.ndarray | GenerationOutput:
+    """Run ``generate`` for either engine; see jaxnlp.generation.generate.
+
+    Args:
+        load: Compile a call.
+        model: The engine's model.
+        input_ids: int [B, T].
+        attention_mask: [B, T] or None.
+        generation_config: A GenerationConfig, a dict, or None.
+        streamer: Receiver of the ids of each step, or None.
+        extras: Further arguments of ``generate``.
+        options: Fields of GenerationConfig to change for this call.
+    """
     calls = prepare(model, input_ids, attention_mask, generation_config, extras, options)
     config = calls[0].config
     if streamer is None:
@@ -150,7 +216,9 @@ def generate(load, model, input_ids, attention_mask, generation_config, streamer
         output = outputs[0] if len(outputs) == 1 else join(outputs, int(calls[0].values["padding"]))
         return output if config.returns_dict else output["sequences"]
     if config.returns_dict:
-        raise InputError("a streamer gets ids alone; leave out streamer, or return_dict_in_generate and output_scores")
+        raise InputError(
+            "a streamer receives only ids; omit streamer, or return_dict_in_generate, output_scores and output_logits"
+        )
     pieces = []
     steps = stream(load, calls)
     streamer.put(calls[0].prompt.original)
@@ -168,30 +236,30 @@ def _run(programs: Programs, call: Call) -> GenerationOutput:
     return collect(call, programs.result(state))
 
 
-def stream(load, calls: list[Call]) -> Iterator[np.ndarray]:
-    """New ids, int32 [texts, n], as soon as they are decided.
+def stream(load: Callable[[Call], Programs], calls: list[Call]) -> Iterator[np.ndarray]:
+    """Return an iterator of new ids, int32 [texts, n], as soon as they are final.
 
     Raises:
-        InputError: the strategy decides nothing before its end, or there are several calls.
+        InputError: The strategy is beam search, or there are several calls.
     """
     if calls[0].plan.strategy == "beam":
         raise InputError(
-            f"num_beams={calls[0].plan.beams}: beams change until the end, so there is nothing to stream; pass num_beams=1"
+            f"num_beams={calls[0].plan.beams} cannot be streamed, since beams change until the end; pass num_beams=1"
         )
     if len(calls) > 1:
-        raise InputError(f"speculative decoding streams one prompt at a time, not {len(calls)}")
+        raise InputError(f"speculative decoding streams one prompt at a time, but got {len(calls)}; pass one")
     return _stream(load(calls[0]), calls[0])
 
 
 def _stream(programs: Programs, call: Call) -> Iterator[np.ndarray]:
-    state, given = programs.start(), 0
+    state, yielded = programs.start(), 0
     texts = len(call.prompt.original) * call.plan.samples
     while True:
         out = programs.result(state)
-        known = int(out["steps"])
-        if known > given:
-            yield out["ids"][:texts, given:known].astype(np.int32)
-        elif known:
+        steps = int(out["steps"])
+        if steps > yielded:
+            yield out["ids"][:texts, yielded:steps].astype(np.int32)
+        elif steps:
             return
-        given = known
-        state = programs.advance(state, np.int32(known + 1))
+        yielded = steps
+        state = programs.advance(state, np.int32(steps + 1))

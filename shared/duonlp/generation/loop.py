@@ -1,7 +1,7 @@
-"""The decoding loop: a strategy is started, advanced and asked for its result.
+"""The decoding loop: start a strategy, advance it, and read its result.
 
-Each strategy is a module with ``start``, ``step``, ``unfinished`` and ``result``; :class:`~duonlp.generation.strategies.Search`
-is what they share.
+Each strategy is a module with ``start``, ``step``, ``unfinished`` and ``result``, which share a
+:class:`~duonlp.generation.strategies.Search`.
 """
 
 from types import ModuleType
@@ -9,30 +9,34 @@ from types import ModuleType
 from duonlp.generation.plan import Plan
 from duonlp.generation.strategies import assisted, beam, contrastive, sample
 from duonlp.generation.strategies.search import Search, State
+from duonlp.typing import Array
+
+STRATEGIES: dict[str, ModuleType] = {
+    "greedy": sample, "sample": sample, "beam": beam, "contrastive": contrastive, "assisted": assisted,
+}  # fmt: skip
+"""Modules that define ``start(search)``, ``step(search, state)``, ``unfinished(search, state)`` and ``result(search, state)``."""
 
 
-def strategy(plan: Plan) -> ModuleType:
-    """The module that has ``start(search)``, ``step(search, state)``, ``unfinished(search, state)`` and
-    ``result(search, state)`` of a plan's strategy."""
-    modules = {"greedy": sample, "sample": sample, "beam": beam, "contrastive": contrastive, "assisted": assisted}
-    return modules[plan.strategy]
+def strategy_module(plan: Plan) -> ModuleType:
+    """Return the module that implements a plan's strategy."""
+    return STRATEGIES[plan.strategy]
 
 
 def start(search: Search) -> State:
-    """The prompts, and the first new token."""
-    return strategy(search.plan).start(search)
+    """Run the prompts and return the state of the strategy, usually with the first new token."""
+    return strategy_module(search.plan).start(search)
 
 
-def advance(search: Search, state: State, until) -> State:
-    """Go on until every text has ended, or ``until`` tokens are new (speculative decoding may overshoot)."""
-    how = strategy(search.plan)
+def advance(search: Search, state: State, until: Array) -> State:
+    """Decode until every text has ended or has ``until`` new tokens (speculative decoding may overshoot)."""
+    strategy = strategy_module(search.plan)
     return search.ops.while_loop(
-        lambda state: how.unfinished(search, state) & (state["n"] < until),
-        lambda state: how.step(search, state),
+        lambda state: strategy.unfinished(search, state) & (state["n"] < until),
+        lambda state: strategy.step(search, state),
         state,
     )
 
 
 def result(search: Search, state: State) -> State:
-    """What is returned of the last state: ``ids`` [texts, room], ``steps``, and what was recorded."""
-    return strategy(search.plan).result(search, state)
+    """Return the result of a state: ``ids`` [texts, room], ``steps``, and what was recorded."""
+    return strategy_module(search.plan).result(search, state)

@@ -1,104 +1,117 @@
-"""Sources of encoder-decoders, and what their decoders begin with, made ready for a compiled loop."""
+"""Preparation of encoder-decoder sources and decoder prompts for a compiled decoding loop."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.config import GenerationConfig
-from duonlp.generation.prompt import checked_mask
+from duonlp.generation.prompt import as_mask
 from duonlp.inputs import check_inputs
 from duonlp.util.buckets import bucket
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is read before anything is written. Rows and columns are padded to buckets, columns on the right.
+    """Encoder inputs padded to bucket sizes, columns on the right."""
 
-    input_ids, attention_mask: int32 [rows, S].
-    """
-
-    input_ids: np.ndarray
-    attention_mask: np.ndarray
+    input_ids: np.ndarray  # int32 [rows, S]
+    attention_mask: np.ndarray  # int32 [rows, S], 0 on padding
 
     @property
     def known_ids(self) -> np.ndarray:
-        """int32 [rows, S]: what logits processors see, -1 on padding."""
+        """int32 [rows, S]: the ids that logits processors see, -1 on padding."""
         return np.where(self.attention_mask != 0, self.input_ids, -1).astype(np.int32)
 
     def texts(self) -> list[np.ndarray]:
-        """The ids of every source, without padding."""
+        """Return the ids of every source without padding."""
         return [ids[ids >= 0] for ids in self.known_ids]
 
     def row(self, i: int) -> "Source":
-        """One source alone."""
+        """Return one source alone."""
         return Source(self.input_ids[i : i + 1], self.attention_mask[i : i + 1])
 
 
-def prepare_source(cfg, config: GenerationConfig, input_ids, attention_mask=None) -> Source:
-    """Check sources and pad them.
+def prepare_source(
+    cfg: TransformerConfig, config: GenerationConfig, input_ids: ArrayLike, attention_mask: ArrayLike | None = None
+) -> Source:
+    """Validate sources and pad them to bucket sizes.
 
     Args:
-        cfg: the model's TransformerConfig.
-        input_ids: int [B, S], padded on the right where sources differ in length.
-        attention_mask: [B, S]; None tells padding by its id, if that is no eos.
+        cfg: Model configuration.
+        config: Options of the call.
+        input_ids: int [B, S], right-padded if sources differ in length.
+        attention_mask: [B, S]; None derives it from the pad_token_id, unless that is an eos id.
 
     Raises:
-        InputError: no source, a source of padding alone, one longer than the positions, ids beyond the vocabulary.
+        InputError: There is no source, a source is all padding or longer than the model's positions, or ids
+            are outside the vocabulary.
     """
     ids = np.asarray(input_ids)
     if ids.ndim == 1 and ids.size:
-        raise InputError(f"input_ids has shape {ids.shape}; sources are [batch, length], wrap a single one in a list")
+        raise InputError(
+            f"input_ids has shape {ids.shape}; sources are [batch, length], so wrap a single one in a list"
+        )
     if ids.size == 0:
-        raise InputError(f"input_ids has shape {ids.shape}: there is nothing to read; give at least one token")
+        raise InputError(f"input_ids has shape {ids.shape}, so the source is empty; pass at least one token")
     pad = config.pad_token_id
     if attention_mask is None and pad is not None and pad not in config.eos_ids:
         attention_mask = ids != pad
-    mask = checked_mask("input_ids", ids, attention_mask)
+    mask = as_mask("input_ids", ids, attention_mask)
     check_inputs(cfg, "seq2seq-lm", {"input_ids": ids})
     if (mask.sum(axis=1) < 1).any():
-        raise InputError(f"source {int(mask.sum(axis=1).argmin())} is padding alone; give at least one token")
+        raise InputError(f"source {int(mask.sum(axis=1).argmin())} is all padding; pass at least one token")
     rows, columns = bucket(len(ids)), bucket(ids.shape[1], cfg.max_length)
-    # Rows and columns that only fill a bucket: the rows read one token, for a mask that hides all means nothing.
     fill = ((0, rows - len(ids)), (0, columns - ids.shape[1]))
     ids, mask = (np.pad(x, fill).astype(np.int32) for x in (np.where(mask, ids, pad or 0), mask))
-    mask[:, 0] |= mask.sum(axis=1) == 0
+    mask[:, 0] |= mask.sum(axis=1) == 0  # filler rows hold one token: attention over no key at all is undefined
     return Source(ids, mask)
 
 
-def decoder_prompt(cfg, config: GenerationConfig, rows: int, input_ids=None, attention_mask=None):
-    """What each text begins with: the start token, and ``input_ids`` after it where they do not begin with it themselves.
+def decoder_prompt(
+    cfg: TransformerConfig,
+    config: GenerationConfig,
+    rows: int,
+    input_ids: ArrayLike | None = None,
+    attention_mask: ArrayLike | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the decoder prompts: the start token, followed by ``input_ids`` unless they already begin with it.
 
     Args:
-        rows: of sources.
+        cfg: Configuration of an encoder-decoder.
+        config: Options of the call.
+        rows: Number of sources.
         input_ids: int [B, T] or None.
-        attention_mask: [B, T], 0 on padding on the left; None for none.
+        attention_mask: [B, T], 0 on left padding; None for no padding.
 
     Returns:
-        ids [B, T or T + 1], mask.
+        ids [B, T or T + 1] and their mask.
 
     Raises:
-        InputError: no start token is known, or there are other numbers of prompts and sources.
+        InputError: No start token is defined, or the numbers of prompts and sources differ.
     """
     start = config.decoder_start_token_id
-    start = cfg.decoder.start_token_id if start is None else start
+    if start is None and cfg.decoder is not None:
+        start = cfg.decoder.start_token_id
     start = config.bos_token_id if start is None else start
-    if start is None and input_ids is None:
-        raise InputError(
-            "nothing says what a text begins with; pass decoder_start_token_id (mBART: the target language's id), or "
-            "decoder_input_ids"
-        )
     if input_ids is None:
+        if start is None:
+            raise InputError(
+                "no start token is defined; pass decoder_start_token_id (mBART: the id of the target language), or "
+                "decoder_input_ids"
+            )
         ids = np.full((rows, 1), start, np.int32)
         return ids, np.ones_like(ids)
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or len(ids) != rows:
-        raise InputError(f"decoder_input_ids has shape {ids.shape} and there are {rows} sources; give [{rows}, length]")
-    mask = checked_mask("decoder_input_ids", ids, attention_mask)
-    # As GenerationMixin of Transformers 5 does.
-    if start is not None and ids.size and mask[:, 0].all() and (ids[:, 0] != start).all():
-        ids, mask = (
-            np.pad(ids, ((0, 0), (1, 0)), constant_values=start),
-            np.pad(mask, ((0, 0), (1, 0)), constant_values=1),
+        raise InputError(
+            f"decoder_input_ids has shape {ids.shape}, but there are {rows} sources; pass [{rows}, length]"
         )
+    mask = as_mask("decoder_input_ids", ids, attention_mask)
+    # As in GenerationMixin of Transformers 5.
+    if start is not None and ids.size and mask[:, 0].all() and (ids[:, 0] != start).all():
+        ids = np.pad(ids, ((0, 0), (1, 0)), constant_values=start)
+        mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=1)
     return ids, mask

@@ -1,9 +1,10 @@
-"""Stop strings as a table that a compiled loop can look up: a byte automaton lifted to tokens.
+"""Stop strings as a transition table for a compiled loop: a byte automaton lifted to tokens.
 
-A stop string may begin and end in the middle of tokens, so ids alone do not show it. The automaton of Aho and Corasick
-(1975) reads the UTF-8 bytes of the text and remembers how much of each string it has just seen. Its states are few and
-every token's bytes are known, so where each token leads from each state is computed once; a loop then needs one
-lookup a token. What stops a text is what stops it in Transformers' ``StopStringCriteria``.
+A stop string may begin and end in the middle of tokens, so it cannot be matched on ids. The automaton of
+Aho and Corasick (1975) reads the UTF-8 bytes of the text and tracks how much of each string it has just
+seen. It has few states and every token's bytes are known, so the transitions by token are computed once and
+a loop needs one lookup per token. Texts stop at the same token as with Transformers'
+``StopStringCriteria``.
 """
 
 import json
@@ -17,21 +18,21 @@ import numpy as np
 
 from duonlp.errors import InputError
 
-STATES = 16
-"""The number of states is a multiple of this, so that another stop string does not compile again."""
+STATES_MULTIPLE = 16
+"""The number of states is a multiple of this, so that another stop string does not recompile."""
 
-LARGEST_TABLE = 2**27
-"""Entries of the largest table that is made: 512 MiB."""
+MAX_TABLE_ENTRIES = 2**27
+"""Maximum number of table entries, of 4 bytes each: 512 MiB."""
 
-CACHED = 8
-"""Tables kept for each tokenizer."""
+MAX_CACHED_TABLES = 8
+"""Maximum number of cached tables per tokenizer."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_cache: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Any, "_TokenizerCache"] = WeakKeyDictionary()
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``, turned round)."""
+    """Return the byte of each character of a byte-level vocabulary: the inverse of GPT-2's ``bytes_to_unicode``."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -41,7 +42,7 @@ BYTE_OF = byte_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes of a token of a byte-level vocabulary; an added token with other characters is its own text."""
+    """Return the bytes of a token of a byte-level vocabulary; added tokens with other characters are literal text."""
     try:
         return bytes([BYTE_OF[character] for character in token])
     except KeyError:
@@ -49,59 +50,77 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def fallback_byte(token: str) -> bytes | None:
-    """The byte that a sentencepiece token such as ``<0xE2>`` stands for; None for any other token."""
-    found = _BYTE_TOKEN.fullmatch(token)
-    return bytes([int(found[1], 16)]) if found else None
+    """Return the byte that a sentencepiece token such as ``<0xE2>`` represents; None for any other token."""
+    match = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else None
 
 
-def decoder_types(tokenizer) -> set[str]:
-    """The names of a fast tokenizer's decoders, such as {"Sequence", "ByteFallback"}; empty when it has none."""
-    return set(_types(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]))
+def decoder_types(tokenizer: Any) -> set[str]:
+    """Return the names of a fast tokenizer's decoders, such as {"Sequence", "ByteFallback"}; empty if it has none."""
+    return set(_walk_types(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]))
 
 
-def _types(decoder: Any) -> Iterator[str]:
+def _walk_types(decoder: Any) -> Iterator[str]:
     if isinstance(decoder, dict):
         yield decoder.get("type", "")
         for part in decoder.values():
-            yield from _types(part)
+            yield from _walk_types(part)
     elif isinstance(decoder, list):
         for part in decoder:
-            yield from _types(part)
+            yield from _walk_types(part)
 
 
-def token_bytes(tokenizer) -> list[bytes]:
-    """What each id adds to a text, in UTF-8: a part of a character where tokens divide it.
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """Return the UTF-8 bytes that each id adds to a text; part of a character if tokens split it.
 
-    Byte-level, sentencepiece with or without byte fallback, and WordPiece vocabularies are all read as the tokenizer's
-    own ``decode`` reads them in the middle of a text, where a word begins with its space. Special and added tokens are
-    their text. An id that the tokenizer does not have, below others that it has, gives b"".
+    Byte-level, sentencepiece (with or without byte fallback) and WordPiece vocabularies are read as the
+    tokenizer's ``decode`` reads them in the middle of a text, where a word begins with its space. Special
+    and added tokens are literal text. Ids that the tokenizer lacks, below its largest id, give b"".
 
     Raises:
-        InputError: it is not one of transformers' fast tokenizers.
+        InputError: The tokenizer is not a fast tokenizer of transformers.
     """
     return [text or b"" for text in _vocabulary(tokenizer)]
 
 
-def _vocabulary(tokenizer) -> tuple[bytes | None, ...]:
-    """As token_bytes, and None for an id that the tokenizer does not have."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+@dataclass
+class _TokenizerCache:
+    """What is computed once per tokenizer.
+
+    Attributes:
+        size: Size of the vocabulary when ``tokens`` was read.
+        tokens: Bytes of each id, None for ids that the tokenizer lacks.
+        tables: The last used tables, by stop strings and size of the logits.
+    """
+
+    size: int
+    tokens: tuple[bytes | None, ...]
+    tables: "dict[tuple[tuple[str, ...], int], StopStrings]" = field(default_factory=dict)
+
+
+def _vocabulary(tokenizer: Any) -> tuple[bytes | None, ...]:
+    """Return the bytes of each id as in :func:`token_bytes`, and None for ids that the tokenizer lacks."""
+    return _cached(tokenizer).tokens
+
+
+def _cached(tokenizer: Any) -> _TokenizerCache:
+    """Return the cache entry of a tokenizer, created anew if tokens were added since."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(
-            f"the text of each token is read from a fast tokenizer, and {type(tokenizer).__name__} has no "
-            "backend_tokenizer; load it with transformers.AutoTokenizer.from_pretrained(..., use_fast=True)"
+            f"token texts are read from a fast tokenizer, but {type(tokenizer).__name__} has no backend_tokenizer; load it "
+            "with transformers.AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     vocabulary = tokenizer.get_vocab()
-    kept = _cache.setdefault(tokenizer, {})
-    if kept.get("size") != len(vocabulary):  # tokens were added since
-        kept.clear()
-        kept |= {"size": len(vocabulary), "tables": {}, "tokens": _read(tokenizer, vocabulary)}
-    return kept["tokens"]
+    entry = _cache.get(tokenizer)
+    if entry is None or entry.size != len(vocabulary):
+        entry = _cache[tokenizer] = _TokenizerCache(len(vocabulary), _read_tokens(tokenizer, vocabulary))
+    return entry
 
 
-def _read(tokenizer, vocabulary: dict[str, int]) -> tuple[bytes | None, ...]:
+def _read_tokens(tokenizer: Any, vocabulary: dict[str, int]) -> tuple[bytes | None, ...]:
     decoder, types = tokenizer.backend_tokenizer.decoder, decoder_types(tokenizer)
     decode = " ".join if decoder is None else decoder.decode
-    # A decoder treats the first and the last token of a text as special, so it is shown each one between two others.
+    # Decoders treat the first and the last token of a text specially, so decode each token between two others.
     head, tail = decode(["a"]), decode(["a", "a"])[len(decode(["a"])) :]
     tokens: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
@@ -109,25 +128,26 @@ def _read(tokenizer, vocabulary: dict[str, int]) -> tuple[bytes | None, ...]:
         if text is None and "ByteLevel" in types:
             text = byte_level_bytes(token)
         if text is None:
-            between = decode(["a", token, "a"])
-            whole = between.startswith(head) and between.endswith(tail) and len(between) >= len(head) + len(tail)
-            text = (between[len(head) : len(between) - len(tail)] if whole else token).encode()
+            joined = decode(["a", token, "a"])
+            intact = joined.startswith(head) and joined.endswith(tail) and len(joined) >= len(head) + len(tail)
+            text = (joined[len(head) : len(joined) - len(tail)] if intact else token).encode()
         tokens[token_id] = text
     return tuple(tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class StopStrings:
-    """A table that says, for each state and token, the next state. Make it with ``StopStrings.build``.
+    """Transition table of a set of stop strings: the next state for each state and token. Create it with
+    :meth:`build`.
 
-    A loop starts from ``start`` and looks up ``state = transitions[state, token]``; once that is ``accept``, the token
-    completed a stop string, and the state remains ``accept``. State 0 means that no stop string has begun.
+    A loop starts from ``start`` and computes ``state = transitions[state, token]``. State ``accept`` means
+    that the token completed a stop string, and is never left. State 0 means that no stop string has begun.
     """
 
     strings: tuple[str, ...]
     transitions: np.ndarray = field(repr=False)  # int32 [states, vocab_size]
-    tokens: tuple[bytes | None, ...] = field(repr=False)  # the bytes of each id, None where there is no such id
-    goto: np.ndarray = field(repr=False)  # int32 [nodes, 256], without stopping: for prompts
+    tokens: tuple[bytes | None, ...] = field(repr=False)  # bytes of each id, None for ids that the tokenizer lacks
+    goto: np.ndarray = field(repr=False)  # int32 [nodes, 256], transitions by byte without accepting, for prompts
 
     @property
     def accept(self) -> int:
@@ -135,58 +155,56 @@ class StopStrings:
         return self.transitions.shape[0] - 1
 
     @classmethod
-    def build(cls, tokenizer, strings: str | Sequence[str], vocab_size: int) -> "StopStrings":
-        """The table of a tokenizer and its stop strings; the last few are remembered.
+    def build(cls, tokenizer: Any, strings: str | Sequence[str], vocab_size: int) -> "StopStrings":
+        """Return the table of a tokenizer and its stop strings; the last few tables are cached.
 
         Args:
-            tokenizer: a fast tokenizer of transformers.
-            strings: one string or several.
-            vocab_size: of the model's logits; ids that the tokenizer does not have lead to state 0.
+            tokenizer: A fast tokenizer of transformers.
+            strings: One string or several.
+            vocab_size: Size of the model's logits; ids that the tokenizer lacks lead to state 0.
 
         Raises:
-            InputError: no string, an empty one or none that is a str, too many or too long ones, or a slow tokenizer.
+            InputError: There is no string, a string is empty or not a str, the strings are too long, or the
+                tokenizer is slow.
         """
         strings = check_strings(strings)
-        tokens = _vocabulary(tokenizer)
-        tables = _cache[tokenizer]["tables"]
-        found = tables.pop((strings, vocab_size), None)
-        if found is None:
+        cache = _cached(tokenizer)
+        table = cache.tables.pop((strings, vocab_size), None)
+        if table is None:
             patterns = [string.encode() for string in strings]
-            size = sum(map(len, patterns)) * vocab_size
-            if size > LARGEST_TABLE:
+            length = sum(map(len, patterns))
+            if length * vocab_size > MAX_TABLE_ENTRIES:
                 raise InputError(
-                    f"stop strings of {sum(map(len, patterns))} bytes over {vocab_size} tokens make a table of "
-                    f"{size * 4 / 2**20:.0f} MiB, {LARGEST_TABLE * 4 // 2**20} MiB at most; give fewer or shorter ones"
+                    f"stop strings of {length} bytes in total need a table of {length * vocab_size * 4 / 2**20:.0f} MiB for "
+                    f"{vocab_size} tokens, more than {MAX_TABLE_ENTRIES * 4 // 2**20} MiB; pass fewer or shorter ones"
                 )
-            goto, completes = automaton(patterns)
-            found = cls(strings, lift(goto, completes, tokens, vocab_size), tokens, goto)
-        tables[strings, vocab_size] = found  # the last used one is the last
-        while len(tables) > CACHED:
-            del tables[next(iter(tables))]
-        return found
+            goto, completes = build_automaton(patterns)
+            table = cls(strings, token_transitions(goto, completes, cache.tokens, vocab_size), cache.tokens, goto)
+        cache.tables[strings, vocab_size] = table  # moves it to the end: most recently used
+        while len(cache.tables) > MAX_CACHED_TABLES:
+            del cache.tables[next(iter(cache.tables))]
+        return table
 
     def start(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
-        """The state after each prompt: int32 [batch].
+        """Return the state after each prompt, int32 [batch].
 
-        A string that was completed inside the prompt stops nothing, and may be the beginning of one that will.
+        A stop string inside the prompt does not stop the text, but its end may begin one that does.
 
         Args:
             ids: int [batch, length].
-            attention_mask: [batch, length], 0 on padding, which adds no text; None for prompts of one length.
+            attention_mask: [batch, length], 0 on padding; None for no padding.
 
         Raises:
-            InputError: shapes that do not fit.
+            InputError: The shapes do not match.
         """
         ids = np.asarray(ids)
         mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask) != 0
         if ids.ndim != 2 or mask.shape != ids.shape:
-            raise InputError(
-                f"prompts have shape {ids.shape} and their attention_mask {mask.shape}; both are [batch, length]"
-            )
+            raise InputError(f"ids has shape {ids.shape} and attention_mask {mask.shape}; both must be [batch, length]")
         longest = max(len(string.encode()) for string in self.strings)
         states = np.zeros(len(ids), np.int32)
         for row in range(len(ids)):
-            text = b""  # a state remembers no more than the last `longest` bytes
+            text = b""  # a state depends only on the last `longest` bytes
             for token in ids[row, mask[row]][::-1].tolist():
                 piece = self.tokens[token] if 0 <= token < len(self.tokens) else None
                 if piece is None or len(text) >= longest:
@@ -198,31 +216,31 @@ class StopStrings:
 
 
 def check_strings(strings: Any) -> tuple[str, ...]:
-    """Stop strings as a tuple, each once.
+    """Return stop strings as a tuple without duplicates.
 
     Raises:
-        InputError: they are not a string or a sequence of strings that are not empty.
+        InputError: They are not a non-empty string or a sequence of at least one of these.
     """
-    given = (strings,) if isinstance(strings, str) else strings
-    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)) or not given:
-        raise InputError(f"stop_strings={strings!r} must be a string or a list of strings, at least one")
-    for string in given:
+    several = (strings,) if isinstance(strings, str) else strings
+    if not isinstance(several, Sequence) or isinstance(several, (bytes, bytearray)) or not several:
+        raise InputError(f"stop_strings={strings!r} must be a string or a non-empty list of strings")
+    for string in several:
         if not isinstance(string, str) or not string:
-            raise InputError(f"stop_strings={strings!r} has {string!r} in it; each must be a string that is not empty")
+            raise InputError(f"stop_strings={strings!r} contains {string!r}; each must be a non-empty string")
         try:
             string.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"stop string {string!r} has half of a surrogate pair, which no text has; give whole characters"
+                f"stop string {string!r} contains an unpaired surrogate, which cannot be encoded; pass complete characters"
             ) from error
-    return tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(several))
 
 
-def automaton(patterns: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Aho and Corasick's automaton over bytes.
+def build_automaton(patterns: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Build the Aho-Corasick automaton over bytes.
 
     Returns:
-        goto: int32 [nodes, 256], the node after a byte; node 0 is the beginning.
+        goto: int32 [nodes, 256], the node after a byte; node 0 is the root.
         completes: bool [nodes], whether the text read so far ends in one of the patterns.
     """
     children: list[dict[int, int]] = [{}]
@@ -237,9 +255,9 @@ def automaton(patterns: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
             node = children[node][byte]
         ends[node] = True
     goto, completes = np.zeros((len(children), 256), np.int32), np.array(ends)
-    fallback = [0] * len(children)  # the node of the longest ending of a node's text that is a node, too
+    fallback = [0] * len(children)  # node of the longest proper suffix that is also a node
     queue = [0]
-    for node in queue:  # by depth: what a node falls back to comes before it
+    for node in queue:  # breadth first: a node's fallback is processed before it
         if node:
             goto[node] = goto[fallback[node]]
             completes[node] |= completes[fallback[node]]
@@ -250,23 +268,27 @@ def automaton(patterns: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     return goto, completes
 
 
-def lift(goto: np.ndarray, completes: np.ndarray, tokens: Sequence[bytes | None], vocab_size: int) -> np.ndarray:
-    """The automaton's steps by token instead of by byte: int32 [states, vocab_size], as in StopStrings."""
+def token_transitions(
+    goto: np.ndarray, completes: np.ndarray, tokens: Sequence[bytes | None], vocab_size: int
+) -> np.ndarray:
+    """Return the automaton's transitions by token instead of by byte: int32 [states, vocab_size], as in StopStrings."""
     nodes = len(goto)
-    states = -(-(nodes + 1) // STATES) * STATES
+    states = -(-(nodes + 1) // STATES_MULTIPLE) * STATES_MULTIPLE
     accept = states - 1
     step = np.vstack([np.where(completes[goto], nodes, goto), np.full((1, 256), nodes)]).astype(np.int32)
-    known = [i for i, text in enumerate(tokens[:vocab_size]) if text is not None]
-    known.sort(key=lambda i: len(tokens[i]), reverse=True)  # so that those with a byte at a position come first
-    lengths = np.array([len(tokens[i]) for i in known], np.int64)
+    # Longest first, so that the tokens with a byte at a position are a prefix of the list.
+    texts = [(i, text) for i, text in enumerate(tokens[:vocab_size]) if text is not None]
+    texts.sort(key=lambda pair: len(pair[1]), reverse=True)
+    ids = [i for i, _ in texts]
+    lengths = np.array([len(text) for _, text in texts], np.int64)
     begins = np.cumsum(lengths) - lengths
-    data = np.frombuffer(b"".join(tokens[i] for i in known), np.uint8)
-    reached = np.repeat(np.arange(nodes, dtype=np.int32)[:, None], len(known), axis=1)  # [nodes, known]
+    data = np.frombuffer(b"".join(text for _, text in texts), np.uint8)
+    reached = np.repeat(np.arange(nodes, dtype=np.int32)[:, None], len(ids), axis=1)  # [nodes, ids]
     for position in range(lengths.max(initial=0)):
         active = int(np.count_nonzero(lengths > position))
         reached[:, :active] = step[reached[:, :active], data[begins[:active] + position]]
     reached[reached == nodes] = accept
     table = np.zeros((states, vocab_size), np.int32)
-    table[:nodes, known] = reached
+    table[:nodes, ids] = reached
     table[accept] = accept
     return table

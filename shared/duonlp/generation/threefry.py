@@ -1,30 +1,33 @@
-"""Random numbers that are the same in every framework: threefry 2x32, 20 rounds.
+"""Random numbers that are identical in every framework: threefry 2x32 with 20 rounds.
 
-A number depends on its key and counter alone, not on what was drawn before. The key belongs to a text (the seed, the
-prompt, which of its samples), the counter is (step, token): the same seed gives the same text in tfnlp and in jaxnlp, and
-for a prompt whatever batch it is in.
+A number depends only on its key and counter, not on earlier draws. The key identifies a text (seed, prompt,
+sample) and the counter is (step, token). So the same seed gives the same text in tfnlp and jaxnlp, and a
+prompt's text does not depend on its batch.
 
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", https://doi.org/10.1145/2063384.2063405.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
+
+from duonlp.typing import Array, Ops
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def threefry2x32(ops, key, counter):
-    """Two words of random bits.
+def threefry2x32(ops: Ops, key: Sequence[Array], counter: Sequence[Array]) -> tuple[Array, Array]:
+    """Return two words of random bits per key and counter.
 
     Args:
-        ops: one of the ops modules.
-        key: two uint32 arrays.
-        counter: two uint32 arrays; all four broadcast together.
+        ops: duonlp.numpy_ops, or an engine's ops module.
+        key: Two uint32 arrays.
+        counter: Two uint32 arrays; all four broadcast together.
 
     Returns:
-        two uint32 arrays.
+        Two uint32 arrays.
     """
     third = ops.bit_xor(ops.bit_xor(key[0], key[1]), ops.cast(PARITY, "uint32"))
     keys = ops.stack([key[0], key[1], third], 0)  # [3, ...]
@@ -32,7 +35,7 @@ def threefry2x32(ops, key, counter):
     x, y = counter[0] + key[0], counter[1] + key[1]
     shape = x.shape
 
-    def four_rounds(state):
+    def four_rounds(state: dict[str, Array]) -> dict[str, Array]:
         group, x, y = state["group"], state["x"], state["y"]
         turns = ops.take(rotations, group % 2)
         for i in range(4):
@@ -42,20 +45,23 @@ def threefry2x32(ops, key, counter):
         y = y + ops.take(keys, (group + 2) % 3) + ops.cast(group + 1, "uint32")
         return {"group": group + 1, "x": ops.reshape(x, shape), "y": ops.reshape(y, shape)}
 
-    # A loop, for XLA takes minutes over twenty rounds in a row: fused, each would be computed once for each of its uses.
+    # XLA takes minutes to compile twenty unrolled rounds: it fuses them and recomputes each once per use. Hence a loop.
     state = {"group": ops.cast(0, "int32"), "x": x, "y": ops.broadcast_to(y, shape)}
     state = ops.while_loop(lambda state: state["group"] < 5, four_rounds, state)
     return state["x"], state["y"]
 
 
-def gumbel(ops, keys, step, tokens):
-    """Standard Gumbel noise: the largest of logits + noise is a draw from softmax(logits), the k largest are k draws
-    without replacement (Kool et al. 2019, https://arxiv.org/abs/1903.06059).
+def gumbel(ops: Ops, keys: Array, step: Array, tokens: Array) -> Array:
+    """Return standard Gumbel noise.
+
+    The argmax of logits + noise is a draw from softmax(logits), and the k largest are k draws without
+    replacement (Kool et al. 2019, https://arxiv.org/abs/1903.06059).
 
     Args:
+        ops: duonlp.numpy_ops, or an engine's ops module.
         keys: uint32 [rows, 2].
-        step: int32, which token of the text is drawn.
-        tokens: int32 [rows or 1, n], whose noise is asked for.
+        step: int32, index of the new token that is drawn.
+        tokens: int32 [rows or 1, n], the tokens to return noise for.
 
     Returns:
         float32 [rows, n].
@@ -63,27 +69,28 @@ def gumbel(ops, keys, step, tokens):
     key = keys[:, 0:1], keys[:, 1:2]
     counter = ops.cast(ops.broadcast_to(ops.cast(step, "int32"), tokens.shape), "uint32"), ops.cast(tokens, "uint32")
     bits, _ = threefry2x32(ops, key, counter)
-    # 23 bits and a half: strictly between 0 and 1, and exact in float32
+    # 23 bits plus one half: strictly between 0 and 1, and exact in float32
     uniform = (ops.cast(ops.cast(ops.shift_right(bits, 9), "int32"), "float32") + 0.5) * 2.0**-23
     return -ops.log(-ops.log(uniform))
 
 
-def row_keys(seed: int, prompts: list[np.ndarray], samples: int) -> np.ndarray:
-    """The keys of the texts.
+def row_keys(seed: int, prompts: Sequence[np.ndarray], samples: int) -> np.ndarray:
+    """Return one key per text.
 
     Args:
         seed: 0 or more.
-        prompts: the ids of each prompt, without padding.
-        samples: how many texts each prompt gets.
+        prompts: Ids of each prompt, without padding.
+        samples: Number of texts per prompt.
 
     Returns:
-        uint32 [prompts * samples, 2]. Of equal prompts, the second goes on where the first stopped.
+        uint32 [prompts * samples, 2]. A repeated prompt continues the sample numbering of its first occurrence.
     """
-    keys, seen = [], {}
+    keys: list[np.ndarray] = []
+    next_sample: dict[bytes, int] = {}
     for prompt in prompts:
         content = np.asarray(prompt, "<i4").tobytes()
-        first = seen.get(content, 0)
-        seen[content] = first + samples
+        first = next_sample.get(content, 0)
+        next_sample[content] = first + samples
         for sample in range(first, first + samples):
             digest = hashlib.blake2b(content, digest_size=8, person=b"duonlp", salt=sample.to_bytes(8, "little"))
             digest.update(seed.to_bytes(16, "little"))

@@ -1,4 +1,4 @@
-"""Metrics with confidence intervals: ROUGE, BLEU and classification scores, and comparisons of systems."""
+"""Metrics with confidence intervals: ROUGE, BLEU, classification scores and significance tests between systems."""
 
 from duonlp.metrics.base import Metric
 from duonlp.metrics.bleu import Bleu

@@ -1,4 +1,4 @@
-"""What ROUGE and BLEU share: inputs checked, statistics kept by example and batch after batch, intervals over examples."""
+"""Base class of ROUGE and BLEU: validates inputs, accumulates statistics per example and computes bootstrap intervals."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -10,19 +10,21 @@ from duonlp.errors import InputError, MissingExtraError
 from duonlp.metrics.bootstrap import Score, check_settings, interval, resampled_sums
 
 References = Sequence[str | Sequence[str]]
-"""One entry for each prediction: a text, or several texts that are all good answers."""
+"""One entry per prediction: a text, or several alternative texts."""
 
 EXTRA = 'pip install "duonlp[summarization]"'
 
 
 class Metric(ABC):
-    """A score whose sufficient statistics are a row of numbers for each example, so that it can be resampled.
+    """A score whose sufficient statistics are one row of numbers per example, so that examples can be resampled.
 
     Args:
-        options: what the metric was made with.
+        options: Options of the metric.
 
-    kinds: names of the scores it gives, such as ("rouge1", "rouge2").
-    highest: the best score there is: 1.0 or 100.0, as the library that computes it has it.
+    Attributes:
+        kinds: Names of its scores, such as ("rouge1", "rouge2").
+        highest: Best possible score: 1.0 or 100.0, following the library that computes it.
+        options: Options that the metric was created with.
     """
 
     kinds: tuple[str, ...]
@@ -33,51 +35,51 @@ class Metric(ABC):
         self._rows: list[Sequence[float]] = []
 
     def __len__(self) -> int:
-        """Examples so far."""
+        """Return the number of examples added so far."""
         return len(self._rows)
 
     def fresh(self) -> Self:
-        """A metric with the same options and no examples."""
+        """Return a metric with the same options and no examples."""
         return type(self)(**self.options)
 
     def add(self, predictions: Iterable[str], references: References) -> None:
-        """Adds a batch of examples; all of them, or none where an error is raised.
+        """Add a batch of examples; nothing is added if an error is raised.
 
         Args:
-            predictions: what the system wrote, one text an example. An empty text is no error, and scores 0.
-            references: for each prediction one text, or a list of several.
+            predictions: One text per example, as written by the system. An empty text is valid and scores 0.
+            references: One text, or a list of several, per prediction.
 
         Raises:
-            InputError: nothing to add, numbers that differ, something that is no text, or an empty reference.
+            InputError: There are no examples, the lengths differ, an entry is not a text, or a reference is empty.
         """
-        texts, wanted = check_texts(predictions, references)
-        self._rows += [self.example_statistics(text, several) for text, several in zip(texts, wanted, strict=True)]
+        texts, reference_lists = check_texts(predictions, references)
+        pairs = zip(texts, reference_lists, strict=True)
+        self._rows += [self.example_statistics(text, alternatives) for text, alternatives in pairs]
 
     @property
     def statistics(self) -> np.ndarray:
-        """float64 [examples, k]: rows whose sum over any set of examples decides the set's score.
+        """Statistics of the examples, float64 [examples, k]; their sum over a set of examples determines its score.
 
         Raises:
-            InputError: there is no example yet.
+            InputError: No example was added.
         """
         if not self._rows:
-            raise InputError(f"{type(self).__name__} has no example yet; add(predictions, references) comes first")
+            raise InputError(f"{type(self).__name__} has no examples; call add(predictions, references) first")
         return np.asarray(self._rows, np.float64)
 
     def compute(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
-        """Scores of all examples so far, with percentile bootstrap intervals over the examples.
+        """Return the scores of all examples with percentile bootstrap intervals over the examples.
 
         Args:
-            confidence: share of the resamples that the interval holds, in (0, 1).
-            resamples: how many; 0 for the scores alone, whose bounds are None then.
-            seed: of the draws, from NumPy's default generator: the same numbers again.
+            confidence: Confidence level of the intervals, in (0, 1).
+            resamples: Number of bootstrap resamples; 0 computes no intervals, and their bounds are None.
+            seed: Seed of NumPy's default generator, which draws the resamples.
 
         Returns:
-            {kind: Score(low, value, high)}. One example alone has no interval, and bounds that are None: every resample
-            of it is the same.
+            {kind: Score(low, value, high)}. With a single example the bounds are None, because its resamples are all equal.
 
         Raises:
-            InputError: no example yet, or a setting that cannot be.
+            InputError: No example was added, or a setting is out of range.
         """
         check_settings(confidence, resamples, seed)
         statistics = self.statistics
@@ -90,90 +92,95 @@ class Metric(ABC):
 
     @abstractmethod
     def example_statistics(self, prediction: str, references: Sequence[str]) -> Sequence[float]:
-        """The row of one example, of length k."""
+        """Return the statistics of one example, of length k."""
 
     @abstractmethod
     def scores(self, sums: np.ndarray, examples: int) -> dict[str, np.ndarray]:
-        """{kind: float64 [r]}, the scores of r sets of so many examples, from the sums of their rows [r, k]."""
+        """Return {kind: float64 [r]}, the scores of r sets of examples.
+
+        Args:
+            sums: float64 [r, k], sum of the statistics over each set.
+            examples: Number of examples in each set.
+        """
 
     @property
     @abstractmethod
     def per_example(self) -> dict[str, np.ndarray]:
-        """{kind: float64 [examples]}, the score of each example by itself."""
+        """{kind: float64 [examples]}, the score of each example on its own."""
 
     @property
     @abstractmethod
     def signature(self) -> str:
-        """What decides a score, in a line: library, version, options."""
+        """Library, version and options that determine the scores, in one line."""
 
 
-def missing(library: str) -> MissingExtraError:
-    """The error for a library that is not installed."""
+def missing_library_error(library: str) -> MissingExtraError:
+    """Return the error for a library that is not installed."""
     return MissingExtraError(f"{library} is not installed; {EXTRA}")
 
 
 def check_texts(predictions: Iterable[str], references: References) -> tuple[list[str], list[list[str]]]:
-    """Predictions and, for each, its references as a list of at least one.
+    """Return the predictions and, for each, a non-empty list of references.
 
     Raises:
-        InputError: nothing, numbers that differ, something that is no text, or an empty reference.
+        InputError: There are no examples, the lengths differ, an entry is not a text, or a reference is empty.
     """
     texts = check_predictions(predictions)
-    wanted = check_references(references)
-    if len(texts) != len(wanted):
+    reference_lists = check_references(references)
+    if len(texts) != len(reference_lists):
         raise InputError(
-            f"there are {len(texts)} predictions and {len(wanted)} references; give one entry of references for each "
-            "prediction, and where it has several, a list of them as that entry"
+            f"there are {len(texts)} predictions but {len(reference_lists)} references; give one entry of references per "
+            "prediction, which may be a list of alternatives"
         )
-    return texts, wanted
+    return texts, reference_lists
 
 
 def check_predictions(predictions: Iterable[str]) -> list[str]:
-    """The texts of a system in a list; an empty text is allowed.
+    """Return the texts of a system as a list; empty texts are valid.
 
     Raises:
-        InputError: there is none, or something is no text.
+        InputError: There are none, or one is not a text.
     """
-    texts = _items("predictions", predictions)
+    texts = _as_list("predictions", predictions)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(
-                f"prediction {number} is {_shown(text)}; it must be a text, empty where a system said nothing"
+                f"prediction {number} is {_short_repr(text)}; it must be a text, empty if the system wrote nothing"
             )
     return texts
 
 
 def check_references(references: References) -> list[list[str]]:
-    """The references of each example, as a list of lists.
+    """Return the references of each example as a list of lists.
 
     Raises:
-        InputError: there is none, something is no text, or a reference is empty.
+        InputError: There are none, one is not a text, or one is empty.
     """
-    wanted = []
-    for number, given in enumerate(_items("references", references)):
-        several = [given] if isinstance(given, str) else given
-        if not isinstance(several, (list, tuple, np.ndarray)):
-            raise InputError(f"reference {number} is {_shown(given)}; it must be a text, or a list of texts")
-        if len(several) == 0:
+    reference_lists = []
+    for number, entry in enumerate(_as_list("references", references)):
+        alternatives = [entry] if isinstance(entry, str) else entry
+        if not isinstance(alternatives, (list, tuple, np.ndarray)):
+            raise InputError(f"reference {number} is {_short_repr(entry)}; it must be a text, or a list of texts")
+        if len(alternatives) == 0:
             raise InputError(f"reference {number} is an empty list; give at least one text to compare with")
-        for text in several:
+        for text in alternatives:
             if not isinstance(text, str):
-                raise InputError(f"reference {number} holds {_shown(text)}; all references must be texts")
+                raise InputError(f"reference {number} contains {_short_repr(text)}; all references must be texts")
             if not text.strip():
-                raise InputError(f"reference {number} is empty; give a text to compare with, or leave the example out")
-        wanted.append([str(text) for text in several])
-    return wanted
+                raise InputError(f"reference {number} is empty; give a text to compare with, or drop the example")
+        reference_lists.append([str(text) for text in alternatives])
+    return reference_lists
 
 
-def _items(name: str, values: Any) -> list:
+def _as_list(name: str, values: Any) -> list:
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise InputError(f"{name} are {_shown(values)}; give a list with one entry for each example")
-    found = list(values)
-    if not found:
+        raise InputError(f"{name} are {_short_repr(values)}; give a list with one entry per example")
+    items = list(values)
+    if not items:
         raise InputError(f"there are no {name}; give at least one")
-    return found
+    return items
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"

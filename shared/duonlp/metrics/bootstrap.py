@@ -1,4 +1,4 @@
-"""The bootstrap over examples: intervals of a score, p-values of a difference, and Holm's correction for several.
+"""Bootstrap over examples: confidence intervals of scores, p-values of differences, and Holm's correction.
 
 The percentile interval is that of Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13, and of
 rouge-score's BootstrapAggregator. The paired bootstrap for texts is Koehn, "Statistical Significance Tests for Machine
@@ -12,14 +12,20 @@ import numpy as np
 from duonlp.errors import InputError
 
 ROWS = 64
-"""Resamples whose weights are in memory at once."""
+"""Number of resamples whose weights are held in memory at a time."""
 
 ROUNDING = 1e-9
-"""Differences below this share of the largest score are rounding, not a difference."""
+"""Relative to the best possible score, differences up to this count as rounding errors."""
 
 
 class Score(NamedTuple):
-    """A score between the bounds of its interval; they are None where there is no interval."""
+    """A score and the bounds of its confidence interval.
+
+    Attributes:
+        low: Lower bound, or None without an interval.
+        value: The score.
+        high: Upper bound, or None without an interval.
+    """
 
     low: float | None
     value: float
@@ -27,12 +33,12 @@ class Score(NamedTuple):
 
 
 def check_settings(confidence: float, resamples: int, seed: int) -> None:
-    """Raises InputError for settings that cannot be."""
+    """Raise InputError if a bootstrap setting is out of range."""
     if not _is_number(confidence) or not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence!r}; it must be between 0 and 1, such as 0.95")
+        raise InputError(f"confidence is {confidence!r}; it must be between 0 and 1 (exclusive), such as 0.95")
     for name, value in (("resamples", resamples), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-            raise InputError(f"{name} is {value!r}; it must be a whole number from 0 on")
+            raise InputError(f"{name} is {value!r}; it must be a non-negative integer")
 
 
 def _is_number(value: Any) -> bool:
@@ -40,23 +46,23 @@ def _is_number(value: Any) -> bool:
 
 
 def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums of rows over resamples of the examples, each as large as they are and drawn with replacement.
+    """Return the sums of statistics over bootstrap resamples of the examples, float64 [resamples, k].
 
-    What is drawn depends on the number of examples and the seed alone: two systems over the same examples are resampled
-    alike, and the first 100 of 1000 resamples are those of 100.
+    Each resample has as many examples as the data, drawn with replacement. The draws depend only on the number of
+    examples and the seed: two systems on the same examples get the same resamples, and the first 100 of 1000 resamples
+    equal 100 resamples.
 
     Args:
         statistics: float [examples, k].
-
-    Returns:
-        float64 [resamples, k].
+        resamples: Number of resamples.
+        seed: Seed of NumPy's default generator.
     """
     examples, width = statistics.shape
     rng = np.random.default_rng(seed)
     sums = np.empty((resamples, width))
     for start in range(0, resamples, ROWS):
         rows = min(ROWS, resamples - start)
-        # how often each example is drawn, [rows, examples]: a matrix product sums faster than a gather
+        # [rows, examples], how often each example was drawn: a matrix product sums faster than a gather
         weights = np.stack(
             [np.bincount(rng.integers(examples, size=examples), minlength=examples) for _ in range(rows)]
         )
@@ -65,41 +71,45 @@ def resampled_sums(statistics: np.ndarray, resamples: int, seed: int) -> np.ndar
 
 
 def interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The percentile interval of a score from its resamples, float [resamples]."""
-    beyond = 50 * (1 - confidence)
-    low, high = np.percentile(samples, [beyond, 100 - beyond])
+    """Return the percentile interval of a score from its resamples, float [resamples]."""
+    tail = 50 * (1 - confidence)  # percent
+    low, high = np.percentile(samples, [tail, 100 - tail])
     return float(low), float(high)
 
 
 def p_value(samples: np.ndarray, difference: float, rounding: float = ROUNDING) -> float:
-    """How often chance alone gives a difference as large as the observed one, either way.
+    """Return the two-sided p-value of a difference: how often chance alone gives one as large.
 
-    The resampled differences, moved so that their centre is no difference, stand for what chance gives (Efron and
-    Tibshirani 1993, chapter 16; Berg-Kirkpatrick et al., EMNLP 2012, for texts): p is the share of them that is at least
-    as large as the observed one in absolute value, the observed one counted among them, so it is never 0.
+    The resampled differences, shifted to a mean of no difference, represent the null hypothesis (Efron and Tibshirani 1993,
+    chapter 16; Berg-Kirkpatrick et al., EMNLP 2012, for texts). p is the fraction of them whose absolute value is at least
+    that of the observed difference, which is itself counted, so p is never 0.
 
-    It has two sides. sacrebleu's paired bootstrap centres absolute differences and counts one tail, so that its p-values
-    are smaller, down to half.
+    sacrebleu's paired bootstrap centers absolute differences and counts one tail, so its p-values are smaller, down to half.
 
     Args:
-        samples: differences of two systems' scores on the same resamples, float [resamples].
-        difference: that of all examples.
-        rounding: what may be missing to "as large".
+        samples: float [resamples], differences of the two systems' scores on the same resamples.
+        difference: Difference on all examples.
+        rounding: Tolerance of the comparison.
     """
     as_large = np.abs(samples - difference) >= abs(difference) - rounding
     return float(1 + as_large.sum()) / (1 + samples.size)
 
 
-def wins(samples: np.ndarray, rounding: float = ROUNDING) -> float:
-    """The share of resamples in which the first system is above the second, Koehn's figure; a draw counts half."""
+def win_rate(samples: np.ndarray, rounding: float = ROUNDING) -> float:
+    """Return the fraction of resamples in which the first system scores higher (Koehn 2004); ties count half.
+
+    Args:
+        samples: float [resamples], differences of the two systems' scores on the same resamples.
+        rounding: Differences up to this are ties.
+    """
     return float((samples > rounding).mean() + 0.5 * (np.abs(samples) <= rounding).mean())
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values corrected for being several: the chance of one wrong claim among all stays at the level.
+    """Return p-values corrected for multiple testing, which bounds the chance of any false claim by the level.
 
-    Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979): the smallest of m is multiplied by m, the next
-    by m - 1, and so on, none below the one before it or above 1.
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979): the smallest of m p-values is multiplied by m,
+    the next by m - 1, and so on; none may fall below the one before it or exceed 1.
 
     Args:
         p_values: float [m].
@@ -107,9 +117,9 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     Returns:
         float64 [m], in the same order.
     """
-    given = np.asarray(p_values, np.float64)
-    order = np.argsort(given, kind="stable")
-    raised = np.minimum(np.maximum.accumulate(given[order] * np.arange(given.size, 0, -1)), 1.0)
-    corrected = np.empty_like(raised)
-    corrected[order] = raised
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.minimum(np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1)), 1.0)
+    corrected = np.empty_like(adjusted)
+    corrected[order] = adjusted
     return corrected

@@ -1,12 +1,12 @@
-"""What a classifier is worth on validation texts: accuracy, F1, and how well it tells what is out of scope.
+"""Classification metrics: accuracy, F1, and how well out-of-scope queries are recognized.
 
-In-scope accuracy and out-of-scope recall are the two figures of Larson et al. 2019 (https://arxiv.org/abs/1909.02027), who made
-CLINC150: the share of in-scope queries whose intent is right (calling one out of scope is wrong), and the share of
-out-of-scope queries that are called so.
+In-scope accuracy and out-of-scope recall are the two figures of Larson et al. 2019 (https://arxiv.org/abs/1909.02027), who
+made CLINC150: the fraction of in-scope queries with the right intent (calling one out of scope is an error), and the
+fraction of out-of-scope queries recognized as such.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,51 +14,68 @@ from duonlp.errors import InputError
 from duonlp.inputs import IGNORED
 from duonlp.util.suggestions import nearest
 
+if TYPE_CHECKING:
+    from duonlp.data.labelled.batches import LabelledBatches
+
 MAXIMISED = ("mean", "accuracy")
-"""What a threshold may be chosen by: the mean of in-scope accuracy and out-of-scope recall, or the share of all that is right."""
+"""What a threshold can maximize: the mean of in-scope accuracy and out-of-scope recall, or the accuracy on all texts."""
 
 
 class ClassificationScorer:
-    """Predicts the labels of validation texts, and scores them. ``scorer(model)`` gives floats by name, for ``fit``'s evaluate.
+    """Predicts the labels of validation texts and scores them. ``scorer(model)`` returns floats by name, as ``fit`` expects.
 
-    For one label a text: "loss" (mean cross-entropy in nats), "accuracy", "macro_f1", and with an out-of-scope label
-    "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1" (a figure without a text to take it
-    over is left out). For several labels a text: "loss" (mean binary cross-entropy), "accuracy" (texts with all labels right),
-    "micro_f1", "macro_f1".
-
-    ``logits``, float32 [n, C], are those of the last call, in the order of the texts.
+    With one label per text: "loss" (mean cross-entropy in nats), "accuracy" and "macro_f1"; with an out-of-scope label also
+    "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision" and "out_of_scope_f1" (scores without any text to
+    compute them on are left out). Multi-label: "loss" (mean binary cross-entropy), "accuracy" (fraction of texts with all
+    labels right), "micro_f1" and "macro_f1".
 
     Args:
-        batches: LabelledBatches: their ``labels``, int32 [n] or float32 [n, C], and ``label_names``.
+        batches: Batches of labeled validation texts.
         predict: tfnlp's or jaxnlp's ``predict``: ``(model, batches) -> logits [n, C]``.
-        out_of_scope: the name of the label that says so; None where there is none.
+        out_of_scope: Name of the out-of-scope label, or None.
+
+    Attributes:
+        labels: int32 [n], or float32 [n, C] (multi-label).
+        out_of_scope: Index of the out-of-scope label, or None.
+        logits: float32 [n, C], logits of the last call in the order of the texts, or None.
 
     Raises:
-        InputError: no label of that name, or there are several labels a text.
+        InputError: No label has this name, or the texts are multi-label and out_of_scope is given.
     """
 
-    def __init__(self, batches, predict: Callable[[Any, Any], np.ndarray], *, out_of_scope: str | None = None):
+    def __init__(
+        self,
+        batches: "LabelledBatches",
+        predict: Callable[[Any, Any], np.ndarray],
+        *,
+        out_of_scope: str | None = None,
+    ):
         self.batches, self.predict = batches, predict
         self.labels = np.asarray(batches.labels)
         self.out_of_scope = None if out_of_scope is None else label_id(batches.label_names, out_of_scope)
         if self.out_of_scope is not None and self.labels.ndim == 2:
             raise InputError(
-                f"out_of_scope is {out_of_scope!r} and these texts have several labels each; leave it out: such a text has none"
+                f"out_of_scope is {out_of_scope!r}, but these texts are multi-label, where an out-of-scope text has no label; "
+                "drop out_of_scope"
             )
         self.logits: np.ndarray | None = None
 
-    def __call__(self, model) -> dict[str, float]:
-        """The scores of a model as it is.
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Return the scores of a model.
 
         Raises:
-            InputError: its labels are not as many as the texts'.
+            InputError: The model and the texts have different numbers of labels.
         """
         self._check(model)
         self.logits = np.asarray(self.predict(model, self.batches), np.float32)
         return classification_scores(self.logits, self.labels, self.out_of_scope)
 
-    def dry_run(self, model) -> dict[str, float]:
-        """The names of the scores, each 0, after a look at the model's labels: what is wrong is wrong before the first step."""
+    def dry_run(self, model: Any) -> dict[str, float]:
+        """Validate the model's labels before training, and return the names of the scores, each with the value 0.
+
+        Raises:
+            InputError: The model and the texts have different numbers of labels.
+        """
         self._check(model)
         classes = self.labels.shape[1] if self.labels.ndim == 2 else len(self.batches.label_names)
         scores = classification_scores(
@@ -67,37 +84,44 @@ class ClassificationScorer:
         return dict.fromkeys(scores, 0.0)
 
     def at_threshold(self, maximise: str = "mean") -> dict[str, float]:
-        """:func:`threshold_scores` of the last call's predictions.
+        """Return :func:`threshold_scores` of the last call's predictions.
+
+        Args:
+            maximise: One of :data:`MAXIMISED`.
 
         Raises:
-            InputError: nothing was predicted, or no label is the out-of-scope one.
+            InputError: The scorer was not called yet, or has no out-of-scope label.
         """
         if self.logits is None or self.out_of_scope is None:
             raise InputError(
-                "a threshold is chosen after a call of this scorer, and for an out_of_scope label; give both"
+                "a threshold needs an out_of_scope label and predictions; pass out_of_scope and call the scorer first"
             )
-        return threshold_scores(probabilities_of(self.logits), self.labels, self.out_of_scope, maximise=maximise)
+        return threshold_scores(softmax(self.logits), self.labels, self.out_of_scope, maximise=maximise)
 
-    def _check(self, model) -> None:
+    def _check(self, model: Any) -> None:
         config = getattr(model, "config", None)
         count = getattr(config, "num_labels", None)
-        wanted = len(self.batches.label_names)
-        if count is not None and count != wanted:
+        expected = len(self.batches.label_names)
+        if count is not None and count != expected:
             raise InputError(
-                f"the model tells {count} labels apart and the texts have {wanted}; load it with num_labels={wanted}"
+                f"the model has {count} labels, but the texts have {expected}; load it with num_labels={expected}"
             )
 
 
 def label_id(names: Sequence[str], name: str) -> int:
-    """Which label has this name; raises InputError, with the nearest, where none has."""
+    """Return the index of the out-of-scope label.
+
+    Raises:
+        InputError: No label has this name; the message suggests the nearest.
+    """
     names = list(names)
     if name not in names:
-        raise InputError(f"out_of_scope is {name!r}, which is none of the {len(names)} labels{nearest(name, names)}")
+        raise InputError(f"out_of_scope is {name!r}, which is not one of the {len(names)} labels{nearest(name, names)}")
     return names.index(name)
 
 
-def probabilities_of(logits: np.ndarray) -> np.ndarray:
-    """softmax over the last axis, in float64."""
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over the last axis, in float64."""
     logits = np.asarray(logits, np.float64)
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
@@ -106,25 +130,27 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
 def classification_scores(
     logits: np.ndarray, labels: np.ndarray, out_of_scope_id: int | None = None
 ) -> dict[str, float]:
-    """The scores of ClassificationScorer.
+    """Return the scores that ClassificationScorer documents.
 
     Args:
         logits: [n, C].
-        labels: int [n], or [n, C] of 0 and 1 for several labels a text. A row of -100 is left out.
-        out_of_scope_id: which label is the out-of-scope one.
+        labels: int [n], or 0 and 1 of shape [n, C] (multi-label). Rows of -100 are ignored.
+        out_of_scope_id: Index of the out-of-scope label, or None.
 
     Raises:
-        InputError: there are no texts, or not as many logits as labels.
+        InputError: There are no texts, or the shapes of logits and labels do not match.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if len(logits) != len(labels) or logits.ndim != 2:
-        raise InputError(f"logits of shape {list(logits.shape)} do not go with labels of shape {list(labels.shape)}")
-    real = (labels != IGNORED) if labels.ndim == 1 else (labels != IGNORED).all(axis=1)
-    logits, labels = logits[real], labels[real]
+        raise InputError(
+            f"logits have shape {list(logits.shape)} and labels {list(labels.shape)}; they must be [n, C], and [n] or [n, C]"
+        )
+    labeled = (labels != IGNORED) if labels.ndim == 1 else (labels != IGNORED).all(axis=1)
+    logits, labels = logits[labeled], labels[labeled]
     if not len(labels):
-        raise InputError("there are no labelled texts to score; give at least one")
+        raise InputError("there are no labeled texts to score; give at least one")
     if labels.ndim == 2:
-        return _several_labels(logits, labels)
+        return _multi_label_scores(logits, labels)
     predicted = logits.argmax(axis=1)
     largest = logits.max(axis=1)
     normalizers = largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1))
@@ -146,27 +172,28 @@ def threshold_scores(
     threshold: float | None = None,
     maximise: str = "mean",
 ) -> dict[str, float]:
-    """The scores when a query is also called out of scope where the model is not sure enough of any intent.
+    """Return the scores when unconfident predictions also count as out of scope.
 
-    "oos-threshold" of Larson et al. 2019 (https://arxiv.org/abs/1909.02027): below a threshold on the probability of the most
-    likely intent. The threshold is the one that is best by `maximise`: "accuracy" hardly counts what is out of scope where
-    there are 30 in-scope queries to such a one, as in CLINC150's validation texts, so that the default is the mean of the two
-    figures, in-scope accuracy and out-of-scope recall.
+    This is "oos-threshold" of Larson et al. 2019 (https://arxiv.org/abs/1909.02027): a query is out of scope if the
+    probability of its most likely intent is below a threshold, which is chosen to maximize `maximise`. "accuracy" hardly
+    weighs out-of-scope queries when in-scope ones outnumber them 30 to 1, as in CLINC150's validation texts, so the default
+    is the mean of in-scope accuracy and out-of-scope recall.
 
-    A model that has an out-of-scope class ("oos-train") keeps to it where that is the most likely one, at any threshold.
+    If the model has an out-of-scope class ("oos-train") and finds it most likely, that prediction stands at any threshold.
 
     Args:
-        probabilities: [n, C], of validation texts; of other texts when a threshold is given.
-        labels: int [n]. Of a model without an out-of-scope class, `out_of_scope_id` is one that is no column, such as C.
-        threshold: to report the scores at; None chooses it on these texts, the lowest of the best. Chosen and reported on the
-            same texts, the scores are a little too good; those of other texts at this threshold are not.
-        maximise: one of :data:`MAXIMISED`.
+        probabilities: [n, C], for validation texts; for other texts, pass `threshold`.
+        labels: int [n].
+        out_of_scope_id: Label of out-of-scope texts. If the model has no such class, an index outside the columns, such as C.
+        threshold: Threshold to use. None chooses it on these texts (the lowest of the best); the scores are then slightly
+            optimistic, unlike those of other texts at this threshold.
+        maximise: One of :data:`MAXIMISED`.
 
     Returns:
-        "threshold", "accuracy", and the figures for what is in and out of scope of ClassificationScorer.
+        "threshold", "accuracy", and the in-scope and out-of-scope scores of ClassificationScorer.
 
     Raises:
-        InputError: both kinds of texts are needed to choose, and there is only one; or a value that is not allowed.
+        InputError: A threshold must be chosen but the texts are all in scope or all out of scope, or an argument is invalid.
     """
     if maximise not in MAXIMISED:
         raise InputError(f"maximise is {maximise!r}; it must be one of {', '.join(MAXIMISED)}")
@@ -174,61 +201,71 @@ def threshold_scores(
     outside = labels == out_of_scope_id
     if threshold is None and (outside.all() or not outside.any()):
         raise InputError(
-            f"of {len(labels)} texts {int(outside.sum())} are out of scope; a threshold is chosen on texts of both kinds"
+            f"{int(outside.sum())} of {len(labels)} texts are out of scope; choosing a threshold needs both kinds of texts"
         )
-    refused = np.zeros(len(labels), bool)
+    rejected = np.zeros(len(labels), bool)
     if 0 <= out_of_scope_id < probabilities.shape[1]:
-        refused = probabilities.argmax(axis=1) == out_of_scope_id
+        rejected = probabilities.argmax(axis=1) == out_of_scope_id
         probabilities[:, out_of_scope_id] = -1
     intents, confidences = probabilities.argmax(axis=1), probabilities.max(axis=1)
     if threshold is None:
-        threshold = _best_threshold(confidences, intents == labels, outside, refused, maximise)
-    predicted = np.where(refused | (confidences < threshold), out_of_scope_id, intents)
+        threshold = _best_threshold(confidences, intents == labels, outside, rejected, maximise)
+    predicted = np.where(rejected | (confidences < threshold), out_of_scope_id, intents)
     scores = {"threshold": float(threshold), "accuracy": float(np.mean(predicted == labels))}
     return scores | _scope_scores(predicted, labels, out_of_scope_id)
 
 
-def _best_threshold(confidences, right, outside, refused, maximise: str) -> float:
-    """The lowest of those that are best: 0, or between two neighbouring confidences, where what is refused changes."""
+def _best_threshold(
+    confidences: np.ndarray, correct: np.ndarray, outside: np.ndarray, rejected: np.ndarray, maximise: str
+) -> float:
+    """Return the lowest of the best thresholds; candidates are 0 and the midpoints between neighboring confidences.
+
+    Args:
+        confidences: float [n], probability of the most likely intent.
+        correct: bool [n], whether that intent is right.
+        outside: bool [n], whether the text is out of scope.
+        rejected: bool [n], whether the model itself predicts out of scope.
+        maximise: One of :data:`MAXIMISED`.
+    """
     values = np.unique(confidences)
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2])
     order = np.argsort(confidences, kind="stable")
     below = np.searchsorted(confidences[order], candidates)  # queries below each candidate
 
-    def counted(which):  # of those below each candidate
-        return np.concatenate([[0], np.cumsum(which[order])])[below]
+    def count_below(mask: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(mask[order])])[below]
 
-    kept = right & ~outside & ~refused
-    in_scope_right = kept.sum() - counted(kept)
-    caught = (outside & refused).sum() + counted(outside & ~refused)
+    accepted = correct & ~outside & ~rejected
+    in_scope_correct = accepted.sum() - count_below(accepted)
+    detected = (outside & rejected).sum() + count_below(outside & ~rejected)
     if maximise == "accuracy":
-        scores = (in_scope_right + caught) / len(outside)
+        scores = (in_scope_correct + detected) / len(outside)
     else:
-        scores = (in_scope_right / (~outside).sum() + caught / outside.sum()) / 2
+        scores = (in_scope_correct / (~outside).sum() + detected / outside.sum()) / 2
     return float(candidates[np.argmax(scores)])
 
 
 def _scope_scores(predicted: np.ndarray, labels: np.ndarray, out_of_scope_id: int) -> dict[str, float]:
-    outside, refused = labels == out_of_scope_id, predicted == out_of_scope_id
+    outside, rejected = labels == out_of_scope_id, predicted == out_of_scope_id
     scores: dict[str, float] = {}
     if not outside.all():
         scores["in_scope_accuracy"] = float(np.mean((predicted == labels)[~outside]))
     if outside.any():
-        caught = int((outside & refused).sum())
-        scores["out_of_scope_recall"] = caught / int(outside.sum())
-        scores["out_of_scope_precision"] = caught / max(int(refused.sum()), 1)
-        scores["out_of_scope_f1"] = 2 * caught / (int(outside.sum()) + int(refused.sum()))
+        detected = int((outside & rejected).sum())
+        scores["out_of_scope_recall"] = detected / int(outside.sum())
+        scores["out_of_scope_precision"] = detected / max(int(rejected.sum()), 1)
+        scores["out_of_scope_f1"] = 2 * detected / (int(outside.sum()) + int(rejected.sum()))
     return scores
 
 
-def _several_labels(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     true, predicted = labels > 0.5, logits > 0
     loss = np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))
-    both, either = int((true & predicted).sum()), int(true.sum() + predicted.sum())
+    both, total = int((true & predicted).sum()), int(true.sum() + predicted.sum())
     return {
         "loss": float(loss.mean()),
         "accuracy": float(np.mean((true == predicted).all(axis=1))),
-        "micro_f1": 2 * both / either if either else 0.0,
+        "micro_f1": 2 * both / total if total else 0.0,
         "macro_f1": _macro_f1(predicted, true),
     }
 
@@ -238,6 +275,6 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _macro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    """The mean over the classes that there are, true or predicted, as scikit-learn takes it."""
-    both, either = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
-    return float(np.mean(2 * both[either > 0] / either[either > 0])) if either.any() else 0.0
+    """Return the mean F1 over the classes that occur, true or predicted, as in scikit-learn."""
+    both, total = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
+    return float(np.mean(2 * both[total > 0] / total[total > 0])) if total.any() else 0.0

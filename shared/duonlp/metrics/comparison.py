@@ -1,4 +1,4 @@
-"""Several systems over the same examples: scores with intervals, and which differences are more than chance."""
+"""Compare several systems on the same examples: scores with confidence intervals and significance of differences."""
 
 import math
 import os
@@ -6,30 +6,39 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.metrics.base import Metric, References, check_predictions, check_references
-from duonlp.metrics.bootstrap import ROUNDING, Score, check_settings, holm, interval, p_value, resampled_sums, wins
+from duonlp.metrics.bootstrap import ROUNDING, Score, check_settings, holm, interval, p_value, resampled_sums, win_rate
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
 
 BATCH = 64
-"""Examples scored between two steps of a progress bar."""
+"""Number of examples scored between two updates of a progress bar."""
 
 FEW = 30
-"""Below it the bootstrap claims too much: of systems alike, 5% are told apart at 0.05 from 30 examples on, 8% at 10, 18% at 4."""
+"""Below this many examples the bootstrap is too liberal: at level 0.05 it separates equal systems in 8% of cases with 10
+examples and in 18% with 4, but in 5% from 30 on."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One system against another, by one kind of score, on the same resamples of the examples.
+    """The difference of two systems in one kind of score, on the same resamples of the examples.
 
-    difference: the first system's score less the second's, with its interval.
-    p_value: how often chance alone gives one as large, either way.
-    corrected_p_value: the same after Holm's correction over all pairs of systems.
-    wins: share of the resamples in which the first is above the second.
-    significant: the corrected p-value is at most the level.
+    Attributes:
+        first: Name of the first system.
+        second: Name of the second system.
+        kind: Name of the score.
+        difference: Score of the first system minus that of the second, with its confidence interval.
+        p_value: How often chance alone gives a difference as large (two-sided).
+        corrected_p_value: The p-value after Holm's correction over all pairs of systems.
+        wins: Fraction of resamples in which the first system scores higher; ties count half.
+        significant: Whether the corrected p-value is at most the level.
     """
 
     first: str
@@ -44,12 +53,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
-    scores: {system: {kind: Score}}, on the scale of the library that computed it.
-    differences: of all pairs of systems and kinds, the first system of a pair being the one that was named first.
-    highest: {kind: 1.0 or 100.0}, the best score there is. Tables and pictures show all scores in percent of it.
-    signatures: {kind: library, version, options}.
+    Attributes:
+        scores: {system: {kind: Score}}, on the scale of the library that computed it.
+        differences: Differences of all pairs of systems in all kinds of scores, in the order of the systems.
+        highest: {kind: 1.0 or 100.0}, the best possible score. Tables and plots show percentages of it.
+        signatures: {kind: library, version and options}.
+        examples: Number of examples.
+        confidence: Confidence level of the intervals.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
+        level: Significance level.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -62,46 +77,49 @@ class Comparison:
     seed: int
     level: float
 
-    def table(self):
-        """A rich renderable: scores with their intervals, and below them the differences, with * where significant."""
+    def table(self) -> "Group":
+        """Return a rich renderable of the scores with intervals and, below, the differences, with * if significant."""
         from rich.console import Group
         from rich.text import Text
 
-        parts = [Text(f"{self.examples} examples; scores in percent, with {self.confidence:.0%} intervals")]
-        parts.append(self.scores_table())
+        parts: list[RenderableType] = [
+            Text(f"{self.examples} examples; scores in percent, with {self.confidence:.0%} intervals"),
+            self.scores_table(),
+        ]
         if self.differences:
             parts += [Text("\ndifferences, with their p-values"), self.differences_table(), Text(self.note)]
         return Group(*parts)
 
-    def scores_table(self):
-        """A rich table of the systems' scores in percent, each above its interval."""
+    def scores_table(self) -> "Table":
+        """Return a rich table of the systems' scores in percent, each above its interval."""
         from rich.markup import escape
 
         table = self._columns("system")
         for system, scores in self.scores.items():
             cells = []
             for kind, score in scores.items():
-                low, value, high = (self._percent(kind, number) for number in score)
+                low, value, high = self._percentages(kind, score)
                 cells.append(f"{value:.2f}\n[dim]{low:.1f}-{high:.1f}[/dim]")
             table.add_row(escape(system), *cells)
         return table
 
-    def differences_table(self):
-        """A rich table of the pairs' differences in percent, each above its corrected p-value."""
+    def differences_table(self) -> "Table":
+        """Return a rich table of the differences in percent, each above its corrected p-value."""
         from rich.markup import escape
 
         rows: dict[tuple[str, str], list[str]] = {}
-        for each in self.differences:
-            value = f"{self._percent(each.kind, each.difference.value):+.2f}"
-            shown = f"[bold]{value}*[/bold]" if each.significant else f"{value} "
-            p = "<0.001" if each.corrected_p_value < 0.001 else f"{each.corrected_p_value:.3f}"
-            rows.setdefault((each.first, each.second), []).append(f"{shown}\n[dim]{p} [/dim]")
+        for difference in self.differences:
+            _, percent, _ = self._percentages(difference.kind, difference.difference)
+            value = f"{percent:+.2f}"
+            value = f"[bold]{value}*[/bold]" if difference.significant else f"{value} "
+            p = "<0.001" if difference.corrected_p_value < 0.001 else f"{difference.corrected_p_value:.3f}"
+            rows.setdefault((difference.first, difference.second), []).append(f"{value}\n[dim]{p} [/dim]")
         table = self._columns("systems")
         for (first, second), cells in rows.items():
             table.add_row(f"{escape(first)}\n- {escape(second)}", *cells)
         return table
 
-    def _columns(self, first: str):
+    def _columns(self, first: str) -> "Table":
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -112,21 +130,22 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What a star in the table of differences means."""
+        """Legend of the table of differences: what * means."""
         pairs = len(self.scores) * (len(self.scores) - 1) // 2
         corrected = f", corrected for {pairs} pairs (Holm)" if pairs > 1 else ""
         few = (
-            f"\nfewer than {FEW} examples: the intervals are too narrow, the p-values too low"
-            if self.examples < FEW
-            else ""
+            f"\nfewer than {FEW} examples: intervals are too narrow and p-values too low" if self.examples < FEW else ""
         )
         return f"* p at most {self.level:g}: paired bootstrap, {self.resamples} resamples{corrected}{few}"
 
-    def _percent(self, kind: str, value: float) -> float:
-        return 100 * value / self.highest[kind]
+    def _percentages(self, kind: str, score: Score) -> tuple[float, float, float]:
+        """Return the lower bound, value and upper bound of a score in percent of the best possible score."""
+        assert score.low is not None and score.high is not None, "compare always computes intervals"
+        low, value, high = (100 * number / self.highest[kind] for number in (score.low, score.value, score.high))
+        return low, value, high
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values for JSON."""
+        """Return everything as plain values for JSON."""
         return {
             "examples": self.examples,
             "settings": {
@@ -140,23 +159,23 @@ class Comparison:
             },
             "differences": [
                 {
-                    "first": each.first, "second": each.second, "kind": each.kind, **each.difference._asdict(),
-                    "p_value": each.p_value, "corrected_p_value": each.corrected_p_value, "wins": each.wins,
-                    "significant": each.significant,
+                    "first": row.first, "second": row.second, "kind": row.kind, **row.difference._asdict(),
+                    "p_value": row.p_value, "corrected_p_value": row.corrected_p_value, "wins": row.wins,
+                    "significant": row.significant,
                 }
-                for each in self.differences
+                for row in self.differences
             ],
         }  # fmt: skip
 
     def plot(self, file: str | os.PathLike, title: str = "") -> None:
-        """Draws the scores with their intervals, a panel for each kind and a row for each system.
+        """Plot the scores with their intervals: one panel per kind, one row per system.
 
         Args:
-            file: a .png, .svg or .pdf file in a folder that is there.
-            title: above the picture.
+            file: A .png, .svg or .pdf file in an existing folder.
+            title: Title above the figure.
 
         Raises:
-            InputError: an unknown kind of file, or a folder that is not there.
+            InputError: The file format is unsupported, or the folder does not exist.
             MissingExtraError: matplotlib is not installed.
         """
         from duonlp.util.pictures import check_picture_file, picture, require_matplotlib
@@ -173,9 +192,9 @@ class Comparison:
             rows = range(len(self.scores))
             for axes, kind in zip(panels, self.highest, strict=True):
                 for row, scores in enumerate(self.scores.values()):
-                    low, value, high = (self._percent(kind, number) for number in scores[kind])
-                    beyond = [[max(value - low, 0)], [max(high - value, 0)]]
-                    axes.errorbar(value, row, xerr=beyond, fmt="o", capsize=3, color=COLOURS[row % len(COLOURS)])
+                    low, value, high = self._percentages(kind, scores[kind])
+                    errors = [[max(value - low, 0)], [max(high - value, 0)]]
+                    axes.errorbar(value, row, xerr=errors, fmt="o", capsize=3, color=COLOURS[row % len(COLOURS)])
                 axes.set_title(kind, fontsize=10)
                 axes.grid(axis="x", alpha=0.25, linewidth=0.6)
                 axes.spines[["top", "right"]].set_visible(False)
@@ -199,34 +218,34 @@ def compare(
     level: float = 0.05,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Scores several systems over the same examples, and tests each difference by the paired bootstrap.
+    """Score several systems on the same examples, and test their differences by the paired bootstrap.
 
     All systems are scored on the same resamples of the examples (Koehn, EMNLP 2004), so that an example that is hard for
-    both does not blur their difference. The p-value has two sides (see :func:`duonlp.metrics.bootstrap.p_value`). Where
-    there are several pairs of systems, Holm's correction holds the chance of even one wrong claim at `level`, over all
-    pairs; each kind of score is a question of its own, and is not corrected for the others. With fewer than some 30 examples the
-    bootstrap claims too much, which the table says.
+    both does not blur their difference. P-values are two-sided (see :func:`duonlp.metrics.bootstrap.p_value`). With
+    several pairs of systems, Holm's correction bounds the chance of even one false claim over all pairs by `level`,
+    separately for each kind of score. With fewer than about 30 examples the bootstrap is too liberal; the table says so.
 
     Args:
-        systems: {name: predictions}, or (name, predictions) pairs. Each has one text an example.
-        references: for each example a text, or a list of several.
-        metrics: what to measure, as made by Rouge(...) and Bleu(...); both with their defaults where None. They are taken
-            for their options, and keep no examples.
-        confidence: of the intervals.
-        resamples: of the examples.
-        seed: of the resamples.
-        level: a corrected p-value up to it is significant.
-        progress: called with numbers of examples that have been scored since the last call, over all systems and metrics.
+        systems: {name: predictions}, or (name, predictions) pairs, with one text per example.
+        references: One text, or a list of several, per example.
+        metrics: Metrics to compute. Defaults to Rouge() and Bleu(). Only their options are used; no examples are added to
+            them.
+        confidence: Confidence level of the intervals, in (0, 1).
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
+        level: Significance level for corrected p-values.
+        progress: Called with the number of examples scored since the last call, over all systems and metrics.
 
     Raises:
-        InputError: no system, two of one name, predictions that do not fit the references, fewer than two examples, which
-            leave nothing to resample, an empty reference, a kind of score twice, or too few resamples for so many pairs.
+        InputError: There are no systems, or two have the same name; predictions do not match the references; a reference
+            is empty; there are fewer than two examples; a kind of score is repeated; or there are too few resamples for
+            the number of pairs.
         MissingExtraError: rouge-score or sacrebleu is not installed.
     """
     check_settings(confidence, resamples, seed)
     if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise InputError(f"level is {level!r}; it must be between 0 and 1, such as 0.05")
-    texts, wanted = check_systems(systems, references)
+        raise InputError(f"level is {level!r}; it must be between 0 and 1 (exclusive), such as 0.05")
+    texts, reference_lists = check_systems(systems, references)
     pairs = list(combinations(texts, 2))
     check_resamples(len(texts), resamples, level)
     metrics = default_metrics() if metrics is None else list(metrics)
@@ -235,34 +254,35 @@ def compare(
     differences: dict[tuple[str, str], list[Difference]] = {pair: [] for pair in pairs}
     signatures: dict[str, str] = {}
     for metric in metrics:
-        full, resampled, signature = measured(metric, texts, wanted, resamples, seed, progress)
+        full, resampled, signature = measure_systems(metric, texts, reference_lists, resamples, seed, progress)
         for kind in metric.kinds:
             signatures[kind] = signature
             for name in texts:
                 low, high = interval(resampled[name][kind], confidence)
                 scores[name][kind] = Score(low, full[name][kind], high)
-            found = [
+            pair_differences = [
                 (full[a][kind] - full[b][kind], resampled[a][kind] - resampled[b][kind]) for a, b in pairs
-            ]  # fmt: skip
+            ]
             rounding = ROUNDING * metric.highest
-            p_values = np.array([p_value(samples, value, rounding) for value, samples in found])
-            for pair, (value, samples), p, corrected in zip(pairs, found, p_values, holm(p_values), strict=True):
+            p_values = np.array([p_value(samples, value, rounding) for value, samples in pair_differences])
+            rows = zip(pairs, pair_differences, p_values, holm(p_values), strict=True)
+            for pair, (value, samples), p, corrected in rows:
                 low, high = interval(samples, confidence)
                 differences[pair].append(
                     Difference(
-                        *pair, kind, Score(low, value, high), float(p), float(corrected), wins(samples, rounding),
+                        *pair, kind, Score(low, value, high), float(p), float(corrected), win_rate(samples, rounding),
                         bool(corrected <= level),
                     )
                 )  # fmt: skip
     return Comparison(
-        scores, tuple(each for pair in pairs for each in differences[pair]),
-        {kind: metric.highest for metric in metrics for kind in metric.kinds}, signatures, len(wanted), confidence,
-        resamples, seed, level,
+        scores, tuple(row for pair in pairs for row in differences[pair]),
+        {kind: metric.highest for metric in metrics for kind in metric.kinds}, signatures, len(reference_lists),
+        confidence, resamples, seed, level,
     )  # fmt: skip
 
 
 def default_metrics() -> list[Metric]:
-    """ROUGE-1, 2, L and Lsum and BLEU, with their defaults."""
+    """Return ROUGE-1, 2, L and Lsum, and BLEU, with default options."""
     from duonlp.metrics.bleu import Bleu
     from duonlp.metrics.rouge import Rouge
 
@@ -270,81 +290,102 @@ def default_metrics() -> list[Metric]:
 
 
 def check_resamples(systems: int, resamples: int, level: float = 0.05) -> None:
-    """Raises InputError for resamples too few for any difference between so many systems to be significant.
+    """Raise InputError if there are too few resamples for any difference between the systems to be significant.
 
-    The smallest p-value there can be is 1 / (1 + resamples), and Holm's correction multiplies it by the pairs.
+    The smallest possible p-value is 1 / (1 + resamples), and Holm's correction multiplies it by the number of pairs.
+
+    Args:
+        systems: Number of systems.
+        resamples: Number of bootstrap resamples.
+        level: Significance level.
     """
     pairs = systems * (systems - 1) // 2
     least = max(1, math.ceil(round(pairs / level, 6)) - 1)
     if not pairs and resamples < least:
-        raise InputError(f"resamples is {resamples}; intervals take at least {least}, and 1000 are usual")
+        raise InputError(f"resamples is {resamples}; intervals need at least {least}, and 1000 are usual")
     if resamples < least:
         raise InputError(
-            f"resamples is {resamples}; to tell {systems} systems apart at {level:g} takes at least {least}"
+            f"resamples is {resamples}; comparing {systems} systems at level {level:g} needs at least {least}"
         )
 
 
 def check_metrics(metrics: Sequence[Any]) -> None:
-    """Raises InputError for what is no metric, and for a kind of score that two of them give."""
+    """Raise InputError if an entry is not a metric, there are none, or two compute the same kind of score."""
     kinds = []
     for metric in metrics:
         if not isinstance(metric, Metric):
-            raise InputError(f"metrics have {metric!r}; give Rouge(...) and Bleu(...)")
+            raise InputError(f"metrics contain {metric!r}; give metrics such as Rouge(...) and Bleu(...)")
         kinds += metric.kinds
-    twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    if twice or not kinds:
-        raise InputError(
-            f"metrics give {', '.join(twice)} twice" if twice else "there are no metrics; give at least one"
-        )
+    repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+    if repeated:
+        raise InputError(f"metrics compute {', '.join(repeated)} twice; give each kind of score once")
+    if not kinds:
+        raise InputError("there are no metrics; give at least one")
 
 
 def check_systems(
     systems: Mapping[str, Iterable[str]] | Sequence[tuple[str, Iterable[str]]], references: References
 ) -> tuple[dict[str, list[str]], list[list[str]]]:
-    """{name: predictions}, and the references of each example as a list, checked against each other.
+    """Return {name: predictions} and the list of references of each example, after checking that they match.
 
     Raises:
-        InputError: as `compare`.
+        InputError: There are no systems, or two have the same name; predictions do not match the references; a reference
+            is empty; or there are fewer than two examples.
     """
-    wanted = check_references(references)
+    reference_lists = check_references(references)
     pairs = list(systems.items()) if isinstance(systems, Mapping) else list(systems)
     if not pairs:
         raise InputError("there are no systems; give at least one, as {name: predictions}")
     texts: dict[str, list[str]] = {}
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str) or not pair[0]:
-            raise InputError(f"systems have {repr(pair)[:60]}; give {{name: predictions}} with names that are texts")
+            raise InputError(f"systems contain {repr(pair)[:60]}; give {{name: predictions}} with non-empty names")
         name, predictions = pair
         if name in texts:
-            raise InputError(f"two systems are named {name!r}; give each a name of its own")
+            raise InputError(f"two systems are named {name!r}; give each a unique name")
         try:
             texts[name] = check_predictions(predictions)
         except InputError as error:
             raise InputError(f"system {name!r}: {error}") from error
-        if len(texts[name]) != len(wanted):
+        if len(texts[name]) != len(reference_lists):
             raise InputError(
-                f"system {name!r} has {len(texts[name])} predictions, and there are {len(wanted)} references; give one "
-                "for each"
+                f"system {name!r} has {len(texts[name])} predictions, but there are {len(reference_lists)} references; give "
+                "one for each"
             )
-    if len(wanted) < 2:
-        raise InputError(
-            "there is 1 example; intervals and differences come from resampled examples and need at least 2"
-        )
-    return texts, wanted
+    if len(reference_lists) < 2:
+        raise InputError("there is only 1 example; intervals and differences need at least 2 to resample")
+    return texts, reference_lists
 
 
-def measured(
-    metric: Metric, texts: dict[str, list[str]], references: References, resamples: int, seed: int, progress
+def measure_systems(
+    metric: Metric,
+    texts: dict[str, list[str]],
+    references: References,
+    resamples: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]], str]:
-    """For each system and kind the score of all examples, and those of the resamples; then the metric's signature."""
+    """Compute a metric for every system, on all examples and on resamples of them.
+
+    Args:
+        metric: Metric whose options are used.
+        texts: {system: predictions}.
+        references: References of each example.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
+        progress: Called with the number of examples scored since the last call.
+
+    Returns:
+        {system: {kind: score}}, {system: {kind: float64 [resamples]}}, and the metric's signature.
+    """
     full, resampled, signature = {}, {}, ""
     for name, predictions in texts.items():
         system = metric.fresh()
         for start in range(0, len(predictions), BATCH):
-            part = predictions[start : start + BATCH]
-            system.add(part, references[start : start + BATCH])
+            batch = predictions[start : start + BATCH]
+            system.add(batch, references[start : start + BATCH])
             if progress is not None:
-                progress(len(part))
+                progress(len(batch))
         rows, signature = system.statistics, system.signature
         full[name] = {
             kind: float(value[0]) for kind, value in system.scores(rows.sum(axis=0, keepdims=True), len(rows)).items()

@@ -1,4 +1,4 @@
-"""Files of what a system wrote: one text a line, or JSONL; the latter written here, too."""
+"""Read and write prediction files: one text per line, or JSON Lines."""
 
 import contextlib
 import json
@@ -10,64 +10,69 @@ from typing import Any
 from duonlp.errors import InputError
 
 FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "summary", "text")
-"""Where the text is in an object of a JSONL file; the first of them that is there."""
+"""Keys that may hold the text in an object of a JSONL file; the first that exists is used."""
 
 JSONL = (".jsonl", ".ndjson")
 
 
 def read_predictions(file: str | os.PathLike, ids: Sequence[str], *, limited: bool = False) -> list[str]:
-    """A system's texts for examples, in their order.
+    """Read a system's text for each example, in the order of `ids`.
 
     Args:
-        file: in .jsonl or .ndjson a text or an object a line, the object with the text under one of FIELDS and, maybe, the
-            example's "id"; in any other file one text a line. Empty lines of a text file are empty texts.
-        ids: of the examples. Objects with an "id" are found by it, whatever their order, and all others go by their place.
-        limited: the examples are the first of more, and so may the file have more.
+        file: A .jsonl or .ndjson file has one text or object per line; an object holds the text under one of FIELDS and
+            optionally the example's "id". Any other file has one text per line, where an empty line is an empty text.
+        ids: Ids of the examples. If all objects have an "id", they are matched by it; otherwise by their order.
+        limited: Whether the examples are the first ones of a larger dataset, so that the file may have more predictions.
 
     Raises:
-        InputError: the file cannot be read, a line is of no use, or texts are missing or too many.
+        InputError: The file cannot be read, a line is invalid, or there are too few or too many texts.
     """
     path = Path(file)
     try:
         lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read predictions from {str(file)!r}: {why}; give one text a line, or JSONL") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(
+            f"cannot read predictions from {str(file)!r}: {reason}; give one text per line, or JSONL"
+        ) from None
     lines = [line.removesuffix("\r") for line in lines]
-    if path.suffix.lower() not in JSONL:
-        texts, names = (lines if lines != [""] else []), []
+    texts: list[str]
+    names: list[str | None]
+    if path.suffix.lower() in JSONL:
+        rows = [_parse_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        texts, names = [text for text, _ in rows], [name for _, name in rows]
     else:
-        rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        texts, names = map(list, zip(*(_row(path, number, line) for number, line in rows))) if rows else ([], [])
-    if names and None not in names and names[: len(ids)] != list(ids):
-        return _by_id(path, texts, names, ids)
+        texts, names = (lines if lines != [""] else []), []
+    known_names = [name for name in names if name is not None]
+    if known_names and len(known_names) == len(names) and names[: len(ids)] != list(ids):
+        return _match_by_id(path, texts, known_names, ids)
     if len(texts) != len(ids) and not (limited and len(texts) > len(ids)):
         raise InputError(
-            f"{str(file)!r} has {len(texts)} predictions, and there are {len(ids)} examples; give one for each"
+            f"{str(file)!r} has {len(texts)} predictions, but there are {len(ids)} examples; give one for each"
         )
     return texts[: len(ids)]
 
 
-def _by_id(path: Path, texts: list[str], names: list[str], ids: Sequence[str]) -> list[str]:
-    found = dict(zip(names, texts, strict=True))
-    if len(found) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{str(path)!r} has the id {twice!r} more than once; give each example one prediction")
+def _match_by_id(path: Path, texts: list[str], names: list[str], ids: Sequence[str]) -> list[str]:
+    text_by_id = dict(zip(names, texts, strict=True))
+    if len(text_by_id) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{str(path)!r} has the id {repeated!r} more than once; give each example one prediction")
     for name in ids:
-        if name not in found:
+        if name not in text_by_id:
             raise InputError(
-                f"{str(path)!r} has no prediction for the example {name!r}, its first id being {names[0]!r}; give one for "
-                'each example, or leave the "id" out where they are in the order of the data'
+                f"{str(path)!r} has no prediction for the example {name!r} (its first id is {names[0]!r}); give one for each "
+                'example, or drop the "id"s if the predictions are in the order of the data'
             )
-    return [found[name] for name in ids]
+    return [text_by_id[name] for name in ids]
 
 
-def _row(path: Path, number: int, line: str) -> tuple[str, str | None]:
-    """The text of a line of JSON, and its id."""
+def _parse_row(path: Path, number: int, line: str) -> tuple[str, str | None]:
+    """Return the text and the id of a line of JSON."""
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        raise InputError(f"line {number} of {str(path)!r} is not valid JSON ({error}); mend it") from None
+        raise InputError(f"line {number} of {str(path)!r} is not valid JSON ({error}); fix it") from None
     if isinstance(row, str):
         return row, None
     field = next((field for field in FIELDS if isinstance(row, dict) and field in row), None)
@@ -79,28 +84,32 @@ def _row(path: Path, number: int, line: str) -> tuple[str, str | None]:
 
 
 def write_predictions(file: str | os.PathLike, ids: Sequence[str], texts: Sequence[str]) -> None:
-    """Writes {"id", "prediction"} a line, whole or not at all."""
+    """Write one {"id", "prediction"} object per line, atomically.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     rows = (
         json.dumps({"id": name, "prediction": text}, ensure_ascii=False) for name, text in zip(ids, texts, strict=True)
     )
-    write_whole(Path(file), "".join(row + "\n" for row in rows))
+    write_atomically(Path(file), "".join(row + "\n" for row in rows))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text in a file, whole or not at all.
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file atomically.
 
     Raises:
-        InputError: it cannot be written, for want of room, say.
+        InputError: The file cannot be written, for example because the disk is full.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # half a surrogate pair, which a model may write, is no UTF-8
-        unfinished.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        unfinished.replace(path)
+        # A model may write an unpaired surrogate, which UTF-8 cannot encode.
+        partial.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        partial.replace(path)
     except OSError as error:
         raise InputError(
-            f"cannot write {str(path)!r}: {error.strerror}; make room, or give a folder that can be written to"
+            f"cannot write {str(path)!r}: {error.strerror}; free some space, or choose a writable folder"
         ) from None
     finally:
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

@@ -11,8 +11,8 @@ import numpy as np
 
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.config import TransformerConfig
-from duonlp.dtypes import TRAINED_IN, check_dtype
-from duonlp.errors import CheckpointError, InputError
+from duonlp.dtypes import TRAINING_DTYPES, check_dtype
+from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.metrics.classification import ClassificationScorer
 from duonlp.training.fit_config import FitConfig
 from duonlp.typing import Engine
@@ -96,7 +96,7 @@ class LabelledRunSettings:
             raise InputError(
                 f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
             )
-        check_dtype(self.dtype, allowed=TRAINED_IN)
+        check_dtype(self.dtype, allowed=TRAINING_DTYPES)
 
     @property
     def folder(self) -> Path:
@@ -335,7 +335,7 @@ def load_classifier(
         )
     is_new_head = False
     for warning in caught:
-        if "starts from random values" in str(warning.message):  # expected in fine-tuning, so not worth a warning
+        if issubclass(warning.category, NewHeadWarning):  # expected in fine-tuning, so not worth a warning
             is_new_head = True
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -191,7 +191,8 @@ def read_space(table: Mapping[str, Any], real: Sequence[str] = (), whole: Sequen
             dimension = Range(name, **value)
             numbers = {key: number for key, number in value.items() if key != "log" and number is not None}
             if name in real:
-                dimension = Range(name, **{**value, **{key: float(number) for key, number in numbers.items()}})
+                bounds: dict[str, Any] = {key: float(number) for key, number in numbers.items()}
+                dimension = Range(name, **{**value, **bounds})
             elif name in whole:
                 for key, number in numbers.items():
                     if int(number) != number:
@@ -199,7 +200,8 @@ def read_space(table: Mapping[str, Any], real: Sequence[str] = (), whole: Sequen
                             f"{name}: {key} is {number}, but the setting is an integer; give integers for low, high and step, "
                             "such as { low = 2, high = 8, step = 2 }"
                         )
-                dimension = Range(name, **{**value, **{key: int(number) for key, number in numbers.items()}})
+                bounds = {key: int(number) for key, number in numbers.items()}
+                dimension = Range(name, **{**value, **bounds})
             space[name] = dimension
         elif all(isinstance(inner, (Mapping, Range, Choices)) for inner in value.values()):
             for key, inner in value.items():

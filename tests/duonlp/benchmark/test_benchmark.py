@@ -208,7 +208,10 @@ class Config:
         (lambda: PerformanceBenchmark("x", texts(), "m"), ["a str", "takes a text"]),
         (lambda: benchmark(name=" "), ["name is ' '"]),
         (lambda: benchmark(data=texts([], [])), ["no texts"]),
-        (lambda: benchmark(data=LabelledTexts(["a"], np.ones((1, 3), np.float32), NAMES)), ["float32 [1, 3]", "one integer label"]),
+        (
+            lambda: benchmark(data=LabelledTexts(["a"], np.ones((1, 3), np.float32), NAMES)),
+            ["float32 [1, 3]", "one integer label"],
+        ),
         (lambda: benchmark(out_of_scope="os"), ["'os'", "did you mean 'oos'"]),
         (lambda: benchmark(threshold=0.5), ["no out-of-scope label"]),
         (lambda: benchmark(threshold=50, out_of_scope="oos"), ["threshold is 50"]),

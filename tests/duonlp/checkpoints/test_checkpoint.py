@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint
 from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from duonlp.checkpoints.save import atomic_folder, parse_size, save_checkpoint
-from duonlp.errors import CheckpointError, ConfigError, InputError
+from duonlp.errors import CheckpointError, ConfigError, InputError, NewHeadWarning
 from duonlp.parameters import parameters
 from tests.cases import Case, cases
 
@@ -131,7 +131,7 @@ def test_a_base_checkpoint_has_no_prefix_and_loads_into_a_head(tmp_path):
     base = Case("bert-base", BERT.hf, "base")
     base.write(tmp_path / "base")
     assert "embeddings.word_embeddings.weight" in tensors_of(tmp_path / "base")
-    with pytest.warns(UserWarning, match=r"the masked-lm head starts from random values.*lm_head/transform/kernel"):
+    with pytest.warns(NewHeadWarning, match=r"the masked-lm head starts from random values.*lm_head/transform/kernel"):
         loaded = values(tmp_path / "base", head="masked-lm")
     assert np.array_equal(
         loaded["embeddings/word_embeddings/embedding"],

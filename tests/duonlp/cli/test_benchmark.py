@@ -194,7 +194,7 @@ def test_figures(run, package, models, data, tmp_path):  # noqa: F811
         (["-m", "A", "--data", "DATA", "--plot", "p.gif"], ["'.gif'"]),
         (["-m", "A", "--data", "DATA", "-o", "warmup=3"], ["'warmup'", "did you mean 'warm_up'"]),
         (["-m", "A", "--data", "DATA", "--label-column", "intent"], ["'intent'"]),
-        (["-m", "A", "--data", "DATA", "--data-config", "plus"], ["'plus'", "no dataset on the Hub"]),
+        (["-m", "A", "--data", "DATA", "--data-config", "plus"], ["'plus'", "not a dataset on the Hub"]),
         (["-m", "A", "--data", "DATA", "--fail-if-slower", "1.1"], ["--compare"]),
         (["run.json", "-m", "A"], ["models is for measuring"]),
         (["--compare"], ["one run file or two, and got 0"]),

@@ -98,7 +98,7 @@ def test_completions_are_the_same_in_both_frameworks(checkpoint):  # noqa: F811
         (["--allow-code-execution", "--top-p", "2"], ["--top-p is 2.0"]),
         (["--allow-code-execution", "--workers", "-1"], ["--workers is -1"]),
         (["--allow-code-execution", "--output", "/nowhere/a.json"], ["--output", "/nowhere/a.json"]),
-        ([], ["nobody has read", "--allow-code-execution"]),
+        ([], ["untrusted, model-written code", "--allow-code-execution"]),
     ],
 )
 def test_usage_errors_are_one_line(run, engine, problems, arguments, parts):  # noqa: F811

@@ -275,7 +275,7 @@ def test_files_of_predictions(tmp_path):
     assert read_predictions(tmp_path / "b.jsonl", ["1", "2"]) == ["a", "b"]
     (tmp_path / "c.txt").write_bytes("\ufeffa\u2028b\r\n\r\nc".encode())
     assert read_predictions(tmp_path / "c.txt", ids) == ["a\u2028b", "", "c"]
-    with pytest.raises(InputError, match="has 3 predictions, and there are 2"):
+    with pytest.raises(InputError, match="has 3 predictions, but there are 2"):
         read_predictions(tmp_path / "c.txt", ids[:2])
     assert read_predictions(tmp_path / "c.txt", ids[:2], limited=True) == ["a\u2028b", ""]
     for content, part in (

@@ -175,7 +175,7 @@ def test_a_head_for_as_many_other_labels_is_rejected(settings, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"out_of_scope": "oss"}, "'oss', which is none of the 4 labels; did you mean 'oos'"),
+        ({"out_of_scope": "oss"}, "'oss', which is not one of the 4 labels; did you mean 'oos'"),
         ({"max_length": 17}, "max_length is 17; the model reads at most 16 tokens"),
         ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -106,7 +106,7 @@ def test_the_prompt_can_come_from_standard_input(run, checkpoint):  # noqa: F811
         (["x", "-m", "MODEL", "--plot", "a.gif"], ["a.gif", ".png"]),
         (["x", "-m", "MODEL", "--seed", "1", "-o", "seed=2"], ["seed is given twice"]),
         (["x", "-m", "MODEL", "-o", "max_new_tokns=2"], ["did you mean 'max_new_tokens'"]),
-        (["x", "-m", "MODEL", "--return", "2"], ["num_return_sequences=2", "same text"]),
+        (["x", "-m", "MODEL", "--return", "2"], ["num_return_sequences=2", "identical texts"]),
     ],
 )
 @ANY

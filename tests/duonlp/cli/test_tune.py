@@ -159,9 +159,9 @@ def test_a_stopped_trial_is_repeated(table, tmp_path):
 @pytest.mark.parametrize(
     ("change", "search", "message"),
     [
-        ({}, {"alfa": SEARCH["alpha"]}, "'alfa', which is no setting; did you mean 'alpha'"),
+        ({}, {"alfa": SEARCH["alpha"]}, "unknown setting 'alfa'; did you mean 'alpha'"),
         ({}, {"num_layers": SEARCH["layers"]}, "did you mean 'layers'"),
-        ({}, {**SEARCH, "output": {"choices": ["a", "b"]}}, "by which trials could not be compared"),
+        ({}, {**SEARCH, "output": {"choices": ["a", "b"]}}, "would make trials incomparable"),
         ({}, {**SEARCH, "distillation": {"alpha": SEARCH["alpha"]}}, "search has 'distillation.alpha' twice"),
         ({}, {**SEARCH, "alpha": {"low": 0.0, "high": 1.5}}, "search.distillation.alpha has 1.5: .*alpha is 1.5"),
         (
@@ -170,13 +170,13 @@ def test_a_stopped_trial_is_repeated(table, tmp_path):
             "search.distillation.temperature has 0.0|temperature is 0",
         ),
         ({}, {"alpha": SEARCH["alpha"]}, "no student given"),
-        ({"validation_split": ""}, SEARCH, "nothing is validated"),
-        ({"fit": {"evaluate_every": 0}}, SEARCH, "nothing is validated"),
+        ({"validation_split": ""}, SEARCH, "the run has no validation"),
+        ({"fit": {"evaluate_every": 0}}, SEARCH, "the run has no validation"),
         ({"fit": 3}, SEARCH, "fit is 3; it must be a table"),
         (
             {},
             {**SEARCH, "epochs": {"low": 1.0, "high": 3.5}},
-            "fit.epochs: high is 3.5, and the setting is a whole number",
+            "fit.epochs: high is 3.5, but the setting is an integer",
         ),
         ({"batchsize": 8}, SEARCH, "'batchsize' is not a setting of duonlp distill"),
     ],
@@ -200,7 +200,7 @@ def test_every_model_of_a_search_is_checked_first(table, tmp_path):
 
 def test_a_single_table_has_no_validation_scores_to_search_by(table, tmp_path):
     (tmp_path / "all.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in queries(16)))
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="there is nothing to search by; give a folder"):
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="trials cannot be compared; give a folder"):
         tune_runs(Tuned(), {**table, "data": str(tmp_path / "all.csv")}, SEARCH, tmp_path / "search", console=False)
 
 
@@ -227,7 +227,7 @@ def test_the_command(run, table, tmp_path):
     report = json.loads(out)
     assert report["finished"] == 3 and report["framework"] == "jax" and "best.toml" in report["files"]
     status, out, err = run("--config", file, "--output", folder, "--trials", 4)
-    assert status == 0 and "4 trials: " in out and "best.toml" in out and "going on after 3 trials" in err
+    assert status == 0 and "4 trials: " in out and "best.toml" in out and "resuming after 3 trials" in err
     status, out, err = run("--config", file, "--output", folder, "--trials", 5, package=Tuned(stop_after=1))
     assert status == cli_tune.STOPPED and "run the same command to resume" in err
 
@@ -240,7 +240,7 @@ def test_usage_errors(run, table, tmp_path):
     good = "[search]\nalpha = { low = 0.0, high = 1.0 }\nlayers = { choices = [1, 2] }\n"
     output = ("--output", tmp_path / "search")
     assert_rejected("give --output", good)
-    assert_rejected("there is nothing to search", "", *output)
+    assert_rejected("the search space is empty", "", *output)
     assert_rejected(
         "trails' is not a setting of duonlp tune.*did you mean 'tune.trials'", good + "[tune]\ntrails = 3\n", *output
     )

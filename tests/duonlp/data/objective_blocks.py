@@ -1,4 +1,4 @@
-"""A tokenizer of words with every special token, and blocks of its ids: what the tests of encoder-decoders' objectives share."""
+"""A word-level tokenizer with every special token and blocks of its ids, for the tests of encoder-decoder objectives."""
 
 import numpy as np
 from tokenizers import Tokenizer, models
@@ -14,7 +14,7 @@ SIZE = len(SPECIAL) + len(WORDS)
 
 
 def tokenizer(without=(), special=tuple(SPECIAL)):
-    """A tokenizer with these special tokens, but not in the roles `without`."""
+    """Return a tokenizer with these special tokens, leaving the roles in `without` unset."""
     roles = {
         "pad_token": "<pad>",
         "eos_token": "</s>",
@@ -29,7 +29,7 @@ def tokenizer(without=(), special=tuple(SPECIAL)):
 
 
 def blocks(rows: int, length: int, seed: int = 0, specials: float = 0.0, stops: float = 0.0) -> np.ndarray:
-    """Random words, int32 [rows, length]: of them some ends of documents, and some full stops."""
+    """Return random words, int32 [rows, length], some replaced by document ends (`specials`) and full stops (`stops`)."""
     draws = np.random.default_rng(seed)
     ids = draws.integers(FIRST + 2, SIZE, (rows, length)).astype(np.int32)
     ids[draws.random(ids.shape) < stops] = STOP

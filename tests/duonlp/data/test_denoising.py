@@ -1,4 +1,4 @@
-"""Gaps in text: what was taken out is in the target, as much as was promised, at places that seed and position decide."""
+"""Span corruption and text infilling: targets hold what sources lack, and seed and position determine the mask."""
 
 import math
 
@@ -17,13 +17,13 @@ NUMBER = {TOKENIZER.convert_tokens_to_ids(f"<extra_id_{i}>"): i for i in range(1
 
 
 def real(batch):
-    """Sources and targets of a batch without what fills them up, lists of ids."""
+    """Return the sources and targets of a batch as lists of ids, without padding."""
     sources = [row[mask == 1].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
     return sources, [row[row != -100].tolist() for row in batch["labels"]]
 
 
 def check_batch(batch, start):
-    """Whatever the objective: shapes, types, padding, and the decoder's inputs."""
+    """Check what every objective promises: shapes, dtypes, padding and decoder inputs."""
     assert {value.dtype for value in batch.values()} == {np.dtype(np.int32)}
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["decoder_input_ids"].shape == batch["labels"].shape
@@ -37,7 +37,7 @@ def check_batch(batch, start):
 
 
 def filled(source, target):
-    """The text again: each sentinel of the source with what stands behind it in the target."""
+    """Rebuild the text: replace each sentinel of the source by its span in the target."""
     spans, text = {}, []
     for token in target[:-1]:
         if token in NUMBER:
@@ -53,7 +53,7 @@ def filled(source, target):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 150), st.floats(0.01, 0.3), st.floats(1.5, 8), st.integers(0, 2**64 - 1), st.floats(0, 0.1))
-def test_a_source_filled_from_its_target_is_the_text(length, density, span, seed, specials):
+def test_source_and_target_rebuild_the_text(length, density, span, seed, specials):
     ids = blocks(3, length, seed % 1000, specials)
     made = SpanCorruption(TOKENIZER, noise_density=density, mean_span=span)
     try:
@@ -65,7 +65,7 @@ def test_a_source_filled_from_its_target_is_the_text(length, density, span, seed
     check_batch(batch, PAD)
     assert (batch["input_ids"].shape[1], batch["labels"].shape[1]) == shape
     for text, source, target in zip(ids.tolist(), *real(batch)):
-        if len(target) == shape[1]:  # no span was left out for want of room
+        if len(target) == shape[1]:  # no span was dropped for lack of room
             assert filled(source, target) == text and len(source) == shape[0]
         assert EOS not in target[:-1]
 
@@ -82,7 +82,7 @@ def test_t5s_numbers_for_its_own_length():
 
 
 def test_all_masks_of_a_length_are_equally_likely():
-    """6 tokens, 2 of them hidden in 2 spans: each way to split 4 tokens that stay in two, 3 of them, a third of the time."""
+    """With 2 of 6 tokens hidden in 2 spans, each of the 3 ways to split the 4 visible tokens occurs a third of the time."""
     ids = blocks(3000, 6)
     made = SpanCorruption(TOKENIZER, noise_density=0.3, mean_span=1.0)
     sources, targets = real(made(ids, None, np.arange(3000), 5))
@@ -92,7 +92,7 @@ def test_all_masks_of_a_length_are_equally_likely():
     assert (np.abs(first[1:] - 1000) < 4 * np.sqrt(3000 * (1 / 3) * (2 / 3))).all()
 
 
-def test_spans_are_as_many_and_as_long_as_promised():
+def test_number_and_length_of_spans():
     ids = blocks(300, 80)
     _, targets = real(objective("span-corruption", TOKENIZER)(ids, None, np.arange(300), 1))
     for target in targets:
@@ -116,8 +116,8 @@ def test_no_span_covers_a_special_token_where_there_are_many():
 
 
 def covered(source, text):
-    """Whether masks put for tokens of a text, any number of them each, give the source."""
-    reached = {0}  # how much of the text the source so far may stand for
+    """Return whether replacing spans of a text by single masks can give this source."""
+    reached = {0}  # text positions that the source so far may reach
     for token in source:
         if token == MASK:
             reached = set(range(min(reached), len(text) + 1)) if reached else set()
@@ -128,7 +128,7 @@ def covered(source, text):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 150), st.floats(0.01, 0.9), st.floats(0.5, 8), st.integers(0, 2**64 - 1), st.floats(0, 0.3))
-def test_masks_stand_for_what_is_missing(length, share, span, seed, specials):
+def test_masks_replace_the_hidden_spans(length, share, span, seed, specials):
     ids = blocks(3, length, seed % 1000, specials)
     made = TextInfilling(TOKENIZER, mask_share=share, mean_span=span)
     batch = made(ids, None, np.arange(3), seed)
@@ -144,28 +144,28 @@ def test_masks_stand_for_what_is_missing(length, share, span, seed, specials):
             assert source[1:-1].count(EOS) == text.count(EOS)
 
 
-def test_infilled_spans_follow_poissons_lengths():
+def test_span_lengths_are_poisson_distributed():
     ids = np.tile(np.arange(FIRST, SIZE, dtype=np.int32), (2000, 1))
-    ids = np.concatenate([ids, ids + 0], axis=1)[:, :60]  # all tokens differ, so gaps can be read off
+    ids = np.concatenate([ids, ids + 0], axis=1)[:, :60]  # all tokens differ, so the gaps are visible
     sources, _ = real(objective("text-infilling", TOKENIZER)(ids, None, np.arange(2000), 2))
     masks = np.asarray([source.count(MASK) for source in sources])
-    # 18 of 60 tokens in spans of 3 on average, the last one cut; zeros among them.
+    # 18 of 60 tokens in spans of 3 on average, empty ones included and the last one shortened.
     lengths = np.random.default_rng(0).poisson(3.0, (20000, 60))
     expected = (np.cumsum(lengths, axis=1) < 18).sum(axis=1) + 1
     assert abs(masks.mean() - expected.mean()) < 4 * expected.std() / np.sqrt(2000)
     assert abs(masks.std() / expected.std() - 1) < 0.1
-    # A mask between two neighbours of the text stands for nothing: exp(-3) of all spans.
+    # A mask between two neighbors of the text is an empty span: exp(-3) of all spans.
     inserted = sum(
         a != MASK != c and c - a == 1 for s in sources for a, b, c in zip(s[1:], s[2:], s[3:-1]) if b == MASK
     )
     assert 0.03 < inserted / masks.sum() < 0.06
-    # Far from the ends, where spans that would begin or end outside are missing, every token is hidden alike often.
+    # Away from the ends, every token is hidden equally often.
     kept = np.bincount(np.concatenate([s[1:-1] for s in sources]), minlength=SIZE)[FIRST + 10 : FIRST + 50] / 2000
     assert abs(kept - kept.mean()).max() < 4.5 * np.sqrt(0.3 * 0.7 / 2000) and abs(kept.mean() - 0.7) < 0.03
 
 
 def split(ids, end):
-    """A list of ids cut behind each run of `end`, told by plain Python."""
+    """Split a list of ids after each run of `end`, in plain Python."""
     parts = [[]]
     for token in ids:
         if parts[-1][-1:] == [end] != [token]:
@@ -174,12 +174,17 @@ def split(ids, end):
     return [part for part in parts if part]
 
 
-def test_sentences_change_places_within_their_document():
+def test_sentences_are_shuffled_within_their_document():
     ids = blocks(100, 60, specials=0.03, stops=0.15)
     shares = []
     for share in (1e-9, 0.5, 1.0):
         made = TextInfilling(TOKENIZER, permute_sentences=share)
-        permuted = np.stack([made._permuted(row, row == EOS, np.random.default_rng(i)) for i, row in enumerate(ids)])
+        permuted = np.stack(
+            [
+                made._permute_sentences(row, row == EOS, made._ends, np.random.default_rng(i))
+                for i, row in enumerate(ids)
+            ]
+        )
         assert np.array_equal(permuted == EOS, ids == EOS)
         for before, after in zip(ids.tolist(), permuted.tolist()):
             for old, new in zip(split(before, EOS), split(after, EOS), strict=True):
@@ -191,18 +196,18 @@ def test_sentences_change_places_within_their_document():
     assert shares[0] == 0 and 0.1 < shares[1] < shares[2]
 
 
-def test_sentence_ends_are_the_tokenizers_or_named():
+def test_sentence_ends_default_to_the_tokenizers():
     ids = blocks(20, 60, stops=0.2)
     named = objective("text-infilling", TOKENIZER, permute_sentences=1.0, sentence_ends=["."])
-    told = objective("text-infilling", TOKENIZER, permute_sentences=1.0)
+    default = objective("text-infilling", TOKENIZER, permute_sentences=1.0)
     other = objective("text-infilling", TOKENIZER, permute_sentences=1.0, sentence_ends=["?"])
-    results = [made(ids, None, np.arange(20), 3)["input_ids"] for made in (named, told, other)]
+    results = [made(ids, None, np.arange(20), 3)["input_ids"] for made in (named, default, other)]
     assert np.array_equal(*results[:2]) and not np.array_equal(*results[1:])
-    with pytest.raises(InputError, match="no token of the vocabulary"):
+    with pytest.raises(InputError, match=r"sentence_ends contains '!', which is not in the vocabulary"):
         objective("text-infilling", TOKENIZER, permute_sentences=1.0, sentence_ends=["!"])
 
 
-def test_no_begin_where_it_is_the_end():
+def test_no_bos_token_when_it_equals_eos():
     same = tokenizer(without=("bos_token",))
     same.bos_token = "</s>"
     sources, targets = real(objective("text-infilling", same)(blocks(2, 30), None, np.arange(2), 0))
@@ -227,11 +232,11 @@ def test_a_row_depends_on_seed_and_position_alone(name):
 def test_errors_name_what_is_wrong():
     with pytest.raises(InputError, match=r"15 spans .* needs 15 sentinels, <extra_id_0> to <extra_id_14>; it has 12"):
         objective("span-corruption", TOKENIZER).lengths(300)
-    with pytest.raises(InputError, match="without segment_ids"):
+    with pytest.raises(InputError, match="does not support blocks with segment_ids"):
         objective("span-corruption", TOKENIZER)(blocks(1, 20), np.ones((1, 20)), np.arange(1), 0)
     with pytest.raises(InputError, match="the tokenizer that the blocks were made with"):
         objective("span-corruption", TOKENIZER)(np.full((1, 20), SIZE, dtype=np.int32), None, np.arange(1), 0)
-    with pytest.raises(InputError, match="fewer tokens than spans"):
+    with pytest.raises(InputError, match="fewer visible tokens than spans"):
         objective("span-corruption", TOKENIZER, noise_density=0.9, mean_span=1.0).lengths(20)
     for options, message in (
         ({"noise_density": 1.0}, "noise_density is 1.0"), ({"mean_span": 0.5}, "mean_span is 0.5"),

@@ -1,11 +1,11 @@
-"""Sentences that were taken out: as many as was asked for, those that ROUGE finds most telling, and all of them in the target."""
+"""Gap sentences: how many are removed, that ROUGE selects them, and that the target holds them all."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duonlp.data.objectives.gap_sentence_generation import STRATEGIES, chosen_sentences, gap_sentences, rouge1_f1
+from duonlp.data.objectives.gap_sentence_generation import STRATEGIES, gap_sentences, rouge1_f1, select_sentences
 from duonlp.data.objectives.language_modelling import objective
 from duonlp.errors import InputError
 from tests.duonlp.data.objective_blocks import EOS, FIRST, MASK_1, PAD, STOP, blocks, tokenizer
@@ -39,7 +39,7 @@ def test_f1_is_that_of_rouge_score():
 
 
 def by_hand(parts: list[str], wanted: int, strategy: str) -> set[str]:
-    """The paper's equations with rouge-score."""
+    """Select sentences by the paper's equations, with rouge-score."""
     rest = lambda out: " ".join(part for part in parts if part not in out)  # noqa: E731
     if strategy == "ind-orig":
         return set(sorted(parts, key=lambda part: -rouge1(part, rest([part])))[:wanted])
@@ -52,7 +52,7 @@ def by_hand(parts: list[str], wanted: int, strategy: str) -> set[str]:
 
 @pytest.mark.parametrize("strategy", ["ind-orig", "seq-orig"])
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.45])
-def test_a_storys_sentences_are_those_of_rouge_score(strategy, ratio):
+def test_selected_sentences_match_rouge_score(strategy, ratio):
     pytest.importorskip("rouge_score")
     pytest.importorskip("sentencex")
     parts = [part if part.endswith(".") else part + "." for part in STORY.split(". ")]
@@ -62,7 +62,7 @@ def test_a_storys_sentences_are_those_of_rouge_score(strategy, ratio):
     assert source == " ".join("<mask_1>" if part in chosen else part for part in parts)
 
 
-def test_strategies_ratios_and_seeds_of_a_text():
+def test_strategies_ratios_and_seeds():
     pytest.importorskip("sentencex")
     assert gap_sentences(STORY, 0.2, "lead", mask_token="[X]")[0].startswith("[X] [X] The mayor of the town")
     random = {gap_sentences(STORY, 0.3, "random", seed) for seed in range(20)}
@@ -72,7 +72,7 @@ def test_strategies_ratios_and_seeds_of_a_text():
     assert counts == {1, 2, 3, 4}
     assert len({gap_sentences(STORY, 0.3, seed=seed, noise=0.2) for seed in range(20)}) > 1
     assert gap_sentences("One sentence.") == ("<mask_1>", "One sentence.")
-    assert gap_sentences("?! ...")[1], "no words, and nothing divided by none of them"
+    assert gap_sentences("?! ...")[1], "no words, and no division by zero"
     for text in ("", "  \n"):
         with pytest.raises(InputError, match="no sentence"):
             gap_sentences(text)
@@ -82,14 +82,14 @@ def test_strategies_ratios_and_seeds_of_a_text():
 @given(
     st.integers(1, 100), st.floats(0.05, 0.6), st.sampled_from(STRATEGIES), st.integers(0, 2**64 - 1), st.floats(0, 0.4)
 )
-def test_gaps_filled_from_the_target_are_the_text(length, ratio, strategy, seed, stops):
+def test_source_and_target_rebuild_the_text(length, ratio, strategy, seed, stops):
     ids = blocks(3, length, seed % 1000, specials=0.04, stops=stops)
     made = objective("gap-sentences", TOKENIZER, ratio=ratio, strategy=strategy, target_share=1.0)
     batch = made(ids, None, np.arange(3), seed)
     check_batch(batch, PAD)
     for text, source, target in zip(ids.tolist(), *real(batch)):
         if len(target) == made.lengths(length)[1]:
-            continue  # it may be cut
+            continue  # may be truncated
         expected, rest = [], target[:-1]
         for document in split(text, EOS):
             parts = split([t for t in document if t != EOS], STOP)
@@ -104,7 +104,7 @@ def test_gaps_filled_from_the_target_are_the_text(length, ratio, strategy, seed,
 
 
 def document(*lengths, first=FIRST + 2):
-    """Sentences of so many words, all different, each with a full stop."""
+    """Return sentences with these numbers of words, all different, each followed by a full stop."""
     ids = []
     for length in lengths:
         ids += [*range(first, first + length), STOP]
@@ -117,26 +117,26 @@ def gaps(ids, **options):
     return real(made(np.asarray([ids], dtype=np.int32), None, np.arange(1), 0))
 
 
-def test_each_document_of_a_block_gives_its_share():
+def test_each_document_of_a_block_loses_its_share():
     block = [*document(2, 2, 2, 2), EOS, *document(3, 3, first=FIRST + 20), EOS, *document(4)]
     (source,), (target,) = gaps(block, ratio=0.5, strategy="lead")
     assert source.count(MASK_1) == 3 and target.count(STOP) == 3 and source.count(EOS) == 3
-    assert source[-6:-1] == block[-5:], "a document of one sentence is left as it is"
-    # Where every document has one sentence, the block is one document.
+    assert source[-6:-1] == block[-5:], "a document of one sentence stays as it is"
+    # If every document has one sentence, the block counts as one document.
     (source,), _ = gaps([*document(4), EOS, *document(3), EOS], strategy="lead")
     assert source == [MASK_1, EOS, *document(3), EOS, EOS]
     assert gaps([EOS, EOS, EOS])[1] == [[EOS]]
 
 
-def test_the_sentence_with_the_most_words_of_the_others_is_taken():
+def test_the_most_central_sentence_is_removed():
     telling = [FIRST + 2, FIRST + 4, FIRST + 6, STOP]
     block = [*document(2, 2, 2, first=FIRST + 2), *telling, *document(3, first=FIRST + 30)]
     for strategy in ("ind-orig", "seq-orig"):
         assert gaps(block, ratio=0.2, strategy=strategy)[1] == [[*telling, EOS]]
-    assert chosen_sentences(np.zeros(0, int), np.zeros(0, int), 3, (0.5, 0.5), "ind-orig", 0.0, None).tolist() == [0]
+    assert select_sentences(np.zeros(0, int), np.zeros(0, int), 3, (0.5, 0.5), "ind-orig", 0.0, None).tolist() == [0]
 
 
-def test_targets_that_are_too_long_are_cut_before_their_end():
+def test_long_targets_are_truncated_before_eos():
     made = objective("gap-sentences", TOKENIZER, target_share=0.1, strategy="lead")
     _, (target,) = real(made(np.asarray([document(30, 9)], dtype=np.int32), None, np.arange(1), 0))
     assert target == [*range(FIRST + 2, FIRST + 5), EOS] and made.lengths(41) == (42, 4)

@@ -1,4 +1,4 @@
-"""Batches of labelled texts: what a model is trained on, in which order, and that nothing is tokenised twice."""
+"""LabelledBatches: arrays, order, padding, hosts, and that cached texts are not tokenized again."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CLS, SEP = 1, 2
 
 
 def tokenizer(types=True, words=WORDS, **options):
-    """A word each, between [CLS] and [SEP], as BERT's; or, without types, as DistilBERT's."""
+    """Return a word-level tokenizer with [CLS] and [SEP], and with token types (BERT) or without (DistilBERT)."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.post_processor = processors.TemplateProcessing(
@@ -49,7 +49,7 @@ def test_a_batch_by_hand():
     assert batch["input_ids"][0].tolist() == [CLS, 6, 7, 8, SEP, 0, 0, 0]
     assert batch["input_ids"][1:].tolist() == [[CLS, 9, SEP, *[0] * 5], [CLS, 6, 7, 8, SEP, 0, 0, 0]]
     assert batch["attention_mask"].sum(1).tolist() == [5, 3, 5] and not batch["token_type_ids"].any()
-    assert batch["labels"].tolist() == [0, 1, -100], "the last one fills up"
+    assert batch["labels"].tolist() == [0, 1, -100], "the last row is filler"
 
 
 def test_pairs_of_texts_and_padding_on_the_left():
@@ -60,7 +60,7 @@ def test_pairs_of_texts_and_padding_on_the_left():
     assert batch["input_ids"].tolist() == [[0, 0, CLS, 6, 7, SEP, 8, SEP], [0, 0, 0, CLS, 9, SEP, 12, SEP]]
     assert batch["token_type_ids"].tolist() == [[7, 7, 0, 0, 0, 0, 1, 1], [7, 7, 7, 0, 0, 0, 1, 1]]
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1]]
-    with pytest.raises(InputError, match=r"text 1 is 'now'; give texts alone, or pairs of texts alone"):
+    with pytest.raises(InputError, match=r"text 1 is 'now'; give only texts or only pairs of texts"):
         LabelledBatches([("a", "b"), "now"], BERT, 2, max_length=9)
 
 
@@ -84,10 +84,10 @@ def test_an_epoch_has_every_text_once_in_an_order_of_its_own(count, size, sort):
             if row >= 0:
                 assert ids[mask == 1].tolist() == BERT(data.texts[row])["input_ids"] and label == data.labels[row]
             else:
-                assert label == -100 and mask.any(), "nothing to learn, and yet something to attend to"
+                assert label == -100 and mask.any(), "filler has no label but must have tokens to attend to"
 
 
-def test_stopped_in_an_epoch_it_goes_on():
+def test_resuming_within_an_epoch():
     batches = LabelledBatches(texts(40), BERT, 8, max_length=32)
     rest = list(itertools.islice(batches.epoch(4), 3, None))
     for ours, theirs in zip(batches.epoch(4, first=3), rest, strict=True):
@@ -116,17 +116,17 @@ def test_few_shapes_and_little_padding():
     np.testing.assert_array_equal(evaluated.order(0), evaluated.order(5))
     own = LabelledBatches(texts(20), BERT, 8, max_length=64, shuffle=False, sort=False)
     assert own.order(1).ravel().tolist() == [*range(20), *[-1] * 4]
-    # One text of many tokens makes one more shape, and none of the others wider.
+    # A single long text adds one shape and widens no other.
     long = LabelledTexts([*data.texts, "now " * 500], np.append(data.labels, 0).astype(np.int32), data.label_names)
     assert LabelledBatches(long, BERT, 8, max_length=300).widths[:5] == batches.widths
-    assert LabelledBatches(long, BERT, 8, max_length=300).widths[-1] == 300, "not more than the model has positions for"
-    assert LabelledBatches(long, BERT, 8, max_length=20).widths[-1] == 20, "which is between two widths"
+    assert LabelledBatches(long, BERT, 8, max_length=300).widths[-1] == 300, "at most max_length"
+    assert LabelledBatches(long, BERT, 8, max_length=20).widths[-1] == 20, "max_length lies between two widths"
     assert LabelledBatches(texts(99, 500), BERT, 8, max_length=512).widths == (128, 192, 256, 384, 512)
     single = LabelledBatches(data, BERT, 8, max_length=32, widths=(32,))
     assert {batch["input_ids"].shape for batch in single.epoch(0)} == {(8, 32)}
 
 
-def test_several_labels_fill_up_with_none_and_weights_with_nothing():
+def test_multi_label_filler_and_weights():
     data = texts(5, multi=True)
     *_, batch = LabelledBatches(data, BERT, 2, max_length=32, shuffle=False, sort=False).epoch(0)
     np.testing.assert_array_equal(batch["labels"][0], data.labels[4])
@@ -137,7 +137,7 @@ def test_several_labels_fill_up_with_none_and_weights_with_nothing():
     assert [first["sample_weight"].tolist(), last["sample_weight"].tolist()] == [[0.5, 2], [3, 0]]
     assert last["labels"].tolist() == [texts(3).labels[2], -100]
     for wrong in ([1, 2], [1, 2, -1], [1, 2, np.nan]):
-        with pytest.raises(InputError, match=r"there are 3 texts; give each a number from 0 on"):
+        with pytest.raises(InputError, match=r"for 3 texts; give one finite, non-negative number per text"):
             LabelledBatches(texts(3), BERT, 2, max_length=32, sample_weight=wrong)
 
 
@@ -176,7 +176,7 @@ def test_hosts_share_each_batch(multi):
             np.testing.assert_array_equal(together[counted], batch[name][counted])
 
 
-def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(tmp_path, monkeypatch):
+def test_the_cache_is_memory_mapped_and_keyed_by_content(tmp_path, monkeypatch):
     data = texts(30)
 
     def made(data=data, tokenizer=BERT, max_length=16):
@@ -185,7 +185,7 @@ def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(tmp_path, monkeypa
     first = made()
     assert isinstance(first.rows.values, np.memmap)
     (folder,) = (tmp_path / "ids").iterdir()
-    monkeypatch.setattr(_Inputs, "_tokenised", lambda *arguments: pytest.fail("tokenised again"))
+    monkeypatch.setattr(_Inputs, "_tokenize", lambda *arguments: pytest.fail("tokenized again"))
     relabelled = LabelledTexts(data.texts, np.zeros(30, np.int32), ("all",))
     for ours, theirs in zip(made(relabelled).epoch(0), first.epoch(0), strict=True):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs if name != "labels")
@@ -201,7 +201,7 @@ def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(tmp_path, monkeypa
         made(**others)
         assert len(set((tmp_path / "ids").iterdir()) - before) == 1
     file = folder / "ids.values.npy"
-    file.write_bytes(file.read_bytes()[:-4])  # damaged: made again
+    file.write_bytes(file.read_bytes()[:-4])  # damaged, so it is rebuilt
     np.testing.assert_array_equal(made().rows.values, LabelledBatches(data, BERT, 8, max_length=16).rows.values)
     assert not list((tmp_path / "ids").glob(".*"))
 
@@ -214,30 +214,30 @@ def test_a_cache_in_the_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_half_of_a_surrogate_pair(tmp_path, cached):
+def test_unpaired_surrogates_are_rejected(tmp_path, cached):
     for given in (["now", "a\ud800"], [("now", "now"), ("now", "a\ud800")]):
         with pytest.raises(
-            InputError, match=r"text 1 has half of a surrogate pair at character 1, .*leave it out"
+            InputError, match=r"text 1 has an unpaired surrogate at character 1, .*fix or drop the text"
         ) as error:
             LabelledBatches(given, BERT, 2, max_length=8, cache=tmp_path if cached else None)
-        assert error.value.__context__ is None, "and nothing of what was not in the cache"
+        assert error.value.__context__ is None, "no trace of the cache miss"
 
 
-def test_what_cannot_be_batched():
+def test_invalid_arguments():
     no_pad = tokenizer()
     no_pad.pad_token = None
     bare = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "[PAD]": 1})), pad_token="[PAD]"
     )
-    for given, options, what in [
+    for given, options, message in [
         ([], {}, "there are no texts to batch"),
-        ("now", {}, "texts is the text 'now'; give a list"),
-        (["now", 3], {}, "text 1 is 3; give texts"),
-        (["now"], {"max_length": 2}, r"max_length is 2; it must be a whole number from 3 on: 2 special tokens"),
+        ("now", {}, "texts is the string 'now'; give a list"),
+        (["now", 3], {}, "text 1 is 3; give only texts"),
+        (["now"], {"max_length": 2}, r"max_length is 2; it must be an integer of at least 3, for 2 special tokens"),
         (["now"], {"drop_last": True}, "batch_size is 2, but there are only 1 texts; .* set drop_last=False"),
-        (["now"], {"widths": (2,)}, r"widths are \(2,\), and the longest text has 3 tokens"),
-        (["now"], {"tokenizer": no_pad}, "no token to pad with; set its pad_token"),
-        (["a", ""], {"tokenizer": bare}, "text 1 gives no tokens: ''; leave it out"),
+        (["now"], {"widths": (2,)}, r"widths are \(2,\), but the longest text has 3 tokens"),
+        (["now"], {"tokenizer": no_pad}, "no padding token; set pad_token"),
+        (["a", ""], {"tokenizer": bare}, "text 1 has no tokens: ''; drop it"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             LabelledBatches(given, **({"tokenizer": BERT, "batch_size": 2, "max_length": 8} | options))

@@ -1,4 +1,4 @@
-"""Texts with their labels, from every layout that they are kept in."""
+"""read_labelled_texts: every source format, split name, label type and error."""
 
 import csv
 import gzip
@@ -37,7 +37,7 @@ def write_csv(path, rows):
 
 
 def named(read):
-    """[(text, names of its labels), ...]"""
+    """Return [(text, names of its labels), ...]."""
     if read.multi_label:
         return [
             (text, [read.label_names[i] for i in np.flatnonzero(row)])
@@ -98,7 +98,7 @@ def test_tables(tmp_path, ending):
     for split, rows in splits.items():
         read = read_labelled_texts(source, split)
         assert named(read) == [(row["text"], row["label"]) for row in rows]
-        assert read.label_names == ("anger", "fear", "joy"), "of the train split, whichever is read"
+        assert read.label_names == ("anger", "fear", "joy"), "from the train split, whichever split is read"
 
 
 def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
         assert read.label_names == tuple(classes.names) and read.labels.tolist() == [1, 0]
         several = read_labelled_texts(source, split, label_column="topics")
         assert several.labels.dtype == np.float32
-        assert several.labels.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]], "none is a label of none, not a mistake"
+        assert several.labels.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]], "an empty list is no label, not an error"
     other = read_labelled_texts(table, label_names=["balance", "greeting", "oos"])
     assert named(other) == named(read), "by name, whatever the order"
     options = {"split": None, "revision": None, "streaming": False}
@@ -137,35 +137,35 @@ def test_the_names_of_a_datasets_classes_are_kept(tmp_path, monkeypatch):
     read_labelled_texts("some/intents", "train", config="de")
     read_labelled_texts("hub://some/intents@main#de", "train")
     assert [names for names, _ in asked[-2:]] == [("some/intents", "de")] * 2 and asked[-1][1]["revision"] == "main"
-    with pytest.raises(InputError, match="config is 'de', and the name of the dataset says 'fr'"):
+    with pytest.raises(InputError, match="config is 'de', but the dataset's name specifies 'fr'"):
         read_labelled_texts("hub://some/intents#fr", "train", config="de")
     with pytest.raises(InputError, match=r"name one, such as \"train\""):
         read_labelled_texts("clinc_oos")
     bad = table.add_item({"text": "x", "intent": -1, "topics": []})
-    with pytest.raises(InputError, match=r"no label: its label is -1, and the dataset has the classes 0 to 3"):
+    with pytest.raises(InputError, match=r"no label: its label is -1, but the dataset has the classes 0 to 3"):
         read_labelled_texts(bad)
 
 
 @pytest.mark.parametrize("kind", ["saved", "hub", "dict"])
-@pytest.mark.parametrize("called", ["val", "dev"])
-def test_a_dataset_s_own_names_of_splits(tmp_path, monkeypatch, kind, called):
+@pytest.mark.parametrize("name", ["val", "dev"])
+def test_a_dataset_s_own_names_of_splits(tmp_path, monkeypatch, kind, name):
     import datasets
 
     splits = datasets.DatasetDict(
-        {"train": datasets.Dataset.from_list(ROWS), called: datasets.Dataset.from_list(ROWS[1:])}
+        {"train": datasets.Dataset.from_list(ROWS), name: datasets.Dataset.from_list(ROWS[1:])}
     )
     splits.save_to_disk(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *names, split, **options: splits[split] if split else splits)
     source = {"saved": tmp_path, "hub": "hub://some/intents", "dict": splits}[kind]
-    for split in (called, "validation", "valid"):
+    for split in (name, "validation", "valid"):
         assert read_labelled_texts(source, split).texts == ["so bad", "boo"]
     assert len(read_labelled_texts(source, "all")) == 5
-    with pytest.raises(InputError, match=rf"no split 'test'; it has 'train', '{called}'"):
+    with pytest.raises(InputError, match=rf"no split 'test'; it has 'train', '{name}'"):
         read_labelled_texts(source, "test")
     splits["validation"] = datasets.Dataset.from_list(ROWS[:1])
     splits.save_to_disk(tmp_path / "more")
     source = tmp_path / "more" if kind == "saved" else source
-    assert read_labelled_texts(source, called).texts == ["so bad", "boo"], "an exact name first"
+    assert read_labelled_texts(source, name).texts == ["so bad", "boo"], "an exact name first"
     assert read_labelled_texts(source, "validation").texts == ["so good"]
 
 
@@ -175,13 +175,13 @@ def test_a_saved_table_has_no_splits(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(tmp_path)
     assert len(read_labelled_texts(tmp_path)) == len(read_labelled_texts(tmp_path, "all")) == 3
     for split in ("train", "validation", "foo"):
-        with pytest.raises(InputError, match=rf"split is '{split}', and '{tmp_path}' has none; leave it out"):
+        with pytest.raises(InputError, match=rf"split is '{split}', but '{tmp_path}' has no splits; drop split"):
             read_labelled_texts(tmp_path, split)
 
 
-def test_what_is_beside_the_splits_of_a_json_file_is_left_out(tmp_path):
-    beside = {"version": 2, "about": "x", "licence": None, "info": {"by": "us"}, "classes": ["anger", "joy"]}
-    file = write(tmp_path / "a.json", {"train": ROWS, **beside, "dev": ROWS[1:], "test": ["so good"]})
+def test_other_entries_of_a_json_file_are_ignored(tmp_path):
+    extra = {"version": 2, "about": "x", "licence": None, "info": {"by": "us"}, "classes": ["anger", "joy"]}
+    file = write(tmp_path / "a.json", {"train": ROWS, **extra, "dev": ROWS[1:], "test": ["so good"]})
     assert is_one_table(file) is False and len(read_labelled_texts(file, "validation")) == 2
     with pytest.raises(InputError, match=r"no split 'version'; it has 'train', 'dev', 'test'"):
         read_labelled_texts(file, "version")
@@ -232,12 +232,10 @@ def test_labels_with_a_0_or_1_for_each_class(kind):
         assert read.labels.dtype == np.float32 and read.labels.tolist() == rows
         assert read.label_names == (names or ("0", "1", "2"))
     with pytest.raises(
-        InputError, match=r"lists of 3 values, 0 or 1, and there are 2 label names \(a, b\); give label_na"
+        InputError, match=r"lists of 3 values, 0 or 1, but there are 2 label names \(a, b\); give label_na"
     ):
         read_labelled_texts(data, label_names=["a", "b"])
-    with pytest.raises(
-        InputError, match=r"rows:0: repeated label: .* twice; give the names or the numbers .*each once"
-    ):
+    with pytest.raises(InputError, match=r"rows:0: repeated label: .* twice; give each label's name or number once"):
         read_labelled_texts([*data, {"text": "a", "label": given[0][:2]}])
 
 
@@ -266,7 +264,7 @@ def test_several_labels_in_one_field(tmp_path):
     assert read.label_names == ("4", "27") and read.labels.tolist() == [[1, 1], [1, 0], [0, 0]]
     with pytest.raises(InputError, match=r"rows:0: repeated label: its labels have 'a' twice"):
         read_labelled_texts([{"text": "a", "label": "a, b, a"}], label_separator=",")
-    with pytest.raises(InputError, match=r"rows:1: its label is no list, and others are"):
+    with pytest.raises(InputError, match=r"rows:1: its label is not a list, but the labels of other rows are"):
         read_labelled_texts([{"text": "a", "label": ["x"]}, {"text": "a", "label": "x"}])
 
 
@@ -275,7 +273,7 @@ def test_columns(tmp_path):
     file = write(tmp_path / "a.jsonl", [row], lines=True)
     read = read_labelled_texts(file, text_column=("premise", "hypothesis"), label_column="gold")
     assert read.texts == [("It rains.", "It is wet.")] and read.ids == ["7"]
-    for options, what in [
+    for options, message in [
         ({}, r"no column 'text' or .*; it has id, premise, hypothesis, gold; name the text column with text_column"),
         ({"text_column": "premise"}, r"no column 'label' or .*; name the label column with label_column"),
         (
@@ -288,7 +286,7 @@ def test_columns(tmp_path):
         ),
         ({"text_column": ("a", "b", "c")}, r"name one column, or two"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             read_labelled_texts(file, **options)
 
 
@@ -301,13 +299,13 @@ def test_columns(tmp_path):
         ({"text": "a", "label": None}, r"no label: its label is None"),
         ({"text": "a", "label": 0.5}, r"no label: its label is 0.5, a float"),
         ({"text": "a", "label": {"is": "joy"}}, r"no label: .*a dict; labels are names"),
-        ({"text": "a", "label": "Joy"}, r"unknown label: its label 'Joy' is none of anger, fear, joy; did you mean 'joy'"),
-        ({"text": "a", "label": 3}, r"unknown label: its label 3 is none of"),
+        ({"text": "a", "label": "Joy"}, r"unknown label: its label 'Joy' is not one of anger, fear, joy; did you mean 'joy'"),
+        ({"text": "a", "label": 3}, r"unknown label: its label 3 is not one of"),
         ({"text": "a"}, r"corrupt row: .*no column 'label'"),
         (["a", "b", "c"], r"corrupt row: row has type list"),
     ],
 )  # fmt: skip
-def test_rows_of_no_use_are_errors_or_counted(tmp_path, row, reason):
+def test_unusable_rows_raise_or_are_counted(tmp_path, row, reason):
     file = write(tmp_path / "val.jsonl", [*ROWS[:1], row], lines=True)
     names = ("anger", "fear", "joy")
     with pytest.raises(InputError, match=rf"val\.jsonl:2: {reason}"):
@@ -317,7 +315,7 @@ def test_rows_of_no_use_are_errors_or_counted(tmp_path, row, reason):
     assert sum(entry.documents for entry in report.dropped.values()) == 1
 
 
-def test_sources_of_no_use(tmp_path):
+def test_unusable_sources(tmp_path):
     (tmp_path / "empty").mkdir()
     files = {
         "a.xml": "<a/>",
@@ -328,7 +326,7 @@ def test_sources_of_no_use(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    for source, options, what in [
+    for source, options, message in [
         (tmp_path / "no", {}, r"no file or folder .*hub://owner/name"),
         (tmp_path / "empty", {}, r"has no file that ends in \.jsonl"),
         (tmp_path / "a.xml", {}, r"ends in none of"),
@@ -337,27 +335,27 @@ def test_sources_of_no_use(tmp_path):
         (tmp_path / "none.csv", {}, r"none\.csv' is empty"),
         (tmp_path / "none.json", {"split": "train"}, r"none\.json', split 'train', is empty"),
         (tmp_path / "none.csv", {"split": "train"}, r"its name says none; leave the split out"),
-        (tmp_path / "none.csv", {"config": "plus"}, r"config is 'plus', and .* is no dataset on the Hub"),
+        (tmp_path / "none.csv", {"config": "plus"}, r"config is 'plus', but .* is not a dataset on the Hub"),
         (7, {}, r"the source is a int"),
-        (ROWS, {"split": "test"}, r"rows have none"),
+        (ROWS, {"split": "test"}, r"the rows have no splits"),
         (ROWS, {"limit": 0}, r"limit is 0"),
         (ROWS, {"label_names": ["joy", "joy"]}, r"'joy' twice"),
         (ROWS, {"label_names": []}, r"label_names is empty"),
         (ROWS, {"label_names": "joy"}, r"give a list of names"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             read_labelled_texts(source, **options)
 
 
-def test_labels_that_do_not_fit():
-    for labels, what in [
-        (np.zeros(2, np.int64), r"int64 \[2\], of 2 texts and 2 label names; they must be int32 \[2\] or float32 \[2, 2\]"),
+def test_invalid_labels():
+    for labels, message in [
+        (np.zeros(2, np.int64), r"int64 \[2\] for 2 texts and 2 label names; they must be int32 \[2\] or float32 \[2, 2\]"),
         (np.zeros((2, 3), np.float32), r"float32 \[2, 3\]"),
-        (np.array([0, 2], np.int32), r"go from 0 to 2, and there are 2 label names"),
+        (np.array([0, 2], np.int32), r"range from 0 to 2, but there are 2 label names"),
         ([0, 1], r"labels are list"),
     ]:  # fmt: skip
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             LabelledTexts(["a", "b"], labels, ("x", "y"))
-    with pytest.raises(InputError, match="1 ids and 2 texts"):
+    with pytest.raises(InputError, match="1 ids for 2 texts"):
         LabelledTexts(["a", "b"], np.zeros(2, np.int32), ("x",), ["1"])
     assert LabelledTexts(["a", "b"], np.zeros((2, 1), np.float32), ("x",)).ids == ["0", "1"]

@@ -1,4 +1,4 @@
-"""Token lengths of pairs: the figures by hand, the table, the picture."""
+"""length_report: statistics by hand, the table, the figure and errors."""
 
 import importlib.util
 import json
@@ -17,13 +17,15 @@ PAIRS = [Pair(" ".join(["cat"] * n), ("cat", "cat cat"), str(n)) for n in range(
 
 @pytest.fixture(scope="module")
 def report():
-    tokenizer = train_tokenizer(["cat cat cat"] * 9, "wordpiece", 20)  # one token a word, and [CLS] and [SEP]
+    tokenizer = train_tokenizer(["cat cat cat"] * 9, "wordpiece", 20)  # one token per word, plus [CLS] and [SEP]
     return length_report(iter(PAIRS), tokenizer, source_limits=(52, 200), target_limits=3, prefix="cat ")
 
 
 def test_figures_by_hand(report):
     sources, targets = report.sources, report.targets
-    np.testing.assert_array_equal(sources.values, np.arange(4, 104))  # 1 to 100, the prefix and two special tokens
+    np.testing.assert_array_equal(
+        sources.values, np.arange(4, 104)
+    )  # 1 to 100 words, the prefix and two special tokens
     assert (len(sources), sources.mean, sources.longest) == (100, 53.5, 103)
     assert [sources.percentile(share) for share in (50, 90, 95, 99)] == [53, 93, 98, 102]
     assert (sources.cut(52), sources.cut(53), sources.cut(200), sources.cut(103)) == (0.51, 0.5, 0, 0)
@@ -59,15 +61,15 @@ def test_the_table(report):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("matplotlib"), reason="the extra bench")
-def test_the_picture_has_every_text_and_says_what_a_limit_cuts(report, tmp_path, monkeypatch):
+def test_the_figure_shows_every_text_and_the_limits(report, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    found = []
+    figures = []
     original = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: found.append(self) or original(self, *a, **k))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or original(self, *a, **k))
     report.plot(tmp_path / "lengths.svg", title="cats")
     assert [file.name for file in tmp_path.iterdir()] == ["lengths.svg"]
-    left, right = found[0].axes
+    left, right = figures[0].axes
     assert [sum(bar.get_height() for bar in axes.patches) for axes in (left, right)] == [100, 200]
     legend = [text.get_text() for text in left.get_legend().get_texts()]
     assert legend == ["p50: 53", "p95: 98", "limit 52: cuts 51.0%", "limit 200: cuts 0.0%"]
@@ -80,7 +82,7 @@ def test_the_picture_has_every_text_and_says_what_a_limit_cuts(report, tmp_path,
         report.plot(tmp_path / "lengths.png")
 
 
-def test_what_cannot_be_measured(report):
+def test_invalid_arguments(report):
     assert Lengths(np.array([5])).percentile(99) == 5
     with pytest.raises(InputError, match="no pairs"):
         length_report([], None)

@@ -1,4 +1,4 @@
-"""What is hidden from the model, and what it is held against."""
+"""CausalLM and MaskedLM: inputs, labels, word boundaries and errors."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_shares_of_masked_replaced_and_kept(whole_words):
     changed = (batch["input_ids"][chosen] != ids[chosen]) & ~masked
     n = chosen.sum()
     assert abs(masked.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / n)
-    # A random token of 16 is the one that was there in a sixteenth of the cases.
+    # One in 16 random tokens equals the original.
     share = 0.1 * 15 / 16
     assert abs(changed.mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
     assert np.array_equal(batch["labels"][chosen], ids[chosen])
@@ -107,14 +107,14 @@ def test_a_row_depends_on_seed_and_position_alone():
     for positions, seed in ((np.arange(100, 108), 6), (np.arange(108, 116), 5)):
         other = chosen(ids, None, positions, seed)["labels"]
         assert all((other[r] != whole["labels"][r]).any() for r in range(8))
-    # Large seeds are keys too, and a row is not that of a seed and position changed round.
+    # Swapping seed and position gives another row, and the largest seed works.
     a, b = (chosen(ids[:1], None, np.asarray([p]), s)["labels"] for p, s in ((3, 4), (4, 3)))
     assert (a != b).any()
     chosen(ids, None, np.arange(8), 2**64 - 1)
 
 
 def words_of(tokens: list[str], tokenizer, words: list[list[str]], **options):
-    """Asserts that over many draws, each word is chosen whole or not at all, and no two words always together."""
+    """Assert that over many draws the tokens of a word are selected together, and no two words always together."""
     ids = np.asarray([tokenizer.convert_tokens_to_ids(tokens)] * 300, dtype=np.int32)
     labels = objective("masked-lm", tokenizer, whole_words=True, probability=0.5)(
         ids, options.get("segment_ids"), np.arange(300), 9
@@ -157,13 +157,13 @@ def test_whole_words_end_with_their_document():
     words_of(["a", "##b", "##c", "d"], word_piece(), words, segment_ids=segments)
 
 
-def test_a_description_is_the_same_in_another_process():
-    """A run that goes on compares it: options, and no address."""
+def test_repr_is_the_same_in_another_process():
+    """A resumed run compares it: options, and no memory address."""
     made = [repr(objective("masked-lm", word_piece(), probability=p)) for p in (0.15, 0.15, 0.2)]
     assert made[0] == made[1] != made[2] and "0x" not in made[0] + repr(objective("causal-lm"))
 
 
-def test_the_objectives_and_the_models_that_they_train():
+def test_objectives_heads_options_and_reprs():
     assert OBJECTIVES == ("causal-lm", "masked-lm", "span-corruption", "text-infilling", "gap-sentences")
     assert PRETRAINED_HEADS == ("causal-lm", "masked-lm", "seq2seq-lm")
     assert [head_of(name) for name in OBJECTIVES] == ["causal-lm", "masked-lm", *["seq2seq-lm"] * 3]
@@ -179,11 +179,13 @@ def test_the_objectives_and_the_models_that_they_train():
             repr(objective(name, seq2seq_tokenizer(), **more))
             for more in ({}, {}, options, {"decoder_start_token_id": 7})
         ]
-        assert made[0] == made[1] and len(set(made)) == 3 and not any("0x" in each for each in made)
+        assert made[0] == made[1] and len(set(made)) == 3 and not any("0x" in text for text in made)
         described[name] = made[2]
-        with pytest.raises(InputError, match=f"{name} has no option probability; it has .*decoder_start_token_id"):
+        with pytest.raises(
+            InputError, match=f"{name} has no option probability; its options are .*decoder_start_token_id"
+        ):
             objective(name, seq2seq_tokenizer(), probability=0.1)
-        with pytest.raises(InputError, match="needs the tokenizer"):
+        with pytest.raises(InputError, match="needs a tokenizer to know the special tokens"):
             objective(name)
     assert described == {
         "span-corruption": "SpanCorruption(noise_density=0.2, mean_span=3.0, decoder_start_token_id=0)",
@@ -204,7 +206,7 @@ def test_errors_name_what_is_wrong():
             objective("masked-lm", tokenizer, mask_share=shares[0], random_share=shares[1])
     with pytest.raises(InputError, match="causal-lm, masked-lm"):
         objective("mlm")
-    with pytest.raises(InputError, match="needs the tokenizer"):
+    with pytest.raises(InputError, match="needs a tokenizer to know the special tokens"):
         objective("masked-lm")
     with pytest.raises(InputError, match="no option probability"):
         objective("causal-lm", probability=0.1)
@@ -213,7 +215,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(InputError, match="seed is -1"):
         objective("masked-lm", tokenizer)(blocks(1), None, np.arange(1), -1)
     unmarked = Tokenizer(models.WordLevel(vocabulary(["a"]), unk_token="[UNK]"))
-    with pytest.raises(InputError, match="say where words begin"):
+    with pytest.raises(InputError, match="mark where words begin"):
         objective("masked-lm", fast(unmarked), whole_words=True)
     none = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     with pytest.raises(InputError, match="mask token"):

@@ -1,4 +1,4 @@
-"""Batches of pairs: what a model is trained on, in which order, and that nothing is tokenised twice."""
+"""PairCollator and PairBatches: arrays, truncation, order, padding, hosts, and that cached texts are not tokenized again."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ def pair(number: int, words: int = 9, summary: int = 3) -> Pair:
 
 @dataclass(frozen=True)
 class Config:
-    """The part of a TransformerConfig that is asked for."""
+    """Stand-in with the attributes of TransformerConfig that the collator reads."""
 
     max_length: int = 64
     decoder_length: int = 32
@@ -52,13 +52,13 @@ class Config:
 
 @pytest.fixture(scope="module")
 def t5():
-    """Ends every text with </s>."""
+    """Return a tokenizer that ends every text with </s>."""
     return train_tokenizer([" ".join(WORDS)] * 9, "unigram", 60)
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """Ends nothing."""
+    """Return a tokenizer that adds no special tokens."""
     return train_tokenizer([" ".join(WORDS)] * 9, "bpe", 300, special_tokens={"pad_token": "<pad>"})
 
 
@@ -72,9 +72,9 @@ def test_a_batch_by_hand(t5):
         "decoder_input_ids": (np.int32, batch["labels"].shape),
         "labels": (np.int32, batch["decoder_input_ids"].shape),
     }
-    for row, each in enumerate(pairs):
-        source = t5("mat: " + each.document)["input_ids"]
-        target = t5(text_target=each.summaries[0])["input_ids"]
+    for row, example in enumerate(pairs):
+        source = t5("mat: " + example.document)["input_ids"]
+        target = t5(text_target=example.summaries[0])["input_ids"]
         assert target[-1] == t5.eos_token_id
         got = batch["input_ids"][row], batch["attention_mask"][row], batch["labels"][row]
         assert got[0].tolist() == source + [0] * (len(got[0]) - len(source))
@@ -85,7 +85,7 @@ def test_a_batch_by_hand(t5):
     assert batch["input_ids"].shape[1] in (96, 99) and batch["labels"].shape[1] in (64, 70)
 
 
-def test_targets_end(gpt2, t5):
+def test_targets_end_with_eos(gpt2, t5):
     assert token_ids(gpt2, ["the cat"], targets=True)[0] == [*gpt2("the cat")["input_ids"], gpt2.eos_token_id]
     assert token_ids(gpt2, ["the cat"])[0] == gpt2("the cat")["input_ids"]
     for tokenizer in (gpt2, t5):
@@ -94,49 +94,54 @@ def test_targets_end(gpt2, t5):
         assert token_ids(tokenizer, []) == []
 
 
-def test_what_is_too_long(t5):
+def test_long_documents_and_summaries(t5):
     long = pair(7, words=200, summary=60)
     collate = PairCollator(t5, Config())
     with pytest.raises(
-        InputError, match=r"pair 1 \(id 'p7'\): its summary has \d+ tokens.* 32; pass max_target_length=32"
+        InputError,
+        match=r"pair 1 \(id 'p7'\): its summary has \d+ tokens.* only 32 positions; pass max_target_length=32",
     ):
         collate([pair(0), long])
     batch = PairCollator(t5, Config(), max_target_length=20)([long])
-    assert batch["labels"].shape == (1, 20) and batch["labels"][0, -1] == t5.eos_token_id, "cut, and yet it ends"
-    assert batch["input_ids"].shape == (1, 64), "sources are cut to the model's positions"
+    assert batch["labels"].shape == (1, 20) and batch["labels"][0, -1] == t5.eos_token_id, (
+        "truncated, with the end-of-text token"
+    )
+    assert batch["input_ids"].shape == (1, 64), "sources are truncated to the model's positions"
     assert PairCollator(t5, Config(), 40, 20)([long])["input_ids"].shape == (1, 40)
     unlimited = Config(max_length=10**30, decoder_length=10**30)  # T5
     assert PairCollator(t5, unlimited)([long])["input_ids"].shape[1] > 200
     tokenizer = train_tokenizer([" ".join(WORDS)] * 9, "unigram", 60, max_length=48)
-    assert PairCollator(tokenizer, unlimited)([long])["input_ids"].shape == (1, 48), "the tokenizer's limit, then"
-    for lengths, what in [
-        ((65, None), "max_source_length is 65, and the model has positions for 64"),
+    assert PairCollator(tokenizer, unlimited)([long])["input_ids"].shape == (1, 48), "the tokenizer's own limit"
+    for lengths, message in [
+        ((65, None), "max_source_length is 65, but the model has only 64 positions"),
         ((None, 33), "max_target_length is 33"),
-        ((None, 1), "from 2 on"),
+        ((None, 1), "max_target_length is 1; it must be an integer of at least 2"),
         ((0, 8), "max_source_length is 0"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             PairCollator(t5, Config(), *lengths)
 
 
-def test_pairs_and_models_of_no_use(t5):
+def test_invalid_pairs_and_models(t5):
     collate = PairCollator(t5, Config(), prefix="the ")
-    for bad, what in [
+    for bad, message in [
         (Pair(" ", ("a",), "x"), r"pair 1 \(id 'x'\): its document is empty"),
         (Pair("a", ("\n",), "x"), r"pair 1 \(id 'x'\): its summary is empty"),
         (Pair("a", (), "x"), r"its summary is empty"),
         (Pair("\u200b\x01", ("a",), "x"), r"its document is empty, '\\u200b"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             collate([pair(0), bad])
     bare = PairCollator(t5, Config(), 2, prefix="the cat ")
     with pytest.raises(
-        InputError, match=r"pair 0 \(id 'p0'\): its document has no tokens of its own: once it is cut to 2"
+        InputError, match=r"pair 0 \(id 'p0'\): its document has no tokens of its own: once truncated to 2"
     ):
         bare([pair(0)])
-    with pytest.raises(InputError, match=r"has the id \d+, and the model has ids up to 9; give the tokenizer"):
+    with pytest.raises(
+        InputError, match=r"has the id \d+, but the model's ids end at 9; use the model's own tokenizer"
+    ):
         PairCollator(t5, Config(vocab_size=10))([pair(0)])
-    with pytest.raises(InputError, match=r"its summary has the id \d+, and the model has ids up to 4;"):
+    with pytest.raises(InputError, match=r"its summary has the id \d+, but the model's ids end at 4;"):
         PairCollator(t5, Config(target_vocab_size=5))([pair(0)])  # Marian's two vocabularies
     with pytest.raises(InputError, match=r"its document has the id"):
         PairCollator(t5, Config(vocab_size=10, target_vocab_size=1000))([pair(0)])
@@ -167,14 +172,14 @@ def test_an_epoch_has_every_pair_once_in_an_order_of_its_own(t5, count, size):
                 assert ids[: len(batches.sources[row])].tolist() == batches.sources[row].tolist()
                 assert labels[labels >= 0].tolist() == batches.targets[row].tolist()
             else:
-                assert (labels == -100).all() and ids.any(), "nothing to learn, and yet something to attend to"
+                assert (labels == -100).all() and ids.any(), "filler has no label but must have tokens to attend to"
         seen += rows[rows >= 0].tolist()
     assert len(seen) == count
     assert batches.ids == [f"p{i}" for i in range(count)] and len(batches.documents) == count
     assert batches.references[0] == pair(0, *(1 + np.random.RandomState(0).randint([50, 20]))).summaries
 
 
-def test_stopped_in_an_epoch_it_goes_on(t5):
+def test_resuming_within_an_epoch(t5):
     batches = PairBatches(pairs_of(40), PairCollator(t5, Config(), max_target_length=32), 8)
     rest = list(itertools.islice(batches.epoch(4), 3, None))
     for ours, theirs in zip(batches.epoch(4, first=3), rest, strict=True):
@@ -199,7 +204,7 @@ def test_few_shapes_and_little_padding(t5):
     assert straight.order(1).ravel().tolist() == [*range(20), *[-1] * 4]
 
 
-def test_leftovers_can_be_left_out(t5):
+def test_drop_last(t5):
     collate = PairCollator(t5, Config(), max_target_length=32)
     batches = PairBatches(pairs_of(21), collate, 8, drop_last=True)
     assert len(batches) == len(list(batches.epoch(0))) == 2 and (batches.order(0) >= 0).all()
@@ -222,7 +227,7 @@ def test_hosts_share_each_batch(t5, starts_with_last):
             np.testing.assert_array_equal(together, batch[name])
 
 
-def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(t5, tmp_path, monkeypatch):
+def test_the_cache_is_memory_mapped_and_keyed_by_content(t5, tmp_path, monkeypatch):
     collate, pairs = PairCollator(t5, Config(), max_target_length=32), pairs_of(30)
 
     def made(collator=collate, pairs=pairs):
@@ -250,13 +255,13 @@ def test_a_cache_is_mapped_and_goes_by_what_the_ids_depend_on(t5, tmp_path, monk
         made(**others)
         assert len(set((tmp_path / "ids").iterdir()) - before) == 1
     file = folder / "sources.values.npy"
-    file.write_bytes(file.read_bytes()[:-4])  # damaged: made again
+    file.write_bytes(file.read_bytes()[:-4])  # damaged, so it is rebuilt
     fresh = PairBatches(pairs, collate, 8)
     np.testing.assert_array_equal(made().sources.values, fresh.sources.values)
     assert not list((tmp_path / "ids").glob(".*"))
 
 
-def test_texts_need_not_be_kept(t5):
+def test_texts_can_be_discarded(t5):
     batches = PairBatches(pairs_of(5), PairCollator(t5, Config(), max_target_length=32), 2, texts=False)
     assert len(batches.ids) == 5
     with pytest.raises(InputError, match="texts=True"):
@@ -264,7 +269,7 @@ def test_texts_need_not_be_kept(t5):
 
 
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), min_size=1, max_size=8), st.data())
-def test_rows_side_by_side(rows, data):
+def test_padded_rows(rows, data):
     table = TokenRows.of(rows)
     assert [row.tolist() for row in table] == rows and table.lengths.tolist() == list(map(len, rows))
     indices = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=5))
@@ -273,6 +278,6 @@ def test_rows_side_by_side(rows, data):
     assert padded.tolist() == [rows[i] + [-100] * (6 - len(rows[i])) for i in indices]
 
 
-def test_rows_that_do_not_fit_together():
+def test_values_must_match_offsets():
     with pytest.raises(InputError, match=r"offsets int64 \[2\]"):
         TokenRows(np.zeros(3, np.int32), np.array([0, 2]))

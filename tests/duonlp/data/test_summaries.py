@@ -1,4 +1,4 @@
-"""Documents with their summaries, from every layout that they are kept in."""
+"""read_pairs: every source format, split name and error."""
 
 import csv
 import gzip
@@ -75,7 +75,7 @@ def stories(tmp_path):
 def test_stories_become_what_the_hub_has(stories):
     train = list(read_pairs(stories, "train"))
     assert train == [Pair(ARTICLE, (HIGHLIGHTS,), sha1(url)) for url in URLS[:2]], (
-        "CNN's first, whatever the list's order"
+        "CNN's first, regardless of the list's order"
     )
     assert [pair.id for pair in read_pairs(stories, "test")] == [sha1(URLS[2])]
     assert [pair.id for pair in read_pairs(stories, "all")] == [sha1(url) for url in URLS]
@@ -85,7 +85,7 @@ def test_stories_become_what_the_hub_has(stories):
         read_pairs(stories, "val")
 
 
-def test_stories_that_are_missing(stories):
+def test_missing_stories(stories):
     (stories / "cnn" / "stories" / f"{sha1(URLS[0])}.story").unlink()
     pairs = read_pairs(stories, "train")
     assert next(pairs).id == sha1(URLS[1])
@@ -94,7 +94,7 @@ def test_stories_that_are_missing(stories):
     report = CleaningReport()
     assert len(list(read_pairs(stories, "train", report=report))) == 1
     assert report.dropped["missing story"].documents == 1
-    # Without the folder of a publisher, its stories are not missing: the other's alone are wanted.
+    # Without a publisher's folder its stories do not count as missing.
     (stories / "cnn" / "stories" / f"{sha1(URLS[2])}.story").unlink()
     assert [pair.id for pair in read_pairs(stories, "train")] == [sha1(URLS[1])]
 
@@ -127,7 +127,7 @@ def test_dialogsum_in_its_original_files(tmp_path, ending):
     write_lines(tmp_path / f"dialogsum.dev.{ending}", [row, row | {"fname": "dev_2"}])
     several = {"fname": "test_0", "dialogue": DIALOGUE} | {f"summary{i}": f"Bob stays {i}." for i in (1, 2, 3)}
     write_lines(tmp_path / f"dialogsum.test.{ending}", [several])
-    assert [pair.id for pair in read_pairs(tmp_path, "validation")] == ["dev_1", "dev_2"], "alike, yet two"
+    assert [pair.id for pair in read_pairs(tmp_path, "validation")] == ["dev_1", "dev_2"], "equal texts stay two pairs"
     assert list(read_pairs(tmp_path, "test")) == [
         Pair(TEXT, ("Bob stays 1.", "Bob stays 2.", "Bob stays 3."), "test_0")
     ]
@@ -179,13 +179,13 @@ def test_the_hub_is_read_through_datasets(monkeypatch):
     assert asked[-1] == (("abisee/cnn_dailymail", "3.0.0"), expected)
     list(read_pairs("hub://some/news@main#de", "test[:5]", streaming=False))
     assert asked[-1] == (("some/news", "de"), {"split": "test[:5]", "revision": "main", "streaming": False})
-    with pytest.raises(InputError, match=r"scripts are no longer supported.*files alone"):
+    with pytest.raises(InputError, match=r"scripts are no longer supported.*consists of data files"):
         read_pairs("Samsung/samsum", "test")
     with pytest.raises(InputError, match=r"'knkarthick/samsum' has several splits; name one"):
         read_pairs("knkarthick/samsum")
 
 
-def test_columns_are_found_or_named(tmp_path):
+def test_columns_are_recognized_or_named(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"body": "A b.", "short": "A.", "brief": ["B.", "C."], "n": 7}])
     named = {"document_field": "body", "summary_field": "short"}
     assert list(read_pairs(file, **named)) == [Pair("A b.", ("A.",), f"{file}:1")]
@@ -215,19 +215,19 @@ def test_columns_are_found_or_named(tmp_path):
         ({"text": "A", "summary": "\u200b"}, r"empty summary"),
         ({"text": "A", "summary": ""}, r"empty summary: its summary has no text"),
         ({"text": "A", "summary": []}, r"empty summary: the list of summaries is empty"),
-        ({"text": "A", "summary": ["B", 5]}, r"corrupt row: its summary is a int, not a text"),
+        ({"text": "A", "summary": ["B", 5]}, r"corrupt row: its summary is of type int, not str"),
         ({"text": "A\ud800", "summary": "B"}, r"invalid UTF-8"),
         ({"text": "A"}, r"corrupt row: .*no column 'highlights'.*it has text"),
         (["A", "B"], r"corrupt row: row has type list"),
     ],
 )
-def test_records_of_no_use_are_errors_or_counted(tmp_path, row, reason):
+def test_unusable_records_raise_or_are_counted(tmp_path, row, reason):
     good = {"text": "A", "summary": "B", "id": "g"}
     if isinstance(row, dict) and "summary" in row:
         row["id"] = "bad"
     file = write_lines(tmp_path / "a.jsonl", [good, row, good])
     pairs = read_pairs(file)
-    assert next(pairs) == Pair("A", ("B",), "g"), "what comes before is given first"
+    assert next(pairs) == Pair("A", ("B",), "g"), "earlier pairs are yielded first"
     where = rf"a\.jsonl:2( \(id 'bad'\))?: {reason}.*; fix it, or pass report=CleaningReport\(\)"
     with pytest.raises(InputError, match=where):
         next(pairs)
@@ -236,7 +236,7 @@ def test_records_of_no_use_are_errors_or_counted(tmp_path, row, reason):
     assert sum(entry.documents for entry in report.dropped.values()) == 1
 
 
-def test_files_that_are_broken(tmp_path):
+def test_broken_files(tmp_path):
     file = tmp_path / "a.csv"
     file.write_bytes(b'text,summary\r\n"A\r\nb",B\r\nA\xe9,B\r\nA\r\nA,C\r\n')
     report = CleaningReport()
@@ -256,7 +256,7 @@ def test_files_that_are_broken(tmp_path):
     with pytest.raises(InputError, match=r"a\.json: corrupt file: not JSON: .*line 1 column 3"):
         list(read_pairs(file))
     file.write_text('\n{"text": "A", "summary": "B"}\n')
-    assert list(read_pairs(file)) == [Pair("A", ("B",), f"{file}:2")], "an object a line"
+    assert list(read_pairs(file)) == [Pair("A", ("B",), f"{file}:2")], "one object per line"
     cut = tmp_path / "b.json.gz"
     cut.write_bytes(gzip.compress(b'[{"text": "A", "summary": "B"}]' * 100)[:-9])
     with pytest.raises(InputError, match=r"b\.json\.gz: corrupt archive"):
@@ -266,22 +266,22 @@ def test_files_that_are_broken(tmp_path):
 def test_rows_by_split():
     rows = {"train": [], "validation": [{"text": "A", "summary": "B"}], "dev": []}
     assert [pair.document for pair in read_pairs(rows, "val")] == ["A"]
-    assert list(read_pairs(rows, "dev")) == [], "its own name first"
+    assert list(read_pairs(rows, "dev")) == [], "an exact name first"
 
 
-def test_sources_that_are_none(tmp_path):
-    for source, options, what in [
+def test_unusable_sources(tmp_path):
+    for source, options, message in [
         (tmp_path / "no", {}, r"no file or folder .*hub://owner/name"),
         (tmp_path, {}, r"has neither stories .* nor files"),
         (tmp_path, {"kind": "stories"}, r"no \.story files"),
         (tmp_path, {"kind": "xml"}, r"kind is 'xml'; it must be one of stories"),
         (7, {}, r"the source is a int"),
-        ([], {"split": "test"}, r"rows have none"),
-        ({"train": []}, {}, r"no split None; name one of 'train'"),
+        ([], {"split": "test"}, r"the rows have no splits"),
+        ({"train": []}, {}, r"the rows are divided into splits; name one of 'train'"),
         ([], {"limit": 0}, r"limit is 0"),
         ([], {"revision": "v1"}, r"is not on the Hub"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             read_pairs(source, **options)
     write_lines(tmp_path / "a.xml", [])
     with pytest.raises(InputError, match=r"unsupported ending; expected \.jsonl"):

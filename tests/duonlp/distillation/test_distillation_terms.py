@@ -11,7 +11,7 @@ from duonlp.distillation import reference_losses as reference
 from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, init_projections
 from duonlp.distillation.terms import distillation_terms
 from duonlp.errors import InputError
-from duonlp.inputs import BEYOND, IGNORED
+from duonlp.inputs import IGNORED, NO_POSITION
 
 ROWS, LENGTH, WORDS, LABELS, WIDTH = 3, 5, 11, 4, 8
 BERT = {
@@ -126,7 +126,7 @@ def test_an_encoder_decoder_is_masked_by_its_targets():
     assert found["logits_kl"][:2] == reference.kl_divergence_sum(mine, others, 2.0, TOKENS != -100)
 
 
-@pytest.mark.parametrize("ignored", [IGNORED, BEYOND])
+@pytest.mark.parametrize("ignored", [IGNORED, NO_POSITION])
 def test_spans_average_start_and_end_without_padding(ignored):
     positions = np.where(TEXTS == IGNORED, ignored, TEXTS)
     names, inputs = ("start_logits", "end_logits"), {"attention_mask": MASK, "start_positions": positions}

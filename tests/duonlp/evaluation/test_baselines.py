@@ -1,4 +1,4 @@
-"""First sentences, and "TL;DR:" over a stand-in for a language model."""
+"""The baselines: first sentences, and "TL;DR:" with a stand-in for a language model."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ DIALOGUE = "Ann: Are you coming? I wait.\r\nBob: No.\r\nAnn: Why?"
 def test_lead_of_an_article():
     assert lead(ARTICLE) == "The U.S. Senate voted on Monday. Dr. Lee said no. It was late."
     assert lead(ARTICLE, 1) == "The U.S. Senate voted on Monday."
-    assert lead(ARTICLE.replace(". ", ".\n\n"), 9).count(" ") == ARTICLE.count(" "), "a short text is given back whole"
+    assert lead(ARTICLE.replace(". ", ".\n\n"), 9).count(" ") == ARTICLE.count(" "), "a short text is returned whole"
     assert lead("no full stop") == "no full stop"
 
 
@@ -25,14 +25,14 @@ def test_lead_of_a_dialogue_keeps_turns_apart():
     assert lead(DIALOGUE, 1) == "Ann: Are you coming?"
 
 
-@pytest.mark.parametrize("text, sentences, what", [(" \n", 3, "empty"), ("A.", 0, "sentences is 0"), (5, 3, "int")])
-def test_lead_of_nothing(text, sentences, what):
-    with pytest.raises(InputError, match=what):
+@pytest.mark.parametrize("text, sentences, message", [(" \n", 3, "empty"), ("A.", 0, "sentences is 0"), (5, 3, "int")])
+def test_lead_invalid_arguments(text, sentences, message):
+    with pytest.raises(InputError, match=message):
         lead(text, sentences)
 
 
-class Speaker:
-    """A model that goes on with the same text whatever it is asked, and remembers what that was."""
+class FixedAnswer:
+    """A model that answers every prompt with the same text, and records the prompts."""
 
     def __init__(self, answer: str, positions: int = 64):
         self.tokenizer = train_tokenizer([ARTICLE, TLDR, answer] * 3, vocab_size=400, max_length=positions)
@@ -50,8 +50,8 @@ class Speaker:
         return np.concatenate([input_ids, new], 1)
 
 
-def test_tldr_is_the_first_sentences_of_what_gpt2_is_asked_for():
-    model = Speaker(" Dr. Lee lost. He slept. It rained. It snowed.", positions=256)
+def test_tldr_follows_the_evaluation_of_gpt2():
+    model = FixedAnswer(" Dr. Lee lost. He slept. It rained. It snowed.", positions=256)
     assert tldr(model.pipe, [ARTICLE, "Short \n"]) == ["Dr. Lee lost. He slept. It rained."] * 2
     assert sorted(model.prompts, key=len) == ["Short\nTL;DR:", ARTICLE + "\nTL;DR:"]
     config = model.calls[0]["generation_config"]
@@ -59,32 +59,36 @@ def test_tldr_is_the_first_sentences_of_what_gpt2_is_asked_for():
     assert tldr(model.pipe, [ARTICLE], 5, sentences=1, do_sample=False, num_beams=2, prompt=" In short:")
     config = model.calls[-1]["generation_config"]
     assert not config.do_sample and config.num_beams == 2 and model.prompts[-1].endswith(" In short:")
-    assert tldr(Speaker("").pipe, ["Short"], 5) == [""], "a model that ends at once"
+    assert tldr(FixedAnswer("").pipe, ["Short"], 5) == [""], "the model stops immediately"
     assert tldr(model.pipe, []) == []
 
 
 @pytest.mark.parametrize("new", [5, 20, 50])
-def test_tldr_cuts_the_end_of_a_long_document(new):
-    model = Speaker(" No.", positions=64)
+def test_tldr_truncates_long_documents(new):
+    model = FixedAnswer(" No.", positions=64)
     long = " ".join([ARTICLE, "caféé 🙂"] * 5)
     tldr(model.pipe, [long], new)
     document = model.prompts[0].removesuffix(TLDR)
     assert long.startswith(document) and model.prompts[0] != document
-    assert 64 - new - 3 <= model.calls[0]["length"] <= 64 - new, "hardly a position is left free"
+    assert 64 - new - 3 <= model.calls[0]["length"] <= 64 - new, "almost all positions are used"
 
 
-def test_tldr_of_what_it_cannot_work_on():
-    model = Speaker(" No.")
-    for arguments, options, what in [
+def test_tldr_invalid_arguments():
+    model = FixedAnswer(" No.")
+    for arguments, options, message in [
         (([""],), {}, r"text 0 is empty"),
         (([ARTICLE, 5], 5), {}, r"text 1 is a int"),
         ((ARTICLE,), {}, r"texts is a str; give a list"),
         (([ARTICLE], 0), {}, r"max_new_tokens is 0"),
-        (([ARTICLE], 60), {}, r"text 0 does not fit: the model has 64 positions, and 60 new tokens"),
-        (([ARTICLE],), {"num_return_sequences": 2}, r"num_return_sequences does not go with tldr"),
+        (
+            ([ARTICLE], 60),
+            {},
+            r"text 0 does not fit: of the model's 64 positions, 60 new tokens and the prompt leave none",
+        ),
+        (([ARTICLE],), {"num_return_sequences": 2}, r"tldr does not support num_return_sequences"),
         (([ARTICLE], 5), {"topk": 2}, r"topk"),
     ]:
-        with pytest.raises(InputError, match=what):
+        with pytest.raises(InputError, match=message):
             tldr(model.pipe, *arguments, **options)
-    with pytest.raises(InputError, match="give a pipeline of text-generation"):
+    with pytest.raises(InputError, match="give a text-generation pipeline"):
         tldr(None, [ARTICLE])

@@ -1,4 +1,4 @@
-"""pass@k, problems in HumanEval's format, where a completion is cut, and the whole evaluation with a stand-in model."""
+"""pass@k, HumanEval's format, truncation of completions, and the whole evaluation with a stand-in model."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_pass_at_k_of_many_samples_and_of_arrays():
 @pytest.mark.parametrize(
     ("n", "c", "k"), [(5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, 6), ([5, 2], [0, 0], 3), (5, 0.5, 1)]
 )
-def test_pass_at_k_refuses_what_cannot_be(n, c, k):
+def test_pass_at_k_rejects_invalid_numbers(n, c, k):
     with pytest.raises(InputError):
         pass_at_k(n, c, k)
 
@@ -61,7 +61,7 @@ def test_pass_at_k_refuses_what_cannot_be(n, c, k):
         ("def f():\n", "    return 1\n@decorated\n", "    return 1"),
         ("def f():\n", f"{NESTED}\nprint(f())", NESTED),
         ("def f():\n", "    return 1\nif __name__", "    return 1"),
-        ("def f():\n", "def g():\n    pass", ""),  # the margin is the prompt's last line break
+        ("def f():\n", "def g():\n    pass", ""),  # the left margin follows the prompt's last line break
         ("def f(): return", " default\n", " default"),
         ("x = ", "define(1)", "define(1)"),  # not at the margin
         ("def f():\n", "    return 1  \n\n", "    return 1"),
@@ -82,14 +82,14 @@ def test_problems_are_read_plain_and_zipped(tmp_path, problems):
     [
         (b"", "no problems"),
         (b"{", "line 1"),
-        (b"[1]", "no object"),
+        (b"[1]", "it is not an object"),
         (json.dumps(ROWS[0] | {"test": None}).encode(), "test"),
         (json.dumps(ROWS[0] | {"entry_point": "a b"}).encode(), "'a b'"),
         ((json.dumps(ROWS[0]) + "\n").encode() * 2, "line 2"),
         (b"\xff", "UTF-8|utf-8"),
     ],
 )
-def test_a_file_that_is_no_problems_is_named(tmp_path, content, part):
+def test_invalid_problem_files(tmp_path, content, part):
     (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=part):
         read_problems(tmp_path / "p.jsonl")
@@ -104,25 +104,25 @@ def test_a_missing_and_a_broken_file(tmp_path):
 
 
 class Model:
-    """Solves the first problem always, the second every other time, the third never; counts how often it is asked."""
+    """Solves the first problem always, the second every other time, the third never; records the prompts."""
 
     def __init__(self):
-        self.asked = []
+        self.prompts_seen = []
 
     def __call__(self, prompts, n):
-        self.asked += prompts
+        self.prompts_seen += prompts
         kinds = {"add": [RIGHT] * n, "plu": ([RIGHT.replace("add", "plus"), WRONG] * n)[:n], "tot": [WRONG] * n}
         return [kinds[prompt[4:7]] for prompt in prompts]
 
 
-def test_nothing_is_run_unless_asked_for(problems, capsys):
+def test_nothing_runs_without_permission(problems, capsys):
     model = Model()
     with pytest.raises(InputError, match="allow_code_execution=True"):
         evaluate_problems(problems, model, (1,))
-    assert model.asked == []
+    assert model.prompts_seen == []
 
 
-def test_an_evaluation_from_prompts_to_figures(problems, capsys):
+def test_an_evaluation_from_prompts_to_scores(problems, capsys):
     report = evaluate_problems(problems, Model(), (1, 2), workers=2, seconds=20, allow_code_execution=True)
     assert "WARNING" in capsys.readouterr().err
     assert report["pass@k"] == pytest.approx({"pass@1": 0.5, "pass@2": 2 / 3})
@@ -135,21 +135,21 @@ def test_an_evaluation_from_prompts_to_figures(problems, capsys):
     assert "resource limits" in report["protection"] and json.dumps(report)
 
 
-def test_an_evaluation_goes_on_where_it_ended(problems, tmp_path):
+def test_an_evaluation_resumes_from_its_record(problems, tmp_path):
     record, model = tmp_path / "record.jsonl", Model()
     options = {"record": record, "label": "a", "seconds": 20, "allow_code_execution": True}
     first = evaluate_problems(problems[:2], model, (1,), **options)
     with record.open("a") as file:
-        file.write('{"task_id": "t/2", "samp')  # what a crash leaves
+        file.write('{"task_id": "t/2", "samp')  # an incomplete line, as left by a crash
     report = evaluate_problems(problems, model, (1,), **options)
-    assert len(model.asked) == 3 and report["problems"][:2] == first["problems"]
-    assert evaluate_problems(problems, model, (1,), **options) == report and len(model.asked) == 3
+    assert len(model.prompts_seen) == 3 and report["problems"][:2] == first["problems"]
+    assert evaluate_problems(problems, model, (1,), **options) == report and len(model.prompts_seen) == 3
     with pytest.raises(InputError, match=r"'a'.*'b'"):
         evaluate_problems(problems, model, (1,), **options | {"label": "b"})
-    assert evaluate_problems(problems, model, (1, 2), **options)["totals"]["samples"] == 6  # another number: run anew
+    assert evaluate_problems(problems, model, (1, 2), **options)["totals"]["samples"] == 6  # runs again
 
 
-def test_what_cannot_be_evaluated(problems):
+def test_invalid_arguments(problems):
     with pytest.raises(InputError, match="samples is 1"):
         evaluate_problems(problems, Model(), (1, 10), samples=1, allow_code_execution=True)
     with pytest.raises(InputError, match=r"\[1\]"):

@@ -1,4 +1,4 @@
-"""The sandbox against programs that mean no good, with namespaces where the kernel has them, and without."""
+"""The sandbox against misbehaving programs, with namespaces if the kernel allows them, and without."""
 
 import os
 import socket
@@ -14,12 +14,12 @@ from duonlp.errors import InputError
 from duonlp.evaluation import sandbox
 from duonlp.evaluation.sandbox import STATUSES, check_program
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX alone")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 KINDS = pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "audit hook"])
 
 
 def run(program, namespaces=True, **limits):
-    """A result, with time enough for a busy machine; nothing is left of its folder."""
+    """Run a program with a time limit that suits a busy machine."""
     result = check_program(program, **{"seconds": 30, "namespaces": namespaces} | limits)
     assert result.status in STATUSES and {"resource limits", "audit hook"} <= set(result.protection)
     assert namespaces or "namespaces" not in result.protection
@@ -78,7 +78,7 @@ def test_honest_programs_pass(namespaces, program):
         ("import gc\ngc.get_objects()", "forbidden", ""),
     ],
 )  # fmt: skip
-def test_what_a_program_must_not_do(namespaces, program, status, error):
+def test_failures_and_denied_actions(namespaces, program, status, error):
     if program.startswith("print(open('/proc") and not sys.platform.startswith("linux"):
         pytest.skip("no /proc")
     limits = {"memory": 1 << 29, "file_size": 10**7, "output_size": 20_000}
@@ -129,7 +129,7 @@ def test_the_callers_folder_is_not_written_to(namespaces):
         assert os.listdir(folder) == []
 
 
-def test_nothing_of_the_parents_environment_is_seen(monkeypatch):
+def test_the_parents_environment_is_hidden(monkeypatch):
     monkeypatch.setenv("PASSWORD_OF_A_TEST", "hunter2")
     program = """import os, glob
 print(os.environ)
@@ -144,8 +144,8 @@ for name in glob.glob("/proc/[0-9]*/environ"):
 
 
 @KINDS
-def test_a_passed_program_cannot_be_claimed(namespaces):
-    """A report written by the program itself, into every descriptor, counts for nothing."""
+def test_a_program_cannot_claim_to_pass(namespaces):
+    """A report that the program itself writes to every descriptor has no effect."""
     for text in ('{"status": "passed"}', "0" * 32, ""):
         program = (
             "import os\nfor fd in range(3, 99):\n    try:\n"
@@ -154,8 +154,8 @@ def test_a_passed_program_cannot_be_claimed(namespaces):
         assert not run(program, namespaces).passed
 
 
-def test_namespaces_hold_what_the_hook_lets_through():
-    """Machine code raises no audit event: a process made behind the hook's back has no network, and ends with the rest."""
+def test_namespaces_contain_what_the_hook_misses():
+    """Machine code raises no audit events, but its processes have no network and are killed with the rest."""
     if "namespaces" not in run("").protection:
         pytest.skip("no namespaces here")
     program = (
@@ -163,11 +163,13 @@ def test_namespaces_hold_what_the_hook_lets_through():
     )
     result = run(program)
     assert result.passed and result.output == "['1']\n0\n"
-    assert run("print(open('/proc/net/dev').read())").output.count(":") == 1  # the loopback alone, and it is down
+    assert (
+        run("print(open('/proc/net/dev').read())").output.count(":") == 1
+    )  # only the loopback interface, which is down
 
 
-def test_without_namespaces_the_rest_holds(monkeypatch, tmp_path):
-    """Some kernels refuse half-way; a program that is killed early says nothing about the kernel."""
+def test_fallback_without_namespaces(monkeypatch, tmp_path):
+    """Some kernels fail half-way; a program that is killed early says nothing about the kernel."""
     source = sandbox.CHILD.read_text()
     assert "    if libc.unshare(" in source
     (tmp_path / "child.py").write_text(
@@ -182,40 +184,40 @@ def test_without_namespaces_the_rest_holds(monkeypatch, tmp_path):
     assert check_program("print(1)").status == "crashed" and not sandbox._namespaces_fail
 
 
-def test_nothing_stays_behind():
+def test_the_folder_is_removed():
     before = set(os.listdir(tempfile.gettempdir()))
     run("open('a', 'w').write('x')", False)
     assert not [name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith("program-")]
 
 
 def children(process):
-    """Ids of a process' children, as text."""
+    """Return the ids of the children of a process, as str."""
     return Path(f"/proc/{process}/task/{process}/children").read_text().split()
 
 
 def alive(process):
-    """Whether it runs: not gone, and not just waiting to be buried."""
+    """Return whether a process runs: not gone, and not a zombie."""
     try:
         return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
         return False
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of prctl")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
 def test_the_program_ends_with_its_caller(tmp_path):
     program = "import time\nwhile True:\n    print(1, flush=True)\n    time.sleep(0.1)"
     code = f"from duonlp.evaluation.sandbox import check_program\ncheck_program({program!r}, seconds=60)"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=os.getcwd(), env=os.environ | {"TMPDIR": str(tmp_path)})
     deadline = time.monotonic() + 30
-    while not (found := children(caller.pid)) and time.monotonic() < deadline:
+    while not (running := children(caller.pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)
-    found += children(found[0])  # in namespaces, the program is the child's child
+    running += children(running[0])  # in namespaces, the program is the child's child
     caller.kill()
     caller.wait()
-    while any(map(alive, found)) and time.monotonic() < deadline:
+    while any(map(alive, running)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert found and not any(map(alive, found))
+    assert running and not any(map(alive, running))
 
 
 @pytest.mark.parametrize("limit", ["seconds", "memory", "file_size", "output_size"])

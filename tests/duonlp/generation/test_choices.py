@@ -1,4 +1,4 @@
-"""What was chosen among, as rows, as a table and as a picture."""
+"""Top choices of each step as rows, as a table and as a plot."""
 
 import importlib.util
 import io
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.generation.choices import choices_table, top_choices
-from duonlp.generation.plots import kept_ranks, plot_next_token
+from duonlp.generation.plots import count_kept, plot_next_token
 
 LOGITS = np.log(np.array([[0.5, 0.2, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 WORDS = {"Ġthe": 0, "Ġcat": 1, "[x]": 2, "Ċ": 3}
@@ -28,7 +28,7 @@ def tokenizer():
 def test_top_choices(tokenizer):
     first, second = top_choices(LOGITS + 7, np.array([2, 3]), tokenizer, k=2)
     assert (first["step"], first["token_id"], first["token"]) == (0, 2, "[x]")
-    assert first["logprob"] == pytest.approx(np.log(0.2)) and first["rank"] == 2  # of equal ones the lower id is first
+    assert first["logprob"] == pytest.approx(np.log(0.2)) and first["rank"] == 2  # ties: lower id first
     assert [c["token_id"] for c in first["choices"]] == [0, 1]
     assert [c["token"] for c in first["choices"]] == [" the", " cat"]
     assert [c["probability"] for c in first["choices"]] == pytest.approx([0.5, 0.2])
@@ -39,9 +39,9 @@ def test_top_choices(tokenizer):
     }
 
 
-def test_ranks_are_places_among_the_choices():
+def test_ranks_are_indices_of_the_choices():
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 4, (30, 9)).astype(np.float32)  # many of them equal
+    scores = rng.integers(0, 4, (30, 9)).astype(np.float32)  # many ties
     for row, scored in zip(top_choices(scores, rng.integers(0, 9, 30), k=100), scores, strict=True):
         ids = [choice["token_id"] for choice in row["choices"]]
         assert ids == np.argsort(-scored, kind="stable").tolist()  # k is cut to the vocabulary
@@ -50,7 +50,7 @@ def test_ranks_are_places_among_the_choices():
         assert np.exp(row["logprob"]) == pytest.approx(row["choices"][row["rank"]]["probability"])
 
 
-def test_tokens_that_were_ruled_out():
+def test_ruled_out_tokens():
     scores = np.array([[0.0, -np.inf, -np.inf, 0.0]], np.float16)
     (row,) = top_choices(scores, [3], k=4)
     assert row["logprob"] == pytest.approx(np.log(0.5)) and row["rank"] == 1 and row["token"] is None
@@ -70,19 +70,19 @@ def test_types_are_plain(tokenizer):
         (LOGITS, [0, 1], 1.5, "k=1.5"),
         (LOGITS, [0], 1, r"\(2, 4\).*\(1,\)"),
         (LOGITS[0], [0], 1, r"\(4,\)"),
-        (LOGITS, [0, 4], 1, "from 0 to 4; give ids from 0 to 3"),
+        (LOGITS, [0, 4], 1, "from 0 to 4; pass ids from 0 to 3"),
         (LOGITS, [0, -1], 1, "from -1"),
         (LOGITS, [0.0, 1.0], 1, "float64"),
         (np.full((1, 3), -np.inf), [0], 1, "step 0 is -inf"),
         (np.array([[0, np.nan]]), [0], 1, "step 0 is nan"),
     ],
 )
-def test_choices_that_cannot_be(scores, chosen, k, message):
+def test_invalid_choices(scores, chosen, k, message):
     with pytest.raises(InputError, match=message):
         top_choices(scores, np.array(chosen), k=k)
 
 
-def shown(table, **options):
+def render(table, **options):
     console = Console(file=io.StringIO(), width=200, **options)
     console.print(table)
     return console.file.getvalue()
@@ -90,19 +90,21 @@ def shown(table, **options):
 
 def test_table(tokenizer):
     rows = top_choices(LOGITS, np.array([0, 3]), tokenizer, k=2)
-    lines = shown(choices_table(rows)).splitlines()
+    lines = render(choices_table(rows)).splitlines()
     assert lines[0].split() == ["step", "choice", "1", "choice", "2"]
     assert lines[1].split("  ")[-1].strip() == "' cat' (20.00%)" and "' the' (50.00%)" in lines[1]
-    assert r"'\n' (40.00%)" in lines[2] and "'[x]' (30.00%)" in lines[2]  # neither a line break nor markup
-    coloured = shown(choices_table(rows), force_terminal=True, color_system="standard")
-    assert "\x1b[1m' the' (50.00%)\x1b[0m" in coloured and "\x1b[1m' cat' (20.00%)" not in coloured
+    assert (
+        r"'\n' (40.00%)" in lines[2] and "'[x]' (30.00%)" in lines[2]
+    )  # line breaks are escaped, and markup is not interpreted
+    colored = render(choices_table(rows), force_terminal=True, color_system="standard")
+    assert "\x1b[1m' the' (50.00%)\x1b[0m" in colored and "\x1b[1m' cat' (20.00%)" not in colored
 
 
-def test_table_shows_what_is_not_among_the_choices(tokenizer):
-    table = shown(choices_table(top_choices(LOGITS, np.array([3, 3]), tokenizer, k=2)))
+def test_the_table_shows_chosen_tokens_outside_the_choices(tokenizer):
+    table = render(choices_table(top_choices(LOGITS, np.array([3, 3]), tokenizer, k=2)))
     assert "chosen" in table and r"'\n' (10.00%, rank 3)" in table
-    assert "#3 (10.00%, rank 3)" in shown(choices_table(top_choices(LOGITS, np.array([3, 3]), k=1)))
-    assert shown(choices_table([])).strip() == "step"
+    assert "#3 (10.00%, rank 3)" in render(choices_table(top_choices(LOGITS, np.array([3, 3]), k=1)))
+    assert render(choices_table([])).strip() == "step"
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ def test_table_shows_what_is_not_among_the_choices(tokenizer):
         (1, 0.1, 1),
     ],
 )
-def test_what_top_k_and_top_p_keep(top_k, top_p, kept):
-    assert kept_ranks(np.array([0.5, 0.3, 0.15, 0.05, 0.0]), top_k, top_p) == kept
+def test_number_of_tokens_that_top_k_and_top_p_keep(top_k, top_p, kept):
+    assert count_kept(np.array([0.5, 0.3, 0.15, 0.05, 0.0]), top_k, top_p) == kept
 
 
 @pytest.mark.parametrize(("suffix", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("PDF", b"%PDF")])
@@ -133,7 +135,7 @@ def test_plot_by_suffix(tmp_path, tokenizer, suffix, begins):
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
-def test_plot_says_what_was_kept(tmp_path, recwarn):
+def test_plot_labels(tmp_path, recwarn):
     pytest.importorskip("matplotlib")
     backend = Tokenizer(models.WordLevel({"$a$": 0, "字": 1, "x" * 40: 2, "<b>": 3}, unk_token="<b>"))
     backend.decoder = decoders.Fuse()
@@ -142,7 +144,7 @@ def test_plot_says_what_was_kept(tmp_path, recwarn):
     text = (tmp_path / "next.svg").read_text(encoding="utf-8")
     for words in ("kept: 2", "cut: 2", "top-k = 2: 70.0%", "temperature 0.5", "$5 or $6", "$a$", r"\u5b57", "xx..."):
         assert words in text
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]  # what the font lacks is escaped
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]  # characters missing in the font are escaped
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_plot_says_what_was_kept(tmp_path, recwarn):
         ({"top_p": 1.5}, "top_p=1.5"),
     ],
 )
-def test_plots_that_cannot_be(tmp_path, change, message):
+def test_invalid_plots(tmp_path, change, message):
     options = {"logits": LOGITS[0], "path": "next.png"} | change
     with pytest.raises(InputError, match=message):
         plot_next_token(options.pop("logits"), tmp_path / options.pop("path"), **options)

@@ -1,4 +1,4 @@
-"""GenerationConfig: defaults, reading, writing, changing, warning."""
+"""GenerationConfig: defaults, reading, writing, overrides and warnings."""
 
 import json
 import warnings
@@ -23,7 +23,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def test_what_is_written_is_read():
+def test_round_trip():
     config = GenerationConfig(**EVERYTHING)
     written = config.to_dict()
     assert written == EVERYTHING
@@ -34,14 +34,14 @@ def test_what_is_written_is_read():
     assert GenerationConfig().to_dict() == {}
 
 
-def test_keys_that_nothing_reads_are_written_back():
+def test_unknown_keys_are_written_back():
     stored = {"transformers_version": "5.0.0", "max_length": 30, "some_key": [1, 2]}
     config = GenerationConfig.for_model(CONFIG, stored)
     assert config.max_length == 30 and config.eos_token_id == CONFIG.eos_token_id
     assert config.to_dict().items() >= stored.items()
 
 
-def test_lists_dicts_and_numpy_are_taken():
+def test_lists_dicts_and_numpy_are_accepted():
     lists = GenerationConfig(sequence_bias=[[[1, 2], 0.5]], bad_words_ids=[[1], [2]], eos_token_id=[np.int64(3), 4])
     tuples = GenerationConfig(sequence_bias={(1, 2): 0.5}, bad_words_ids=((1,), (2,)), eos_token_id=(3, 4))
     assert lists == tuples and lists.eos_ids == (3, 4)
@@ -60,7 +60,7 @@ def test_none_is_the_default():
     assert config.with_options() == config
 
 
-def test_a_length_that_is_asked_for_beats_one_that_is_stored():
+def test_a_requested_length_overrides_a_stored_one():
     config = GenerationConfig(max_new_tokens=3)
     assert config.with_options(max_length=10).new_tokens(4, 50) == 6
     assert config.with_options(max_length=10, max_new_tokens=2).new_tokens(4, 50) == 2
@@ -89,18 +89,18 @@ def test_strategies(options, strategy):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({"temperature": 0.7}, "temperature=0.7 changes nothing without do_sample=True"),
-        ({"top_p": 0.7}, "top_p=0.7 changes nothing"),
-        ({"top_k": 5}, "top_k=5 changes nothing"),
-        ({"length_penalty": 2.0}, "length_penalty=2.0 changes nothing without num_beams=2 or more"),
-        ({"early_stopping": True}, "early_stopping=True changes nothing"),
+        ({"temperature": 0.7}, "temperature=0.7 has no effect without do_sample=True"),
+        ({"top_p": 0.7}, "top_p=0.7 has no effect"),
+        ({"top_k": 5}, "top_k=5 has no effect"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0 has no effect without num_beams=2 or more"),
+        ({"early_stopping": True}, "early_stopping=True has no effect"),
     ],
     ids=str,
 )
-def test_options_that_change_nothing_are_said(options, says):
-    with pytest.warns(UserWarning, match=says):
+def test_options_without_effect_warn(options, message):
+    with pytest.warns(UserWarning, match=message):
         GenerationConfig().with_options(**options)
 
 
@@ -116,20 +116,20 @@ def test_options_that_change_nothing_are_said(options, says):
     ],
     ids=str,
 )
-def test_nothing_is_said_of_the_others(options):
+def test_other_options_do_not_warn(options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GenerationConfig().with_options(**options)
 
 
-def test_unavailable_options_are_errors_in_a_call_and_warnings_in_a_file():
-    with pytest.raises(InputError, match=r"max_time=3 is not available: .*max_new_tokens"):
+def test_unsupported_options_are_errors_in_a_call_and_warnings_in_a_file():
+    with pytest.raises(InputError, match=r"max_time=3 is unsupported: .*max_new_tokens"):
         GenerationConfig().with_options(max_time=3)
-    with pytest.warns(UserWarning, match="asks for max_time=3, which is left out"):
+    with pytest.warns(UserWarning, match="sets max_time=3, which is unsupported and ignored"):
         GenerationConfig.for_model(CONFIG, {"max_time": 3})
 
 
-def test_a_file_of_transformers_is_read(tmp_path):
+def test_files_of_transformers_are_read(tmp_path):
     from transformers import GenerationConfig as Theirs
 
     theirs = Theirs(num_beams=3, length_penalty=0.5, eos_token_id=[5, 6], bad_words_ids=[[1, 2]], early_stopping=True)
@@ -145,7 +145,7 @@ def test_defaults_are_those_of_transformers():
     from transformers import GenerationConfig as Theirs
 
     theirs = Theirs._get_default_generation_params()
-    # 20 tokens in all there, 20 new ones here and in its generate; a draft model proposes fewer at a time
+    # Theirs: 20 tokens in total, though generate adds 20 new ones; and a draft model proposes more tokens at a time.
     shared = (DEFAULTS.keys() & theirs.keys()) - {"max_length", "num_assistant_tokens"}
     assert len(shared) > 20
     for name in shared:

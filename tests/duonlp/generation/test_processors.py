@@ -13,36 +13,35 @@ from tests.generation import PROCESSORS, processor_inputs, run_processor
 
 @pytest.fixture(params=["jax", "tf"], scope="module")
 def engine(request):
-    """Its ops, and what makes its arrays."""
+    """Provide the engine's ops and its array constructor."""
     pytest.importorskip({"jax": "jax", "tf": "tensorflow"}[request.param])
     convert = {"jax": "jax.numpy", "tf": "tensorflow"}[request.param]
     name = {"jax": "asarray", "tf": "convert_to_tensor"}[request.param]
     return import_module(f"{request.param}nlp.ops"), getattr(import_module(convert), name)
 
 
-def test_every_processor_is_here():
-    helpers = {"kth", "column", "tokens_mask"}
-    found = {name for name, _ in inspect.getmembers(processors, inspect.isfunction) if not name.startswith("_")}
-    made = found - helpers
-    assert made == {name for name, _ in PROCESSORS}
+def test_every_processor_has_test_arguments():
+    helpers = {"kth_largest", "column_at", "token_mask"}
+    functions = {name for name, _ in inspect.getmembers(processors, inspect.isfunction) if not name.startswith("_")}
+    assert functions - helpers == {name for name, _ in PROCESSORS}
 
 
 @pytest.mark.parametrize(("name", "arguments"), PROCESSORS, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_engine_gives_the_same(engine, name, arguments):
+def test_engines_agree(engine, name, arguments):
     ops, convert = engine
     for seed in range(3):
         ids, logits = processor_inputs(seed)
         if name == "remove_invalid_values":
             logits[0, :3] = np.nan, np.inf, -np.inf
         with np.errstate(invalid="ignore", over="ignore"):
-            wanted = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
-        found = run_processor(ops, name, arguments, ids, logits, convert)
-        assert found.dtype == wanted.dtype == np.float32
-        np.testing.assert_allclose(found, wanted, atol=1e-6, rtol=1e-6)
+            expected = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
+        actual = run_processor(ops, name, arguments, ids, logits, convert)
+        assert actual.dtype == expected.dtype == np.float32
+        np.testing.assert_allclose(actual, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_padding_is_not_text():
-    """What the ids of padding would be matches nothing."""
+    """Check that padding matches nothing, whatever its ids."""
     ids, logits = processor_inputs(0)
     ids[:, :3] = -1
     for name, arguments in (("repetition_penalty", {"penalty": 2.0}), ("no_repeat_ngram", {"size": 2})):
@@ -51,17 +50,15 @@ def test_padding_is_not_text():
             if name.startswith("rep")
             else None
         )
-        found = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
-        assert alone is None or np.array_equal(found, alone)
-        assert np.array_equal(found[:, 4:], logits[:, 4:])
+        actual = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
+        assert alone is None or np.array_equal(actual, alone)
+        assert np.array_equal(actual[:, 4:], logits[:, 4:])
 
 
 def test_names_of_operations_are_alike():
-    """The three modules of operations have the same functions."""
-
-    def names(module):
-        return {name for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
-
+    """Both engines' ops modules define every function of numpy_ops."""
+    names = {name for name, _ in inspect.getmembers(numpy_ops, inspect.isfunction)}
     for engine, needs in (("jaxnlp", "jax"), ("tfnlp", "tensorflow")):
         pytest.importorskip(needs)
-        assert names(numpy_ops) <= names(import_module(f"{engine}.ops"))
+        ops = import_module(f"{engine}.ops")
+        assert names <= {name for name, value in vars(ops).items() if callable(value)}

@@ -1,4 +1,4 @@
-"""The decoding loop in NumPy, on a model that is a table: every text can be counted."""
+"""The decoding loop in NumPy, on a lookup-table model for which all texts can be enumerated."""
 
 import itertools
 
@@ -8,8 +8,7 @@ import pytest
 from duonlp import numpy_ops
 from duonlp.generation import GenerationConfig, GenerationOutput
 from duonlp.generation import loop as decoding
-from duonlp.generation.driver import Call
-from duonlp.generation.output import collect
+from duonlp.generation.driver import Call, collect
 from duonlp.generation.plan import make_plan
 from duonlp.generation.prompt import prepare_prompt
 from duonlp.generation.strategies import search
@@ -17,7 +16,7 @@ from tests.cases import cases
 
 
 class Table:
-    """A language model that looks the next logits up: those of the last token and how many came before it."""
+    """A language model that looks up the next logits by the last token and its position."""
 
     def __init__(self, seed: int, vocabulary: int, steps: int, scale: float = 2.0):
         rng = np.random.default_rng(seed)
@@ -38,7 +37,7 @@ class Table:
         return self.logits[positions, tokens]
 
     def log_probability(self, sequence) -> float:
-        """Of a sequence after its first token."""
+        """Return the log probability of a sequence after its first token."""
         total = 0.0
         for n, (last, token) in enumerate(itertools.pairwise(sequence)):
             row = self.logits[n, last].astype(np.float64)
@@ -47,7 +46,7 @@ class Table:
 
 
 def run_in_numpy(model, ids, vocabulary: int, **options) -> GenerationOutput:
-    """generate, of a model that is no network, in NumPy."""
+    """Run generate for a table model in NumPy."""
     cfg = next(c for c in cases() if c.name == "gpt2-causal-lm").config
     config = GenerationConfig(pad_token_id=0, return_dict_in_generate=True).with_options(**options)
     prompt = prepare_prompt(cfg, config, np.asarray(ids), np.ones(np.shape(ids), np.int32))
@@ -60,11 +59,11 @@ def run_in_numpy(model, ids, vocabulary: int, **options) -> GenerationOutput:
 
 
 def every_text(vocabulary: int, steps: int, eos: int | None):
-    """All continuations of ``steps`` tokens, or fewer that end in ``eos``."""
+    """Yield all continuations of ``steps`` tokens, or fewer if they end in ``eos``."""
     for tokens in itertools.product(range(vocabulary), repeat=steps):
         if eos in tokens:
             stop = tokens.index(eos) + 1
-            if any(tokens[stop:]):  # the same text with other tokens after its end
+            if any(tokens[stop:]):  # the same text with different tokens after its end
                 continue
             tokens = tokens[:stop]
         yield tokens
@@ -89,8 +88,8 @@ def test_enough_beams_find_the_best_text(seed, penalty, eos):
 
 
 @pytest.mark.parametrize(("beams", "groups"), [(4, 2), (6, 3), (3, 3)])
-def test_diverse_beam_search_is_the_paper_s(beams, groups):
-    """Groups one after the other, each a beam search whose scores lose what earlier groups just said."""
+def test_diverse_beam_search_matches_the_paper(beams, groups):
+    """Compare with one beam search per group, in turn, penalizing tokens that earlier groups chose."""
     vocabulary, steps, penalty, size = 7, 5, 0.8, beams // groups
     for seed in range(3):
         table = Table(seed, vocabulary, steps)
@@ -106,13 +105,13 @@ def test_diverse_beam_search_is_the_paper_s(beams, groups):
                 texts[g] = sorted(grown, key=lambda pair: -pair[1])[:size]
                 for text, _ in texts[g]:
                     taken[text[-1]] += 1
-        wanted = sorted((pair for group in texts for pair in group), key=lambda pair: -pair[1])
+        expected = sorted((pair for group in texts for pair in group), key=lambda pair: -pair[1])
         out = run_in_numpy(
             table, [[3]], vocabulary, num_beams=beams, num_beam_groups=groups, diversity_penalty=penalty,
             num_return_sequences=beams, max_new_tokens=steps, length_penalty=0.0,
         )  # fmt: skip
-        assert [tuple(row) for row in out["sequences"]] == [text for text, _ in wanted]
-        np.testing.assert_allclose(out["sequences_scores"], [score for _, score in wanted], atol=1e-4)
+        assert [tuple(row) for row in out["sequences"]] == [text for text, _ in expected]
+        np.testing.assert_allclose(out["sequences_scores"], [score for _, score in expected], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +125,8 @@ def test_diverse_beam_search_is_the_paper_s(beams, groups):
     ],
     ids=lambda options: list(options)[-1] if options["top_k"] == 0 else "top_k",
 )
-def test_draws_are_from_the_distribution(options):
-    """Pearson's chi-square, in NumPy: both engines draw the same."""
+def test_draws_follow_the_distribution(options):
+    """Apply Pearson's chi-square test in NumPy; both engines draw the same tokens."""
     vocabulary, draws = 16, 2000
     table = Table(0, vocabulary, 2, scale=1.5)
     out = run_in_numpy(

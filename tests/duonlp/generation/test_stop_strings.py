@@ -1,4 +1,4 @@
-"""Stop strings: the table walked token by token finds what a search of the decoded bytes finds."""
+"""Stop strings: walking the table token by token agrees with searching the decoded bytes."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from duonlp.errors import InputError
-from duonlp.generation.stop_strings import STATES, StopStrings, automaton, token_bytes
+from duonlp.generation.stop_strings import STATES_MULTIPLE, StopStrings, build_automaton, token_bytes
 from duonlp.tokenizers.train import train_tokenizer
 
 TEXTS = ["the cat sat on the mat, then the dog stopped at the top", "un été à l'île, naïve façade", "stop! don't stop."]
@@ -24,7 +24,7 @@ def byte_level():
 
 
 def metaspace():
-    """As Llama's: sentencepiece BPE with byte fallback."""
+    """Train a tokenizer like Llama's: sentencepiece BPE with byte fallback."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Sequence(
@@ -34,7 +34,7 @@ def metaspace():
     tokenizer.train_from_iterator(
         TEXTS, trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False)
     )
-    vocabulary = tokenizer.to_str()  # the bytes are special for the trainer alone
+    vocabulary = tokenizer.to_str()  # byte tokens are special only for the trainer
     tokenizer = Tokenizer.from_str(_without_special_bytes(vocabulary))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
 
@@ -65,7 +65,7 @@ def tokenizer(request):
 
 
 def walk(stops, ids, state=0):
-    """The number of the token that stops, or None."""
+    """Return the index of the token that stops the text, or None."""
     for number, token in enumerate(ids):
         state = stops.transitions[state, token]
         if state == stops.accept:
@@ -74,7 +74,7 @@ def walk(stops, ids, state=0):
 
 
 def search(tokenizer, prompt, ids, strings):
-    """The same by searching the bytes: the first new token that the end of an occurrence lies in."""
+    """Return the same by searching the bytes: the first new token in which an occurrence ends."""
     pieces = token_bytes(tokenizer)
     text = b"".join(pieces[i] for i in prompt)
     for number, token in enumerate(ids):
@@ -108,11 +108,11 @@ def test_token_bytes_by_vocabulary():
 
     assert read("byte-level", "Ġthe") == b" the" and read("byte-level", "Ã") == b"\xc3"
     assert read("byte-level", "<|endoftext|>") == b"<|endoftext|>"
-    assert read("byte-level", "<two words>") == b"<two words>"  # a space is no character of the alphabet
+    assert read("byte-level", "<two words>") == b"<two words>"  # a space is not in the byte alphabet
     assert read("metaspace", "▁the") == b" the" and read("metaspace", "<0xC3>") == b"\xc3"
     assert read("metaspace", "</s>") == b"</s>"
     assert read("wordpiece", "the") == b" the" and read("wordpiece", "##t") == b"t"
-    assert read("wordpiece", ",") == b","  # its decoder takes that space out
+    assert read("wordpiece", ",") == b","  # its decoder removes that space
     assert read("wordpiece", "[SEP]") == b" [SEP]"
 
 
@@ -144,7 +144,7 @@ def test_transformers_own_examples():
     for words in ("st op", "stop", "st opera", "sto pper", "las topper", "s to pped"):
         ids = tokens_of(tokenizer, *words.split())
         assert walk(stops, ids) == len(ids) - 1, words
-    for words in ("stop at", "st op at", "st opera tion"):  # earlier than the last
+    for words in ("stop at", "st op at", "st opera tion"):  # before the last token
         ids = tokens_of(tokenizer, *words.split())
         assert walk(stops, ids) < len(ids) - 1, words
     assert walk(stops, tokens_of(tokenizer, "st", "at", "op", "to")) is None
@@ -155,8 +155,8 @@ def test_transformers_own_examples():
 def test_walking_the_table_is_searching_the_text(data):
     tokenizer = TOKENIZERS[data.draw(st.sampled_from(sorted(TOKENIZERS)))]
     vocabulary = st.lists(st.integers(0, len(tokenizer) - 1), max_size=12)
-    # few letters, so that strings overlap each other and themselves; or a part of what the text is made of
-    few = st.sampled_from(tokens_few(tokenizer))
+    # few letters, so that strings overlap each other and themselves; or substrings of the text
+    few = st.sampled_from(tokens_of_few_letters(tokenizer))
     draws = st.one_of(vocabulary, st.lists(few, max_size=16))
     prompt, ids = data.draw(draws), data.draw(draws)
     text = tokenizer.decode(prompt + ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -173,12 +173,12 @@ def test_walking_the_table_is_searching_the_text(data):
     assert walk(stops, ids, state[0]) == search(tokenizer, prompt, ids, stops.strings)
 
 
-def tokens_few(tokenizer):
+def tokens_of_few_letters(tokenizer):
     pieces = token_bytes(tokenizer)
     return [i for i, piece in enumerate(pieces) if piece and set(piece) <= set(b"aste ")]
 
 
-def test_what_a_prompt_ends_in_counts_and_what_it_contains_does_not():
+def test_the_end_of_a_prompt_counts_but_not_what_it_contains():
     tokenizer = TOKENIZERS["byte-level"]
     s, t, o, p = tokens_of(tokenizer, *"stop")
     stops = StopStrings.build(tokenizer, ["stop", "pp"], len(tokenizer))
@@ -191,7 +191,7 @@ def test_what_a_prompt_ends_in_counts_and_what_it_contains_does_not():
     assert walk(stops, [o, p], start[2]) is None
     assert walk(stops, [t, o, p], start[2]) == 2
     assert (stops.start(prompts[:1]) == start[:1]).all()
-    # what left padding hides is no text
+    # left padding is not text
     assert stops.start(np.array([[s, t]]), np.array([[0, 1]])) == 0
     with pytest.raises(InputError, match=r"\(3, 4\).*\(3, 2\)"):
         stops.start(prompts, mask[:, :2])
@@ -201,16 +201,16 @@ def test_shape_of_the_table(tokenizer):
     beyond = len(tokenizer) + 5
     stops = StopStrings.build(tokenizer, "stop", beyond)
     table = stops.transitions
-    assert table.dtype == np.int32 and table.shape == (STATES, beyond) and stops.accept == STATES - 1
+    assert table.dtype == np.int32 and table.shape == (STATES_MULTIPLE, beyond) and stops.accept == STATES_MULTIPLE - 1
     assert (table[stops.accept] == stops.accept).all()
-    assert (table[: stops.accept, len(tokenizer) :] == 0).all()  # ids the model has and the tokenizer has not
+    assert (table[: stops.accept, len(tokenizer) :] == 0).all()  # ids of the model that the tokenizer lacks
     assert table.min() == 0 and table.max() == stops.accept
-    assert StopStrings.build(tokenizer, "x" * 14, beyond).transitions.shape[0] == STATES
-    assert StopStrings.build(tokenizer, "x" * 15, beyond).transitions.shape[0] == 2 * STATES
-    assert StopStrings.build(tokenizer, "stop", 7).transitions.shape == (STATES, 7)
+    assert StopStrings.build(tokenizer, "x" * 14, beyond).transitions.shape[0] == STATES_MULTIPLE
+    assert StopStrings.build(tokenizer, "x" * 15, beyond).transitions.shape[0] == 2 * STATES_MULTIPLE
+    assert StopStrings.build(tokenizer, "stop", 7).transitions.shape == (STATES_MULTIPLE, 7)
 
 
-def test_tables_are_remembered_while_the_tokenizer_lives():
+def test_tables_are_cached_while_the_tokenizer_lives():
     import gc
     import weakref
 
@@ -227,8 +227,8 @@ def test_tables_are_remembered_while_the_tokenizer_lives():
     assert alive() is None
 
 
-def test_automaton_falls_back_to_the_longest_ending():
-    goto, completes = automaton([b"aab", b"ab", b"b"])
+def test_automaton_falls_back_to_the_longest_suffix():
+    goto, completes = build_automaton([b"aab", b"ab", b"b"])
     node = 0
     ends = []
     for byte in b"aaabab":
@@ -237,7 +237,7 @@ def test_automaton_falls_back_to_the_longest_ending():
     assert ends == [False, False, False, True, False, True]
 
 
-def test_a_large_vocabulary_takes_a_moment():
+def test_a_large_vocabulary_is_fast():
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = {"".join(rng.choice(letters, n)) for n in rng.integers(4, 10, 50_000)}
@@ -252,12 +252,12 @@ def test_a_large_vocabulary_takes_a_moment():
 
 
 @pytest.mark.parametrize("strings", [[], "", ["a", ""], [1], None, b"stop", 3, ["a", None], "\ud800", {"a": 1}])
-def test_strings_that_are_none(strings):
+def test_invalid_strings(strings):
     with pytest.raises(InputError, match=r"stop.string"):
         StopStrings.build(TOKENIZERS["wordpiece"], strings, 10)
 
 
-def test_refusals():
+def test_tables_that_are_too_large_and_slow_tokenizers():
     with pytest.raises(InputError, match="MiB"):
         StopStrings.build(TOKENIZERS["wordpiece"], "a" * 10_000, 50_000)
     with pytest.raises(InputError, match="object has no backend_tokenizer"):
@@ -272,7 +272,7 @@ def test_transformers_stops_at_the_same_token():
     rng = np.random.default_rng(1)
     for name in ("byte-level", "metaspace"):
         tokenizer = TOKENIZERS[name]
-        few = tokens_few(tokenizer)
+        few = tokens_of_few_letters(tokenizer)
         for strings in (["st"], ["tse", "ea"], ["  "], ["at the", "ses"]):
             stops = StopStrings.build(tokenizer, strings, len(tokenizer))
             criteria = StopStringCriteria(tokenizer, strings)

@@ -1,4 +1,4 @@
-"""TextStream: the pieces joined are the text decoded at once, whatever the ids and the chunks."""
+"""TextStream: the joined pieces equal the text decoded at once, for any ids and chunks."""
 
 import json
 
@@ -37,7 +37,7 @@ def sentencepiece(decoder, byte_fallback):
     tokenizer.train_from_iterator(
         TEXTS, trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False)
     )
-    state = json.loads(tokenizer.to_str())  # the bytes are special for the trainer alone
+    state = json.loads(tokenizer.to_str())  # byte tokens are special only for the trainer
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)), unk_token="<unk>", eos_token="</s>"
@@ -58,7 +58,7 @@ def wordpiece(cleanup):
 
 
 def openai_gpt():
-    """Words that end in a suffix, whose space comes with the next word."""
+    """Create a tokenizer whose words end in a suffix, so that their space comes with the next word."""
     vocabulary = {"the</w>": 0, "ca": 1, "t</w>": 2, "dog</w>": 3, "<unk>": 4}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.decoder = decoders.BPEDecoder()
@@ -106,7 +106,7 @@ def chunked(data, ids):
 @given(data=st.data())
 def test_any_ids_in_any_chunks(name, data):
     tokenizer = TOKENIZERS[name]
-    # beyond the vocabulary, too, which decode leaves out
+    # also ids beyond the vocabulary, which decode omits
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) + 1), max_size=24))
     skip = data.draw(st.booleans())
     out = pieces(tokenizer, chunked(data, ids), skip_special_tokens=skip)
@@ -123,7 +123,7 @@ def test_any_text(name, data):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     out = pieces(tokenizer, chunked(data, ids))
     assert "".join(out) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if name == "byte-level" and "é" not in text:  # added as a token, it decodes to a byte that is no character
+    if name == "byte-level" and "é" not in text:  # an added token, which decodes to an incomplete character
         assert "".join(out) == text and out[-1] == ""  # every character came as soon as it was complete
 
 
@@ -132,9 +132,9 @@ def test_an_emoji_is_held_back_until_it_is_complete():
     ids = tokenizer("a👍b")["input_ids"]
     assert len(ids) == 6
     assert pieces(tokenizer, ids) == ["a", "", "", "", "👍", "b", ""]
-    # cut short, it comes at the end as decode gives it
+    # if truncated, it comes at the end, as decode returns it
     assert pieces(tokenizer, ids[:4]) == ["a", "", "", "", "�"]
-    # and what can no longer become a character does not wait
+    # bytes that can no longer become a character are not held back
     assert pieces(tokenizer, [ids[1], ids[0]]) == ["", "�a", ""]
 
 
@@ -143,7 +143,7 @@ def test_byte_fallback_is_decoded_as_a_run():
     a, *emoji = (tokenizer.convert_tokens_to_ids(t) for t in ("a", "<0xF0>", "<0x9F>", "<0x91>", "<0x8D>"))
     assert pieces(tokenizer, [a, *emoji, a]) == ["a", "", "", "", "", "👍a", ""]
     assert pieces(tokenizer, [a, *emoji]) == ["a", "", "", "", "", "👍"]
-    # one byte more spoils the run: that is why it is held back
+    # one more byte invalidates the run, which is why it is held back
     assert pieces(tokenizer, [a, *emoji, emoji[0], a]) == ["a", "", "", "", "", "", "�����a", ""]
     assert pieces(tokenizer, [[a, *emoji], [], [a]]) == ["a", "", "👍a", ""]
 
@@ -167,17 +167,17 @@ def test_spaces_come_with_their_word():
 def test_kinds_of_ids():
     tokenizer = TOKENIZERS["byte-level"]
     ids = tokenizer("the cat")["input_ids"]
-    for some in (ids, np.array(ids), np.array(ids, np.int32), tuple(ids), np.array(ids, np.uint16)):
-        assert pieces(tokenizer, [some]) == ["the cat", ""]
+    for variant in (ids, np.array(ids), np.array(ids, np.int32), tuple(ids), np.array(ids, np.uint16)):
+        assert pieces(tokenizer, [variant]) == ["the cat", ""]
     stream = TextStream(tokenizer)
     assert stream.put(np.int32(ids[0])) + stream.put([]) + stream.put(ids[1:]) + stream.end() == "the cat"
-    for wrong in ("the", 1.5, [[1, 2]], None, [True]):
-        with pytest.raises(InputError, match="give one id or a list of ids"):
-            stream.put(wrong)
+    for invalid in ("the", 1.5, [[1, 2]], None, [True]):
+        with pytest.raises(InputError, match="pass one id or a list of ids"):
+            stream.put(invalid)
 
 
 @pytest.mark.parametrize("name", ["llama", "wordpiece"])
-def test_after_the_end_another_text_begins(name):
+def test_end_resets_the_stream(name):
     tokenizer = TOKENIZERS[name]
     ids = tokenizer("the cat", add_special_tokens=False)["input_ids"]
     stream = TextStream(tokenizer)
@@ -186,7 +186,7 @@ def test_after_the_end_another_text_begins(name):
 
 
 @pytest.mark.parametrize("name", ["byte-level", "llama", "wordpiece", "metaspace"])
-def test_the_work_of_a_token_does_not_grow(name):
+def test_the_cost_per_token_does_not_grow(name):
     tokenizer = TOKENIZERS[name]
     decoded = []
 

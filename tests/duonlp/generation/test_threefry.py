@@ -1,4 +1,4 @@
-"""Random numbers: threefry's published vectors, in every engine; Gumbel noise; keys of texts."""
+"""Random numbers: threefry's published test vectors in every engine, Gumbel noise, and keys of texts."""
 
 from importlib import import_module
 
@@ -13,12 +13,12 @@ VECTORS = [
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
     ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
 ]
-"""key, counter, result: of Random123's kat_vectors, threefry2x32 with 20 rounds."""
+"""(key, counter, result) from Random123's kat_vectors for threefry2x32 with 20 rounds."""
 
 
 @pytest.fixture(params=["numpy", "jax", "tf"], scope="module")
 def engine(request):
-    """Its ops, and what makes its arrays."""
+    """Provide the engine's ops and its array constructor."""
     if request.param == "numpy":
         return numpy_ops, np.asarray
     pytest.importorskip({"jax": "jax", "tf": "tensorflow"}[request.param])
@@ -28,26 +28,26 @@ def engine(request):
 
 def test_published_vectors(engine):
     ops, convert = engine
-    keys, counters, wanted = (np.array(part, np.uint32).T for part in zip(*VECTORS))
-    found = threefry2x32(ops, tuple(map(convert, keys)), tuple(map(convert, counters)))
-    np.testing.assert_array_equal([np.asarray(word) for word in found], wanted)
+    keys, counters, expected = (np.array(part, np.uint32).T for part in zip(*VECTORS))
+    actual = threefry2x32(ops, tuple(map(convert, keys)), tuple(map(convert, counters)))
+    np.testing.assert_array_equal([np.asarray(word) for word in actual], expected)
 
 
 def test_noise_is_the_same_in_every_engine(engine):
     ops, convert = engine
     keys, tokens = row_keys(3, [np.array([1, 2])], 4), np.arange(100, dtype=np.int32)[None]
-    found = np.asarray(gumbel(ops, convert(keys), convert(np.int32(7)), convert(tokens)))
-    assert found.shape == (4, 100) and found.dtype == np.float32
-    np.testing.assert_allclose(found, gumbel(numpy_ops, keys, np.int32(7), tokens), rtol=1e-5, atol=1e-6)
+    actual = np.asarray(gumbel(ops, convert(keys), convert(np.int32(7)), convert(tokens)))
+    assert actual.shape == (4, 100) and actual.dtype == np.float32
+    np.testing.assert_allclose(actual, gumbel(numpy_ops, keys, np.int32(7), tokens), rtol=1e-5, atol=1e-6)
 
 
-def test_noise_is_gumbel_s():
+def test_noise_follows_the_gumbel_distribution():
     keys = row_keys(0, [np.array([1])], 50)
     noise = gumbel(numpy_ops, keys, np.int32(2), np.arange(4000, dtype=np.int32)[None]).astype(np.float64)
     assert np.isfinite(noise).all()
     assert noise.mean() == pytest.approx(np.euler_gamma, abs=0.01)
     assert noise.var() == pytest.approx(np.pi**2 / 6, abs=0.03)
-    assert np.abs(np.corrcoef(noise[:10]) - np.eye(10)).max() < 0.08  # keys tell texts apart
+    assert np.abs(np.corrcoef(noise[:10]) - np.eye(10)).max() < 0.08  # noise of different keys is uncorrelated
     for quantile in (0.1, 0.5, 0.9):
         assert (noise < -np.log(-np.log(quantile))).mean() == pytest.approx(quantile, abs=0.005)
 
@@ -64,8 +64,8 @@ def test_keys_belong_to_seed_prompt_and_sample():
     keys = row_keys(1, [one, two], 3)
     assert keys.shape == (6, 2) and keys.dtype == np.uint32
     assert len({row.tobytes() for row in keys}) == 6
-    np.testing.assert_array_equal(keys[3:], row_keys(1, [two], 3))  # whatever batch it is in
+    np.testing.assert_array_equal(keys[3:], row_keys(1, [two], 3))  # independent of the batch
     np.testing.assert_array_equal(keys, row_keys(1, [one.astype(np.int64), two], 3))
     assert not np.array_equal(keys, row_keys(2, [one, two], 3))
-    np.testing.assert_array_equal(row_keys(1, [one] * 3, 1), keys[:3])  # equal prompts go on where the first stopped
+    np.testing.assert_array_equal(row_keys(1, [one] * 3, 1), keys[:3])  # repeated prompts continue the sample numbering
     assert row_keys(2**63, [one], 1).shape == (1, 2)

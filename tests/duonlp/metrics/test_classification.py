@@ -1,4 +1,4 @@
-"""Scores of classifiers by hand, and the threshold for what is out of scope against a search of all of them."""
+"""Classification scores by hand, and the out-of-scope threshold against an exhaustive search."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from duonlp.errors import InputError
 from duonlp.metrics.classification import (
     ClassificationScorer,
     classification_scores,
-    probabilities_of,
+    softmax,
     threshold_scores,
 )
 
@@ -38,25 +38,25 @@ def test_scores_by_hand():
     assert set(classification_scores(LOGITS, LABELS)) == {"loss", "accuracy", "macro_f1"}
 
 
-def test_macro_f1_is_of_the_classes_that_there_are():
+def test_macro_f1_averages_over_occurring_classes():
     logits = np.eye(4)[[0, 0, 1]]  # neither true nor predicted: 2 and 3
     assert classification_scores(logits, np.array([0, 1, 1]))["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
-def test_figures_without_a_text_are_left_out():
+def test_scores_without_any_text_are_left_out():
     scores = classification_scores(LOGITS[:3], LABELS[:3], 2)
     assert "in_scope_accuracy" in scores and "out_of_scope_recall" not in scores
 
 
-def test_rows_without_a_label_are_left_out():
+def test_rows_without_a_label_are_ignored():
     padded = np.concatenate([LABELS, [-100]])
     scores = classification_scores(np.concatenate([LOGITS, [[9, 0, 0]]]), padded, 2)
     assert scores == pytest.approx(classification_scores(LOGITS, LABELS, 2))
-    with pytest.raises(InputError, match="no labelled texts"):
+    with pytest.raises(InputError, match="no labeled texts"):
         classification_scores(LOGITS[:1], np.array([-100]))
 
 
-def test_several_labels_a_text():
+def test_multi_label_scores():
     labels = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
     logits = np.array([[2.0, -1.0, -3.0], [-1.0, -2.0, -1.0]])
     scores = classification_scores(logits, labels)
@@ -67,30 +67,30 @@ def test_several_labels_a_text():
 
 
 def by_search(probabilities, labels, outside_id, maximise):
-    """The best score over all thresholds, one at a time."""
+    """Return the best score over a grid of thresholds."""
     outside, best = labels == outside_id, -1.0
     own = probabilities.argmax(1) == outside_id
     inside = np.delete(probabilities, outside_id, axis=1) if outside_id < probabilities.shape[1] else probabilities
     ids = np.array([i for i in range(probabilities.shape[1]) if i != outside_id])
     for threshold in np.linspace(0, 1, 201):
-        refused = own | (inside.max(1) < threshold)
-        predicted = np.where(refused, outside_id, ids[inside.argmax(1)])
-        right = predicted == labels
-        score = right.mean() if maximise == "accuracy" else (right[~outside].mean() + right[outside].mean()) / 2
+        rejected = own | (inside.max(1) < threshold)
+        predicted = np.where(rejected, outside_id, ids[inside.argmax(1)])
+        correct = predicted == labels
+        score = correct.mean() if maximise == "accuracy" else (correct[~outside].mean() + correct[outside].mean()) / 2
         best = max(best, score)
     return best
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["mean", "accuracy"]), st.booleans())
-def test_the_threshold_is_the_best_there_is(seed, maximise, has_class):
+def test_the_threshold_is_optimal(seed, maximise, has_class):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, 20)
-    labels[:2] = [3, 0]  # of both kinds
+    labels[:2] = [3, 0]  # one out of scope, one in scope
     logits = np.round(
         rng.normal(size=(20, 4 if has_class else 3)) + 1.5 * np.eye(4)[labels][:, : 4 if has_class else 3], 1
     )
-    probabilities = probabilities_of(logits)
+    probabilities = softmax(logits)
     scores = threshold_scores(probabilities, labels, 3, maximise=maximise)
     mean = (scores["in_scope_accuracy"] + scores["out_of_scope_recall"]) / 2
     best = mean if maximise == "mean" else scores["accuracy"]
@@ -102,19 +102,19 @@ def test_the_threshold_is_the_best_there_is(seed, maximise, has_class):
     assert again == scores
 
 
-def test_the_threshold_refuses_what_is_not_sure():
-    scores = threshold_scores(probabilities_of(LOGITS), LABELS, 2)
-    assert 0.4 < scores["threshold"] < 0.6  # the two that are missed have 0.4, the one that is wrong anyway has 0.6
+def test_the_threshold_rejects_unconfident_predictions():
+    scores = threshold_scores(softmax(LOGITS), LABELS, 2)
+    assert 0.4 < scores["threshold"] < 0.6  # the two missed ones have 0.4, the wrong one 0.6
     assert scores["out_of_scope_recall"] == 1.0 and scores["in_scope_accuracy"] == pytest.approx(2 / 3)
-    fixed = threshold_scores(probabilities_of(LOGITS)[:3], LABELS[:3], 2, threshold=0.0)
+    fixed = threshold_scores(softmax(LOGITS)[:3], LABELS[:3], 2, threshold=0.0)
     assert fixed["in_scope_accuracy"] == pytest.approx(2 / 3) and "out_of_scope_recall" not in fixed
 
 
 def test_threshold_errors():
-    with pytest.raises(InputError, match="of 3 texts 0 are out of scope"):
-        threshold_scores(probabilities_of(LOGITS)[:3], LABELS[:3], 2)
+    with pytest.raises(InputError, match="0 of 3 texts are out of scope"):
+        threshold_scores(softmax(LOGITS)[:3], LABELS[:3], 2)
     with pytest.raises(InputError, match="maximise is 'f1'; it must be one of mean, accuracy"):
-        threshold_scores(probabilities_of(LOGITS), LABELS, 2, maximise="f1")
+        threshold_scores(softmax(LOGITS), LABELS, 2, maximise="f1")
 
 
 BATCHES = SimpleNamespace(labels=LABELS, label_names=("a", "b", "oos"))
@@ -122,7 +122,7 @@ BATCHES = SimpleNamespace(labels=LABELS, label_names=("a", "b", "oos"))
 
 def test_scorer_scores_and_keeps_the_logits():
     scorer = ClassificationScorer(BATCHES, lambda model, batches: LOGITS, out_of_scope="oos")
-    with pytest.raises(InputError, match="after a call"):
+    with pytest.raises(InputError, match="pass out_of_scope and call the scorer first"):
         scorer.at_threshold()
     names = scorer.dry_run(None)
     scores = scorer(None)
@@ -132,11 +132,11 @@ def test_scorer_scores_and_keeps_the_logits():
 
 
 def test_scorer_errors_come_first():
-    with pytest.raises(InputError, match=r"'ooss', which is none of the 3 labels; did you mean 'oos'\?"):
+    with pytest.raises(InputError, match=r"'ooss', which is not one of the 3 labels; did you mean 'oos'\?"):
         ClassificationScorer(BATCHES, None, out_of_scope="ooss")
     several = SimpleNamespace(labels=np.zeros((2, 3), np.float32), label_names=("a", "b", "oos"))
-    with pytest.raises(InputError, match="several labels each"):
+    with pytest.raises(InputError, match="these texts are multi-label"):
         ClassificationScorer(several, None, out_of_scope="oos")
     model = SimpleNamespace(config=SimpleNamespace(num_labels=5))
-    with pytest.raises(InputError, match="tells 5 labels apart and the texts have 3"):
+    with pytest.raises(InputError, match="the model has 5 labels, but the texts have 3"):
         ClassificationScorer(BATCHES, None).dry_run(model)

@@ -1,4 +1,4 @@
-"""Systems compared: the same resamples for all, p-values that are what they say, Holm's correction, what is shown."""
+"""compare: shared resamples, calibrated p-values, Holm's correction, tables, plots and errors."""
 
 import importlib.util
 import io
@@ -9,7 +9,7 @@ import pytest
 
 from duonlp.errors import InputError
 from duonlp.metrics.bleu import Bleu
-from duonlp.metrics.bootstrap import holm, interval, p_value, resampled_sums, wins
+from duonlp.metrics.bootstrap import holm, interval, p_value, resampled_sums, win_rate
 from duonlp.metrics.comparison import compare
 from duonlp.metrics.rouge import Rouge
 
@@ -23,7 +23,7 @@ REFERENCES = [" ".join(rng.choice(WORDS, 12)) for _ in range(40)]
 
 
 def noisy(share, seed):
-    """References with a share of their words replaced."""
+    """Return the references with a fraction of their words replaced."""
     draw = np.random.default_rng(seed)
     return [
         " ".join(draw.choice(WORDS) if draw.random() < share else word for word in text.split()) for text in REFERENCES
@@ -46,22 +46,22 @@ def test_scores_are_those_of_each_system_alone(comparison):
                 assert comparison.scores[name][kind] == pytest.approx(score, rel=1e-12)
 
 
-def test_what_is_significant(comparison):
-    found = {(each.first, each.second, each.kind): each for each in comparison.differences}
-    assert len(found) == 9
+def test_significance(comparison):
+    rows = {(row.first, row.second, row.kind): row for row in comparison.differences}
+    assert len(rows) == 9
     for kind in ("rouge1", "rougeL", "bleu"):
-        clear, alike = found["good", "bad", kind], found["good", "like it", kind]
+        clear, alike = rows["good", "bad", kind], rows["good", "like it", kind]
         assert clear.significant and clear.difference.low > 0 and clear.wins == 1 and clear.p_value == 1 / 301
         assert not alike.significant and alike.difference.low < 0 < alike.difference.high and 0 < alike.wins < 1
-        three = [found[(*pair, kind)] for pair in
+        three = [rows[(*pair, kind)] for pair in
                  (("good", "like it"), ("good", "bad"), ("like it", "bad"))]  # fmt: skip
-        assert [each.corrected_p_value for each in three] == holm([each.p_value for each in three]).tolist()
+        assert [row.corrected_p_value for row in three] == holm([row.p_value for row in three]).tolist()
         value = comparison.scores["good"][kind].value - comparison.scores["bad"][kind].value
         assert clear.difference.value == value
 
 
 def test_pairing_matters():
-    """A small steady gain is found among examples that differ much, where the intervals overlap."""
+    """A small consistent gain is significant although examples vary widely and the intervals overlap."""
     lengths = np.linspace(0, 11, 30).astype(int)
     references = [f"{' '.join(WORDS[:12])}" for _ in lengths]
     lower = [" ".join(WORDS[:n]) for n in lengths]
@@ -72,20 +72,20 @@ def test_pairing_matters():
     assert difference.significant and difference.wins == 0 and difference.difference.high < 0
 
 
-def test_the_same_system_twice_is_no_difference():
+def test_a_system_does_not_differ_from_itself():
     found = compare([("a", SYSTEMS["good"]), ("b", SYSTEMS["good"])], REFERENCES, resamples=100)
-    for each in found.differences:
-        assert each.p_value == 1 and each.wins == 0.5 and each.difference.value == 0 and not each.significant
+    for row in found.differences:
+        assert row.p_value == 1 and row.wins == 0.5 and row.difference.value == 0 and not row.significant
 
 
-def test_p_values_hold_their_level():
-    """Among systems that do not differ, about one in twenty differences is below 0.05."""
-    draw, found = np.random.default_rng(11), []
+def test_p_values_are_calibrated():
+    """Between equal systems about one p-value in twenty is below 0.05."""
+    draw, p_values = np.random.default_rng(11), []
     for seed in range(300):
         statistics = draw.normal(size=(40, 1))
         samples = resampled_sums(statistics, 200, seed)[:, 0] / 40
-        found.append(p_value(samples, float(statistics.mean())))
-    assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.09 and 0.4 < np.mean(found) < 0.6
+        p_values.append(p_value(samples, float(statistics.mean())))
+    assert 0.02 < np.mean(np.array(p_values) <= 0.05) < 0.09 and 0.4 < np.mean(p_values) < 0.6
 
 
 def test_resamples():
@@ -95,7 +95,7 @@ def test_resamples():
     np.testing.assert_array_equal(resampled_sums(statistics, 10, seed=2), sums[:10])
     np.testing.assert_array_equal(resampled_sums(statistics[:, :2], 130, seed=2), sums[:, :2])
     assert interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))
-    assert wins(np.array([1.0, 0.0, -1.0, 2.0])) == 0.625
+    assert win_rate(np.array([1.0, 0.0, -1.0, 2.0])) == 0.625
 
 
 def test_holm():
@@ -103,7 +103,7 @@ def test_holm():
     assert holm(np.array([0.6, 0.9])).tolist() == [1, 1] and holm(np.array([0.3])).tolist() == [0.3]
 
 
-def test_as_json(comparison):
+def test_to_dict(comparison):
     plain = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert plain["examples"] == 40 and plain["settings"] == {
         "confidence": 0.95, "resamples": 300, "seed": 5, "level": 0.05,
@@ -122,7 +122,7 @@ def printed(comparison, width=80):
     return out.getvalue()
 
 
-def test_as_a_table(comparison):
+def test_table(comparison):
     text = printed(comparison)
     assert "40 examples" in text and "95% intervals" in text and "corrected for 3 pairs (Holm)" in text
     value = 100 * comparison.scores["good"]["rouge1"].value
@@ -140,7 +140,7 @@ def test_as_a_table(comparison):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
-def test_as_a_picture(comparison, tmp_path):
+def test_plot(comparison, tmp_path):
     comparison.plot(tmp_path / "scores.svg", "a $title")
     text = (tmp_path / "scores.svg").read_text()
     assert all(part in text for part in ("rougeL", "like it", "a $title", "95% intervals"))
@@ -166,12 +166,12 @@ def test_several_references_and_progress():
         ({"x": ["a"]}, ["a", "b"], {}, ["'x' has 1 predictions", "2 references"]),
         ({"x": ["a", 3]}, ["a", "b"], {}, ["system 'x': prediction 1 is 3"]),
         ({"x": "ab"}, ["a", "b"], {}, ["system 'x': predictions are 'ab'"]),
-        ({"x": ["a"]}, ["a"], {}, ["1 example", "at least 2"]),
+        ({"x": ["a"]}, ["a"], {}, ["only 1 example", "at least 2"]),
         ({"x": ["a", "b"]}, ["a", ""], {}, ["reference 1 is empty"]),
         ({"x": ["a", "b"]}, [], {}, ["no references"]),
-        ({3: ["a", "b"]}, ["a", "b"], {}, ["names that are texts"]),
+        ({3: ["a", "b"]}, ["a", "b"], {}, ["with non-empty names"]),
         (["x"], ["a", "b"], {}, ["{name: predictions}"]),
-        ({"x": ["a", "b"]}, ["a", "b"], {"metrics": ["rouge1"]}, ["metrics have 'rouge1'"]),
+        ({"x": ["a", "b"]}, ["a", "b"], {"metrics": ["rouge1"]}, ["metrics contain 'rouge1'"]),
         ({"x": ["a", "b"]}, ["a", "b"], {"metrics": []}, ["no metrics"]),
         ({"x": ["a", "b"]}, ["a", "b"], {"metrics": [Rouge(), Rouge("rouge1")]}, ["rouge1 twice"]),
         ({"x": ["a", "b"]}, ["a", "b"], {"level": 5}, ["level is 5"]),
@@ -179,7 +179,7 @@ def test_several_references_and_progress():
         ({name: ["a", "b"] for name in "abcd"}, ["a", "b"], {"resamples": 118}, ["4 systems", "at least 119"]),
     ],
 )
-def test_what_cannot_be_compared(systems, references, options, parts):
+def test_invalid_arguments(systems, references, options, parts):
     with pytest.raises(InputError) as error:
         compare(systems, references, **options)
     assert all(part in str(error.value) for part in parts), error.value

@@ -87,31 +87,37 @@ def test_a_space_is_read_from_toml():
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ({}, "nothing to search"),
-        ({"alpha": 0.5}, "alpha is 0.5, which is nothing to search"),
-        ({"alpha": {}}, "nothing to search"),
+        ({}, "search space is empty"),
+        ({"alpha": 0.5}, "alpha is 0.5, which is neither a range nor choices"),
+        ({"alpha": {}}, "alpha is {}, which is neither a range nor choices"),
         ({"alpha": {"low": 0.9, "high": 0.1}}, "alpha: low is 0.9 and high 0.1; low must be below high"),
         ({"alpha": {"low": 1, "high": 1}}, "low must be below high"),
-        ({"alpha": {"low": 0.0}}, "a range has low and high"),
+        ({"alpha": {"low": 0.0}}, "a range needs low and high"),
         ({"alpha": {"low": "0", "high": 1}}, "alpha: low is '0'; it must be a finite number"),
         ({"alpha": {"low": 0.0, "high": math.inf}}, "high is inf"),
         ({"alpha": {"low": True, "high": 2}}, "low is True"),
         (
             {"alpha": {"low": 0.0, "high": 1.0, "logarithmic": True}},
-            "alpha has 'logarithmic', beside low, high; allowed",
+            "alpha has the unknown key 'logarithmic' next to low, high; allowed",
         ),
-        ({"alpha": {"low": 0.0, "high": 1.0, "log": True}}, "logarithmic range must begin above 0"),
+        ({"alpha": {"low": 0.0, "high": 1.0, "log": True}}, "low end of a logarithmic range must be positive"),
         ({"alpha": {"low": 0.1, "high": 1.0, "log": 1}}, "log is 1; it must be true or false"),
-        ({"alpha": {"low": 1, "high": 9, "log": True, "step": 2}}, "leave one out"),
-        ({"alpha": {"low": 0.0, "high": 1.0, "step": 0.3}}, "steps of 0.3 from 0.0 do not meet 1.0"),
-        ({"alpha": {"low": 0.0, "high": 1.0, "step": -0.1}}, "give a step above 0"),
+        ({"alpha": {"low": 1, "high": 9, "log": True, "step": 2}}, "remove one of them"),
+        ({"alpha": {"low": 0.0, "high": 1.0, "step": 0.3}}, "steps of 0.3 from 0.0 do not reach 1.0"),
+        (
+            {"alpha": {"low": 0.0, "high": 1.0, "step": -0.1}},
+            "steps of -0.1 from 0.0 do not reach 1.0; give a positive step",
+        ),
         ({"layers": {"choices": [2]}}, "layers: choices are \\[2\\]; give at least two"),
-        ({"layers": {"choices": [2, 2]}}, "each once"),
+        ({"layers": {"choices": [2, 2]}}, "at least two different ones"),
         ({"layers": {"choices": 3}}, "choices is 3; it must be a list"),
-        ({"day": {"choices": [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)]}}, "day: .*; give texts, numbers"),
-        ({"epochs": {"low": 1.0, "high": 3.5}}, "epochs: high is 3.5, and the setting is a whole number"),
-        ({"epochs": {"low": 1, "high": 3, "step": 0.5}}, "epochs: step is 0.5, and the setting is a whole number"),
-        ({"layers": {"choices": [2, 3], "low": 2}}, "layers has 'low', beside choices"),
+        (
+            {"day": {"choices": [datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)]}},
+            "day: .*; give strings, numbers",
+        ),
+        ({"epochs": {"low": 1.0, "high": 3.5}}, "epochs: high is 3.5, but the setting is an integer"),
+        ({"epochs": {"low": 1, "high": 3, "step": 0.5}}, "epochs: step is 0.5, but the setting is an integer"),
+        ({"layers": {"choices": [2, 3], "low": 2}}, "layers has the unknown key 'low' next to choices"),
         ({"fit": {"epochs": 3, "seed": 1}}, "fit has epochs, seed, which is neither a range nor choices"),
     ],
 )
@@ -168,9 +174,9 @@ def test_a_search_is_quiet(tmp_path, capfd, recwarn):
 def test_progress_is_on_standard_error(tmp_path, capfd):
     tune(quick, SPACE, tmp_path, trials=3)
     out, err = capfd.readouterr()
-    assert out == "" and err.count("accuracy 0.") == 3 and "<< the best so far" in err
+    assert out == "" and err.count("accuracy 0.") == 3 and "<< best so far" in err
     tune(quick, SPACE, tmp_path, trials=4)
-    assert "going on after 3 trials, best accuracy 0." in capfd.readouterr().err
+    assert "resuming after 3 trials, best accuracy 0." in capfd.readouterr().err
 
 
 def test_going_on_is_as_if_it_had_never_stopped(tmp_path):
@@ -341,8 +347,8 @@ def test_an_error_that_every_trial_would_have_ends_it(tmp_path):
     mended = True
     assert len(search(tmp_path, objective=objective).trials) == 6
     for folder, wrong, said in (
-        ("a", {"f1": 0.5, "note": "x"}, "the results have no accuracy to search by; name one of f1"),
-        ("b", {}, "name one of none"),
+        ("a", {"f1": 0.5, "note": "x"}, "the results lack the objective accuracy; available are f1"),
+        ("b", {}, "available are none"),
     ):
         with pytest.raises(InputError, match=said):
             search(tmp_path / folder, objective=lambda parameters, report, wrong=wrong: wrong)
@@ -364,7 +370,7 @@ def search_until_an_error(folder, **options):
 
 def test_another_search_is_not_gone_on_with(tmp_path):
     wrong = search_until_an_error(tmp_path, objectives="acuracy", settings={"teacher": "a", "fit": {"epochs": 9}})
-    assert "the results have no acuracy" in wrong  # of which no trial has finished: the next takes its place
+    assert "the results lack the objective acuracy" in wrong  # of which no trial has finished: the next takes its place
     search(tmp_path, trials=1, settings={"teacher": "a", "fit": {"epochs": 4}})
     same = {"trials": 1, "settings": {"teacher": "a", "fit": {"epochs": 4}}}
     whole = {**SPACE, "alpha": {"low": 0, "high": 1}}
@@ -390,7 +396,7 @@ def test_another_search_is_not_gone_on_with(tmp_path):
 
 def test_a_file_that_is_no_study(tmp_path):
     (tmp_path / "study.db").write_bytes(b"not a database, but long enough to be read as the header of one" * 20)
-    with pytest.raises(InputError, match="is no study that can be gone on with"):
+    with pytest.raises(InputError, match="cannot resume the study"):
         search(tmp_path)
 
 
@@ -456,7 +462,7 @@ def test_pictures(tmp_path):
         assert file.stat().st_size > (5000 if file.suffix == ".png" else 100)
     assert one.files["history.png"].read_bytes().startswith(b"\x89PNG") and dict(matplotlib.rcParams) == before
     few = search(tmp_path / "few", trials=1)
-    assert "importance.png" not in few.files and "importances need 8 complete trials" in few.notes[0]
+    assert "importance.png" not in few.files and "importances need 8 completed trials" in few.notes[0]
     from duonlp.tuning.plots import plot_history, plot_importance, plot_pareto
 
     with pytest.raises(InputError, match="at least two objectives"):

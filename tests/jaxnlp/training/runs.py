@@ -1,4 +1,4 @@
-"""A tiny model, blocks that count, and runs over them: what the tests of training share."""
+"""A tiny model, counting blocks, and runs over them, shared by the tests of training."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import numpy as np
 from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.data.objectives.language_modelling import CausalLM
 from jaxnlp.training import LazyModel, PretrainingConfig, make_mesh, make_step, pretrain
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 
 GPT2 = {
     "model_type": "gpt2", "vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2,
@@ -21,7 +21,7 @@ ROWS, LENGTH = 8, 16
 
 @dataclass(frozen=True)
 class Manifest:
-    """As duonlp.data.rows.manifest's, as far as a run looks at it."""
+    """Stand-in for duonlp.data.rows.manifest.Manifest with the fields that a run reads."""
 
     block_length: int = LENGTH
     blocks: int = 64
@@ -32,7 +32,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class CountingBlocks:
-    """Blocks in memory: each token is the one before it plus a step that the block's number decides."""
+    """Blocks in memory: each token is the one before plus a stride that depends on the block."""
 
     manifest: Manifest = field(default_factory=Manifest)
     block_length: int = LENGTH
@@ -59,11 +59,11 @@ def curve(model=None, devices=None, steps=20, objective_batches=None, **changes)
     mesh = None if devices is None else make_mesh(config.mesh, jax.devices()[:devices])
     model = LazyModel.from_config(GPT2, seed=1) if model is None else model
     step = make_step(model, config, mesh)
-    state, losses = step.init_state(reader(model)), []
+    state, losses = step.init_state(parameter_reader(model)), []
     for number in range(steps):
         batch = (objective_batches or batches())[number]
-        state, known = step(state, step.put(batch), config.learning_rate_at((number + 0.5) / steps))
-        losses.append(float(known["loss"]))
+        state, metrics = step(state, step.put(batch), config.learning_rate_at((number + 0.5) / steps))
+        losses.append(float(metrics["loss"]))
     return np.array(losses)
 
 
@@ -78,7 +78,7 @@ def run(folder: Path, model=None, mesh=None, **changes):
     )  # fmt: skip
 
 
-if __name__ == "__main__":  # a run in a process of its own: folder, then settings as Python literals
+if __name__ == "__main__":  # arguments: folder, then settings as Python literals
     import ast
 
     from jaxnlp import training

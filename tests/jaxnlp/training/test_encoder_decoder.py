@@ -1,4 +1,4 @@
-"""Encoder-decoders in pretraining: one curve on any devices, dropout that no layout changes, runs that go on."""
+"""Pretraining encoder-decoders: the curve and dropout do not depend on the layout, and runs resume."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from duonlp.data.objectives.language_modelling import CausalLM, objective
 from duonlp.errors import ConfigError, InputError
 from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import LazyModel, export, make_mesh, make_step, pretrain
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
 from tests.jaxnlp.training.runs import GPT2, ROWS, CountingBlocks, Manifest, curve, settings
 
@@ -25,7 +25,7 @@ T5 = {
 
 
 class Words(CountingBlocks):
-    """Each word is the one before it plus a step that the block's number decides."""
+    """Each token is the one before plus a stride that depends on the block."""
 
     def __init__(self):
         super().__init__(Manifest(block_length=LENGTH), LENGTH)
@@ -62,7 +62,7 @@ def one_device():
     ],
     ids=["pmap", "data, accumulation", "fsdp, scanned", "tensor, scanned"],
 )
-def test_the_curve_is_that_of_one_device(one_device, changes):
+def test_the_curve_matches_that_of_one_device(one_device, changes):
     devices = 2 if changes.get("mesh") == {"data": 2} else None
     assert one_device[-1] < 0.9 * one_device[0]
     np.testing.assert_allclose(
@@ -71,9 +71,9 @@ def test_the_curve_is_that_of_one_device(one_device, changes):
 
 
 def loss_of(model, key=None, devices=1, gradient=False, **changes):
-    """Loss of the first batch with the model's own values; and its gradient."""
+    """Loss of the first batch with the parameters of the model, and optionally its gradient."""
     step = make_step(model, settings(**changes), make_mesh(changes["mesh"], jax.devices()[:devices]))
-    params = step.trainable.parameters(reader(model), step.shardings["params"])
+    params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
     loss = lambda params, batch: step.trainable.loss(params, batch, key)  # noqa: E731
     if not gradient:
         total, count = jax.jit(loss)(params, step.put(batches()[0]))
@@ -83,8 +83,8 @@ def loss_of(model, key=None, devices=1, gradient=False, **changes):
 
 
 @pytest.mark.representative
-def test_the_first_loss_is_the_models_own_and_distances_learn():
-    """Padding is not looked at, and the biases of distances, outside the layers, get their gradient through them."""
+def test_the_first_loss_is_that_of_the_model_and_relative_biases_get_a_gradient():
+    """Padding is masked, and the relative position biases, which are outside the layers, get a gradient through them."""
     model = jaxnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1)
     batch = batches()[0]
     own = float(model(**batch)["loss"])
@@ -95,7 +95,7 @@ def test_the_first_loss_is_the_models_own_and_distances_learn():
     assert float(model(**shifted)["loss"]) == pytest.approx(own, rel=1e-6)
 
 
-def test_dropout_is_the_same_when_scanned_and_over_devices():
+def test_scanning_and_sharding_do_not_change_dropout():
     key, model = jax.random.key(3), t5(dropout_rate=0.1)
     plain = loss_of(model, key, mesh={})
     assert loss_of(model, key, 2, mesh={"data": 2}, scan=True, remat="full") == pytest.approx(plain, rel=1e-6)
@@ -111,7 +111,7 @@ def run(folder, steps=6, model=None, mesh=None, **changes):
     )  # fmt: skip
 
 
-def test_a_run_goes_on_and_is_exported(tmp_path):
+def test_a_run_resumes_and_is_exported(tmp_path):
     import shutil
 
     whole = run(tmp_path / "run", scan=True)
@@ -129,12 +129,12 @@ def test_a_run_goes_on_and_is_exported(tmp_path):
         labelled = (batch["labels"] != -100).sum()
         total, count = total + float(model(**batch)["loss"]) * labelled, count + labelled
     assert total / count == pytest.approx(whole.held_out_loss, rel=1e-5)
-    with pytest.raises(InputError, match=r"another data: .*noise_density"):
+    with pytest.raises(InputError, match=r"different data .*noise_density"):
         other = Batches(Words(), objective("span-corruption", tokenizer(), noise_density=0.3), ROWS)
         pretrain(t5(), other, settings(steps=6, scan=True), tmp_path / "run", log={"console": False})
 
 
-def test_model_and_objective_must_go_together():
+def test_model_and_objective_must_match():
     with pytest.raises(
         InputError, match="span-corruption trains models with the head seq2seq-lm; this one's is causal-lm"
     ):

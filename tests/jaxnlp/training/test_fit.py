@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, goes on where it stopped, keeps the best, and takes exact sums however a batch is cut."""
+"""Fine-tuning: the model learns, runs resume, the best model is saved, and sums are exact however a batch is split."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ SMALL = {
 
 
 class Sentences:
-    """Rows whose label is told by their first id, in another order in each epoch."""
+    """Rows whose first id determines the label, in a different order in each epoch."""
 
     def __init__(self, rows=24, size=8):
         rng = np.random.default_rng(0)
@@ -56,11 +56,13 @@ def settings(**changes):
     return FitConfig(**({"epochs": 4, "learning_rate": 3e-2, "log_every": 1} | changes))
 
 
-def run(folder=None, model=None, batches=None, validation=True, mesh=None, evaluate=None, told=None, **changes):
+def run(
+    folder=None, model=None, batches=None, validation=True, mesh=None, evaluate=None, on_evaluation=None, **changes
+):
     return fit(
         classifier() if model is None else model, Sentences() if batches is None else batches, settings(**changes), folder,
         validation=Sentences() if validation else None, evaluate=evaluate, mesh=one_device() if mesh is None else mesh,
-        on_evaluation=told, log={"console": False},
+        on_evaluation=on_evaluation, log={"console": False},
     )  # fmt: skip
 
 
@@ -79,14 +81,14 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.representative
-def test_it_learns_and_says_what_it_did(finished):
+def test_it_learns_and_logs_steps_and_evaluations(finished):
     folder, result = finished
     assert (result.steps, result.examples, result.preempted, result.stopped_early) == (12, 96, False, False)
-    found = [record["loss"] for record in result.history]
-    assert found[-1] < 0.7 * found[0] and [record["step"] for record in result.history] == [3, 6, 9, 12]
+    evaluations = [record["loss"] for record in result.history]
+    assert evaluations[-1] < 0.7 * evaluations[0] and [record["step"] for record in result.history] == [3, 6, 9, 12]
     records = read_metrics(folder)
     assert len(losses(folder)) == 12 and losses(folder)[-1] == pytest.approx(result.loss)
-    assert [r["loss"] for r in records if r["kind"] == "evaluation"] == pytest.approx(found)
+    assert [r["loss"] for r in records if r["kind"] == "evaluation"] == pytest.approx(evaluations)
     assert records[-2]["examples"] == 96 and records[-2]["examples_per_second"] > 0 and "perplexity" not in records[-2]
     assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 3e-2
 
@@ -101,7 +103,7 @@ def test_the_best_model_is_in_hugging_face_layout(finished):
         np.testing.assert_array_equal(value, values(loaded)[path])
 
 
-def test_the_model_that_was_handed_in_is_not_changed():
+def test_the_model_passed_in_is_not_changed():
     model = classifier()
     before = values(model)
     run(model=model, epochs=1, validation=False)
@@ -110,16 +112,16 @@ def test_the_model_that_was_handed_in_is_not_changed():
 
 
 @pytest.mark.parametrize("stop", [4, 6], ids=["in an epoch", "between epochs"])
-def test_going_on_gives_the_same_losses_to_the_bit(finished, tmp_path, monkeypatch, stop):
-    class Asked:
-        """SIGTERM after a step."""
+def test_resuming_is_bit_identical(finished, tmp_path, monkeypatch, stop):
+    class PreemptedOnce:
+        """Preemption with SIGTERM at a known step."""
 
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda self, *_: None  # noqa: E731
-        asked = staticmethod(lambda step: step == stop)
+        requested = staticmethod(lambda step: step == stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["jaxnlp.training.fit"], "Preemption", Asked)
+        patch.setattr(sys.modules["jaxnlp.training.fit"], "Preemption", PreemptedOnce)
         first = run(tmp_path / "run")
     assert first.preempted and first.steps == stop
     second = run(tmp_path / "run")
@@ -135,12 +137,12 @@ def test_going_on_gives_the_same_losses_to_the_bit(finished, tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def uneven():
-    """A loss of labels that are uneven over 6 rows, which divide among nothing: a mean of means would be another."""
+    """The loss of a run whose labels are uneven over 6 rows, for which a mean of means would differ."""
     case = next(case for case in cases() if case.name == "bert-token-classification")
     model = jaxnlp.AutoModelForTokenClassification.from_config(case.hf | SMALL, seed=1)
     rng, ids = np.random.default_rng(0), np.random.default_rng(1).integers(5, 55, (6, 7)).astype(np.int32)
-    kept = np.arange(7) < np.array([7, 1, 2, 7, 3, 7])[:, None]
-    batch = {"input_ids": ids, "labels": np.where(kept, rng.integers(0, 3, ids.shape), -100).astype(np.int32)}
+    is_labeled = np.arange(7) < np.array([7, 1, 2, 7, 3, 7])[:, None]
+    batch = {"input_ids": ids, "labels": np.where(is_labeled, rng.integers(0, 3, ids.shape), -100).astype(np.int32)}
 
     def loss(devices, **changes):
         mesh = make_mesh({"data": devices}, jax.devices()[:devices])
@@ -150,41 +152,40 @@ def uneven():
     return loss
 
 
-def test_pieces_and_devices_change_nothing(uneven):
+def test_accumulation_and_devices_do_not_change_the_loss(uneven):
     expected = pytest.approx(uneven(1), rel=1e-5)
     assert uneven(2, accumulation=2) == expected
 
 
-HEADS_OF_THEIR_OWN = (
+CASES_OF_LOSSES = (
     "bert-sequence-classification", "bert-sequence-classification[problem_type=multi_label_classification]",
     "bert-sequence-classification[problem_type=regression,num_labels=1]", "bert-token-classification",
     "bert-question-answering", "bert-pretraining", "electra-replaced-token-detection", "gpt2-causal-lm", "t5-seq2seq-lm",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in cases() if case.name in HEADS_OF_THEIR_OWN], ids=lambda case: case.name
-)
-def test_every_head_s_loss_is_the_sum_of_its_terms(case):
+@pytest.mark.parametrize("case", [case for case in cases() if case.name in CASES_OF_LOSSES], ids=lambda case: case.name)
+def test_the_loss_of_a_head_is_the_sum_of_its_terms(case):
     model = HEADS[case.head].from_config(case.hf, seed=1)
     apply, params = jaxnlp.functional(model)
 
     @jax.jit
-    def both(params, inputs):
+    def loss_and_terms(params, inputs):
         outputs = apply(params, **inputs)
         return outputs["loss"], loss_terms(case.head, model.config, outputs, inputs)
 
-    loss, terms = both(params, {name: jnp.asarray(value) for name, value in case.inputs().items()})
+    loss, terms = loss_and_terms(params, {name: jnp.asarray(value) for name, value in case.inputs().items()})
     assert sum(float(total / count) for total, count in terms) == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_early_stopping_by_a_metric_of_the_caller_s(tmp_path):
-    scores, told = iter([0.1, 0.5, 0.4, float("nan"), 0.5, 0.9]), []
+def test_early_stopping_by_a_custom_metric(tmp_path):
+    scores, evaluations = iter([0.1, 0.5, 0.4, float("nan"), 0.5, 0.9]), []
     result = run(
-        tmp_path / "run", evaluate=lambda model: {"rougeL": next(scores)}, told=lambda *each: told.append(each),
+        tmp_path / "run", evaluate=lambda model: {"rougeL": next(scores)},
+        on_evaluation=lambda *evaluation: evaluations.append(evaluation),
         best_metric="rougeL", patience=3, epochs=9,
     )  # fmt: skip
-    np.testing.assert_equal([{"step": step, **results} for step, results in told], result.history)
+    np.testing.assert_equal([{"step": step, **results} for step, results in evaluations], result.history)
     assert result.best == {"value": 0.5, "step": 6} and result.stopped_early and result.steps == 15
     best = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
     assert best["architectures"] == ["BertForSequenceClassification"]
@@ -192,19 +193,19 @@ def test_early_stopping_by_a_metric_of_the_caller_s(tmp_path):
     assert again.steps == 15 and again.stopped_early
 
 
-def test_dropout_is_of_the_seed():
+def test_the_seed_determines_dropout():
     model = classifier(hidden_dropout_prob=0.2)
     one, same, other = (run(model=model, epochs=1, validation=False, seed=seed).loss for seed in (0, 0, 1))
     assert one == same != other
 
 
 def cross_entropy_times(outputs, batch):
-    """A loss of the caller's, with an input of its own."""
-    each = -jnp.take_along_axis(jax.nn.log_softmax(outputs["logits"]), batch["labels"][:, None], axis=1)[:, 0]
-    return ((jnp.sum(each * batch["weight"]), jnp.float32(len(each))),)
+    """Weighted cross-entropy, a custom loss with an entry of the batch that is no input of the model."""
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(outputs["logits"]), batch["labels"][:, None], axis=1)[:, 0]
+    return ((jnp.sum(losses * batch["weight"]), jnp.float32(len(losses))),)
 
 
-def test_a_loss_that_is_no_number_stops_and_spoils_nothing(tmp_path):
+def test_a_non_finite_loss_stops_the_run_and_is_never_saved(tmp_path):
     batches = [batch | {"weight": np.ones(8, np.float32)} for n in (0, 1) for batch in Sentences().epoch(n)]
     options = {"mesh": one_device(), "log": {"console": False}, "loss": cross_entropy_times}
     good = fit(classifier(), batches, settings(epochs=1), **options)
@@ -228,28 +229,28 @@ def test_a_loss_that_is_no_number_stops_and_spoils_nothing(tmp_path):
         ({"batches": []}, "there are no batches to train on"),
         ({"batches": iter(()), "steps": 3}, "there are no batches in epoch 0"),
         ({"batches": iter(())}, "set steps in the FitConfig"),
-        ({"batches": [{"input_ids": np.full((2, 3), 99, np.int32)}]}, "input_ids holds 99"),
+        ({"batches": [{"input_ids": np.full((2, 3), 99, np.int32)}]}, "input_ids contains 99"),
         ({"best_metric": "rougeL"}, "best_metric is 'rougeL' but nothing computes it"),
         ({"validation": False, "patience": 2}, "patience is 2 but nothing is evaluated"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"evaluate_every": "steps"}, "evaluate_every is 'steps'"),
     ],
 )
-def test_mistakes_are_said(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(InputError, match=message):
         run(**options)
 
 
 def test_parameters_in_bfloat16_are_refused():
     model = jaxnlp.AutoModelForSequenceClassification.from_config(BERT | SMALL, param_dtype="bfloat16")
-    with pytest.raises(InputError, match="param_dtype='float32', and dtype='bfloat16'"):
+    with pytest.raises(InputError, match="param_dtype='float32' and dtype='bfloat16'"):
         run(model=model)
     with pytest.raises(InputError, match="a base model has no labels"):
         FitStep(jaxnlp.AutoModel.from_config(BERT | SMALL), settings(), one_device())
 
 
 @pytest.mark.representative
-def test_an_encoder_decoder_is_evaluated_by_what_it_writes(tmp_path):
+def test_an_encoder_decoder_is_evaluated_by_generating(tmp_path):
     validation = pair_batches(8, shuffle=False)
     scorer = GenerationScorer(validation, tokenizer(), share_of_words, max_new_tokens=4)
     result = fit(
@@ -278,7 +279,7 @@ def test_an_encoder_decoder_is_evaluated_by_what_it_writes(tmp_path):
         (share_of_words, {"num_return_sequences": 2, "num_beams": 2}, "evaluation needs one text per source"),
     ],
 )
-def test_a_metric_that_does_not_serve_is_refused_before_the_first_step(metric, options, message):
+def test_an_unusable_metric_fails_before_the_first_step(metric, options, message):
     with pytest.raises(InputError, match=message):
         fit(
             jaxnlp.AutoModelForSeq2SeqLM.from_config(T5, seed=1), pair_batches(), settings(best_metric="words"),

@@ -1,4 +1,4 @@
-"""Where parameters live: by their paths, for every family, stacked or not."""
+"""Sharding of parameters by their paths, for every family, stacked or not."""
 
 import jax
 import pytest
@@ -9,7 +9,7 @@ pytest.importorskip("orbax.checkpoint")
 from duonlp import architectures
 from duonlp.training.config import mesh_shape
 from jaxnlp.training.mesh import make_mesh, partition, shardings
-from jaxnlp.training.model import LazyModel, trainable
+from jaxnlp.training.model import LazyModel, make_trainable
 from tests.jaxnlp.training.runs import GPT2
 
 
@@ -27,7 +27,7 @@ def mesh():
         ("decoder/layer_0/attention/output/kernel", (16, 16), P("tensor", "fsdp")),
         ("decoder/layer_0/feed_forward/down/kernel", (64, 16), P("tensor", "fsdp")),
         ("embeddings/word_embeddings/embedding", (32, 16), P("tensor", "fsdp")),
-        ("embeddings/word_embeddings/embedding", (33, 16), P(None, "fsdp")),  # an odd vocabulary is not cut
+        ("embeddings/word_embeddings/embedding", (33, 16), P(None, "fsdp")),  # an odd vocabulary is not sharded
         ("embeddings/position_embeddings/embedding", (16, 16), P(None, "fsdp")),
         ("decoder/layer_0/attention_norm/scale", (16,), P()),
     ],
@@ -36,7 +36,7 @@ def test_rules(mesh, path, shape, expected):
     assert partition(path, shape, mesh) == expected
 
 
-def test_every_matrix_of_every_family_is_cut(mesh):
+def test_every_matrix_of_every_family_is_sharded(mesh):
     for family in architectures.families():
         if "masked-lm" not in architectures.get(family).heads(family):
             continue
@@ -48,16 +48,18 @@ def test_every_matrix_of_every_family_is_cut(mesh):
             "num_attention_heads": 2,
         }
         hf |= {"dim": 16, "n_layers": 2, "n_heads": 2, "embedding_size": 16, "intermediate_size": 32}
-        made = trainable(LazyModel.from_config(hf, head="masked-lm"), scan=True)
-        placed = jax.tree_util.tree_leaves_with_path(shardings(made.abstract, mesh))
-        uncut = [jax.tree_util.keystr(keys) for keys, where in placed if where.spec == P() and keys[-1].key == "kernel"]
-        assert not uncut, f"{family}: {uncut}"
+        trainable = make_trainable(LazyModel.from_config(hf, head="masked-lm"), scan=True)
+        leaves = jax.tree_util.tree_leaves_with_path(shardings(trainable.abstract, mesh))
+        replicated = [
+            jax.tree_util.keystr(keys) for keys, leaf in leaves if leaf.spec == P() and keys[-1].key == "kernel"
+        ]
+        assert not replicated, f"{family}: {replicated}"
 
 
-def test_moments_lie_where_their_parameters_lie(mesh):
+def test_moments_are_sharded_like_their_parameters(mesh):
     import optax
 
-    params = trainable(LazyModel.from_config(GPT2), scan=True).abstract
+    params = make_trainable(LazyModel.from_config(GPT2), scan=True).abstract
     moments = jax.eval_shape(optax.scale_by_adam().init, params)
     assert jax.tree.leaves(shardings(moments.mu, mesh)) == jax.tree.leaves(shardings(params, mesh))
 

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: killed and started again, and several of them together."""
+"""Runs in separate processes: killed and restarted, and several processes together."""
 
 import os
 import random
@@ -30,9 +30,9 @@ def start(folder, devices, **options):
 
 
 def finish(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said.strip().splitlines()[-1]
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output.strip().splitlines()[-1]
 
 
 def losses(folder):
@@ -40,20 +40,20 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_at_random_moments_changes_no_bit_of_the_losses(tmp_path, kills):
-    """Killed while it steps, evaluates, or writes one of its checkpoints, of which there is one a step."""
+def test_a_run_killed_at_random_moments_resumes_bit_identically(tmp_path, kills):
+    """The kill hits a step, an evaluation or the writing of a checkpoint, one of which is written per step."""
     settings = {"steps": 12 + 12 * kills, "save_every": 1, "evaluate_every": 7, "keep_last": 2}
     folder, draw = tmp_path / "run", random.Random(0)
-    file, seen = folder / "metrics.jsonl", 0
+    file, size = folder / "metrics.jsonl", 0
     for _ in range(kills):
         process = start(folder, 1, **settings)
-        while process.poll() is None and (not file.exists() or file.stat().st_size <= seen):
+        while process.poll() is None and (not file.exists() or file.stat().st_size <= size):
             time.sleep(0.01)  # until it has begun to train
         time.sleep(draw.uniform(0, 0.5))
-        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()[0]}"
+        assert process.poll() is None, f"the run ended before it could be killed: {process.communicate()[0]}"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        seen = file.stat().st_size
+        size = file.stat().st_size
     assert finish(start(folder, 1, **settings)) == f"done {settings['steps']}"
     finish(start(tmp_path / "whole", 1, **settings))
     assert len(losses(folder)) == settings["steps"]
@@ -68,19 +68,19 @@ def start_two(folder, **settings):
 
 
 @pytest.mark.slow
-def test_sigterm_of_one_process_stops_both_after_the_same_step(tmp_path):
+def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path):
     both, file = start_two(tmp_path / "run", steps=100_000), tmp_path / "run" / "metrics.jsonl"
     while not file.exists() or not file.stat().st_size:
         assert both[0].poll() is None
         time.sleep(0.05)
     both[1].send_signal(signal.SIGTERM)
-    said = [finish(process) for process in both]
+    results = [finish(process) for process in both]
     step = len(losses(tmp_path / "run"))
-    assert said == [f"preempted {step}"] * 2
+    assert results == [f"preempted {step}"] * 2
     assert os.listdir(tmp_path / "run" / "checkpoints") == [str(step)]
 
 
-def test_two_processes_of_two_devices_are_one_of_four(tmp_path):
+def test_two_processes_of_two_devices_match_one_of_four(tmp_path):
     settings = {"steps": 10, "save_every": 5, "evaluate_every": 5, "mesh": {"data": 2, "fsdp": 2}}
     both = start_two(tmp_path / "two", **settings)
     assert [finish(process) for process in both] == ["done 10", "done 10"]

@@ -1,4 +1,4 @@
-"""One meaning of a step: however it is spread over devices, cut into pieces, scanned or recomputed, the curve is the same."""
+"""The training step: sharding, accumulation, scanning and rematerialization do not change the loss curve."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ pytest.importorskip("orbax.checkpoint")
 from duonlp.errors import InputError
 from duonlp.training.config import OPTIMIZERS
 from jaxnlp.training import LazyModel, make_mesh, make_step
-from jaxnlp.training.model import reader
+from jaxnlp.training.model import parameter_reader
 from jaxnlp.training.optimizers import make_optimizer
 from tests.jaxnlp.training.runs import GPT2, LENGTH, batches, curve, settings
 
@@ -35,33 +35,33 @@ def one_device():
     ],
     ids=["pmap", "data", "fsdp", "tensor, scanned", "accumulation"],
 )
-def test_the_curve_is_that_of_one_device(one_device, changes):
+def test_the_curve_matches_that_of_one_device(one_device, changes):
     devices = 1 if changes.get("mesh") == {} else None
     assert one_device[-1] < 0.8 * one_device[0]
     np.testing.assert_allclose(curve(devices=devices, **changes), one_device, rtol=1e-5)
 
 
-def test_accumulation_weighs_tokens_not_pieces():
-    """Labels are uneven over the rows, so a mean of means would be another loss."""
+def test_accumulation_weights_tokens_not_microbatches():
+    """Labels are uneven over the rows, so a mean of means would differ."""
 
     class Uneven:
         def __getitem__(self, step):
             batch = batches()[step]
-            keep = np.arange(LENGTH) < np.array([15, 1, 2, 15, 3, 15, 1, 4])[:, None]
-            return batch | {"labels": np.where(keep, batch["labels"], -100)}
+            is_labeled = np.arange(LENGTH) < np.array([15, 1, 2, 15, 3, 15, 1, 4])[:, None]
+            return batch | {"labels": np.where(is_labeled, batch["labels"], -100)}
 
     whole, pieces = (curve(devices=1, mesh={}, steps=3, objective_batches=Uneven(), accumulation=n) for n in (1, 4))
     np.testing.assert_allclose(pieces, whole, rtol=1e-6)
 
 
-def test_dropout_is_the_same_when_scanned_and_over_devices():
+def test_scanning_and_sharding_do_not_change_dropout():
     model, batch = LazyModel.from_config(DROPOUT, seed=1), batches()[0]
 
     def loss(key, **changes):
         step = make_step(
             model, settings(**changes), make_mesh(changes["mesh"], jax.devices()[: 2 if changes["mesh"] else 1])
         )
-        params = step.trainable.parameters(reader(model), step.shardings["params"])
+        params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
         return jax.jit(step.trainable.loss)(params, step.put(batch), key)[0]
 
     plain = loss(jax.random.key(3), mesh={})
@@ -71,8 +71,8 @@ def test_dropout_is_the_same_when_scanned_and_over_devices():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_scanning_changes_no_update(optimizer):
-    """Stacked parameters are updated as the layers' own; what must not decay does not."""
+def test_scanning_does_not_change_updates(optimizer):
+    """Stacked parameters get the same updates as separate layers, and weight decay is for matrices only."""
     rng, shapes = np.random.default_rng(0), {"kernel": (130, 140), "bias": (140,), "scale": (140,)}
     layers = [{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)]
     apart = {"decoder": {f"layer_{i}": {"norm": layer} for i, layer in enumerate(layers)}}
@@ -101,10 +101,10 @@ def test_bfloat16_follows_float32(one_device):
 
 
 def test_documents_of_one_row_do_not_see_each_other():
-    """A row of two documents gives the losses of two rows of one."""
+    """A row of two documents has the losses of two rows with one document each."""
     model = LazyModel.from_config(GPT2, seed=1)
     step = make_step(model, settings(mesh={}, batch_size=1), make_mesh({}, jax.devices()[:1]))
-    params = step.trainable.parameters(reader(model), step.shardings["params"])
+    params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
     ids = np.arange(12, dtype=np.int32).reshape(1, 12)
     labels = np.concatenate([ids[:, 1:5], [[-100]], ids[:, 6:], [[-100]]], axis=1).astype(np.int32)
     segments = np.array([[1] * 5 + [2] * 7], np.int32)
@@ -115,10 +115,10 @@ def test_documents_of_one_row_do_not_see_each_other():
     np.testing.assert_allclose(total, sum(apart), rtol=1e-6)
 
 
-def test_the_state_is_donated_and_one_program_compiled():
+def test_the_state_is_donated_and_one_program_is_compiled():
     model = LazyModel.from_config(GPT2, seed=1)
     step = make_step(model, settings(mesh={"data": 2}), make_mesh({"data": 2}, jax.devices()[:2]))
-    state = step.init_state(reader(model))
+    state = step.init_state(parameter_reader(model))
     first = jax.tree.leaves(state)
     for number in range(3):
         state, _ = step(state, step.put(batches()[number]), 1e-3)
@@ -135,11 +135,11 @@ def test_the_state_is_donated_and_one_program_compiled():
         ({"batch_size": 8, "accumulation": 2}, "make it a multiple of 16"),
     ],
 )
-def test_what_does_not_fit_the_devices_is_said(changes, message):
+def test_invalid_meshes_and_batch_sizes(changes, message):
     with pytest.raises(InputError, match=message):
         make_step(LazyModel.from_config(GPT2), settings(**changes))
 
 
-def test_only_language_models_are_pretrained():
+def test_only_language_modeling_heads_are_pretrained():
     with pytest.raises(InputError, match="causal-lm, masked-lm, seq2seq-lm can be pretrained"):
         LazyModel.from_config(GPT2, head="token-classification")

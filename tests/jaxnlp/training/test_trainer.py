@@ -1,4 +1,4 @@
-"""Runs with files: they end, go on, and refuse what would break their curve."""
+"""Runs with files: they finish, resume, and refuse changes that would break their loss curve."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def copy(finished, tmp_path, without=()):
     return folder
 
 
-def test_a_run_says_what_it_did(finished):
+def test_a_run_logs_steps_and_evaluations(finished):
     folder, result = finished
     assert (result.steps, result.tokens, result.preempted) == (12, 12 * ROWS * LENGTH, False)
     records = read_metrics(folder)
@@ -55,27 +55,27 @@ def test_a_run_says_what_it_did(finished):
 
 
 @pytest.mark.representative
-def test_going_on_gives_the_same_losses_to_the_bit(finished, tmp_path):
+def test_resuming_is_bit_identical(finished, tmp_path):
     folder = copy(finished, tmp_path, without=[12])
     run(folder, mesh=one_device(), **FINISHED)
     assert losses(folder) == losses(finished[0])
 
 
 def test_fewer_devices_continue_the_curve(finished, tmp_path):
-    """8, then 4, then 2 of them, each going on from a checkpoint of the one before."""
+    """8, then 4, then 2 of them, each resuming from a checkpoint of the run before."""
     folder = copy(finished, tmp_path)
-    for devices, axes, undone in (
+    for devices, axes, removed in (
         (8, {"data": -1}, (8, 12)),
         (4, {"data": 2, "fsdp": 2}, (8, 12)),
         (2, {"fsdp": 2}, (12,)),
     ):
-        for step in undone:
+        for step in removed:
             shutil.rmtree(folder / "checkpoints" / str(step))
         run(folder, mesh=make_mesh(axes, jax.devices()[:devices]), **FINISHED)
         np.testing.assert_allclose(losses(folder), losses(finished[0]), rtol=1e-5)
 
 
-def test_pmap_goes_on_where_jit_stopped(finished, tmp_path):
+def test_pmap_resumes_a_run_of_jit(finished, tmp_path):
     folder = copy(finished, tmp_path, without=[12])
     run(folder, steps=12, evaluate_every=4, save_every=4, parallelism="pmap")
     np.testing.assert_allclose(losses(folder), losses(finished[0]), rtol=1e-5)
@@ -91,16 +91,16 @@ def test_a_finished_run_is_not_trained_further(finished, tmp_path):
 
 def test_the_last_and_the_best_are_kept(tmp_path):
     folder = tmp_path / "run"
-    # rises again: after the warm-up the rate is far too high
+    # The rate at the end of the warmup is far too high, so the loss rises again.
     run(folder, mesh=one_device(), steps=12, evaluate_every=2, save_every=2, keep_last=1, keep_every=6, learning_rate=3.0,
         schedule="linear", warmup_share=0.9)  # fmt: skip
-    found = {r["step"]: r["loss"] for r in read_metrics(folder) if r["kind"] == "evaluation"}
-    best = min(found, key=found.get)
+    evaluations = {r["step"]: r["loss"] for r in read_metrics(folder) if r["kind"] == "evaluation"}
+    best = min(evaluations, key=evaluations.get)
     assert best not in (6, 12)
     assert {int(name) for name in os.listdir(folder / "checkpoints")} == {best, 6, 12}
 
 
-def test_sigterm_saves_and_a_new_start_goes_on(finished, tmp_path):
+def test_sigterm_saves_and_the_run_resumes(finished, tmp_path):
     class StopAt(CountingBlocks):
         def read(self, indices):
             if 5 * ROWS in np.asarray(indices):  # read when step 6 is prepared
@@ -122,8 +122,8 @@ def test_sigterm_saves_and_a_new_start_goes_on(finished, tmp_path):
     assert losses(folder) == losses(whole)
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(finished, tmp_path):
-    """With the parameters blown up at a known step, the last good checkpoint stays the last."""
+def test_a_non_finite_loss_stops_before_it_is_saved(finished, tmp_path):
+    """No checkpoint is written after the parameters diverge."""
     folder = tmp_path / "run"
     with pytest.raises(NonFiniteLossError, match=r"step \d+ has a loss .*lower the learning rate"):
         run(folder, mesh=one_device(), steps=12, save_every=2, learning_rate=1e30, clip_norm=1e30, log_every=5,
@@ -140,13 +140,13 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(finished, tmp_path):
         ({"steps": 13}, "steps=12"),
     ],
 )
-def test_another_run_does_not_go_on_from_here(finished, tmp_path, changes, message):
+def test_changed_settings_are_refused_on_resume(finished, tmp_path, changes, message):
     folder = copy(finished, tmp_path)
     with pytest.raises(InputError, match=message):
         run(folder, mesh=one_device(), **({"steps": 12} | changes))
 
 
-def test_another_model_or_other_data_are_named(finished, tmp_path):
+def test_another_model_or_other_data_are_refused_on_resume(finished, tmp_path):
     folder = copy(finished, tmp_path)
     with pytest.raises(InputError, match=r"different model .*n_embd: stored 16, now 32"):
         run(folder, LazyModel.from_config(GPT2 | {"n_embd": 32}), mesh=one_device(), steps=12)
@@ -159,12 +159,12 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     for file in (folder / "checkpoints" / "12" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"checkpoints/12.*remove that folder"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/12.*delete that folder"):
         run(folder, mesh=one_device(), steps=12)
 
 
-def test_batches_must_be_the_configurations():
-    with pytest.raises(InputError, match=r"8 rows, config.batch_size says 16"):
+def test_batches_must_match_the_configuration():
+    with pytest.raises(InputError, match=r"8 rows but config.batch_size is 16"):
         pretrain(LazyModel.from_config(GPT2), batches(), settings(batch_size=16))
     with pytest.raises(InputError, match="no held_out"):
         pretrain(LazyModel.from_config(GPT2), batches(), settings(evaluate_every=1))
@@ -183,11 +183,11 @@ def test_export(finished, tmp_path, scan):
     inputs = CountingBlocks().read(np.arange(64))["input_ids"]
     loss = float(model(input_ids=inputs, labels=inputs)["loss"])
     assert loss == pytest.approx(finished[1].held_out_loss, rel=1e-5)
-    with pytest.raises(InputError, match="no checkpoint of step 5; there are"):
+    with pytest.raises(InputError, match="no checkpoint of step 5; choose from"):
         export(folder, tmp_path / "other", step=5)
 
 
-def test_a_model_in_memory_is_trained_as_a_lazy_one_and_stays_as_it_was(finished):
+def test_a_model_in_memory_is_trained_like_a_lazy_one_and_not_changed(finished):
     model = jaxnlp.AutoModelForCausalLM.from_config(GPT2, seed=1)
     before = np.array(model(input_ids=np.arange(8)[None])["logits"])
     result = pretrain(model, batches(), settings(steps=12), mesh=one_device())
@@ -196,7 +196,7 @@ def test_a_model_in_memory_is_trained_as_a_lazy_one_and_stays_as_it_was(finished
 
 
 def test_a_checkpoint_is_trained_further(tmp_path):
-    """Another family and objective: the first loss is the loaded model's own."""
+    """The first loss is that of the loaded model, of another family and objective."""
     bert = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
             "intermediate_size": 32, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -214,7 +214,7 @@ def test_a_checkpoint_is_trained_further(tmp_path):
     assert float(further(**first)["loss"]) < float(own)
 
 
-def test_the_clock_ends_a_run_and_brings_the_rate_down(tmp_path):
+def test_a_time_limit_ends_the_run_and_decays_the_rate(tmp_path):
     result = run(tmp_path / "run", mesh=one_device(), steps=10**6, seconds=0.5)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]
     assert 1 < result.steps < 10**5 and not result.preempted

@@ -1,4 +1,4 @@
-"""Read texts with labels, and batch them for a classifier."""
+"""Read labeled texts from files, datasets and the Hub, and batch them for a classifier."""
 
 from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.files import Table, open_source

@@ -1,9 +1,10 @@
-"""Batches of texts and labels: tokenised once, padded to a few lengths, in an order by seed and epoch."""
+"""Batch labeled texts: tokenized once, padded to a few lengths, shuffled by seed and epoch."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,24 +15,28 @@ from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
 from duonlp.inputs import IGNORED
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-"""What rows are padded to. Queries have 5 to 20 tokens, where `duonlp.util.buckets` would pad them to 16 or 32."""
+"""Lengths to pad to. Queries have 5 to 20 tokens, which `duonlp.util.buckets` would pad to 16 or 32."""
 
 CACHE_VERSION = 1
 
 
 class LabelledBatches(LengthBatches):
-    """The batches of labelled texts, epoch by epoch: any batch of any epoch from the seed and two numbers.
+    """Batches of labeled texts, epoch by epoch, with random access by seed, epoch and batch number.
 
-    Each epoch has every text once, in an order of its own. Texts of like lengths come together (shuffled texts are sorted
-    within pools of 64 batches, and the batches shuffled), and lengths are padded to a few, so that little is padding and few
-    shapes are compiled. Every batch has `batch_size` rows: the last one is filled up with rows that count for nothing,
-    labels -100; of texts without labels, weight 0.
+    Each epoch contains every text once, in its own order. Texts of similar length are batched together (shuffled texts
+    are sorted within pools of 64 batches, then the batches are shuffled) and padded to one of a few lengths, so there is
+    little padding and few shapes are compiled. Every batch has `batch_size` rows; the last one is filled up with rows that
+    do not count: their labels are -100 or, for texts without labels, their weights are 0.
 
     Attributes:
-        texts: as they were given, str or pairs of str.
+        texts: The given texts, str or pairs of str.
         labels: int32 [n], float32 [n, C] (multi-label), or None.
-        label_names: of the classes; () where there are no labels.
+        label_names: Names of the classes; () without labels.
+        ids: Names of the texts in the dataset.
         sample_weight: float32 [n], or None.
     """
 
@@ -40,7 +45,7 @@ class LabelledBatches(LengthBatches):
     def __init__(
         self,
         texts: LabelledTexts | Sequence[Text],
-        tokenizer,
+        tokenizer: "PreTrainedTokenizerBase",
         batch_size: int,
         *,
         max_length: int,
@@ -50,47 +55,53 @@ class LabelledBatches(LengthBatches):
         drop_last: bool = False,
         widths: Sequence[int] | None = None,
         sample_weight: Sequence[float] | None = None,
-        teacher_tokenizer=None,
+        teacher_tokenizer: "PreTrainedTokenizerBase | None" = None,
         cache: str | Path | None = None,
         host_index: int = 0,
         host_count: int = 1,
     ):
-        """Tokenises all texts.
+        """Tokenize all texts.
 
         Args:
-            texts: with their labels; or texts alone, whose batches have no labels.
-            tokenizer: of `transformers`; rows are padded on its `padding_side`.
-            batch_size: rows of a batch, over all hosts.
-            max_length: tokens, special ones included, that texts are cut to.
-            seed: decides the order; from 0 to 2**64 - 1.
-            shuffle: False: the same order each epoch.
-            sort: bring texts of like lengths together; without `shuffle`, the shortest come first. False: the texts' own
-                order, or a shuffled one, at the price of more padding. `order` says which text each row is.
-            drop_last: leave out the texts that fill no batch, others in each epoch, rather than fill it up.
-            widths: what rows are padded to, such as (max_length,) for a single shape. By default those of WIDTHS that are
-                worth it: none below a quarter of what 99% of the texts stay within.
-            sample_weight: of each text; its loss is multiplied by that.
-            teacher_tokenizer: of a teacher with another tokenizer: batches get its inputs too, their names with `teacher_`
-                before them.
-            cache: a folder that the ids are kept in, and mapped into memory from: the next time nothing is tokenised. What
-                is kept goes by a hash of the texts, the tokenizer and `max_length`.
-            host_index: which host this is; it gets its share of each batch's rows, in shapes that all hosts agree on.
-            host_count: how many hosts there are.
+            texts: Labeled texts, or plain texts, whose batches have no labels.
+            tokenizer: A `transformers` tokenizer; rows are padded on its `padding_side`.
+            batch_size: Global batch size, over all hosts.
+            max_length: Maximum number of tokens, special tokens included; longer texts are truncated.
+            seed: Seed of the order, in [0, 2**64).
+            shuffle: Whether each epoch has an order of its own. If False, every epoch has the same order.
+            sort: Whether to batch texts of similar length together; without `shuffle`, shorter texts come first. If
+                False, texts keep their order or a plain shuffled one, at the cost of more padding. `order` maps rows to
+                texts.
+            drop_last: Whether to drop the incomplete last batch (different texts in each epoch) instead of filling it up.
+            widths: Lengths to pad to, such as (max_length,) for a single shape. Defaults to the useful ones of WIDTHS:
+                none below a quarter of the 99th percentile of the texts' lengths.
+            sample_weight: Weight of each text's loss.
+            teacher_tokenizer: Tokenizer of a distillation teacher; batches then also hold the teacher's inputs, with
+                the prefix `teacher_`.
+            cache: Folder to cache the ids in; later runs memory-map them instead of tokenizing. The key is a hash of the
+                texts, the tokenizer and `max_length`.
+            host_index: Index of this host, which gets its share of each batch's rows. All hosts see the same shapes.
+            host_count: Number of hosts.
 
         Raises:
-            InputError: there are no texts (or, with `drop_last`, not enough for a batch), a text gives no tokens or is no
-                valid Unicode, the tokenizer has no token to pad with, or a number is out of range.
+            InputError: There are no texts (or, with `drop_last`, too few for a batch), a text has no tokens or is not
+                valid Unicode, the tokenizer has no padding token, or a number is out of range.
         """
         super().__init__(batch_size, seed, shuffle, drop_last, host_index, host_count)
         if isinstance(texts, str):
-            raise InputError(f"texts is the text {texts[:40]!r}; give a list of texts")
-        labelled = texts if isinstance(texts, LabelledTexts) else None
-        self.texts: Sequence[Text] = labelled.texts if labelled else list(texts)
-        self.labels = labelled.labels if labelled else None
-        self.label_names = labelled.label_names if labelled else ()
-        self.ids = labelled.ids if labelled else [str(number) for number in range(len(self.texts))]
+            raise InputError(f"texts is the string {texts[:40]!r}; give a list of texts")
+        if isinstance(texts, LabelledTexts):
+            self.texts: Sequence[Text] = texts.texts
+            self.labels: np.ndarray | None = texts.labels
+            self.label_names = texts.label_names
+            self.ids = texts.ids
+        else:
+            self.texts = list(texts)
+            self.labels = None
+            self.label_names = ()
+            self.ids = [str(number) for number in range(len(self.texts))]
         self.sort = sort
-        self.sample_weight = None if sample_weight is None else _weights(sample_weight, len(self.texts))
+        self.sample_weight = None if sample_weight is None else _check_weights(sample_weight, len(self.texts))
         self.max_length = max_length
         self.check_count()
         cache = None if cache is None else Path(os.path.expanduser(cache))
@@ -100,12 +111,12 @@ class LabelledBatches(LengthBatches):
 
     @property
     def rows(self) -> TokenRows:
-        """The ids of each text, cut, special tokens included."""
+        """Token ids of each text, truncated, special tokens included."""
         return self._inputs[0].ids
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """What rows are padded to."""
+        """Lengths that rows are padded to."""
         return self._inputs[0].widths
 
     @property
@@ -121,7 +132,7 @@ class LabelledBatches(LengthBatches):
     def _collate(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
         filling = rows < 0
         rows = np.where(filling, rows[0], rows)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for inputs in self._inputs:
             arrays |= inputs.arrays(rows, batch)
         if self.labels is not None:
@@ -134,79 +145,90 @@ class LabelledBatches(LengthBatches):
 
 
 class _Inputs:
-    """The ids of texts by one tokenizer, and the arrays that a model reads of them."""
+    """Token ids of all texts from one tokenizer, and the model inputs made from them."""
 
-    def __init__(self, prefix: str, tokenizer, texts: Sequence[Text], max_length: int, widths, cache: Path | None):
+    def __init__(
+        self,
+        prefix: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        texts: Sequence[Text],
+        max_length: int,
+        widths: Sequence[int] | None,
+        cache: Path | None,
+    ):
         self.prefix = prefix
         self.tokenizer = tokenizer
         self.pair = isinstance(texts[0], tuple)
         self.max_length = self._check(max_length)
         self.has_types = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
         if cache is None:
-            rows = self._tokenised(texts)
+            rows = self._tokenize(texts)
         else:
             names = ("ids", "types")[: 1 + self.has_types]
             rows = load_or_build_rows(
-                cache / self._key(texts), names, len(texts), lambda: self._tokenised(texts), "texts"
+                cache / self._cache_key(texts), names, len(texts), lambda: self._tokenize(texts), "texts"
             )
         self.ids, self.types = rows if self.has_types else (*rows, None)
         lengths = self.ids.lengths
-        self.widths = _useful(lengths, self.max_length) if widths is None else _check_widths(widths, int(lengths.max()))
+        self.widths = (
+            _useful_widths(lengths, self.max_length) if widths is None else _check_widths(widths, int(lengths.max()))
+        )
 
     def arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """int32 [rows, width] each: input_ids, attention_mask and, where the model has them, token_type_ids."""
+        """Return input_ids, attention_mask and, if the model reads them, token_type_ids, int32 [rows, width] each."""
         longest = self.ids.lengths[batch].max()
         width = next(width for width in self.widths if width >= longest)
         lengths = self.ids.lengths[rows]
-        places = np.arange(width)
-        found = {
+        positions = np.arange(width)
+        arrays = {
             "input_ids": self.ids.padded(rows, width, self.tokenizer.pad_token_id),
-            "attention_mask": (places < lengths[:, None]).astype(np.int32),
+            "attention_mask": (positions < lengths[:, None]).astype(np.int32),
         }
         if self.types is not None:
-            found["token_type_ids"] = self.types.padded(rows, width, self.tokenizer.pad_token_type_id)
-        if self.tokenizer.padding_side == "left":  # each row turned until its end is the last
-            turned = (places - (width - lengths)[:, None]) % width
-            found = {name: np.take_along_axis(values, turned, axis=1) for name, values in found.items()}
-        return {self.prefix + name: values for name, values in found.items()}
+            arrays["token_type_ids"] = self.types.padded(rows, width, self.tokenizer.pad_token_type_id)
+        if self.tokenizer.padding_side == "left":  # rotate each row until it ends at the right edge
+            rotated = (positions - (width - lengths)[:, None]) % width
+            arrays = {name: np.take_along_axis(values, rotated, axis=1) for name, values in arrays.items()}
+        return {self.prefix + name: values for name, values in arrays.items()}
 
     def _check(self, max_length: int) -> int:
         if self.tokenizer.pad_token_id is None:
             raise InputError(
-                "the tokenizer has no token to pad with; set its pad_token, such as tokenizer.pad_token = tokenizer.eos_token"
+                "the tokenizer has no padding token; set pad_token, for example tokenizer.pad_token = tokenizer.eos_token"
             )
         special = self.tokenizer.num_special_tokens_to_add(pair=self.pair)
-        whole = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
-        if not whole or max_length <= special:
+        is_integer = isinstance(max_length, (int, np.integer)) and not isinstance(max_length, bool)
+        if not is_integer or max_length <= special:
             raise InputError(
-                f"max_length is {max_length!r}; it must be a whole number from {special + 1} on: {special} special tokens and "
-                "one of the text"
+                f"max_length is {max_length!r}; it must be an integer of at least {special + 1}, for {special} special "
+                "tokens and one token of text"
             )
         return int(max_length)
 
-    def _tokenised(self, texts: Sequence[Text]) -> tuple[TokenRows, ...]:
+    def _tokenize(self, texts: Sequence[Text]) -> tuple[TokenRows, ...]:
         ids, types = TokenRowsBuilder(), TokenRowsBuilder()
         for first in range(0, len(texts), TOKENIZER_BATCH):
-            some = texts[first : first + TOKENIZER_BATCH]
-            encoded = self._encoded(some, first)
+            encoded = self._encode(texts[first : first + TOKENIZER_BATCH], first)
             for number, row in enumerate(encoded["input_ids"], first):
                 if not len(row):
-                    raise InputError(f"text {number} gives no tokens: {texts[number]!r}; leave it out")
+                    raise InputError(f"text {number} has no tokens: {texts[number]!r}; drop it")
                 ids.add(row)
             for row in encoded["token_type_ids"] if self.has_types else ():
                 types.add(row)
         return (ids.build(), types.build()) if self.has_types else (ids.build(),)
 
-    def _encoded(self, texts: Sequence[Text], first: int):
+    def _encode(self, texts: Sequence[Text], first: int) -> Mapping[str, Any]:
         for number, text in enumerate(texts, first):
             parts = text if self.pair and isinstance(text, tuple) and len(text) == 2 else (text,)
-            if not all(isinstance(part, str) for part in parts) or self.pair != (len(parts) == 2):
-                raise InputError(f"text {number} is {text!r}; give texts alone, or pairs of texts alone")
+            if self.pair != (len(parts) == 2):
+                raise InputError(f"text {number} is {text!r}; give only texts or only pairs of texts")
             for part in parts:
-                if (half := _half_of_a_pair(part)) is not None:
+                if not isinstance(part, str):
+                    raise InputError(f"text {number} is {text!r}; give only texts or only pairs of texts")
+                if (surrogate := _unpaired_surrogate(part)) is not None:
                     raise InputError(
-                        f"text {number} has half of a surrogate pair at character {half}, which is no valid Unicode; mend it, "
-                        "or leave it out"
+                        f"text {number} has an unpaired surrogate at character {surrogate}, which is not valid Unicode; fix or "
+                        "drop the text"
                     )
         return self.tokenizer(
             *(map(list, zip(*texts)) if self.pair else [list(texts)]),
@@ -217,8 +239,8 @@ class _Inputs:
             verbose=False,
         )
 
-    def _key(self, texts: Sequence[Text]) -> str:
-        """A name that changes with everything that the ids depend on."""
+    def _cache_key(self, texts: Sequence[Text]) -> str:
+        """Return a name that changes with everything that the ids depend on."""
         tokenizer = self.tokenizer
         probe = tokenizer("a", *(["a"] if self.pair else []), verbose=False)["input_ids"]  # its special tokens
         settings = [
@@ -227,8 +249,8 @@ class _Inputs:
         return cache_key(settings, texts)
 
 
-def _half_of_a_pair(text: str) -> int | None:
-    """Where a text has half of a surrogate pair; None where it has none."""
+def _unpaired_surrogate(text: str) -> int | None:
+    """Return the index of the first unpaired surrogate of a text, or None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -236,27 +258,28 @@ def _half_of_a_pair(text: str) -> int | None:
     return None
 
 
-def _useful(lengths: np.ndarray, most: int) -> tuple[int, ...]:
-    """The widths of rows of these lengths that are worth compiling a shape for: short rows save little beside long ones."""
-    longest, usual = int(lengths.max()), math.ceil(float(np.percentile(lengths, 99)))
-    # Not more than what texts are cut to: the model may have no more positions.
-    last = min(next((width for width in WIDTHS if width >= longest), most), most)
-    return *(width for width in WIDTHS if usual / 4 <= width < last), last
+def _useful_widths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
+    """Return the widths worth compiling a shape for: next to long rows, short ones save little."""
+    longest, typical = int(lengths.max()), math.ceil(float(np.percentile(lengths, 99)))
+    # Never beyond max_length: the model may not have more positions.
+    last = min(next((width for width in WIDTHS if width >= longest), max_length), max_length)
+    return *(width for width in WIDTHS if typical / 4 <= width < last), last
 
 
 def _check_widths(widths: Sequence[int], longest: int) -> tuple[int, ...]:
-    found = tuple(sorted(set(widths)))
-    if not found or found[0] < 1 or found[-1] < longest:
+    unique = tuple(sorted(set(widths)))
+    if not unique or unique[0] < 1 or unique[-1] < longest:
         raise InputError(
-            f"widths are {tuple(widths)}, and the longest text has {longest} tokens; the greatest must be no less than that"
+            f"widths are {tuple(widths)}, but the longest text has {longest} tokens; give positive widths, the largest at "
+            f"least {longest}"
         )
-    return found
+    return unique
 
 
-def _weights(given: Sequence[float], count: int) -> np.ndarray:
-    weights = np.asarray(given, np.float32)
+def _check_weights(values: Sequence[float], count: int) -> np.ndarray:
+    weights = np.asarray(values, np.float32)
     if weights.shape != (count,) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise InputError(
-            f"sample_weight has the shape {list(weights.shape)}, and there are {count} texts; give each a number from 0 on"
+            f"sample_weight has shape {list(weights.shape)} for {count} texts; give one finite, non-negative number per text"
         )
     return weights

@@ -1,4 +1,4 @@
-"""Where texts and labels are kept: files, folders, JSON of several splits, saved datasets and the Hub, all as rows."""
+"""Open the sources of labeled texts (files, folders, JSON with splits, saved datasets, the Hub) as tables of rows."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duonlp.data.reading import document_files, documents
 from duonlp.data.reading import tables as summary_files
@@ -16,23 +16,26 @@ from duonlp.errors import InputError
 from duonlp.util.suggestions import nearest
 
 HUB_NAMES = {"clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos"}
-"""Datasets of the Hub that need no "hub://" before them."""
+"""Hub datasets that need no "hub://" prefix, with their full names."""
+
 HUB_CONFIGURATIONS = {"clinc/clinc_oos": "plus"}
-"""The configuration that is read unless one is named."""
+"""Default configurations of Hub datasets."""
 
 OUT_OF_SCOPE = "oos_"
-"""What the names of CLINC150's splits of queries that are out of scope begin with."""
+"""Prefix of CLINC150's splits of out-of-scope queries."""
+
 PAIR = ("text", "intent")
-"""The columns of rows that are a list of two, as the Hub calls CLINC150's."""
+"""Column names for rows that are lists of two values, named as in the Hub's version of CLINC150."""
 
 
 @dataclass(frozen=True)
 class Table:
     """The rows of a split.
 
-    rows: (place, row), read once.
-    name: what to call it in messages.
-    features: column -> what the dataset says of it: a feature of `datasets`, or that as JSON.
+    Attributes:
+        rows: (location, row) pairs, which can be iterated over once.
+        name: Name of the table in messages.
+        features: Column name -> feature of the `datasets` library, or its JSON form, where the dataset declares one.
     """
 
     rows: Iterable[tuple[str, Any]]
@@ -40,224 +43,251 @@ class Table:
     features: Mapping[str, Any] = field(default_factory=dict)
 
 
-Open = Callable[[str | None, Any, document_files.Problems], Table]
-"""(split, columns, problems) -> its table; InputError when there is no such split. `columns` has ``of(names, source)``."""
+class ColumnFinder(Protocol):
+    """Finds the columns of the text and the label, such as `LabelledColumns`."""
+
+    def of(self, names: Iterable[str], source: str) -> tuple[tuple[str, ...], str]:
+        """Return the text columns and the label column among these names; raise InputError if one is missing."""
+        ...
 
 
-def open_source(source: Any, config: str | None = None) -> Open:
-    """Says what a source is, and returns what opens its splits; see `labelled_texts.read_labelled_texts`.
+SplitOpener = Callable[[str | None, ColumnFinder, document_files.Problems], Table]
+"""(split, columns, problems) -> table of the split. Raises InputError if the split does not exist."""
+
+
+def open_source(source: Any, config: str | None = None) -> SplitOpener:
+    """Return a function that opens the splits of a source.
+
+    Args:
+        source: File, folder, name on the Hub or rows, see :func:`duonlp.data.labelled.texts.read_labelled_texts`.
+        config: Configuration of a dataset on the Hub.
 
     Raises:
-        InputError: it is not there, or of no known kind.
+        InputError: The source does not exist or its kind is unknown.
     """
     if not isinstance(source, (str, Path)):
         if not isinstance(source, Iterable) or isinstance(source, bytes):
             raise InputError(
                 f"the source is a {type(source).__name__}; give a file, a folder, hub://owner/name, or a list of rows"
             )
-        _no_config(config, "rows")
+        _check_no_config(config, "the source")
         if isinstance(source, Mapping):
-            return _by_split(source, "the rows")
-        return _plain(source)
-    path = _path(source)
+            return _open_splits(source, "the rows")
+        return _open_rows(source)
+    path = _expand(source)
     name = str(source).removeprefix(documents.HUB_PREFIX)
-    known = name.partition("@")[0].partition("#")[0] in HUB_NAMES or config is not None
-    if str(source).startswith(documents.HUB_PREFIX) or (known and not path.exists()):
-        return _hub(name, config)
+    on_hub = name.partition("@")[0].partition("#")[0] in HUB_NAMES or config is not None
+    if str(source).startswith(documents.HUB_PREFIX) or (on_hub and not path.exists()):
+        return _open_hub(name, config)
     if not path.exists():
         raise InputError(
-            f"no file or folder {str(source)!r}; a dataset on the Hub is written {documents.HUB_PREFIX}owner/name"
+            f"no file or folder {str(source)!r}; for a dataset on the Hub, write {documents.HUB_PREFIX}owner/name"
         )
-    _no_config(config, repr(str(source)))
-    if _is_saved(path):
-        return _saved(path)
+    _check_no_config(config, repr(str(source)))
+    if _is_saved_dataset(path):
+        return _open_dataset(path, "dataset", str(path))
     if path.is_file() and summary_files.ending_kind(path) == "json":
-        splits = json_splits(path)
+        splits = read_json_splits(path)
         if splits is not None:
-            return _by_split(splits, str(path))
-    return _files(path)
+            return _open_splits(splits, str(path))
+    return _open_files(path)
 
 
-def _path(source: str | Path) -> Path:
+def _expand(source: str | Path) -> Path:
     return Path(os.path.expanduser(source))
 
 
-def _no_config(config: str | None, source: str) -> None:
+def _check_no_config(config: str | None, source: str) -> None:
     if config is not None:
-        raise InputError(f"config is {config!r}, and {source} is no dataset on the Hub; leave it out")
+        raise InputError(f"config is {config!r}, but {source} is not a dataset on the Hub; drop config")
 
 
-def _plain(source: Iterable, called: str | None = None) -> Open:
-    def table(split, columns, problems) -> Table:
+def _open_rows(source: Iterable, source_name: str | None = None) -> SplitOpener:
+    """Open rows without splits."""
+
+    def open_split(split: str | None, columns: ColumnFinder, problems: document_files.Problems) -> Table:
         if split not in (None, ALL):
-            have = "rows have" if called is None else f"{called!r} has"
-            raise InputError(f"split is {split!r}, and {have} none; leave it out, or choose the rows yourself")
-        name = called or str(getattr(source, "builder_name", None) or "rows")
-        return Table(_numbered(source, name), name, _features(source))
+            subject = "the rows have" if source_name is None else f"{source_name!r} has"
+            raise InputError(f"split is {split!r}, but {subject} no splits; drop split, or select the rows yourself")
+        name = source_name or str(getattr(source, "builder_name", None) or "rows")
+        return Table(_number_rows(source, name), name, _features(source))
 
-    return table
+    return open_split
 
 
 def is_one_table(source: str | Path) -> bool:
-    """Whether files, a folder or a saved dataset have no splits to choose from: one file, or files whose names say none.
+    """Return whether a source on disk has no splits: a single file, or files whose names name no split.
 
     Raises:
-        InputError: a folder has files of several kinds, or none.
+        InputError: A folder has files of several kinds, or no readable file.
     """
-    path = _path(source)
-    if not path.exists():  # the Hub's
+    path = _expand(source)
+    if not path.exists():  # on the Hub
         return False
     if path.is_file():
-        return summary_files.ending_kind(path) != "json" or json_splits(path) is None
-    if _is_saved(path):
+        return summary_files.ending_kind(path) != "json" or read_json_splits(path) is None
+    if _is_saved_dataset(path):
         return not (path / "dataset_dict.json").is_file()
-    found = summary_files.split_files(path, ALL, summary_files.kind_of(path))
-    return not any(summary_files.split_of(file.name) for file in found)
+    files = summary_files.split_files(path, ALL, summary_files.kind_of(path))
+    return not any(summary_files.split_of(file.name) for file in files)
 
 
-def _is_saved(path: Path) -> bool:
+def _is_saved_dataset(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _by_split(splits: Mapping[str, Iterable], source: str) -> Open:
-    def table(split, columns, problems) -> Table:
-        chosen = chosen_splits(split, list(splits), source)
-        rows = itertools.chain.from_iterable(_numbered(splits[name], f"{source}:{name}") for name in chosen)
-        return Table(rows, f"{source}:{chosen[0]}", _features(splits[chosen[0]]))
+def _open_splits(splits: Mapping[str, Iterable], source: str) -> SplitOpener:
+    """Open {split: rows}."""
 
-    return table
+    def open_split(split: str | None, columns: ColumnFinder, problems: document_files.Problems) -> Table:
+        selected = select_splits(split, list(splits), source)
+        rows = itertools.chain.from_iterable(_number_rows(splits[name], f"{source}:{name}") for name in selected)
+        return Table(rows, f"{source}:{selected[0]}", _features(splits[selected[0]]))
+
+    return open_split
 
 
-def _numbered(rows: Iterable, name: str) -> Iterator[tuple[str, Any]]:
+def _number_rows(rows: Iterable, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (name:number, row); lists of two values become dicts with the columns of PAIR."""
     for number, row in enumerate(rows):
         if isinstance(row, (list, tuple)) and len(row) == len(PAIR):
             row = dict(zip(PAIR, row))
         yield f"{name}:{number}", row
 
 
-def chosen_splits(split: str | None, found: list[str], source: str) -> list[str]:
-    """Which of the splits there are is meant, its queries that are out of scope last.
+def select_splits(split: str | None, splits: list[str], source: str) -> list[str]:
+    """Return the splits that a name refers to, those of out-of-scope queries last.
+
+    An exact name wins over a synonym: "val" and "dev" also name "validation".
 
     Raises:
-        InputError: there is none, or none was named and there are several.
+        InputError: The split does not exist, or none was named and there are several.
     """
-    named = ", ".join(map(repr, found)) or "none"
+    listed = ", ".join(map(repr, splits)) or "none"
     if split == ALL:
-        return found
+        return splits
     if split is None:
-        if len(found) != 1:
-            raise InputError(f"{source!r} has the splits {named}; name one, or {ALL!r}")
-        return found
-    if split in found and split.startswith(OUT_OF_SCOPE):
+        if len(splits) != 1:
+            raise InputError(f"{source!r} has the splits {listed}; name one, or {ALL!r}")
+        return splits
+    if split in splits and split.startswith(OUT_OF_SCOPE):
         return [split]
-    whole = SPLIT_NAMES.get(split)
-    alike = [name for name in found if whole and SPLIT_NAMES.get(name.removeprefix(OUT_OF_SCOPE)) == whole]
-    within = [split] if split in found else [name for name in alike if not name.startswith(OUT_OF_SCOPE)][:1]
-    chosen = within + [name for name in alike if name.startswith(OUT_OF_SCOPE)]
-    if not chosen:
-        raise InputError(f"{source!r} has no split {split!r}; it has {named}{nearest(split, found)}")
-    return chosen
+    standard = SPLIT_NAMES.get(split)
+    synonyms = [name for name in splits if standard and SPLIT_NAMES.get(name.removeprefix(OUT_OF_SCOPE)) == standard]
+    in_scope = [split] if split in splits else [name for name in synonyms if not name.startswith(OUT_OF_SCOPE)][:1]
+    selected = in_scope + [name for name in synonyms if name.startswith(OUT_OF_SCOPE)]
+    if not selected:
+        raise InputError(f"{source!r} has no split {split!r}; it has {listed}{nearest(split, splits)}")
+    return selected
 
 
-def json_splits(file: Path) -> dict[str, list] | None:
-    """The splits of a JSON file {split: rows}, read at once; None when it is none.
+def read_json_splits(file: Path) -> dict[str, list] | None:
+    """Read a JSON file of the form {split: rows}; return None for any other content.
 
-    What is beside splits with usual names, such as a version or a description, is left out.
+    Other entries next to splits with standard names, such as a version or a description, are ignored.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: The file cannot be read.
     """
     try:
         lines = document_files.lines_of(file)
         first = next((line for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
         if first.lstrip(b" \t\xef\xbb\xbf")[:1] != b"{":
             return None
-        # The rest of a file of an object a line is not looked at.
-        if first.rstrip().endswith(b"}") and _splits_in(_parsed(first)) is None and next(lines, None) is not None:
+        # JSON Lines: the first object has no splits and more lines follow, so the rest need not be read.
+        if first.rstrip().endswith(b"}") and _find_splits(_parse(first)) is None and next(lines, None) is not None:
             return None
-        value = _parsed(b"".join([first, *document_files.lines_of(file)][1:]))
+        value = _parse(b"".join([first, *document_files.lines_of(file)][1:]))
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{str(file)!r} cannot be read: {error or type(error).__name__}") from error
-    return _splits_in(value)
+    return _find_splits(value)
 
 
-def _parsed(data: bytes) -> Any:
+def _parse(data: bytes) -> Any:
+    """Return the value of a JSON text; None if it is invalid."""
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
 
 
-def _splits_in(value: Any) -> dict[str, list] | None:
-    """What of it is {split: [rows]}, each row a list or an object; None of a row of its own."""
-    lists = {name: each for name, each in value.items() if isinstance(each, list)} if isinstance(value, dict) else {}
+def _find_splits(value: Any) -> dict[str, list] | None:
+    """Return the entries of a JSON object that map splits to lists of rows; None if it is a row itself."""
+    lists = {name: rows for name, rows in value.items() if isinstance(rows, list)} if isinstance(value, dict) else {}
     splits = {name: rows for name, rows in lists.items() if all(isinstance(row, (list, dict)) for row in rows)}
     if not splits or len(splits) == len(value):
         return splits or None
-    # A row may have a list of objects too, such as its labels, but none that is called "train".
-    usual = {name for name in lists if name.removeprefix(OUT_OF_SCOPE) in SPLIT_NAMES}
-    if usual.isdisjoint(splits):
+    # A row may hold a list of objects too, such as its labels, but not under a name such as "train".
+    standard = {name for name in lists if name.removeprefix(OUT_OF_SCOPE) in SPLIT_NAMES}
+    if standard.isdisjoint(splits):
         return None
-    return {name: rows for name, rows in lists.items() if name in splits or name in usual}
+    return {name: rows for name, rows in lists.items() if name in splits or name in standard}
 
 
-def _hub(name: str, config: str | None) -> Open:
+def _open_hub(name: str, config: str | None) -> SplitOpener:
     name, _, configuration = name.partition("#")
     name, _, revision = name.partition("@")
     if config is not None and configuration not in ("", config):
-        raise InputError(f"config is {config!r}, and the name of the dataset says {configuration!r}; give one of them")
+        raise InputError(
+            f"config is {config!r}, but the dataset's name specifies {configuration!r}; give only one of them"
+        )
     name = HUB_NAMES.get(name, name)
     configuration = config or configuration or HUB_CONFIGURATIONS.get(name, "")
-    return _datasets(f"{documents.HUB_PREFIX}{name}@{revision}#{configuration}", "hub", name)
+    return _open_dataset(f"{documents.HUB_PREFIX}{name}@{revision}#{configuration}", "hub", name)
 
 
-def _saved(path: Path) -> Open:
-    return _datasets(path, "dataset", str(path))
+def _open_dataset(source: Any, kind: str, source_name: str) -> SplitOpener:
+    """Open a dataset that the `datasets` library reads, saved ("dataset") or on the Hub ("hub")."""
 
-
-def _datasets(source: Any, kind: str, called: str) -> Open:
-    def table(split, columns, problems) -> Table:
+    def open_split(split: str | None, columns: ColumnFinder, problems: document_files.Problems) -> Table:
         if split is None and kind == "hub":
-            raise InputError(f'{called!r} has several splits; name one, such as "train", "validation" or "test"')
-        part = split if kind == "hub" and any(sign in split for sign in "[+") else None  # "train[:10%]", "train+test"
+            raise InputError(f'{source_name!r} has several splits; name one, such as "train", "validation" or "test"')
+        # Split expressions, "train[:10%]" or "train+test", are for `datasets` to evaluate.
+        expression = split if kind == "hub" and split is not None and any(sign in split for sign in "[+") else None
         try:
-            # All splits are downloaded whichever is named, and mapped: what they are called is known for nothing.
-            rows, name = documents.dataset_rows(source, kind, part, streaming=False)
-        except RuntimeError as error:  # a dataset that is a program, which no version of `datasets` from 4 on runs
-            raise InputError(f"the dataset {called!r} cannot be read: {error}; give one that is files alone") from error
-        if part is not None:
-            return _plain(rows, name)(None, columns, problems)
-        return (_by_split if isinstance(rows, Mapping) else _plain)(rows, called)(split, columns, problems)
+            # All splits are downloaded and memory-mapped anyway, so reading their names costs nothing.
+            rows, name = documents.dataset_rows(source, kind, expression, streaming=False)
+        except RuntimeError as error:  # a dataset script, which `datasets` no longer runs since version 4
+            raise InputError(
+                f"the dataset {source_name!r} cannot be read: {error}; use a dataset that consists of data files"
+            ) from error
+        if expression is not None:
+            return _open_rows(rows, name)(None, columns, problems)
+        if isinstance(rows, Mapping):
+            return _open_splits(rows, source_name)(split, columns, problems)
+        return _open_rows(rows, source_name)(split, columns, problems)
 
-    return table
+    return open_split
 
 
-def _files(path: Path) -> Open:
-    endings = f"{', '.join(summary_files.ENDINGS)} (or such with {' or '.join(summary_files.COMPRESSIONS)})"
+def _open_files(path: Path) -> SplitOpener:
+    endings = f"{', '.join(summary_files.ENDINGS)} (optionally with {' or '.join(summary_files.COMPRESSIONS)})"
     if path.is_file():
         kind = summary_files.ending_kind(path)
         if kind is None:
-            raise InputError(f"{str(path)!r} ends in none of {endings}; rename it, or give its rows")
+            raise InputError(f"{str(path)!r} ends in none of {endings}; rename it, or pass its rows")
     else:
-        inside = [file for file in (*path.iterdir(), *path.glob("*/*")) if file.is_file()]
-        if not any(map(summary_files.ending_kind, inside)):
-            raise InputError(f"{str(path)!r} has no file that ends in {endings}; give a folder or a file that has")
+        files = [file for file in (*path.iterdir(), *path.glob("*/*")) if file.is_file()]
+        if not any(map(summary_files.ending_kind, files)):
+            raise InputError(f"{str(path)!r} has no file that ends in {endings}; give a file or folder that does")
         kind = summary_files.kind_of(path)
 
-    def table(split, columns, problems) -> Table:
+    def open_split(split: str | None, columns: ColumnFinder, problems: document_files.Problems) -> Table:
         files = summary_files.split_files(path, split, kind)
         rows = itertools.chain.from_iterable(_file_rows(file, kind, columns, problems) for file in files)
         return Table(rows, str(files[0]), _file_features(files[0], kind))
 
-    return table
+    return open_split
 
 
-def _file_rows(file: Path, kind: str, columns, problems) -> Iterator[tuple[str, Any]]:
-    def wanted(names: list[str]) -> list[str]:
+def _file_rows(
+    file: Path, kind: str, columns: ColumnFinder, problems: document_files.Problems
+) -> Iterator[tuple[str, Any]]:
+    def column_names(names: list[str]) -> list[str]:
         texts, label = columns.of(names, str(file))
         return list(dict.fromkeys([*texts, label, *(["id"] if "id" in names else [])]))
 
-    return summary_files.file_rows(file, kind, wanted, problems)
+    return summary_files.file_rows(file, kind, column_names, problems)
 
 
 def _features(rows: Any) -> Mapping[str, Any]:
@@ -265,14 +295,14 @@ def _features(rows: Any) -> Mapping[str, Any]:
 
 
 def _file_features(file: Path, kind: str) -> Mapping[str, Any]:
-    """The features that `datasets` writes into the schema of its files."""
+    """Return the features that `datasets` stores in the schema of its Parquet and Arrow files."""
     if kind not in ("parquet", "arrow"):
         return {}
     try:
         import pyarrow
         from pyarrow import ipc, parquet
     except ImportError:
-        return {}  # reading the rows says so
+        return {}  # reading the rows raises MissingExtraError
     try:
         if kind == "parquet":
             schema = parquet.read_schema(file)
@@ -281,14 +311,14 @@ def _file_features(file: Path, kind: str) -> Mapping[str, Any]:
                 is_file = source.read(6) == b"ARROW1"
                 source.seek(0)
                 schema = (ipc.open_file if is_file else ipc.open_stream)(source).schema
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return described.get("info", {}).get("features") or {}
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return metadata.get("info", {}).get("features") or {}
     except (pyarrow.ArrowException, OSError, ValueError):
         return {}
 
 
 def class_names(feature: Any) -> tuple[str, ...] | None:
-    """The names of a column's classes: of a ClassLabel, or of a list of them; None of any other feature."""
+    """Return the class names of a ClassLabel feature or a list of them; None for any other feature."""
     if isinstance(feature, list):
         return class_names(feature[0]) if feature else None
     get = feature.get if isinstance(feature, Mapping) else lambda name: getattr(feature, name, None)

@@ -1,4 +1,4 @@
-"""Pretraining objectives: what a model learns to predict about a block of text."""
+"""Pretraining objectives: turn blocks of token ids into model inputs and labels."""
 
 from duonlp.data.objectives.denoising import SpanCorruption, TextInfilling, block_length_for
 from duonlp.data.objectives.encoder_decoder import EncoderDecoderObjective

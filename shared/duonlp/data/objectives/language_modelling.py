@@ -1,21 +1,24 @@
-"""What a model is trained to say about a block of text: its next tokens, or those that were hidden from it.
+"""The objectives of single-stack models, `CausalLM` and `MaskedLM`, and the registry of all objectives.
 
-`CausalLM` and `MaskedLM` are here; the objectives of encoder-decoders are in denoising.py and gap_sentences.py.
+The objectives of encoder-decoders are in denoising.py and gap_sentence_generation.py.
 """
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.data.objectives.denoising import SpanCorruption, TextInfilling
-from duonlp.data.objectives.encoder_decoder import IGNORED, EncoderDecoderObjective
+from duonlp.data.objectives.encoder_decoder import IGNORED, EncoderDecoderObjective, check_ids
 from duonlp.data.objectives.gap_sentence_generation import GapSentences
 from duonlp.data.objectives.vocabulary import special_tokens, word_borders
 from duonlp.data.rows.order import check_seed
 from duonlp.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,17 @@ class CausalLM:
     def __call__(
         self, input_ids: np.ndarray, segment_ids: np.ndarray | None, positions: np.ndarray, seed: int
     ) -> dict[str, np.ndarray]:
-        """Returns the blocks with their labels, which are the blocks moved one to the left.
+        """Return blocks with their labels, which are the blocks shifted left by one.
 
         Args:
             input_ids: int [B, T].
-            segment_ids: int [B, T], a number a document in the block, or None.
-            positions: int [B], ignored: nothing here is random.
-            seed: ignored too.
+            segment_ids: int [B, T], number of each token's document in the block, or None.
+            positions: int [B], unused: the objective is deterministic.
+            seed: Unused.
 
         Returns:
-            `input_ids` and `labels`, int32 [B, T], and `segment_ids` when given. `labels[b, t]` is the token that
-            follows t, -100 at the block's end, and where segments are given, at each document's end.
+            `input_ids` and `labels`, int32 [B, T], and `segment_ids` if given. `labels[b, t]` is the token after t; it is
+            -100 at the end of the block and, with segments, at the end of each document.
         """
         labels = np.full(input_ids.shape, IGNORED, dtype=np.int32)
         labels[:, :-1] = input_ids[:, 1:]
@@ -48,16 +51,16 @@ class CausalLM:
 
 
 class MaskedLM:
-    """Predict tokens that were hidden, others each time a block is seen (BERT, Devlin et al. 2019; RoBERTa, Liu et al. 2019).
+    """Predict masked tokens, with a new mask in every epoch (BERT, Devlin et al. 2019; RoBERTa, Liu et al. 2019).
 
-    Each token is chosen with `probability`; of the chosen, `mask_share` become the mask token, `random_share` another
-    token of the vocabulary, and the rest stay. With `whole_words`, all tokens of a word are chosen or none (BERT's
-    "whole word masking"); each is then masked, replaced or kept by itself, as in BERT's own code. A word is what the
-    tokenizer's kind splits text into before it makes tokens: for WordPiece, a token and those after it that begin
-    with '##'; for byte-level tokens, a run of letters, of digits or of other signs with the space before it, as GPT-2
-    splits; for Unigram and others that write spaces as '▁', what stands between two spaces.
+    Each token is selected with `probability`. Of the selected tokens, `mask_share` become the mask token, `random_share`
+    become a random token, and the rest stay as they are. With `whole_words`, the tokens of a word are selected together
+    (BERT's "whole word masking"); each is then masked, replaced or left alone independently, as in BERT's code. What a
+    word is depends on the kind of tokenizer. WordPiece: a token and the tokens behind it that begin with '##'.
+    Byte-level: a run of letters, of digits or of other characters with the space before it, as GPT-2 splits text.
+    Unigram and others that write spaces as '▁': the text between two spaces.
 
-    Special tokens are never chosen and never put in another's place.
+    Special tokens are never selected and never inserted.
     """
 
     head = "masked-lm"
@@ -65,36 +68,36 @@ class MaskedLM:
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: "PreTrainedTokenizerFast",
         *,
         probability: float = 0.15,
         whole_words: bool = False,
         mask_share: float = 0.8,
         random_share: float = 0.1,
     ):
-        """Reads the special tokens, and for whole words the words' borders, from the tokenizer.
+        """Read the special tokens and, for whole words, the word boundaries from the tokenizer.
 
         Args:
-            tokenizer: a `transformers` fast tokenizer with a mask token.
-            probability: the expected share of tokens to choose, in (0, 1).
-            whole_words: choose words, not single tokens.
-            mask_share: of the chosen, the share that become the mask token.
-            random_share: of the chosen, the share that become a random token.
+            tokenizer: A `transformers` fast tokenizer with a mask token.
+            probability: Expected fraction of tokens to select, in (0, 1).
+            whole_words: Whether to select words rather than single tokens.
+            mask_share: Fraction of the selected tokens that become the mask token.
+            random_share: Fraction of the selected tokens that become a random token.
 
         Raises:
-            InputError: there is no mask token, a share is out of range, or the tokenizer's kind does not tell where
-                words begin.
+            InputError: The tokenizer has no mask token, a fraction is out of range, or whole words are requested and the
+                tokenizer's tokens do not mark word boundaries.
         """
         if not 0 < probability < 1:
-            raise InputError(f"probability is {probability}; it must be a share between 0 and 1, such as 0.15")
+            raise InputError(f"probability is {probability}; it must be between 0 and 1 (exclusive), such as 0.15")
         if not (mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1):
             raise InputError(
-                f"mask_share is {mask_share} and random_share {random_share}; give shares from 0 to 1 that are together "
+                f"mask_share is {mask_share} and random_share {random_share}; they must not be negative and must add up to "
                 "at most 1, such as 0.8 and 0.1"
             )
         if getattr(tokenizer, "mask_token_id", None) is None:
             raise InputError(
-                "masked-lm needs a tokenizer with a mask token; this one has none: add one "
+                "masked-lm needs a tokenizer with a mask token, and this one has none; add one "
                 "(tokenizer.add_special_tokens({'mask_token': '[MASK]'})) or train with causal-lm"
             )
         self.probability = float(probability)
@@ -107,7 +110,7 @@ class MaskedLM:
         self._borders = word_borders(tokenizer) if whole_words else None
 
     def __repr__(self) -> str:
-        """Its options: what a run is compared with when it is resumed."""
+        """Return the class name and options, which a resumed run compares with those of its checkpoint."""
         return (
             f"MaskedLM(probability={self.probability}, whole_words={self.whole_words}, mask_share={self.mask_share}, "
             f"random_share={self.random_share})"
@@ -116,32 +119,28 @@ class MaskedLM:
     def __call__(
         self, input_ids: np.ndarray, segment_ids: np.ndarray | None, positions: np.ndarray, seed: int
     ) -> dict[str, np.ndarray]:
-        """Returns the blocks with some tokens hidden, and those tokens as labels.
+        """Return blocks with some tokens hidden, and those tokens as labels.
 
-        What is hidden in a row follows from (`seed`, its position) alone: not from the rows beside it, nor the batch.
+        The mask of a row depends only on (`seed`, its position), never on its batch.
 
         Args:
             input_ids: int [B, T].
-            segment_ids: int [B, T], a number a document in the block, or None.
-            positions: int [B], where each row stands in the training stream.
-            seed: from 0 to 2**64 - 1.
+            segment_ids: int [B, T], number of each token's document in the block, or None.
+            positions: int [B], index of each row in the training stream.
+            seed: Random seed in [0, 2**64).
 
         Returns:
-            `input_ids` and `labels`, int32 [B, T], and `segment_ids` when given. A label is the token that was there,
-            -100 where none was chosen.
+            `input_ids` and `labels`, int32 [B, T], and `segment_ids` if given. Labels are the original tokens at the
+            selected positions and -100 elsewhere.
 
         Raises:
-            InputError: an id is not in the tokenizer's vocabulary.
+            InputError: An id is outside the tokenizer's vocabulary.
         """
         check_seed(seed)
         ids = np.asarray(input_ids, dtype=np.int32)
-        if ids.size and not (ids.min() >= 0 and ids.max() < len(self._is_special)):
-            raise InputError(
-                f"input ids go from {ids.min()} to {ids.max()}; the objective's tokenizer has ids below "
-                f"{len(self._is_special)}: give the tokenizer that the blocks were made with"
-            )
+        check_ids(ids, len(self._is_special))
         length = ids.shape[1]
-        # A Philox generator for each (seed, position): its key holds both (Salmon et al. 2011).
+        # One Philox generator per (seed, position), both in its key (Salmon et al. 2011).
         draws = np.empty((len(ids), 3, length))
         for row, position in enumerate(np.asarray(positions, dtype=np.uint64)):
             key = np.asarray([seed, position], dtype=np.uint64)
@@ -152,77 +151,90 @@ class MaskedLM:
         if self._borders is not None:
             starts = self._borders.starts(ids, special, segment_ids)
             word_start = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
-            choice = np.take_along_axis(choice, word_start, axis=1)  # one draw a word
-        chosen = (choice < self.probability) & ~special
+            choice = np.take_along_axis(choice, word_start, axis=1)  # one draw per word
+        selected = (choice < self.probability) & ~special
 
-        labels = np.where(chosen, ids, np.int32(IGNORED))
+        labels = np.where(selected, ids, np.int32(IGNORED))
         random_ids = self._ordinary[(replacement * len(self._ordinary)).astype(np.int64)]
-        hidden = np.where(fate < self.mask_share, np.int32(self.mask_token_id), random_ids)
-        hidden = np.where(chosen & (fate < self.mask_share + self.random_share), hidden, ids)
-        return _batch(hidden, labels, segment_ids)
+        masked = np.where(fate < self.mask_share, np.int32(self.mask_token_id), random_ids)
+        masked = np.where(selected & (fate < self.mask_share + self.random_share), masked, ids)
+        return _batch(masked, labels, segment_ids)
 
 
-KINDS = {kind.name: kind for kind in (CausalLM, MaskedLM, SpanCorruption, TextInfilling, GapSentences)}
+Objective = CausalLM | MaskedLM | EncoderDecoderObjective
 
-OBJECTIVES = tuple(KINDS)
-"""The names of the objectives."""
+CLASSES: dict[str, type[Objective]] = {
+    cls.name: cls for cls in (CausalLM, MaskedLM, SpanCorruption, TextInfilling, GapSentences)
+}
 
-PRETRAINED_HEADS = tuple(dict.fromkeys(kind.head for kind in KINDS.values()))
+OBJECTIVES = tuple(CLASSES)
+"""Names of the objectives."""
+
+PRETRAINED_HEADS = tuple(dict.fromkeys(cls.head for cls in CLASSES.values()))
 """Heads that can be pretrained on blocks."""
 
 
 def head_of(name: str) -> str:
-    """Returns the head of the models that an objective trains; raises InputError for a name that is none."""
-    return _kind(name).head
-
-
-def objective(name: str, tokenizer=None, **options: Any) -> CausalLM | MaskedLM | EncoderDecoderObjective:
-    """Returns the objective of that name.
-
-    Args:
-        name: "causal-lm" or "masked-lm"; for encoder-decoders "span-corruption" (T5), "text-infilling" (BART, with its sentence
-            permutation) or "gap-sentences" (PEGASUS).
-        tokenizer: the blocks' tokenizer; all but causal-lm need it.
-        options: those of the class; causal-lm has none.
+    """Return the head of the models that an objective trains.
 
     Raises:
-        InputError: another name, an option that the objective does not have, or no tokenizer where one is needed.
+        InputError: The objective is unknown.
     """
-    kind = _kind(name)
-    parameters = inspect.signature(kind).parameters.values()
-    known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise InputError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    if kind is CausalLM:
-        return CausalLM()
-    if tokenizer is None:
-        raise InputError(f"{name} needs the tokenizer: which tokens are special, and which one masks")
-    return kind(tokenizer, **options)
+    return _class_of(name).head
 
 
-def check_model(what, config: TransformerConfig, head: str, block_length: int) -> None:
-    """Raises InputError where a model cannot learn an objective: an encoder-decoder's another model, and the other way round.
+def objective(
+    name: str, tokenizer: "PreTrainedTokenizerFast | None" = None, **options: Any
+) -> CausalLM | MaskedLM | EncoderDecoderObjective:
+    """Create the objective with this name.
 
     Args:
-        what: an objective, or any callable in its place, which then is taken to be one for models of one stack.
-        config: the model's.
-        head: the model's.
-        block_length: tokens of a block, whose source and target must fit the model's positions.
+        name: "causal-lm" or "masked-lm"; for encoder-decoders, "span-corruption" (T5), "text-infilling" (BART, optionally
+            with its sentence permutation) or "gap-sentences" (PEGASUS).
+        tokenizer: Tokenizer of the blocks; required except for "causal-lm".
+        options: Keyword options of the objective's class; "causal-lm" has none.
+
+    Raises:
+        InputError: The objective or an option is unknown, or a required tokenizer is missing.
     """
-    if isinstance(what, EncoderDecoderObjective) != (config.decoder is not None):
-        name, wanted = getattr(what, "name", repr(what)), getattr(what, "head", "causal-lm")
+    cls = _class_of(name)
+    parameters = inspect.signature(cls).parameters.values()
+    allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise InputError(f"{name} has no option {', '.join(unknown)}; its options are {', '.join(allowed) or 'none'}")
+    if issubclass(cls, CausalLM):
+        return CausalLM()
+    if tokenizer is None:
+        raise InputError(f"{name} needs a tokenizer to know the special tokens and the mask token; pass tokenizer=")
+    return cls(tokenizer, **options)
+
+
+def check_model(objective: Any, config: TransformerConfig, head: str, block_length: int) -> None:
+    """Raise InputError if a model cannot be trained with an objective.
+
+    Encoder-decoders need an encoder-decoder objective with sources and targets that fit their positions; other models
+    need one of the others.
+
+    Args:
+        objective: An objective, or any callable in its place, which is assumed to be for single-stack models.
+        config: Configuration of the model.
+        head: Head of the model.
+        block_length: Tokens per block.
+    """
+    if isinstance(objective, EncoderDecoderObjective) != (config.decoder is not None):
+        name, expected = getattr(objective, "name", repr(objective)), getattr(objective, "head", "causal-lm")
         raise InputError(
-            f"{name} trains models with the head {wanted}; this one's is {head}: take another objective or model"
+            f"{name} trains models with the head {expected}; this one's is {head}: use another objective or model"
         )
-    if config.decoder is not None:
-        what.check_model(config, block_length)
+    if isinstance(objective, EncoderDecoderObjective):
+        objective.check_model(config, block_length)
 
 
-def _kind(name: str) -> type:
-    if name not in KINDS:
+def _class_of(name: str) -> type[Objective]:
+    if name not in CLASSES:
         raise InputError(f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)}")
-    return KINDS[name]
+    return CLASSES[name]
 
 
 def _batch(input_ids: np.ndarray, labels: np.ndarray, segment_ids: np.ndarray | None) -> dict[str, np.ndarray]:

@@ -1,91 +1,111 @@
-"""What an objective must know of a tokenizer: which tokens are special, which begin words, end sentences or stand for spans."""
+"""Classify the tokens of a vocabulary: special tokens, sentinels, sentence ends and word starts."""
 
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from duonlp.errors import InputError
 
-# What the last or first character of a byte-level token is, as GPT-2's splitting into words tells them apart.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Character classes of the first and last character of a byte-level token, as in GPT-2's pre-tokenization regex.
 SPACE, LETTER, DIGIT, OTHER, LINE = range(5)
 
-# Full stops, question and exclamation marks, in wide forms too, and what may close behind them.
-_ENDS_SENTENCE = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)\\]]*")
-_MARKS_OF_WORDS = re.compile(r"^(?:##|[Ġ▁])")
+# Full stops, question and exclamation marks (full-width forms included), then optional closing quotes and brackets.
+_SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019\u00bb)\\]]*")
+_WORD_MARKER = re.compile(r"^(?:##|[Ġ▁])")
 
 
-def vocabulary_size(tokenizer) -> int:
-    """One more than the largest id."""
-    special = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
-    return max([*tokenizer.get_vocab().values(), *special]) + 1
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return the largest token id plus one."""
+    special_ids = [*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder]
+    return max([*tokenizer.get_vocab().values(), *special_ids]) + 1
 
 
-def special_tokens(tokenizer) -> np.ndarray:
-    """Returns bool [V]: which ids are special; those that no token has count as such.
+def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """Return a mask of the special token ids, bool [V]. Ids without a token count as special.
 
     Raises:
-        InputError: all are.
+        InputError: Every token is special.
     """
-    special = set(tokenizer.all_special_ids)
-    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special_ids = set(tokenizer.all_special_ids)
+    special_ids |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     is_special = np.ones(vocabulary_size(tokenizer), dtype=bool)
-    is_special[sorted(set(tokenizer.get_vocab().values()) - special)] = False
+    is_special[sorted(set(tokenizer.get_vocab().values()) - special_ids)] = False
     if is_special.all():
-        raise InputError("the tokenizer has special tokens alone; there is nothing to mask")
+        raise InputError(
+            "every token of the tokenizer is special, so none can be masked; use a tokenizer with text tokens"
+        )
     return is_special
 
 
-def sentinels(tokenizer) -> np.ndarray:
-    """Returns the ids of <extra_id_0>, <extra_id_1>, ... as far as the tokenizer has them, int32 [n]."""
-    vocabulary, found = tokenizer.get_vocab(), []
-    while (index := vocabulary.get(f"<extra_id_{len(found)}>")) is not None:
-        found.append(index)
-    return np.asarray(found, dtype=np.int32)
+def sentinels(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """Return the ids of the consecutive sentinels <extra_id_0>, <extra_id_1>, ... in the vocabulary, int32 [n]."""
+    vocabulary, ids = tokenizer.get_vocab(), []
+    while (index := vocabulary.get(f"<extra_id_{len(ids)}>")) is not None:
+        ids.append(index)
+    return np.asarray(ids, dtype=np.int32)
 
 
-def sentence_ends(tokenizer, tokens: Sequence[str] | None = None) -> np.ndarray:
-    """Returns bool [V]: which tokens end a sentence.
+def sentence_ends(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[str] | None = None) -> np.ndarray:
+    """Return a mask of the tokens that end a sentence, bool [V].
 
     Args:
-        tokenizer: a `transformers` fast tokenizer.
-        tokens: those that do, as the vocabulary spells them; by default all that are nothing but full stops, question
-            marks, exclamation marks and what may close behind them (a quotation mark, a bracket).
+        tokenizer: A `transformers` fast tokenizer.
+        tokens: Sentence-ending tokens as spelled in the vocabulary. By default every token that consists of full stops,
+            question marks and exclamation marks, optionally followed by closing quotes or brackets.
 
     Raises:
-        InputError: a token is not in the vocabulary, or none is there that ends sentences.
+        InputError: A token is not in the vocabulary, or no token of the vocabulary ends a sentence.
     """
     vocabulary = tokenizer.get_vocab()
     ends = np.zeros(vocabulary_size(tokenizer), dtype=bool)
     if tokens is None:
         for token, index in vocabulary.items():
-            ends[index] = _ENDS_SENTENCE.fullmatch(_MARKS_OF_WORDS.sub("", token)) is not None
+            ends[index] = _SENTENCE_END.fullmatch(_WORD_MARKER.sub("", token)) is not None
         if not ends.any():
             raise InputError(
-                "no token of the vocabulary ends sentences (., !, ?); name those that do: sentence_ends=['.', ...]"
+                "no token of the vocabulary ends sentences (., !, ?); name the tokens that do: sentence_ends=['.', ...]"
             )
         return ends
     if isinstance(tokens, str) or not tokens:
         raise InputError(f"sentence_ends is {tokens!r}; give a list of tokens, such as ['.', '!', '?']")
     for token in tokens:
         if token not in vocabulary:
-            raise InputError(f"sentence_ends has {token!r}, which is no token of the vocabulary")
+            raise InputError(
+                f"sentence_ends contains {token!r}, which is not in the vocabulary; use the vocabulary's spelling"
+            )
         ends[vocabulary[token]] = True
     return ends
 
 
 @dataclass(frozen=True)
 class WordBorders:
-    """Where words begin, from two neighbouring tokens: `begins[id]` always, else where `last` and `first` differ."""
+    """Rules that say where words begin, from a token and the one before it.
+
+    Attributes:
+        begins: bool [V], tokens that always begin a word.
+        first: int8 [V], class of each token's first character (SPACE, LETTER, DIGIT, OTHER or LINE).
+        last: int8 [V], class of each token's last character. Two neighbors of different classes are two words.
+    """
 
     begins: np.ndarray
     first: np.ndarray
     last: np.ndarray
 
     def starts(self, ids: np.ndarray, special: np.ndarray, segment_ids: np.ndarray | None) -> np.ndarray:
-        """Returns bool [B, T]: a word begins at each true position."""
+        """Return a mask of the positions where a word begins, bool [B, T].
+
+        Args:
+            ids: int [B, T].
+            special: bool [B, T], True at special tokens, which are words of their own.
+            segment_ids: int [B, T] or None; a word never crosses a segment boundary.
+        """
         starts = self.begins[ids] | special
         before = self.last[ids[:, :-1]]
         starts[:, 1:] |= special[:, :-1] | ((before != SPACE) & (before != self.first[ids[:, 1:]]))
@@ -95,11 +115,11 @@ class WordBorders:
         return starts
 
 
-def word_borders(tokenizer) -> WordBorders:
-    """Reads from a tokenizer where its words begin.
+def word_borders(tokenizer: "PreTrainedTokenizerFast") -> WordBorders:
+    """Return the word boundary rules of a WordPiece, byte-level or Unigram tokenizer.
 
     Raises:
-        InputError: its kind does not tell.
+        InputError: The tokenizer's tokens do not mark word boundaries.
     """
     size = vocabulary_size(tokenizer)
     description = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -107,47 +127,52 @@ def word_borders(tokenizer) -> WordBorders:
     begins = np.zeros(size, dtype=bool)
     first, last = np.zeros((2, size), dtype=np.int8)
     if description["model"]["type"] == "WordPiece":
-        continued = description["model"]["continuing_subword_prefix"]
+        continuation = description["model"]["continuing_subword_prefix"]
         for index, token in tokens.items():
-            begins[index] = not token.startswith(continued)
-    elif _has_part(description, "ByteLevel"):
-        kinds = _byte_level_kinds()
+            begins[index] = not token.startswith(continuation)
+    elif _has_component(description, "ByteLevel"):
+        classes = _byte_level_classes()
         for index, token in tokens.items():
             body = token[1:] if token[:1] == "Ġ" and len(token) > 1 else token
-            first[index], last[index] = (kinds.get(character, LETTER) for character in (body[:1], body[-1:]))
-            begins[index] = kinds.get(token[:1]) in (SPACE, LINE)
-    elif description["model"]["type"] == "Unigram" or _has_part(description, "Metaspace") or "▁" in tokens.values():
+            first[index], last[index] = (classes.get(character, LETTER) for character in (body[:1], body[-1:]))
+            begins[index] = classes.get(token[:1]) in (SPACE, LINE)
+    elif (
+        description["model"]["type"] == "Unigram" or _has_component(description, "Metaspace") or "▁" in tokens.values()
+    ):
         for index, token in tokens.items():
             begins[index] = token.startswith("▁")
     else:
         raise InputError(
-            f"whole_words needs WordPiece, byte-level or Unigram tokens, which say where words begin; this tokenizer is "
-            f"{description['model']['type']} without any of their marks: mask tokens instead (whole_words=False)"
+            f"whole_words needs WordPiece, byte-level or Unigram tokens, which mark where words begin; this "
+            f"{description['model']['type']} tokenizer marks nothing: mask single tokens instead (whole_words=False)"
         )
     return WordBorders(begins, first, last)
 
 
-def _has_part(description: dict, kind: str) -> bool:
-    parts = [part for name in ("pre_tokenizer", "decoder") if (part := description.get(name))]
-    parts += [each for part in parts for each in part.get("pretokenizers", []) + part.get("decoders", [])]
-    return any(part["type"] == kind for part in parts)
+def _has_component(description: dict, kind: str) -> bool:
+    """Return whether a tokenizer.json has a pre-tokenizer or decoder of this type."""
+    components = [component for name in ("pre_tokenizer", "decoder") if (component := description.get(name))]
+    components += [
+        part for component in components for part in component.get("pretokenizers", []) + component.get("decoders", [])
+    ]
+    return any(component["type"] == kind for component in components)
 
 
-def _byte_level_kinds() -> dict[str, int]:
-    """The kind of each of the 256 characters that stand for bytes in byte-level tokens (GPT-2's table)."""
-    plain = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
-    kinds, moved = {}, 0
+def _byte_level_classes() -> dict[str, int]:
+    """Return the character class of each of the 256 characters that stand for bytes (GPT-2's byte-to-unicode table)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    classes, remapped = {}, 0
     for byte in range(256):
-        character = chr(byte) if byte in plain else chr(256 + moved)
-        moved += byte not in plain
+        character = chr(byte) if byte in printable else chr(256 + remapped)
+        remapped += byte not in printable
         text = chr(byte)
         if text == " ":
-            kinds[character] = SPACE
+            classes[character] = SPACE
         elif text.isspace() and byte < 128:
-            kinds[character] = LINE
+            classes[character] = LINE
         elif text.isdigit() and byte < 128:
-            kinds[character] = DIGIT
+            classes[character] = DIGIT
         else:
-            # A byte of 128 and more is part of a character in another script: most often a letter.
-            kinds[character] = LETTER if byte >= 128 or text.isalpha() else OTHER
-    return kinds
+            # Bytes from 128 on are parts of non-ASCII characters, which are mostly letters.
+            classes[character] = LETTER if byte >= 128 or text.isalpha() else OTHER
+    return classes

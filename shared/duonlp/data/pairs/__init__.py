@@ -1,4 +1,4 @@
-"""Read documents with summaries, and batch them for an encoder-decoder."""
+"""Read documents with summaries, measure them in tokens, and batch them for an encoder-decoder."""
 
 from duonlp.data.pairs.batches import PairBatches
 from duonlp.data.pairs.collator import PairCollator

@@ -1,8 +1,9 @@
-"""Batches of documents and summaries for an encoder-decoder: tokenised once, padded to a few lengths, in a shuffled order."""
+"""Batch documents and summaries for an encoder-decoder: tokenized once, padded to a few lengths, shuffled."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,20 +14,25 @@ from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
 
+T = TypeVar("T")
+
 CACHE_VERSION = 1
 
 
 class PairBatches(LengthBatches):
-    """The batches of pairs, epoch by epoch: any batch of any epoch from the seed and two numbers.
+    """Batches of pairs, epoch by epoch, with random access by seed, epoch and batch number.
 
-    Each epoch has every pair once, in an order of its own. Pairs of like lengths come together (shuffled pairs are sorted
-    within pools of 64 batches, and the batches shuffled), and lengths are padded to a few, none less than a quarter of the
-    longest, so that little is padding and few shapes are compiled. Every batch has `batch_size` rows: the last one is filled
-    up with rows whose labels are all -100.
+    Each epoch contains every pair once, in its own order. Pairs of similar length are batched together (shuffled pairs
+    are sorted within pools of 64 batches, then the batches are shuffled) and padded to one of a few lengths, none below a
+    quarter of the longest, so there is little padding and few shapes are compiled. Every batch has `batch_size` rows; the
+    last one is filled up with rows whose labels are all -100.
 
     Attributes:
-        documents, references, ids: of the pairs, in their order: the texts, tuples of all their summaries, and names.
-        sources, targets: `TokenRows`, cut as the collator says.
+        documents: Text of each document, in the order of the pairs.
+        references: Tuple of all summaries of each document, in the order of the pairs.
+        ids: Name of each pair.
+        sources: Token ids of the documents, truncated as the collator specifies.
+        targets: Token ids of the summaries, truncated as the collator specifies.
     """
 
     row_noun = "pairs"
@@ -45,24 +51,24 @@ class PairBatches(LengthBatches):
         host_index: int = 0,
         host_count: int = 1,
     ):
-        """Tokenises all pairs.
+        """Tokenize all pairs.
 
         Args:
-            pairs: read once, as a stream; such as `read_pairs` gives.
-            collator: what tokenises and pads.
-            batch_size: rows of the batch, over all hosts.
-            seed: decides the order; from 0 to 2**64 - 1.
-            shuffle: False: the pairs' own order, each epoch, as evaluation wants it.
-            drop_last: leave out the pairs that fill no batch, others in each epoch, rather than fill it up.
-            texts: keep `documents` and `references`. Without them a large dataset takes its tokens' memory alone.
-            cache: a folder that the ids are kept in, and mapped into memory from: the next time nothing is tokenised. What
-                is kept goes by a hash of the texts, the tokenizer and the collator's lengths. (A stream is held in memory
-                while it is hashed.)
-            host_index: which host this is; it gets its share of each batch's rows, in shapes that all hosts agree on.
-            host_count: how many hosts there are.
+            pairs: Pairs such as those from `read_pairs`; iterated over once.
+            collator: Tokenizes and pads.
+            batch_size: Global batch size, over all hosts.
+            seed: Seed of the order, in [0, 2**64).
+            shuffle: Whether each epoch has an order of its own. If False, every epoch has the pairs' order, which is what
+                evaluation needs.
+            drop_last: Whether to drop the incomplete last batch (different pairs in each epoch) instead of filling it up.
+            texts: Whether to keep `documents` and `references`. Without them, only the token ids stay in memory.
+            cache: Folder to cache the ids in; later runs memory-map them instead of tokenizing. The key is a hash of the
+                texts, the tokenizer and the collator's lengths. All pairs are held in memory while they are hashed.
+            host_index: Index of this host, which gets its share of each batch's rows. All hosts see the same shapes.
+            host_count: Number of hosts.
 
         Raises:
-            InputError: there are no pairs (or, with `drop_last`, not enough for a batch), the collator refuses one, or a
+            InputError: There are no pairs (or, with `drop_last`, too few for a batch), the collator rejects a pair, or a
                 number is out of range.
         """
         super().__init__(batch_size, seed, shuffle, drop_last, host_index, host_count)
@@ -70,29 +76,36 @@ class PairBatches(LengthBatches):
         self.ids: list[str] = []
         self._documents: list[str] | None = [] if texts else None
         self._references: list[tuple[str, ...]] | None = [] if texts else None
-        self.sources, self.targets = self._cached(pairs, Path(cache)) if cache is not None else self._tokenised(pairs)
+        if cache is None:
+            self.sources, self.targets = self._tokenize(pairs)
+        else:
+            self.sources, self.targets = self._tokenize_cached(pairs, Path(cache))
         self.check_count()
         self._widths = self._padded_widths()
 
     @property
     def documents(self) -> list[str]:
-        """The documents, in the pairs' order."""
-        return self._kept(self._documents)
+        """Documents, in the order of the pairs."""
+        return self._require_texts(self._documents)
 
     @property
     def references(self) -> list[tuple[str, ...]]:
-        """All the summaries of each document, in the pairs' order."""
-        return self._kept(self._references)
+        """All summaries of each document, in the order of the pairs."""
+        return self._require_texts(self._references)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields an epoch's batches, from its batch `first` on: where a run that was stopped goes on.
+        """Yield the batches of an epoch.
+
+        Args:
+            number: Number of the epoch, from 0.
+            first: Batch to start from, to resume within an epoch.
 
         Returns:
-            Dicts of int32 arrays: input_ids, attention_mask [B, S], decoder_input_ids, labels [B, T]; B is
-            batch_size / host_count.
+            An iterator over dicts of int32 arrays: input_ids and attention_mask [B, S], decoder_input_ids and labels
+            [B, T], where B is batch_size / host_count.
 
         Raises:
-            InputError: there is no such epoch or batch.
+            InputError: The epoch or the batch does not exist.
         """
         return super().epoch(number, first)
 
@@ -101,16 +114,17 @@ class PairBatches(LengthBatches):
         return len(self.sources)
 
     def _padded_widths(self) -> np.ndarray:
-        """What each row of sources and of targets is padded to by itself, int64 [2, pairs]; a batch goes by the widest."""
-        lengths = np.stack([self.sources.lengths, self.targets.lengths])
-        # Shapes of short rows cost as much to compile as those of long ones, and save little: there are none of them.
-        least = tuple(max(SHORTEST, longest // 4) for longest in lengths.max(axis=1).tolist())
-        found = np.empty_like(lengths)
+        """Return the widths that each row alone is padded to, int64 [2, pairs]; a batch takes the maximum of its rows."""
+        lengths = np.stack([self.sources.lengths, self.targets.lengths])  # [2, pairs]
+        # Shapes for very short rows take as long to compile as others and save little.
+        longest_source, longest_target = lengths.max(axis=1).tolist()
+        least = (max(SHORTEST, longest_source // 4), max(SHORTEST, longest_target // 4))
+        padded = np.empty_like(lengths)
         for side in (0, 1):
-            different, inverse = np.unique(lengths[side], return_inverse=True)
-            widths = [self.collator.widths(length, length, least)[side] for length in different.tolist()]
-            found[side] = np.array(widths)[inverse]
-        return found
+            unique, inverse = np.unique(lengths[side], return_inverse=True)
+            widths = [self.collator.widths(length, length, least)[side] for length in unique.tolist()]
+            padded[side] = np.array(widths)[inverse]
+        return padded
 
     def _sort_by_length(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.lexsort((self.sources.lengths[rows], self._widths[1, rows], self._widths[0, rows]))]
@@ -119,48 +133,49 @@ class PairBatches(LengthBatches):
         widths = tuple(self._widths[:, batch].max(axis=1).tolist())
         return self.collator.batch(self.sources, self.targets, rows, widths)
 
-    def _kept(self, texts: list | None) -> list:
+    def _require_texts(self, texts: list[T] | None) -> list[T]:
         if texts is None:
-            raise InputError("the texts were not kept (texts=False); make the batches with texts=True")
+            raise InputError("the batches were made with texts=False; make them with texts=True to keep the texts")
         return texts
 
-    def _take(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+    def _collect_texts(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield the pairs, keeping their ids and, if requested, their texts."""
         for pair in pairs:
             self.ids.append(pair.id)
-            if self._documents is not None:
+            if self._documents is not None and self._references is not None:
                 self._documents.append(pair.document)
                 self._references.append(pair.summaries)
             yield pair
 
-    def _tokenised(self, pairs: Iterable[Pair]) -> tuple[TokenRows, TokenRows]:
+    def _tokenize(self, pairs: Iterable[Pair]) -> tuple[TokenRows, TokenRows]:
         sources, targets = TokenRowsBuilder(), TokenRowsBuilder()
-        taken, first = self._take(pairs), 0
-        while some := list(itertools.islice(taken, TOKENIZER_BATCH)):
-            for source, target in zip(*self.collator.encode(some, first), strict=True):
+        stream, first = self._collect_texts(pairs), 0
+        while chunk := list(itertools.islice(stream, TOKENIZER_BATCH)):
+            for source, target in zip(*self.collator.encode(chunk, first), strict=True):
                 sources.add(source)
                 targets.add(target)
-            first += len(some)
+            first += len(chunk)
         return sources.build(), targets.build()
 
-    def _cached(self, pairs: Iterable[Pair], cache: Path) -> tuple[TokenRows, TokenRows]:
+    def _tokenize_cached(self, pairs: Iterable[Pair], cache: Path) -> tuple[TokenRows, TokenRows]:
         pairs = list(pairs)
         if not pairs:
-            return self._tokenised(pairs)  # nothing to keep, as the caller finds
+            return self._tokenize(pairs)  # check_count raises
 
-        def tokenised():
-            return self._tokenised(pairs)
+        def tokenize() -> tuple[TokenRows, TokenRows]:
+            return self._tokenize(pairs)
 
-        rows = load_or_build_rows(
-            cache / _key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenised, self.row_noun
+        sources, targets = load_or_build_rows(
+            cache / _cache_key(pairs, self.collator), ("sources", "targets"), len(pairs), tokenize, self.row_noun
         )
-        if not self.ids:
-            for _ in self._take(pairs):
+        if not self.ids:  # nothing was tokenized
+            for _ in self._collect_texts(pairs):
                 pass
-        return rows
+        return sources, targets
 
 
-def _key(pairs: Sequence[Pair], collator: PairCollator) -> str:
-    """A name that changes with everything that the ids depend on."""
+def _cache_key(pairs: Sequence[Pair], collator: PairCollator) -> str:
+    """Return a name that changes with everything that the ids depend on."""
     tokenizer = collator.tokenizer
     probes = [token_ids(tokenizer, ["a"], targets=targets) for targets in (False, True)]  # special tokens, languages
     settings = [

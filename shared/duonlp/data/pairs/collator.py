@@ -1,10 +1,12 @@
-"""A document and its summary as what an encoder-decoder is trained on: ids, cut and padded, and labels."""
+"""Turn documents and summaries into training inputs of an encoder-decoder: token ids, truncated and padded, and labels."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from duonlp import numpy_ops
+from duonlp.config import TransformerConfig
 from duonlp.data.objectives.language_modelling import IGNORED
 from duonlp.data.pairs.summaries import Pair, has_text
 from duonlp.data.rows.token_rows import TokenRows
@@ -12,183 +14,209 @@ from duonlp.errors import InputError
 from duonlp.seq2seq import shift_right
 from duonlp.util.buckets import bucket
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 SHORTEST = 16
-"""Least length that rows are padded to: below it, one shape costs less than compiling several."""
+"""Minimum length to pad to; one shape for all shorter rows costs less than compiling several."""
+
+UNLIMITED = 10**9
+"""From here on, a number of positions stands for no limit."""
 
 
 class PairCollator:
-    """Pairs to ids, and ids to the arrays that an encoder-decoder is trained on.
+    """Tokenize pairs, and batch the ids into training inputs of an encoder-decoder.
 
-    Sources begin with the prefix; targets are tokenised as the tokenizer has it for targets (`text_target`: MarianMT's other
-    vocabulary, mBART's other language). A tokenizer that ends nothing by itself, as GPT-2's, gets its end-of-text token
-    behind targets: without it a model would never learn to end.
+    Sources begin with the prefix. Targets are tokenized as targets (`text_target`: MarianMT's second vocabulary, mBART's
+    target language). If the tokenizer adds no end-of-text token, as GPT-2's, one is appended to targets; otherwise the
+    model would never learn to stop.
 
     Args:
-        tokenizer: of `transformers`.
-        config: the model's TransformerConfig, one with a decoder.
-        max_source_length: tokens, special ones included, that sources are cut to; by default what the model has positions
-            for, or the tokenizer's own limit where that is less.
-        max_target_length: tokens that targets are cut to. None cuts none: a target that the decoder has no positions for
-            is an error then.
-        prefix: put before every document, such as "summarize: ".
+        tokenizer: A `transformers` tokenizer.
+        config: Configuration of a model with a decoder.
+        max_source_length: Maximum number of source tokens, special tokens included; longer sources are truncated. Defaults
+            to the model's positions or the tokenizer's own limit, whichever is smaller.
+        max_target_length: Maximum number of target tokens; longer targets are truncated. If None, targets are not
+            truncated, and one that exceeds the decoder's positions is an error.
+        prefix: Text to prepend to every document, such as "summarize: ".
+
+    Attributes:
+        pad_token_id: Id that sources are padded with.
+        source_limit: Maximum number of source tokens, or None.
+        target_limit: Maximum number of target tokens, or None.
 
     Raises:
-        InputError: the model has no decoder, a length is out of range, or there is no token to pad with.
+        InputError: The model has no decoder or no padding token, or a length is out of range.
     """
 
     def __init__(
         self,
-        tokenizer,
-        config,
+        tokenizer: "PreTrainedTokenizerBase",
+        config: TransformerConfig,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
         prefix: str = "",
     ):
-        if getattr(config, "decoder", None) is None:
+        decoder = getattr(config, "decoder", None)
+        if decoder is None:
             model = getattr(config, "model_type", config)
-            raise InputError(
-                f"the model {model!r} has no decoder of its own; pairs are for an encoder-decoder, such as T5"
-            )
+            raise InputError(f"the model {model!r} has no decoder; use an encoder-decoder, such as T5")
         if not isinstance(prefix, str):
-            raise InputError(f"prefix is {prefix!r}; give a text")
+            raise InputError(f"prefix is {prefix!r}; it must be a str")
         if config.pad_token_id is None:
-            raise InputError("the model has no pad_token_id, which rows are filled up with; set it in config.json")
+            raise InputError("the model has no pad_token_id to pad rows with; set it in config.json")
         self.tokenizer = tokenizer
         self.config = config
+        self.pad_token_id = int(config.pad_token_id)
         self.prefix = prefix
         positions = [config.max_length, getattr(tokenizer, "model_max_length", None)]
-        self.source_limit = _limit("max_source_length", max_source_length, config.max_length) or min(
-            (limit for limit in positions if limit and limit < 10**9), default=None
+        self.source_limit = _check_length("max_source_length", max_source_length, config.max_length) or min(
+            (limit for limit in positions if limit and limit < UNLIMITED), default=None
         )
-        self.max_target_length = _limit("max_target_length", max_target_length, config.decoder.max_length)
-        self.target_limit = self.max_target_length or _known(config.decoder.max_length)
+        self.max_target_length = _check_length("max_target_length", max_target_length, decoder.max_length)
+        self.target_limit = self.max_target_length or _finite(decoder.max_length)
+        self._vocabulary_sizes = config.embedding.vocab_size, decoder.embedding.vocab_size
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-        """A batch of pairs, the first summary of each as its target.
+        """Return a batch of pairs, with the first summary of each as its target.
 
         Returns:
             int32 input_ids and attention_mask [B, S], decoder_input_ids and labels [B, T]; labels are -100 on padding.
 
         Raises:
-            InputError: as `encode`.
+            InputError: A pair is invalid, see `encode`.
         """
         sources, targets = map(TokenRows.of, self.encode(pairs))
         return self.batch(sources, targets, np.arange(len(pairs)))
 
     def encode(self, pairs: Sequence[Pair], first: int = 0) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids of sources and of targets, special tokens and cutting included.
+        """Return the token ids of sources and targets, truncated, special tokens included.
 
         Args:
-            first: the number of the first of these pairs among all, for messages.
+            pairs: Pairs to tokenize.
+            first: Number of the first of these pairs in the data, for messages.
 
         Raises:
-            InputError: a document or summary is empty or gives no tokens, a target does not fit, or an id is none of the
-                model's; the message names the pair.
+            InputError: A document or summary is empty or has no tokens, a target is too long, or an id exceeds the model's
+                vocabulary.
         """
 
-        def named(number: int) -> str:
+        def describe(number: int) -> str:
             return f"pair {first + number} (id {pairs[number].id!r})"
 
         for number, pair in enumerate(pairs):
             if not has_text(pair.document):
-                raise InputError(f"{named(number)}: its document is empty, {pair.document!r}; leave the pair out")
+                raise InputError(f"{describe(number)}: its document is empty, {pair.document!r}; drop the pair")
             if not pair.summaries or not has_text(pair.summaries[0]):
-                raise InputError(f"{named(number)}: its summary is empty, {pair.summaries!r}; leave the pair out")
+                raise InputError(f"{describe(number)}: its summary is empty, {pair.summaries!r}; drop the pair")
         documents = [self.prefix + pair.document for pair in pairs]
         sources = token_ids(self.tokenizer, documents, self.source_limit)
         targets = token_ids(self.tokenizer, [pair.summaries[0] for pair in pairs], self.max_target_length, targets=True)
-        bare = (
+        # Tokens without any text: the prefix and special tokens.
+        overheads = (
             len(token_ids(self.tokenizer, [self.prefix.rstrip()])[0]),
             len(token_ids(self.tokenizer, [""], targets=True)[0]),
         )
-        words = self.config.embedding.vocab_size, self.config.decoder.embedding.vocab_size
         for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
-            sides = zip(("document", "summary"), (source, target), bare, words, strict=True)
-            for what, ids, least, vocabulary in sides:
-                if len(ids) <= least:
-                    limit = self.source_limit if what == "document" else self.max_target_length
-                    cause = f"once it is cut to {limit}" if limit and limit <= least else "the tokenizer gives it none"
-                    raise InputError(
-                        f"{named(number)}: its {what} has no tokens of its own: {cause}; leave the pair out"
+            sides = zip(("document", "summary"), (source, target), overheads, self._vocabulary_sizes, strict=True)
+            for side, ids, overhead, vocabulary_size in sides:
+                if len(ids) <= overhead:
+                    limit = self.source_limit if side == "document" else self.max_target_length
+                    cause = (
+                        f"once truncated to {limit}" if limit and limit <= overhead else "the tokenizer returns none"
                     )
-                if max(ids) >= vocabulary:
+                    raise InputError(f"{describe(number)}: its {side} has no tokens of its own: {cause}; drop the pair")
+                if max(ids) >= vocabulary_size:
                     raise InputError(
-                        f"{named(number)}: its {what} has the id {max(ids)}, and the model has ids up to {vocabulary - 1}; give "
-                        "the tokenizer that belongs to the model"
+                        f"{describe(number)}: its {side} has the id {max(ids)}, but the model's ids end at "
+                        f"{vocabulary_size - 1}; use the model's own tokenizer"
                     )
             if self.target_limit and len(target) > self.target_limit:
                 raise InputError(
-                    f"{named(number)}: its summary has {len(target)} tokens, and the decoder has positions for "
-                    f"{self.target_limit}; pass max_target_length={self.target_limit} to cut such, or leave the pair out"
+                    f"{describe(number)}: its summary has {len(target)} tokens, but the decoder has only "
+                    f"{self.target_limit} positions; pass max_target_length={self.target_limit} to truncate, or drop the pair"
                 )
         return sources, targets
 
     def widths(
         self, source_length: int, target_length: int, least: tuple[int, int] = (SHORTEST, SHORTEST)
     ) -> tuple[int, int]:
-        """What rows of so many tokens are padded to: one of a few lengths, from `least` to the limits.
+        """Return the source and target widths that rows of these lengths are padded to.
 
-        Targets are short beside their sources: they are padded to powers of two, which makes fewer shapes for little work.
+        Widths are from a small set, between `least` and the limits. Targets are padded to powers of two: they are short
+        next to their sources, so fewer shapes cost little extra work.
         """
         source = bucket(max(int(source_length), least[0]))
         target = 1 << (max(int(target_length), least[1]) - 1).bit_length()
-        pairs = (source, source_length, self.source_limit), (target, target_length, self.target_limit)
-        return tuple(width if limit is None else max(min(width, limit), int(length)) for width, length, limit in pairs)
+        if self.source_limit is not None:
+            source = max(min(source, self.source_limit), int(source_length))
+        if self.target_limit is not None:
+            target = max(min(target, self.target_limit), int(target_length))
+        return source, target
 
     def batch(
         self, sources: TokenRows, targets: TokenRows, rows: np.ndarray, widths: tuple[int, int] | None = None
     ) -> dict[str, np.ndarray]:
-        """The arrays of some rows; see `__call__`.
+        """Return the arrays of a batch of rows, as `__call__` does.
 
         Args:
-            rows: int [B]. One of -1 fills the batch up: it repeats the first row, with labels of -100 alone.
-            widths: S and T; by default the `widths` of these rows.
+            sources: Token ids of all sources.
+            targets: Token ids of all targets.
+            rows: int [B], indices of the rows. -1 is filler: it repeats the first row, with labels of -100.
+            widths: Widths S and T to pad to. Defaults to the `widths` of these rows.
         """
         filling = rows < 0
         rows = np.where(filling, rows[0], rows)
         source_lengths, target_lengths = sources.lengths[rows], targets.lengths[rows]
         source_width, target_width = widths or self.widths(source_lengths.max(), target_lengths.max())
         labels = targets.padded(rows, target_width, IGNORED)  # [B, T]
-        # Before what fills up loses its labels: mBART's targets begin with their own last token.
+        # Before the labels of filler are removed: mBART's decoder inputs begin with the last token of the target.
         decoder_input_ids = shift_right(numpy_ops, labels, self.config)
         return {
-            "input_ids": sources.padded(rows, source_width, self.config.pad_token_id),  # [B, S]
+            "input_ids": sources.padded(rows, source_width, self.pad_token_id),  # [B, S]
             "attention_mask": (np.arange(source_width) < source_lengths[:, None]).astype(np.int32),
             "decoder_input_ids": np.asarray(decoder_input_ids, np.int32),
             "labels": np.where(filling[:, None], np.int32(IGNORED), labels),
         }
 
 
-def token_ids(tokenizer, texts: Sequence[str], limit: int | None = None, *, targets: bool = False) -> list[list[int]]:
-    """Ids of texts with special tokens, cut to `limit`.
+def token_ids(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], limit: int | None = None, *, targets: bool = False
+) -> list[list[int]]:
+    """Return the token ids of texts, special tokens included.
 
     Args:
-        targets: as what a decoder writes; where the tokenizer puts no end-of-text token in, it is put behind.
+        tokenizer: A `transformers` tokenizer.
+        texts: Texts to tokenize.
+        limit: Maximum number of tokens; longer texts are truncated.
+        targets: Whether to tokenize decoder targets. An end-of-text token is appended if the tokenizer adds none.
     """
     if not texts:
         return []
     name = "text_target" if targets else "text"
 
-    def called(texts, limit):
-        cut = {} if limit is None else {"truncation": True, "max_length": limit}
-        return tokenizer(**{name: list(texts)}, verbose=False, return_attention_mask=False, **cut)["input_ids"]
+    def encode(texts: Sequence[str], limit: int | None) -> list[list[int]]:
+        truncation = {} if limit is None else {"truncation": True, "max_length": limit}
+        return tokenizer(**{name: list(texts)}, verbose=False, return_attention_mask=False, **truncation)["input_ids"]
 
     end = tokenizer.eos_token_id if targets else None
-    if end is None or end in called([""], None)[0]:
-        return called(texts, limit)
-    return [[*ids, end] for ids in called(texts, None if limit is None else limit - 1)]
+    if end is None or end in encode([""], None)[0]:
+        return encode(texts, limit)
+    return [[*ids, end] for ids in encode(texts, None if limit is None else limit - 1)]
 
 
-def _known(positions: int | None) -> int | None:
-    """A number of positions; None for the huge one that stands for no limit."""
-    return positions if positions and positions < 10**9 else None
+def _finite(positions: int | None) -> int | None:
+    """Return a number of positions, or None if it stands for no limit."""
+    return positions if positions and positions < UNLIMITED else None
 
 
-def _limit(name: str, value: int | None, positions: int) -> int | None:
+def _check_length(name: str, value: int | None, positions: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 2:
-        raise InputError(f"{name} is {value!r}; it must be a whole number from 2 on: a token, and one that ends")
+        raise InputError(
+            f"{name} is {value!r}; it must be an integer of at least 2, for one token and an end-of-text token"
+        )
     if value > positions:
-        raise InputError(f"{name} is {value}, and the model has positions for {positions}; ask for fewer")
+        raise InputError(f"{name} is {value}, but the model has only {positions} positions; use at most {positions}")
     return int(value)

@@ -1,5 +1,5 @@
 """Decoding strategies: each module has ``start``, ``step``, ``unfinished`` and ``result`` over a :class:`Search`."""
 
-from duonlp.generation.strategies.search import Search, State
+from duonlp.generation.strategies.search import DecoderModel, Search, State
 
-__all__ = ["Search", "State"]
+__all__ = ["DecoderModel", "Search", "State"]

@@ -1,75 +1,95 @@
-"""Greedy decoding and sampling: one token after the other, each the most likely or drawn."""
+"""Greedy decoding and sampling: one token at a time, the most likely one or a random draw."""
 
 from duonlp.generation import threefry
-from duonlp.generation.strategies.search import Search, State, map_cache
+from duonlp.generation.strategies.search import Cache, Search, State, map_cache
+from duonlp.typing import Array
 
-SLACK = 16
-"""Candidates beyond top_k: tokens as likely as the last of them are kept, too."""
+TIES = 16
+"""Candidates beyond top_k, since tokens tied with the last of the k are kept, too."""
 
-LARGE = 1024
-"""From this vocabulary on, drawing looks at the candidates of top_k alone: sorting all of it takes as long as a layer."""
+LARGE_VOCABULARY = 1024
+"""Vocabulary size from which only top_k's candidates are processed: sorting all tokens costs as much as a layer."""
 
 
 def start(search: Search) -> State:
-    """The first new token of every text."""
+    """Run the prompts and choose the first new token of every text.
+
+    Returns:
+        The state, with these entries:
+
+        - n: int32 [], number of new tokens.
+        - ids: int32 [texts, columns + room], -1 on padding and on tokens to come.
+        - token: int32 [texts], the last token, not yet fed to the model.
+        - done: bool [texts], whether the text has ended.
+        - stop_state: int32 [texts], state of the stop string automaton.
+        - cache: the model's cache, room slots after the prompt.
+        - logprobs: float32 [texts, room], if recorded.
+        - scores, logits: float32 [room, texts, V], processed and raw logits, if recorded.
+    """
     ops, plan = search.ops, search.plan
     logits, _, cache = search.prefill(plan.room)
-    logits = search.samples_of(logits)
+    logits = search.repeat_samples(logits)
     if plan.samples > 1:
-        cache = map_cache(search.samples_of, cache)
-    state = empty(search, logits, cache) | {"token": ops.full(logits.shape[:1], 0, "int32")}
-    return choose(search, state, logits)
+        cache = map_cache(search.repeat_samples, cache)
+    state = initial_state(search, logits, cache) | {"token": ops.full(logits.shape[:1], 0, "int32")}
+    return choose_tokens(search, state, logits)
 
 
-def empty(search: Search, logits, cache) -> State:
-    """The state of texts, one for each row of logits [rows, V], that have no new token yet."""
+def initial_state(search: Search, logits: Array, cache: Cache) -> State:
+    """Return the state of :func:`start`, without ``token``, of texts that have no new token yet; logits: [texts, V]."""
     ops, plan, rows = search.ops, search.plan, logits.shape[0]
     state = {
         "n": ops.cast(0, "int32"),
-        "ids": search.empty_ids(rows),
-        "done": search.samples_of(search.values["filler"]),
-        "stop_state": search.stop_states(rows),
+        "ids": search.initial_ids(rows),
+        "done": search.repeat_samples(search.values["filler"]),
+        "stop_state": search.initial_stop_states(rows),
         "cache": cache,
-    } | search.recorders(rows, logits.shape[-1])
+    } | search.empty_records(rows, logits.shape[-1])
     if plan.logprobs:
         state["logprobs"] = ops.full((rows, plan.room), 0.0, "float32")
     return state
 
 
-def unfinished(search: Search, state: State):
-    """Whether a text has not ended and may grow."""
+def unfinished(search: Search, state: State) -> Array:
+    """Return whether any text has neither ended nor reached its maximum length."""
     return (state["n"] < search.values["new_tokens"]) & ~search.ops.all(state["done"])
 
 
 def step(search: Search, state: State) -> State:
-    """One more token."""
+    """Feed the last tokens and choose the next ones."""
     ops = search.ops
     last = state["n"] - 1
     tokens = ops.expand_dims(state["token"], 1)
     logits, cache = search.feed_in_order(tokens, state["cache"], last, search.plan.room)
-    return choose(search, state | {"cache": cache}, logits[:, 0])
+    return choose_tokens(search, state | {"cache": cache}, logits[:, 0])
 
 
-def choose(search: Search, state: State, logits) -> State:
-    """The state with the next token of every text in it; logits [rows, V]."""
-    token, logprob, scores = pick(search, state["ids"], logits, state["n"], search.values.get("keys"))
-    token, state = settle(search, state, token, logprob, scores, logits)
+def choose_tokens(search: Search, state: State, logits: Array) -> State:
+    """Choose the next token of every text and return the updated state; logits: [texts, V]."""
+    token, logprob, scores = select_tokens(search, state["ids"], logits, state["n"], search.values.get("keys"))
+    token, state = append_tokens(search, state, token, logprob, scores, logits)
     return state | {"token": token}
 
 
-def settle(search: Search, state: State, token, logprob, scores, logits):
-    """Write down what was chosen.
+def append_tokens(
+    search: Search, state: State, token: Array, logprob: Array | None, scores: Array, logits: Array
+) -> tuple[Array, State]:
+    """Append the chosen tokens to their texts.
 
     Args:
-        token: int32 [rows]; logprob: float32 [rows], or None where none is recorded.
-        scores, logits: float32 [rows, V], what it was chosen by, and the model's own.
+        search: The call.
+        state: State of :func:`start`.
+        token: int32 [texts].
+        logprob: float32 [texts], or None if not recorded.
+        scores: float32 [texts, V], the processed logits.
+        logits: float32 [texts, V], the raw logits.
 
     Returns:
-        the tokens, padding for texts that had ended, and the state with them in it.
+        The appended tokens, padding for texts that had ended, and the updated state.
     """
     ops, plan, n, done = search.ops, search.plan, state["n"], state["done"]
     token = ops.where(done, search.values["padding"], token)
-    ended, stop_state = search.ends(token, state["stop_state"])
+    ended, stop_state = search.detect_ends(token, state["stop_state"])
     new = {
         "n": n + 1,
         "ids": ops.update(state["ids"], ops.expand_dims(token, 1), (0, search.columns + n)),
@@ -82,30 +102,33 @@ def settle(search: Search, state: State, token, logprob, scores, logits):
     return token, state | new | search.record(state, n, scores, logits)
 
 
-def pick(search: Search, ids, logits, n, keys):
-    """The next tokens.
+def select_tokens(
+    search: Search, ids: Array, logits: Array, n: Array, keys: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """Process the logits and select the next tokens.
 
     Args:
+        search: The call.
         ids: int32 [rows, columns + room].
         logits: float32 [rows, V].
-        n: how many tokens are new.
-        keys: uint32 [rows, 2], the random numbers of every row; None for the most likely token.
+        n: int32, number of new tokens so far.
+        keys: uint32 [rows, 2], random keys of the rows; None without sampling.
 
     Returns:
-        tokens int32 [rows], their log probabilities [rows], and the processed logits they were chosen by.
+        Tokens int32 [rows], their log probabilities [rows] or None if not recorded, and the processed logits.
     """
     ops, plan, v = search.ops, search.plan, search.values
     column = search.columns + n
-    for process in plan.before_warpers(ops, v):
+    for process in plan.text_processors(ops, v):
         logits = process(ids, logits, column)
-    sizes = {name: dict(sizes) for name, sizes in plan.warpers}
-    if "top_k" in sizes and "top_h" not in sizes and logits.shape[-1] >= LARGE and not plan.scores:
-        # What comes after top_k needs to see no other tokens than those it leaves. The noise below belongs to the token,
-        # so that the same one is drawn as from the whole vocabulary.
-        logits, tokens = ops.top_k(logits, max(sizes["top_k"].values()) + SLACK)
+    sizes = {name: dict(arguments) for name, arguments in plan.warpers}
+    if "top_k" in sizes and "top_h" not in sizes and logits.shape[-1] >= LARGE_VOCABULARY and not plan.scores:
+        # Processors after top_k need only the tokens it keeps. The noise below depends on the token id, so the draw is the
+        # same as from the whole vocabulary.
+        logits, tokens = ops.top_k(logits, max(sizes["top_k"].values()) + TIES)
     else:
         tokens = ops.broadcast_to(ops.expand_dims(ops.arange(logits.shape[-1]), 0), logits.shape)
-    for process in plan.after_processors(ops, v):
+    for process in plan.distribution_processors(ops, v):
         logits = process(ids, logits, column)
     perturbed = logits + threefry.gumbel(ops, keys, n, tokens) if plan.do_sample else logits
     choice = ops.expand_dims(ops.argmax(perturbed), 1)  # [rows, 1]
@@ -114,7 +137,7 @@ def pick(search: Search, ids, logits, n, keys):
 
 
 def result(search: Search, state: State) -> State:
-    """New ids [rows, room] and what was recorded."""
+    """Return new ids [texts, room], the number of steps, and what was recorded."""
     ops = search.ops
     new = state["ids"][:, search.columns :]
     out = {"ids": ops.where(new < 0, search.values["padding"], new), "steps": state["n"]}

@@ -1,171 +1,221 @@
-"""The decoding loop: the prompt in one pass, then token after token over a preallocated cache.
+"""Common part of the decoding strategies: run prompts in one pass, then new tokens over a preallocated cache.
 
-Written once for every engine (``ops``, see duonlp.numpy_ops) and every model. A model takes part by four methods:
+Written once for every engine (``ops``, see duonlp.numpy_ops) and every model that implements
+:class:`DecoderModel`.
 
-    start_cache(rows, slots, source=None) -> cache
-        room for the keys and values of ``slots`` tokens. source: of an encoder-decoder, (input_ids, attention_mask), int
-        [rows, S] each, which it reads here, once.
-    extend_cache(cache, slots) -> cache
-        the same, with so many more free slots behind.
-    decode(input_ids [rows, n], position_ids [rows, n], visible bool [rows, n, slots], cache, index) -> hidden, cache
-        run n tokens, each of which sees the slots that ``visible`` says; their keys and values go to slots index,
-        index + 1, ... Returns their hidden states [rows, n, D].
-    next_logits(hidden [rows, n, D]) -> logits [rows, n, V]
+Beams, candidates and drafts of one prompt are tokens of one row that do not see each other; ``visible``
+encodes which tokens descend from which. So a prompt is cached once for all its beams, beams are never
+copied when they are reordered, and every matrix product covers all of them.
 
-A cache is a nest of dicts of arrays whose first axis is the row; nothing else is assumed about it.
-
-Beams, candidates and drafts of one prompt are tokens of one row that do not see each other: ``visible`` says who descends
-from whom. So the prompt is kept once for all beams, beams are never copied when they change places, and every matrix
-product has all of them at once.
+Shapes:
+    prompts: rows of prompts, including those that pad the batch to its bucket.
+    rows: prompts, then as many negative prompts with guidance.
+    texts: prompts * samples.
+    columns: columns of the padded prompts, where new tokens begin.
+    room: columns for new tokens.
+    slots: positions in the cache after the prompt.
+    V, D: size of the vocabulary, width of the hidden states.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from duonlp.generation.plan import Plan
+from duonlp.typing import Array, Ops
 
 State = dict[str, Any]
+"""Loop state of a strategy, whose ``start`` documents the keys, or the outputs of its ``result``."""
+
+Cache = dict[str, Any]
+"""A nested dict of arrays whose first axis is the row; nothing else is assumed about it."""
+
+
+class DecoderModel(Protocol):
+    """The methods of a model that decoding calls."""
+
+    def start_cache(self, rows: int, slots: int, source: tuple[Array, Array] | None = None) -> Cache:
+        """Create a cache for the keys and values of ``slots`` tokens.
+
+        Args:
+            rows: Number of rows.
+            slots: Number of tokens per row.
+            source: For an encoder-decoder, (input_ids, attention_mask), int [rows, S] each, which is
+                encoded here, once.
+        """
+        ...
+
+    def extend_cache(self, cache: Cache, slots: int) -> Cache:
+        """Append ``slots`` free slots to a cache."""
+        ...
+
+    def decode(
+        self, input_ids: Array, position_ids: Array, visible: Array, cache: Cache, index: Array
+    ) -> tuple[Array, Cache]:
+        """Run tokens and write their keys and values to slots index, index + 1, ...
+
+        Args:
+            input_ids: int32 [rows, n].
+            position_ids: int32 [rows, n].
+            visible: bool [rows, n, slots], the slots that each token attends to.
+            cache: The cache.
+            index: int32, slot of the first token.
+
+        Returns:
+            Hidden states [rows, n, D] and the updated cache.
+        """
+        ...
+
+    def next_logits(self, hidden: Array) -> Array:
+        """Return logits [rows, n, V] of the token after each of the hidden states [rows, n, D]."""
+        ...
 
 
 @dataclass(frozen=True)
 class Search:
     """One call of generate, while it is traced."""
 
-    ops: ModuleType
-    model: Any
+    ops: Ops
+    model: Any  # a DecoderModel; only `result` works without one
     plan: Plan
-    values: dict[str, Any]
-    draft: Any = None  # the draft model of speculative decoding
+    values: dict[str, Any]  # see duonlp.generation.plan.make_plan
+    draft: Any = None  # draft DecoderModel of speculative decoding
 
     @property
     def columns(self) -> int:
-        """Of the padded prompt: where new tokens begin."""
+        """Number of columns of the padded prompts, where new tokens begin."""
         return self.values["input_ids"].shape[1]
 
     @property
     def prompts(self) -> int:
-        """Rows of prompts, those that fill the bucket included."""
+        """Number of prompts, including rows that pad the batch to its bucket."""
         return self.values["filler"].shape[0]
 
-    def process(self, ids, logits, step):
-        """All processors; ids [rows, columns], logits [rows, V]."""
+    def process(self, ids: Array, logits: Array, step: Array) -> Array:
+        """Apply all logits processors; ids [rows, columns + room], logits [rows, V]."""
         return self.plan.process(self.ops, self.values, ids, logits, step)
 
-    def prefill(self, slots: int):
+    def prefill(self, slots: int) -> tuple[Array, Array, Cache]:
         """Run the prompts.
 
         Args:
-            slots: how many tokens are to be fed after them.
+            slots: Number of tokens that will be fed after them.
 
         Returns:
-            logits [prompts, V] of the first new token, hidden states [rows, columns, D], the cache.
+            Logits [prompts, V] of the first new token, hidden states [rows, columns, D], and the cache.
         """
         ops, v = self.ops, self.values
         rows, columns = v["input_ids"].shape
         position = ops.arange(columns)
         causal = ops.expand_dims(position, 0) <= ops.expand_dims(position, 1)  # [columns, columns]
         visible = ops.expand_dims(causal, 0) & ops.expand_dims(v["attention_mask"] != 0, 1)
-        # Padding before the prompt sees itself, for a row of scores that hides every key means nothing.
+        # Padding before the prompt attends to itself: attention over no key at all is undefined.
         visible = visible | ops.expand_dims(ops.expand_dims(position, 0) == ops.expand_dims(position, 1), 0)
         source = (v["source_ids"], v["source_mask"]) if self.plan.sourced else None
         cache = self.model.start_cache(rows, columns, source)
         hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], visible, cache, 0)
-        logits = self.logits_of(hidden[:, -1:])
+        logits = self.compute_logits(hidden[:, -1:])
         return logits[:, 0], hidden, self.model.extend_cache(cache, slots)
 
-    def feed(self, tokens, visible, cache, index, first):
-        """Run tokens that were decided, or may be.
+    def feed(
+        self, tokens: Array, visible: Array, cache: Cache, index: Array, offsets: Array
+    ) -> tuple[Array, Array, Cache]:
+        """Run tokens that were chosen or proposed.
 
         Args:
             tokens: int32 [texts, n].
-            visible: bool [texts, n, slots]: which slots after the prompt each of them sees.
-            index: the slot after the prompt that the first of them goes to.
-            first: int32 [n or 1]: how many new tokens stand before each.
+            visible: bool [texts, n, slots], the slots after the prompt that each token attends to.
+            cache: The cache.
+            index: int32, slot after the prompt of the first token.
+            offsets: int32 [n or 1], number of new tokens before each token in its text.
 
         Returns:
-            logits [texts, n, V], hidden states, the cache.
+            Logits [texts, n, V], hidden states [rows, n, D], and the cache.
         """
         ops, v = self.ops, self.values
         mask, position = v["attention_mask"], v["next_position"]
         if self.plan.guided:
             tokens, visible = ops.concat([tokens, tokens], 0), ops.concat([visible, visible], 0)
         rows, n = tokens.shape
-        if mask.shape[0] != rows:  # several samples of each prompt
+        if mask.shape[0] != rows:  # several samples per prompt
             mask, position = (ops.repeat(x, rows // x.shape[0], 0) for x in (mask, position))
         prompt = ops.broadcast_to(ops.expand_dims(mask != 0, 1), (rows, n, mask.shape[1]))
-        positions = ops.broadcast_to(ops.expand_dims(position, 1) + ops.expand_dims(first, 0), (rows, n))
-        positions = ops.minimum(positions, v["last_position"])  # proposals in vain may be beyond the model's positions
-        visible = ops.concat([prompt, visible], 2)
+        positions = ops.broadcast_to(ops.expand_dims(position, 1) + ops.expand_dims(offsets, 0), (rows, n))
+        positions = ops.minimum(positions, v["last_position"])  # rejected proposals may exceed the model's positions
+        visible = ops.concat([prompt, visible], 2)  # [rows, n, columns + slots]
         hidden, cache = self.model.decode(tokens, positions, visible, cache, self.columns + index)
-        return self.logits_of(hidden), hidden, cache
+        return self.compute_logits(hidden), hidden, cache
 
-    def feed_in_order(self, tokens, cache, first, slots: int):
-        """Run tokens int32 [texts, n] that follow one another.
+    def feed_in_order(self, tokens: Array, cache: Cache, first: Array, slots: int) -> tuple[Array, Cache]:
+        """Run consecutive tokens, int32 [texts, n].
 
         Args:
-            first: int32, how many new tokens stand before the first of them, which is also its slot.
-            slots: after the prompt, in the cache.
+            tokens: int32 [texts, n].
+            cache: The cache.
+            first: int32, number of new tokens before the first one, which is also its slot.
+            slots: Number of slots after the prompt.
 
         Returns:
-            logits [texts, n, V], the cache.
+            Logits [texts, n, V] and the cache.
         """
         ops, (rows, n) = self.ops, tokens.shape
-        fed = first + ops.arange(n)
-        visible = ops.expand_dims(ops.arange(slots), 0) <= ops.expand_dims(fed, 1)  # [n, slots]
+        offsets = first + ops.arange(n)
+        visible = ops.expand_dims(ops.arange(slots), 0) <= ops.expand_dims(offsets, 1)  # [n, slots]
         visible = ops.broadcast_to(ops.expand_dims(visible, 0), (rows, n, slots))
-        logits, _, cache = self.feed(tokens, visible, cache, first, fed)
+        logits, _, cache = self.feed(tokens, visible, cache, first, offsets)
         return logits, cache
 
-    def logits_of(self, hidden):
-        """float32 [texts, n, V]; with guidance, of both halves together (Sanchez et al. 2023,
-        https://arxiv.org/abs/2306.17806)."""
+    def compute_logits(self, hidden: Array) -> Array:
+        """Return float32 logits [texts, n, V] of hidden states [rows, n, D].
+
+        Guidance combines the logits of prompts and negative prompts (Sanchez et al. 2023,
+        https://arxiv.org/abs/2306.17806).
+        """
         ops = self.ops
         logits = ops.cast(self.model.next_logits(hidden), "float32")
         if not self.plan.guided:
             return logits
         texts = logits.shape[0] // 2
         logits = ops.log_softmax(logits)
-        wanted, unwanted = logits[:texts], logits[texts:]
-        return self.values["guidance_scale"] * (wanted - unwanted) + unwanted
+        positive, negative = logits[:texts], logits[texts:]
+        return self.values["guidance_scale"] * (positive - negative) + negative
 
-    def samples_of(self, x):
-        """x with every row once for each sample of its prompt; the two halves of guidance stay halves."""
+    def repeat_samples(self, x: Array) -> Array:
+        """Repeat every row once per sample of its prompt; positive and negative prompts stay separate halves."""
         return x if self.plan.samples == 1 else self.ops.repeat(x, self.plan.samples, 0)
 
-    def empty_ids(self, rows: int):
-        """int32 [rows, columns + room]: prompts, each ``rows / prompts`` times, and -1 for what is to come."""
+    def initial_ids(self, rows: int) -> Array:
+        """Return int32 [rows, columns + room]: each prompt ``rows / prompts`` times, then -1 for tokens to come."""
         ops = self.ops
         prompts = ops.repeat(self.values["known_ids"], rows // self.prompts, 0)
         return ops.concat([prompts, ops.full((rows, self.plan.room), -1, "int32")], 1)
 
-    def ends(self, tokens, stop_state):
-        """Whether tokens end their texts: [...] -> bool [...], and the state of stop strings after them."""
+    def detect_ends(self, tokens: Array, stop_state: Array) -> tuple[Array, Array]:
+        """Return whether tokens, int32 [...], end their texts, bool [...], and the stop string state after them."""
         ops, v = self.ops, self.values
-        done = ops.any(ops.expand_dims(tokens, -1) == v["eos_ids"], axis=-1)
+        ended = ops.any(ops.expand_dims(tokens, -1) == v["eos_ids"], axis=-1)
         if not self.plan.stops:
-            return done, stop_state
+            return ended, stop_state
         table = v["stop_transitions"]
         states, vocabulary = table.shape
         flat = ops.reshape(table, (states * vocabulary,))
         stop_state = ops.take(flat, stop_state * vocabulary + ops.maximum(tokens, 0))
-        return done | (stop_state == states - 1), stop_state
+        return ended | (stop_state == states - 1), stop_state
 
-    def stop_states(self, rows: int):
-        """int32 [rows]: where the automaton of the stop strings stands after the prompts."""
+    def initial_stop_states(self, rows: int) -> Array:
+        """Return int32 [rows]: the state of the stop string automaton after the prompts."""
         if not self.plan.stops:
             return self.ops.full((rows,), 0, "int32")
         return self.ops.repeat(self.values["stop_state"], rows // self.prompts, 0)
 
-    def recorders(self, rows: int, vocabulary: int) -> State:
-        """Room for what was asked to be recorded of every step."""
+    def empty_records(self, rows: int, vocabulary: int) -> State:
+        """Return zeros, float32 [room, rows, V], for each of "scores" and "logits" that is to be recorded."""
         shape, ops = (self.plan.room, rows, vocabulary), self.ops
         names = ["scores"] * self.plan.scores + ["logits"] * self.plan.logits
         return {name: ops.full(shape, 0.0, "float32") for name in names}
 
-    def record(self, state: State, n, scores, logits) -> State:
-        """The state with this step's processed and raw logits [rows, V] in it."""
+    def record(self, state: State, n: Array, scores: Array, logits: Array) -> State:
+        """Return the records with step n's processed and raw logits [rows, V] written to them."""
         values = {"scores": scores, "logits": logits}
         return {
             name: self.ops.update(state[name], self.ops.expand_dims(values[name], 0), (n, 0, 0))
@@ -174,8 +224,8 @@ class Search:
         }
 
 
-def map_cache(function: Callable, cache):
-    """A function of every array of a cache."""
+def map_cache(function: Callable[[Array], Array], cache: Any) -> Any:
+    """Apply a function to every array of a cache."""
     if isinstance(cache, dict):
         return {name: map_cache(function, part) for name, part in cache.items()}
     return function(cache)
