@@ -1,1 +1,1 @@
-"""Measurements side by side with peers. ``python -m benchmarks`` lists them; ``make bench`` runs them."""
+"""Side-by-side measurements against peers. ``python -m benchmarks NAME`` runs one; ``make bench`` runs all."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME [OPTIONS]]``: run one measurement, or all of them with their defaults."""
+"""Run one benchmark, or all of them with their defaults: ``python -m benchmarks [NAME [OPTIONS]]``."""
 
 import importlib
 import pkgutil
@@ -8,12 +8,17 @@ import benchmarks
 
 
 def main() -> None:
-    """Dispatch to the module named on the command line."""
+    """Run the benchmark named on the command line."""
     names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")]
-    wanted, options = sys.argv[1:2] or names, sys.argv[2:]
-    for name in wanted:
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(
+            f"usage: python -m benchmarks [NAME [OPTIONS]]\n\nRun one benchmark, or all with their defaults: {', '.join(names)}"
+        )
+        return
+    selected, options = sys.argv[1:2] or names, sys.argv[2:]
+    for name in selected:
         if name not in names:
-            sys.exit(f"no benchmark {name!r}; there are {', '.join(names)}")
+            sys.exit(f"unknown benchmark {name!r}; choose from {', '.join(names)}")
         importlib.import_module(f"benchmarks.{name}").main(options)
 
 

@@ -1,50 +1,76 @@
-"""Contestants in processes of their own, taking turns: drift of the machine hits all alike, thread pools never meet."""
+"""Time contestants in turns, each in its own process: drift of the machine affects all alike, and thread pools never mix."""
 
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from duonlp.util import machine
 
-__all__ = ["Contestant", "interleave", "machine", "ratios"]
+__all__ = ["Contestant", "Setting", "Work", "interleave", "machine", "ratios", "write_in_subprocess"]
+
+Setting: TypeAlias = dict[str, Any]
+"""What a contestant's ``prepare`` needs besides its name; sent to its process as JSON."""
+
+Work: TypeAlias = Callable[[], object]
+"""Do once the work that is timed."""
 
 PAUSE = 0.3
-"""Seconds before each turn: threads of the one before go on spinning for a while when their work is done."""
+"""Seconds before each turn: the previous contestant's threads keep spinning for a while after their work is done."""
 
 
 class Contestant:
-    """A process that has prepared some work and does it when told to."""
+    """A process that prepares some work, then does and times it on request."""
 
-    def __init__(self, module: str, name: str, setting: dict, environment: dict | None = None):
+    def __init__(self, module: str, name: str, setting: Setting, environment: Mapping[str, str] | None = None):
+        """Start the process.
+
+        Args:
+            module: Module with ``prepare(name, setting) -> work``, as ``benchmarks.forward``.
+            name: Contestant's name.
+            setting: Passed to ``prepare``.
+            environment: Additional environment variables.
+        """
         self.name = name
         command = [sys.executable, "-m", "benchmarks._interleave", module, name, json.dumps(setting)]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | (environment or {})
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(environment or {}),
         )
 
-    def ask(self, word: str) -> float:
-        """Send a word, wait for the number that answers it."""
+    def request(self, command: str) -> float:
+        """Send a command and return the seconds that the process answers.
+
+        Args:
+            command: "ready" (0.0 once the work is prepared), "first call" (one call), "warm up" (one call, which sets how
+                often the next commands repeat it), "run" (mean of the repeated calls) or "settle and run" (after an untimed
+                call).
+
+        Raises:
+            RuntimeError: The process has exited.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            self.process.stdin.write(word + "\n")
+            self.process.stdin.write(command + "\n")
             self.process.stdin.flush()
             return float(self.process.stdout.readline())
-        except (BrokenPipeError, ValueError):  # it has ended, or ends without an answer
-            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}") from None
+        except (BrokenPipeError, ValueError):  # exited before the command, or without an answer
+            raise RuntimeError(f"{self.name} exited with status {self.process.wait()}") from None
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and wait for it."""
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
@@ -53,87 +79,115 @@ class Contestant:
 def interleave(
     module: str,
     names: Sequence[str],
-    setting: dict,
+    setting: Setting,
     rounds: int,
-    environments: dict | None = None,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
     *,
     settle: bool = True,
-    first_calls: dict | None = None,
-) -> dict:
-    """Seconds of every contestant in every round, one after the other within a round.
+    first_calls: dict[str, float] | None = None,
+) -> dict[str, list[float]]:
+    """Time every contestant once per round, one after the other.
 
     Args:
-        module: has ``prepare(name, setting) -> work``, a function that does the work once.
-        names: the contestants; one that fails to start is left out and reported with its error.
-        settle: an untimed call before each timed one; needless for work of many seconds.
-        first_calls: filled with the seconds of each contestant's very first call, which compiles.
+        module: Module with ``prepare(name, setting) -> work``, a function that does the work once.
+        names: Contestants; one that fails to start is skipped.
+        setting: Passed to ``prepare``.
+        rounds: Number of timed turns of each contestant.
+        environments: Contestant to additional environment variables.
+        settle: Whether to make an untimed call before each timed one; unnecessary for work of many seconds.
+        first_calls: Filled with the seconds of each contestant's very first call, which compiles.
 
     Returns:
-        {name: [seconds of each round]}; a contestant that cannot run has an empty list.
+        {name: [seconds of each round]}; the list of a contestant that cannot run is empty.
     """
     contestants = {name: Contestant(module, name, setting, (environments or {}).get(name)) for name in names}
-    seconds = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     try:
         for name in list(contestants):
-            if _answer(contestants, name, "ready") is None:
+            if _request_or_none(contestants[name], "ready") is None:
                 del contestants[name]
-        for name in list(contestants):  # none starts while another is still importing and building its model
-            first = _answer(contestants, name, "first call")
-            if first is None or _answer(contestants, name, "warm up") is None:
+        for name in list(contestants):  # none works while another is still importing and building its model
+            first = _request_or_none(contestants[name], "first call")
+            if first is None or _request_or_none(contestants[name], "warm up") is None:
                 del contestants[name]
             elif first_calls is not None:
                 first_calls[name] = first
         for _ in range(rounds):
             for name, contestant in contestants.items():
                 time.sleep(PAUSE)
-                seconds[name].append(contestant.ask("go" if settle else "go at once"))
+                seconds[name].append(contestant.request("settle and run" if settle else "run"))
     finally:
         for contestant in contestants.values():
             contestant.close()
     return seconds
 
 
-def _answer(contestants: dict, name: str, word: str) -> float | None:
+def _request_or_none(contestant: Contestant, command: str) -> float | None:
     try:
-        return contestants[name].ask(word)
+        return contestant.request(command)
     except RuntimeError:
         return None
 
 
-def ratios(seconds: dict, reference: str) -> dict[str, float]:
-    """The median over rounds of each contestant's time divided by the reference's in the same round."""
-    theirs = seconds.get(reference)
+def ratios(seconds: Mapping[str, list[float]], reference: str) -> dict[str, float]:
+    """Return the median over rounds of each contestant's time divided by the reference's in the same round.
+
+    Args:
+        seconds: As returned by :func:`interleave`.
+        reference: Name of the contestant to divide by; without its times the result is empty.
+    """
+    reference_seconds = seconds.get(reference)
+    if not reference_seconds:
+        return {}
     return {
-        name: statistics.median(a / b for a, b in zip(values, theirs, strict=True))
+        name: statistics.median(a / b for a, b in zip(values, reference_seconds, strict=True))
         for name, values in seconds.items()
-        if values and theirs
+        if values
     }
 
 
-def _serve(prepare: Callable, name: str, setting: dict) -> None:
-    work = prepare(name, setting)
-    repeat = 1
+def write_in_subprocess(write: Callable[..., None], *arguments: object) -> None:
+    """Write a checkpoint with PyTorch in a separate process, so that none of its threads stay in this one.
 
-    def timed(times: int = 1) -> float:
+    Args:
+        write: Module-level function that writes the checkpoint.
+        arguments: Its positional arguments.
+
+    Raises:
+        SystemExit: The process failed.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=write, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit('the checkpoint could not be written; this needs PyTorch: pip install "duonlp[parity]"')
+
+
+def _serve(prepare: Callable[[str, Setting], Work], name: str, setting: Setting) -> None:
+    """Answer the commands of :meth:`Contestant.request` on standard input."""
+    work = prepare(name, setting)
+    repeats = 1
+
+    def mean_seconds(calls: int = 1) -> float:
         start = time.perf_counter()
-        for _ in range(times):
+        for _ in range(calls):
             work()
-        return (time.perf_counter() - start) / times
+        return (time.perf_counter() - start) / calls
 
     for line in sys.stdin:
-        word = line.strip()
-        if word == "ready":
+        command = line.strip()
+        if command == "ready":
             answer = 0.0
-        elif word == "first call":
-            answer = timed()
-        elif word == "warm up":
-            # short work is timed several times over, so that the clock and the pipe do not matter
-            answer = timed()
-            repeat = max(1, min(50, int(0.1 / answer)))
+        elif command == "first call":
+            answer = mean_seconds()
+        elif command == "warm up":
+            # Short work is repeated, so that the overhead of clock and pipe is negligible.
+            answer = mean_seconds()
+            repeats = max(1, min(50, int(0.1 / answer)))
         else:
-            if word == "go":
-                work()  # the caches are another's by now
-            answer = timed(repeat)
+            if command == "settle and run":
+                work()  # other contestants have evicted the caches
+            answer = mean_seconds(repeats)
         print(answer, flush=True)
 
 

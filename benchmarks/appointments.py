@@ -1,22 +1,22 @@
-"""Learning to summarise, in both frameworks: who meets whom, where and when, from a dialogue about it.
+"""Train a summarizer in both frameworks: who meets whom, where and when, from a dialogue that arranges it.
 
     python -m benchmarks appointments [--steps 1200] [--output FOLDER] [--tldr MODEL] [--frameworks jax tf] [--json]
 
-The dialogues are made by rules: people greet each other, talk about the weather, and somewhere among that agree on a meeting,
-often after a first proposal has been declined. A summary has to find the facts and leave out the proposal that fell through. A
-small T5 begins in both frameworks with the same weights and sees the same batches, without dropout: two frameworks, one curve.
-Its summaries of other dialogues are compared with their first three sentences and, with --tldr, with what a causal language
-model says after "TL;DR:".
+Rules generate the dialogues: two people greet each other, make small talk and agree on a meeting, often after a first proposal
+is declined. A summary has to state the facts and omit the declined proposal. A small T5 starts from the same weights and sees
+the same batches in both frameworks, without dropout, so that the loss curves coincide. Its summaries of held-out dialogues are
+compared with the dialogue's first three sentences and, with --tldr, with what a causal language model writes after "TL;DR:".
 
-FOLDER gets the tokenizer, both models, their records, predictions, the table as scores.json, and pictures of scores and curves.
+The models with their tokenizer, run records, predictions, scores.json, and plots of scores and loss curves are written to FOLDER.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +29,16 @@ from duonlp.training.log.metrics_file import FILE, STEP, from_line
 from duonlp.util import save_picture
 
 SOURCE, TARGET, VOCABULARY = 160, 32, 1500
-MODEL = {
+"""Tokens of a dialogue and of a summary, and the tokenizer's vocabulary size."""
+MODEL: dict[str, Any] = {
     "model_type": "t5", "d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 384, "num_layers": 2, "num_decoder_layers": 2,
     "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 32,
 }  # fmt: skip
-WRITING = {"num_beams": 4, "max_new_tokens": TARGET}
-TRAINING, EVALUATED = 12_000, 300  # dialogues
-EARLY = 50  # steps
+GENERATION = {"num_beams": 4, "max_new_tokens": TARGET}
+TRAINING, HELD_OUT = 12_000, 300
+"""Numbers of dialogues."""
+EARLY = 50
+"""Number of first steps in which the losses of the frameworks are compared relatively."""
 
 NAMES = (
     "Ada", "Ben", "Carla", "Dora", "Emil", "Fay", "Gus", "Hana", "Ivan", "Jill", "Kofi", "Lena", "Mira", "Nils",
@@ -43,7 +46,7 @@ NAMES = (
     "Dina", "Eva", "Finn", "Greta", "Hugo", "Ines", "Jon", "Kaya", "Luis", "Maja", "Noah", "Otto", "Pia",
     "Ravi", "Sara", "Tom", "Ulla", "Viktor", "Wanda", "Yara", "Abel", "Britt", "Cyril",
 )  # fmt: skip
-DOINGS = (
+ACTIVITIES = (
     "have lunch", "play chess", "go for a walk", "watch a film", "read the contract", "mend the roof",
     "plan the trip", "paint the kitchen", "look at the figures", "rehearse the song", "meet the landlord",
     "taste some wine", "visit the museum", "choose a carpet", "write the report", "test the engine", "ride horses",
@@ -74,39 +77,44 @@ GOODBYES = ("See you then.", "Perfect.", "I look forward to it.", "Good, until t
 
 
 def dialogues(count: int, seed: int) -> Iterator[Pair]:
-    """So many dialogues and their summaries."""
+    """Yield random dialogues with their summaries.
+
+    Args:
+        count: Number of dialogues.
+        seed: Seed that determines them.
+    """
     rng = np.random.default_rng(seed)
 
-    def one_of(texts):
-        return texts[rng.integers(len(texts))]
+    def choose(texts: Sequence[str]) -> str:
+        return texts[int(rng.integers(len(texts)))]
 
     for number in range(count):
         a, b = rng.choice(NAMES, 2, replace=False)
-        doing, place = one_of(DOINGS), one_of(PLACES)
+        doing, place = choose(ACTIVITIES), choose(PLACES)
         (first, day), (hour, other) = rng.choice(DAYS, 2, replace=False), rng.choice(HOURS, 2, replace=False)
-        turns = [one_of(GREETINGS).format(b=b), one_of(ANSWERS).format(a=a)]
-        turns += [one_of(CHATTER) for _ in range(rng.integers(0, 3))]
-        proposal = one_of(PROPOSALS)
+        turns = [choose(GREETINGS).format(b=b), choose(ANSWERS).format(a=a)]
+        turns += [choose(CHATTER) for _ in range(rng.integers(0, 3))]
+        proposal = choose(PROPOSALS)
         if rng.random() < 0.5:
-            turns += [proposal.format(doing=doing, day=first, hour=hour), one_of(DECLINES).format(day=first)]
+            turns += [proposal.format(doing=doing, day=first, hour=hour), choose(DECLINES).format(day=first)]
             turns.append(f"What about {day} at {hour}, then?")
         else:
             turns.append(proposal.format(doing=doing, day=day, hour=hour))
         if rng.random() < 0.3:
             turns += [f"Could we make it {other} instead?", "Of course."]
             hour = other
-        turns += ["Gladly.", one_of(WHERE)] if rng.random() < 0.5 else ["Why not."]
-        turns += [one_of(MEETING).format(place=place), one_of(GOODBYES)]
+        turns += ["Gladly.", choose(WHERE)] if rng.random() < 0.5 else ["Why not."]
+        turns += [choose(MEETING).format(place=place), choose(GOODBYES)]
         text = "\n".join(f"{(a, b)[i % 2]}: {turn}" for i, turn in enumerate(turns))
         yield Pair(text, (f"{a} and {b} will {doing} on {day} at {hour}. They meet at {place}.",), f"dialogue_{number}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepare, train, write, compare; print the table, or JSON."""
+    """Train and evaluate in both frameworks; print a table or JSON."""
     options = _options(arguments)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    training, held_out = list(dialogues(TRAINING, seed=0)), list(dialogues(EVALUATED, seed=1))
+    training, held_out = list(dialogues(TRAINING, seed=0)), list(dialogues(HELD_OUT, seed=1))
     tokenizer = train_tokenizer(
         (text for pair in training[:2000] for text in (pair.document, *pair.summaries)), "bpe", VOCABULARY,
         special_tokens={"bos_token": None, "eos_token": "</s>", "pad_token": "<pad>"}, max_length=SOURCE,
@@ -114,9 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     hf = MODEL | ids | {"decoder_start_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
 
-    histories, systems = {}, {"lead-3": [lead(pair.document, 3) for pair in held_out]}
+    histories: dict[str, list[float]] = {}
+    systems = {"lead-3": [lead(pair.document, 3) for pair in held_out]}
     for framework in options.frameworks:
-        histories[framework], systems[framework] = _learn(
+        histories[framework], systems[framework] = _train(
             framework, hf, tokenizer, training, held_out, options.steps, folder
         )
     if options.tldr:
@@ -128,12 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
     }  # fmt: skip
     if len(histories) == 2:
         first, second = (np.array(history) for history in histories.values())
-        # Later, what was rounded otherwise has been multiplied by hundreds of steps.
+        # Only early, since later steps amplify differences in rounding.
         report["largest_relative_difference_early"] = float(np.abs(first / second - 1)[:EARLY].max())
         report["largest_difference"] = float(np.abs(first - second).max())
     (folder / "scores.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     comparison.plot(folder / "scores.png", "Summaries of held-out dialogues")
-    _plot(histories, folder / "curves.png")
+    _plot_losses(histories, folder / "curves.png")
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -142,17 +151,25 @@ def main(arguments: list[str] | None = None) -> None:
     Console(width=120).print(comparison.table())
     if "largest_difference" in report:
         print(
-            f"losses differ by at most {report['largest_relative_difference_early']:.1e} of each other in the first {EARLY} "
-            f"steps, and by {report['largest_difference']:.2f} nats in all"
+            f"losses differ by a relative {report['largest_relative_difference_early']:.1e} at most in the first {EARLY} steps, "
+            f"and by {report['largest_difference']:.2f} nats at most in all steps"
         )
     for i in range(3):
-        print(f"\n{held_out[i].id}\n  written by people: {held_out[i].summaries[0]}")
+        print(f"\n{held_out[i].id}\n  reference: {held_out[i].summaries[0]}")
         for name, texts in systems.items():
             print(f"  {name}: {' '.join(texts[i].split())[:100]}")
 
 
-def _learn(framework, hf, tokenizer, training, held_out, steps, folder) -> tuple[list[float], list[str]]:
-    """Train from the same weights on the same batches; the losses of all steps, and texts for the held-out dialogues."""
+def _train(
+    framework: str,
+    hf: dict[str, Any],
+    tokenizer: Any,
+    training: list[Pair],
+    held_out: list[Pair],
+    steps: int,
+    folder: Path,
+) -> tuple[list[float], list[str]]:
+    """Train in one framework; return the loss of every step and the summaries of the held-out dialogues."""
     import importlib
 
     nlp = importlib.import_module(f"{framework}nlp")
@@ -162,41 +179,46 @@ def _learn(framework, hf, tokenizer, training, held_out, steps, folder) -> tuple
     config = FitConfig(
         steps=steps, learning_rate=2e-3, schedule="cosine", warmup_share=0.05, log_every=1, evaluate_every=0, save_every=0
     )  # fmt: skip
-    learn = _fit_jax if framework == "jax" else _fit_tf
-    model, history = learn(model, batches, config, folder / f"run_{framework}")
+    fit: Callable[..., tuple[Any, list[float]]] = _fit_jax if framework == "jax" else _fit_tf
+    model, history = fit(model, batches, config, folder / f"run_{framework}")
     model.save_pretrained(folder / framework, tokenizer)
-    scorer = GenerationScorer(PairBatches(held_out, collator, 32, shuffle=False), tokenizer, Rouge(), **WRITING)
+    scorer = GenerationScorer(PairBatches(held_out, collator, 32, shuffle=False), tokenizer, Rouge(), **GENERATION)
     scorer(model)
     lines = [json.dumps({"id": pair.id, "summary": text}) for pair, text in zip(held_out, scorer.predictions)]
     (folder / f"{framework}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return history, scorer.predictions
 
 
-def _fit_jax(model, batches, config, folder):
+def _fit_jax(model: Any, batches: PairBatches, config: FitConfig, folder: Path) -> tuple[Any, list[float]]:
+    """Train with :func:`jaxnlp.training.fit.fit`; return the model and the loss of every step."""
     from jaxnlp.training.fit import fit
 
-    shutil.rmtree(folder, ignore_errors=True)  # a run of an earlier measurement would be gone on with
+    shutil.rmtree(folder, ignore_errors=True)  # fit would resume an earlier run
     result = fit(model, batches, config, folder, log={"console": sys.stderr.isatty()})
     records = map(from_line, (folder / FILE).read_bytes().splitlines())
     return result.model, [record["loss"] for record in records if record.get("kind") == STEP]
 
 
-def _fit_tf(model, batches, config, folder):
+def _fit_tf(model: Any, batches: PairBatches, config: FitConfig, folder: Path) -> tuple[Any, list[float]]:
+    """Train with Keras' ``fit``; return the model and the loss of every step."""
     import keras
 
     from tfnlp.training import Schedule, batch_dataset, make_optimizer
 
-    losses = []
+    losses: list[float] = []
 
-    class EachLoss(keras.callbacks.Callback):
-        """Keras logs means over an epoch."""
+    class StepLosses(keras.callbacks.Callback):
+        """Record the loss of every step; Keras logs the mean of the epoch."""
 
         def on_train_batch_begin(self, batch, logs=None):
+            assert self.model is not None
             self.model.reset_metrics()
 
         def on_train_batch_end(self, batch, logs=None):
+            assert logs is not None
             losses.append(float(logs["loss"]))
 
+    assert config.steps is not None
     rate = Schedule(
         config.steps, config.learning_rate, schedule=config.schedule, warmup_share=config.warmup_share,
         final_share=config.final_share,
@@ -209,19 +231,19 @@ def _fit_tf(model, batches, config, folder):
     )  # fmt: skip
     epochs = -(-config.steps // len(batches))
     dataset = batch_dataset(batches, epochs).take(config.steps)
-    model.fit(dataset, steps_per_epoch=config.steps, verbose=1 if sys.stderr.isatty() else 0, callbacks=[EachLoss()])
+    model.fit(dataset, steps_per_epoch=config.steps, verbose=1 if sys.stderr.isatty() else 0, callbacks=[StepLosses()])
     return model, losses
 
 
-def _tldr(options, held_out) -> list[str]:
+def _tldr(options: argparse.Namespace, held_out: list[Pair]) -> list[str]:
     import importlib
 
     nlp = importlib.import_module(f"{options.frameworks[0]}nlp")
     return tldr(nlp.pipeline("text-generation", options.tldr), [pair.document for pair in held_out])
 
 
-def _plot(histories, path) -> None:
-    """The loss of every step, smoothed over 20, one line a framework."""
+def _plot_losses(histories: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Plot the loss curve of each framework, averaged over 20 steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -229,18 +251,20 @@ def _plot(histories, path) -> None:
     for (framework, losses), style in zip(histories.items(), ("-", "--")):
         smooth = np.convolve(losses, np.ones(20) / 20, "valid")
         axes.plot(np.arange(20, len(losses) + 1), smooth, style, label=f"{framework}nlp")
-    axes.set(xlabel="step", ylabel="loss, nats a token", yscale="log", title="Two frameworks, one curve")
+    axes.set(xlabel="step", ylabel="loss (nats per token)", yscale="log", title="Training loss")
     axes.legend()
     save_picture(figure, path)
 
 
-def _options(arguments):
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks appointments", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--output", default="appointments")
-    parser.add_argument("--tldr", default="", help="a causal language model, for the TL;DR baseline")
-    parser.add_argument("--frameworks", nargs="+", default=["jax", "tf"], choices=["jax", "tf"])
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--steps", type=int, default=1200, help="training steps (default %(default)s)")
+    parser.add_argument("--output", default="appointments", help="output folder (default %(default)s)")
+    parser.add_argument("--tldr", default="", metavar="MODEL", help="causal language model of the TL;DR baseline")
+    parser.add_argument(
+        "--frameworks", nargs="+", default=["jax", "tf"], choices=["jax", "tf"], help="frameworks (default: both)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser.parse_args(arguments)
 
 

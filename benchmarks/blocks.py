@@ -1,13 +1,14 @@
-"""How fast blocks are made and read: the standard library, tokenised, packed, and read back in batches.
+"""Time preparing and reading blocks: the standard library tokenized, packed into blocks and read in batches.
 
     python -m benchmarks blocks
 
-Each figure is by the clock and in seconds of this process' own processor time, which other work does not change.
+Every speed is given in wall-clock time and in CPU time of this process, which other load on the machine does not affect.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,35 +18,37 @@ from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS
 from duonlp.tokenizers import train_tokenizer
 
 
-def timed(call, times: int = 1) -> tuple[float, float]:
-    """Seconds that `call(i)` takes, the mean of several times: by the clock, of processor time."""
-    clock, processor = time.perf_counter(), time.process_time()
-    for i in range(times):
+def measure(call: Callable[[int], object], calls: int = 1) -> tuple[float, float]:
+    """Return the mean (wall-clock, CPU) seconds of ``call(0)``, ..., ``call(calls - 1)``."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for i in range(calls):
         call(i)
-    return (time.perf_counter() - clock) / times, (time.process_time() - processor) / times
+    return (time.perf_counter() - wall) / calls, (time.process_time() - cpu) / calls
 
 
-def main(options: list[str] | None = None) -> None:
-    """Makes blocks in a temporary folder, reads them, and prints the figures."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(options)
+def main(arguments: list[str] | None = None) -> None:
+    """Write blocks to a temporary folder, read them, and print the speeds."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks blocks", description=__doc__.splitlines()[0])
+    parser.parse_args(arguments)
     library = read_documents(str(standard_library_folder()), skip=STANDARD_LIBRARY_SKIPS, report=CleaningReport())
     texts = [document.text for document in library]
     tokenizer = train_tokenizer(texts[:200], vocab_size=8000)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"block_length": 256, "segment_ids": True}
-        clock, processor = timed(lambda _: write_blocks(texts, tokenizer, folder, **settings))
+        wall, cpu = measure(lambda _: write_blocks(texts, tokenizer, folder, block_length=256, segment_ids=True))
         blocks = open_blocks(folder, tokenizer)
         tokens = blocks.manifest.tokens
-        print(f"{tokens:,} tokens prepared: {tokens / clock:,.0f}/s, {tokens / processor:,.0f} a core-second")
-        calls = {"read 8 blocks of 256": lambda i: blocks.read(np.arange(8) * 97 + i)}
+        print(f"{tokens:,} tokens prepared: {tokens / wall:,.0f}/s, {tokens / cpu:,.0f} per CPU second")
+        calls: dict[str, Callable[[int], object]] = {
+            "read 8 blocks of 256": lambda i: blocks.read(np.arange(8) * 97 + i),
+        }
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
-        for name, more in (("causal-lm", {}), ("masked-lm", {}), ("masked-lm", {"whole_words": True})):
-            what = objective(name, tokenizer, **more)
-            calls[f"a batch of 8 x 256, {name} {more or ''}"] = Batches(blocks, what, 8, seed=3).__getitem__
+        for name, options in (("causal-lm", {}), ("masked-lm", {}), ("masked-lm", {"whole_words": True})):
+            batches = Batches(blocks, objective(name, tokenizer, **options), 8, seed=3)
+            calls[f"batch of 8 x 256, {name} {options or ''}"] = batches.__getitem__
         for name, call in calls.items():
             call(0)
-            clock, processor = timed(call, 300)
-            print(f"{name}: {clock * 1e3:.2f} ms, {processor * 1e3:.2f} ms of processor time")
+            wall, cpu = measure(call, 300)
+            print(f"{name}: {wall * 1e3:.2f} ms, {cpu * 1e3:.2f} ms of CPU time")
 
 
 if __name__ == "__main__":

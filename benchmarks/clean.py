@@ -1,9 +1,9 @@
-"""Cleaning of the standard library and of the installed packages: what is dropped and why, and how fast.
+"""Clean the standard library and the installed packages: documents dropped, by reason, and speed.
 
     python -m benchmarks clean [--workers N]
 
-The speed is in seconds of this process' own processor time, so that what else runs on the machine does not count; with
-workers, whose time that is not, on the clock.
+With one worker, time is this process' CPU time, which other load on the machine does not affect. With several workers, whose
+CPU time this process does not see, it is wall-clock time.
 """
 
 import argparse
@@ -15,21 +15,21 @@ from rich.console import Console
 from duonlp.data import CleaningReport, clean, read_documents
 
 
-def main(options: list[str] | None = None) -> None:
-    """Reads and cleans every Python file there is, and prints the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=1)
-    workers = parser.parse_args(options).workers
+def main(arguments: list[str] | None = None) -> None:
+    """Read and clean every installed Python file, and print the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks clean", description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=1, help="number of cleaning processes (default %(default)s)")
+    workers = parser.parse_args(arguments).workers
     clock = time.process_time if workers == 1 else time.perf_counter
     report = CleaningReport()
     paths = sysconfig.get_paths()
-    begin = clock()
+    start = clock()
     library = read_documents(paths["stdlib"], kind="tree", skip=frozenset({"site-packages"}), report=report)
     packages = read_documents(paths["purelib"], kind="tree", report=report)
     documents = (document for source in (library, packages) for document in source)
     for _ in clean(documents, report=report, workers=workers):
         pass
-    seconds = clock() - begin
+    seconds = clock() - start
     Console().print(report.table())
     print(
         f"{report.documents} files, {report.bytes / 1e6:.1f} MB, in {seconds:.1f} s: "

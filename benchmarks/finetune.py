@@ -1,45 +1,54 @@
-"""A fine-tuning step of MiniLM-L6 as a text classifier: jaxnlp and tfnlp beside Transformers on PyTorch and keras-hub.
+"""Time fine-tuning steps of a MiniLM-L6 text classifier: jaxnlp and tfnlp against Transformers on PyTorch and keras-hub.
 
     python -m benchmarks finetune [--rounds 9] [--shape 32x32] [--no-dropout] [--contestants jaxnlp tfnlp ...] [--json]
 
-BERT of 6 layers of width 384 with 151 labels (those of CLINC150), random weights that all read from one checkpoint, random
-tokens, a quarter of every other row padding. Everyone does whole optimizer steps: forward with dropout of 0.1 where BERT has
-it, backward, gradients clipped to a global norm of 1, AdamW with a decay of 0.01 on matrices alone. bfloat16 means that products
-are computed in it; parameters and optimizer are float32 (PyTorch: autocast; Keras: mixed_bfloat16).
+A BERT of 6 layers of width 384 with 151 labels (as CLINC150), random weights from one shared checkpoint and random tokens; the
+last quarter of every other row is padding. Every contestant takes complete optimizer steps: forward with dropout of 0.1 where
+BERT has it, backward, gradients clipped to a global norm of 1, AdamW with a decay of 0.01 on matrices only. bfloat16 is the
+compute dtype; parameters and optimizer state are float32 (PyTorch: autocast; Keras: mixed_bfloat16).
 
-With --no-dropout the losses of the first three steps of all must agree, or the run fails: the second and third tell whether
-gradients, clipping and optimizer are the same. A contestant that is not installed is left out. ``tfnlp`` is compiled as
-``compile()`` is by default; ``tfnlp-xla`` and ``tfnlp-graph`` are jit_compile=True and False.
+With --no-dropout the run fails unless the losses of the first three steps agree between all contestants; the second and third
+depend on gradients, clipping and optimizer. A contestant that is not installed is skipped. ``tfnlp`` uses the default of
+``compile()``; ``tfnlp-xla`` and ``tfnlp-graph`` set jit_compile to True and False.
 """
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks._interleave import interleave, machine, ratios
-from benchmarks._report import footer, that_ran
+from benchmarks._interleave import Setting, Work, interleave, machine, ratios, write_in_subprocess
+from benchmarks._report import drop_missing, footer
 
-BERT = {
+if TYPE_CHECKING:
+    import numpy as np
+
+Arrays: TypeAlias = "dict[str, np.ndarray]"
+Step: TypeAlias = Callable[[], float]
+"""Take one optimizer step and return its loss."""
+
+BERT: dict[str, Any] = {
     "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536,
     "max_position_embeddings": 512, "num_labels": 151,
 }  # fmt: skip
 LEARNING_RATE, BETA1, BETA2, EPSILON, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.9, 0.999, 1e-8, 0.01, 1.0
 DROPOUT = 0.1
 COMPARED = 3
-"""Steps whose losses are compared."""
+"""Number of first steps whose losses are compared."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Largest relative difference from PyTorch's loss."""
+"""Compute dtype -> largest allowed relative difference from PyTorch's loss."""
 OTHER_GELU = 5e-4
-"""The same of keras-hub, whose BERT has the tanh approximation of gelu."""
+"""TOLERANCE of keras-hub, whose BERT uses the tanh approximation of gelu."""
 
 REFERENCE = "transformers-torch"
 HALF = "-bfloat16"
-USUAL = (REFERENCE, "jaxnlp", "tfnlp", "keras-hub-tensorflow", "keras-hub-jax")
-NAMES = *USUAL, "tfnlp-xla", "tfnlp-graph"
+"""Suffix of a contestant whose compute dtype is bfloat16 instead of float32."""
+DEFAULTS = (REFERENCE, "jaxnlp", "tfnlp", "keras-hub-tensorflow", "keras-hub-jax")
+NAMES = *DEFAULTS, "tfnlp-xla", "tfnlp-graph"
 CONTESTANTS = tuple(name + half for half in ("", HALF) for name in NAMES)
 ENVIRONMENTS = {
     name + half: {"KERAS_BACKEND": "jax" if name.endswith("-jax") else "tensorflow"}
@@ -50,7 +59,7 @@ ENVIRONMENTS = {
 
 
 def write_checkpoint(folder: str, dropout: float) -> None:
-    """The random weights that all start from, in Hugging Face layout."""
+    """Write the random weights that all contestants start from, in Hugging Face layout."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
@@ -61,8 +70,14 @@ def write_checkpoint(folder: str, dropout: float) -> None:
     BertForSequenceClassification(BertConfig(**BERT, **rates)).save_pretrained(folder)
 
 
-def prepare(name: str, setting: dict):
-    """A function that does one optimizer step; the losses of the first ones are left in the setting's folder."""
+def prepare(name: str, setting: Setting) -> Work:
+    """Return a function that takes one optimizer step.
+
+    Args:
+        name: One of CONTESTANTS.
+        setting: ``batch``, ``length``, ``dropout``, and ``folder``, which contains the checkpoint; the losses of the first
+            COMPARED steps are written to ``{name}.json`` in it.
+    """
     import numpy as np
 
     batch, length = setting["batch"], setting["length"]
@@ -76,9 +91,9 @@ def prepare(name: str, setting: dict):
     labels = rng.integers(0, BERT["num_labels"], batch).astype(np.int32)
     dtype = "bfloat16" if name.endswith(HALF) else "float32"
     step = globals()["_" + name.removesuffix(HALF).replace("-", "_")](setting, dtype, inputs, labels)
-    losses = []
+    losses: list[float] = []
 
-    def work():
+    def work() -> None:
         loss = step()
         if len(losses) < COMPARED:
             losses.append(loss)
@@ -88,7 +103,7 @@ def prepare(name: str, setting: dict):
     return work
 
 
-def _transformers_torch(setting, dtype, inputs, labels):
+def _transformers_torch(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") -> Step:
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -97,12 +112,11 @@ def _transformers_torch(setting, dtype, inputs, labels):
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
-    inputs = {name: torch.tensor(value).long() for name, value in inputs.items()}
-    labels = torch.tensor(labels).long()
+    batch = {name: torch.tensor(value).long() for name, value in (inputs | {"labels": labels}).items()}
 
     def step():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = model(**inputs, labels=labels)["loss"]
+            loss = model(**batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
@@ -112,7 +126,7 @@ def _transformers_torch(setting, dtype, inputs, labels):
     return step
 
 
-def _jaxnlp(setting, dtype, inputs, labels):
+def _jaxnlp(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") -> Step:
     from duonlp.util import keep_heap
 
     keep_heap()  # as fit does
@@ -129,13 +143,15 @@ def _jaxnlp(setting, dtype, inputs, labels):
 
     def step():
         nonlocal state
-        state, known = fit_step(state, batch, LEARNING_RATE)
-        return float(known["loss"])
+        state, metrics = fit_step(state, batch, LEARNING_RATE)
+        return float(metrics["loss"])
 
     return step
 
 
-def _tfnlp(setting, dtype, inputs, labels, jit_compile="auto"):
+def _tfnlp(
+    setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray", jit_compile: bool | str = "auto"
+) -> Step:
     from duonlp.util import keep_heap
 
     keep_heap()  # as fit does
@@ -149,15 +165,15 @@ def _tfnlp(setting, dtype, inputs, labels, jit_compile="auto"):
     return _keras_step(model, inputs | {"labels": labels}, None)
 
 
-def _tfnlp_xla(setting, dtype, inputs, labels):
+def _tfnlp_xla(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") -> Step:
     return _tfnlp(setting, dtype, inputs, labels, jit_compile=True)
 
 
-def _tfnlp_graph(setting, dtype, inputs, labels):
+def _tfnlp_graph(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") -> Step:
     return _tfnlp(setting, dtype, inputs, labels, jit_compile=False)
 
 
-def _keras_hub(setting, dtype, inputs, labels):
+def _keras_hub(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") -> Step:
     import keras
     import numpy as np
     from keras_hub.models import BertBackbone, BertTextClassifier
@@ -177,43 +193,43 @@ def _keras_hub(setting, dtype, inputs, labels):
     return _keras_step(model, {name: inputs[ours] for name, ours in names.items()}, labels)
 
 
-_keras_hub_tensorflow = _keras_hub_jax = _keras_hub  # the environment says which backend
+_keras_hub_tensorflow = _keras_hub_jax = _keras_hub  # ENVIRONMENTS sets the backend
 
 
-def _keras_step(model, x, y):
+def _keras_step(model: Any, x: Arrays, y: "np.ndarray | None") -> Step:
     def step():
-        model.reset_metrics()  # "loss" is a mean since then
+        model.reset_metrics()  # Keras reports the mean loss since the last reset
         return float(model.train_on_batch(x, y, return_dict=True)["loss"])
 
     return step
 
 
-def main(arguments=None) -> None:
-    """Run and print."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks finetune", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--shape", default="32x32", help="rows x tokens of a batch")
-    parser.add_argument("--no-dropout", action="store_true", help="and check that the first losses agree")
-    usual = [name + half for half in ("", HALF) for name in USUAL]
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=usual)
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--rounds", type=int, default=9, help="timed turns of each contestant (default %(default)s)")
+    parser.add_argument("--shape", default="32x32", help="batch shape, ROWSxTOKENS (default %(default)s)")
+    parser.add_argument(
+        "--no-dropout", action="store_true", help="disable dropout and fail unless the first losses agree"
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME",
+        default=[name + half for half in ("", HALF) for name in DEFAULTS],
+        help=f"what to compare: {', '.join(NAMES)}, each also with {HALF} (default: all but tfnlp-xla and tfnlp-graph)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     batch, length = map(int, options.shape.split("x"))
     setting = {"batch": batch, "length": length, "dropout": 0.0 if options.no_dropout else DROPOUT}
-    first_calls, losses = {}, {}
+    first_calls: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # in a process of its own, so that no threads of PyTorch's stay here
-        written = folder, setting["dropout"]
-        writer = multiprocessing.get_context("spawn").Process(target=write_checkpoint, args=written)
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            sys.exit('no checkpoint could be written; it takes PyTorch: pip install "duonlp[parity]"')
+        write_in_subprocess(write_checkpoint, folder, setting["dropout"])
         seconds = interleave(
             "benchmarks.finetune", options.contestants, setting | {"folder": folder}, options.rounds, ENVIRONMENTS,
             first_calls=first_calls,
         )  # fmt: skip
-        for name, _ in that_ran(seconds, options.json):
+        for name, _ in drop_missing(seconds, options.json):
             losses[name] = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
     records = [record for half in ("", HALF) for record in _records(half, setting, seconds, first_calls, losses)]
     report = {"benchmark": "finetune", "machine": machine(), "rounds": options.rounds, "results": records}
@@ -222,36 +238,48 @@ def main(arguments=None) -> None:
         _check_losses(records)
 
 
-def _records(half: str, setting: dict, seconds: dict, first_calls: dict, losses: dict) -> list[dict]:
-    """One record for each contestant that ran in a precision."""
-    same = {name: values for name, values in seconds.items() if values and name.endswith(HALF) == bool(half)}
-    relative = ratios(same, REFERENCE + half)
+def _records(
+    half: str,
+    setting: Setting,
+    seconds: Mapping[str, list[float]],
+    first_calls: Mapping[str, float],
+    losses: Mapping[str, list[float]],
+) -> list[dict[str, Any]]:
+    """Return one record for each contestant that ran with a compute dtype: float32 if `half` is empty, bfloat16 if it is HALF."""
+    same_dtype = {name: values for name, values in seconds.items() if values and name.endswith(HALF) == bool(half)}
+    relative = ratios(same_dtype, REFERENCE + half)
     return [
         setting
         | {"name": name.removesuffix(HALF), "dtype": "bfloat16" if half else "float32"}
         | {"seconds": statistics.median(values), "examples_per_second": setting["batch"] / statistics.median(values)}
         | {"ratio": relative.get(name), "first_call": first_calls[name], "losses": losses[name]}
-        for name, values in same.items()
+        for name, values in same_dtype.items()
     ]
 
 
-def _check_losses(records: list[dict]) -> None:
+def _check_losses(records: list[dict[str, Any]]) -> None:
+    """Exit with an error unless the losses of all contestants agree with PyTorch's."""
     reference = {record["dtype"]: record["losses"] for record in records if record["name"] == REFERENCE}
     for record in records:
-        theirs = reference.get(record["dtype"])
-        if theirs is None:
+        expected = reference.get(record["dtype"])
+        if expected is None:
             continue
-        furthest = max(abs(a - b) / abs(b) for a, b in zip(record["losses"], theirs, strict=True))
-        allowed = TOLERANCE[record["dtype"]]
-        if not furthest <= (max(allowed, OTHER_GELU) if record["name"].startswith("keras-hub") else allowed):
-            sys.exit(f"{record['name']} in {record['dtype']} does not learn as PyTorch: {record['losses']}, {theirs}")
+        difference = max(abs(a - b) / abs(b) for a, b in zip(record["losses"], expected, strict=True))
+        tolerance = TOLERANCE[record["dtype"]]
+        if record["name"].startswith("keras-hub"):
+            tolerance = max(tolerance, OTHER_GELU)
+        if not difference <= tolerance:  # also if it is NaN
+            sys.exit(
+                f"{record['name']} in {record['dtype']} has the losses {record['losses']}, but PyTorch has {expected}: the "
+                f"relative difference {difference:.1e} exceeds {tolerance:.0e}"
+            )
     print(f"the losses of the first {COMPARED} steps agree", file=sys.stderr)
 
 
-def table(report: dict) -> str:
-    """The report as a Markdown table; a ratio below 1 is faster than PyTorch at the same precision."""
+def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table; a ratio below 1 is faster than PyTorch with the same compute dtype."""
     lines = [
-        "| computed in | | ms per step | examples per second | ratio to PyTorch | first call, s | first losses |",
+        "| compute dtype | | ms per step | examples per second | ratio to PyTorch | first call, s | first losses |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for r in report["results"]:

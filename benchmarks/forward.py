@@ -1,19 +1,23 @@
-"""The forward pass of an encoder: tfnlp and jaxnlp beside Transformers on PyTorch and keras-hub on both backends.
+"""Time an encoder's forward pass: tfnlp and jaxnlp against Transformers on PyTorch and keras-hub on both backends.
 
     python -m benchmarks forward [--rounds 15] [--sizes MiniLM-L6 BERT-base] [--shapes 1x32 32x128] [--json]
 
-All compute in float32 with all cores and random weights; the speed does not depend on their values. A contestant that
-is not installed is left out.
+float32, all cores, random weights (the speed does not depend on their values). A contestant that is not installed is skipped.
 """
 
 import argparse
 import json
 import statistics
 import sys
+from typing import TYPE_CHECKING, Any
 
-from benchmarks._interleave import interleave, machine, ratios
+from benchmarks._interleave import Setting, Work, interleave, machine, ratios
+from benchmarks._report import drop_missing, footer
 
-SIZES = {
+if TYPE_CHECKING:
+    import numpy as np
+
+SIZES: dict[str, dict[str, Any]] = {
     "MiniLM-L6": {
         "model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
         "intermediate_size": 1536,
@@ -32,8 +36,13 @@ ENVIRONMENTS = {
 }
 
 
-def prepare(name: str, setting: dict):
-    """A function that runs one batch through the contestant's model."""
+def prepare(name: str, setting: Setting) -> Work:
+    """Return a function that runs one batch through the contestant's model.
+
+    Args:
+        name: One of CONTESTANTS.
+        setting: ``size`` (a key of SIZES), ``batch`` and ``length``.
+    """
     import numpy as np
 
     batch, length = setting["batch"], setting["length"]
@@ -45,28 +54,28 @@ def prepare(name: str, setting: dict):
     return globals()["_" + name.replace("-", "_")](hf, ids, mask)
 
 
-def _transformers_torch(hf, ids, mask):
+def _transformers_torch(hf: dict[str, Any], ids: "np.ndarray", mask: "np.ndarray") -> Work:
     import torch
     from transformers import BertConfig, BertModel
 
     model = BertModel(BertConfig(**{k: v for k, v in hf.items() if k != "model_type"})).eval()
-    ids, mask = torch.tensor(ids).long(), torch.tensor(mask)
+    inputs = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask)}
 
     def work():
         with torch.inference_mode():
-            model(input_ids=ids, attention_mask=mask)["last_hidden_state"].numpy()
+            model(**inputs)["last_hidden_state"].numpy()
 
     return work
 
 
-def _tfnlp(hf, ids, mask):
+def _tfnlp(hf: dict[str, Any], ids: "np.ndarray", mask: "np.ndarray") -> Work:
     import tfnlp
 
     run = tfnlp.compiled(tfnlp.AutoModel.from_config(hf))
     return lambda: run(input_ids=ids, attention_mask=mask)["last_hidden_state"]
 
 
-def _jaxnlp(hf, ids, mask):
+def _jaxnlp(hf: dict[str, Any], ids: "np.ndarray", mask: "np.ndarray") -> Work:
     import jax
 
     import jaxnlp
@@ -75,7 +84,7 @@ def _jaxnlp(hf, ids, mask):
     return lambda: jax.device_get(run(input_ids=ids, attention_mask=mask)["last_hidden_state"])
 
 
-def _keras_hub(hf):
+def _keras_hub(hf: dict[str, Any]) -> Any:
     from keras_hub.models import BertBackbone
 
     return BertBackbone(
@@ -87,19 +96,19 @@ def _keras_hub(hf):
     )
 
 
-def _keras_hub_inputs(ids, mask):
+def _keras_hub_inputs(ids: "np.ndarray", mask: "np.ndarray") -> "dict[str, np.ndarray]":
     return {"token_ids": ids, "segment_ids": ids * 0, "padding_mask": mask}
 
 
-def _keras_hub_tensorflow(hf, ids, mask):
+def _keras_hub_tensorflow(hf: dict[str, Any], ids: "np.ndarray", mask: "np.ndarray") -> Work:
     import tensorflow as tf
 
-    run, inputs = tf.function(_keras_hub(hf)), _keras_hub_inputs(ids, mask)
-    inputs = {k: tf.constant(v) for k, v in inputs.items()}
+    run = tf.function(_keras_hub(hf))
+    inputs = {k: tf.constant(v) for k, v in _keras_hub_inputs(ids, mask).items()}
     return lambda: run(inputs)["sequence_output"].numpy()
 
 
-def _keras_hub_jax(hf, ids, mask):
+def _keras_hub_jax(hf: dict[str, Any], ids: "np.ndarray", mask: "np.ndarray") -> Work:
     import jax
 
     model = _keras_hub(hf)
@@ -109,14 +118,19 @@ def _keras_hub_jax(hf, ids, mask):
     return lambda: jax.device_get(run(*variables, inputs)["sequence_output"])
 
 
-def main(arguments=None) -> None:
-    """Run and print."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks forward", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--shapes", nargs="+", default=["1x32", "32x128"])
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--rounds", type=int, default=15, help="timed turns of each contestant (default %(default)s)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="model sizes (default: all)")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["1x32", "32x128"], help="batch shapes, ROWSxTOKENS (default: 1x32 32x128)"
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     records = []
     for size in options.sizes:
@@ -127,25 +141,20 @@ def main(arguments=None) -> None:
                 print(f"{size} {shape} ...", file=sys.stderr, flush=True)
             seconds = interleave("benchmarks.forward", options.contestants, setting, options.rounds, ENVIRONMENTS)
             relative = ratios(seconds, REFERENCE)
-            for name, values in seconds.items():
-                if values:
-                    milliseconds = 1000 * statistics.median(values)
-                    records.append(setting | {"name": name, "ms": milliseconds, "ratio": relative.get(name)})
-                elif not options.json:
-                    print(f"  {name} does not run here and is left out", file=sys.stderr)
+            for name, values in drop_missing(seconds, options.json):
+                milliseconds = 1000 * statistics.median(values)
+                records.append(setting | {"name": name, "ms": milliseconds, "ratio": relative.get(name)})
     report = {"benchmark": "forward", "machine": machine(), "rounds": options.rounds, "results": records}
     print(json.dumps(report, indent=2) if options.json else table(report))
 
 
-def table(report: dict) -> str:
-    """The report as a Markdown table; a ratio below 1 is faster than PyTorch."""
+def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table; a ratio below 1 is faster than PyTorch."""
     lines = ["| model | batch x length | | ms | ratio to PyTorch |", "|---|---|---|---:|---:|"]
     for r in report["results"]:
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         lines.append(f"| {r['size']} | {r['batch']} x {r['length']} | {r['name']} | {r['ms']:.1f} | {ratio} |")
-    m = report["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
-    return "\n".join([*lines, "", f"{report['rounds']} rounds; {m['cores']} cores of {m['processor']}; {versions}"])
+    return "\n".join([*lines, "", footer(report)])
 
 
 if __name__ == "__main__":

@@ -1,37 +1,46 @@
-"""Summaries by encoder-decoder models: tfnlp and jaxnlp beside Transformers on PyTorch and keras-hub on both backends.
+"""Time summarization with encoder-decoders: tfnlp and jaxnlp against Transformers on PyTorch and keras-hub on both backends.
 
     python -m benchmarks summarize [--rounds 2] [--models t5-small bart-base] [--beams 4] [--json]
 
-Models of the shape of t5-small (61M parameters) and bart-base (139M) with random weights write 64 tokens for each of 8
-articles of 512 random tokens, with 4 beams (``--beams 4 1``: greedily, too), in float32 with two threads. No text can end
-earlier. Ours and PyTorch read one checkpoint, whose weights are such that what is written depends on the article, and must write
-the same ids; keras-hub has weights of its own. A contestant that is not installed or writes another number of tokens is left out.
+Models of the sizes of t5-small (61M parameters) and bart-base (139M) with random weights generate exactly 64 tokens for each of 8
+articles of 512 random tokens, with 4 beams (``--beams 4 1``: also greedily), in float32 with two threads. tfnlp, jaxnlp and
+PyTorch load one checkpoint, whose weights are scaled so that a summary depends on its article, and the report counts the
+summaries that agree with PyTorch's; keras-hub has its own weights. A contestant that is not installed or generates another
+number of tokens is skipped.
 
-The first call of all, which compiles, is not among the rounds; nothing else is done untimed. keras-hub, whose call takes
-several times as long, has the first round alone: a ratio is the median over the rounds that both have.
+The first call of each contestant compiles and is not part of a round; there are no other untimed calls. keras-hub, whose calls
+take several times as long, takes part in the first round only: a ratio is the median over the rounds of both.
 
-The first token's time, which is that of the encoder, of the keys and values of its output and of one step, is measured
-apart, by contestants that write one token alone; not of keras-hub, which would compile again. Memory is the highest resident
-set of a contestant's process, from its start and with compilation (on Linux alone).
+The time of the first token (encoder, keys and values of its output, and one step) is measured separately, by contestants that
+generate one token; not for keras-hub, which would compile again. Memory is the peak resident set of a contestant's process,
+compilation included (Linux only).
 """
 
 import argparse
 import atexit
 import json
-import multiprocessing
 import os
 import re
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks._interleave import PAUSE, Contestant, machine
-from benchmarks._report import footer, that_ran
+from benchmarks._interleave import PAUSE, Contestant, Setting, Work, machine, write_in_subprocess
+from benchmarks._report import drop_missing, footer
 from benchmarks.forward import CONTESTANTS, ENVIRONMENTS, REFERENCE
+from duonlp.typing import Array, Engine
 
-MODELS = {
+if TYPE_CHECKING:
+    import numpy as np
+
+Generate: TypeAlias = Callable[[], Array]
+"""Summarize the articles once; return ids, int [ARTICLES, 1 + new_tokens]."""
+
+MODELS: dict[str, dict[str, Any]] = {
     "t5-small": {
         "model_type": "t5", "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6,
         "num_decoder_layers": 6, "num_heads": 8, "relative_attention_num_buckets": 32, "feed_forward_proj": "relu",
@@ -44,7 +53,7 @@ MODELS = {
         "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
     },
 }  # fmt: skip
-# As initialised, attention looks everywhere alike and the decoder repeats the token it was given, whatever the article says.
+# With the initial weights, attention is uniform and the decoder repeats its input token, regardless of the article.
 SCALES = {
     "t5-small": {
         r"^shared\.": 0.1,
@@ -60,12 +69,19 @@ SCALES = {
 }
 OURS = ("tfnlp", "jaxnlp")
 SPLIT = (REFERENCE, *OURS)
+"""Contestants whose first token is timed separately."""
 SLOW = ("keras-hub-tensorflow", "keras-hub-jax")
+"""Contestants that take part in the first round only."""
 ARTICLES, LENGTH = 8, 512
 
 
 def write_checkpoint(model: str, folder: str) -> None:
-    """A model's random weights, from its name alone, and its configuration, in a folder."""
+    """Write a model's configuration and random weights.
+
+    Args:
+        model: Key of MODELS, which determines the weights.
+        folder: Folder to write to, in Hugging Face layout.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
     from transformers.utils.logging import disable_progress_bar
@@ -73,56 +89,57 @@ def write_checkpoint(model: str, folder: str) -> None:
     disable_progress_bar()
     torch.manual_seed(0)
     hf = dict(MODELS[model])
-    made = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(hf.pop("model_type"), **hf))
+    torch_model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(hf.pop("model_type"), **hf))
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in torch_model.named_parameters():
             for pattern, factor in SCALES[model].items():
                 if re.search(pattern, name):
                     parameter.mul_(factor)
-    made.save_pretrained(folder)
+    torch_model.save_pretrained(folder)
 
 
-def prepare(name: str, setting: dict):
-    """A function that lets the contestant summarize the articles; its last ids and its memory are left when it ends.
+def prepare(name: str, setting: Setting) -> Work:
+    """Return a function that summarizes the articles; at exit, the process writes its last ids and its peak memory.
 
     Args:
-        name: a contestant; ``tfnlp@1`` writes one token, whatever the setting says.
-        setting: ``model``, ``beams``, ``new_tokens``, ``threads``, and ``folder``, which holds the checkpoint and
-            takes ``{name}.json``.
+        name: One of CONTESTANTS; ``tfnlp@1`` generates one token regardless of the setting.
+        setting: ``model``, ``beams``, ``new_tokens``, ``threads``, and ``folder``, which contains the checkpoint and in which
+            ``{name}.json`` is written.
     """
-    if hasattr(os, "sched_setaffinity"):  # before a framework counts the processors
+    if hasattr(os, "sched_setaffinity"):  # before a framework counts the cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: setting["threads"]])
     import numpy as np
 
     contestant, _, tokens = name.partition("@")
     new_tokens = int(tokens or setting["new_tokens"])
     articles = np.random.default_rng(0).integers(5, MODELS[setting["model"]]["vocab_size"], (ARTICLES, LENGTH))
-    run = globals()["_" + contestant.replace("-", "_")](setting, articles.astype(np.int32), new_tokens)
-    last = None
+    run: Generate = globals()["_" + contestant.replace("-", "_")](setting, articles.astype(np.int32), new_tokens)
+    ids: np.ndarray | None = None
 
-    def work():
-        nonlocal last
-        last = np.asarray(run())
-        if last.shape != (ARTICLES, 1 + new_tokens):
-            raise RuntimeError(f"{name} made {last.shape} for {ARTICLES} articles and {new_tokens} new tokens")
+    def work() -> None:
+        nonlocal ids
+        ids = np.asarray(run())
+        if ids.shape != (ARTICLES, 1 + new_tokens):
+            raise RuntimeError(f"{name} returned ids {ids.shape}; expected {(ARTICLES, 1 + new_tokens)}")
 
-    def leave():
-        if last is not None:
-            record = {"ids": last.tolist(), "peak_mib": _peak_mib()}
+    def write_record() -> None:
+        if ids is not None:
+            record = {"ids": ids.tolist(), "peak_mib": _peak_mib()}
             (Path(setting["folder"]) / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
 
-    atexit.register(leave)
+    atexit.register(write_record)
     return work
 
 
 def _peak_mib() -> float | None:
+    """Return the peak resident memory of this process; None except on Linux."""
     if not os.path.exists("/proc/self/status"):
         return None
     with open("/proc/self/status", encoding="utf-8") as f:
         return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
 
 
-def _transformers_torch(setting, articles, new_tokens):
+def _transformers_torch(setting: Setting, articles: "np.ndarray", new_tokens: int) -> Generate:
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
@@ -139,28 +156,28 @@ def _transformers_torch(setting, articles, new_tokens):
     return run
 
 
-def _ours(package, setting, articles, new_tokens):
+def _ours(engine: Engine, setting: Setting, articles: "np.ndarray", new_tokens: int) -> Generate:
     import numpy as np
 
-    model = package.AutoModelForSeq2SeqLM.from_pretrained(setting["folder"])
+    model = engine.AutoModelForSeq2SeqLM.from_pretrained(setting["folder"])
     mask = np.ones_like(articles)
     options = {"num_beams": setting["beams"], "min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     return lambda: model.generate(articles, attention_mask=mask, **options)
 
 
-def _tfnlp(setting, articles, new_tokens):
+def _tfnlp(setting: Setting, articles: "np.ndarray", new_tokens: int) -> Generate:
     import tfnlp
 
     return _ours(tfnlp, setting, articles, new_tokens)
 
 
-def _jaxnlp(setting, articles, new_tokens):
+def _jaxnlp(setting: Setting, articles: "np.ndarray", new_tokens: int) -> Generate:
     import jaxnlp
 
     return _ours(jaxnlp, setting, articles, new_tokens)
 
 
-def _keras_hub(setting, articles, new_tokens):
+def _keras_hub(setting: Setting, articles: "np.ndarray", new_tokens: int) -> Generate:
     import numpy as np
     from keras_hub import models
     from keras_hub.samplers import BeamSampler, GreedySampler
@@ -201,97 +218,124 @@ def _keras_hub(setting, articles, new_tokens):
     return lambda: model.generate(inputs, stop_token_ids=None)["decoder_token_ids"]
 
 
-_keras_hub_tensorflow = _keras_hub_jax = _keras_hub  # the environment says which backend
+_keras_hub_tensorflow = _keras_hub_jax = _keras_hub  # ENVIRONMENTS sets the backend
 
 
-def race(names: list[str], setting: dict, rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Seconds of the first call and of every round, of contestants that take turns; none where one cannot run."""
+def time_in_turns(
+    names: Sequence[str], setting: Setting, rounds: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Time contestants in turns, those of SLOW in the first round only.
+
+    Args:
+        names: Contestants, as :func:`prepare` takes them.
+        setting: Passed to ``prepare``.
+        rounds: Number of timed turns.
+
+    Returns:
+        {name: seconds of the first call}, without contestants that cannot run, and {name: [seconds of each round]}, empty
+        for those.
+    """
     contestants = {
         name: Contestant("benchmarks.summarize", name, setting, ENVIRONMENTS.get(name.partition("@")[0]))
         for name in names
     }
-    first_calls, seconds = {}, {name: [] for name in names}
+    first_calls: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     try:
-        for word in ("ready", "first call"):  # none works while another is still importing and building its model
+        for command in ("ready", "first call"):  # none works while another is still importing and building its model
             for name in list(contestants):
                 try:
-                    first_calls[name] = contestants[name].ask(word)
+                    first_calls[name] = contestants[name].request(command)
                 except RuntimeError:
                     contestants.pop(name).close()
+                    first_calls.pop(name, None)
         for turn in range(rounds):
             for name, contestant in contestants.items():
                 if turn == 0 or name not in SLOW:
                     time.sleep(PAUSE)
-                    seconds[name].append(contestant.ask("go at once"))
+                    seconds[name].append(contestant.request("run"))
     finally:
         for contestant in contestants.values():
             contestant.close()
     return first_calls, seconds
 
 
-def _ratio(seconds: list[float], theirs: list[float] | None) -> float | None:
-    return statistics.median(a / b for a, b in zip(seconds, theirs, strict=False)) if theirs else None
+def _ratio(seconds: list[float], peer_seconds: list[float] | None) -> float | None:
+    """Return the median ratio over the rounds that both have."""
+    return statistics.median(a / b for a, b in zip(seconds, peer_seconds, strict=False)) if peer_seconds else None
 
 
-def measure(model: str, beams: int, folder: str, options) -> list[dict]:
-    """One record for each contestant that runs."""
+def measure(model: str, beams: int, folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time all contestants with a model and a number of beams.
+
+    Args:
+        model: Key of MODELS.
+        beams: Number of beams; 1 is greedy search.
+        folder: Folder of the model's checkpoint.
+        options: Command-line options.
+
+    Returns:
+        One record for each contestant that ran.
+    """
     setting = {"model": model, "beams": beams, "folder": folder, "new_tokens": options.new_tokens}
     setting |= {"threads": options.threads}
-    first_calls, seconds = race(options.contestants, setting, options.rounds)
-    usual = {name: statistics.median(values) for name, values in that_ran(seconds, options.json)}
-    _, one = race([f"{name}@1" for name in SPLIT if name in usual], setting, options.rounds)
-    best_peer = min((name for name in usual if name not in OURS), key=usual.get, default=None)
-    left = {name: json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8")) for name in usual}
+    first_calls, seconds = time_in_turns(options.contestants, setting, options.rounds)
+    medians = {name: statistics.median(values) for name, values in drop_missing(seconds, options.json)}
+    _, first_tokens = time_in_turns([f"{name}@1" for name in SPLIT if name in medians], setting, options.rounds)
+    best_peer = min((name for name in medians if name not in OURS), key=medians.__getitem__, default="")
+    outputs = {name: json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8")) for name in medians}
     records = []
-    for name, each in usual.items():
-        first = statistics.median(one[f"{name}@1"]) if one.get(f"{name}@1") else None
-        record = {
+    for name, median in medians.items():
+        first = statistics.median(first_tokens[f"{name}@1"]) if first_tokens.get(f"{name}@1") else None
+        record: dict[str, Any] = {
             "model": model,
             "beams": beams,
             "name": name,
-            "seconds": each,
-            "ms_per_token": 1000 * each / options.new_tokens,
+            "seconds": median,
+            "ms_per_token": 1000 * median / options.new_tokens,
             "first_token_seconds": first,
-            "ms_per_later_token": first and 1000 * (each - first) / (options.new_tokens - 1),
+            "ms_per_later_token": first and 1000 * (median - first) / (options.new_tokens - 1),
             "ratio": _ratio(seconds[name], seconds.get(REFERENCE)),
             "ratio_to_best_peer": _ratio(seconds[name], seconds.get(best_peer)),
             "first_call": first_calls[name],
-            "peak_mib": left[name]["peak_mib"],
+            "peak_mib": outputs[name]["peak_mib"],
             "same_ids": None,
         }
-        if name in SPLIT and REFERENCE in left:
-            record["same_ids"] = sum(a == b for a, b in zip(left[name]["ids"], left[REFERENCE]["ids"], strict=True))
-            record["different_summaries"] = len({tuple(row) for row in left[name]["ids"]})
-            record["different_tokens"] = len({token for row in left[name]["ids"] for token in row[1:]})
+        if name in SPLIT and REFERENCE in outputs:
+            record["same_ids"] = sum(
+                a == b for a, b in zip(outputs[name]["ids"], outputs[REFERENCE]["ids"], strict=True)
+            )
+            record["different_summaries"] = len({tuple(row) for row in outputs[name]["ids"]})
+            record["different_tokens"] = len({token for row in outputs[name]["ids"] for token in row[1:]})
         records.append(record)
     return records
 
 
-def main(arguments=None) -> None:
-    """Run and print."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks summarize", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--beams", nargs="+", type=int, default=[4], help="1 is greedy search")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2, help="of each contestant")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--rounds", type=int, default=2, help="timed turns of each contestant (default %(default)s)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="model sizes (default: all)")
+    parser.add_argument(
+        "--beams", nargs="+", type=int, default=[4], help="numbers of beams; 1 is greedy search (default: 4)"
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME",
+        help=f"what to compare (default: all of {', '.join(CONTESTANTS)})",
+    )  # fmt: skip
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens per summary (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    for name, least in (("rounds", 1), ("new_tokens", 2), ("threads", 1)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {least}")
+    for name, minimum in (("rounds", 1), ("new_tokens", 2), ("threads", 1)):
+        if getattr(options, name) < minimum:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {minimum}")
     if min(options.beams) < 1:
         parser.error(f"--beams {min(options.beams)} must be at least 1")
     records = []
     for model in options.models:
         with tempfile.TemporaryDirectory() as folder:
-            # in a process of its own, so that no threads of PyTorch's stay here
-            writer = multiprocessing.get_context("spawn").Process(target=write_checkpoint, args=(model, folder))
-            writer.start()
-            writer.join()
-            if writer.exitcode:
-                sys.exit('no checkpoint could be written; it takes PyTorch: pip install "duonlp[parity]"')
+            write_in_subprocess(write_checkpoint, model, folder)
             for beams in options.beams:
                 if not options.json:
                     print(f"{model}, {beams} beams ...", file=sys.stderr, flush=True)
@@ -309,8 +353,8 @@ def main(arguments=None) -> None:
     print(json.dumps(report, indent=2) if options.json else table(report))
 
 
-def table(report: dict) -> str:
-    """The report as a Markdown table, ratios below 1 being faster than the peer, and whose ids agree."""
+def table(report: dict[str, Any]) -> str:
+    """Return the report as a Markdown table (a ratio below 1 is faster than the peer) and the agreement of the summaries."""
     lines = [
         "| model | beams | | s per call | ms per new token | first token, s | ms per later token | ratio to PyTorch "
         "| ratio to the best peer | first call, s | peak MiB |",
@@ -318,18 +362,18 @@ def table(report: dict) -> str:
     ]
     agreement = []
     for r in report["results"]:
-        figures = [
+        cells = [
             "" if r[key] is None else f"{r[key]:.{digits}f}"
             for key, digits in (
                 ("seconds", 2), ("ms_per_token", 1), ("first_token_seconds", 2), ("ms_per_later_token", 1), ("ratio", 2),
                 ("ratio_to_best_peer", 2), ("first_call", 1), ("peak_mib", 0),
             )
         ]  # fmt: skip
-        lines.append(f"| {r['model']} | {r['beams']} | {r['name']} | {' | '.join(figures)} |")
+        lines.append(f"| {r['model']} | {r['beams']} | {r['name']} | {' | '.join(cells)} |")
         if r["same_ids"] is not None:
             agreement.append(
-                f"{r['model']}, {r['beams']} beams, {r['name']}: {r['same_ids']} of {report['articles']} summaries are "
-                f"PyTorch's; {r['different_summaries']} different ones of {r['different_tokens']} different tokens"
+                f"{r['model']}, {r['beams']} beams, {r['name']}: {r['same_ids']} of {report['articles']} summaries agree with "
+                f"PyTorch's; {r['different_summaries']} distinct summaries with {r['different_tokens']} distinct tokens"
             )
     size = f"{report['articles']} articles of {report['length']} tokens, {report['new_tokens']} new tokens each"
     return "\n".join([*lines, "", *agreement, "", f"{size}; {report['threads']} threads; {footer(report)}"])

@@ -1,6 +1,6 @@
-"""Fill in what the Python blocks of docs/generation.md print: ``python -m tests.docs.record_outputs DEMO``.
+"""Update the outputs of the Python blocks in docs/generation.md: ``python -m tests.docs.record_outputs DEMO``.
 
-DEMO is the folder ``make demo`` wrote. Every block runs in both frameworks; a difference between them is an error.
+DEMO is the output folder of ``make demo``. Every block runs in both frameworks; it is an error if the outputs differ.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n.*?^```\n)?", re.M | r
 
 
 def outputs(page: str) -> list[str]:
-    """What each block prints, run in the current folder."""
-    namespace, printed = {"__name__": "generation"}, []
+    """Run the blocks of a page in the current folder and return what each prints."""
+    namespace: dict[str, object] = {"__name__": "generation"}
+    printed = []
     for text in BLOCK.findall(page):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(text, PAGE.name, "exec"), namespace)
@@ -27,22 +28,22 @@ def outputs(page: str) -> list[str]:
 
 
 def main(demo: str) -> None:
-    """Run the page in both frameworks and write it back."""
-    page, demo = PAGE.read_text(encoding="utf-8"), Path(demo).resolve()
+    """Run the page in both frameworks and update its outputs and plots."""
+    page, demo_folder = PAGE.read_text(encoding="utf-8"), Path(demo).resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        Path("demo").symlink_to(demo)
-        other = outputs(page.replace("import jaxnlp as nlp", "import tfnlp as nlp"))
-        printed = outputs(page)
+        Path("demo").symlink_to(demo_folder)
+        tf_outputs = outputs(page.replace("import jaxnlp as nlp", "import tfnlp as nlp"))
+        jax_outputs = outputs(page)
         for plot in Path().glob("*.png"):
             shutil.copy(plot, PAGE.parent)
-    for number, pair in enumerate(zip(printed, other, strict=True)):
-        if pair[0] != pair[1]:
-            sys.exit(f"block {number} differs between the frameworks:\n{pair[0]}\n---\n{pair[1]}")
-    left = iter(printed)
+    for number, (ours, theirs) in enumerate(zip(jax_outputs, tf_outputs, strict=True)):
+        if ours != theirs:
+            sys.exit(f"the output of block {number} differs between the frameworks:\n{ours}\n---\n{theirs}")
+    remaining = iter(jax_outputs)
 
-    def fill(match):
-        text = next(left)
+    def fill(match: re.Match[str]) -> str:
+        text = next(remaining)
         return f"```python\n{match[1]}```\n" + (f"\n```text\n{text}\n```\n" if text else "")
 
     PAGE.write_text(BLOCK.sub(fill, page), encoding="utf-8")

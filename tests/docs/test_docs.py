@@ -1,7 +1,7 @@
-"""Every code block of README.md and docs/ runs as it stands.
+"""Run every code block of README.md and docs/, and check their links and the table of families.
 
-Checkpoints that the texts name by Hub id are small random ones in folders of that name, so nothing is downloaded.
-Blocks of Python share one namespace within a file; blocks of shell run line by line, but for installing and make.
+Checkpoints named by Hub id are replaced by small random ones in folders of that name, so nothing is downloaded. The Python blocks
+of a file share a namespace; shell blocks run line by line, except the commands of SKIPPED.
 """
 
 import json
@@ -23,18 +23,18 @@ LINKED = [
     *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "tpu_scripts/README.md")),
 ]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
-NOT_HERE = ("make ", "pip install", "python -m benchmarks", "python -m tests.reference")
+SKIPPED = ("make ", "pip install", "python -m benchmarks", "python -m tests.reference")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """(language, text) of every code block."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(language, textwrap.dedent(text)) for _, language, text in found]
+    """Return the (language, text) of every code block."""
+    matches = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [(language, textwrap.dedent(text)) for _, language, text in matches]
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder with the checkpoints the texts speak of."""
+    """Write the checkpoints that the pages name; return their folder."""
     folder = tmp_path_factory.mktemp("docs")
     tokenizers = ROOT / "tests/reference/pipelines"
     words = json.loads((tokenizers / "wordpiece.json").read_text())
@@ -81,21 +81,23 @@ def test_every_block_runs(page: Path, checkpoints: Path, monkeypatch):
             exec(compile(text, f"{page.name}", "exec"), namespace)
         elif language == "bash":
             for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
-                if not line.startswith(NOT_HERE):
+                if not line.startswith(SKIPPED):
                     run(line)
-        elif language != "text":  # what the block before it printed: python -m tests.docs.record_outputs
-            assert all(not line or line.startswith(NOT_HERE) for line in text.splitlines()), f"no language: {text}"
+        elif language != "text":  # text is the output of the previous block, see tests/docs/record_outputs.py
+            assert all(not line or line.startswith(SKIPPED) for line in text.splitlines()), (
+                f"the block has no language: {text}"
+            )
 
 
 def run(line: str) -> None:
-    """One shell line, with this Python's commands first on the path."""
+    """Run one shell line, with this Python's commands first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(line, shell=True, env=os.environ | {"PATH": path}, capture_output=True, text=True)
     assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
 def families_table() -> str:
-    """The table of families and heads, as README has it."""
+    """Return the Markdown table of families and heads in README.md."""
     from duonlp import architectures
 
     lines = ["| head | " + " | ".join(architectures.families()) + " |"]
@@ -109,21 +111,21 @@ def families_table() -> str:
 FAMILIES = re.compile(r"(<!-- families.*?-->\n).*?(<!-- /families -->)", re.S)
 
 
-def test_the_table_of_families_is_the_registry_s():
+def test_families_table_matches_the_registry():
     assert FAMILIES.search(PAGES[0].read_text(encoding="utf-8"))[0].find(families_table()) > 0
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    """Return the anchors that GitHub and MkDocs derive from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path):
+def test_links_resolve(page: Path):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text):
-        if target.startswith("reference/"):  # made with the site, where `make docs` checks it
+        if target.startswith("reference/"):  # generated and checked by `make docs`
             continue
         assert (page.parent / target).exists(), f"{page.name}: {target}"
         if anchor:

@@ -1,4 +1,4 @@
-"""What both packages promise in the same words: one test of each, run on both."""
+"""Test the API that both engines share, on both."""
 
 from importlib import import_module
 
@@ -32,7 +32,7 @@ def gpt2(nlp):
     return nlp.AutoModelForCausalLM.from_config(GPT2.hf | {"eos_token_id": None}, seed=3, initializer_range=0.5)
 
 
-def test_the_same_seed_gives_the_same_weights_in_both():
+def test_same_seed_gives_same_weights_in_both_engines():
     trees = [
         import_module(f"{framework}nlp").AutoModelForSequenceClassification.from_config(BERT.hf, seed=5)
         for framework in ("jax", "tf")
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_weights_in_both():
     assert all(np.array_equal(np.asarray(jax_tree[path]), np.asarray(tf_tree[path])) for path in jax_tree)
 
 
-def test_from_config_takes_whatever_describes_a_model(nlp):
+def test_from_config_accepts_every_kind_of_config(nlp):
     from transformers import BertConfig
 
     theirs = BertConfig(**{k: v for k, v in BERT.hf.items() if k != "model_type"})
@@ -57,14 +57,14 @@ def test_from_config_takes_whatever_describes_a_model(nlp):
 
 
 @pytest.mark.parametrize(
-    ("keyword", "says"), [("from_pt", "safetensors"), ("torch_dtype", "dtype="), ("token", "HF_TOKEN")]
+    ("keyword", "message"), [("from_pt", "safetensors"), ("torch_dtype", "dtype="), ("token", "HF_TOKEN")]
 )
-def test_keywords_of_old_say_what_to_do_instead(nlp, keyword, says):
-    with pytest.raises(InputError, match=says):
+def test_removed_keywords_name_their_replacement(nlp, keyword, message):
+    with pytest.raises(InputError, match=message):
         nlp.AutoModel.from_pretrained("anything", **{keyword: True})
 
 
-def test_a_head_the_family_lacks(nlp, tmp_path):
+def test_unsupported_head_raises(nlp, tmp_path):
     with pytest.raises(ConfigError, match="is_decoder=True"):
         nlp.AutoModelForCausalLM.from_pretrained(BERT.write(tmp_path / "m"))
     with pytest.raises(ConfigError, match="has no 'next-sentence-prediction' head"):
@@ -85,14 +85,14 @@ def test_compiled_models_check_their_inputs(nlp, bert):
         run(input_ids=np.ones((1, 3), np.int32), mask=1)
 
 
-def test_a_classifier_without_a_padding_id_goes_by_the_mask(nlp):
+def test_classifier_without_padding_id_uses_the_mask(nlp):
     model = nlp.AutoModelForSequenceClassification.from_config(SCORE.hf | {"pad_token_id": None})
     ids, mask = np.array([[5, 6, 7, 8]]), np.array([[1, 1, 0, 0]])
     alone = np.asarray(model(input_ids=ids[:, :2])["logits"])
     assert difference(np.asarray(model(input_ids=ids, attention_mask=mask)["logits"]), alone) < 1e-6
 
 
-def test_generation_takes_the_tokenizer_s_whole_output_and_any_kind_of_config(gpt2):
+def test_generate_accepts_tokenizer_output_and_every_kind_of_config(gpt2):
     ids = np.array([[5, 6, 7]])
     expected = gpt2.generate(ids, max_new_tokens=4)
     assert np.array_equal(gpt2.generate(input_ids=ids, token_type_ids=ids * 0, max_new_tokens=4), expected)
@@ -103,7 +103,7 @@ def test_generation_takes_the_tokenizer_s_whole_output_and_any_kind_of_config(gp
         gpt2.generate(ids, generation_config=3)
 
 
-def test_a_stored_option_that_is_not_there_is_said(nlp, tmp_path):
+def test_unsupported_stored_generation_option_warns(nlp, tmp_path):
     folder = GPT2.write(tmp_path / "m")
     (folder / "generation_config.json").write_text('{"max_time": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
     with pytest.warns(UserWarning, match="sets max_time=4"):
@@ -112,8 +112,8 @@ def test_a_stored_option_that_is_not_there_is_said(nlp, tmp_path):
 
 
 @pytest.mark.parametrize("name", [c.name for c in cases() if c.head == "causal-lm" and "[" not in c.name])
-def test_greedy_ids_are_those_of_whole_passes(nlp, name):
-    """Without padding, the cache changes nothing. RoBERTa counts from elsewhere in `generate`, as Transformers does."""
+def test_greedy_ids_match_uncached_passes(nlp, name):
+    """Positions are passed because RoBERTa's `generate` counts them from 0, as Transformers does."""
     case = next(c for c in cases() if c.name == name)
     model = nlp.AutoModelForCausalLM.from_config(
         Case(name, case.hf | {"eos_token_id": None}, "causal-lm").hf, initializer_range=0.5, seed=2
@@ -127,7 +127,7 @@ def test_greedy_ids_are_those_of_whole_passes(nlp, name):
     assert np.array_equal(out, ids)
 
 
-def test_encoder_decoders_are_compared_too(tmp_path):
+def test_compare_supports_encoder_decoders(tmp_path):
     case = next(case for case in cases() if case.name == "bart-seq2seq-lm")
     report = compare(case.write(tmp_path / "m"), frameworks=("tf", "jax"), max_new_tokens=4)
     assert report.ok and report.same_ids

@@ -1,4 +1,4 @@
-"""Text generation in both engines, without a reference implementation: definitions, batches, seeds, what is compiled."""
+"""Test generation in both engines against definitions: search, sampling, batches, seeds and the number of compilations."""
 
 import itertools
 import warnings
@@ -30,7 +30,7 @@ def both():
     return [language_model(framework, n_layer=1) for framework in ("jax", "tf")]
 
 
-def test_enough_beams_find_the_best_text_of_a_network(framework):
+def test_exhaustive_beam_search_finds_the_best_texts(framework):
     model = language_model(framework, n_layer=1, vocab_size=5, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     texts = np.array([[2, *text] for text in itertools.product(range(5), repeat=3)], np.int32)
     logits = np.asarray(model(input_ids=texts)["logits"], np.float64)[:, :-1]
@@ -45,21 +45,21 @@ def test_enough_beams_find_the_best_text_of_a_network(framework):
 
 
 def test_draws_follow_the_processed_distribution(gpt2):
-    """Pearson's chi-square of 4,000 draws of one token; tokens that were cut are never drawn."""
+    """Pearson's chi-squared test on 4,000 draws of one token; tokens that top-p removes are never drawn."""
     options = {"top_k": 0, "top_p": 0.9, "temperature": 1.5, "num_return_sequences": 4000, "max_new_tokens": 1}
     out = gpt2.generate(prompts(2, (5,))[0], do_sample=True, seed=7, output_scores=True, **options, **FREE)
     scores = out.scores[0, 0].astype(np.float64)
     expected = np.exp(scores - scores.max())
     expected *= len(out.sequences) / expected.sum()
     counts = np.bincount(out.sequences[:, -1], minlength=len(scores))
-    kept = expected > 0
-    assert 3 < kept.sum() < len(scores) and counts[~kept].sum() == 0
-    chi_square, freedom = ((counts - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1
+    allowed = expected > 0
+    assert 3 < allowed.sum() < len(scores) and counts[~allowed].sum() == 0
+    chi_square, freedom = ((counts - expected)[allowed] ** 2 / expected[allowed]).sum(), allowed.sum() - 1
     assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
 
 
 @pytest.mark.representative
-def test_diverse_beam_search_of_a_network_is_that_of_numpy(both):
+def test_diverse_beam_search_is_the_same_in_both_engines(both):
     options = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.5, "num_return_sequences": 4}
     ids, mask = prompts(0, (5, 3))
     outs = [
@@ -69,28 +69,28 @@ def test_diverse_beam_search_of_a_network_is_that_of_numpy(both):
     np.testing.assert_allclose(outs[0]["sequences_scores"], outs[1]["sequences_scores"], atol=1e-4)
 
 
-def test_contrastive_search_is_the_paper_s(framework, gpt2):
+def test_contrastive_search_matches_the_paper(framework, gpt2):
     k, alpha, steps, length = 4, 0.6, 6, 12
-    run = import_module(f"{framework}nlp").compiled(gpt2)  # one shape: what comes later changes nothing
+    run = import_module(f"{framework}nlp").compiled(gpt2)  # always padded to one shape; later tokens have no effect
     ids = prompts(1, (5,))[0]
     text = ids[0].tolist()
 
-    def whole(texts):
-        padded = np.array([each + [1] * (length - len(each)) for each in texts], np.int32)
+    def forward(texts):
+        padded = np.array([ids + [1] * (length - len(ids)) for ids in texts], np.int32)
         out = run(input_ids=padded, output_hidden_states=True)
         return [np.asarray(x, np.float64) for x in (out["logits"], out["hidden_states"][-1])]
 
     for _ in range(steps):
-        logits = whole([text] * k)[0][0, len(text) - 1]
+        logits = forward([text] * k)[0][0, len(text) - 1]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         candidates = np.argsort(-probabilities)[:k].tolist()
-        hidden = whole([[*text, token] for token in candidates])[1][:, : len(text) + 1]
+        hidden = forward([[*text, token] for token in candidates])[1][:, : len(text) + 1]
         hidden /= np.linalg.norm(hidden, axis=-1, keepdims=True)
         similar = [(states[:-1] @ states[-1]).max() for states in hidden]
         scores = (1 - alpha) * probabilities[candidates] - alpha * np.array(similar)
         text.append(candidates[scores.argmax()])
-    found = gpt2.generate(ids, penalty_alpha=alpha, top_k=k, max_new_tokens=steps, **FREE)
-    np.testing.assert_array_equal(found, [text])
+    generated = gpt2.generate(ids, penalty_alpha=alpha, top_k=k, max_new_tokens=steps, **FREE)
+    np.testing.assert_array_equal(generated, [text])
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_contrastive_search_is_the_paper_s(framework, gpt2):
     ],
     ids=lambda options: ",".join(options) or "greedy",
 )
-def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2, options):
-    lengths = (7, 5, 6)  # one bucket of columns
+def test_batched_prompts_generate_as_alone(gpt2, options):
+    lengths = (7, 5, 6)  # in one bucket of lengths
     ids, mask = prompts(2, lengths)
     together = gpt2.generate(ids, mask, max_new_tokens=7, **options)[:, 7:]
     returned = options.get("num_return_sequences", 1)
@@ -126,37 +126,38 @@ def test_a_prompt_in_a_batch_is_continued_as_it_is_alone(gpt2, options):
     ],
     ids=["plain", "cut", "beams"],
 )
-def test_the_same_seed_draws_the_same_in_both(both, options):
+def test_same_seed_draws_the_same_in_both_engines(both, options):
     ids, mask = prompts(3, (6, 4))
-    drawn = []
+    draws = []
     for seed in SEEDS:
         outs = [
             model.generate(ids, mask, do_sample=True, seed=seed, max_new_tokens=8, **FREE, **options) for model in both
         ]
         np.testing.assert_array_equal(*outs)
-        drawn.append(outs[0].tobytes())
-    assert len(set(drawn)) == len(SEEDS)
+        draws.append(outs[0].tobytes())
+    assert len(set(draws)) == len(SEEDS)
 
 
-def test_large_vocabularies_draw_the_short_and_the_long_way_alike(framework):
+def test_sampling_from_top_k_first_draws_the_same_as_from_all_scores(framework):
+    """Recording scores disables the shortcut of reducing a large vocabulary to the top k first."""
     model = language_model(framework, n_layer=1, vocab_size=1500)
     options = {"do_sample": True, "top_k": 20, "top_p": 0.95, "max_new_tokens": 6, **FREE}
     ids, mask = prompts(4, (6, 6, 4))
     for seed in SEEDS:
-        short = model.generate(ids, mask, seed=seed, **options)
-        long = model.generate(ids, mask, seed=seed, output_scores=True, **options)["sequences"]
-        np.testing.assert_array_equal(short, long)
+        reduced = model.generate(ids, mask, seed=seed, **options)
+        complete = model.generate(ids, mask, seed=seed, output_scores=True, **options)["sequences"]
+        np.testing.assert_array_equal(reduced, complete)
 
 
-def test_equal_prompts_of_a_batch_are_continued_differently(gpt2):
+def test_equal_prompts_in_a_batch_sample_different_texts(gpt2):
     ids = np.repeat(prompts(5, (5,))[0], 3, 0)
     out = gpt2.generate(ids, do_sample=True, seed=1, top_k=0, max_new_tokens=8, **FREE)
     assert len({row.tobytes() for row in out}) == 3
-    several = gpt2.generate(ids[:1], do_sample=True, seed=1, top_k=0, max_new_tokens=8, num_return_sequences=3, **FREE)
-    np.testing.assert_array_equal(out, several)
+    returned = gpt2.generate(ids[:1], do_sample=True, seed=1, top_k=0, max_new_tokens=8, num_return_sequences=3, **FREE)
+    np.testing.assert_array_equal(out, returned)
 
 
-def test_other_numbers_do_not_compile_again(framework, gpt2):
+def test_changing_numbers_does_not_recompile(framework, gpt2):
     traced = []
 
     def watch(ids, logits, step):
@@ -180,7 +181,7 @@ def test_other_numbers_do_not_compile_again(framework, gpt2):
     assert generate((7, 6, 5), repetition_penalty=1.0) > first
 
 
-def test_other_beam_numbers_do_not_compile_again(framework, gpt2):
+def test_changing_beam_options_does_not_recompile(framework, gpt2):
     traced = []
 
     def watch(ids, logits, step):
@@ -200,8 +201,8 @@ def test_other_beam_numbers_do_not_compile_again(framework, gpt2):
     assert counts[0] and len(set(counts)) == 1
 
 
-def test_models_of_one_configuration_share_what_is_compiled_in_jax(tmp_path):
-    """Their folders and generation options are not part of a program; weights are arguments."""
+def test_jax_models_of_one_configuration_share_programs(tmp_path):
+    """Programs do not depend on folders or generation options, and take the weights as arguments."""
     from jaxnlp.generation.search import _start
 
     before, folders = _start._cache_size(), [tmp_path / name for name in "ab"]
@@ -213,8 +214,8 @@ def test_models_of_one_configuration_share_what_is_compiled_in_jax(tmp_path):
     assert _start._cache_size() == before + 1
 
 
-def test_processors_of_one_s_own(framework, gpt2):
-    """Even ids alone: written once with the operations of either framework's arrays."""
+def test_custom_logits_processors(framework, gpt2):
+    """A processor over ``ops`` that allows only even ids works in both engines."""
     ops = import_module(f"{framework}nlp.ops")
 
     def even(ids, logits, step):
@@ -224,7 +225,7 @@ def test_processors_of_one_s_own(framework, gpt2):
     assert not (gpt2.generate(ids, max_new_tokens=8, logits_processor=[even], **FREE)[:, 5:] % 2).any()
 
 
-def test_streams_give_the_ids_of_generate(framework, gpt2):
+def test_streams_yield_the_ids_of_generate(framework, gpt2):
     stream = import_module(f"{framework}nlp.generation").stream
     ids, mask = prompts(7, (6, 4))
     for options in ({}, {"do_sample": True, "seed": 3, "num_return_sequences": 2}):
@@ -234,13 +235,13 @@ def test_streams_give_the_ids_of_generate(framework, gpt2):
         np.testing.assert_array_equal(np.concatenate(pieces, 1), whole[:, 6:])
 
 
-def test_a_streamer_is_given_the_prompt_and_every_token(gpt2):
+def test_streamer_receives_the_prompt_and_every_token(gpt2):
     class Streamer:
         def __init__(self):
-            self.given, self.ended = [], False
+            self.pieces, self.ended = [], False
 
         def put(self, ids):
-            self.given.append(np.array(ids))
+            self.pieces.append(np.array(ids))
 
         def end(self):
             self.ended = True
@@ -248,12 +249,12 @@ def test_a_streamer_is_given_the_prompt_and_every_token(gpt2):
     streamer, ids = Streamer(), prompts(8, (6,))[0]
     out = gpt2.generate(ids, max_new_tokens=6, streamer=streamer)
     assert streamer.ended
-    np.testing.assert_array_equal(streamer.given[0], ids)
-    np.testing.assert_array_equal(np.concatenate(streamer.given[1:]), out[0, 6:])
+    np.testing.assert_array_equal(streamer.pieces[0], ids)
+    np.testing.assert_array_equal(np.concatenate(streamer.pieces[1:]), out[0, 6:])
     np.testing.assert_array_equal(out, gpt2.generate(ids, max_new_tokens=6))
 
 
-def test_what_is_returned_with_the_ids(gpt2):
+def test_generation_output_scores_logits_and_logprobs(gpt2):
     ids, mask = prompts(9, (6, 4, 5))
     free = gpt2.generate(ids, mask, max_new_tokens=8, **FREE)
     ends = {"eos_token_id": [int(free[0, 8])], "pad_token_id": 59}
@@ -274,7 +275,7 @@ def test_what_is_returned_with_the_ids(gpt2):
         _ = out.attentions
 
 
-def test_the_score_of_a_beam_is_that_of_its_tokens(gpt2):
+def test_beam_scores_are_the_sums_of_their_tokens(gpt2):
     ids, mask = prompts(10, (6, 4))
     out = gpt2.generate(
         ids, mask, num_beams=3, num_return_sequences=3, max_new_tokens=6, length_penalty=0.7, output_scores=True
@@ -288,7 +289,7 @@ def test_the_score_of_a_beam_is_that_of_its_tokens(gpt2):
             assert out.scores[n, out.beam_indices[row, n], token] == pytest.approx(out.logprobs[row, n], abs=1e-6)
 
 
-def test_speculative_decoding_draws_what_sampling_draws(framework, gpt2):
+def test_speculative_decoding_draws_the_same_as_sampling(framework, gpt2):
     draft = language_model(framework, seed=8, n_layer=1, n_head=2)
     ids = prompts(11, (7,))[0]
     options = {"do_sample": True, "top_k": 0, "max_new_tokens": 8}
@@ -299,12 +300,11 @@ def test_speculative_decoding_draws_what_sampling_draws(framework, gpt2):
     out = gpt2.generate(
         ids, assistant_model=gpt2, max_new_tokens=8, num_assistant_tokens=5, return_dict_in_generate=True, **FREE
     )
-    assert out["passes"] == [
-        3
-    ]  # the prompt gives a token, then five proposals that are all right and one more, then the rest
+    # The prompt gives one token; the second pass accepts all five proposals and adds one; the third gives the rest.
+    assert out["passes"] == [3]
 
 
-def test_stop_strings_end_a_text(gpt2):
+def test_stop_strings_end_generation(gpt2):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -322,7 +322,7 @@ def test_stop_strings_end_a_text(gpt2):
 
 
 @pytest.mark.parametrize(
-    ("ids", "options", "says"),
+    ("ids", "options", "message"),
     [
         (np.full((1, 41), 5), {}, "40 positions"),
         (np.zeros((1, 0), np.int32), {}, "prompt is empty"),
@@ -355,18 +355,18 @@ def test_stop_strings_end_a_text(gpt2):
     ],
     ids=str,
 )
-def test_what_cannot_be(gpt2, ids, options, says):
+def test_invalid_inputs_and_options_raise(gpt2, ids, options, message):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             gpt2.generate(ids, **options)
 
 
-def test_beams_do_not_stream(framework, gpt2):
+def test_streaming_beams_raises(framework, gpt2):
     with pytest.raises(InputError, match="cannot be streamed, since beams change until the end"):
         next(import_module(f"{framework}nlp.generation").stream(gpt2, [[5]], num_beams=2))
 
 
-def test_a_vocabulary_smaller_than_top_k(framework):
+def test_top_k_may_exceed_the_vocabulary(framework):
     model = language_model(framework, n_layer=1, vocab_size=5, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     assert model.generate([[1, 2]], do_sample=True, seed=1, max_new_tokens=3).shape == (1, 5)

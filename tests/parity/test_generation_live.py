@@ -1,7 +1,7 @@
-"""Generated ids, live against Transformers' ``generate`` with the same keywords.
+"""Compare generated ids with Transformers' ``generate`` for the same keywords.
 
-A group of cases shares what is compiled (the strategy, sizes, which processors are on); its cases differ in numbers, prompts
-and models. tests/parity/test_generation.py has what needs no reference, or has none in Transformers any more.
+The cases of a group share compiled programs (strategy, sizes, processors) and differ in numbers, prompts and models. Tests
+without a reference, or whose reference Transformers has removed, are in tests/parity/test_generation.py.
 """
 
 import functools
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.parity
 MODELS = 3
 ENDS = (EOS, 17, 33)
 BATCHES = {1: ((7,), (5,)), 3: ((7, 4, 6), (5, 7, 2)), 4: ((7, 7, 7, 7), (6, 6, 6, 6)), 5: ((7, 6, 3, 5, 7),)}
-"""The lengths of the prompts, by batch: in one bucket, so that they share a program. Those of 4 have no padding, which
-Transformers' processors take for text: it penalises the padding's id."""
+"""Batch size -> prompt lengths of each set, in one bucket, so that the sets share a program. The prompts of batch size 4 have
+no padding, because Transformers' repetition penalty treats padding as text."""
 
 STOPPING = [
     {"early_stopping": early, "length_penalty": penalty}
@@ -31,43 +31,51 @@ STOPPING = [
 ]
 
 
-def several(**options) -> list[dict]:
-    """Every combination of the values given for each option."""
+def grid(**options) -> list[dict]:
+    """Return every combination of the options' values."""
     return [dict(zip(options, values)) for values in itertools.product(*options.values())]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases of one compiled program: those options in common, and one case for each of ``cases``."""
+    """Cases that share a compiled program.
+
+    Attributes:
+        options: Options of all cases.
+        cases: Additional options of each case.
+        batch: Batch size, a key of BATCHES.
+        sets: Number of sets of prompts.
+        records: Whether to compare scores and logits as well.
+    """
 
     options: dict
     cases: tuple | list = ({},)
     batch: int = 3
-    sets: int = 2  # of prompts
+    sets: int = 2
     records: bool = False
 
 
-BAD, BIAS = [[[7]], [[5, 6], [8, 9, 10]]], [[[[11], -5.0]], [[[12], 4.0], [[3, 4], -2.0]]]
-"""And with them, what each model says when it may say everything: see ``resolved``."""
+FREE_TOKENS = "tokens of the unconstrained text"
+"""Placeholder that :func:`resolve` replaces by tokens which the model generates without constraints."""
 
 GROUPS = {
-    "greedy": Group({}, several(eos_token_id=(EOS, [EOS, 17], list(ENDS)), max_new_tokens=(9, 12))),
-    "greedy, one": Group({}, several(eos_token_id=(EOS, list(ENDS))), batch=1),
-    "greedy, five": Group({}, several(eos_token_id=(EOS, list(ENDS))), batch=5),
-    "greedy, penalties": Group({"max_length": 18}, several(repetition_penalty=(0.7, 1.3, 2.5), eos_token_id=(EOS, list(ENDS)))),
-    "greedy, not before": Group({}, [*several(min_new_tokens=(0, 3, 7), eos_token_id=(EOS, list(ENDS))), {"min_length": 11}]),
+    "greedy": Group({}, grid(eos_token_id=(EOS, [EOS, 17], list(ENDS)), max_new_tokens=(9, 12))),
+    "greedy, one": Group({}, grid(eos_token_id=(EOS, list(ENDS))), batch=1),
+    "greedy, five": Group({}, grid(eos_token_id=(EOS, list(ENDS))), batch=5),
+    "greedy, penalties": Group({"max_length": 18}, grid(repetition_penalty=(0.7, 1.3, 2.5), eos_token_id=(EOS, list(ENDS)))),
+    "greedy, not before": Group({}, [*grid(min_new_tokens=(0, 3, 7), eos_token_id=(EOS, list(ENDS))), {"min_length": 11}]),
     "greedy, bigrams once": Group({"no_repeat_ngram_size": 2}),
-    "greedy, trigrams once": Group({"no_repeat_ngram_size": 3}, several(eos_token_id=(EOS, list(ENDS)))),
-    "greedy, bad words": Group({"bad_words_ids": "said"}, several(eos_token_id=(EOS, list(ENDS)))),
-    "greedy, biases": Group({"sequence_bias": "said"}, several(eos_token_id=(EOS, list(ENDS)))),
-    "greedy, forced end": Group({}, several(forced_eos_token_id=(EOS, 17), max_new_tokens=(3, 9))),
-    "greedy, suppressed": Group({}, several(suppress_tokens=([20, 21], [EOS, 5, 9]), begin_suppress_tokens=([EOS], [3, EOS]))),
-    "greedy, decay": Group({}, several(exponential_decay_length_penalty=((2, 1.5), (5, 1.2), (0, 3.0)))),
-    "greedy, guided": Group({}, several(guidance_scale=(0.5, 1.5, 3.0), eos_token_id=(EOS, list(ENDS)))),
+    "greedy, trigrams once": Group({"no_repeat_ngram_size": 3}, grid(eos_token_id=(EOS, list(ENDS)))),
+    "greedy, bad words": Group({"bad_words_ids": FREE_TOKENS}, grid(eos_token_id=(EOS, list(ENDS)))),
+    "greedy, biases": Group({"sequence_bias": FREE_TOKENS}, grid(eos_token_id=(EOS, list(ENDS)))),
+    "greedy, forced end": Group({}, grid(forced_eos_token_id=(EOS, 17), max_new_tokens=(3, 9))),
+    "greedy, suppressed": Group({}, grid(suppress_tokens=([20, 21], [EOS, 5, 9]), begin_suppress_tokens=([EOS], [3, EOS]))),
+    "greedy, decay": Group({}, grid(exponential_decay_length_penalty=((2, 1.5), (5, 1.2), (0, 3.0)))),
+    "greedy, guided": Group({}, grid(guidance_scale=(0.5, 1.5, 3.0), eos_token_id=(EOS, list(ENDS)))),
     "greedy, all": Group(
-        {"no_repeat_ngram_size": 2, "bad_words_ids": "said", "renormalize_logits": True, "min_new_tokens": 3,
-         "sequence_bias": "said", "suppress_tokens": [30], "begin_suppress_tokens": [EOS]},
-        several(repetition_penalty=(0.8, 1.5), exponential_decay_length_penalty=((3, 1.2), (6, 2.0)),
+        {"no_repeat_ngram_size": 2, "bad_words_ids": FREE_TOKENS, "renormalize_logits": True, "min_new_tokens": 3,
+         "sequence_bias": FREE_TOKENS, "suppress_tokens": [30], "begin_suppress_tokens": [EOS]},
+        grid(repetition_penalty=(0.8, 1.5), exponential_decay_length_penalty=((3, 1.2), (6, 2.0)),
                 forced_eos_token_id=(EOS, 17)),
         batch=4,
         records=True,
@@ -77,53 +85,53 @@ GROUPS = {
     "3 beams": Group({"num_beams": 3, "num_return_sequences": 3}, STOPPING, sets=1, records=True),
     "5 beams": Group({"num_beams": 5, "num_return_sequences": 2}, STOPPING, sets=1),
     "3 beams, two ends": Group({"num_beams": 3, "num_return_sequences": 2, "eos_token_id": [EOS, 17]}, STOPPING, sets=1),
-    "3 beams, one": Group({"num_beams": 3, "num_return_sequences": 3}, several(early_stopping=(True, False)), batch=1),
-    "2 beams, five": Group({"num_beams": 2}, several(early_stopping=(True, "never")), batch=5, records=True),
+    "3 beams, one": Group({"num_beams": 3, "num_return_sequences": 3}, grid(early_stopping=(True, False)), batch=1),
+    "2 beams, five": Group({"num_beams": 2}, grid(early_stopping=(True, "never")), batch=5, records=True),
     "3 beams, penalties": Group(
         {"num_beams": 3, "no_repeat_ngram_size": 2},
-        several(repetition_penalty=(0.7, 1.5), early_stopping=(True, False), min_new_tokens=(2, 6)),
+        grid(repetition_penalty=(0.7, 1.5), early_stopping=(True, False), min_new_tokens=(2, 6)),
     ),
     "3 beams, words": Group(
-        {"num_beams": 3, "bad_words_ids": "said", "sequence_bias": "said", "forced_eos_token_id": EOS},
-        several(early_stopping=(True, False), length_penalty=(0.0, 1.5)),
+        {"num_beams": 3, "bad_words_ids": FREE_TOKENS, "sequence_bias": FREE_TOKENS, "forced_eos_token_id": EOS},
+        grid(early_stopping=(True, False), length_penalty=(0.0, 1.5)),
     ),
     "2 beams, decay": Group(
         {"num_beams": 2, "renormalize_logits": True, "suppress_tokens": [30, 31], "begin_suppress_tokens": [EOS, 4]},
-        several(exponential_decay_length_penalty=((2, 1.5), (5, 1.1)), early_stopping=(True, False)),
+        grid(exponential_decay_length_penalty=((2, 1.5), (5, 1.1)), early_stopping=(True, False)),
         records=True,
     ),
     "4 beams, three ends": Group(
         {"num_beams": 4, "num_return_sequences": 4, "eos_token_id": list(ENDS)},
-        several(early_stopping=(True, False, "never"), max_new_tokens=(5, 12)),
+        grid(early_stopping=(True, False, "never"), max_new_tokens=(5, 12)),
     ),
 }  # fmt: skip
 
 
 @functools.cache
 def folders() -> list[Path]:
-    """Checkpoints of models for which an end is often likely: its embedding, and so its logit, is larger than others'."""
+    """Write checkpoints whose end tokens have large embeddings, hence large logits, so that many texts end early."""
     import torch
 
     from tests.engines import torch_model
 
-    torch.set_num_threads(1)  # models this small: more threads wait for each other a hundred times as long
+    torch.set_num_threads(1)  # with models this small, several threads spend most of the time waiting for each other
 
-    made = []
+    paths = []
     for seed in range(MODELS):
         folder = Path(tempfile.mkdtemp(prefix="duonlp-generation-"))
         model = torch_model(Case(f"generation-live-{seed}", HF, "causal-lm").write(folder / "plain"), "causal-lm")
         with torch.no_grad():
             for token, size in zip(ENDS, (2.5, 1.5, 1.5)):
                 model.transformer.wte.weight[token] *= size
-            model.transformer.wte.weight[0] = 0.0  # padding is not said
+            model.transformer.wte.weight[0] = 0.0  # so that padding is never generated
         model.save_pretrained(folder / "ends")
-        made.append(folder / "ends")
-    return made
+        paths.append(folder / "ends")
+    return paths
 
 
 @functools.cache
 def reference(index: int):
-    """Transformers' model."""
+    """Load Transformers' model of a checkpoint."""
     from tests.engines import torch_model
 
     return torch_model(folders()[index], "causal-lm").eval()
@@ -131,7 +139,10 @@ def reference(index: int):
 
 @functools.cache
 def ours(framework: str):
-    """index -> our model. In TensorFlow it is one that changes its weights: what is compiled belongs to a model."""
+    """Return a function from the checkpoint's index to our model.
+
+    In TensorFlow it is one model whose weights are replaced, because compiled programs belong to a model.
+    """
     nlp = import_module(f"{framework}nlp")
     models = [nlp.AutoModelForCausalLM.from_pretrained(folder) for folder in folders()]
     if framework == "jax":
@@ -147,106 +158,112 @@ def ours(framework: str):
 
 
 def theirs(index: int, ids, mask, options: dict) -> dict:
-    """What Transformers gives, as NumPy."""
+    """Return the NumPy arrays that Transformers generates: sequences, scores, logits, and scores and indices of beams."""
     import torch
 
     out = reference(index).generate(
         torch.tensor(ids).long(), attention_mask=torch.tensor(mask), do_sample=False, **options,
         return_dict_in_generate=True, output_scores=True, output_logits=True,
     )  # fmt: skip
-    found = {}
+    arrays = {}
     for name in ("sequences", "sequences_scores", "beam_indices", "scores", "logits"):
         value = out.get(name)
         if value is not None:
-            found[name] = (torch.stack(value) if isinstance(value, tuple) else value).numpy()
-    return found
+            arrays[name] = (torch.stack(value) if isinstance(value, tuple) else value).numpy()
+    return arrays
 
 
 @functools.cache
-def said(index: int, batch: int, which: int) -> np.ndarray:
-    """What a model says when nothing forbids it."""
-    ids, mask = prompts(which, BATCHES[batch][which])
-    return theirs(index, ids, mask, {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": -1})["sequences"][
-        :, ids.shape[1] :
-    ]
+def free_texts(index: int, batch: int, number: int) -> np.ndarray:
+    """Return the new tokens that a model generates greedily for a set of prompts without constraints, [B, 12]."""
+    ids, mask = prompts(number, BATCHES[batch][number])
+    options = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": -1}
+    return theirs(index, ids, mask, options)["sequences"][:, ids.shape[1] :]
 
 
-def resolved(options: dict, index: int, batch: int, which: int) -> dict:
-    """Options with tokens that the model would say where they are to be named."""
-    row = [int(token) for token in said(index, batch, which)[0]]
+def resolve(options: dict, index: int, batch: int, number: int) -> dict:
+    """Replace FREE_TOKENS in the options by tokens that the model would otherwise generate."""
+    row = [int(token) for token in free_texts(index, batch, number)[0]]
     words = {
         "bad_words_ids": [row[:1], row[1:3], [8, 9, 10]],
         "sequence_bias": [[row[:2], -6.0], [[row[2]], 3.0], [[4], 2.0]],
     }
-    return {name: words[name] if value == "said" else value for name, value in options.items()}
+    return {name: words[name] if value is FREE_TOKENS else value for name, value in options.items()}
 
 
 def cases_of(group: Group):
-    """(model, prompts, options) of every case."""
+    """Yield the (index of the model, number of the set of prompts, options) of every case."""
     for index in range(MODELS):
-        for which in range(min(group.sets, len(BATCHES[group.batch]))):
+        for number in range(min(group.sets, len(BATCHES[group.batch]))):
             for case in group.cases:
                 options = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS} | group.options | case
                 if "max_length" in options:
                     options.pop("max_new_tokens")
-                yield index, which, resolved(options, index, group.batch, which)
+                yield index, number, resolve(options, index, group.batch, number)
 
 
 @functools.cache
 def expected(name: str) -> list:
-    """A group's cases and what Transformers gives for them; for both frameworks."""
-    group, found = GROUPS[name], []
-    for index, which, options in cases_of(group):
-        ids, mask = prompts(which, BATCHES[group.batch][which])
-        found.append((index, ids, mask, options, theirs(index, ids, mask, options)))
-    return found
+    """Return (model, ids, mask, options, Transformers' output) of every case of a group; both frameworks use it."""
+    group, outputs = GROUPS[name], []
+    for index, number, options in cases_of(group):
+        ids, mask = prompts(number, BATCHES[group.batch][number])
+        outputs.append((index, ids, mask, options, theirs(index, ids, mask, options)))
+    return outputs
 
 
 def lengths_of(sequences, columns: int, ends) -> np.ndarray:
-    """How many tokens each row has until its end, the end included."""
+    """Return the number of new tokens of each row up to and including its end token, int [B].
+
+    Args:
+        sequences: Prompts and new tokens, int [B, T].
+        columns: Number of columns of the prompts.
+        ends: End tokens.
+    """
     new = sequences[:, columns:]
-    hit = np.isin(new, ends)
-    return np.where(hit.any(1), hit.argmax(1) + 1, new.shape[1])
+    is_end = np.isin(new, ends)
+    return np.where(is_end.any(1), is_end.argmax(1) + 1, new.shape[1])
 
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
 @pytest.mark.parametrize("name", list(GROUPS))
 def test_generated_ids(name: str, framework: str):
-    group, wrong = GROUPS[name], []
+    group, differences = GROUPS[name], []
     beams = group.options.get("num_beams", 1) > 1
     dicts = {"return_dict_in_generate": True} | (
         {"output_scores": True, "output_logits": True} if group.records else {}
     )
-    for index, ids, mask, options, wanted in expected(name):
+    for index, ids, mask, options, reference_output in expected(name):
         model = ours(framework)(index)
-        found = model.generate(ids, mask, **options, **(dicts if beams or group.records else {}))
-        found = found if isinstance(found, dict) else {"sequences": found}
-        same = np.array_equal(found["sequences"], wanted["sequences"])
+        output = model.generate(ids, mask, **options, **(dicts if beams or group.records else {}))
+        output = output if isinstance(output, dict) else {"sequences": output}
+        same = np.array_equal(output["sequences"], reference_output["sequences"])
         if same and beams:
-            same = np.abs(found["sequences_scores"] - wanted["sequences_scores"]).max() < 1e-4
+            same = np.abs(output["sequences_scores"] - reference_output["sequences_scores"]).max() < 1e-4
         if same and group.records:
-            same = all(equal_records(found[record], wanted[record]) for record in ("scores", "logits"))
+            same = all(equal_records(output[record], reference_output[record]) for record in ("scores", "logits"))
             if beams:
-                same = same and np.array_equal(found["beam_indices"], wanted["beam_indices"])
+                same = same and np.array_equal(output["beam_indices"], reference_output["beam_indices"])
         if not same:
-            wrong.append(f"model {index}, {options}\nours\n{found}\nTransformers'\n{wanted}")
-    assert not wrong, f"{len(wrong)} of {len(expected(name))} cases differ\n" + "\n".join(wrong[:2])
+            differences.append(f"model {index}, {options}\nours\n{output}\nTransformers'\n{reference_output}")
+    total = len(expected(name))
+    assert not differences, f"{len(differences)} of {total} cases differ\n" + "\n".join(differences[:2])
 
 
-def test_there_are_hundreds_of_cases_and_texts_of_many_lengths():
+def test_cases_are_many_and_their_texts_vary_in_length():
     assert sum(len(list(cases_of(group))) for group in GROUPS.values()) >= 300
     for name in ("greedy", "2 beams"):
         lengths = [
-            lengths_of(wanted["sequences"], ids.shape[1], options["eos_token_id"])
-            for _, ids, _, options, wanted in expected(name)
+            lengths_of(output["sequences"], ids.shape[1], options["eos_token_id"])
+            for _, ids, _, options, output in expected(name)
         ]
         assert len(set(np.concatenate(lengths))) > 4
-        assert any(len(set(each)) == len(each) for each in lengths)
+        assert any(len(set(batch)) == len(batch) for batch in lengths)
 
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
 def test_speculative_decoding_is_greedy_decoding(framework: str):
-    """Whatever is proposed; and Transformers', whose proposals are its own."""
+    """The ids do not depend on what proposes candidates, and equal those of Transformers' speculative decoding."""
     import torch
 
     model, options = ours(framework)(0), {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS}
@@ -254,15 +271,15 @@ def test_speculative_decoding_is_greedy_decoding(framework: str):
     for seed in range(4):
         ids, mask = prompts(seed, (7,))
         tensors = {"inputs": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask), "do_sample": False}
-        wanted = reference(0).generate(**tensors, prompt_lookup_num_tokens=3, **options).numpy()
-        assert np.array_equal(model.generate(ids, mask, **options), wanted)
-        assert np.array_equal(model.generate(ids, mask, prompt_lookup_num_tokens=3, **options), wanted)
-        assert np.array_equal(model.generate(ids, mask, assistant_model=draft, **options), wanted)
+        expected_ids = reference(0).generate(**tensors, prompt_lookup_num_tokens=3, **options).numpy()
+        assert np.array_equal(model.generate(ids, mask, **options), expected_ids)
+        assert np.array_equal(model.generate(ids, mask, prompt_lookup_num_tokens=3, **options), expected_ids)
+        assert np.array_equal(model.generate(ids, mask, assistant_model=draft, **options), expected_ids)
 
 
-def equal_records(found, wanted) -> bool:
-    """Whether logits are alike; a row whose text has ended is fed other padding there and here."""
-    if found.shape != wanted.shape or not np.array_equal(np.isfinite(found), np.isfinite(wanted)):
+def equal_records(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Return whether scores or logits have the same shape and infinities, and finite values within 1e-4."""
+    if ours.shape != theirs.shape or not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
         return False
-    finite = np.isfinite(wanted)
-    return float(np.abs(np.where(finite, found, 0) - np.where(finite, wanted, 0)).max()) < 1e-4
+    finite = np.isfinite(theirs)
+    return float(np.abs(np.where(finite, ours, 0) - np.where(finite, theirs, 0)).max()) < 1e-4

@@ -1,4 +1,4 @@
-"""Live against Transformers' PyTorch models: whole gradients, the way back, generated ids, a real checkpoint."""
+"""Compare with Transformers' PyTorch models: outputs, gradients, saved checkpoints, generated ids, a real checkpoint."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ FRAMEWORKS = ("jax", "tf")
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_forward_gradients_and_the_way_back(case: Case, tmp_path):
+def test_outputs_gradients_and_saved_checkpoints(case: Case, tmp_path):
     from tests.engines import torch_model
 
     folder, inputs = case.write(tmp_path / "ours"), case.inputs()
@@ -48,11 +48,13 @@ def test_greedy_ids(model_type: str, tmp_path):
     rng = np.random.default_rng(0)
     for batch, length in ((1, 3), (3, 5)):
         ids = rng.integers(12, 60, (batch, length)).astype(np.int32)
-        mask = (np.arange(length) >= np.arange(batch)[:, None]).astype(np.int32)  # padded on the left, row by row
+        mask = (np.arange(length) >= np.arange(batch)[:, None]).astype(
+            np.int32
+        )  # row i has i padding tokens on the left
         ids = np.where(mask, ids, 0)
         free = None
         for ends in (0, 1, 2):
-            # ids that do come up end a sequence, so rows of a batch end at different times
+            # Use generated ids as end tokens, so that the rows of a batch end at different times.
             eos = None if ends == 0 else [int(i) for i in np.unique(free[:, length + 2 :])[:ends]]
             expected = theirs.generate(
                 torch.tensor(ids).long(),

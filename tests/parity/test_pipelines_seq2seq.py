@@ -1,4 +1,4 @@
-"""Pipelines of encoder-decoders: the same texts from both packages, and from Transformers' model."""
+"""Compare the pipelines of encoder-decoders in both engines with each other and with Transformers' model."""
 
 import importlib
 from functools import cache
@@ -36,17 +36,17 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A small random T5 with its tokenizer."""
+    """Write a small random T5 with its tokenizer."""
     tokenizer = reference.load_tokenizer("unigram")
     case = Case("summarizer", T5 | {"vocab_size": len(tokenizer)}, "seq2seq-lm")
-    made = case.write(tmp_path_factory.mktemp("seq2seq") / "t5")
-    tokenizer.save_pretrained(made)
-    return made
+    path = case.write(tmp_path_factory.mktemp("seq2seq") / "t5")
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def pipes(folder):
-    """pipes(task): the pipeline of each package, made once."""
+    """Return a function that creates the pipelines of a task, one per engine, once."""
 
     @cache
     def make(task: str) -> list:
@@ -56,15 +56,15 @@ def pipes(folder):
 
 
 @pytest.mark.parametrize("task", CALLS)
-def test_the_two_frameworks_write_the_same(pipes, task):
+def test_engines_agree(pipes, task):
     ours, theirs = pipes(task)
-    many = ours(TEXTS, **CALLS[task])
-    assert many == theirs(TEXTS, **CALLS[task]) and len(many) == len(TEXTS)
+    results = ours(TEXTS, **CALLS[task])
+    assert results == theirs(TEXTS, **CALLS[task]) and len(results) == len(TEXTS)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("task", ["summarization", "translation_en_to_fr"])
-def test_texts_are_those_of_transformers(pipes, folder, task):
+def test_texts_agree_with_transformers(pipes, folder, task):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     tokenizer = reference.load_tokenizer("unigram")
@@ -76,7 +76,7 @@ def test_texts_are_those_of_transformers(pipes, folder, task):
         assert next(iter(ours.values())) == ids
 
 
-def test_long_documents_in_both(pipes):
+def test_long_documents_agree_between_engines(pipes):
     text = " ".join(TEXTS * 3)
     options = {"long_documents": "chunk", "max_source_length": 60, "return_chunks": True, "num_beams": 1}
     (first,), (second,) = (pipe(text, **options) for pipe in pipes("summarization"))
@@ -85,7 +85,7 @@ def test_long_documents_in_both(pipes):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_stream_joined_is_the_text(pipes, package):
+def test_streamed_pieces_join_to_the_text(pipes, package):
     pipe = pipes("text2text-generation")[PACKAGES.index(package)]
     pieces = list(pipe.stream(TEXTS[1], **GREEDY))
     assert "".join(pieces) == pipe(TEXTS, **GREEDY)[1]["generated_text"] and len(pieces) > 1
@@ -93,15 +93,15 @@ def test_a_stream_joined_is_the_text(pipes, package):
         pipe.stream(TEXTS[1])
 
 
-def test_a_seed_draws_the_same_in_both_whatever_the_batch(pipes):
+def test_sampling_agrees_between_engines_and_does_not_depend_on_the_batch(pipes):
     options = {"max_new_tokens": 6, "num_beams": 1, "do_sample": True, "seed": 3, "top_k": 0}
     ours, theirs = pipes("text2text-generation")
-    many = ours(TEXTS, **options)
-    assert many == theirs(TEXTS, **options) == [*ours(TEXTS[::-1], **options)][::-1]
-    assert many != ours(TEXTS, **options | {"seed": 4})
+    results = ours(TEXTS, **options)
+    assert results == theirs(TEXTS, **options) == [*ours(TEXTS[::-1], **options)][::-1]
+    assert results != ours(TEXTS, **options | {"seed": 4})
 
 
-def test_models_of_another_kind(folder, tmp_path):
+def test_unsupported_tasks_raise(folder, tmp_path):
     jaxnlp = importlib.import_module("jaxnlp")
     with pytest.raises(InputError, match=r"text-generation needs \w+, which t5 does not support; .*: .*summarization"):
         jaxnlp.pipeline("text-generation", folder)

