@@ -1,7 +1,7 @@
 """A transformer model described as data.
 
 Model families differ in these fields and in nothing else: both engines read them, and neither ever asks for
-a model's name. ``shared/duonlp/architectures`` translates a Hugging Face ``config.json`` into these classes
+a model's name. ``duonlp.architectures`` translates a Hugging Face ``config.json`` into these classes
 and back.
 """
 

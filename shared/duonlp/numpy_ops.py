@@ -1,7 +1,7 @@
 """The array operations that decoding is written in, in NumPy; ``jaxnlp/ops.py`` and ``tfnlp/ops.py`` define
 the same functions.
 
-Decoding (``shared/duonlp/generation``) is written once and receives one of these three modules. Names and
+Decoding (``duonlp.generation``) is written once and receives one of these three modules. Names and
 arguments follow NumPy; ``axis`` may be negative, and indices are int32.
 """
 

@@ -30,7 +30,7 @@ BLOCK_END = re.compile("|".join(map(re.escape, STOP_STRINGS)))
 
 DANGER = (
     "this evaluation executes untrusted, model-written code. It runs in a sandbox (see "
-    "shared/duonlp/evaluation/sandbox.py), which is weaker than a virtual machine: use a machine without valuable data"
+    "docs/code-evaluation.md), which is weaker than a virtual machine: use a machine without valuable data"
 )
 
 FIELDS = ("task_id", "prompt", "entry_point", "test")
