@@ -360,7 +360,7 @@ def print_costs(console: Console, report: "StepReport") -> None:
     table = Table("per chip and step", "", "at least", "", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:3]:
         column.justify = "right"
-    assert report.flops and report.traffic is not None  # set together, by a step that compiled
+    assert report.flops is not None and report.traffic is not None  # set together, by a step that compiled
     assert report.xla_flops is not None and report.xla_bytes is not None
     extra = report.flops / report.model_flops - 1
     compute, traffic = f"{report.flops / 1e12:.3f} TFLOP", f"{report.traffic / 1e9:.2f} GB"

@@ -80,10 +80,10 @@ class Pretrainer(keras.Model):
             )  # fmt: skip
             self.perplexity = Perplexity(name="perplexity")
         layers = model._flatten_layers()
-        self._seed_generators = [
+        self._dropout_generators = [
             layer.seed_generator for layer in layers if getattr(layer, "seed_generator", None) is not None
         ]
-        seeds = np.random.SeedSequence(seed).generate_state(max(len(self._seed_generators), 1))
+        seeds = np.random.SeedSequence(seed).generate_state(max(len(self._dropout_generators), 1))
         self._dropout_seeds = [int(dropout_seed) for dropout_seed in seeds]
         self.source: Source | None = None
         self.first_batch = 0
@@ -208,7 +208,7 @@ class Pretrainer(keras.Model):
         number = tf.cast(replica.replica_id_in_sync_group, tf.int64)
         # Each microbatch draws once from every generator, which advances its counter by one.
         count = self.step.value * self.accumulation
-        for generator, seed in zip(self._seed_generators, self._dropout_seeds):
+        for generator, seed in zip(self._dropout_generators, self._dropout_seeds):
             generator.state.assign(tf.stack([seed + number * REPLICA_STRIDE, count]))
 
     def make_train_function(self, force: bool = False) -> None:

@@ -18,8 +18,8 @@ PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 REMEDIES = {
     "report": "fix that record or remove it",
     "kind": "give files of one of these kinds",
-    "text_column": "name the text column with --text-column",
-    "label_column": "name the label column with --label-column",
+    "text_column": "pass the text column with --text-column",
+    "label_column": "pass the label column with --label-column",
     "document_field": "name the document column with --document-field",
     "summary_field": "name the summary column with --summary-field",
 }

@@ -4,17 +4,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from duonlp.cli.common import cli_option, print_json
 from duonlp.cli.settings import settings_from
 from duonlp.errors import InputError
-from duonlp.runs.labelled import LabelledRunSettings
 from duonlp.util.frameworks import calm_frameworks, chosen_framework, load_package, quiet_stdout
 
-T = TypeVar("T", bound=LabelledRunSettings)
+if TYPE_CHECKING:
+    from duonlp.runs.labelled import LabelledRunSettings
+
+T = TypeVar("T", bound="LabelledRunSettings")
 
 Data = Annotated[str, cli_option("--data", "-d", help="Labeled texts: a file, a folder or a Hub id (required).")]
 Output = Annotated[

@@ -14,10 +14,10 @@ DEFAULT_NEW_TOKENS = 20
 """Number of new tokens if neither max_new_tokens nor max_length is set, as in Transformers 5."""
 
 UNSUPPORTED = {
-    "constraints": "constrained beam search is unsupported; use bad_words_ids, sequence_bias or a logits processor",
-    "force_words_ids": "constrained beam search is unsupported; use sequence_bias or a logits processor",
-    "dola_layers": "DoLa decoding is unsupported; leave it out",
-    "watermarking_config": "watermarking is unsupported; use a logits processor",
+    "constraints": "use bad_words_ids, sequence_bias or a logits processor instead of constrained beam search",
+    "force_words_ids": "use sequence_bias or a logits processor instead of constrained beam search",
+    "dola_layers": "leave DoLa decoding out",
+    "watermarking_config": "use a logits processor for watermarking",
     "max_time": "a compiled loop cannot read the clock; use max_new_tokens, or stream and stop reading",
     "prefix_allowed_tokens_fn": "write it as a logits processor, (ids, logits, step) -> logits",
     "stopping_criteria": "use eos_token_id or stop_strings, or stream and stop reading",
@@ -163,7 +163,7 @@ class GenerationConfig:
         changes = {}
         for name, value in options.items():
             if name in UNSUPPORTED and value not in NEUTRAL:
-                raise InputError(f"{name}={value!r} is unsupported: {UNSUPPORTED[name]}")
+                raise InputError(f"{name}={value!r} is unsupported; {UNSUPPORTED[name]}")
             if name in OPTIONS:
                 reset = 0 if name == "top_k" else DEFAULTS[name]
                 changes[name] = reset if value is None else value

@@ -86,17 +86,21 @@ def without_native_notes() -> Generator[None, None, None]:
     With TF_CPP_MIN_LOG_LEVEL=0 every line is shown. If the process dies meanwhile, its last lines are lost, but faulthandler
     still prints a traceback.
     """
-    try:
-        stderr = None if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" else os.dup(2)
-    except OSError:  # there is no standard error
-        stderr = None
-    if stderr is None:
-        yield
-        return
-    was_enabled = faulthandler.is_enabled()
-    if not was_enabled:
-        faulthandler.enable(stderr)
-    with tempfile.TemporaryFile() as lines:
+    with contextlib.ExitStack() as stack:
+        try:
+            if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+                stderr = None
+            else:
+                lines = stack.enter_context(tempfile.TemporaryFile())
+                stderr = os.dup(2)
+        except OSError:  # no standard error, or no folder for temporary files
+            stderr = None
+        if stderr is None:
+            yield
+            return
+        was_enabled = faulthandler.is_enabled()
+        if not was_enabled:
+            faulthandler.enable(stderr)
         os.dup2(lines.fileno(), 2)
         try:
             yield

@@ -45,7 +45,7 @@ def add_xla_flags(
             words.append(f"--{name}={value}")
         else:
             missing.append(name)
-    if words:
+    if words or "XLA_FLAGS" in environment:
         environment["XLA_FLAGS"] = " ".join(words)
     return tuple(missing)
 

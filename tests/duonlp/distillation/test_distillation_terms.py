@@ -25,8 +25,8 @@ REAL = MASK * (TEXTS != -100)[:, None]
 WEIGHTS = np.array([0.5, 2.0, 1.0])
 LOSSES = SimpleNamespace(
     **{name: getattr(reference, name) for name in dir(reference) if name.endswith("_sum")},
-    in_order=lambda logits, order: logits[..., order],
-    projected=lambda states, kernel: states @ kernel,
+    reorder_labels=lambda logits, order: logits[..., order],
+    project=lambda states, kernel: states @ kernel,
 )
 
 
