@@ -471,6 +471,10 @@ def test_importing_duonlp_loads_no_heavy_modules(code):
     assert not heavy, f"{code!r} imports {', '.join(sorted(heavy))}; import it inside the function that needs it"
 
 
+def test_the_command_line_starts_without_numpy():
+    assert "numpy" not in modules_after("from duonlp.cli import main; main(['--help'])")
+
+
 def test_neutral_modules_import_no_framework():
     names = [
         file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")

@@ -89,3 +89,14 @@ def test_a_person_s_advice_comes_back():
     assert said(f"{code}; print(os.environ.get('{variable}'))") == ("True\nNone\n", "")
     out, err = said(code, **{variable: ""})
     assert out == "True\n" and ("PyTorch was not found" in err) == (not find_spec("torch"))
+
+
+def test_filtering_needs_no_folder_for_temporary_files(monkeypatch):
+    def no_folder():
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(frameworks.tempfile, "TemporaryFile", no_folder)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with frameworks.without_native_notes():
+        pass
+    assert before == (len(os.listdir("/proc/self/fd")) if before else 0)

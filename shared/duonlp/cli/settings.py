@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from duonlp.cli.common import parsed_options
-from duonlp.training.settings_file import build, read_toml, set_path
 
 T = TypeVar("T")
 
@@ -34,11 +33,15 @@ def settings_from(
         InputError: The file cannot be read or is not valid TOML, a key is unknown (the message names the nearest one), or a
             value has the wrong type or is not allowed.
     """
+    from duonlp.training.settings_file import build
+
     return build(cls, merged(config, flags, options), what)
 
 
 def merged(config: str = "", flags: Mapping[str, Any] | None = None, options: Sequence[str] = ()) -> dict[str, Any]:
     """Merge the same sources into nested dicts, without checking keys or values."""
+    from duonlp.training.settings_file import read_toml, set_path
+
     table = read_toml(config) if config else {}
     for path, value in parsed_options(options, paths=True).items():
         set_path(table, path, value)

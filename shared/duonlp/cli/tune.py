@@ -11,7 +11,6 @@ from duonlp.cli.common import Debug, Framework, Json, SettingsOption, cli_option
 from duonlp.cli.settings import merged
 from duonlp.cli.training import STOPPED
 from duonlp.errors import InputError
-from duonlp.training.settings_file import build
 from duonlp.util.frameworks import chosen_framework, load_package, quiet_stdout
 
 
@@ -57,6 +56,8 @@ def tune(
         "tune.seed": seed, "tune.prune": prune, "tune.keep_all": keep_all, "output": output or None,
         "framework": framework or None, "data": data or None,
     }  # fmt: skip
+    from duonlp.training.settings_file import build
+
     table = merged(config, flags, option or [])
     search, options = (
         _pop_table(table, "search"),

@@ -280,9 +280,7 @@ ROWS = {
     "unknown tokens": lambda r: f"{r.unknown_rate:.3%}",
     "exact round trips": lambda r: f"{r.exact_round_trips:.1%}",
     "listed words in one token": lambda r: f"{r.covered_words} of {r.listed_words}",
-    "not in one token": lambda r: (
-        ", ".join(r.missing_words[:LISTED_TOKENS]) + (" ..." if r.missing_words[LISTED_TOKENS:] else "")
-    ),
+    "not in one token": lambda r: _format_words(r.missing_words),
     "longest tokens": lambda r: _format_tokens(r.longest_tokens),
     "last tokens": lambda r: _format_tokens(r.last_tokens),
 }

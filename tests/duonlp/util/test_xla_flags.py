@@ -72,3 +72,9 @@ def test_the_installed_xla_has_the_flags_it_lists_and_ends_on_others():
         )  # fmt: skip
         assert (done.returncode == 0) == defined, done.stderr
         assert defined or name in done.stderr
+
+
+def test_an_overridden_flag_that_is_unsupported_is_removed():
+    environment = {"XLA_FLAGS": "--xla_nonexistent=3"}
+    assert add_xla_flags({"xla_nonexistent": 4}, environment, override=True) == ("xla_nonexistent",)
+    assert environment["XLA_FLAGS"] == ""
