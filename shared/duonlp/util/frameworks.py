@@ -87,15 +87,12 @@ def without_native_notes() -> Generator[None, None, None]:
     still prints a traceback.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-                stderr = None
-            else:
+        lines = stderr = None
+        with contextlib.suppress(OSError):  # no standard error, or no folder for temporary files
+            if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
                 lines = stack.enter_context(tempfile.TemporaryFile())
                 stderr = os.dup(2)
-        except OSError:  # no standard error, or no folder for temporary files
-            stderr = None
-        if stderr is None:
+        if lines is None or stderr is None:
             yield
             return
         was_enabled = faulthandler.is_enabled()
