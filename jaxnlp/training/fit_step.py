@@ -56,7 +56,7 @@ def loss_terms(
         label_smoothing: Label smoothing of every cross-entropy over classes.
 
     Raises:
-        InputError: `label_smoothing` is not 0 and the head's loss is no cross-entropy over classes.
+        InputError: `label_smoothing` is not 0 and the head's loss is not a cross-entropy over classes.
     """
     weight = batch.get("sample_weight")
     entropy = partial(losses.cross_entropy_sum, sample_weight=weight, label_smoothing=label_smoothing)

@@ -23,7 +23,7 @@ def shift_right(ops: Ops, labels: Array, config: TransformerConfig) -> Array:
         int [B, T].
 
     Raises:
-        InputError: The model is no encoder-decoder, or has no start token or no padding token.
+        InputError: The model is not an encoder-decoder, or has no start token or no padding token.
     """
     decoder = config.decoder
     if decoder is None:

@@ -113,7 +113,7 @@ def smoothed_loss(model: Any, label_smoothing: float) -> tuple[keras.losses.Loss
         label_smoothing: Share of the target probability spread evenly over all classes.
 
     Raises:
-        InputError: `label_smoothing` is not 0 and the head's loss is no cross-entropy over classes.
+        InputError: `label_smoothing` is not 0 and the head's loss is not a cross-entropy over classes.
     """
     if not label_smoothing:
         return None, None

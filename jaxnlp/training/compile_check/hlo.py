@@ -295,7 +295,7 @@ def arrays_of(type_text: str) -> tuple[Array, ...]:
 
 
 def _instruction(line: str) -> Instruction | None:
-    """Parse a line of a computation; return None if it is no instruction."""
+    """Parse a line of a computation; return None if it is not an instruction."""
     left, equals, right = line.strip().partition(" = ")
     if not equals:
         return None

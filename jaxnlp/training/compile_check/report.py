@@ -122,7 +122,7 @@ class StepReport:
         compute_seconds: Roofline of the matrix products.
         memory_seconds: Roofline of the memory traffic.
         interconnect_seconds: Roofline of the collectives.
-        compiler_seconds: The compiler's estimate for all instructions except collectives; None without one. It is no bound but
+        compiler_seconds: The compiler's estimate for all instructions except collectives; None without one. It is not a bound but
             includes the vector units, which the rooflines leave out.
         mfu_bound: Upper bound on the model FLOPs utilization.
         unknown_loops: Number of loops whose trip count could not be read; their bodies count once.

@@ -1,4 +1,4 @@
-"""The search: what it looks through, how it goes on after a kill, what is pruned, the front, and what it writes."""
+"""The search: its space, resuming after a kill, pruning, the Pareto front, and the written files."""
 
 import csv
 import datetime
