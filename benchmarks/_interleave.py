@@ -17,10 +17,10 @@ from duonlp.util import machine
 __all__ = ["Contestant", "Setting", "Work", "interleave", "machine", "ratios", "write_in_subprocess"]
 
 Setting: TypeAlias = dict[str, Any]
-"""What a contestant's ``prepare`` needs besides its name; sent to its process as JSON."""
+"""Arguments of a contestant's ``prepare`` besides its name; sent to its process as JSON."""
 
 Work: TypeAlias = Callable[[], object]
-"""Do once the work that is timed."""
+"""A function that does the timed work once."""
 
 PAUSE = 0.3
 """Seconds before each turn: the previous contestant's threads keep spinning for a while after their work is done."""

@@ -258,7 +258,8 @@ class Trainable:
     Attributes:
         config: Configuration of the model.
         head: Name of its head.
-        loss: ``(params, batch, key) -> (summed loss in nats, labeled tokens)``, both float32 []; key None is no dropout.
+        loss: ``(params, batch, key) -> (summed loss in nats, labeled tokens)``, both float32 []. Without a key there
+            is no dropout.
         abstract: Parameters as nested dicts of jax.ShapeDtypeStruct.
         paths: Path of each parameter -> paths of the model's parameters that it holds: one, or one per layer if stacked.
     """

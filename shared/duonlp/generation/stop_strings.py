@@ -85,7 +85,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 @dataclass
 class _TokenizerCache:
-    """What is computed once per tokenizer.
+    """Values cached for one tokenizer.
 
     Attributes:
         size: Size of the vocabulary when ``tokens`` was read.

@@ -302,7 +302,7 @@ def test_the_report_as_json_and_as_a_table():
 
 
 def test_no_near_duplicate_straddles_the_split(tmp_path):
-    """Of 30 families of 10 near duplicates in random order, one document each is written, on one side."""
+    """Given 30 families of 10 near duplicates in random order, one document per family is written, to one split."""
     documents = [
         Document(code(family, 200) + f"    copy = {copy}\n", f"{family}/{copy}.py")
         for family in range(30)

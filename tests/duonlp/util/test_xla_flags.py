@@ -59,7 +59,7 @@ def test_an_xla_that_cannot_be_looked_into_has_no_flags(libraries):
 
 
 def test_the_installed_xla_has_the_flags_it_lists_and_ends_on_others():
-    """What is found without an import is what XLA says itself: it ends the process on any other flag."""
+    """Searching the library without importing it agrees with XLA, which aborts the process on an unknown flag."""
     pytest.importorskip("jax")
     names = [HOST_DEVICES, "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters", "xla_cpu_no_such_flag"]
     found = {name: xla_flags._defines(xla_flags.xla_libraries()[0][0], name) for name in names}
