@@ -3,10 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from jaxnlp import losses
+from duonlp.heads import outputs_of
+from duonlp.parameters import sentence_classes
 from jaxnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from jaxnlp.head_layers import Discriminator, LMHead
 from jaxnlp.layers import Linear, dropout
@@ -25,10 +25,7 @@ class ModelForMaskedLM(Model):
         self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        return out
+        return {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
 
 
 class ModelForCausalLM(Decoder, ModelForMaskedLM):
@@ -38,12 +35,6 @@ class ModelForCausalLM(Decoder, ModelForMaskedLM):
     """
 
     head = "causal-lm"
-
-    def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"][:, :-1], inputs["labels"][:, 1:])
-        return out
 
 
 class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
@@ -59,14 +50,11 @@ class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
         self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm.epsilon, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.next_logits(hidden_states)}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        return out
+        return {"logits": self.next_logits(hidden_states)}
 
 
 class ModelForSequenceClassification(Model):
-    """Sequence classifier: ``logits`` [B, C]; for ``labels`` see losses.classification_loss."""
+    """Sequence classifier: ``logits`` [B, C]; ``labels`` int [B], float [B, C], or float [B] for regression."""
 
     head = "sequence-classification"
 
@@ -76,10 +64,7 @@ class ModelForSequenceClassification(Model):
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         x = self.pooler(hidden_states, self._last_index(inputs["input_ids"], inputs["attention_mask"]), rngs)
-        out = {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type)
-        return out
+        return {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
 
 
 class ModelForTokenClassification(Model):
@@ -91,10 +76,7 @@ class ModelForTokenClassification(Model):
         self.classifier = Linear(self.config.hidden_size, self.config.num_labels, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.classifier(dropout(hidden_states, self.config.token_dropout, rngs))}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        return out
+        return {"logits": self.classifier(dropout(hidden_states, self.config.token_dropout, rngs))}
 
 
 class ModelForQuestionAnswering(Model):
@@ -111,11 +93,7 @@ class ModelForQuestionAnswering(Model):
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         logits = self.qa_outputs(dropout(hidden_states, self.config.qa_dropout, rngs))
-        out = {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
-        starts, ends = inputs.get("start_positions"), inputs.get("end_positions")
-        if starts is not None and ends is not None:
-            out["loss"] = losses.span_loss(out["start_logits"], out["end_logits"], starts, ends)
-        return out
+        return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
 
 class ModelForMultipleChoice(Model):
@@ -137,10 +115,7 @@ class ModelForMultipleChoice(Model):
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         x = self.pooler(hidden_states, rngs=rngs)
         logits = self.classifier(dropout(x, self.config.multiple_choice.dropout, rngs))
-        out = {"logits": logits.reshape(inputs["input_ids"].shape[:2])}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        return out
+        return {"logits": logits.reshape(inputs["input_ids"].shape[:2])}
 
 
 class ModelForNextSentencePrediction(Model):
@@ -152,10 +127,7 @@ class ModelForNextSentencePrediction(Model):
         self.next_sentence = Linear(self.config.hidden_size, 2, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.next_sentence(self.pooler(hidden_states, rngs=rngs))}
-        if inputs.get("labels") is not None:
-            out["loss"] = losses.cross_entropy(out["logits"], inputs["labels"])
-        return out
+        return {"logits": self.next_sentence(self.pooler(hidden_states, rngs=rngs))}
 
 
 class ModelForPreTraining(ModelForMaskedLM):
@@ -163,35 +135,23 @@ class ModelForPreTraining(ModelForMaskedLM):
 
     Its outputs are ``prediction_logits`` [B, T, V] and ``seq_relationship_logits`` or ``sop_logits`` [B, 2];
     its labels ``labels`` int [B, T] and ``next_sentence_label`` or ``sentence_order_label`` int [B].
-
-    Attributes:
-        names: Output and label of each ``config.sentence_head``.
     """
 
     head = "pretraining"
-    names = {
-        "next_sentence": ("seq_relationship_logits", "next_sentence_label"),
-        "sentence_order": ("sop_logits", "sentence_order_label"),
-    }
 
     def _build_head(self, options: dict[str, Any]) -> None:
         super()._build_head(options)
         c = self.config
-        outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
-        setattr(self, c.sentence_head, Linear(c.hidden_size, outputs, **options))
+        setattr(self, c.sentence_head, Linear(c.hidden_size, sentence_classes(c), **options))
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         c = self.config
-        logits, label = self.names[c.sentence_head]
+        words, sentences = outputs_of(self.head, c)
         x = self.pooler(hidden_states, rngs=rngs)
         if c.sentence_head == "sentence_order":
             x = dropout(x, c.classification.dropout, rngs)
         predictions = self.lm_head(hidden_states, self.embeddings.word_embeddings)
-        out = {"prediction_logits": predictions, logits: getattr(self, c.sentence_head)(x)}
-        if inputs.get("labels") is not None and inputs.get(label) is not None:
-            masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"])
-            out["loss"] = masked + losses.cross_entropy(out[logits], inputs[label])
-        return out
+        return {words.logits: predictions, sentences.logits: getattr(self, c.sentence_head)(x)}
 
 
 class ModelForReplacedTokenDetection(Model):
@@ -204,12 +164,7 @@ class ModelForReplacedTokenDetection(Model):
         self.discriminator = Discriminator(c.hidden_size, c.feed_forward.activation, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        out = {"logits": self.discriminator(hidden_states)}
-        if inputs.get("labels") is not None:
-            mask = inputs["attention_mask"]
-            mask = jnp.ones_like(inputs["input_ids"]) if mask is None else mask
-            out["loss"] = losses.binary_cross_entropy(out["logits"], inputs["labels"], weights=mask)
-        return out
+        return {"logits": self.discriminator(hidden_states)}
 
 
 HEADS: dict[str, type[Model]] = {
@@ -220,4 +175,4 @@ HEADS: dict[str, type[Model]] = {
         ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
-"""Model class by head name; see duonlp.architectures.HEADS."""
+"""Model class by head name; see duonlp.heads.HEADS."""

@@ -12,8 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-IGNORED = -100
-"""Label of positions left out of the loss."""
+from duonlp.heads import IGNORED
 
 
 def cross_entropy(
@@ -27,7 +26,11 @@ def cross_entropy(
         sample_weight: [B], or of the labels' shape.
         label_smoothing: Static number in [0, 1).
     """
-    total, count = cross_entropy_sum(logits, labels, sample_weight, label_smoothing)
+    return mean(*cross_entropy_sum(logits, labels, sample_weight, label_smoothing))
+
+
+def mean(total: jax.Array, count: jax.Array) -> jax.Array:
+    """Divide total by count."""
     return total / count
 
 
@@ -85,70 +88,35 @@ def _negative_log_likelihood_backward(label_smoothing, residuals, cotangent):
 _negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)
 
 
-def binary_cross_entropy(
-    logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None, sample_weight: jax.Array | None = None
-) -> jax.Array:
-    """Return the mean binary cross-entropy with logits.
+def binary_cross_entropy_sum(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, sample_weight: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sum of binary cross-entropies with logits, and their count.
 
     Args:
         logits: [...].
         labels: Values in [0, 1], of the same shape.
-        weights: 0 or 1, of the same shape: the terms to average over; None for all.
+        mask: Broadcastable to that shape: 0 for terms to leave out; None for all terms.
         sample_weight: [B], or of the labels' shape.
     """
     logits, labels = logits.astype(jnp.float32), labels.astype(jnp.float32)
     losses = jnp.maximum(logits, 0) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    losses = _apply_weights(losses, sample_weight)
-    return jnp.mean(losses) if weights is None else jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1)
+    return _masked_sum(losses, mask, sample_weight)
 
 
-def mean_squared_error(logits: jax.Array, labels: jax.Array, sample_weight: jax.Array | None = None) -> jax.Array:
-    """Return the mean squared difference of logits and labels, which are reshaped to the logits' shape."""
+def squared_error_sum(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, sample_weight: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sum of squared differences, and their count; labels and mask are reshaped to the logits' shape."""
     losses = jnp.square(logits.astype(jnp.float32) - labels.reshape(logits.shape))
-    return jnp.mean(_apply_weights(losses, sample_weight))
+    return _masked_sum(losses, None if mask is None else mask.reshape(logits.shape), sample_weight)
 
 
-def classification_loss(
-    logits: jax.Array, labels: jax.Array, problem_type: str | None, sample_weight: jax.Array | None = None
-) -> jax.Array:
-    """Return the loss of a sequence classifier.
-
-    Args:
-        logits: [B, C].
-        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for
-            regression. Class labels equal to IGNORED are left out.
-        problem_type: One of duonlp.config.PROBLEM_TYPES; None infers it from the labels, as Transformers does.
-        sample_weight: [B], or of the labels' shape.
-    """
-    if problem_type is None:
-        is_integer = jnp.issubdtype(labels.dtype, jnp.integer)
-        kinds = "single_label_classification", "multi_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else kinds[0] if is_integer else kinds[1]
-    if problem_type == "regression":
-        return mean_squared_error(logits, labels, sample_weight)
-    if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels, sample_weight)
-    return binary_cross_entropy(logits, labels, labels != IGNORED, sample_weight)
-
-
-def span_loss(
-    start_logits: jax.Array, end_logits: jax.Array, start_positions: jax.Array, end_positions: jax.Array,
-    sample_weight: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
-    """Return the mean of the start and end cross-entropies; positions beyond the sequence are left out.
-
-    Args:
-        start_logits, end_logits: [B, T].
-        start_positions, end_positions: int [B].
-        sample_weight: [B].
-    """
-
-    def position_loss(logits, positions):
-        length = logits.shape[1]
-        positions = jnp.where(positions >= length, IGNORED, jnp.maximum(positions, 0))
-        return cross_entropy(logits, positions, sample_weight)
-
-    return (position_loss(start_logits, start_positions) + position_loss(end_logits, end_positions)) / 2
+def _masked_sum(
+    losses: jax.Array, mask: jax.Array | None, sample_weight: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    mask = jnp.ones_like(losses) if mask is None else jnp.broadcast_to(mask, losses.shape).astype(jnp.float32)
+    return jnp.sum(_apply_weights(losses * mask, sample_weight)), jnp.sum(mask)
 
 
 def _apply_weights(losses: jax.Array, sample_weight: jax.Array | None) -> jax.Array:

@@ -10,9 +10,11 @@ from jax.typing import DTypeLike
 from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import loss_terms, outputs_of
 from duonlp.inputs import check_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
+from jaxnlp import losses, ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.encoder_decoder import EncoderDecoder
 from jaxnlp.head_layers import Pooler
@@ -60,7 +62,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         """Create the layers of the head."""
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        """Return the head's outputs for the last hidden states [B, T, D], with ``loss`` if ``inputs`` has labels."""
+        """Return the head's outputs for the last hidden states [B, T, D]."""
         out = {"last_hidden_state": hidden_states}
         if self.config.pooler is not None:
             out["pooler_output"] = self.pooler(hidden_states, rngs=rngs)
@@ -111,7 +113,12 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
         hidden_states, outputs = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
-        return self._head(hidden_states, inputs, rngs) | outputs
+        out = self._head(hidden_states, inputs, rngs) | outputs
+        targets = outputs_of(self.head, self.config)
+        if targets and all(inputs.get(output.labels) is not None for output in targets):
+            terms = loss_terms(ops, losses, self.head, self.config, out, inputs)
+            out["loss"] = sum(losses.mean(total, count) for total, count in terms.values())
+        return out
 
     def _body(
         self, inputs: dict[str, Any], output_hidden_states: bool, output_attentions: bool, cache: Cache | None,

@@ -33,6 +33,11 @@ bit_or = jnp.bitwise_or
 while_loop = jax.lax.while_loop
 
 
+def size(x: jax.Array, axis: int) -> int:
+    """Return the size of an axis."""
+    return x.shape[axis]
+
+
 def arange(n: int | jax.Array) -> jax.Array:
     """Return int32 [n]: 0, 1, ..., n - 1."""
     return jnp.arange(n, dtype=jnp.int32)

@@ -15,6 +15,7 @@ from duonlp.checkpoints.save import save_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.generation import GenerationConfig
+from duonlp.heads import HEADS
 from duonlp.typing import Array
 
 M = TypeVar("M", bound=nnx.Module)
@@ -48,7 +49,7 @@ class Pretrained(PretrainedBase, _Module):
         values = parameter_tree(self)
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,
-            max_shard_size, self.generation_config.to_dict() if self.head in ("causal-lm", "seq2seq-lm") else None,
+            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None,
         )  # fmt: skip
 
     @classmethod

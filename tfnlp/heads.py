@@ -1,12 +1,12 @@
 """Model classes, one per head, for all families: the configuration holds everything in which families differ."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
+from duonlp.heads import outputs_of
 from duonlp.inputs import TOKEN_INPUTS
-from tfnlp import losses
+from duonlp.parameters import sentence_classes
 from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead
 from tfnlp.layers import Dropout, dense
@@ -19,7 +19,6 @@ class ModelForMaskedLM(Model):
     """Masked language model: ``logits`` [B, T, V]; ``labels`` int [B, T], -100 where the input is not masked."""
 
     head = "masked-lm"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c = self.config
@@ -42,18 +41,6 @@ class ModelForCausalLM(Decoder, ModelForMaskedLM):
 
     head = "causal-lm"
 
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return losses.cross_entropy(*self._align(out["logits"], inputs["labels"], sample_weight))
-
-    def _align(
-        self, logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        if sample_weight is not None and sample_weight.shape.rank == 2:
-            sample_weight = sample_weight[:, 1:]
-        return logits[:, :-1], labels[:, 1:], sample_weight
-
 
 @register
 class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
@@ -63,7 +50,6 @@ class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
     """
 
     head = "seq2seq-lm"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c, words = self.config, self.config.as_decoder().embedding
@@ -75,10 +61,9 @@ class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
 
 @register
 class ModelForSequenceClassification(Model):
-    """Sequence classifier: ``logits`` [B, C]; for ``labels`` see losses.classification_loss."""
+    """Sequence classifier: ``logits`` [B, C]; ``labels`` int [B], float [B, C], or float [B] for regression."""
 
     head = "sequence-classification"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c = self.config
@@ -90,18 +75,12 @@ class ModelForSequenceClassification(Model):
         x = self.pooler(hidden_states, last_index=last, training=training)
         return {"logits": self.classifier(self.dropout(x, training=training))}
 
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return losses.classification_loss(out["logits"], inputs["labels"], self.config.problem_type, sample_weight)
-
 
 @register
 class ModelForTokenClassification(Model):
     """Token classifier: ``logits`` [B, T, C]; ``labels`` int [B, T], -100 on ignored tokens."""
 
     head = "token-classification"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         self.dropout = Dropout(self.config.token_dropout, name="dropout", **options)
@@ -120,7 +99,6 @@ class ModelForQuestionAnswering(Model):
     """
 
     head = "question-answering"
-    targets = {"start_positions": "start_logits", "end_positions": "end_logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         self.dropout = Dropout(self.config.qa_dropout, name="dropout", **options)
@@ -130,19 +108,12 @@ class ModelForQuestionAnswering(Model):
         logits = self.qa_outputs(self.dropout(hidden_states, training=training))
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        spans = inputs["start_positions"], inputs["end_positions"]
-        return losses.span_loss(out["start_logits"], out["end_logits"], *spans, sample_weight)
-
 
 @register
 class ModelForMultipleChoice(Model):
     """Multiple choice among C texts: inputs [B, C, T], ``logits`` [B, C], ``labels`` int [B]."""
 
     head = "multiple-choice"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         self.dropout = Dropout(self.config.multiple_choice.dropout, name="dropout", **options)
@@ -167,7 +138,6 @@ class ModelForNextSentencePrediction(Model):
     """Next sentence prediction: ``logits`` [B, 2]; ``labels`` int [B], 0 if the second sentence follows the first."""
 
     head = "next-sentence-prediction"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         self.next_sentence = dense(2, "next_sentence", **options)
@@ -182,44 +152,23 @@ class ModelForPreTraining(ModelForMaskedLM):
 
     Its outputs are ``prediction_logits`` [B, T, V] and ``seq_relationship_logits`` or ``sop_logits`` [B, 2];
     its labels ``labels`` int [B, T] and ``next_sentence_label`` or ``sentence_order_label`` int [B].
-
-    Attributes:
-        names: Output and label of each ``config.sentence_head``.
     """
 
     head = "pretraining"
-    names = {
-        "next_sentence": ("seq_relationship_logits", "next_sentence_label"),
-        "sentence_order": ("sop_logits", "sentence_order_label"),
-    }
-
-    @property
-    def targets(self) -> dict[str, str]:
-        """Label name to output name, for both labels."""
-        logits, label = self.names[self.config.sentence_head]
-        return {"labels": "prediction_logits", label: logits}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         super()._build_head(options)
         c = self.config
-        outputs = c.num_labels if c.sentence_head == "sentence_order" else 2
         self.dropout = Dropout(c.classification.dropout, name="dropout", **options)
-        setattr(self, c.sentence_head, dense(outputs, c.sentence_head, **options))
+        setattr(self, c.sentence_head, dense(sentence_classes(c), c.sentence_head, **options))
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
         c = self.config
-        logits, _ = self.names[c.sentence_head]
+        words, sentences = outputs_of(self.head, c)
         x = self.pooler(hidden_states, training=training)
         if c.sentence_head == "sentence_order":
             x = self.dropout(x, training=training)
-        return {"prediction_logits": self._logits(hidden_states), logits: getattr(self, c.sentence_head)(x)}
-
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        logits, label = self.names[self.config.sentence_head]
-        masked = losses.cross_entropy(out["prediction_logits"], inputs["labels"], sample_weight)
-        return masked + losses.cross_entropy(out[logits], inputs[label], sample_weight)
+        return {words.logits: self._logits(hidden_states), sentences.logits: getattr(self, c.sentence_head)(x)}
 
 
 @register
@@ -227,7 +176,6 @@ class ModelForReplacedTokenDetection(Model):
     """ELECTRA's discriminator: ``logits`` [B, T], positive for replaced tokens; ``labels`` [B, T], 1 for replaced."""
 
     head = "replaced-token-detection"
-    targets = {"labels": "logits"}
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c = self.config
@@ -235,13 +183,6 @@ class ModelForReplacedTokenDetection(Model):
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
         return {"logits": self.discriminator(hidden_states)}
-
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        mask = inputs.get("attention_mask")
-        mask = tf.ones_like(inputs["input_ids"]) if mask is None else mask
-        return losses.binary_cross_entropy(out["logits"], inputs["labels"], mask, sample_weight)
 
 
 HEADS: dict[str, type[Model]] = {
@@ -252,4 +193,4 @@ HEADS: dict[str, type[Model]] = {
         ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
-"""Model class by head name; see duonlp.architectures.HEADS."""
+"""Model class by head name; see duonlp.heads.HEADS."""

@@ -13,9 +13,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.errors import InputError
-
-IGNORED = -100
-"""Label of positions left out of the loss."""
+from duonlp.heads import IGNORED
 
 
 def cross_entropy(
@@ -29,10 +27,10 @@ def cross_entropy(
         sample_weight: [B], or of the labels' shape.
         label_smoothing: Number in [0, 1).
     """
-    return _mean(*cross_entropy_sum(logits, labels, sample_weight, label_smoothing))
+    return mean(*cross_entropy_sum(logits, labels, sample_weight, label_smoothing))
 
 
-def _mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+def mean(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Divide total by count.
 
     On one of several replicas, divide by the mean count of the replicas, so that the mean of their losses is
@@ -116,74 +114,36 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         return super().get_config() | {"label_smoothing": self.label_smoothing}
 
 
-def binary_cross_entropy(
-    logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
-) -> tf.Tensor:
-    """Return the mean binary cross-entropy with logits.
+def binary_cross_entropy_sum(
+    logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sum of binary cross-entropies with logits, and their count.
 
     Args:
         logits: [...].
         labels: Values in [0, 1], of the same shape.
-        weights: 0 or 1, of the same shape: the terms to average over; None for all.
+        mask: Broadcastable to that shape: 0 for terms to leave out; None for all terms.
         sample_weight: [B], or of the labels' shape.
     """
     logits, labels = tf.cast(logits, tf.float32), tf.cast(labels, tf.float32)
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-    losses = _apply_weights(losses, sample_weight)
-    if weights is None:
-        return tf.reduce_mean(losses)
-    weights = tf.cast(weights, tf.float32)
-    return tf.reduce_sum(losses * weights) / tf.maximum(tf.reduce_sum(weights), 1.0)
+    return _masked_sum(losses, mask, sample_weight)
 
 
-def mean_squared_error(logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
-    """Return the mean squared difference of logits and labels, which are reshaped to the logits' shape."""
+def squared_error_sum(
+    logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sum of squared differences, and their count; labels and mask are reshaped to the logits' shape."""
     labels = tf.reshape(tf.cast(labels, tf.float32), tf.shape(logits))
     losses = tf.square(tf.cast(logits, tf.float32) - labels)
-    return tf.reduce_mean(_apply_weights(losses, sample_weight))
+    return _masked_sum(losses, None if mask is None else tf.reshape(mask, tf.shape(logits)), sample_weight)
 
 
-def classification_loss(
-    logits: tf.Tensor, labels: tf.Tensor, problem_type: str | None, sample_weight: tf.Tensor | None = None
-) -> tf.Tensor:
-    """Return the loss of a sequence classifier.
-
-    Args:
-        logits: [B, C].
-        labels: int [B] for one class per sequence, float [B, C] for several, or float [B] with C = 1 for
-            regression. Class labels equal to IGNORED are left out.
-        problem_type: One of duonlp.config.PROBLEM_TYPES; None infers it from the labels, as Transformers does.
-        sample_weight: [B], or of the labels' shape.
-    """
-    if problem_type is None:
-        is_integer = labels.dtype.is_integer
-        kinds = "single_label_classification", "multi_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else kinds[0] if is_integer else kinds[1]
-    if problem_type == "regression":
-        return mean_squared_error(logits, labels, sample_weight)
-    if problem_type == "single_label_classification":
-        return cross_entropy(logits, labels, sample_weight)
-    return binary_cross_entropy(logits, labels, tf.not_equal(labels, IGNORED), sample_weight)
-
-
-def span_loss(
-    start_logits: tf.Tensor, end_logits: tf.Tensor, start_positions: tf.Tensor, end_positions: tf.Tensor,
-    sample_weight: tf.Tensor | None = None,
-) -> tf.Tensor:  # fmt: skip
-    """Return the mean of the start and end cross-entropies; positions beyond the sequence are left out.
-
-    Args:
-        start_logits, end_logits: [B, T].
-        start_positions, end_positions: int [B].
-        sample_weight: [B].
-    """
-
-    def position_loss(logits, positions):
-        length = tf.cast(tf.shape(logits)[1], positions.dtype)
-        positions = tf.where(positions >= length, tf.cast(IGNORED, positions.dtype), tf.maximum(positions, 0))
-        return cross_entropy(logits, positions, sample_weight)
-
-    return (position_loss(start_logits, start_positions) + position_loss(end_logits, end_positions)) / 2.0
+def _masked_sum(
+    losses: tf.Tensor, mask: tf.Tensor | None, sample_weight: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    mask = tf.ones_like(losses) if mask is None else tf.broadcast_to(tf.cast(mask, tf.float32), tf.shape(losses))
+    return tf.reduce_sum(_apply_weights(losses * mask, sample_weight)), tf.reduce_sum(mask)
 
 
 def _apply_weights(losses: tf.Tensor, sample_weight: tf.Tensor | None) -> tf.Tensor:

@@ -12,7 +12,6 @@ from duonlp.config import TransformerConfig
 from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
-from tfnlp import losses
 from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
@@ -40,8 +39,6 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
     """
 
     head = "base"
-    targets: dict[str, str] = {}
-    """Label name to the name of the output that its loss is computed from."""
 
     def __init__(
         self, config: TransformerConfig, *, dtype: str = "float32", param_dtype: str = "float32", seed: int | None = 0,
@@ -84,13 +81,6 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         if self.config.pooler is not None:
             out["pooler_output"] = self.pooler(hidden_states, training=training)
         return out
-
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """Return the head's loss for the labels in ``inputs``."""
-        ((labels, output),) = self.targets.items()
-        return losses.cross_entropy(out[output], inputs[labels], sample_weight)
 
     def __call__(
         self, input_ids: Array | Mapping[str, Array] | None = None, attention_mask: Array | None = None,

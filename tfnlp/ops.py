@@ -37,6 +37,11 @@ def full(shape: Sequence[int], value: Any, dtype: str) -> tf.Tensor:
     return tf.fill(shape, tf.cast(value, dtype))
 
 
+def size(x: tf.Tensor, axis: int) -> int | tf.Tensor:
+    """Return the size of an axis: an int, or int32 [] where it is only known when a graph runs."""
+    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+
+
 def arange(n: int | tf.Tensor) -> tf.Tensor:
     """Return int32 [n]: 0, 1, ..., n - 1."""
     return tf.range(n, dtype=tf.int32)

@@ -10,18 +10,18 @@ import tensorflow as tf
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import HEADS, IGNORED, loss_terms, outputs_of, targets_of
 from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
-from tfnlp import ops
-from tfnlp.losses import IGNORED
+from tfnlp import losses, ops
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
 _Model = keras.Model if TYPE_CHECKING else object
 
 
 class TrainerMixin(_Model):
-    """Mixin of the model classes for training with Keras; they define ``targets`` and ``_loss``.
+    """Mixin of the model classes for training with Keras.
 
     Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
     ``start_positions``, ...) or those of the outputs, with the same meaning for every loss.
@@ -45,7 +45,11 @@ class TrainerMixin(_Model):
 
     head: str
     config: TransformerConfig
-    targets: dict[str, str]
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Label name to the name of the output that its loss is computed from."""
+        return targets_of(self.head, self.config)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Train the model; see keras.Model.fit."""
@@ -113,7 +117,7 @@ class TrainerMixin(_Model):
             input_weight = x.pop("sample_weight")
             data = x, y, input_weight if sample_weight is None else sample_weight
             sample_weight = data[2]
-        if self.head != "seq2seq-lm" or (isinstance(x, Mapping) and "decoder_input_ids" in x):
+        if not HEADS[self.head].shifts_labels or (isinstance(x, Mapping) and "decoder_input_ids" in x):
             return data
         x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
         return x | self._labels(x, y), y, sample_weight
@@ -154,7 +158,7 @@ class TrainerMixin(_Model):
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
             inputs = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
-            if self.head == "seq2seq-lm" and "labels" in x and "decoder_input_ids" not in x:
+            if HEADS[self.head].shifts_labels and "labels" in x and "decoder_input_ids" not in x:
                 inputs["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
             x = inputs
         return self(x, training=False)
@@ -163,7 +167,9 @@ class TrainerMixin(_Model):
         self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Return the head's loss for the labels in ``inputs``."""
-        raise NotImplementedError
+        batch = dict(inputs) if sample_weight is None else {**inputs, "sample_weight": sample_weight}
+        terms = loss_terms(ops, losses, self.head, self.config, out, batch)
+        return tf.add_n([losses.mean(total, count) for total, count in terms.values()])
 
     def _labels(self, x: Any, y: Any) -> dict[str, Any]:
         """Return labels by name, from ``y`` and, for those not in it, from the inputs."""
@@ -184,11 +190,12 @@ class TrainerMixin(_Model):
     ) -> tuple[Any, Any, Any]:
         """Return y, y_pred and sample_weight for a Keras loss or metric: tensors for one output, dicts for several."""
         y_true, outputs, weights = {}, {}, {}
-        multi_label = self.config.problem_type == "multi_label_classification"
-        multi_label = multi_label and self.head == "sequence-classification"
-        for name, output in self.targets.items():
+        for target_output in outputs_of(self.head, self.config):
+            name, output = target_output.labels, target_output.logits
+            multi_label = not target_output.per_token and target_output.kind_for(self.config) == "bernoulli"
             if name in labels:
-                logits, target, weight = self._align(y_pred[output], labels[name], sample_weight)
+                logits, target = target_output.align(y_pred[output], is_logits=True), target_output.align(labels[name])
+                weight = target_output.align(sample_weight)
                 if weight is not None and weight.shape.rank == 1 and target.shape.rank == logits.shape.rank - 1 > 1:
                     weight = tf.expand_dims(weight, 1)  # [B, 1]: each row's weight applies to all its labels
                 y_true[output], outputs[output] = _mask_labels(logits, target, multi_label)
@@ -199,12 +206,6 @@ class TrainerMixin(_Model):
             (output,) = outputs
             return y_true.get(output), outputs[output], weights.get(output)
         return y_true or None, outputs, None if sample_weight is None else weights
-
-    def _align(
-        self, logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Return logits, labels and weights of which position i belongs to position i; causal models shift them."""
-        return logits, labels, sample_weight
 
 
 def _with_weights(x: Any, y: Any, options: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from duonlp.distillation.settings import Distillation
 from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
+from duonlp.heads import HEADS
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
@@ -70,7 +71,7 @@ class DistillPlan(Plan):
             key: PRNG key of dropout; None for no dropout.
         """
         d, inputs = self.distillation, dict(batch)
-        if self.head == "seq2seq-lm" and "decoder_input_ids" not in inputs:
+        if HEADS[self.head].shifts_labels and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = shift_right(ops, inputs["labels"], self.model_config)
         flags = {"output_hidden_states": d.needs_hidden_states, "output_attentions": d.needs_attentions}
         student: Any = merge(self.graphdef, {name: value for name, value in params.items() if name != PROJECTIONS})

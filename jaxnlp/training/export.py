@@ -15,6 +15,7 @@ from duonlp import architectures
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
+from duonlp.heads import HEADS
 from duonlp.training.run_file import read_run
 from duonlp.typing import Tokenizer
 from jaxnlp.training.checkpoints import FOLDER, STATE
@@ -58,7 +59,7 @@ def export(
         raise CheckpointError(f"{str(folder)!r} has no checkpoint; train at least until the first one is saved")
     if step is not None and step not in steps:
         raise InputError(f"there is no checkpoint of step {step}; choose from {', '.join(map(str, steps))}")
-    generation = GenerationConfig.for_model(cfg).to_dict() if head in ("causal-lm", "seq2seq-lm") else None
+    generation = GenerationConfig.for_model(cfg).to_dict() if HEADS[head].generates else None
     read = _ParameterReader(folder / FOLDER / str(steps[-1] if step is None else step) / STATE)
     save_checkpoint(output, cfg, head, read, np.dtype(jax.numpy.dtype(dtype)), tokenizer, max_shard_size, generation)
     return Path(output)

@@ -13,14 +13,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from duonlp import heads
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.inputs import DECODER_INPUTS, IGNORED, LABELS, NO_POSITION, TOKEN_INPUTS, check_inputs
+from duonlp.heads import HEADS, IGNORED, NO_POSITION, outputs_of
+from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
-from jaxnlp import losses
-from jaxnlp.heads import ModelForPreTraining
+from jaxnlp import losses, ops
 from jaxnlp.pretrained import merge, split
 from jaxnlp.training.mesh import PyTree, batch_sharding, replicated, shardings
 from jaxnlp.training.model import shard_rows
@@ -58,44 +59,7 @@ def loss_terms(
     Raises:
         InputError: `label_smoothing` is not 0 and the head's loss is not a cross-entropy over classes.
     """
-    weight = batch.get("sample_weight")
-    entropy = partial(losses.cross_entropy_sum, sample_weight=weight, label_smoothing=label_smoothing)
-    labels: Any = batch.get("labels")
-    logits: Any = outputs.get("logits")
-    if head == "question-answering":
-        terms = []
-        for end in ("start", "end"):
-            end_logits = outputs[f"{end}_logits"]  # [B, T]
-            total, count = entropy(end_logits, _ignore_outside(batch[f"{end}_positions"], end_logits.shape[1]))
-            terms.append((total / 2, count))
-        return tuple(terms)
-    if head == "pretraining":
-        sentences, label = ModelForPreTraining.names[config.sentence_head]
-        return entropy(outputs["prediction_logits"], labels), entropy(outputs[sentences], batch[label])
-    if head == "causal-lm":
-        return (entropy(logits[:, :-1], labels[:, 1:]),)
-    over_classes = jnp.issubdtype(labels.dtype, jnp.integer) and logits.shape[-1] > 1
-    if config.problem_type is not None:
-        over_classes = config.problem_type == "single_label_classification"
-    if head == "replaced-token-detection" or (head == "sequence-classification" and not over_classes):
-        if label_smoothing:
-            raise InputError(
-                f"label_smoothing is {label_smoothing} but the loss of this {head} model is not over classes; set it to 0"
-            )
-        if head == "replaced-token-detection":
-            mask = batch.get("attention_mask")
-            count = jnp.sum(jnp.ones_like(labels) if mask is None else mask, dtype=jnp.float32)
-            return ((losses.binary_cross_entropy(logits, labels, mask, weight) * count, count),)
-        mean = losses.classification_loss(logits, labels, config.problem_type, weight)
-        multi_label = logits.shape[-1] > 1 and config.problem_type != "regression"
-        count = jnp.sum(labels != IGNORED, dtype=jnp.float32) if multi_label else jnp.float32(labels.size)
-        return ((mean * count, count),)
-    return (entropy(logits, labels),)
-
-
-def _ignore_outside(positions: jax.Array, length: int) -> jax.Array:
-    """Replace positions at or after `length` by IGNORED, and negative ones by 0."""
-    return jnp.where(positions >= length, IGNORED, jnp.maximum(positions, 0))
+    return tuple(heads.loss_terms(ops, losses, head, config, outputs, batch, label_smoothing).values())
 
 
 @dataclass(frozen=True)
@@ -131,7 +95,7 @@ class Plan:
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the batch entries that the model learns from."""
-        return LABELS.get(self.head, ("labels",))
+        return tuple(output.labels for output in outputs_of(self.head, self.model_config))
 
     def fresh(self, params: PyTree) -> State:
         """Return the state before the first step."""
@@ -275,7 +239,7 @@ class FitStep:
                 f"the parameters are {model.param_dtype}, which loses small updates; load the model with "
                 f"param_dtype='float32' and dtype={str(model.param_dtype)!r}"
             )
-        if not has_loss and not LABELS.get(model.head, ("labels",)):
+        if not has_loss and not outputs_of(model.head, model.config):
             raise InputError(f"a {model.head} model has no labels to learn from; use another head, or pass loss=")
 
     @staticmethod
@@ -327,8 +291,10 @@ class FitStep:
         if name in self._plan.labels:
             if self._plan.loss is not None or (value.dtype.kind not in "iu" and value.ndim == 1):
                 raise self._indivisible({name: value}, f"rows of these {name} cannot be left out")
-            more = np.full_like(more, NO_POSITION if head == "question-answering" else IGNORED)
-        if name == "attention_mask" and head == "replaced-token-detection":
+            more = np.full_like(
+                more, NO_POSITION if outputs_of(head, self._plan.model_config)[0].kind == "span" else IGNORED
+            )
+        if name == "attention_mask" and any(o.counts_attended for o in HEADS[head].outputs):
             more = np.zeros_like(more)
         return np.concatenate([value, more])
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import HEADS, IGNORED, outputs_of
 from duonlp.typing import Array
 
 Shape = tuple[int | None, ...]
@@ -16,25 +17,6 @@ TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")
 """Additional inputs of an encoder-decoder."""
-
-LABELS = {
-    "question-answering": ("start_positions", "end_positions"),
-    "pretraining": ("labels", "next_sentence_label", "sentence_order_label"),
-    "base": (),
-}
-"""Label names by head; heads that are not listed take ``labels``."""
-
-PER_TOKEN = ("masked-lm", "causal-lm", "pretraining", "token-classification", "replaced-token-detection")
-"""Heads whose ``labels`` have the shape of input_ids; all other labels have one row per sequence."""
-
-IGNORED = -100
-"""Label that the loss ignores."""
-
-NO_POSITION = 2**30
-"""Start and end position of padding rows: beyond every sequence, so that question answering ignores the row."""
-
-ONE_MASK_PER_SEQUENCE = ("multiple-choice", "sequence-classification", "replaced-token-detection")
-"""Heads that read the attention mask themselves; the others also accept one of [batch, length, length], query by key."""
 
 TEACHER = "teacher_"
 """Prefix of the inputs in a batch that only a teacher with its own tokenizer reads."""
@@ -79,7 +61,7 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
             or labels are out of range.
     """
     decoder_names = DECODER_INPUTS if cfg.decoder is not None else ()
-    allowed = (*TOKEN_INPUTS, *decoder_names, *LABELS.get(head, ("labels",)))
+    allowed = (*TOKEN_INPUTS, *decoder_names, *HEADS[head].label_names)
     for name, value in inputs.items():
         if name not in allowed and not (name in DECODER_INPUTS and value is None):
             raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
@@ -87,7 +69,7 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
     if "input_ids" not in present:
         raise InputError(f"the inputs are {', '.join(present) or 'empty'}; a model needs input_ids")
     shape = _shape("input_ids", present["input_ids"])
-    axes = "[batch, choices, length]" if head == "multiple-choice" else "[batch, length]"
+    axes = "[batch, choices, length]" if HEADS[head].has_choices else "[batch, length]"
     if shape is not None and len(shape) != axes.count(",") + 1:
         raise InputError(f"input_ids has shape {shape}; a {head} model takes {axes}")
     length = None if shape is None else shape[-1]
@@ -108,8 +90,7 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
         _check_range("token_type_ids", present["token_type_ids"], rows, "token types")
     if "position_ids" in present and embedding.positions != "none":
         _check_range("position_ids", present["position_ids"], embedding.max_positions, "positions")
-    if "labels" in present:
-        _check_labels(cfg, head, present["labels"])
+    _check_labels(cfg, head, present)
 
 
 def _check_decoder(
@@ -119,7 +100,7 @@ def _check_decoder(
     assert cfg.decoder is not None
     if cached:
         raise InputError("an encoder-decoder's cache is created by generate; call the model without a cache")
-    names = (*DECODER_INPUTS, "labels") if head == "seq2seq-lm" else DECODER_INPUTS
+    names = (*DECODER_INPUTS, *(HEADS[head].label_names if HEADS[head].shifts_labels else ()))
     target = {name: inputs[name] for name in names if name in inputs}
     shapes = {name: _shape(name, value) for name, value in target.items()}
     limit, words = cfg.decoder.max_length, cfg.decoder.embedding
@@ -142,12 +123,10 @@ def _check_decoder(
         raise InputError(f"decoder inputs and labels differ in length: {listing}; pad them to one length")
     if "decoder_input_ids" in target:
         _check_range("decoder_input_ids", target["decoder_input_ids"], words.vocab_size, "token ids")
-    if "labels" in target:
-        _check_range("labels", target["labels"], words.vocab_size, "token ids", IGNORED)
     if "decoder_position_ids" in target and words.positions != "none":
         _check_range("decoder_position_ids", target["decoder_position_ids"], words.max_positions, "positions")
     ids = _concrete(inputs["input_ids"])
-    if head == "sequence-classification" and cfg.classification.token == "last_eos" and ids is not None:
+    if HEADS[head].pooling == "classification" and cfg.classification.token == "last_eos" and ids is not None:
         without_eos = np.flatnonzero(~(ids == cfg.eos_token_id).any(axis=-1))
         if without_eos.size:
             raise InputError(
@@ -176,31 +155,32 @@ def _check_shape(name: str, shape: Shape | None, ids: Shape | None, head: str, c
     actual, expected = shape, ids
     if name == "attention_mask":
         keys = None if cached else ids[-1]
-        per_query = len(shape) == len(ids) + 1 and head not in ONE_MASK_PER_SEQUENCE
+        per_query = len(shape) == len(ids) + 1 and HEADS[head].mask_per_query
         expected = (*ids, keys) if per_query else (*ids[:-1], keys)
     elif name == "position_ids" and shape[:-1] == (1,) * (len(ids) - 1):
         expected = (*shape[:-1], ids[-1])
-    elif name not in TOKEN_INPUTS and not (name == "labels" and head in PER_TOKEN):
+    elif name not in TOKEN_INPUTS and not any(o.per_token and o.labels == name for o in HEADS[head].outputs):
         actual, expected = shape[:1], ids[:1]
     if len(actual) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in zip(actual, expected)):
         requirement = "have the same number of rows" if len(expected) < len(ids) else "match"
         raise InputError(f"{name} has shape {shape} and input_ids {ids}; they must {requirement}")
 
 
-def _check_labels(cfg: TransformerConfig, head: str, labels: Array) -> None:
+def _check_labels(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array]) -> None:
     """Raise InputError if class or token ids among the labels are out of range."""
-    if head in ("masked-lm", "causal-lm", "pretraining"):
-        _check_range("labels", labels, cfg.embedding.vocab_size, "token ids", IGNORED)
-    elif head == "token-classification":
-        _check_range("labels", labels, cfg.num_labels, "class ids", IGNORED)
-    elif head == "sequence-classification":
-        one_of_several = cfg.problem_type is None and cfg.num_labels > 1 and _is_integer(labels)
-        if cfg.problem_type == "single_label_classification" or one_of_several:
-            _check_range("labels", labels, cfg.num_labels, "class ids", IGNORED)
+    for output in outputs_of(head, cfg):
+        labels, classes = _concrete(inputs.get(output.labels)), output.classes(cfg)
+        if labels is None or classes is None or output.over == "pair":
+            continue
+        if output.kind_for(cfg, labels) == "softmax":
+            kind = "token ids" if output.over == "vocabulary" else "class ids"
+            _check_range(output.labels, labels, classes, kind, IGNORED)
 
 
 def _concrete(values: Any) -> np.ndarray | None:
-    """Return the values as an array; None if they are traced, symbolic, or on the devices of other processes."""
+    """Return the values as an array; None if they are missing, traced, symbolic, or on other processes' devices."""
+    if values is None:
+        return None
     kinds = {kind.__name__ for kind in type(values).__mro__}
     if kinds & {"Tracer", "KerasTensor", "SymbolicTensor"} or not getattr(values, "is_fully_addressable", True):
         return None
@@ -208,11 +188,6 @@ def _concrete(values: Any) -> np.ndarray | None:
         return np.asarray(values)
     except NotImplementedError:  # a TensorFlow variable inside a graph
         return None
-
-
-def _is_integer(values: Any) -> bool:
-    array = _concrete(values)
-    return array is not None and array.dtype.kind in "iu"
 
 
 def _check_range(name: str, values: Any, size: int, kind: str, ignored: int | None = None) -> None:

@@ -23,6 +23,11 @@ def full(shape: Sequence[int], value: Array, dtype: str) -> np.ndarray:
     return np.full(shape, value, dtype)
 
 
+def size(x: Array, axis: int) -> Array:
+    """Return the size of an axis: an int, or int32 [] where it is only known when a graph runs."""
+    return np.shape(x)[axis]
+
+
 def arange(n: int) -> np.ndarray:
     """Return int32 [n]: 0, 1, ..., n - 1."""
     return np.arange(n, dtype=np.int32)

@@ -6,12 +6,14 @@ family's weight table fills exactly this tree; tests compare all three.
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from duonlp.config import AttentionConfig, PoolingConfig, TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.heads import HEADS
 
 
 @dataclass(frozen=True)
@@ -151,46 +153,63 @@ def _layer(tree: _Tree, cfg: TransformerConfig, path: str) -> None:
 
 
 def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
-    width = cfg.hidden_size
     pooling = pooling_of(cfg, head)
     if pooling is not None and pooling.dense:
-        tree.dense("pooler/dense", width, width)
-    if head in ("masked-lm", "causal-lm", "pretraining", "seq2seq-lm"):
-        lm, words = cfg.lm_head, cfg.as_decoder().embedding
-        if lm.transform:
-            tree.dense("lm_head/transform", width, words.size)
-            tree.norm("lm_head/norm", words.size)
-        if not lm.tied:
-            # T5 initializes its output like its tables; other families use the same std as for every kernel.
-            std = math.sqrt(words.size) if cfg.fan_in_init else None
-            tree.dense("lm_head/output", words.size, words.vocab_size, bias=False, std=std)
-        if lm.bias:
-            tree.rows["lm_head/bias"] = Parameter((words.vocab_size,), "zeros")
-    if head in ("sequence-classification", "token-classification", "multiple-choice"):
-        outputs = 1 if head == "multiple-choice" else cfg.num_labels
-        bias = cfg.classification.classifier_bias or head == "token-classification"
-        tree.dense("classifier", width, outputs, bias)
-    if head == "question-answering":
-        if cfg.num_labels != 2 and cfg.decoder is None:  # BART configs have 3 labels, but its head has 2 outputs
-            raise ConfigError(
-                f"a question-answering head has 2 outputs (start and end), but this config has {cfg.num_labels} labels; "
-                "pass num_labels=2"
-            )
-        tree.dense("qa_outputs", width, 2)
-    if head == "next-sentence-prediction":
-        tree.dense("next_sentence", width, 2)
-    if head == "pretraining":
-        tree.dense(cfg.sentence_head, width, cfg.num_labels if cfg.sentence_head == "sentence_order" else 2)
-    if head == "replaced-token-detection":
-        tree.dense("discriminator/dense", width, width)
-        tree.dense("discriminator/output", width, 1)
+        tree.dense("pooler/dense", cfg.hidden_size, cfg.hidden_size)
+    for name in HEADS[head].layers:
+        _HEAD_LAYERS[name](tree, cfg)
+
+
+def _lm_head(tree: _Tree, cfg: TransformerConfig) -> None:
+    lm, words = cfg.lm_head, cfg.as_decoder().embedding
+    if lm.transform:
+        tree.dense("lm_head/transform", cfg.hidden_size, words.size)
+        tree.norm("lm_head/norm", words.size)
+    if not lm.tied:
+        # T5 initializes its output like its tables; other families use the same std as for every kernel.
+        std = math.sqrt(words.size) if cfg.fan_in_init else None
+        tree.dense("lm_head/output", words.size, words.vocab_size, bias=False, std=std)
+    if lm.bias:
+        tree.rows["lm_head/bias"] = Parameter((words.vocab_size,), "zeros")
+
+
+def _qa_outputs(tree: _Tree, cfg: TransformerConfig) -> None:
+    if cfg.num_labels != 2 and cfg.decoder is None:  # BART configs have 3 labels, but its head has 2 outputs
+        raise ConfigError(
+            f"a question-answering head has 2 outputs (start and end), but this config has {cfg.num_labels} labels; "
+            "pass num_labels=2"
+        )
+    tree.dense("qa_outputs", cfg.hidden_size, 2)
+
+
+def _discriminator(tree: _Tree, cfg: TransformerConfig) -> None:
+    tree.dense("discriminator/dense", cfg.hidden_size, cfg.hidden_size)
+    tree.dense("discriminator/output", cfg.hidden_size, 1)
+
+
+def sentence_classes(cfg: TransformerConfig) -> int:
+    """Return the number of outputs of the sentence pair layer of the head "pretraining"."""
+    return cfg.num_labels if cfg.sentence_head == "sentence_order" else 2
+
+
+_HEAD_LAYERS: dict[str, Callable[[_Tree, TransformerConfig], None]] = {
+    "lm_head": _lm_head,
+    "classifier": lambda tree, cfg: tree.dense(
+        "classifier", cfg.hidden_size, cfg.num_labels, cfg.classification.classifier_bias
+    ),
+    "token_classifier": lambda tree, cfg: tree.dense("classifier", cfg.hidden_size, cfg.num_labels),
+    "choice_classifier": lambda tree, cfg: tree.dense("classifier", cfg.hidden_size, 1),
+    "qa_outputs": _qa_outputs,
+    "next_sentence": lambda tree, cfg: tree.dense("next_sentence", cfg.hidden_size, 2),
+    "sentence_pair": lambda tree, cfg: tree.dense(cfg.sentence_head, cfg.hidden_size, sentence_classes(cfg)),
+    "discriminator": _discriminator,
+}
+"""Parameters of each layer that duonlp.heads names."""
 
 
 def pooling_of(cfg: TransformerConfig, head: str) -> PoolingConfig | None:
     """Return the pooling that a head applies to the last hidden states, or None."""
-    if head in ("base", "next-sentence-prediction", "pretraining"):
-        return cfg.pooler
-    return {"sequence-classification": cfg.classification, "multiple-choice": cfg.multiple_choice}.get(head)
+    return getattr(cfg, HEADS[head].pooling) if HEADS[head].pooling else None
 
 
 def initial_value(path: str, parameter: Parameter, seed: int = 0) -> np.ndarray:

@@ -18,6 +18,7 @@ from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, MissingExtraError
+from duonlp.heads import HEADS
 from duonlp.util import frameworks as available
 
 FRAMEWORKS = ("tf", "jax", "torch")
@@ -138,7 +139,7 @@ def compare(
 
     Args:
         checkpoint: Folder or Hub id.
-        head: One of ``duonlp.architectures.HEADS`` (default: the head the checkpoint was saved with).
+        head: One of ``duonlp.heads.HEADS`` (default: the head the checkpoint was saved with).
         inputs: Texts, or arrays by name (``input_ids`` int [B, T] and others). By default a few sentences,
             or random ids if the checkpoint has no tokenizer.
         frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
@@ -189,7 +190,7 @@ def compare(
         start = time.perf_counter()
         forward(batch)
         report.forward_seconds[name] = time.perf_counter() - start
-        if head in ("causal-lm", "seq2seq-lm") and max_new_tokens:
+        if HEADS[head].generates and max_new_tokens:
             prompt = batch["input_ids"][:1, np.asarray(batch["attention_mask"][0], bool)]
             if config.decoder is None:
                 # Leave room for new tokens, however long the input is.
@@ -252,11 +253,11 @@ def make_inputs(
         "input_ids": np.array([row + [pad] * (length - len(row)) for row in rows], np.int32),
         "attention_mask": np.array([[1] * len(row) + [0] * (length - len(row)) for row in rows], np.int32),
     }
-    if config.decoder is not None and head in ("base", "seq2seq-lm"):
+    if config.decoder is not None and HEADS[head].reads_target:
         # Random ids will do: all frameworks get the same ones.
         rng, size = np.random.default_rng(0), (len(rows), DECODER_LENGTH)
         batch["decoder_input_ids"] = rng.integers(0, config.decoder.embedding.vocab_size, size, np.int32)
-    if head == "multiple-choice":  # [B, T] -> [1, choices, T]
+    if HEADS[head].has_choices:  # [B, T] -> [1, choices, T]
         batch = {name: value[None] for name, value in batch.items()}
     return batch
 

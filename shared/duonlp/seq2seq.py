@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import HEADS
 from duonlp.typing import Array, Ops
 
 
@@ -61,11 +62,11 @@ def decoder_input_ids(ops: Ops, inputs: Mapping[str, Array | None], config: Tran
     """
     if inputs.get("decoder_input_ids") is not None:
         return inputs["decoder_input_ids"]
-    if head == "seq2seq-lm" and inputs.get("labels") is not None:
+    if HEADS[head].shifts_labels and inputs.get("labels") is not None:
         return shift_right(ops, inputs["labels"], config)
     if config.decoder is not None and config.decoder.reads_source:
         return shift_right(ops, inputs["input_ids"], config)
     raise InputError(
         f"the decoder of this {config.model_type} has no inputs; pass decoder_input_ids"
-        + (", or labels" if head == "seq2seq-lm" else "")
+        + (", or labels" if HEADS[head].shifts_labels else "")
     )

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from duonlp import architectures
 from duonlp.config import TransformerConfig
-from duonlp.distillation.pair import Distillation, Output, check_pair, distilled_outputs, init_projections
+from duonlp.distillation.pair import Distillation, check_pair, init_projections
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
+from duonlp.heads import HEADS, Output, outputs_of
 from duonlp.inputs import TEACHER, check_inputs, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
@@ -109,21 +110,6 @@ class Distiller(TrainerMixin, keras.Model):
         """Configuration of the student."""
         return self.student.config
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """Label name to the name of the student's output that its loss is computed from."""
-        return self.student.targets
-
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        return self.student._loss(out, inputs, sample_weight)
-
-    def _align(
-        self, logits: tf.Tensor, labels: tf.Tensor, sample_weight: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        return self.student._align(logits, labels, sample_weight)
-
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Return the student's outputs; of a batch, it reads the inputs it takes."""
         return self.student(self._select_inputs(self.student, inputs, {}), training=training)
@@ -187,7 +173,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def _compared_outputs(self, distillation: Distillation) -> Sequence[Output]:
         """Return the head's outputs that are compared with the teacher's."""
-        return distilled_outputs(self.head, self.config) if distillation.alpha < 1 else ()
+        return outputs_of(self.head, self.config) if distillation.alpha < 1 else ()
 
     def _check_pair(self, distillation: Distillation, own_inputs: bool) -> np.ndarray | None:
         return check_pair(
@@ -255,7 +241,7 @@ class Distiller(TrainerMixin, keras.Model):
         """Return a model's inputs in a batch; the decoder of an encoder-decoder reads the labels shifted to the right."""
         inputs = model_inputs(model.config, x, as_teacher=as_teacher)
         available = {**x, **labels}
-        if model.head == "seq2seq-lm" and "decoder_input_ids" not in inputs and "labels" in available:
+        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in available:
             inputs["decoder_input_ids"] = shift_right(ops, available["labels"], model.config)
         return inputs
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from duonlp import architectures
 from duonlp.errors import InputError
+from duonlp.heads import check_label_smoothing, outputs_of
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import (
@@ -117,12 +118,10 @@ def smoothed_loss(model: Any, label_smoothing: float) -> tuple[keras.losses.Loss
     """
     if not label_smoothing:
         return None, None
-    has_no_classes = model.config.problem_type in ("regression", "multi_label_classification")
-    if has_no_classes or model.head == "replaced-token-detection":
-        raise InputError(
-            f"label_smoothing is {label_smoothing} but the loss of this {model.head} model is not over classes; set it to 0"
-        )
-    weights = dict.fromkeys(model.targets.values(), 0.5) if model.head == "question-answering" else None
+    check_label_smoothing(model.head, model.config, label_smoothing)
+    weights = {
+        output.logits: output.share for output in outputs_of(model.head, model.config) if output.share != 1
+    } or None
     return SmoothedCrossEntropy(label_smoothing), weights
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.errors import InputError, NonFiniteLossError
-from duonlp.inputs import IGNORED
+from duonlp.heads import HEADS, IGNORED
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig, fit_event_due
 from duonlp.training.fit_loop import BEST
@@ -208,14 +208,15 @@ def label_counts(head: str, batch: Batch) -> np.ndarray:
     A row counts as one where labels are numbers or missing, and for the head "pretraining", whose two losses count
     differently.
     """
-    labels = np.asarray(batch["labels"]) if "labels" in batch and head != "pretraining" else None
     rows = len(batch["input_ids"])
-    if labels is None or (labels.dtype.kind not in "iu" and labels.ndim == 1):
+    if len(HEADS[head].label_names) > 1 or "labels" not in batch:
         return np.ones(rows)
-    if head == "replaced-token-detection":
+    (output,), labels = HEADS[head].outputs, np.asarray(batch["labels"])
+    if labels.dtype.kind not in "iu" and labels.ndim == 1:
+        return np.ones(rows)
+    if output.counts_attended:
         return np.asarray(batch.get("attention_mask", np.ones_like(labels)), np.float64).sum(axis=1)
-    is_labeled = labels != IGNORED
-    return (is_labeled[:, 1:] if head == "causal-lm" else is_labeled.reshape(rows, -1)).sum(axis=1).astype(np.float64)
+    return output.align(labels != IGNORED).reshape(rows, -1).sum(axis=1).astype(np.float64)
 
 
 def split_batch(head: str, batch: Batch, pieces: int) -> Iterator[dict[str, Any]]:

@@ -20,21 +20,16 @@ from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.heads import HEADS as HEADS
 
-HEADS = (
-    "base",
-    "masked-lm",
-    "causal-lm",
-    "seq2seq-lm",
-    "sequence-classification",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-    "next-sentence-prediction",
-    "pretraining",
-    "replaced-token-detection",
-)
-"""All heads, in the order in which tables list them."""
+HINTS = {
+    "causal-lm": (
+        "seq2seq-lm",
+        "; it is an encoder-decoder: use AutoModelForSeq2SeqLM, or duonlp run text2text-generation or summarize",
+    ),
+    "seq2seq-lm": (None, "; use an encoder-decoder such as t5"),
+}
+"""Advice for a head that a family lacks, if the family has the other head (None: always)."""
 
 
 @cache
@@ -94,13 +89,8 @@ def class_name(model_type: str, head: str) -> str:
     """
     names = get(model_type).heads(model_type)
     if head not in names:
-        hint = ""
-        if head == "causal-lm" and "seq2seq-lm" in names:
-            hint = (
-                "; it is an encoder-decoder: use AutoModelForSeq2SeqLM, or duonlp run text2text-generation or summarize"
-            )
-        elif head == "seq2seq-lm":
-            hint = "; use an encoder-decoder such as t5"
+        other, hint = HINTS.get(head, (None, ""))
+        hint = hint if other is None or other in names else ""
         raise ConfigError(f"{model_type} has no {head!r} head; available heads are {', '.join(names)}{hint}")
     return names[head]
 

@@ -11,6 +11,7 @@ from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
+from duonlp.heads import HEADS, PRETRAINING
 from duonlp.parameters import count_parameters, parameters
 
 ADVICE = {
@@ -36,7 +37,7 @@ class PretrainedBase:
     """Mixin of the model classes, which define ``head``; each engine's own mixin adds ``_from_plan`` and saving.
 
     Attributes:
-        head: Name of the head, see ``duonlp.architectures.HEADS``.
+        head: Name of the head, see ``duonlp.heads.HEADS``.
         config: Configuration of the model.
         generation_config: Default generation settings.
         folder: Folder from which the model was loaded, if any.
@@ -172,7 +173,7 @@ def resolve_config(config: Any, overrides: Mapping[str, Any]) -> TransformerConf
 def check_head(cls: Any, cfg: TransformerConfig) -> None:
     """Raise ConfigError if the family does not support the head of ``cls``, a class with a ``head``."""
     architectures.class_name(cfg.model_type, cls.head)
-    if cls.head == "causal-lm" and not cfg.causal:
+    if HEADS[cls.head].causal and not cfg.causal:
         raise ConfigError(
             f"this {cfg.model_type} attends in both directions, so it is not a causal language model; pass is_decoder=True"
         )
@@ -181,8 +182,7 @@ def check_head(cls: Any, cfg: TransformerConfig) -> None:
 def pretraining_head(model_type: str) -> str:
     """Return the head with which a family was pretrained, as loaded by AutoModelForPreTraining."""
     available = architectures.get(model_type).heads(model_type)
-    order = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm", "seq2seq-lm")
-    return next(head for head in order if head in available)
+    return next(head for head in PRETRAINING if head in available)
 
 
 def _check_keywords(keywords: Mapping[str, Any]) -> None:

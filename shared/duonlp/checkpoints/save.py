@@ -19,6 +19,7 @@ from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, stored_shape
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.config import EmbeddingConfig, TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import HEADS
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
 from duonlp.typing import Tokenizer
@@ -86,7 +87,7 @@ def _to_write(
     cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dtype: np.dtype
 ) -> list[TensorToWrite]:
     """Return the tensors to write; rows of the weight table that are parts of one tensor are concatenated."""
-    prefix = architectures.get(cfg.model_type).PREFIX if head == "base" else ""
+    prefix = architectures.get(cfg.model_type).PREFIX if not HEADS[head].layers else ""
     spec = parameters(cfg, head)
     groups: dict[str, list[Weight]] = {}
     for row in architectures.get(cfg.model_type).weights(cfg, head):

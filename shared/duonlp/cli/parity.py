@@ -24,7 +24,7 @@ def parity(
     debug: Debug = False,
 ) -> None:
     """Compare a checkpoint across tfnlp, jaxnlp and Transformers; exit with status 1 if they differ."""
-    from duonlp.architectures import HEADS
+    from duonlp.heads import HEADS
     from duonlp.parity import FRAMEWORKS, compare
 
     if head:

@@ -5,7 +5,6 @@ The settings of duonlp.distillation.settings can also be imported from here.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,75 +12,27 @@ import numpy as np
 from duonlp.config import TransformerConfig
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations, uniform_map
 from duonlp.errors import InputError
+from duonlp.heads import BY_PROBLEM_TYPE, HEADS, outputs_of
 from duonlp.typing import Array
 
 __all__ = (
-    "Attentions", "Distillation", "HiddenStates", "Output", "Relations", "are_class_ids", "check_pair",
-    "distilled_outputs", "head_kind", "init_projections", "projection_name", "term_names", "uniform_map",
+    "Attentions", "Distillation", "HiddenStates", "Relations", "check_pair", "head_kind", "init_projections",
+    "projection_name", "term_names", "uniform_map",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Output:
-    """An output of a model that is compared with the teacher's.
-
-    Attributes:
-        logits: Name of the output.
-        labels: Name of the labels that belong to it.
-        per_token: Whether there is one distribution per token rather than per text.
-        share: Share of the output in the loss on the logits.
-    """
-
-    logits: str
-    labels: str = "labels"
-    per_token: bool = False
-    share: float = 1.0
-
-
-_SENTENCE = {
-    "next_sentence": Output("seq_relationship_logits", "next_sentence_label"),
-    "sentence_order": Output("sop_logits", "sentence_order_label"),
-}
-_PER_TOKEN = ("masked-lm", "causal-lm", "seq2seq-lm", "token-classification", "replaced-token-detection")
-
-
-def distilled_outputs(head: str, config: TransformerConfig) -> tuple[Output, ...]:
-    """Return the outputs of a head that are compared with the teacher's; none for the base model."""
-    if head == "base":
-        return ()
-    if head == "question-answering":
-        return Output("start_logits", "start_positions", share=0.5), Output("end_logits", "end_positions", share=0.5)
-    if head == "pretraining":
-        return Output("prediction_logits", per_token=True), _SENTENCE[str(config.sentence_head)]
-    return (Output("logits", per_token=head in _PER_TOKEN),)
-
-
 def head_kind(head: str, config: TransformerConfig, labels: Array = None) -> str | None:
-    """Return the kind of a head's logits, which determines how they are compared.
+    """Return the kind of a head's logits, which determines how they are compared (see duonlp.heads.Output.kind_for).
 
     Args:
         head: Head of the model.
         config: Configuration of the model.
-        labels: Labels of a batch, or None. For a sequence classifier without a problem_type, integers mean one class per text
-            and others mean several, as in its own loss.
+        labels: Labels of a batch, or None.
 
     Returns:
         "softmax", "bernoulli" (several labels may apply), "regression", "span", or None for the base model.
     """
-    if head == "base":
-        return None
-    if head == "question-answering":
-        return "span"
-    if head == "replaced-token-detection":
-        return "bernoulli"
-    if head != "sequence-classification":
-        return "softmax"
-    kinds = {"regression": "regression", "multi_label_classification": "bernoulli"}
-    if config.problem_type is not None:
-        return kinds.get(config.problem_type, "softmax")
-    if config.num_labels == 1:
-        return "regression"
-    return "softmax" if labels is None or are_class_ids(labels) else "bernoulli"
+    return next((output.kind_for(config, labels) for output in outputs_of(head, config)), None)
 
 
 def term_names(distillation: Distillation, head: str, config: TransformerConfig, kind: str | None) -> tuple[str, ...]:
@@ -94,7 +45,7 @@ def term_names(distillation: Distillation, head: str, config: TransformerConfig,
         kind: Result of :func:`head_kind`.
     """
     suffix = {"bernoulli": "bernoulli_kl", "regression": "mse"}.get(str(kind), "kl")
-    outputs = distilled_outputs(head, config) if distillation.alpha < 1 else ()
+    outputs = outputs_of(head, config) if distillation.alpha < 1 else ()
     return *(f"{output.logits}_{suffix}" for output in outputs), *distillation.loss_names
 
 
@@ -129,14 +80,6 @@ def init_projections(
     }
 
 
-def are_class_ids(labels: Array) -> bool:
-    """Return whether labels, an array of any framework, are integers."""
-    dtype = np.asarray(labels).dtype if not hasattr(labels, "dtype") else labels.dtype
-    return np.dtype(getattr(dtype, "as_numpy_dtype", dtype)).kind in "iu"
-
-
-_LABELLED = ("sequence-classification", "token-classification")
-_OVER_VOCABULARY = ("masked-lm", "causal-lm", "seq2seq-lm", "pretraining")
 _MOST_SHOWN = 5
 
 
@@ -170,7 +113,7 @@ def check_pair(
         InputError: The two differ in heads, labels, vocabularies, layers or attention heads that must match.
     """
     head, teacher_head = heads
-    compares_logits = distillation.alpha < 1 and bool(distilled_outputs(head, student_config))
+    compares_logits = distillation.alpha < 1 and bool(outputs_of(head, student_config))
     if not compares_logits and not distillation.losses:
         reason = f"alpha is {distillation.alpha}" if distillation.alpha == 1 else f"a {head} model has no logits"
         raise InputError(
@@ -181,13 +124,16 @@ def check_pair(
             f"the student's head is {head} and the teacher's is {teacher_head}; use models with the same head, or alpha=1 with "
             "losses on hidden states or attention"
         )
-    if compares_logits and distilled_outputs(head, student_config) != distilled_outputs(head, teacher_config):
-        names = (", ".join(o.logits for o in distilled_outputs(head, c)) for c in (student_config, teacher_config))
+    if compares_logits and outputs_of(head, student_config) != outputs_of(head, teacher_config):
+        names = (", ".join(o.logits for o in outputs_of(head, c)) for c in (student_config, teacher_config))
         raise InputError("the student's outputs are {} and the teacher's are {}; they must be the same".format(*names))
-    order = label_order(student_config, teacher_config) if compares_logits and head in _LABELLED else None
-    _check_problem_types(student_config, teacher_config, head if compares_logits else None)
+    order = (
+        label_order(student_config, teacher_config) if compares_logits and _names_labels(head, student_config) else None
+    )
+    if compares_logits:
+        _check_problem_types(student_config, teacher_config, head)
     _check_inner_losses(student_config, teacher_config, distillation, head)
-    if compares_logits and head in _OVER_VOCABULARY:
+    if compares_logits and any(o.over == "vocabulary" for o in outputs_of(head, student_config)):
         _check_vocabulary_sizes(student_config, teacher_config)
     difference = _tokenizer_difference(student_config, teacher_config, student_tokenizer, teacher_tokenizer, own_inputs)
     if difference is not None:
@@ -228,9 +174,15 @@ def _only_in(labels: Sequence[str], others: Sequence[str]) -> str:
     return f" ({', '.join(only[:_MOST_SHOWN])}{more} only there)"
 
 
-def _check_problem_types(student: TransformerConfig, teacher: TransformerConfig, head: str | None) -> None:
+def _names_labels(head: str, config: TransformerConfig) -> bool:
+    """Return whether a head's logits are over the labels that the configuration names."""
+    return any(output.over == "labels" and output.kind != "regression" for output in outputs_of(head, config))
+
+
+def _check_problem_types(student: TransformerConfig, teacher: TransformerConfig, head: str) -> None:
     types = student.problem_type, teacher.problem_type
-    if head == "sequence-classification" and None not in types and types[0] != types[1]:
+    by_type = any(output.kind == BY_PROBLEM_TYPE for output in outputs_of(head, student))
+    if by_type and None not in types and types[0] != types[1]:
         raise InputError(
             f"the student's problem_type is {types[0]} and the teacher's is {types[1]}; set the student's to the teacher's"
         )
@@ -240,7 +192,7 @@ def _check_inner_losses(
     student: TransformerConfig, teacher: TransformerConfig, distillation: Distillation, head: str
 ) -> None:
     """Check that the compared layers exist and their attention heads and widths are compatible."""
-    if distillation.losses and head == "multiple-choice":
+    if distillation.losses and HEADS[head].has_choices:
         raise InputError(
             "losses on hidden states and attention are not supported for multiple choice; leave out `losses`"
         )
@@ -309,7 +261,7 @@ def _check_tokens_not_compared(
             f"the tokenizers differ: {difference}; add the teacher's own inputs to the batches (teacher_input_ids, "
             "teacher_attention_mask), or use a student with the teacher's tokenizer"
         )
-    per_token = head in (*_PER_TOKEN, "pretraining", "question-answering")
+    per_token = any(output.per_token or output.kind == "span" for output in HEADS[head].outputs)
     if (compares_logits and per_token) or distillation.losses:
         raise InputError(
             f"the tokenizers differ: {difference}; only outputs per text can then be compared, so leave out `losses` and use "

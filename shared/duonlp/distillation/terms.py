@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from duonlp.distillation.pair import Output, are_class_ids, distilled_outputs, head_kind, projection_name, term_names
+from duonlp.distillation.pair import head_kind, projection_name, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, InnerLoss, Pairs
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED, NO_POSITION
+from duonlp.heads import HEADS, IGNORED, NO_POSITION, ROW_MASK, Output, are_class_ids, outputs_of
 from duonlp.typing import Array, Batch, Ops
 
 MASKED_LOGIT = -1e9
@@ -56,14 +56,12 @@ def distillation_terms(
     kind = head_kind(student.head, student.config, batch.get("labels"))
     names = iter(term_names(distillation, student.head, student.config, kind))
     terms = {}
-    for output in distilled_outputs(student.head, student.config) if distillation.alpha < 1 else ():
+    for output in outputs_of(student.head, student.config) if distillation.alpha < 1 else ():
         pair = _logits(student_outputs, output.logits, "student"), _logits(teacher_outputs, output.logits, "teacher")
+        pair = tuple(output.align(logits, is_logits=True) for logits in pair)
         if label_order is not None:
             pair = pair[0], losses.reorder_labels(pair[1], label_order)
-        mask, weights = _logits_mask(ops, distillation, student.head, output, batch), sample_weight
-        if student.head == "causal-lm":
-            pair = tuple(logits[:, :-1] for logits in pair)  # [B, T - 1, V]
-            weights = weights[:, 1:] if weights is not None and len(weights.shape) == 2 else weights
+        mask, weights = _logits_mask(ops, distillation, student.head, output, batch), output.align(sample_weight)
         if kind == "span" and batch.get("attention_mask") is not None:
             pair = tuple(_without_padding(ops, logits, batch["attention_mask"]) for logits in pair)
         factor = (1 - distillation.alpha) * output.share
@@ -167,38 +165,39 @@ def _without_padding(ops: Ops, logits: Array, attention_mask: Array) -> Array:
 def _logits_mask(ops: Ops, distillation: Distillation, head: str, output: Output, batch: Batch) -> Array | None:
     """Return which distributions of an output count: [B], [B, T], [B, 1], or None for all."""
     labels = batch.get(output.labels)
+    rows = _labelled_rows(ops, labels, batch)
     if not output.per_token:
-        return _labelled_rows(ops, labels)
+        return rows
     if distillation.positions is not None:
         attended = distillation.positions == "attended"
     else:
-        attended = head in ("masked-lm", "pretraining", "replaced-token-detection") or labels is None
+        attended = output.distills_attended or labels is None
     if not attended and labels is None:
         raise InputError(
             f"positions is 'labelled' but the batch has no {output.labels}; add them, or set positions to 'attended'"
         )
     mask: Any = _attended_tokens(ops, head, batch) if attended else labels != IGNORED
-    if head == "causal-lm" and mask is not None:
-        mask = mask[:, 1:]  # [B, T - 1]: logits predict the next token
-    return _limited_to_rows(ops, mask, _labelled_rows(ops, labels))
+    return _limited_to_rows(ops, output.align(mask), rows)
 
 
 def _token_mask(ops: Ops, student: Any, batch: Batch) -> Array | None:
     """Return the tokens whose hidden states, attentions and relations count: [B, T], [B, 1], or None for all."""
-    outputs = distilled_outputs(student.head, student.config)
-    rows = _labelled_rows(ops, batch.get(outputs[0].labels)) if outputs else None
+    outputs = outputs_of(student.head, student.config)
+    rows = _labelled_rows(ops, batch.get(outputs[0].labels) if outputs else None, batch)
     return _limited_to_rows(ops, _attended_tokens(ops, student.head, batch), rows)
 
 
-def _labelled_rows(ops: Ops, labels: Array | None) -> Array | None:
+def _labelled_rows(ops: Ops, labels: Array | None, batch: Batch) -> Array | None:
     """Return the rows with a label, bool [B], since rows without one are padding; None for all rows.
 
-    Regression targets have no ignored value, so all of their rows count.
+    Regression targets have no ignored value, so all rows of the batch's row mask count.
     """
+    rows = None if batch.get(ROW_MASK) is None else ops.cast(batch[ROW_MASK], "bool")
     if labels is None or (len(labels.shape) == 1 and not are_class_ids(labels)):
-        return None
+        return rows
     labelled = (labels != IGNORED) & (labels != NO_POSITION)
-    return labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
+    labelled = labelled if len(labels.shape) == 1 else ops.any(labelled, axis=1)
+    return labelled if rows is None else labelled & rows
 
 
 def _limited_to_rows(ops: Ops, mask: Array | None, rows: Array | None) -> Array | None:
@@ -214,7 +213,7 @@ def _attended_tokens(ops: Ops, head: str, batch: Batch) -> Array | None:
     labels = batch.get("labels")
     if batch.get("decoder_attention_mask") is not None:
         return batch["decoder_attention_mask"]
-    if head == "seq2seq-lm":
+    if HEADS[head].shifts_labels:
         return None if labels is None else labels != IGNORED
     if batch.get("decoder_input_ids") is not None:
         return None

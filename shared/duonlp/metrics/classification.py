@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED
+from duonlp.heads import IGNORED
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED
+from duonlp.heads import IGNORED
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED
+from duonlp.heads import IGNORED
 from duonlp.typing import Batch
 
 ScoreFunction = Callable[[Sequence[str], Sequence[Any]], Mapping[str, Any]]

@@ -11,7 +11,7 @@ from duonlp.distillation import reference_losses as reference
 from duonlp.distillation.pair import Attentions, Distillation, HiddenStates, init_projections
 from duonlp.distillation.terms import distillation_terms
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED, NO_POSITION
+from duonlp.heads import IGNORED, NO_POSITION
 
 ROWS, LENGTH, WORDS, LABELS, WIDTH = 3, 5, 11, 4, 8
 BERT = {

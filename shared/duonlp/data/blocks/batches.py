@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from duonlp.data.objectives.language_modelling import IGNORED
 from duonlp.data.rows.order import check_seed, permuted
 from duonlp.errors import InputError
+from duonlp.heads import IGNORED
 
 if TYPE_CHECKING:
     from duonlp.data.blocks.reader import Blocks

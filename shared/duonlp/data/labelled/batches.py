@@ -13,7 +13,7 @@ from duonlp.data.rows.length_batches import TOKENIZER_BATCH, LengthBatches, cach
 from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
-from duonlp.inputs import IGNORED
+from duonlp.heads import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

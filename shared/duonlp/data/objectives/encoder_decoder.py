@@ -9,12 +9,10 @@ from duonlp.config import TransformerConfig
 from duonlp.data.objectives.vocabulary import special_tokens
 from duonlp.data.rows.order import check_seed
 from duonlp.errors import InputError
+from duonlp.heads import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-IGNORED = -100
-"""Label of positions that the loss ignores."""
 
 
 class EncoderDecoderObjective:

@@ -11,11 +11,12 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.data.objectives.denoising import SpanCorruption, TextInfilling
-from duonlp.data.objectives.encoder_decoder import IGNORED, EncoderDecoderObjective, check_ids
+from duonlp.data.objectives.encoder_decoder import EncoderDecoderObjective, check_ids
 from duonlp.data.objectives.gap_sentence_generation import GapSentences
 from duonlp.data.objectives.vocabulary import special_tokens, word_borders
 from duonlp.data.rows.order import check_seed
 from duonlp.errors import InputError
+from duonlp.heads import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -7,10 +7,10 @@ import numpy as np
 
 from duonlp import numpy_ops
 from duonlp.config import TransformerConfig
-from duonlp.data.objectives.language_modelling import IGNORED
 from duonlp.data.pairs.summaries import Pair, has_text
 from duonlp.data.rows.token_rows import TokenRows
 from duonlp.errors import InputError
+from duonlp.heads import IGNORED
 from duonlp.seq2seq import shift_right
 from duonlp.util.buckets import bucket
 

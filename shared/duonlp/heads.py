@@ -1,0 +1,260 @@
+"""Every head described once: its layers, its outputs, the labels they are trained on, and its loss.
+
+Both engines, label checks, trainers, distillation, exporters and pipelines read this table. A new head is a row here, and
+its layers in ``duonlp.parameters`` and in each engine's ``heads.py``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
+from duonlp.typing import Array, Batch, Ops
+
+IGNORED = -100
+"""Label that the loss ignores."""
+
+NO_POSITION = 2**30
+"""Start and end position of padding rows: beyond every sequence, so that question answering ignores the row."""
+
+ROW_MASK = "row_mask"
+"""Optional entry of a batch, [B]: 0 for rows that only fill up the batch and count for nothing in any loss."""
+
+BY_PROBLEM_TYPE = "by problem type"
+"""Kind of an output whose labels may be one class, several classes or numbers, as ``config.problem_type`` says."""
+
+PROBLEM_KINDS = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "bernoulli",
+    "regression": "regression",
+}
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a head: logits, and the labels they are trained on.
+
+    Attributes:
+        logits: Name of the output: [B, C], or [B, T, C] with one distribution per token. Kinds "span" and "bernoulli"
+            per token have no class axis.
+        labels: Name of its labels.
+        kind: What the logits mean: "softmax" (one of C classes), "bernoulli" (each of C classes on its own),
+            "regression" (numbers), "span" (one of T positions), or :data:`BY_PROBLEM_TYPE`.
+        over: What the classes are: "vocabulary", "labels" (``config.labels``), "pair" (two), "choices", "positions".
+        per_token: Whether there is one distribution per token rather than per text.
+        next_token: Whether the logits at a position predict the label of the next one.
+        counts_attended: Whether the loss counts the tokens of the attention mask, whatever their labels.
+        distills_attended: Whether distillation compares all attended tokens by default, rather than the labelled ones.
+        share: Factor of the output's loss in the head's loss.
+    """
+
+    logits: str = "logits"
+    labels: str = "labels"
+    kind: str = "softmax"
+    over: str = "labels"
+    per_token: bool = False
+    next_token: bool = False
+    counts_attended: bool = False
+    distills_attended: bool = False
+    share: float = 1.0
+
+    def kind_for(self, config: TransformerConfig, labels: Array | None = None) -> str:
+        """Return the kind of the logits of a model.
+
+        Args:
+            config: Configuration of the model.
+            labels: Labels of a batch, or None. Without a problem_type, integers mean one class per text and other
+                numbers several, as in Transformers.
+        """
+        if self.kind != BY_PROBLEM_TYPE:
+            return self.kind
+        if config.problem_type is not None:
+            return PROBLEM_KINDS[config.problem_type]
+        if config.num_labels == 1:
+            return "regression"
+        return "softmax" if labels is None or are_class_ids(labels) else "bernoulli"
+
+    def classes(self, config: TransformerConfig) -> int | None:
+        """Return the number of classes that labels may name; None if it depends on the batch."""
+        sizes = {"vocabulary": config.as_decoder().embedding.vocab_size, "labels": config.num_labels, "pair": 2}
+        return sizes.get(self.over)
+
+    def align(self, x: Array, is_logits: bool = False) -> Array:
+        """Drop the last position of logits and the first of labels, masks [B, T] and weights, if positions are shifted."""
+        if x is None or not self.next_token or len(x.shape) < 2:
+            return x
+        return x[:, :-1] if is_logits else x[:, 1:]
+
+
+SENTENCE_OUTPUTS = {
+    "next_sentence": Output("seq_relationship_logits", "next_sentence_label", over="pair"),
+    "sentence_order": Output("sop_logits", "sentence_order_label", over="pair"),
+}
+"""Second output of the head "pretraining", by ``config.sentence_head``."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head.
+
+    Attributes:
+        outputs: Its outputs; that of the sentence pair is :data:`SENTENCE_OUTPUTS`' (see :meth:`outputs_of`).
+        layers: Its layers, as :mod:`duonlp.parameters` describes them.
+        pooling: Field of the configuration that says how it pools the last hidden states; "" for no pooling.
+        sentence_pair: Whether it has the output of :data:`SENTENCE_OUTPUTS` too.
+        generates: Whether models with it generate text.
+        causal: Whether it needs a model in which tokens attend only to earlier ones.
+        reads_target: Whether an encoder-decoder with it takes ``decoder_input_ids``; otherwise the decoder reads the source.
+        shifts_labels: Whether the decoder reads the labels, shifted to the right, if it gets no inputs.
+        has_choices: Whether inputs are [batch, choices, length].
+        mask_per_query: Whether the attention mask may be [batch, length, length], because the head does not read it.
+    """
+
+    outputs: tuple[Output, ...] = (Output(),)
+    layers: tuple[str, ...] = ()
+    pooling: str = ""
+    sentence_pair: bool = False
+    generates: bool = False
+    causal: bool = False
+    reads_target: bool = False
+    shifts_labels: bool = False
+    has_choices: bool = False
+    mask_per_query: bool = True
+
+    def outputs_of(self, config: TransformerConfig) -> tuple[Output, ...]:
+        """Return the outputs of a model's head that have labels, the main one first."""
+        return (*self.outputs, *([SENTENCE_OUTPUTS[config.sentence_head]] if self.sentence_pair else []))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of all labels that some model with this head takes."""
+        pairs = SENTENCE_OUTPUTS.values() if self.sentence_pair else ()
+        return tuple(output.labels for output in (*self.outputs, *pairs))
+
+
+_WORDS = Output(over="vocabulary", per_token=True)
+_MASKED_WORDS = replace(_WORDS, distills_attended=True)
+_SPANS = [Output(f"{end}_logits", f"{end}_positions", "span", over="positions", share=0.5) for end in ("start", "end")]
+
+HEADS: dict[str, Head] = {
+    "base": Head((), pooling="pooler", reads_target=True),
+    "masked-lm": Head((_MASKED_WORDS,), ("lm_head",)),
+    "causal-lm": Head((replace(_WORDS, next_token=True),), ("lm_head",), generates=True, causal=True),
+    "seq2seq-lm": Head((_WORDS,), ("lm_head",), generates=True, reads_target=True, shifts_labels=True),
+    "sequence-classification": Head(
+        (Output(kind=BY_PROBLEM_TYPE),), ("classifier",), pooling="classification", mask_per_query=False
+    ),
+    "token-classification": Head((Output(per_token=True),), ("token_classifier",)),
+    "question-answering": Head(tuple(_SPANS), ("qa_outputs",)),
+    "multiple-choice": Head(
+        (Output(over="choices"),),
+        ("choice_classifier",),
+        pooling="multiple_choice",
+        has_choices=True,
+        mask_per_query=False,
+    ),
+    "next-sentence-prediction": Head((Output(over="pair"),), ("next_sentence",), pooling="pooler"),
+    "pretraining": Head(
+        (replace(_MASKED_WORDS, logits="prediction_logits"),),
+        ("lm_head", "sentence_pair"),
+        pooling="pooler",
+        sentence_pair=True,
+    ),
+    "replaced-token-detection": Head(
+        (Output(kind="bernoulli", over="pair", per_token=True, counts_attended=True, distills_attended=True),),
+        ("discriminator",),
+        mask_per_query=False,
+    ),
+}
+"""All heads, in the order in which tables list them."""
+
+PRETRAINING = ("pretraining", "replaced-token-detection", "masked-lm", "causal-lm", "seq2seq-lm")
+"""Heads that families are pretrained with; a family's own is its first one here."""
+
+
+def outputs_of(head: str, config: TransformerConfig) -> tuple[Output, ...]:
+    """Return the outputs of a model's head that have labels; none for the base model."""
+    return HEADS[head].outputs_of(config)
+
+
+def targets_of(head: str, config: TransformerConfig) -> dict[str, str]:
+    """Return the names of a head's labels, and of the output each of them trains."""
+    return {output.labels: output.logits for output in outputs_of(head, config)}
+
+
+def check_label_smoothing(head: str, config: TransformerConfig, label_smoothing: float) -> None:
+    """Raise InputError if the loss of a head is no cross-entropy over classes, so that labels cannot be smoothed."""
+    for output in outputs_of(head, config) if label_smoothing else ():
+        if output.kind_for(config) not in ("softmax", "span"):
+            raise InputError(
+                f"label_smoothing is {label_smoothing} but the loss of this {head} model is not over classes; set it to 0"
+            )
+
+
+def loss_terms(
+    ops: Ops,
+    losses: ModuleType,
+    head: str,
+    config: TransformerConfig,
+    outputs: Mapping[str, Any],
+    batch: Batch,
+    label_smoothing: float = 0.0,
+) -> dict[str, tuple[Array, Array]]:
+    """Return the terms of a head's own loss before division, so that they add up over microbatches, devices and hosts.
+
+    Args:
+        ops: ``tfnlp.ops`` or ``jaxnlp.ops``.
+        losses: ``tfnlp.losses`` or ``jaxnlp.losses``.
+        head: Head of the model.
+        config: Configuration of the model.
+        outputs: Outputs of the model for the inputs in `batch`.
+        batch: The head's labels; ``attention_mask`` where the head counts attended tokens; optionally ``sample_weight``
+            float [B] (or of the labels' shape), which multiplies the sums and leaves the counts unchanged, and
+            :data:`ROW_MASK`.
+        label_smoothing: Label smoothing of every cross-entropy over classes.
+
+    Returns:
+        {output: (sum, count)}, float32 [] each; the loss is the total of sum / count. Counts depend on the labels only.
+
+    Raises:
+        InputError: `label_smoothing` is not 0 and the loss is not a cross-entropy over classes.
+    """
+    terms, rows = {}, batch.get(ROW_MASK)
+    for output in outputs_of(head, config):
+        labels = output.align(batch[output.labels])
+        logits, weight = output.align(outputs[output.logits], True), output.align(batch.get("sample_weight"))
+        kind = output.kind_for(config, labels)
+        if kind in ("softmax", "span"):
+            if kind == "span":  # positions beyond the sequence are ignored
+                length, labels = ops.size(logits, 1), ops.cast(labels, "int32")
+                labels = ops.where(labels >= length, IGNORED, ops.maximum(labels, 0))
+            if rows is not None:
+                labels = ops.where(_mask_rows(ops, rows, labels), labels, IGNORED)
+            total, count = losses.cross_entropy_sum(logits, labels, weight, label_smoothing)
+        else:
+            check_label_smoothing(head, config, label_smoothing)
+            mask = None if kind == "regression" else labels != IGNORED
+            if output.counts_attended:
+                mask = batch.get("attention_mask")
+            if rows is not None:
+                row_mask = _mask_rows(ops, rows, labels)
+                mask = row_mask if mask is None else ops.cast(mask, "bool") & row_mask
+            function = losses.squared_error_sum if kind == "regression" else losses.binary_cross_entropy_sum
+            total, count = function(logits, labels, mask, weight)
+        terms[output.logits] = total * output.share, count
+    return terms
+
+
+def _mask_rows(ops: Ops, rows: Array, labels: Array) -> Array:
+    """Return a mask of rows [B] as bool of the rank of labels [B, ...]."""
+    return ops.expand_dims(ops.cast(rows, "bool"), tuple(range(1, len(labels.shape))))
+
+
+def are_class_ids(labels: Array) -> bool:
+    """Return whether labels, an array of any framework, are integers."""
+    dtype = np.asarray(labels).dtype if not hasattr(labels, "dtype") else labels.dtype
+    return np.dtype(getattr(dtype, "as_numpy_dtype", dtype)).kind in "iu"
