@@ -118,7 +118,6 @@ TWIN_EXCEPTIONS = {
     "generation/search.py:get_program": "a tf.function closes over its model; jit takes the weights as arguments",
     "model.py:Model.__init__": "takes options of keras.Model, such as name",
     "model.py:Model.train": "overrides NNX's train to raise an error; Keras' calls take training",
-    "heads.py:ModelForPreTraining.targets": "used by fit",
 }
 
 # Methods that a framework calls and documents.

@@ -39,7 +39,8 @@ def full(shape: Sequence[int], value: Any, dtype: str) -> tf.Tensor:
 
 def size(x: tf.Tensor, axis: int) -> int | tf.Tensor:
     """Return the size of an axis: an int, or int32 [] where it is only known when a graph runs."""
-    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+    static = x.shape[axis]
+    return tf.shape(x)[axis] if static is None else static
 
 
 def arange(n: int | tf.Tensor) -> tf.Tensor:
