@@ -106,7 +106,7 @@ class Head:
     Attributes:
         outputs: Its outputs; that of the sentence pair is :data:`SENTENCE_OUTPUTS`' (see :meth:`outputs_of`).
         layers: Its layers, as :mod:`duonlp.parameters` describes them.
-        pooling: Field of the configuration that says how it pools the last hidden states; "" for no pooling.
+        pooling: Field of the configuration that says how it pools or transforms the last hidden states; "" for neither.
         sentence_pair: Whether it has the output of :data:`SENTENCE_OUTPUTS` too.
         generates: Whether models with it generate text.
         causal: Whether it needs a model in which tokens attend only to earlier ones.
@@ -150,8 +150,8 @@ HEADS: dict[str, Head] = {
     "sequence-classification": Head(
         (Output(kind=BY_PROBLEM_TYPE),), ("classifier",), pooling="classification", mask_per_query=False
     ),
-    "token-classification": Head((Output(per_token=True),), ("token_classifier",)),
-    "question-answering": Head(tuple(_SPANS), ("qa_outputs",)),
+    "token-classification": Head((Output(per_token=True),), ("token_classifier",), pooling="token_transform"),
+    "question-answering": Head(tuple(_SPANS), ("qa_outputs",), pooling="token_transform"),
     "multiple-choice": Head(
         (Output(over="choices"),),
         ("choice_classifier",),
