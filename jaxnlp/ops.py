@@ -26,6 +26,7 @@ any = jnp.any
 all = jnp.all
 top_k = jax.lax.top_k
 log_softmax = jax.nn.log_softmax
+stop_gradient = jax.lax.stop_gradient
 update = jax.lax.dynamic_update_slice
 matmul = jnp.matmul
 bit_xor = jnp.bitwise_xor

@@ -26,6 +26,7 @@ min = tf.reduce_min
 any = tf.reduce_any
 all = tf.reduce_all
 log_softmax = tf.nn.log_softmax
+stop_gradient = tf.stop_gradient
 take = tf.gather
 matmul = tf.matmul
 bit_xor = tf.bitwise.bitwise_xor

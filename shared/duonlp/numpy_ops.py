@@ -175,6 +175,11 @@ def put_along(x: Array, indices: Array) -> np.ndarray:
     return out
 
 
+def stop_gradient(x: Array) -> Array:
+    """Return x, through which no gradient flows."""
+    return x
+
+
 def take(table: Array, indices: Array) -> np.ndarray:
     """Gather rows of a table."""
     return np.take(table, indices, axis=0)
