@@ -1,9 +1,12 @@
 """Kinds of layers that no family has yet, in both engines, against recorded results of Transformers' models that have them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from duonlp.architectures import config_from_hf
+from duonlp.config import LayerPattern, NormConfig
 from tests.engines import difference
 from tests.layer_kinds import KINDS, cotangent, inputs
 from tests.reference.record_layers import FILE, digest, run_torch
@@ -71,6 +74,26 @@ def test_fused_inference_computes_the_same(name):
     model = Model._from_plan(KINDS[name].config, KINDS[name].plan, "float32", "float32")
     expected = RECORDED[f"{name}/last_hidden_state"]
     assert difference(compiled(model)(**inputs())["last_hidden_state"], expected) < 1e-5
+
+
+def test_norms_of_single_layers():
+    """A layer may have another kind of norms than the model, or none; its parameters say so in both engines."""
+    config = KINDS["qwen2"].config
+    norms = (
+        None,
+        NormConfig(1e-3, position="post"),
+        NormConfig(position="none"),
+        NormConfig(bias=False, position="both"),
+    )
+    layers = LayerPattern.of([replace(config.layers[0], norm=norm) for norm in norms])
+    kind = replace(KINDS["qwen2"], config=config.replace(layers=layers))
+    names = [
+        {path.split("/", 2)[2] for path in kind.values if f"layer_{i}/" in path and "_norm/" in path} for i in range(4)
+    ]
+    post = {f"{block}_norm/{leaf}" for block in ("attention", "feed_forward") for leaf in ("scale", "bias")}
+    both = {f"{block}{kind}_norm/scale" for block in ("attention", "feed_forward") for kind in ("", "_output")}
+    assert names == [{"attention_norm/scale", "feed_forward_norm/scale"}, post, set(), both]
+    check(run_tf(kind), run_jax(kind))
 
 
 @pytest.mark.parametrize("package", ["jaxnlp", "tfnlp"])
