@@ -1,11 +1,12 @@
 """A model prepared for training: parameters read straight onto their devices, layers scanned and rematerialized.
 
 Training works on plain pytrees: ``loss(params, batch, key)`` is pure, and ``params`` are nested dicts with the paths of
-:func:`jaxnlp.parameter_tree`. Scanned layers are stacked: ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``.
+:func:`jaxnlp.parameter_tree`. Scanned layers are stacked: ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``; where
+layers differ, the repeats of each layer of the period are, see :data:`STACKED`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,18 @@ from jaxnlp.layers import dropout
 from jaxnlp.losses import cross_entropy_sum
 from jaxnlp.pretrained import parameter_tree, split
 from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
-from jaxnlp.transformer import Stack
+from jaxnlp.transformer import Biases, Stack, layer_positions
 
-LAYER_INDEX = re.compile(r"/layer_(\d+)/")
-"""The part of a path that names the layer of a parameter."""
+STACKED = re.compile(r"/layers(?:_(\d+)_(\d+))?/")
+"""The part of a path that marks stacked layers: ``/layers/`` holds all, ``/layers_1_3/`` layers 1, 4, 7 ..."""
 
-STACKED = "/layers/"
-"""What replaces it in the path of a stacked parameter."""
+
+def layer_paths(path: str, count: int) -> list[str]:
+    """Return the path in the model of each of ``count`` layers that a stacked parameter holds."""
+    match = STACKED.search(path)
+    assert match is not None, f"{path} is not the path of stacked layers"
+    first, step = int(match[1] or 0), int(match[2] or 1)
+    return [path.replace(match[0], f"/layer_{first + step * i}/") for i in range(count)]
 
 
 class LazyModel:
@@ -125,22 +131,27 @@ class TrainingStack(nnx.Module):
 
     Args:
         stack: Stack to train.
-        scan: Stack the parameters of all layers and scan over them.
+        scan: Stack the parameters of each layer of the pattern's period, and scan over its repeats.
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints.
         dtype: Compute dtype.
     """
 
     def __init__(self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype: DTypeLike):
-        self.config, self.scan, self.remat, self.mesh, self.dtype = stack.config, scan, remat, mesh, dtype
-        count = stack.config.num_layer_weights
-        layers = [getattr(stack, f"layer_{i}") for i in range(count)]
-        if scan:
-            graphdef, state = nnx.split(layers[0])
-            self.layers = nnx.merge(graphdef, jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state))
-        else:
-            for i, layer in enumerate(layers):
-                setattr(self, f"layer_{i}", layer)
+        self.config, self.remat, self.mesh, self.dtype = stack.config, remat, mesh, dtype
+        pattern, groups = stack.config.layers, []
+        start, size = len(pattern.prefix), len(pattern.period)
+        self.repeats = (len(pattern.weights) - start) // size if scan else 0
+        for i in range(len(pattern.weights)):
+            group, repeat = (i - start) % size, (i - start) // size
+            if i < start or repeat >= self.repeats:
+                setattr(self, f"layer_{i}", getattr(stack, f"layer_{i}"))
+            elif repeat == 0:
+                groups.append("layers" if (start, size) == (0, 1) else f"layers_{start + group}_{size}")
+                graphdef, state = nnx.split(getattr(stack, f"layer_{i}"))
+                stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), state)
+                setattr(self, groups[-1], nnx.merge(graphdef, stacked))
+        self.groups = tuple(groups)  # names of the stacked layers, in the order of the period
         if stack.config.attention.relative_buckets:
             self.relative_attention = stack.relative_attention
         if stack.config.norm.final:
@@ -153,14 +164,15 @@ class TrainingStack(nnx.Module):
         return source
 
     def __call__(
-        self, hidden_states: jax.Array, bias: jax.Array | None, cache: Any = None, cache_index: Any = None,
+        self, hidden_states: jax.Array, bias: Biases, position_ids: jax.Array, cache: Any = None, cache_index: Any = None,
         rngs: nnx.Rngs | None = None, source: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, list, list, None]:  # fmt: skip
         """Run the layers as Stack does, without what only inference needs: hidden states, attention maps and the cache.
 
         Args:
             hidden_states: [B, T, D].
-            bias: Attention bias, as of Stack.
+            bias: Attention biases, as of Stack.
+            position_ids: As of Stack.
             cache: Ignored.
             cache_index: Ignored.
             rngs: With the stream "dropout"; None for no dropout.
@@ -170,36 +182,59 @@ class TrainingStack(nnx.Module):
             Hidden states [B, T, D], and empty values in place of the other results of Stack.
         """
         key = None if rngs is None else rngs.dropout()
-        order = self.config.layer_order
-        count = self.config.num_layer_weights
-        layers = [self.layers] if self.scan else [getattr(self, f"layer_{i}") for i in range(count)]
-        graphdef, params = split(layers[0])
-        layer = _rematerialize(lambda *args: self._layer(graphdef, bias, key, source, *args), self.remat, self.scan)
+        pattern = self.config.layers
+        positions = layer_positions(pattern, bias, position_ids)
         x = shard_rows(hidden_states, self.mesh)
-        if not self.scan:
-            for step, i in enumerate(order):
-                x = layer(split(layers[i])[1], x, step)
-        else:
-            # Steps that share weights select them by number.
-            unshared = tuple(order) == tuple(range(len(order)))
-            weights, steps = params if unshared else jnp.asarray(order), jnp.arange(len(order))
 
-            def scan_layer(x, weights_and_step):
-                weights, step = weights_and_step
-                return layer(weights if unshared else jax.tree.map(lambda p: p[weights], params), x, step), None
+        def run(name: str, step: int) -> tuple[Callable, PyTree]:
+            """Return the layer at a step as a function (parameters, hidden states, step) -> hidden states, and its parameters."""
+            graphdef, params = split(getattr(self, name))
+            layer = partial(self._layer, graphdef, positions[step], key, source)
+            return _rematerialize(layer, self.remat, name in self.groups), params
 
-            x, _ = jax.lax.scan(scan_layer, x, (weights, steps))
+        start, size = len(pattern.prefix), len(pattern.period)
+        end = start + self.repeats * size if not pattern.shared else len(pattern)
+        for step, i in enumerate(pattern.layer_order):
+            if self.groups and start <= step < end:
+                x = x if step > start else self._scan([run(name, step + j) for j, name in enumerate(self.groups)], x)
+                continue
+            layer, params = run(f"layer_{i}", step)
+            x = layer(params, x, step)
         if self.config.norm.final:
             x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
         return x, [], [], None
 
-    def _layer(self, graphdef, bias, key, source, params, hidden_states, step) -> jax.Array:
+    def _scan(self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array) -> jax.Array:
+        """Scan over the repeats of the period.
+
+        Args:
+            layers: Of each layer of the period: (parameters, hidden states, step) -> hidden states, and stacked parameters.
+            hidden_states: [B, T, D].
+        """
+        pattern = self.config.layers
+        start, size = len(pattern.prefix), len(pattern.period)
+        stacked = [params for _, params in layers]
+        # Steps that share weights select them by number; all their layers are alike, and so in one stack.
+        order = jnp.asarray(pattern.layer_order) if pattern.shared else None
+        repeats = jnp.arange(len(pattern) if pattern.shared else self.repeats)
+
+        def period(x, weights_and_repeat):
+            weights, repeat = weights_and_repeat
+            if order is not None:
+                weights = jax.tree.map(lambda p: p[weights], stacked)
+            for j, (layer, _) in enumerate(layers):
+                x = layer(weights[j], x, start + repeat * size + j)
+            return x, None
+
+        return jax.lax.scan(period, hidden_states, (stacked if order is None else order, repeats))[0]
+
+    def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> jax.Array:
         """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
         layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
-        return shard_rows(layer(hidden_states, bias, step, rngs=rngs, source=source)[0], self.mesh)
+        return shard_rows(layer(hidden_states, *positions, step, rngs=rngs, source=source)[0], self.mesh)
 
 
 def _rematerialize(layer: Callable, remat: str, scan: bool) -> Callable:
@@ -280,7 +315,7 @@ class Trainable:
 
         def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> jax.Array:
             names = self.paths[path_of(keys)]
-            is_stacked = STACKED in path_of(keys)
+            is_stacked = STACKED.search(path_of(keys))
             value = np.stack([read(name) for name in names]) if is_stacked else read(names[0])
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: value[index])
 
@@ -315,10 +350,9 @@ def make_trainable(
 
     graphdef, abstract = split(nnx.eval_shape(build))
     paths = {}
-    for keys, _ in jax.tree_util.tree_leaves_with_path(abstract):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_of(keys)
-        count = stacks[path.split("/")[0]].num_layer_weights if STACKED in path else 1
-        paths[path] = tuple(path.replace(STACKED, f"/layer_{i}/") for i in range(count))
+        paths[path] = tuple(layer_paths(path, leaf.shape[0])) if STACKED.search(path) else (path,)
 
     def loss(
         params: dict[str, Any], batch: Mapping[str, jax.Array], key: jax.Array | None = None
