@@ -9,7 +9,9 @@ from jax.typing import DTypeLike
 
 from duonlp.config import FeedForwardConfig, LayerConfig, LayerPattern, RotaryConfig, TransformerConfig
 from duonlp.parameters import layer_blocks, norm_names
-from jaxnlp.embeddings import RelativeAttention, rotation
+from duonlp.positions import rotary_tables
+from jaxnlp import ops
+from jaxnlp.embeddings import RelativeAttention
 from jaxnlp.layers import ACTIVATIONS, Attention, KeyValues, Linear, Rotation, dropout, make_norm
 
 MASKED = -1e30
@@ -204,7 +206,7 @@ def layer_positions(
         position_ids: As of Stack.
     """
     biases = dict(zip(layers.windows, bias, strict=True))
-    rotations: dict[RotaryConfig | None, Rotation] = {c: rotation(c, position_ids) for c in layers.rotaries}
+    rotations: dict[RotaryConfig | None, Rotation] = {c: rotary_tables(ops, c, position_ids) for c in layers.rotaries}
     return [(biases[c.window], rotations.get(c.rotary)) for c in (layer.attention for layer in layers)]
 
 

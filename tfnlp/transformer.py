@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from duonlp.config import FeedForwardConfig, LayerConfig, LayerPattern, RotaryConfig, TransformerConfig
 from duonlp.parameters import layer_blocks, norm_names
-from tfnlp.embeddings import RelativeAttention, rotation
+from duonlp.positions import rotary_tables
+from tfnlp import ops
+from tfnlp.embeddings import RelativeAttention
 from tfnlp.layers import (
     ACTIVATIONS,
     Attention,
@@ -238,7 +240,7 @@ def layer_positions(
         position_ids: As of Stack.
     """
     biases = dict(zip(layers.windows, bias, strict=True))
-    rotations: dict[RotaryConfig | None, Rotation] = {c: rotation(c, position_ids) for c in layers.rotaries}
+    rotations: dict[RotaryConfig | None, Rotation] = {c: rotary_tables(ops, c, position_ids) for c in layers.rotaries}
     return [(biases[c.window], rotations.get(c.rotary)) for c in (layer.attention for layer in layers)]
 
 
