@@ -113,15 +113,21 @@ class RelativeAttention(nnx.Embed):
         return jnp.moveaxis(bias, -1, -3)
 
 
-def default_position_ids(config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0) -> jax.Array:
+def default_position_ids(
+    config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0, attention_mask: jax.Array | None = None
+) -> jax.Array:
     """Return position ids int [B, T] for a call without any, as duonlp.positions.position_ids does in NumPy.
 
     Args:
         config: Says where positions start and whether they skip padding.
         input_ids: int [B, T].
         past: Number of tokens already in the cache.
+        attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
     """
     if config.positions_skip_padding:
         is_real = (input_ids != config.position_offset - 1).astype(jnp.int32)
         return (jnp.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
-    return jnp.broadcast_to(config.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)
+    row = config.position_offset + past + jnp.arange(input_ids.shape[1])
+    if config.positions == "rotary" and attention_mask is not None and attention_mask.ndim == 2:
+        row = jnp.minimum(row, jnp.max(row * jnp.any(attention_mask != 0, axis=0)))
+    return jnp.broadcast_to(row, input_ids.shape)

@@ -138,13 +138,16 @@ class RelativeAttention(keras.layers.Embedding):
         return tf.transpose(bias, [*axes[:-3], axes[-1], axes[-3], axes[-2]])
 
 
-def default_position_ids(config: EmbeddingConfig, input_ids: tf.Tensor, past: int | tf.Tensor = 0) -> tf.Tensor:
+def default_position_ids(
+    config: EmbeddingConfig, input_ids: tf.Tensor, past: int | tf.Tensor = 0, attention_mask: tf.Tensor | None = None
+) -> tf.Tensor:
     """Return position ids for a call without any, as duonlp.positions.position_ids does in NumPy.
 
     Args:
         config: Says where positions start and whether they skip padding.
         input_ids: int [B, T].
         past: Number of tokens already in the cache.
+        attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
 
     Returns:
         int [B, T]; or [1, T] where all rows are alike.
@@ -152,4 +155,8 @@ def default_position_ids(config: EmbeddingConfig, input_ids: tf.Tensor, past: in
     if config.positions_skip_padding:
         is_real = tf.cast(tf.not_equal(input_ids, config.position_offset - 1), tf.int32)
         return (tf.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
-    return tf.expand_dims(config.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)
+    row = config.position_offset + past + tf.range(tf.shape(input_ids)[1])
+    if config.positions == "rotary" and attention_mask is not None and attention_mask.shape.rank == 2:
+        is_real = tf.reduce_any(tf.not_equal(attention_mask, 0), axis=0)
+        row = tf.minimum(row, tf.reduce_max(row * tf.cast(is_real, tf.int32)))
+    return tf.expand_dims(row, 0)

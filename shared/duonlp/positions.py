@@ -19,12 +19,13 @@ def position_ids(
     If ``config.embedding.positions_skip_padding`` is set (RoBERTa), positions count the tokens that are not
     padding, starting at ``position_offset``, and padding gets ``position_offset - 1``, as in fairseq's
     ``make_positions``. Padding is recognized by its token id there, so `attention_mask` has no effect.
-    Otherwise token i has position ``position_offset + past + i``.
+    Otherwise token i has position ``position_offset + past + i``; with rotary positions, columns that pad the whole batch
+    repeat the last position, so that they do not count as text where the scaling depends on its length.
 
     Args:
         config: Model configuration.
         input_ids: int [batch, length].
-        attention_mask: int [batch, length] or None; accepted so that every caller can pass what it has.
+        attention_mask: int [batch, length], 0 on padding, or None.
         past: Number of tokens already in the cache.
 
     Returns:
@@ -37,6 +38,8 @@ def position_ids(
         mask = (ids != padding).astype(np.int32)
         return (np.cumsum(mask, axis=1, dtype=np.int32) + past) * mask + padding
     row = np.arange(offset + past, offset + past + ids.shape[1], dtype=np.int32)
+    if config.embedding.positions == "rotary" and attention_mask is not None and np.ndim(attention_mask) == 2:
+        row = np.minimum(row, np.max(row * np.any(np.asarray(attention_mask) != 0, axis=0)))
     return np.broadcast_to(row, ids.shape).copy()
 
 
