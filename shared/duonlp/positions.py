@@ -143,8 +143,7 @@ def rotary_frequencies(config: RotaryConfig, length: int | None = None) -> tuple
     if scaling.kind == "linear":
         return 1 / powers / factor, 1.0
     if scaling.kind == "dynamic":
-        longest = np.int32(config.max_positions if length is None else length)
-        return _dynamic_frequencies(numpy_ops, config, longest), 1.0
+        return _dynamic_frequencies(numpy_ops, config, np.int32(length or 0)), 1.0
     original = scaling.original_max_positions or config.max_positions
     assert original is not None, f"{scaling.kind} needs the number of positions of pretraining"
     if scaling.kind == "yarn":

@@ -23,7 +23,9 @@ HAS_ORIGINAL = ("yarn", "llama3", "longrope")
 """Kinds of scaling that depend on the number of positions of pretraining."""
 
 
-def pop_rotary(hf: dict[str, Any], head_dim: int, max_positions: int, base: float = 10_000.0) -> RotaryConfig:
+def pop_rotary(
+    hf: dict[str, Any], head_dim: int, max_positions: int, base: float = 10_000.0, partial: bool = False
+) -> RotaryConfig:
     """Remove the keys of a rotary position embedding from ``hf`` and return what they say.
 
     Reads ``rope_parameters`` of Transformers 5, and ``rope_theta`` and ``rope_scaling`` of earlier versions, which win as
@@ -34,6 +36,7 @@ def pop_rotary(hf: dict[str, Any], head_dim: int, max_positions: int, base: floa
         head_dim: Width of one attention head.
         max_positions: Number of positions of the model, ``max_position_embeddings``.
         base: The family's default base.
+        partial: Whether the family can rotate a part of each head.
 
     Raises:
         ConfigError: See :func:`rotary`.
@@ -41,6 +44,9 @@ def pop_rotary(hf: dict[str, Any], head_dim: int, max_positions: int, base: floa
     scaling, parameters = hf.pop("rope_scaling", None), hf.pop("rope_parameters", None)
     others = {key: hf.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in hf}
     values = others | dict(scaling or parameters or {})
+    factor = values.get("partial_rotary_factor")
+    if not partial and factor not in (None, 1.0):
+        raise ConfigError(f"config option partial_rotary_factor={factor} is not supported; only 1.0 is")
     original = NAMES["original_max_positions"]
     if hf.get(original) is not None:
         values[original] = hf.pop(original)
@@ -59,7 +65,9 @@ def rotary(parameters: Mapping[str, Any], head_dim: int, max_positions: int, bas
     Raises:
         ConfigError: The kind of scaling is unsupported, or a parameter is missing or out of range.
     """
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in parameters.items() if x is not None}
+    values: dict[str, Any] = {
+        key: tuple(x) if isinstance(x, list) else x for key, x in parameters.items() if x is not None
+    }
     kind = values.get("rope_type", values.get("type", "default"))
     size, scaling = int(head_dim * values.get("partial_rotary_factor", 1.0)), None
     if "mrope_section" in values:
@@ -70,7 +78,8 @@ def rotary(parameters: Mapping[str, Any], head_dim: int, max_positions: int, bas
         raise ConfigError(f"rope_type {kind!r} is not supported; use one of default, {', '.join(SCALINGS)}")
     if kind != "default":
         names = {f.name: NAMES.get(f.name, f.name) for f in fields(RotaryScaling)}
-        options = {name: values[key] for name, key in names.items() if key in values} | {"kind": kind}
+        options: dict[str, Any] = {name: values[key] for name, key in names.items() if key in values}
+        options["kind"] = kind
         options.setdefault("original_max_positions", max_positions if kind in HAS_ORIGINAL else None)
         if "factor" not in options and kind in ("yarn", "longrope") and ("factor" in parameters or kind == "longrope"):
             options["factor"] = max_positions / options["original_max_positions"]

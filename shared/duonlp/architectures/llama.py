@@ -63,7 +63,7 @@ def heads(model_type: str) -> dict[str, str]:
 def config(hf: dict[str, Any]) -> TransformerConfig:
     """Translate config.json to a TransformerConfig."""
     o = pop_options(hf, DEFAULTS)
-    check_supported(hf | {"model_type": "llama"}, {"partial_rotary_factor": 1.0, "token_classification_bias": True})
+    check_supported(hf | {"model_type": "llama"}, {"token_classification_bias": True})
     common = pop_common(hf, {"bos_token_id": 1, "eos_token_id": 2})
     width = o["head_dim"] or head_dim(o["hidden_size"], o["num_attention_heads"])
     rotary = pop_rotary(hf, width, o["max_position_embeddings"])
