@@ -1,4 +1,4 @@
-"""Token embeddings, rotary and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, RotaryConfig
-from duonlp.positions import fixed_table, relative_bucket_table, rotary_frequencies
-from jaxnlp.layers import Linear, Rotation, dropout, make_norm
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.positions import fixed_table, relative_bucket_table
+from jaxnlp.layers import Linear, dropout, make_norm
 
 
 class Embeddings(nnx.Module):
@@ -91,13 +91,6 @@ class Embeddings(nnx.Module):
         return jnp.where(is_padding, jax.lax.stop_gradient(vectors), vectors)
 
 
-def rotation(config: RotaryConfig, position_ids: jax.Array) -> Rotation:
-    """Return cosines and sines float32 [B or 1, T, size / 2] of the angles at positions int [B or 1, T]."""
-    frequencies, factor = rotary_frequencies(config)
-    angles = jnp.expand_dims(position_ids, -1).astype(jnp.float32) * frequencies
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
-
-
 class RelativeAttention(nnx.Embed):
     """Biases of attention scores: one per head and bucket of query-key distances, shared by all layers of a stack.
 
@@ -120,15 +113,21 @@ class RelativeAttention(nnx.Embed):
         return jnp.moveaxis(bias, -1, -3)
 
 
-def default_position_ids(config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0) -> jax.Array:
+def default_position_ids(
+    config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0, attention_mask: jax.Array | None = None
+) -> jax.Array:
     """Return position ids int [B, T] for a call without any, as duonlp.positions.position_ids does in NumPy.
 
     Args:
         config: Says where positions start and whether they skip padding.
         input_ids: int [B, T].
         past: Number of tokens already in the cache.
+        attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
     """
     if config.positions_skip_padding:
         is_real = (input_ids != config.position_offset - 1).astype(jnp.int32)
         return (jnp.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
-    return jnp.broadcast_to(config.position_offset + past + jnp.arange(input_ids.shape[1]), input_ids.shape)
+    row = config.position_offset + past + jnp.arange(input_ids.shape[1])
+    if config.positions == "rotary" and attention_mask is not None and attention_mask.ndim == 2:
+        row = jnp.minimum(row, jnp.max(row * jnp.any(attention_mask != 0, axis=0)))
+    return jnp.broadcast_to(row, input_ids.shape)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.generation.strategies.cache import check_cache
 from duonlp.heads import loss_terms, outputs_of
 from duonlp.inputs import check_inputs
 from duonlp.parameters import pooling_of
@@ -92,7 +93,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
                 to the right (duonlp.seq2seq.shift_right), or the source for families that do so.
             decoder_attention_mask: [B, U], or None if all tokens are real.
             decoder_position_ids: int [B, U], or None for the family's default.
-            cache: Keys and values of earlier positions, see transformer.init_cache.
+            cache: Keys and values of earlier positions, see transformer.init_cache. Every layer has a slot for each
+                position; ``generate`` keeps fewer where attention has a window.
             cache_index: Number of positions in the cache.
             rngs: Random streams with ``dropout`` for training with dropout; None for no dropout.
             labels: Labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the
@@ -111,6 +113,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
             "decoder_attention_mask": decoder_attention_mask, "decoder_position_ids": decoder_position_ids, **labels,
         }  # fmt: skip
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        if cache is not None:
+            check_cache(self.config.layers, cache, inputs["input_ids"], cache_index)
         inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
         hidden_states, outputs = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
         pooling = pooling_of(self.config, self.head)
@@ -134,7 +138,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         position_ids = inputs["position_ids"]
         if position_ids is None:
             past = 0 if cache_index is None else cache_index
-            position_ids = default_position_ids(self.config.embedding, input_ids, past)
+            mask = attention_mask if cache is None else None
+            position_ids = default_position_ids(self.config.embedding, input_ids, past, mask)
         x = self.embeddings(input_ids, inputs["token_type_ids"], position_ids, rngs)
         length = input_ids.shape[1]
         key_length = length if cache is None else cache["step_0"]["value"].shape[2]
@@ -142,7 +147,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         lengths, layers = (length, key_length), self.config.layers
         bias = attention_biases(layers, attention_mask, *lengths, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
-        x, states, attentions, cache = stack(x, bias, position_ids, cache, cache_index, rngs)
+        slots = None if cache_index is None else (cache_index,) * len(layers.windows)
+        x, states, attentions, cache = stack(x, bias, position_ids, cache, slots, rngs)
         outputs: dict[str, Any] = {"hidden_states": tuple(states)} if output_hidden_states else {}
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})

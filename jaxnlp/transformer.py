@@ -9,7 +9,9 @@ from jax.typing import DTypeLike
 
 from duonlp.config import FeedForwardConfig, LayerConfig, LayerPattern, RotaryConfig, TransformerConfig
 from duonlp.parameters import layer_blocks, norm_names
-from jaxnlp.embeddings import RelativeAttention, rotation
+from duonlp.positions import rotary_tables
+from jaxnlp import ops
+from jaxnlp.embeddings import RelativeAttention
 from jaxnlp.layers import ACTIVATIONS, Attention, KeyValues, Linear, Rotation, dropout, make_norm
 
 MASKED = -1e30
@@ -23,6 +25,9 @@ The cache of an encoder-decoder has more entries, see generation.decoder.Seq2Seq
 
 Biases: TypeAlias = tuple[jax.Array, ...]
 """Biases of attention scores, one for each of ``config.layers.windows``: float32, broadcastable to [B, N, T, S]."""
+
+CacheIndex: TypeAlias = tuple[int | jax.Array, ...]
+"""Slot of the first new position in the cache, for each of ``config.layers.windows``."""
 
 StackOutput: TypeAlias = tuple[jax.Array, list[jax.Array], list[Any], Cache | None]
 """Last hidden states, all hidden states, attention probabilities of each step, and the updated cache."""
@@ -141,7 +146,7 @@ class Stack(nnx.Module):
 
     def __call__(
         self, hidden_states: jax.Array, bias: Biases, position_ids: jax.Array, cache: Cache | None = None,
-        cache_index: int | jax.Array | None = None, rngs: nnx.Rngs | None = None,
+        cache_index: CacheIndex | None = None, rngs: nnx.Rngs | None = None,
         source: tuple[dict[str, KeyValues], jax.Array] | None = None,
     ) -> StackOutput:  # fmt: skip
         """Apply all layers.
@@ -151,7 +156,7 @@ class Stack(nnx.Module):
             bias: Biases of the self-attention scores, see attention_biases.
             position_ids: int [B or 1, T], by which rotary attention rotates queries and keys.
             cache: Keys and values of earlier positions, or None.
-            cache_index: Slot of the first new position in the cache.
+            cache_index: Slot of the first new position in the cache, see CacheIndex.
             rngs: Random streams with ``dropout``; None for no dropout.
             source: In a decoder with an encoder: the source's :meth:`keys_and_values` and the bias of the
                 cross-attention scores.
@@ -161,13 +166,16 @@ class Stack(nnx.Module):
             attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
-        positions = layer_positions(self.config.layers, bias, position_ids)
+        layers = self.config.layers
+        positions = layer_positions(layers, bias, position_ids)
+        slots = dict(zip(layers.windows, cache_index or ()))
         for step, i in enumerate(self.config.layer_order):
             layer, name = getattr(self, f"layer_{i}"), f"step_{step}"
             layer_cache = None if cache is None else cache[name]
             layer_source = None if source is None else (source[0][name], source[1])
+            slot = slots.get(layers[step].attention.window)
             hidden_states, probabilities, new_cache[name] = layer(
-                hidden_states, *positions[step], step, layer_cache, cache_index, rngs, layer_source
+                hidden_states, *positions[step], step, layer_cache, slot, rngs, layer_source
             )
             states.append(hidden_states)
             attentions.append(probabilities)
@@ -204,7 +212,7 @@ def layer_positions(
         position_ids: As of Stack.
     """
     biases = dict(zip(layers.windows, bias, strict=True))
-    rotations: dict[RotaryConfig | None, Rotation] = {c: rotation(c, position_ids) for c in layers.rotaries}
+    rotations: dict[RotaryConfig | None, Rotation] = {c: rotary_tables(ops, c, position_ids) for c in layers.rotaries}
     return [(biases[c.window], rotations.get(c.rotary)) for c in (layer.attention for layer in layers)]
 
 

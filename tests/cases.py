@@ -35,6 +35,9 @@ SIZES = {
         "vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 20,
         "bos_token_id": 59, "eos_token_id": 60, "pad_token_id": 0,
     },
+    "llama": ENCODER | {
+        "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 59, "eos_token_id": 60, "pad_token_id": 0,
+    },
     "t5": {
         "vocab_size": VOCABULARY, "d_model": 24, "d_kv": 8, "num_heads": 4, "d_ff": 40, "num_layers": 2,
         "decoder_start_token_id": 0, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 6,
@@ -52,6 +55,24 @@ SIZES = {
     "electra": ENCODER | {"embedding_size": 12},
 }  # fmt: skip
 LABELLED = ("sequence-classification", "token-classification")
+
+ROTARY = [
+    {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5},
+    {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "beta_fast": 2.0, "beta_slow": 0.3,
+        "mscale": 1.5, "mscale_all_dim": 0.7, "truncate": False,
+    },
+    {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 20.0,
+        "original_max_position_embeddings": 40,
+    },
+    {
+        "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 5.0],
+        "original_max_position_embeddings": 20,
+    },
+]  # fmt: skip
+"""Every kind of rotary scaling of heads of width 8 that does not depend on the length of the text."""
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 VARIANTS = {
@@ -124,6 +145,19 @@ VARIANTS = {
             {"reorder_and_upcast_attn": True},
             {"tie_word_embeddings": False},
             {"n_inner": None, "activation_function": "relu"},
+        ],
+        "sequence-classification": [{"problem_type": MULTI}],
+    },
+    "llama": {
+        "causal-lm": [
+            {"tie_word_embeddings": True, "rms_norm_eps": 1e-3},
+            {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+            {"num_key_value_heads": None, "head_dim": None, "pad_token_id": None, "eos_token_id": [60, 3]},
+            {"num_key_value_heads": 1, "rope_theta": 300.0},
+            *({"rope_parameters": parameters} for parameters in ROTARY),
+            # Beyond the positions of pretraining, 6 and 5
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 6},
+            {"rope_scaling": ROTARY[-1], "rope_theta": 100.0, "original_max_position_embeddings": 5},
         ],
         "sequence-classification": [{"problem_type": MULTI}],
     },
@@ -274,7 +308,7 @@ def cases() -> list[Case]:
             for changes in [{}, *VARIANTS.get(model_type, {}).get(head, [])]:
                 hf = {"model_type": model_type, **SIZES.get(model_type, ENCODER)}
                 hf |= {"num_labels": 3} if head in LABELLED else {}
-                hf |= {"is_decoder": True} if head == "causal-lm" and model_type != "gpt2" else {}
+                hf |= {"is_decoder": True} if head == "causal-lm" and model_type not in ("gpt2", "llama") else {}
                 tag = ",".join(f"{k}={v}" for k, v in changes.items())
                 result.append(Case(f"{model_type}-{head}" + (f"[{tag}]" if tag else ""), hf | changes, head))
     return result

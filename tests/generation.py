@@ -4,16 +4,38 @@ from importlib import import_module
 
 import numpy as np
 
+from duonlp.checkpoints import open_checkpoint
+from duonlp.config import LayerPattern
 from tests.cases import SIZES
 
 EOS = 60
 HF = SIZES["gpt2"] | {"model_type": "gpt2", "n_positions": 40, "eos_token_id": EOS, "pad_token_id": 0}
+LLAMA = SIZES["llama"] | {
+    "model_type": "llama", "num_hidden_layers": 3, "max_position_embeddings": 40, "eos_token_id": EOS, "pad_token_id": 0,
+    "rope_parameters": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 20.0,
+        "original_max_position_embeddings": 20,
+    },
+}  # fmt: skip
 
 
-def language_model(framework: str, seed: int = 3, **hf):
-    """Return a tiny GPT-2, the same in both frameworks, with weights so large that its text depends on the prompt."""
+def language_model(framework: str, seed: int = 3, hf: dict = HF, **changes):
+    """Return a tiny GPT-2 (or the model of ``hf``), the same in both frameworks, whose text depends on the prompt."""
     nlp = import_module(f"{framework}nlp")
-    return nlp.AutoModelForCausalLM.from_config(HF | hf, seed=seed, initializer_range=0.5)
+    return nlp.AutoModelForCausalLM.from_config(hf | changes, seed=seed, initializer_range=0.5)
+
+
+def windowed_config(config, windows):
+    """Return a configuration with an attention window, or None, for each layer."""
+    return config.replace(layers=LayerPattern.of([config.replace(attention__window=w).layers[0] for w in windows]))
+
+
+def windowed_model(framework: str, folder, windows):
+    """Load a causal language model and give its layers attention windows."""
+    checkpoint = open_checkpoint(folder)
+    config = windowed_config(checkpoint.transformer_config(), windows)
+    plan = checkpoint.plan(config, "causal-lm", 0, False)
+    return import_module(f"{framework}nlp").AutoModelForCausalLM._from_plan(config, plan, "float32", "float32")
 
 
 SOURCE, TARGET_EOS = 12, 33

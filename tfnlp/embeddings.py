@@ -1,4 +1,4 @@
-"""Token embeddings, rotary and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, RotaryConfig
-from duonlp.positions import fixed_table, relative_bucket_table, rotary_frequencies
-from tfnlp.layers import Dropout, Rotation, dense, make_norm
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.positions import fixed_table, relative_bucket_table
+from tfnlp.layers import Dropout, dense, make_norm
 
 
 class Embeddings(keras.layers.Layer):
@@ -111,13 +111,6 @@ class Embeddings(keras.layers.Layer):
         return tf.where(is_padding, tf.stop_gradient(vectors), vectors)
 
 
-def rotation(config: RotaryConfig, position_ids: tf.Tensor) -> Rotation:
-    """Return cosines and sines float32 [B or 1, T, size / 2] of the angles at positions int [B or 1, T]."""
-    frequencies, factor = rotary_frequencies(config)
-    angles = tf.cast(tf.expand_dims(position_ids, -1), tf.float32) * frequencies
-    return tf.cos(angles) * factor, tf.sin(angles) * factor
-
-
 class RelativeAttention(keras.layers.Embedding):
     """Biases of attention scores: one per head and bucket of query-key distances, shared by all layers of a stack.
 
@@ -145,13 +138,16 @@ class RelativeAttention(keras.layers.Embedding):
         return tf.transpose(bias, [*axes[:-3], axes[-1], axes[-3], axes[-2]])
 
 
-def default_position_ids(config: EmbeddingConfig, input_ids: tf.Tensor, past: int | tf.Tensor = 0) -> tf.Tensor:
+def default_position_ids(
+    config: EmbeddingConfig, input_ids: tf.Tensor, past: int | tf.Tensor = 0, attention_mask: tf.Tensor | None = None
+) -> tf.Tensor:
     """Return position ids for a call without any, as duonlp.positions.position_ids does in NumPy.
 
     Args:
         config: Says where positions start and whether they skip padding.
         input_ids: int [B, T].
         past: Number of tokens already in the cache.
+        attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
 
     Returns:
         int [B, T]; or [1, T] where all rows are alike.
@@ -159,4 +155,8 @@ def default_position_ids(config: EmbeddingConfig, input_ids: tf.Tensor, past: in
     if config.positions_skip_padding:
         is_real = tf.cast(tf.not_equal(input_ids, config.position_offset - 1), tf.int32)
         return (tf.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1
-    return tf.expand_dims(config.position_offset + past + tf.range(tf.shape(input_ids)[1]), 0)
+    row = config.position_offset + past + tf.range(tf.shape(input_ids)[1])
+    if config.positions == "rotary" and attention_mask is not None and attention_mask.shape.rank == 2:
+        is_real = tf.reduce_any(tf.not_equal(attention_mask, 0), axis=0)
+        row = tf.minimum(row, tf.reduce_max(row * tf.cast(is_real, tf.int32)))
+    return tf.expand_dims(row, 0)

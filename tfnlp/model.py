@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
+from duonlp.generation.strategies.cache import check_cache
 from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
@@ -108,7 +109,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
                 to the right (duonlp.seq2seq.shift_right), or the source for families that do so.
             decoder_attention_mask: [B, U], or None if all tokens are real.
             decoder_position_ids: int [B, U], or None for the family's default.
-            cache: Keys and values of earlier positions, see transformer.init_cache.
+            cache: Keys and values of earlier positions, see transformer.init_cache. Every layer has a slot for each
+                position; ``generate`` keeps fewer where attention has a window.
             cache_index: Number of positions in the cache.
             training: Whether to apply dropout.
             labels: Labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the
@@ -134,6 +136,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         inputs |= {name: value for name, value in other.items() if value is not None}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
+        if cache is not None:
+            check_cache(self.config.layers, cache, inputs["input_ids"], cache_index)
         inputs = {name: _to_tensor(name, value) for name, value in inputs.items()}
         return super().__call__(
             inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
@@ -166,7 +170,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         input_ids, position_ids = inputs["input_ids"], inputs.get("position_ids")
         if position_ids is None:
             past = 0 if cache_index is None else cache_index
-            position_ids = default_position_ids(self.config.embedding, input_ids, past)
+            mask = inputs.get("attention_mask") if cache is None else None
+            position_ids = default_position_ids(self.config.embedding, input_ids, past, mask)
         x = self.embeddings(input_ids, inputs.get("token_type_ids"), position_ids, training=training)
         length = tf.shape(input_ids)[1]
         key_length = length if cache is None else tf.shape(cache["step_0"]["value"])[2]
@@ -174,9 +179,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         lengths, layers = (length, key_length), self.config.layers
         bias = attention_biases(layers, inputs.get("attention_mask"), *lengths, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
-        x, states, attentions, cache = stack(
-            x, bias, position_ids, cache=cache, cache_index=cache_index, training=training
-        )
+        slots = None if cache_index is None else (cache_index,) * len(layers.windows)
+        x, states, attentions, cache = stack(x, bias, position_ids, cache=cache, cache_index=slots, training=training)
         outputs: dict[str, Any] = {"hidden_states": tuple(states)} if output_hidden_states else {}
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})

@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from duonlp.config import FeedForwardConfig, LayerConfig, LayerPattern, RotaryConfig, TransformerConfig
 from duonlp.parameters import layer_blocks, norm_names
-from tfnlp.embeddings import RelativeAttention, rotation
+from duonlp.positions import rotary_tables
+from tfnlp import ops
+from tfnlp.embeddings import RelativeAttention
 from tfnlp.layers import (
     ACTIVATIONS,
     Attention,
@@ -30,6 +32,9 @@ The cache of an encoder-decoder has more entries, see generation.decoder.Seq2Seq
 
 Biases: TypeAlias = tuple[tf.Tensor, ...]
 """Biases of attention scores, one for each of ``config.layers.windows``: float32, broadcastable to [B, N, T, S]."""
+
+CacheIndex: TypeAlias = tuple[int | tf.Tensor, ...]
+"""Slot of the first new position in the cache, for each of ``config.layers.windows``."""
 
 StackOutput: TypeAlias = tuple[tf.Tensor, list[tf.Tensor], list[Any], Cache | None]
 """Last hidden states, all hidden states, attention probabilities of each step, and the updated cache."""
@@ -177,7 +182,7 @@ class Stack(keras.layers.Layer):
 
     def call(
         self, hidden_states: tf.Tensor, bias: Biases, position_ids: tf.Tensor, cache: Cache | None = None,
-        cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+        cache_index: CacheIndex | None = None, training: bool | None = None,
         source: tuple[dict[str, KeyValues], tf.Tensor] | None = None,
     ) -> StackOutput:  # fmt: skip
         """Apply all layers.
@@ -187,7 +192,7 @@ class Stack(keras.layers.Layer):
             bias: Biases of the self-attention scores, see attention_biases.
             position_ids: int [B or 1, T], by which rotary attention rotates queries and keys.
             cache: Keys and values of earlier positions, or None.
-            cache_index: Slot of the first new position in the cache.
+            cache_index: Slot of the first new position in the cache, see CacheIndex.
             training: Whether to apply dropout.
             source: In a decoder with an encoder: the source's :meth:`keys_and_values` and the bias of the
                 cross-attention scores.
@@ -197,12 +202,15 @@ class Stack(keras.layers.Layer):
             attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
-        positions = layer_positions(self.config.layers, bias, position_ids)
+        layers = self.config.layers
+        positions = layer_positions(layers, bias, position_ids)
+        slots = dict(zip(layers.windows, cache_index or ()))
         for step, i in enumerate(self.config.layer_order):
             layer, name = getattr(self, f"layer_{i}"), f"step_{step}"
             hidden_states, probabilities, new_cache[name] = layer(
                 hidden_states, *positions[step], layer_index=step, cache=None if cache is None else cache[name],
-                cache_index=cache_index, training=training, source=None if source is None else (source[0][name], source[1]),
+                cache_index=slots.get(layers[step].attention.window), training=training,
+                source=None if source is None else (source[0][name], source[1]),
             )  # fmt: skip
             states.append(hidden_states)
             attentions.append(probabilities)
@@ -238,7 +246,7 @@ def layer_positions(
         position_ids: As of Stack.
     """
     biases = dict(zip(layers.windows, bias, strict=True))
-    rotations: dict[RotaryConfig | None, Rotation] = {c: rotation(c, position_ids) for c in layers.rotaries}
+    rotations: dict[RotaryConfig | None, Rotation] = {c: rotary_tables(ops, c, position_ids) for c in layers.rotaries}
     return [(biases[c.window], rotations.get(c.rotary)) for c in (layer.attention for layer in layers)]
 
 

@@ -1,6 +1,6 @@
 """The cache protocol by which language models take part in decoding; see duonlp.generation.strategies.search."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from duonlp.generation import GenerationConfig, GenerationOutput
 from duonlp.typing import Array
 from jaxnlp.embeddings import Embeddings
 from jaxnlp.head_layers import LMHead
-from jaxnlp.transformer import MASKED, Cache, Stack, StackOutput, attention_bias, init_cache
+from jaxnlp.transformer import MASKED, Biases, Cache, Stack, StackOutput, attention_bias, init_cache
 
 
 class Decoder:
@@ -35,31 +35,24 @@ class Decoder:
         """Return an empty cache for ``slots`` tokens of ``rows`` texts."""
         return init_cache(self.config, rows, slots, self.dtype)
 
-    def extend_cache(self, cache: Cache, slots: int) -> Cache:
-        """Return the cache with ``slots`` empty slots appended."""
-        rows, new_slots = [(0, 0), (0, 0)], (0, slots)
-        pads = {"key": [*rows, (0, 0), new_slots], "value": [*rows, new_slots, (0, 0)]}
-        return {step: {name: jnp.pad(x, pads[name]) for name, x in layer.items()} for step, layer in cache.items()}
-
     def decode(
-        self, input_ids: jax.Array, position_ids: jax.Array, visible: jax.Array, cache: Cache, index: int | jax.Array
-    ) -> tuple[jax.Array, Cache]:
+        self, input_ids: jax.Array, position_ids: jax.Array, visible: Sequence[jax.Array], cache: Cache,
+        index: Sequence[int | jax.Array],
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Run n tokens per text.
 
         Args:
             input_ids: int [B, n].
             position_ids: int [B, n].
-            visible: bool [B, n, slots], the slots that each token attends to.
+            visible: For each of ``config.layers.windows``: bool [B, n, slots], the slots that each token attends to.
             cache: Cache with the keys and values of earlier tokens.
-            index: Slot of the first of these tokens; the others follow.
+            index: For each of them: slot of the first of these tokens; the others follow.
 
         Returns:
             Hidden states [B, n, D], and the cache with these tokens added.
         """
         x = self.embeddings(input_ids, None, position_ids)
-        bias = jnp.where(jnp.expand_dims(visible, 1), 0.0, MASKED).astype(jnp.float32)  # [B, 1, n, slots]
-        biases = (bias,) * len(self.config.layers.windows)
-        x, _, _, cache = getattr(self, self.config.stack)(x, biases, position_ids, cache, index)
+        x, _, _, cache = getattr(self, self.config.stack)(x, _biases(visible), position_ids, cache, tuple(index))
         return x, cache
 
     def next_logits(self, hidden_states: jax.Array) -> jax.Array:
@@ -117,30 +110,24 @@ class Seq2SeqDecoder(Decoder):
             cache["position"] = jnp.zeros((rows, slots), jnp.int32)
         return cache
 
-    def extend_cache(self, cache: Cache, slots: int) -> Cache:
-        """Return the cache with ``slots`` empty slots appended."""
-        extended = {name: cache[name] for name in ("source", "source_mask")}
-        if "position" in cache:
-            extended["position"] = jnp.pad(cache["position"], [(0, 0), (0, slots)])
-        return super().extend_cache(_target_cache(cache), slots) | extended
-
     def decode(
-        self, input_ids: jax.Array, position_ids: jax.Array, visible: jax.Array, cache: Cache, index: int | jax.Array
-    ) -> tuple[jax.Array, Cache]:
+        self, input_ids: jax.Array, position_ids: jax.Array, visible: Sequence[jax.Array], cache: Cache,
+        index: Sequence[int | jax.Array],
+    ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Run n tokens per text, see Decoder.decode."""
         embedding, updates = self.decoder.config.embedding, {}
         offset = 0 if embedding.positions == "none" else embedding.position_offset
         x = self.decoder_embeddings(
             input_ids, None, position_ids + offset, word_embeddings=self.decoder_word_embeddings
         )
-        bias = jnp.where(jnp.expand_dims(visible, 1), 0.0, MASKED).astype(jnp.float32)  # [B, 1, n, slots]
+        biases = _biases(visible)
         if "position" in cache:
-            updates["position"] = jax.lax.dynamic_update_slice(cache["position"], position_ids, (0, index))
-            bias = bias + self.decoder.relative_bias(position_ids, updates["position"])
+            updates["position"] = jax.lax.dynamic_update_slice(cache["position"], position_ids, (0, index[0]))
+            relative = self.decoder.relative_bias(position_ids, updates["position"])
+            biases = tuple(bias + relative for bias in biases)
         source_bias = attention_bias(cache["source_mask"], x.shape[1], cache["source_mask"].shape[1], causal=False)
-        biases = (bias,) * len(self.decoder.config.layers.windows)
         x, _, _, target_cache = self.decoder(
-            x, biases, position_ids, _target_cache(cache), index, source=(cache["source"], source_bias)
+            x, biases, position_ids, _target_cache(cache), tuple(index), source=(cache["source"], source_bias)
         )
         assert target_cache is not None  # a Stack that is passed a cache returns one
         return x, cache | target_cache | updates
@@ -148,6 +135,11 @@ class Seq2SeqDecoder(Decoder):
     def next_logits(self, hidden_states: jax.Array) -> jax.Array:
         """Map hidden states [B, n, D] to the logits of the next token [B, n, V]."""
         return self.lm_head(hidden_states, self.decoder_word_embeddings)
+
+
+def _biases(visible: Sequence[jax.Array]) -> Biases:
+    """Return the biases of masks [B, n, slots]: [B, 1, n, slots] each."""
+    return tuple(jnp.where(jnp.expand_dims(x, 1), 0.0, MASKED).astype(jnp.float32) for x in visible)
 
 
 def _target_cache(cache: Cache) -> Cache:

@@ -90,6 +90,16 @@ def sqrt(x: Array) -> np.ndarray:
     return np.sqrt(x)
 
 
+def cos(x: Array) -> np.ndarray:
+    """Return the cosine of angles in radians."""
+    return np.cos(x)
+
+
+def sin(x: Array) -> np.ndarray:
+    """Return the sine of angles in radians."""
+    return np.sin(x)
+
+
 def abs(x: Array) -> np.ndarray:
     """Return the absolute value."""
     return np.abs(x)

@@ -1,12 +1,14 @@
 """Position ids and fixed position tables, computed outside the traced graph so that both engines get the same input."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from duonlp.config import EmbeddingConfig, RotaryConfig, TransformerConfig
-from duonlp.errors import ConfigError
+from duonlp import numpy_ops
+from duonlp.config import EmbeddingConfig, RotaryConfig, RotaryScaling, TransformerConfig
+from duonlp.typing import Array, Ops
 
 
 def position_ids(
@@ -17,12 +19,13 @@ def position_ids(
     If ``config.embedding.positions_skip_padding`` is set (RoBERTa), positions count the tokens that are not
     padding, starting at ``position_offset``, and padding gets ``position_offset - 1``, as in fairseq's
     ``make_positions``. Padding is recognized by its token id there, so `attention_mask` has no effect.
-    Otherwise token i has position ``position_offset + past + i``.
+    Otherwise token i has position ``position_offset + past + i``; with rotary positions, columns that pad the whole batch
+    repeat the last position, so that they do not count as text where the scaling depends on its length.
 
     Args:
         config: Model configuration.
         input_ids: int [batch, length].
-        attention_mask: int [batch, length] or None; accepted so that every caller can pass what it has.
+        attention_mask: int [batch, length], 0 on padding, or None.
         past: Number of tokens already in the cache.
 
     Returns:
@@ -35,6 +38,8 @@ def position_ids(
         mask = (ids != padding).astype(np.int32)
         return (np.cumsum(mask, axis=1, dtype=np.int32) + past) * mask + padding
     row = np.arange(offset + past, offset + past + ids.shape[1], dtype=np.int32)
+    if config.embedding.positions == "rotary" and attention_mask is not None and np.ndim(attention_mask) == 2:
+        row = np.minimum(row, np.max(row * np.any(np.asarray(attention_mask) != 0, axis=0)))
     return np.broadcast_to(row, ids.shape).copy()
 
 
@@ -99,24 +104,6 @@ def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) 
     return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
 
 
-@lru_cache(maxsize=64)
-def rotary_frequencies(config: RotaryConfig) -> tuple[np.ndarray, float]:
-    """Return the inverse frequencies of a rotary position embedding, and the factor on its cosines and sines.
-
-    Follows Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.2.2, in float32 like Transformers.
-
-    Returns:
-        float32 [size / 2], in radians per position; and the attention factor.
-
-    Raises:
-        ConfigError: The kind of scaling is not implemented.
-    """
-    if config.scaling is not None:
-        raise ConfigError(f"rotary scaling {config.scaling.kind!r} is not supported; only None is")
-    exponents = np.arange(0, config.size, 2, dtype=np.float32) / np.float32(config.size)
-    return np.float32(1) / np.float32(config.base) ** exponents, 1.0
-
-
 def generation_position_ids(attention_mask: ArrayLike) -> np.ndarray:
     """Return position ids of left-padded prompts: 0 for the first real token and for padding.
 
@@ -132,3 +119,129 @@ def generation_position_ids(attention_mask: ArrayLike) -> np.ndarray:
     mask = np.asarray(attention_mask)
     positions = np.cumsum(mask, axis=1, dtype=np.int32) - 1
     return np.where(mask == 0, 0, positions).astype(np.int32)
+
+
+@lru_cache(maxsize=64)
+def rotary_frequencies(config: RotaryConfig, length: int | None = None) -> tuple[np.ndarray, float]:
+    """Return the inverse frequencies of a rotary position embedding, and the factor on its cosines and sines.
+
+    Follows Su et al. 2021 (https://arxiv.org/abs/2104.09864), section 3.2.2, and for the kinds of scaling Transformers'
+    ``modeling_rope_utils``, in float32 like the reference.
+
+    Args:
+        config: Number of rotated dimensions, base and scaling.
+        length: Length of the longest text of the call, on which "dynamic" and "longrope" depend; None for texts as
+            short as those of pretraining.
+
+    Returns:
+        float32 [size / 2], in radians per position; and the attention factor.
+    """
+    scaling, powers = config.scaling, _rotary_powers(config)
+    if scaling is None:
+        return 1 / powers, 1.0
+    factor = np.float32(scaling.factor)
+    if scaling.kind == "linear":
+        return 1 / powers / factor, 1.0
+    if scaling.kind == "dynamic":
+        return _dynamic_frequencies(numpy_ops, config, np.int32(length or 0)), 1.0
+    original = scaling.original_max_positions or config.max_positions
+    assert original is not None, f"{scaling.kind} needs the number of positions of pretraining"
+    if scaling.kind == "yarn":
+        return _yarn_frequencies(config, powers, original), _yarn_attention_factor(scaling)
+    if scaling.kind == "llama3":
+        return _llama3_frequencies(scaling, 1 / powers, original), 1.0
+    factors = scaling.long_factor if length is not None and length > original else scaling.short_factor
+    attention_factor = scaling.attention_factor
+    if attention_factor is None:
+        growth = math.log(scaling.factor) / math.log(original) if scaling.factor > 1 else 0.0
+        attention_factor = math.sqrt(1 + growth)
+    return 1 / (np.asarray(factors, np.float32) * powers), attention_factor
+
+
+def rotary_tables(ops: Ops, config: RotaryConfig, position_ids: Array) -> tuple[Array, Array]:
+    """Return cosines and sines of the angles by which queries and keys are rotated, times the attention factor.
+
+    Two kinds of scaling depend on the longest text of the call, like Transformers' ``dynamic_rope_update``: "dynamic" lowers
+    the frequencies of all its tokens, and "longrope" uses its second set of frequencies. Keys in a cache stay as they are.
+
+    Args:
+        ops: ``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``.
+        config: Kind of the embedding.
+        position_ids: int [B or 1, T].
+
+    Returns:
+        float32 [B or 1, T, size / 2] each.
+    """
+    frequencies, factor = rotary_frequencies(config)
+    if config.scaling is not None and config.scaling.kind in ("dynamic", "longrope"):
+        length = ops.max(ops.reshape(position_ids, (-1,)), 0) + 1
+        if config.scaling.kind == "dynamic":
+            frequencies = _dynamic_frequencies(ops, config, length)
+        else:
+            original = config.scaling.original_max_positions or config.max_positions
+            assert original is not None
+            frequencies = ops.where(length > original, rotary_frequencies(config, original + 1)[0], frequencies)
+    angles = ops.cast(ops.expand_dims(position_ids, -1), "float32") * frequencies
+    return ops.cos(angles) * factor, ops.sin(angles) * factor
+
+
+def _rotary_powers(config: RotaryConfig) -> np.ndarray:
+    """Return the powers of the base whose inverses are the unscaled frequencies, float32 [size / 2]."""
+    # Powers in float64 round to the float32 values of the reference, whose own are accurate to half a digit.
+    return np.power(np.float64(config.base), _exponents(config).astype(np.float64)).astype(np.float32)
+
+
+def _exponents(config: RotaryConfig) -> np.ndarray:
+    return np.arange(0, config.size, 2, dtype=np.float32) / np.float32(config.size)
+
+
+def _dynamic_frequencies(ops: Ops, config: RotaryConfig, length: Array) -> Array:
+    """Return frequencies float32 [size / 2] whose base grows with the length int [], as proposed by u/bloc97 and u/emozilla."""
+    assert config.scaling is not None and config.max_positions is not None
+    factor, size = config.scaling.factor, config.size
+    length = ops.cast(ops.maximum(length, config.max_positions), "float32")
+    growth = factor * length / config.max_positions - (factor - 1)
+    return 1 / (config.base * growth ** (size / (size - 2))) ** _exponents(config)
+
+
+def _yarn_frequencies(config: RotaryConfig, powers: np.ndarray, original: int) -> np.ndarray:
+    """Return the frequencies of YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071, section 3.2)."""
+    scaling, size = config.scaling, config.size
+    assert scaling is not None
+
+    def dimension(rotations: float) -> float:
+        """Return the dimension that rotates this often over the length of pretraining."""
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.base))
+
+    low, high = dimension(scaling.beta_fast or 32), dimension(scaling.beta_slow or 1)
+    low, high = (math.floor(low), math.ceil(high)) if scaling.truncate else (low, high)
+    low, high = max(low, 0), min(high, size - 1)
+    high = high + 0.001 if low == high else high  # the ramp has no slope of infinity
+    ramp = np.clip((np.arange(size // 2, dtype=np.float32) - low) / np.float32(high - low), 0, 1)
+    unscaled = 1 - ramp
+    return 1 / (np.float32(scaling.factor) * powers) * (1 - unscaled) + 1 / powers * unscaled
+
+
+def _yarn_attention_factor(scaling: RotaryScaling) -> float:
+    """Return YaRN's factor on cosines and sines, whose square is the inverse temperature of attention (section 3.3)."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def log_scale(multiplier: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * multiplier * math.log(scaling.factor) + 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return log_scale(scaling.mscale) / log_scale(scaling.mscale_all_dim)
+    return log_scale(1.0)
+
+
+def _llama3_frequencies(scaling: RotaryScaling, frequencies: np.ndarray, original: int) -> np.ndarray:
+    """Return the frequencies of Llama 3.1: low ones divided by the factor, high ones unchanged, and a ramp in between."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    assert low is not None and high is not None
+    factor, wavelengths = np.float32(scaling.factor), np.float32(2 * math.pi) / frequencies
+    smooth = (np.float32(original) / wavelengths - np.float32(low)) / np.float32(high - low)
+    between = (1 - smooth) * frequencies / factor + smooth * frequencies
+    scaled = np.where(wavelengths > original / low, frequencies / factor, frequencies)
+    is_between = (wavelengths >= original / high) & (wavelengths <= original / low)
+    return np.where(is_between, between, scaled).astype(np.float32)

@@ -9,7 +9,7 @@ import pytest
 
 from duonlp.errors import InputError
 from duonlp.generation import GenerationOutput
-from tests.generation import EOS, language_model, prompts
+from tests.generation import EOS, LLAMA, language_model, prompts
 
 FREE = {"eos_token_id": None, "pad_token_id": 0}
 SEEDS = (0, 1, 2)
@@ -25,9 +25,9 @@ def gpt2(framework):
     return language_model(framework, n_layer=1)
 
 
-@pytest.fixture(scope="module")
-def both():
-    return [language_model(framework, n_layer=1) for framework in ("jax", "tf")]
+@pytest.fixture(params=[{"n_layer": 1}, {"hf": LLAMA, "num_hidden_layers": 1}], ids=["gpt2", "llama"], scope="module")
+def both(request):
+    return [language_model(framework, **request.param) for framework in ("jax", "tf")]
 
 
 def test_exhaustive_beam_search_finds_the_best_texts(framework):

@@ -6,6 +6,7 @@ without a reference, or whose reference Transformers has removed, are in tests/p
 
 import functools
 import itertools
+import json
 import tempfile
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.cases import Case
-from tests.generation import EOS, HF, language_model, prompts
+from tests.generation import EOS, HF, LLAMA, language_model, prompts, windowed_model
 
 pytestmark = pytest.mark.parity
 
@@ -46,6 +47,7 @@ class Group:
         batch: Batch size, a key of BATCHES.
         sets: Number of sets of prompts.
         records: Whether to compare scores and logits as well.
+        family: Models to run, see :func:`folders`.
     """
 
     options: dict
@@ -53,6 +55,7 @@ class Group:
     batch: int = 3
     sets: int = 2
     records: bool = False
+    family: str = "gpt2"
 
 
 FREE_TOKENS = "tokens of the unconstrained text"
@@ -104,12 +107,33 @@ GROUPS = {
         {"num_beams": 4, "num_return_sequences": 4, "eos_token_id": list(ENDS)},
         grid(early_stopping=(True, False, "never"), max_new_tokens=(5, 12)),
     ),
+    "llama, greedy": Group({}, grid(eos_token_id=(EOS, list(ENDS)), max_new_tokens=(9, 12)), family="llama"),
+    "llama, guided": Group({}, grid(guidance_scale=(1.5, 3.0)), family="llama"),
+    "llama, all": Group(
+        {"no_repeat_ngram_size": 2, "bad_words_ids": FREE_TOKENS, "min_new_tokens": 3, "renormalize_logits": True},
+        grid(repetition_penalty=(0.8, 1.5)), batch=4, records=True, family="llama",
+    ),
+    "llama, 3 beams": Group(
+        {"num_beams": 3, "num_return_sequences": 3}, grid(early_stopping=(True, False, "never"), length_penalty=(0.0, 2.0)),
+        sets=1, records=True, family="llama",
+    ),
+    "windows, greedy": Group({}, grid(eos_token_id=(EOS, list(ENDS))), records=True, family="windows"),
+    "windows, 3 beams": Group(
+        {"num_beams": 3, "num_return_sequences": 3}, grid(early_stopping=(True, False)), records=True, family="windows",
+    ),
 }  # fmt: skip
 
 
+WINDOWS = (4, None, 4)
+"""Attention windows of the layers of "windows"."""
+
+
 @functools.cache
-def folders() -> list[Path]:
-    """Write checkpoints whose end tokens have large embeddings, hence large logits, so that many texts end early."""
+def folders(family: str) -> list[Path]:
+    """Write checkpoints whose end tokens have large embeddings, hence large logits, so that many texts end early.
+
+    "windows" are Llama models whose layers have WINDOWS; Transformers calls them Ministral.
+    """
     import torch
 
     from tests.engines import torch_model
@@ -119,32 +143,47 @@ def folders() -> list[Path]:
     paths = []
     for seed in range(MODELS):
         folder = Path(tempfile.mkdtemp(prefix="duonlp-generation-"))
-        model = torch_model(Case(f"generation-live-{seed}", HF, "causal-lm").write(folder / "plain"), "causal-lm")
+        hf, name = (HF, "") if family == "gpt2" else (LLAMA, "llama-")
+        model = torch_model(Case(f"generation-live-{name}{seed}", hf, "causal-lm").write(folder / "plain"), "causal-lm")
         with torch.no_grad():
             for token, size in zip(ENDS, (2.5, 1.5, 1.5)):
-                model.transformer.wte.weight[token] *= size
-            model.transformer.wte.weight[0] = 0.0  # so that padding is never generated
+                model.get_output_embeddings().weight[token] *= size
+            model.get_output_embeddings().weight[0] = 0.0  # so that padding is never generated
         model.save_pretrained(folder / "ends")
         paths.append(folder / "ends")
     return paths
 
 
 @functools.cache
-def reference(index: int):
+def reference(family: str, index: int):
     """Load Transformers' model of a checkpoint."""
+    from transformers import MinistralConfig, MinistralForCausalLM
+
     from tests.engines import torch_model
 
-    return torch_model(folders()[index], "causal-lm").eval()
+    folder = folders(family)[index]
+    if family != "windows":
+        return torch_model(folder, "causal-lm").eval()
+    hf = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "ministral", "sliding_window": WINDOWS[0],
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in WINDOWS],
+    }  # fmt: skip
+    config = MinistralConfig.from_dict(hf)
+    return MinistralForCausalLM.from_pretrained(folder, config=config, attn_implementation="eager").eval()
 
 
 @functools.cache
-def ours(framework: str):
+def ours(framework: str, family: str):
     """Return a function from the checkpoint's index to our model.
 
     In TensorFlow it is one model whose weights are replaced, because compiled programs belong to a model.
     """
     nlp = import_module(f"{framework}nlp")
-    models = [nlp.AutoModelForCausalLM.from_pretrained(folder) for folder in folders()]
+    windows = WINDOWS if family == "windows" else None
+    models = [
+        windowed_model(framework, folder, windows) if windows else nlp.AutoModelForCausalLM.from_pretrained(folder)
+        for folder in folders(family)
+    ]
     if framework == "jax":
         return models.__getitem__
     trees = [{path: v.numpy() for path, v in nlp.parameter_tree(model).items()} for model in models]
@@ -157,11 +196,11 @@ def ours(framework: str):
     return model
 
 
-def theirs(index: int, ids, mask, options: dict) -> dict:
+def theirs(family: str, index: int, ids, mask, options: dict) -> dict:
     """Return the NumPy arrays that Transformers generates: sequences, scores, logits, and scores and indices of beams."""
     import torch
 
-    out = reference(index).generate(
+    out = reference(family, index).generate(
         torch.tensor(ids).long(), attention_mask=torch.tensor(mask), do_sample=False, **options,
         return_dict_in_generate=True, output_scores=True, output_logits=True,
     )  # fmt: skip
@@ -174,16 +213,16 @@ def theirs(index: int, ids, mask, options: dict) -> dict:
 
 
 @functools.cache
-def free_texts(index: int, batch: int, number: int) -> np.ndarray:
+def free_texts(family: str, index: int, batch: int, number: int) -> np.ndarray:
     """Return the new tokens that a model generates greedily for a set of prompts without constraints, [B, 12]."""
     ids, mask = prompts(number, BATCHES[batch][number])
     options = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": -1}
-    return theirs(index, ids, mask, options)["sequences"][:, ids.shape[1] :]
+    return theirs(family, index, ids, mask, options)["sequences"][:, ids.shape[1] :]
 
 
-def resolve(options: dict, index: int, batch: int, number: int) -> dict:
+def resolve(options: dict, index: int, group: Group, number: int) -> dict:
     """Replace FREE_TOKENS in the options by tokens that the model would otherwise generate."""
-    row = [int(token) for token in free_texts(index, batch, number)[0]]
+    row = [int(token) for token in free_texts(group.family, index, group.batch, number)[0]]
     words = {
         "bad_words_ids": [row[:1], row[1:3], [8, 9, 10]],
         "sequence_bias": [[row[:2], -6.0], [[row[2]], 3.0], [[4], 2.0]],
@@ -199,7 +238,7 @@ def cases_of(group: Group):
                 options = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS} | group.options | case
                 if "max_length" in options:
                     options.pop("max_new_tokens")
-                yield index, number, resolve(options, index, group.batch, number)
+                yield index, number, resolve(options, index, group, number)
 
 
 @functools.cache
@@ -208,7 +247,7 @@ def expected(name: str) -> list:
     group, outputs = GROUPS[name], []
     for index, number, options in cases_of(group):
         ids, mask = prompts(number, BATCHES[group.batch][number])
-        outputs.append((index, ids, mask, options, theirs(index, ids, mask, options)))
+        outputs.append((index, ids, mask, options, theirs(group.family, index, ids, mask, options)))
     return outputs
 
 
@@ -234,7 +273,7 @@ def test_generated_ids(name: str, framework: str):
         {"output_scores": True, "output_logits": True} if group.records else {}
     )
     for index, ids, mask, options, reference_output in expected(name):
-        model = ours(framework)(index)
+        model = ours(framework, group.family)(index)
         output = model.generate(ids, mask, **options, **(dicts if beams or group.records else {}))
         output = output if isinstance(output, dict) else {"sequences": output}
         same = np.array_equal(output["sequences"], reference_output["sequences"])
@@ -262,16 +301,17 @@ def test_cases_are_many_and_their_texts_vary_in_length():
 
 
 @pytest.mark.parametrize("framework", ["jax", "tf"])
-def test_speculative_decoding_is_greedy_decoding(framework: str):
+@pytest.mark.parametrize("family", ["gpt2", "llama", "windows"])
+def test_speculative_decoding_is_greedy_decoding(family: str, framework: str):
     """The ids do not depend on what proposes candidates, and equal those of Transformers' speculative decoding."""
     import torch
 
-    model, options = ours(framework)(0), {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS}
+    model, options = ours(framework, family)(0), {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS}
     draft = language_model(framework, seed=9, n_layer=1)
     for seed in range(4):
         ids, mask = prompts(seed, (7,))
         tensors = {"inputs": torch.tensor(ids).long(), "attention_mask": torch.tensor(mask), "do_sample": False}
-        expected_ids = reference(0).generate(**tensors, prompt_lookup_num_tokens=3, **options).numpy()
+        expected_ids = reference(family, 0).generate(**tensors, prompt_lookup_num_tokens=3, **options).numpy()
         assert np.array_equal(model.generate(ids, mask, **options), expected_ids)
         assert np.array_equal(model.generate(ids, mask, prompt_lookup_num_tokens=3, **options), expected_ids)
         assert np.array_equal(model.generate(ids, mask, assistant_model=draft, **options), expected_ids)

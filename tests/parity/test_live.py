@@ -35,7 +35,7 @@ def test_outputs_gradients_and_saved_checkpoints(case: Case, tmp_path):
             assert np.array_equal(back[name], expected), (framework, name)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "bert", "electra", "roberta"])
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "electra", "roberta", "llama"])
 def test_greedy_ids(model_type: str, tmp_path):
     import torch
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from duonlp.errors import InputError
+from duonlp.generation.strategies.cache import Slots, extend_cache
 from tests.cases import SIZES
 from tests.generation import encoder_decoder, sources
 
@@ -164,9 +165,12 @@ def test_other_sources_do_not_recompile(framework, t5):
         assert len(t5.__dict__["_programs"][1]) == programs
 
 
-def test_cache_stores_the_source_once_for_all_beams(t5):
-    cache = t5.start_cache(2, 1, tuple(np.ones((2, 16), np.int32) for _ in range(2)))
-    cache = t5.extend_cache(cache, 3 * 8)
+def test_cache_stores_the_source_once_for_all_beams(framework, t5):
+    cache, ops = (
+        t5.start_cache(2, 1, tuple(np.ones((2, 16), np.int32) for _ in range(2))),
+        import_module(f"{framework}nlp.ops"),
+    )
+    cache = extend_cache(ops, t5.config.decoder.layers, cache, [Slots(None, 1, 8, stride=3)])
     heads, width = t5.config.decoder.cross_attention.num_heads, t5.config.decoder.cross_attention.head_dim
     assert {name: tuple(x.shape) for name, x in cache["source"]["step_1"].items()} == {
         "key": (2, heads, width, 16),

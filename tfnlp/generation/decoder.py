@@ -1,6 +1,6 @@
 """The cache protocol by which language models take part in decoding; see duonlp.generation.strategies.search."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ from duonlp.typing import Array
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings
 from tfnlp.head_layers import LMHead
-from tfnlp.transformer import MASKED, Cache, Stack, StackOutput, attention_bias, init_cache
+from tfnlp.transformer import MASKED, Biases, Cache, Stack, StackOutput, attention_bias, init_cache
 
 
 class Decoder:
@@ -35,31 +35,25 @@ class Decoder:
         """Return an empty cache for ``slots`` tokens of ``rows`` texts."""
         return init_cache(self.config, rows, slots, self.compute_dtype)
 
-    def extend_cache(self, cache: Cache, slots: int) -> Cache:
-        """Return the cache with ``slots`` empty slots appended."""
-        rows, new_slots = [(0, 0), (0, 0)], (0, slots)
-        pads = {"key": [*rows, (0, 0), new_slots], "value": [*rows, new_slots, (0, 0)]}
-        return {step: {name: tf.pad(x, pads[name]) for name, x in layer.items()} for step, layer in cache.items()}
-
     def decode(
-        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: tf.Tensor, cache: Cache, index: int | tf.Tensor
-    ) -> tuple[tf.Tensor, Cache]:
+        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: Sequence[tf.Tensor], cache: Cache,
+        index: Sequence[int | tf.Tensor],
+    ) -> tuple[tf.Tensor, Cache]:  # fmt: skip
         """Run n tokens per text.
 
         Args:
             input_ids: int [B, n].
             position_ids: int [B, n].
-            visible: bool [B, n, slots], the slots that each token attends to.
+            visible: For each of ``config.layers.windows``: bool [B, n, slots], the slots that each token attends to.
             cache: Cache with the keys and values of earlier tokens.
-            index: Slot of the first of these tokens; the others follow.
+            index: For each of them: slot of the first of these tokens; the others follow.
 
         Returns:
             Hidden states [B, n, D], and the cache with these tokens added.
         """
         x = self.embeddings(input_ids, None, position_ids, training=False)
-        bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
-        biases, stack = (bias,) * len(self.config.layers.windows), getattr(self, self.config.stack)
-        x, _, _, cache = stack(x, biases, position_ids, cache=cache, cache_index=index, training=False)
+        stack = getattr(self, self.config.stack)
+        x, _, _, cache = stack(x, _biases(visible), position_ids, cache=cache, cache_index=tuple(index), training=False)
         return x, cache
 
     def next_logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
@@ -117,34 +111,29 @@ class Seq2SeqDecoder(Decoder):
             cache["position"] = tf.zeros((rows, slots), tf.int32)
         return cache
 
-    def extend_cache(self, cache: Cache, slots: int) -> Cache:
-        """Return the cache with ``slots`` empty slots appended."""
-        extended = {name: cache[name] for name in ("source", "source_mask")}
-        if "position" in cache:
-            extended["position"] = tf.pad(cache["position"], [(0, 0), (0, slots)])
-        return super().extend_cache(_target_cache(cache), slots) | extended
-
     def decode(
-        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: tf.Tensor, cache: Cache, index: int | tf.Tensor
-    ) -> tuple[tf.Tensor, Cache]:
+        self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: Sequence[tf.Tensor], cache: Cache,
+        index: Sequence[int | tf.Tensor],
+    ) -> tuple[tf.Tensor, Cache]:  # fmt: skip
         """Run n tokens per text, see Decoder.decode."""
         embedding, updates = self.decoder.config.embedding, {}
         offset = 0 if embedding.positions == "none" else embedding.position_offset
         x = self.decoder_embeddings(
             input_ids, None, position_ids + offset, training=False, word_embeddings=self.decoder_word_embeddings
         )
-        bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
+        biases = _biases(visible)
         if "position" in cache:
-            updates["position"] = ops.update(cache["position"], position_ids, (0, index))
-            bias = bias + self.decoder.relative_bias(position_ids, updates["position"])
+            updates["position"] = ops.update(cache["position"], position_ids, (0, index[0]))
+            relative = self.decoder.relative_bias(position_ids, updates["position"])
+            biases = tuple(bias + relative for bias in biases)
         mask = cache["source_mask"]
         source_bias = attention_bias(mask, x.shape[1], mask.shape[1], causal=False)
         x, _, _, target_cache = self.decoder(
             x,
-            (bias,) * len(self.decoder.config.layers.windows),
+            biases,
             position_ids,
             cache=_target_cache(cache),
-            cache_index=index,
+            cache_index=tuple(index),
             training=False,
             source=(cache["source"], source_bias),
         )
@@ -153,6 +142,11 @@ class Seq2SeqDecoder(Decoder):
     def next_logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
         """Map hidden states [B, n, D] to the logits of the next token [B, n, V]."""
         return self.lm_head(hidden_states, word_embeddings=self.decoder_word_embeddings)
+
+
+def _biases(visible: Sequence[tf.Tensor]) -> Biases:
+    """Return the biases of masks [B, n, slots]: [B, 1, n, slots] each."""
+    return tuple(tf.where(tf.expand_dims(x, 1), 0.0, MASKED) for x in visible)
 
 
 def _target_cache(cache: Cache) -> Cache:

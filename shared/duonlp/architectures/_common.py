@@ -234,5 +234,8 @@ def common_hf(cfg: TransformerConfig) -> dict[str, Any]:
     } | ({"problem_type": cfg.problem_type} if cfg.problem_type else {})
 
 
-BUFFERS = (r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.(attn|crossattention)\.(masked_)?bias$")
+BUFFERS = (
+    r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.(attn|crossattention)\.(masked_)?bias$",
+    r"\.rotary_emb\.inv_freq$",
+)  # fmt: skip
 """Patterns of tensors saved by older Transformers versions that are constants derived from the configuration."""

@@ -31,7 +31,7 @@ def start(search: Search) -> State:
     wide = replace(search, plan=replace(plan, room=plan.room + plan.draft + 1))
     state = sample.start(wide)
     if search.draft is not None:
-        _, _, state["draft_cache"] = replace(wide, model=search.draft).prefill(wide.plan.room)
+        _, _, state["draft_cache"] = replace(wide, model=search.draft).prefill()
     return state | {"passes": ops.cast(1, "int32")}
 
 

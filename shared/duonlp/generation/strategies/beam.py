@@ -48,7 +48,7 @@ def start(search: Search) -> State:
         - logprobs, ended_logprobs: float32 [prompts, B, room], log probability of each token, if recorded.
     """
     ops, plan = search.ops, search.plan
-    logits, _, cache = search.prefill(plan.room * plan.beams)
+    logits, _, cache = search.prefill()
     prompts, beams = search.prompts, plan.beams // plan.groups
     shape = (prompts, beams)
     ids = search.initial_ids(prompts * beams)

@@ -26,7 +26,7 @@ def start(search: Search) -> State:
           to come.
     """
     ops, plan = search.ops, search.plan
-    logits, hidden, cache = search.prefill(plan.room * plan.candidates)
+    logits, hidden, cache = search.prefill()
     prompts = search.prompts
     hidden = _normalize(ops, hidden[:prompts])
     return sample.initial_state(search, logits, cache) | {

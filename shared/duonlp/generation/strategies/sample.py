@@ -27,7 +27,7 @@ def start(search: Search) -> State:
         - scores, logits: float32 [room, texts, V], processed and raw logits, if recorded.
     """
     ops, plan = search.ops, search.plan
-    logits, _, cache = search.prefill(plan.room)
+    logits, _, cache = search.prefill()
     logits = search.repeat_samples(logits)
     if plan.samples > 1:
         cache = map_cache(search.repeat_samples, cache)

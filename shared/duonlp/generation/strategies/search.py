@@ -21,21 +21,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from duonlp.config import TransformerConfig
 from duonlp.generation.plan import Plan
+from duonlp.generation.strategies.cache import Cache, Slots, extend_cache
 from duonlp.typing import Array, Ops
 
 State = dict[str, Any]
 """Loop state of a strategy, whose ``start`` documents the keys, or the outputs of its ``result``."""
 
-Cache = dict[str, Any]
-"""A nested dict of arrays whose first axis is the row; nothing else is assumed about it."""
-
 
 class DecoderModel(Protocol):
-    """The methods of a model that decoding calls."""
+    """What decoding needs of a model.
+
+    Attributes:
+        config: Its configuration, whose layers say which slots they keep.
+    """
+
+    config: TransformerConfig
 
     def start_cache(self, rows: int, slots: int, source: tuple[Array, Array] | None = None) -> Cache:
         """Create a cache for the keys and values of ``slots`` tokens.
+
+        Its entries "step_0", "step_1", ... are those of the decoder's layers: {"key": [rows, K, H, slots], "value":
+        [rows, K, slots, H]}. An entry "position", [rows, slots], grows with them, and others stay as they are.
 
         Args:
             rows: Number of rows.
@@ -45,21 +53,23 @@ class DecoderModel(Protocol):
         """
         ...
 
-    def extend_cache(self, cache: Cache, slots: int) -> Cache:
-        """Append ``slots`` free slots to a cache."""
-        ...
-
     def decode(
-        self, input_ids: Array, position_ids: Array, visible: Array, cache: Cache, index: Array
+        self,
+        input_ids: Array,
+        position_ids: Array,
+        visible: tuple[Array, ...],
+        cache: Cache,
+        index: tuple[Array, ...],
     ) -> tuple[Array, Cache]:
         """Run tokens and write their keys and values to slots index, index + 1, ...
 
         Args:
             input_ids: int32 [rows, n].
             position_ids: int32 [rows, n].
-            visible: bool [rows, n, slots], the slots that each token attends to.
+            visible: For each of ``config.layers.windows`` (an encoder-decoder's: its decoder's): bool [rows, n, slots],
+                the slots of these layers that each token attends to.
             cache: The cache.
-            index: int32, slot of the first token.
+            index: For each of them: int32, slot of the first token.
 
         Returns:
             Hidden states [rows, n, D] and the updated cache.
@@ -91,15 +101,19 @@ class Search:
         """Number of prompts, including rows that pad the batch to its bucket."""
         return self.values["filler"].shape[0]
 
+    @property
+    def slots(self) -> tuple[Slots, ...]:
+        """Slots of the model's layers, for each of their attention windows."""
+        plan, stride = self.plan, {"beam": self.plan.beams, "contrastive": self.plan.candidates}
+        arguments = self.columns, plan.room, stride.get(plan.strategy, 1), plan.strategy == "assisted"
+        return tuple(Slots(window, *arguments) for window in self.model.config.as_decoder().layers.windows)
+
     def process(self, ids: Array, logits: Array, step: Array) -> Array:
         """Apply all logits processors; ids [rows, columns + room], logits [rows, V]."""
         return self.plan.process(self.ops, self.values, ids, logits, step)
 
-    def prefill(self, slots: int) -> tuple[Array, Array, Cache]:
+    def prefill(self) -> tuple[Array, Array, Cache]:
         """Run the prompts.
-
-        Args:
-            slots: Number of tokens that will be fed after them.
 
         Returns:
             Logits [prompts, V] of the first new token, hidden states [rows, columns, D], and the cache.
@@ -107,15 +121,17 @@ class Search:
         ops, v = self.ops, self.values
         rows, columns = v["input_ids"].shape
         position = ops.arange(columns)
-        causal = ops.expand_dims(position, 0) <= ops.expand_dims(position, 1)  # [columns, columns]
-        visible = ops.expand_dims(causal, 0) & ops.expand_dims(v["attention_mask"] != 0, 1)
+        distance = ops.expand_dims(
+            ops.expand_dims(position, 1) - ops.expand_dims(position, 0), 0
+        )  # [1, columns, columns]
         # Padding before the prompt attends to itself: attention over no key at all is undefined.
-        visible = visible | ops.expand_dims(ops.expand_dims(position, 0) == ops.expand_dims(position, 1), 0)
+        visible = (distance >= 0) & ops.expand_dims(v["attention_mask"] != 0, 1) | (distance == 0)
+        views = tuple(visible if s.window is None else visible & (distance < s.window) for s in self.slots)
         source = (v["source_ids"], v["source_mask"]) if self.plan.sourced else None
         cache = self.model.start_cache(rows, columns, source)
-        hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], visible, cache, 0)
+        hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], views, cache, (0,) * len(views))
         logits = self.compute_logits(hidden[:, -1:])
-        return logits[:, 0], hidden, self.model.extend_cache(cache, slots)
+        return logits[:, 0], hidden, extend_cache(ops, self.model.config.as_decoder().layers, cache, self.slots)
 
     def feed(
         self, tokens: Array, visible: Array, cache: Cache, index: Array, offsets: Array
@@ -143,7 +159,9 @@ class Search:
         positions = ops.broadcast_to(ops.expand_dims(position, 1) + ops.expand_dims(offsets, 0), (rows, n))
         positions = ops.minimum(positions, v["last_position"])  # rejected proposals may exceed the model's positions
         visible = ops.concat([prompt, visible], 2)  # [rows, n, columns + slots]
-        hidden, cache = self.model.decode(tokens, positions, visible, cache, self.columns + index)
+        views = tuple(s.visible(ops, visible, offsets) for s in self.slots)
+        indices = tuple(s.index(index, offsets[0]) for s in self.slots)
+        hidden, cache = self.model.decode(tokens, positions, views, cache, indices)
         return self.compute_logits(hidden), hidden, cache
 
     def feed_in_order(self, tokens: Array, cache: Cache, first: Array, slots: int) -> tuple[Array, Cache]:
