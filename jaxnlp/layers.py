@@ -304,12 +304,12 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
-        options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         inner = config.num_heads * config.head_dim
-        self.query = Linear(hidden_size, inner, **options)
-        self.key = Linear(hidden_size, inner, **options)
-        self.value = Linear(hidden_size, inner, **options)
-        self.output = Linear(inner, hidden_size, **options)
+        self.query = Linear(hidden_size, inner, use_bias=config.bias, **options)
+        self.key = Linear(hidden_size, inner, use_bias=config.bias, **options)
+        self.value = Linear(hidden_size, inner, use_bias=config.bias, **options)
+        self.output = Linear(inner, hidden_size, use_bias=config.has_output_bias, **options)
 
     def __call__(
         self, hidden_states: jax.Array, bias: jax.Array, layer_index: int | jax.Array = 0, cache: KeyValues | None = None,

@@ -49,6 +49,7 @@ class Pretrained(PretrainedBase, _Module):
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,
             max_shard_size, self.generation_config.to_dict() if self.head in ("causal-lm", "seq2seq-lm") else None,
+            self.image_config,
         )  # fmt: skip
 
     @classmethod

@@ -88,6 +88,7 @@ def _torch(folder, head, inputs, gradients):
     if gradients and out.get("loss") is not None:
         out["loss"].backward()
         from duonlp.checkpoints.checkpoint import open_checkpoint
+        from duonlp.checkpoints.layouts import from_stored
 
         cfg = open_checkpoint(folder).transformer_config()
         family = architectures.get(cfg.model_type)
@@ -96,8 +97,9 @@ def _torch(folder, head, inputs, gradients):
         for row in family.weights(cfg, head):
             if row.path is None:
                 continue
-            name = row.name if head != "base" else row.name.removeprefix(family.PREFIX)
-            if row.layout == "row":  # a buffer, not a parameter
+            names = [n if head != "base" else n.removeprefix(family.PREFIX) for n in (row.name, *row.aliases)]
+            name = next((name for name in names if name in named), None)
+            if name is None:  # a buffer, not a parameter
                 grads[row.path] = np.zeros(spec[row.path].shape, np.float32)
                 continue
             grad = named[name].grad
@@ -105,7 +107,7 @@ def _torch(folder, head, inputs, gradients):
             i, n = row.part
             width = grad.shape[-1] // n
             grad = grad[..., i * width : (i + 1) * width]
-            grads[row.path] = grad.T if row.layout == "linear" else grad
+            grads[row.path] = from_stored(row.layout, grad)
         assert set(grads) == set(spec)
     out = {k: v for k, v in out.items() if isinstance(v, (torch.Tensor, tuple, list))}  # not its cache
     detached = {k: [t.detach() for t in v] if isinstance(v, (tuple, list)) else v.detach() for k, v in out.items()}

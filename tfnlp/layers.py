@@ -142,7 +142,7 @@ class Attention(keras.layers.Layer):
         self.query = dense(self.inner_size, "query", dtype, config.bias)
         self.key = dense(self.inner_size, "key", dtype, config.bias)
         self.value = dense(self.inner_size, "value", dtype, config.bias)
-        self.output_layer = dense(hidden_size, "output", dtype, config.bias)
+        self.output_layer = dense(hidden_size, "output", dtype, config.has_output_bias)
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape: Any = None) -> None:

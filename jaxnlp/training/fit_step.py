@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.inputs import DECODER_INPUTS, IGNORED, LABELS, NO_POSITION, TOKEN_INPUTS, check_inputs
+from duonlp.inputs import IGNORED, LABELS, NO_POSITION, check_inputs
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
@@ -77,7 +77,9 @@ def loss_terms(
     over_classes = jnp.issubdtype(labels.dtype, jnp.integer) and logits.shape[-1] > 1
     if config.problem_type is not None:
         over_classes = config.problem_type == "single_label_classification"
-    if head == "replaced-token-detection" or (head == "sequence-classification" and not over_classes):
+    if head == "replaced-token-detection" or (
+        head in ("sequence-classification", "image-classification") and not over_classes
+    ):
         if label_smoothing:
             raise InputError(
                 f"label_smoothing is {label_smoothing} but the loss of this {head} model is not over classes; set it to 0"
@@ -145,7 +147,7 @@ class Plan:
         """
         if self.loss is None:
             return {name: value for name, value in batch.items() if name != "sample_weight"}
-        names = *TOKEN_INPUTS, *DECODER_INPUTS, *self.labels
+        names = *(spec.name for spec in self.model_config.inputs), *self.labels
         return {name: value for name, value in batch.items() if name in names}
 
     def terms(self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array | None = None) -> NamedTerms:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 from duonlp.errors import ConfigError
+from duonlp.input_specs import InputSpec, pixel_inputs, target_inputs, token_inputs
 
 ACTIVATIONS = (
     "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_10", "quick_gelu", "gelu_accurate", "relu", "relu2",
@@ -44,10 +45,52 @@ positions (T5)."""
 
 
 @dataclass(frozen=True)
-class EmbeddingConfig:
-    """Embedding layer: words + positions + token types, then a norm, dropout and a projection."""
+class PatchConfig:
+    """Image patches as tokens: each patch is flattened and projected, a convolution whose stride is its kernel's size.
 
-    vocab_size: int
+    See Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929.
+
+    Raises:
+        ConfigError: The image is not a whole number of patches.
+    """
+
+    image_size: tuple[int, int]  # height and width that the position table is for
+    patch_size: tuple[int, int]
+    channels: int = 3
+    special_tokens: tuple[str, ...] = ("class_token",)  # trained vectors before the patches, by parameter name
+
+    def __post_init__(self):
+        if any(size < 1 or patch < 1 or size % patch for size, patch in zip(self.image_size, self.patch_size)):
+            raise ConfigError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; change one of them"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of an image."""
+        rows, columns = self.grid
+        return len(self.special_tokens) + rows * columns
+
+    @property
+    def size(self) -> int:
+        """Number of values of a patch."""
+        return self.channels * self.patch_size[0] * self.patch_size[1]
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Embedding layer: words + positions + token types, then a norm, dropout and a projection.
+
+    With ``patches``, image patches take the place of words.
+    """
+
+    vocab_size: int  # 0: no word table
     size: int  # width of the tables; `projection` widens it to hidden_size
     max_positions: int  # rows of the position table
     positions: str = "learned"  # one of POSITIONS
@@ -61,6 +104,7 @@ class EmbeddingConfig:
     norm: bool = True
     projection: bool = False
     dropout: float = 0.0
+    patches: PatchConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +114,18 @@ class AttentionConfig:
     num_heads: int
     head_dim: int
     bias: bool = True
+    output_bias: bool | None = None  # bias of the output projection; None: as `bias`
     dropout: float = 0.0  # on the attention probabilities
     scale_by_head_dim: bool = True  # divide scores by sqrt(head_dim)
     scale_by_layer: bool = False  # divide scores by (layer index + 1): GPT-2's scale_attn_by_inverse_layer_idx
     float32_scores: bool = False  # multiply queries and keys in float32: GPT-2's reorder_and_upcast_attn
     relative_buckets: int = 0  # distance buckets of the score bias, shared by all layers (T5); 0: no relative bias
     relative_max_distance: int = 128  # distances from here on share the last bucket
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether the output projection has a bias."""
+        return self.bias if self.output_bias is None else self.output_bias
 
 
 @dataclass(frozen=True)
@@ -98,6 +148,7 @@ class NormConfig:
     position: str = "post"  # "post": after the residual sum (BERT); "pre": before each block (GPT-2)
     final: bool = False  # one more norm after the last layer
     final_dropout: float = 0.0  # after the final norm
+    final_in_hidden_states: bool = True  # the last of all hidden states is normed, too
 
 
 @dataclass(frozen=True)
@@ -217,6 +268,19 @@ class TransformerConfig:
         """Longest sequence that the positions allow, special tokens included; UNLIMITED if they set no bound."""
         return _max_length(self.embedding)
 
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Everything that the model reads: first its main input, then what goes with it."""
+        e = self.embedding
+        if e.patches is not None:
+            specs = pixel_inputs(e.patches.channels, *e.patches.image_size)
+        else:
+            types = e.type_vocab_size or (e.vocab_size if e.token_types_from_words else 0)
+            specs = token_inputs(e.vocab_size, _num_positions(e), types, exports_types=e.type_vocab_size > 0)
+        if self.decoder is None:
+            return specs
+        return specs + target_inputs(self.decoder.embedding.vocab_size, _num_positions(self.decoder.embedding))
+
     def as_decoder(self) -> "TransformerConfig":
         """Return an encoder-decoder's decoder as a configuration of its own; for any other model, return the model's."""
         decoder = self.decoder
@@ -259,6 +323,10 @@ class TransformerConfig:
 
 UNLIMITED = 2**30
 """The max_length of a model whose positions set no bound."""
+
+
+def _num_positions(embedding: EmbeddingConfig) -> int | None:
+    return None if embedding.positions == "none" else embedding.max_positions
 
 
 def _max_length(embedding: EmbeddingConfig) -> int:

@@ -103,7 +103,11 @@ class _Tree:
 
 def _embeddings(tree: _Tree, cfg: TransformerConfig, path: str, words: bool = True) -> None:
     e = cfg.embedding
-    if words:
+    if e.patches is not None:
+        tree.dense(f"{path}/patches/projection", e.patches.size, e.size)
+        for name in e.patches.special_tokens:
+            tree.rows[f"{path}/patches/{name}"] = Parameter((1, e.size), "normal", tree.std)
+    elif words:
         tree.table(f"{path}/word_embeddings", e.vocab_size, e.size)
     if e.positions == "learned":
         init = "sinusoidal" if e.sinusoidal_init else "normal"
@@ -137,7 +141,7 @@ def _layer(tree: _Tree, cfg: TransformerConfig, path: str) -> None:
         tree.dense(f"{path}/{name}/query", width, inner, config.bias, query_std)
         tree.dense(f"{path}/{name}/key", width, inner, config.bias)
         tree.dense(f"{path}/{name}/value", width, inner, config.bias)
-        tree.dense(f"{path}/{name}/output", inner, width, config.bias, residual_std)
+        tree.dense(f"{path}/{name}/output", inner, width, config.has_output_bias, residual_std)
         tree.norm(f"{path}/{name}_norm", width)
 
     attention("attention", cfg.attention)
@@ -166,7 +170,7 @@ def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
             tree.dense("lm_head/output", words.size, words.vocab_size, bias=False, std=std)
         if lm.bias:
             tree.rows["lm_head/bias"] = Parameter((words.vocab_size,), "zeros")
-    if head in ("sequence-classification", "token-classification", "multiple-choice"):
+    if head in ("sequence-classification", "image-classification", "token-classification", "multiple-choice"):
         outputs = 1 if head == "multiple-choice" else cfg.num_labels
         bias = cfg.classification.classifier_bias or head == "token-classification"
         tree.dense("classifier", width, outputs, bias)
@@ -190,7 +194,9 @@ def pooling_of(cfg: TransformerConfig, head: str) -> PoolingConfig | None:
     """Return the pooling that a head applies to the last hidden states, or None."""
     if head in ("base", "next-sentence-prediction", "pretraining"):
         return cfg.pooler
-    return {"sequence-classification": cfg.classification, "multiple-choice": cfg.multiple_choice}.get(head)
+    if head == "multiple-choice":
+        return cfg.multiple_choice
+    return cfg.classification if head in ("sequence-classification", "image-classification") else None
 
 
 def initial_value(path: str, parameter: Parameter, seed: int = 0) -> np.ndarray:

@@ -33,6 +33,7 @@ class Engine(Protocol):
     __name__: str
     AutoModel: Any
     AutoModelForCausalLM: Any
+    AutoModelForImageClassification: Any
     AutoModelForMaskedLM: Any
     AutoModelForMultipleChoice: Any
     AutoModelForNextSentencePrediction: Any

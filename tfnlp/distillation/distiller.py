@@ -14,7 +14,7 @@ from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import Distillation, Output, check_pair, distilled_outputs, init_projections
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
-from duonlp.inputs import TEACHER, check_inputs, model_inputs
+from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
@@ -214,18 +214,19 @@ class Distiller(TrainerMixin, keras.Model):
             batch: Inputs, optionally with labels, ``sample_weight`` and the teacher's inputs or logits.
             y: Labels, as fit takes them.
         """
-        batch = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
+        batch = named_inputs(self.config, batch)
         inputs = model_inputs(self.config, batch)
         if self._uses_labels(self.distillation):
             super().check_batch(inputs | self._labels(batch, y))
         else:
             check_inputs(self.config, self.head, inputs)
+        main = main_input(self.config)
         for output in self._compared_outputs(self.distillation):
             name = TEACHER + output.logits
-            shape, ids = np.shape(batch.get(name, ())), np.shape(batch["input_ids"])
+            shape, ids = np.shape(batch.get(name, ())), np.shape(batch[main])
             if name in batch and (shape[0] != ids[0] or (output.per_token and shape[:2] != ids[:2])):
                 raise InputError(
-                    f"{name} has shape {shape} but input_ids has {ids}; pass the teacher's logits for the same rows"
+                    f"{name} has shape {shape} but {main} has {ids}; pass the teacher's logits for the same rows"
                 )
         if self.teacher is not None:
             inputs = model_inputs(self.teacher.config, batch, as_teacher=True)
@@ -323,7 +324,7 @@ class Distiller(TrainerMixin, keras.Model):
         sample_weight: Any,
     ) -> dict[str, Any]:
         """Return the means over all batches so far, weighted by their rows."""
-        rows, replicas = tf.shape(x["input_ids"])[0], self.distribute_strategy.num_replicas_in_sync
+        rows, replicas = tf.shape(x[main_input(self.config)])[0], self.distribute_strategy.num_replicas_in_sync
         self._loss_tracker.update_state(loss * replicas, sample_weight=rows)
         for name, value in parts.items():
             self._untracked.trackers[name].update_state(value * replicas, sample_weight=rows)

@@ -209,7 +209,7 @@ def label_counts(head: str, batch: Batch) -> np.ndarray:
     differently.
     """
     labels = np.asarray(batch["labels"]) if "labels" in batch and head != "pretraining" else None
-    rows = len(batch["input_ids"])
+    rows = len(next(iter(batch.values())))
     if labels is None or (labels.dtype.kind not in "iu" and labels.ndim == 1):
         return np.ones(rows)
     if head == "replaced-token-detection":

@@ -27,6 +27,7 @@ HEADS = (
     "causal-lm",
     "seq2seq-lm",
     "sequence-classification",
+    "image-classification",
     "token-classification",
     "question-answering",
     "multiple-choice",

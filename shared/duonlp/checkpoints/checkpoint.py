@@ -19,10 +19,12 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import BUFFERS, Weight
+from duonlp.checkpoints.layouts import from_stored, is_readable, resized_positions, stored_shape
 from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
+from duonlp.processors import IMAGE_CONFIG, ImageProcessor
 from duonlp.typing import Tokenizer
 from duonlp.util import frameworks
 
@@ -122,6 +124,7 @@ class Source:
         tensor: The stored tensor, or None to initialize the parameter.
         layout: Layout of the stored tensor, see ``Weight``.
         part: ``(i, n)`` if the parameter is the i-th of n parts of the tensor along its last axis.
+        grid: Rows and columns of patches, if the parameter is the position table of an image.
         seed: Seed of the initializer.
     """
 
@@ -130,6 +133,7 @@ class Source:
     tensor: StoredTensor | None = None
     layout: str = ""
     part: tuple[int, int] = (0, 1)
+    grid: tuple[int, ...] = ()
     seed: int = 0
 
     def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
@@ -141,10 +145,9 @@ class Source:
         if n > 1:
             width = values.shape[-1] // n
             values = values[..., i * width : (i + 1) * width]
-        if self.layout == "linear":
-            values = values.T
-        if self.layout == "row":
-            values = values[0]
+        values = from_stored(self.layout, values)
+        if self.grid:
+            values = resized_positions(values, self.parameter.shape[0], self.grid)
         return values.astype(dtype, copy=False)
 
     def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
@@ -211,6 +214,22 @@ class Checkpoint:
                 f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "save a working one there, or pass tokenizer="
             ) from None
+
+    @cached_property
+    def image_config(self) -> str | None:
+        """Text of preprocessor_config.json, or None if there is none."""
+        path = self.folder / IMAGE_CONFIG
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def image_processor(self) -> ImageProcessor:
+        """Return the image processor that preprocessor_config.json describes.
+
+        Raises:
+            CheckpointError: There is no such file, or it is invalid.
+        """
+        if self.image_config is None:
+            raise CheckpointError(f"{self.folder} has no {IMAGE_CONFIG}; save one there, or pass image_processor=")
+        return ImageProcessor.from_json(self.image_config, str(self.folder / IMAGE_CONFIG))
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.
@@ -293,8 +312,9 @@ class Checkpoint:
             parameter = spec[row.path]
             if tensor is not None:
                 used.add(tensor.name)
-            if tensor is not None and tensor.shape == _stored_shape(row, parameter):
-                sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part)
+            if tensor is not None and is_readable(row, parameter.shape, tensor.shape):
+                grid = row.shape if row.layout == "image_positions" else ()
+                sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part, grid)
                 continue
             sources[row.path] = Source(row.path, parameter, seed=seed)
             if tensor is not None:
@@ -407,13 +427,8 @@ def _of_head(row: Weight) -> bool:
 
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
-    shape = stored_shape(row.layout, parameter.shape)
+    shape = stored_shape(row, parameter.shape)
     return (*shape[:-1], shape[-1] * row.part[1])
-
-
-def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a parameter of ``shape`` has in a checkpoint."""
-    return shape[::-1] if layout == "linear" else (1, *shape) if layout == "row" else shape
 
 
 def _list_names(names: list[str], limit: int = 8) -> str:

@@ -15,12 +15,14 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, stored_shape
+from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS
+from duonlp.checkpoints.layouts import stored_shape, to_stored
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.config import EmbeddingConfig, TransformerConfig
 from duonlp.errors import InputError
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
+from duonlp.processors import IMAGE_CONFIG
 from duonlp.typing import Tokenizer
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
@@ -35,8 +37,9 @@ def save_checkpoint(
     tokenizer: Tokenizer | None = None,
     max_shard_size: int | str = "5GB",
     generation_config: dict[str, Any] | None = None,
+    image_config: str | None = None,
 ) -> None:
-    """Write config.json, safetensors, and optionally the tokenizer and generation_config.json.
+    """Write config.json, safetensors, and optionally the processor and its or the generation's configuration.
 
     Tensors are read one at a time. Files are written to a temporary sibling folder that then replaces ``folder``, so an
     interrupted save or a full disk leaves the previous contents intact. Other files in an existing ``folder`` are kept. If
@@ -48,9 +51,10 @@ def save_checkpoint(
         head: Its head.
         read: Function from a parameter path to its values.
         dtype: Dtype in which parameters are stored.
-        tokenizer: Tokenizer to save.
+        tokenizer: Tokenizer or image processor to save.
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
+        image_config: Text of preprocessor_config.json, which an image processor to save replaces.
 
     Raises:
         InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
@@ -71,6 +75,9 @@ def save_checkpoint(
             _write_json(
                 new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             )
+        if image_config is not None:
+            (new / IMAGE_CONFIG).unlink(missing_ok=True)
+            (new / IMAGE_CONFIG).write_text(image_config, encoding="utf-8")
         if tokenizer is not None:
             # Written to a subfolder first: files in `new` can be hard links, which would be modified in place.
             tokenizer.save_pretrained(new / ".tokenizer")
@@ -98,7 +105,7 @@ def _to_write(
         rows = sorted(rows, key=lambda row: row.part[0])
         path = rows[0].path
         assert path is not None
-        shape = stored_shape(rows[0].layout, spec[path].shape)
+        shape = stored_shape(rows[0], spec[path].shape)
         out.append(TensorToWrite(name, (*shape[:-1], shape[-1] * len(rows)), dtype, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in FIXED:
@@ -116,11 +123,7 @@ FIXED: dict[str, Callable[[Any], EmbeddingConfig]] = {
 
 def _value(rows: Sequence[Weight], read: Callable[[Any], np.ndarray]) -> Callable[[], np.ndarray]:
     def value() -> np.ndarray:
-        parts = [read(row.path) for row in rows]
-        if rows[0].layout == "linear":
-            parts = [part.T for part in parts]
-        if rows[0].layout == "row":
-            parts = [part[None] for part in parts]
+        parts = [to_stored(row, read(row.path)) for row in rows]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     return value
