@@ -234,7 +234,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run one step of fit and return the logs."""
-        x, y, sample_weight = _unpack(data)
+        x, y, sample_weight = _unpack(self.config, data)
         teacher_outputs = self._teacher_outputs(x, y)  # outside the tape, which would keep its activations
         with tf.GradientTape() as tape:
             loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=True)
@@ -245,7 +245,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Run one step of evaluate and return the logs."""
-        x, y, sample_weight = _unpack(data)
+        x, y, sample_weight = _unpack(self.config, data)
         teacher_outputs = self._teacher_outputs(x, y)
         loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=False)
         return self._update_metrics(loss, parts, x, y, out, sample_weight)
@@ -289,7 +289,7 @@ class Distiller(TrainerMixin, keras.Model):
         labels, d, parts = self._labels(x, y), self.distillation, {}
         order = None
         if self.teacher is not None:
-            order = self._check_pair(d, own_inputs=f"{TEACHER}input_ids" in x)
+            order = self._check_pair(d, own_inputs=TEACHER + main_input(self.config) in x)
         inputs = self._select_inputs(self.student, x, labels)
         out = self.student(inputs, training=training, **self._output_flags())
         replicas, context = self.distribute_strategy.num_replicas_in_sync, tf.distribute.get_replica_context()
@@ -366,10 +366,10 @@ class Distiller(TrainerMixin, keras.Model):
         )
 
 
-def _unpack(data: Any) -> tuple[dict[str, Any], Any, Any]:
+def _unpack(config: TransformerConfig, data: Any) -> tuple[dict[str, Any], Any, Any]:
     """Return a batch as a dict of inputs, y and sample_weight, which may have been inside the inputs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
+    x = named_inputs(config, x)
     input_weight = x.pop("sample_weight", None)
     return x, y, input_weight if sample_weight is None else sample_weight
 

@@ -24,11 +24,11 @@ from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
-from duonlp.processors import IMAGE_CONFIG, ImageProcessor
-from duonlp.typing import Tokenizer
+from duonlp.typing import ImageProcessor, Tokenizer
 from duonlp.util import frameworks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+IMAGE_CONFIG = "preprocessor_config.json"
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
@@ -222,14 +222,24 @@ class Checkpoint:
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def image_processor(self) -> ImageProcessor:
-        """Return the image processor that preprocessor_config.json describes.
+        """Load the image processor with Transformers' AutoImageProcessor, on Pillow whatever else is installed.
 
         Raises:
-            CheckpointError: There is no such file, or it is invalid.
+            CheckpointError: the folder has no image processor, or it cannot be loaded.
+            MissingExtraError: Pillow is not installed.
         """
         if self.image_config is None:
             raise CheckpointError(f"{self.folder} has no {IMAGE_CONFIG}; save one there, or pass image_processor=")
-        return ImageProcessor.from_json(self.image_config, str(self.folder / IMAGE_CONFIG))
+        frameworks.require_pillow()
+        AutoImageProcessor = frameworks.transformers().AutoImageProcessor
+        try:
+            options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
+            return AutoImageProcessor.from_pretrained(self.folder, **options)
+        except Exception as error:
+            raise CheckpointError(
+                f"the image processor in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "save a working one there, or pass image_processor="
+            ) from None
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.

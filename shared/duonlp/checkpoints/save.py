@@ -15,14 +15,13 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS
+from duonlp.checkpoints.checkpoint import IMAGE_CONFIG, INDEX, WEIGHTS
 from duonlp.checkpoints.layouts import stored_shape, to_stored
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.config import EmbeddingConfig, TransformerConfig
 from duonlp.errors import InputError
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
-from duonlp.processors import IMAGE_CONFIG
 from duonlp.typing import Tokenizer
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}

@@ -9,9 +9,8 @@ from duonlp import architectures
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
-from duonlp.processors import ImageProcessor
 from duonlp.tasks import TASKS, Task, get_task, make_task
-from duonlp.typing import Tokenizer
+from duonlp.typing import ImageProcessor, Tokenizer
 
 
 def load_pipeline(
@@ -21,7 +20,7 @@ def load_pipeline(
     model: Any = None,
     *,
     tokenizer: Tokenizer | None = None,
-    image_processor: Any = None,
+    image_processor: ImageProcessor | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: Any = "float32",
@@ -39,8 +38,7 @@ def load_pipeline(
         model: A folder, a Hub id, or a model of the engine with the task's head.
         tokenizer: A tokenizer of Transformers, fast unless the task is text-to-text generation (default: the checkpoint's).
             Required if ``model`` is a loaded model.
-        image_processor: For tasks that read images, an ImageProcessor, its settings as a dict, or an image processor of
-            Transformers (default: the checkpoint's).
+        image_processor: An image processor of Transformers, in place of the tokenizer for tasks that read images.
         revision: See ``from_pretrained``.
         local_files_only: See ``from_pretrained``.
         dtype: See ``from_pretrained``.
@@ -76,8 +74,6 @@ def load_pipeline(
         )
     else:
         folder = getattr(model, "folder", None)
-        if processor is None and needs == "image_processor" and model.image_config is not None:
-            processor = ImageProcessor.from_json(model.image_config)
     if processor is None:
         raise InputError(f"pipeline({task!r}) got a loaded model but no {needs}; pass {needs}=")
     task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))

@@ -1,16 +1,19 @@
 """Image classification: labels with scores for an image."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.processors import ImageProcessor
-from duonlp.tasks.base import Example, Options, ParsedInputs, Task, check_choice, check_int, class_scores
+from duonlp.tasks.base import Example, Options, ParsedInputs, Task, check_choice, check_int, class_scores, describe
+from duonlp.typing import ImageProcessor
+from duonlp.util.frameworks import require_pillow
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class ImageClassificationOptions(Options):
 class ImageClassificationTask(Task[ImageClassificationOptions]):
     """Image -> [{"label", "score"}, ...], best first, like Transformers' ImageClassificationPipeline.
 
-    An image is the path of a file, an image of Pillow, or an array (see :class:`duonlp.processors.ImageProcessor`).
+    An image is the path of a file, an image of Pillow, or an array [height, width, channels] or [channels, height, width].
 
     Args:
-        image_processor: An ImageProcessor, its settings, or an image processor of Transformers.
-        config: The model's configuration.
-        folder: Folder of the checkpoint.
+        image_processor: An image processor of Transformers.
+        config: See :class:`Task`.
+        folder: See :class:`Task`.
+
+    Raises:
+        InputError: the image processor is of another type.
     """
 
     name = "image-classification"
@@ -50,9 +56,14 @@ class ImageClassificationTask(Task[ImageClassificationOptions]):
     per_token = False
 
     def __init__(
-        self, image_processor: Any, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
+        self, image_processor: ImageProcessor, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
     ) -> None:
-        super().__init__(ImageProcessor.of(image_processor), config, folder)
+        if not hasattr(image_processor, "preprocess"):
+            raise InputError(
+                f"{self.name} needs an image processor of Transformers, got {type(image_processor).__name__}; load one with "
+                'transformers.AutoImageProcessor.from_pretrained(..., backend="pil")'
+            )
+        super().__init__(image_processor, config, folder)
         self.spec = next(spec for spec in config.inputs if spec.source == "pixels")
 
     @property
@@ -72,7 +83,11 @@ class ImageClassificationTask(Task[ImageClassificationOptions]):
         rows = []
         for i, item in enumerate(items):
             where = f"{self.name}: input {first + i}"
-            pixels = self.processor(item, where)
+            image = load_image(item, where)
+            try:
+                pixels = np.asarray(self.processor(images=image, return_tensors="np")[self.spec.name][0], np.float32)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{where}, {image.dtype} {image.shape}, is no image of this model: {error}") from None
             if pixels.shape != self.spec.shape[1:]:
                 raise InputError(
                     f"{where} has shape {pixels.shape} after preprocessing, but this {self.config.model_type} takes "
@@ -91,3 +106,33 @@ class ImageClassificationTask(Task[ImageClassificationOptions]):
         scores = class_scores(outputs[0]["logits"], self.config, options.function_to_apply)
         order = np.argsort(-scores, kind="stable")[: options.top_k]
         return [{"label": self.config.labels[i], "score": float(scores[i])} for i in order.tolist()]
+
+
+def load_image(image: Any, where: str) -> np.ndarray:
+    """Return an image as an array: a file or an image of Pillow turned upright and converted to RGB, an array as it is.
+
+    Args:
+        image: The image.
+        where: Name of the image, for error messages.
+
+    Raises:
+        InputError: the file cannot be read, or ``image`` is of another type.
+        MissingExtraError: Pillow is not installed.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    is_path = isinstance(image, (str, os.PathLike))
+    if not is_path and not hasattr(image, "getbands"):
+        raise InputError(f"{where} is {describe(image)}; expected a path, an image of Pillow, or an array")
+    require_pillow()
+    from PIL import Image, ImageOps
+
+    name = f"{where}, {os.fspath(image)!r}," if is_path else where
+    if is_path and not Path(image).is_file():
+        raise InputError(f"{name} is not a file; pass the path of an image (download it first if it is a URL)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return np.array(ImageOps.exif_transpose(Image.open(image) if is_path else image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        raise InputError(f"{name} cannot be read as an image ({error}); save it as PNG or JPEG") from None
