@@ -88,7 +88,7 @@ def test_loading_for_another_image_size(package, folder, tmp_path):
     logits = np.asarray(model(larger)["logits"])
     model.save_pretrained(tmp_path / "larger")
     assert np.array_equal(np.asarray(cls.from_pretrained(tmp_path / "larger")(larger)["logits"]), logits)
-    with pytest.raises(CheckpointError, match="config.json does not match the weights"):  # not from square images
+    with pytest.raises(CheckpointError, match=r"config\.json does not match the weights"):  # not from square images
         cls.from_pretrained(tmp_path / "larger", image_size=[8, 12])
 
 

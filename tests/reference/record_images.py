@@ -67,7 +67,7 @@ def main() -> None:
                 "image-classification", str(write_model(Path(folder), processor)), device="cpu"
             )
             recorded[processor] = [pipe(images(), **options) for options in CALLS]
-    FILE.write_text(json.dumps(recorded, indent=1) + "\n")
+    FILE.write_text(json.dumps(recorded) + "\n")
 
 
 if __name__ == "__main__":

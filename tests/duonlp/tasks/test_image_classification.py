@@ -81,7 +81,7 @@ def test_unusable_images(tmp_path):
             make()([gray(0), tmp_path / name])
     with pytest.raises(InputError, match=r"input 0, '.*nowhere.png', is not a file"):
         make()(str(tmp_path / "nowhere.png"))
-    with pytest.raises(InputError, match="input 0, 'https://example.org/x.png', is not a file.*download it first"):
+    with pytest.raises(InputError, match=r"input 0, 'https://example.org/x.png', is not a file.*download it first"):
         make()("https://example.org/x.png")
     with pytest.raises(InputError, match=r"input 0, uint8 \(6, 5\), is no image of this model"):
         make()(gray(0)[..., 0])
@@ -105,7 +105,7 @@ def test_missing_pillow(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config.json; save one there, or pass image_proc"):
         Checkpoint(tmp_path).image_processor()
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="the image processor in .* cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"the image processor in .* cannot be loaded"):
         Checkpoint(tmp_path).image_processor()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "PIL")
