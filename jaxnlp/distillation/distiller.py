@@ -19,7 +19,7 @@ from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
-from duonlp.inputs import TEACHER, check_inputs, model_inputs
+from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
@@ -223,7 +223,7 @@ class DistillStep(FitStep):
                 f"there is neither a teacher nor {TEACHER_LOGITS} in the batch, which has {', '.join(batch)}; pass a teacher, or "
                 "batches from cached_teacher_logits"
             )
-        if self.teacher_config is not None and f"{TEACHER}input_ids" in batch:
+        if self.teacher_config is not None and TEACHER + main_input(self.teacher_config) in batch:
             config = self.teacher_config
             check_inputs(config, self._plan.head, model_inputs(config, batch, as_teacher=True))
         return super().put(batch)
@@ -283,7 +283,7 @@ def distill(
     first = next(iter(epoch_batches(batches)), {})
     step = DistillStep(
         student, teacher, config, distillation, make_mesh() if mesh is None else mesh, student_tokenizer=tokenizer,
-        teacher_tokenizer=teacher_tokenizer, own_inputs=f"{TEACHER}input_ids" in first,
+        teacher_tokenizer=teacher_tokenizer, own_inputs=TEACHER + main_input(student.config) in first,
     )  # fmt: skip
     description = {
         "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),

@@ -17,7 +17,7 @@ from duonlp import heads
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, NO_POSITION, outputs_of
-from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.inputs import check_inputs
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
@@ -109,7 +109,7 @@ class Plan:
         """
         if self.loss is None:
             return {name: value for name, value in batch.items() if name != "sample_weight"}
-        names = *TOKEN_INPUTS, *DECODER_INPUTS, *self.labels
+        names = *(spec.name for spec in self.model_config.inputs), *self.labels
         return {name: value for name, value in batch.items() if name in names}
 
     def terms(self, params: PyTree, frozen: PyTree, batch: Batch, key: jax.Array | None = None) -> NamedTerms:
