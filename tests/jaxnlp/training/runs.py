@@ -67,6 +67,11 @@ def curve(model=None, devices=None, steps=20, objective_batches=None, **changes)
     return np.array(losses)
 
 
+def summed_loss(step):
+    """Return ``(params, batch, key) -> (summed loss, labeled tokens)`` of a step."""
+    return lambda params, batch, key=None: step.plan.terms(params, {}, batch, key)["loss"][:2]
+
+
 def run(folder: Path, model=None, mesh=None, **changes):
     """A run with files, evaluated on the same blocks."""
     config = settings(**changes)
