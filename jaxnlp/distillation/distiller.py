@@ -29,8 +29,8 @@ from jaxnlp.pretrained import Params
 from jaxnlp.training.fit import train
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
-from jaxnlp.training.objectives import NamedTerms, Objective, check_has_labels
-from jaxnlp.training.step import Metrics, Plan, State, Step, check_float32, make_plan
+from jaxnlp.training.objectives import NamedTerms, Objective
+from jaxnlp.training.step import Metrics, Plan, State, Step, check_can_learn, make_plan
 
 PROJECTIONS = "projections"
 """Key of the projections among the trained parameters; all other parameters are the student's."""
@@ -70,12 +70,10 @@ class DistillationLoss(Objective):
             teacher, teacher_outputs = None, {"logits": inputs[TEACHER_LOGITS]}
         else:
             teacher_outputs = teacher.outputs(frozen, inputs, as_teacher=True)
-        models = (
-            None if prepared is None else prepared.model(prepared.unstack(values))
-            for prepared, values in ((model, params), (teacher, frozen))
-        )
+        mine = model.model(model.unstack(params))
+        theirs = None if teacher is None else teacher.model(teacher.unstack(frozen))
         return terms | distillation_losses.teacher_terms(
-            d, *models, outputs, teacher_outputs, inputs, projections=params.get(PROJECTIONS),
+            d, mine, theirs, outputs, teacher_outputs, inputs, projections=params.get(PROJECTIONS),
             label_order=self.label_order, sample_weight=inputs.get("sample_weight"),
         )  # fmt: skip
 
@@ -154,8 +152,8 @@ def distill_plan(
         InputError: Student and teacher are incompatible, or there is no teacher and ``distillation.losses`` needs one.
     """
     plan, projections = _plan(
-        student, teacher, distillation or Distillation(), config or FitConfig(), mesh, student_tokenizer,
-        teacher_tokenizer, own_inputs,
+        student, teacher, distillation or Distillation(), config or FitConfig(), mesh,
+        student_tokenizer=student_tokenizer, teacher_tokenizer=teacher_tokenizer, own_inputs=own_inputs,
     )  # fmt: skip
     params = plan.trainable.parameters(parameter_reader(student)) | jax.tree.map(jnp.asarray, projections)
     prepared = cast(DistillationLoss, plan.objective).teacher
@@ -163,31 +161,30 @@ def distill_plan(
 
 
 def _plan(
-    student: Any, teacher: Any, distillation: Distillation, config: FitConfig, mesh: Mesh | None, student_tokenizer: Any,
-    teacher_tokenizer: Any, own_inputs: bool,
+    student: Any, teacher: Any, distillation: Distillation, config: FitConfig, mesh: Mesh | None, *,
+    student_tokenizer: Any = None, teacher_tokenizer: Any = None, own_inputs: bool = False,
 ) -> tuple[DistillPlan, Params]:  # fmt: skip
     """Return the plan of :func:`distill_plan`, and the projections: {} or {PROJECTIONS: ...}."""
     order, projections, prepared = None, {}, None
-    options = {
-        "output_hidden_states": distillation.needs_hidden_states,
-        "output_attentions": distillation.needs_attentions,
-    }
+    names, d = ("output_hidden_states", "output_attentions"), distillation
+    options = dict(zip(names, (d.needs_hidden_states, d.needs_attentions), strict=True))
     if teacher is not None:
         order = check_pair(
-            student.config, teacher.config, student_tokenizer, teacher_tokenizer, distillation=distillation,
+            student.config, teacher.config, student_tokenizer, teacher_tokenizer, distillation=d,
             heads=(student.head, teacher.head), own_inputs=own_inputs,
         )  # fmt: skip
-        projections = init_projections(distillation, student.config, teacher.config, config.seed)
+        projections = init_projections(d, student.config, teacher.config, config.seed)
         teacher_mesh = mesh if config.parallelism == "jit" else None
         prepared = make_trainable(teacher, scan=config.scan, mesh=teacher_mesh, options=options)
-    elif distillation.losses:
+    elif d.losses:
         raise InputError(
-            f"cannot compute {', '.join(distillation.loss_names)} without a teacher; pass it, or leave these losses out"
+            f"cannot compute {', '.join(d.loss_names)} without a teacher; pass it, or leave these losses out"
         )
     order = None if order is None else tuple(map(int, order))
-    objective = DistillationLoss(distillation, config.label_smoothing, prepared, order)
-    plan = make_plan(student, objective, config, mesh, options=options)
-    return plan, {PROJECTIONS: projections} if projections else {}
+    objective = DistillationLoss(d, config.label_smoothing, prepared, order)
+    return make_plan(student, objective, config, mesh, options=options), (
+        {PROJECTIONS: projections} if projections else {}
+    )
 
 
 class DistillStep(Step):
@@ -199,25 +196,19 @@ class DistillStep(Step):
         config: Settings of the run.
         distillation: Settings of the distillation.
         mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
-        student_tokenizer: As of :func:`distill_plan`.
-        teacher_tokenizer: As of :func:`distill_plan`.
-        own_inputs: As of :func:`distill_plan`.
+        checked: Further arguments of :func:`distill_plan`.
 
     Raises:
         InputError: As :func:`distill_plan`, or the student's parameters are not float32.
     """
 
     def __init__(
-        self, student: Any, teacher: Any, config: FitConfig, distillation: Distillation, mesh: Mesh | None = None, *,
-        student_tokenizer: Any = None, teacher_tokenizer: Any = None, own_inputs: bool = False,
+        self, student: Any, teacher: Any, config: FitConfig, distillation: Distillation, mesh: Mesh | None = None,
+        **checked: Any,
     ):  # fmt: skip
-        check_float32(student)
-        if distillation.alpha:
-            check_has_labels(student)
+        check_can_learn(student, needs_labels=distillation.alpha > 0)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
-        plan, projections = _plan(
-            student, teacher, distillation, config, mesh, student_tokenizer, teacher_tokenizer, own_inputs
-        )
+        plan, projections = _plan(student, teacher, distillation, config, mesh, **checked)
         prepared = cast(DistillationLoss, plan.objective).teacher
         frozen = None if prepared is None else (prepared, teacher)
         super().__init__(plan, student, mesh, config.seed, extra=projections, teacher=frozen)

@@ -141,7 +141,10 @@ class Loop:
         self.best = None if evaluation is None else evaluation.best
 
     def run(
-        self, folder: str | Path | None, description: Mapping[str, Any], make_log: Callable[[int | None], MetricsLog]
+        self,
+        folder: str | Path | None,
+        description: Mapping[str, Any],
+        make_log: Callable[[int | None], MetricsLog | NullLog],
     ) -> None:
         """Train to the end of the run, or until preempted or out of patience.
 
@@ -173,7 +176,7 @@ class Loop:
         """Set the state and progress to those of the last checkpoint, or to those before the first step."""
         if checkpoints is not None and checkpoints.latest is not None:
             state, progress = checkpoints.restore(self.step.abstract, self.step.shardings)
-            self.state, self.progress = self.step.from_saved(state), cast(Progress, progress)
+            self.state, self.progress = state, cast(Progress, progress)
             if self.best is not None and self.progress["best"] is not None:
                 self.best.restore(self.progress["best"])
         else:
@@ -221,7 +224,7 @@ class Loop:
             progress["best"] = None if best is None else best.to_dict()
             stops_early = best is not None and best.out_of_patience
             if checkpoints is not None and (saves or stops_early):
-                checkpoints.save(number, self.step.to_save(self.state), progress, held_out_loss)
+                checkpoints.save(number, self.state, progress, held_out_loss)
             if best is not None and stops_early:
                 log.message(
                     f"stopped early: {best.name} has not improved on {best.value} (step {best.step}) in {best.since} evaluations"

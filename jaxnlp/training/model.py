@@ -375,7 +375,7 @@ def make_trainable(
         for name, given in (("dtype", dtype), ("param_dtype", param_dtype))
     )
     stacks = tuple(dict.fromkeys(stack.stack for stack in (cfg, cfg.as_decoder())))  # one, or two of an encoder-decoder
-    outputs = tuple(bool(options.get(name)) for name in ("output_hidden_states", "output_attentions"))
+    outputs = bool(options.get("output_hidden_states")), bool(options.get("output_attentions"))
 
     def build(prepared: bool) -> nnx.Module:
         built = create(cfg, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))

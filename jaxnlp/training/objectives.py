@@ -12,7 +12,6 @@ import jax
 
 from duonlp import heads
 from duonlp.config import TransformerConfig
-from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
 from duonlp.inputs import check_inputs, model_inputs
 from duonlp.typing import Batch
@@ -149,9 +148,3 @@ class LanguageModeling(Objective):
     def metrics(self, terms: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:
         """Return the number of labeled tokens."""
         return {"tokens": terms["loss"][1]}
-
-
-def check_has_labels(model: Any) -> None:
-    """Raise InputError if a model's head has no loss."""
-    if not heads.outputs_of(model.head, model.config):
-        raise InputError(f"a {model.head} model has no labels to learn from; use another head, or pass loss=")

@@ -1,13 +1,13 @@
-"""The optimizer step of all training on all devices: jitted over a mesh, or pmapped as the simple baseline.
+"""The optimizer step of all training on all devices: jitted over a mesh, or mapped over them as the simple baseline.
 
 Both take the same state and give the same results: the sums of a loss are divided once, by the counts of the whole global
 batch, so neither accumulation nor an uneven split over devices and hosts changes its gradient.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 
 from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
 from duonlp.errors import InputError
-from duonlp.heads import ROW_MASK
-from duonlp.training.config import PretrainingConfig
+from duonlp.heads import ROW_MASK, outputs_of
+from duonlp.training.config import AXES, PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
-from jaxnlp.training.mesh import PyTree, batch_sharding, make_mesh, replicated, shardings
+from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shardings
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
 from jaxnlp.training.objectives import (
     CustomLoss,
@@ -34,7 +34,6 @@ from jaxnlp.training.objectives import (
     LossFunction,
     NamedTerms,
     Objective,
-    check_has_labels,
 )
 from jaxnlp.training.optimizers import make_optimizer
 
@@ -49,26 +48,8 @@ State: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = dict[str, jax.Array]
 """Metrics of a step, float32 []: "loss", "gradient_norm" (before clipping), and those of the objective, such as "tokens"."""
 
-AXIS = "data"
-"""Name of pmap's axis."""
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """The settings of a run that its programs depend on, named as in FitConfig, so that runs share programs."""
-
-    accumulation: int = 1
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip_norm: float | None = 1.0
-    layer_decay: float = 1.0
-
-    @classmethod
-    def of(cls, config: PretrainingConfig | FitConfig) -> Self:
-        """Return those of a configuration; what it lacks has its default."""
-        return cls(**{f.name: getattr(config, f.name, f.default) for f in fields(cls)})
+PROGRAM_SETTINGS = ("accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "layer_decay")
+"""Settings that the program of a step depends on."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +59,14 @@ class Plan:
     Attributes:
         trainable: The prepared model.
         objective: What is minimized.
-        settings: Settings of the step.
-        axis: Axis of pmap over which to sum; None under jit, which sums over all devices by itself.
+        settings: Settings of the step; those it does not depend on have their defaults, so that runs share programs.
+        axes: Axes of the mesh over which each device sums by itself (pmap); None under jit, which sums over all devices.
     """
 
     trainable: Trainable
     objective: Objective
-    settings: StepSettings
-    axis: str | None = None
+    settings: FitConfig
+    axes: tuple[str, ...] | None = None
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -109,7 +90,7 @@ class Plan:
         return {name: (*self._over_devices((total, count)), factor) for name, (total, count, factor) in terms.items()}
 
     def _over_devices(self, tree: PyTree) -> PyTree:
-        return tree if self.axis is None else jax.lax.psum(tree, self.axis)
+        return tree if self.axes is None else jax.lax.psum(tree, self.axes)
 
     def step(self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any) -> tuple[State, Metrics]:
         """Return the state after a step and its metrics; this is the function that is compiled.
@@ -124,9 +105,9 @@ class Plan:
         params, pieces, mesh, key = state["params"], self.settings.accumulation, self.trainable.mesh, None
         if self.trainable.config.without_dropout() != self.trainable.config:
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
-            key = key if self.axis is None else jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+            key = key if self.axes is None else jax.random.fold_in(key, jax.lax.axis_index(self.axes))
         counts: dict[str, jax.Array] = {}
-        if pieces > 1 or self.axis is not None:
+        if pieces > 1 or self.axes is not None:
             # The counts of the whole batch; XLA removes the forward pass, which they do not depend on.
             counts = {name: count for name, (_, count, _) in self.summed_terms(params, frozen, batch).items()}
 
@@ -189,7 +170,7 @@ def accumulate_gradients(
 
 
 @lru_cache(maxsize=16)
-def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tuple[Callable, Callable, Callable]:
+def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tuple[Any, Any, Any]:
     """Return the compiled functions of a plan: initial state, step, and loss terms.
 
     Args:
@@ -199,16 +180,16 @@ def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tupl
     """
     state, frozen = jax.tree.unflatten(*flat_shardings)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
-    start = jax.jit(plan.fresh, out_shardings=state, donate_argnums=0)
-    if plan.axis is not None:
-        options: dict[str, Any] = {"axis_name": plan.axis, "devices": list(mesh.devices.flat)}
-        step = jax.pmap(plan.step, in_axes=(0, 0, 0, None, None), donate_argnums=0, **options)
-        return start, step, jax.pmap(plan.summed_terms, **options)
-    shardings_of_step = state, frozen, rows, everywhere, everywhere
+    step, terms = plan.step, plan.summed_terms
+    if plan.axes is not None:  # what jax.pmap does: each device runs the program on its own rows
+        over_devices = partial(jax.shard_map, mesh=mesh, out_specs=everywhere.spec, check_vma=False)
+        arrays, scalars = (everywhere.spec, everywhere.spec, rows.spec), (everywhere.spec, everywhere.spec)
+        step, terms = over_devices(step, in_specs=arrays + scalars), over_devices(terms, in_specs=arrays)
+    inputs = state, frozen, rows, everywhere, everywhere
     return (
-        start,
-        jax.jit(plan.step, in_shardings=shardings_of_step, out_shardings=(state, everywhere), donate_argnums=0),
-        jax.jit(plan.summed_terms, out_shardings=everywhere),
+        jax.jit(plan.fresh, out_shardings=state, donate_argnums=0),
+        jax.jit(step, in_shardings=inputs, out_shardings=(state, everywhere), donate_argnums=0),
+        jax.jit(terms, out_shardings=everywhere),
     )
 
 
@@ -240,14 +221,15 @@ class Step:
     ):  # fmt: skip
         self.plan, self.trainable, self.mesh, self.seed = plan, plan.trainable, mesh, np.uint32(seed % 2**32)
         self._model, self._extra, self._own_rows = model, extra or {}, own_rows
-        layout = self._replicated if plan.axis is not None else partial(shardings, mesh=mesh)
+        # Mapped over the devices, everything is replicated.
+        layout = partial(shardings, mesh=mesh, axes=AXES if plan.axes is None else ())
         self.abstract = jax.eval_shape(plan.fresh, {**plan.trainable.abstract, **self._extra})
         self.shardings = layout(self.abstract)
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"] * plan.settings.accumulation
         frozen_shardings = layout({} if teacher is None else teacher[0].abstract)
         self.frozen: Params = {}
         if teacher is not None:
-            self.frozen = self.from_saved(teacher[0].parameters(parameter_reader(teacher[1]), frozen_shardings))
+            self.frozen = teacher[0].parameters(parameter_reader(teacher[1]), frozen_shardings)
         leaves, structure = jax.tree.flatten((self.shardings, frozen_shardings))
         self._start, self._step, self._terms = _programs(plan, mesh, (structure, tuple(leaves)))
         if mesh.devices.flat[0].platform == "cpu":
@@ -262,7 +244,7 @@ class Step:
         params = self.trainable.parameters(read or parameter_reader(self._model), self.shardings["params"])
         extra = jax.tree.map(np.array, self._extra)  # copied, since the initial arrays are donated
         params |= _put_global(extra, {name: self.shardings["params"][name] for name in extra})
-        return self.from_saved(self._start(params))
+        return self._start(params)
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Return a batch of NumPy arrays [B, ...] as arrays over the devices of all hosts.
@@ -277,8 +259,6 @@ class Step:
         if not self._own_rows:
             self.plan.objective.check(self.trainable, batch)
             batch = self._pad(batch)
-        if self.plan.axis is not None:
-            return {name: self._split_over_devices(value) for name, value in batch.items()}
         rows = batch_sharding(self.mesh)
         if self._own_rows:
             return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
@@ -321,8 +301,7 @@ class Step:
             batch: Batch from :meth:`put`.
             rate: Learning rate.
         """
-        state, metrics = self._step(state, self.frozen, batch, np.float32(rate), self.seed)
-        return state, metrics if self.plan.axis is None else _first(metrics)
+        return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
 
     def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the "loss" without dropout over batches of NumPy arrays, and its parts; every label weighs the same.
@@ -332,8 +311,7 @@ class Step:
         """
         sums, factors = None, {}
         for batch in batches:
-            terms = self._terms(params, self.frozen, self.put(batch))
-            terms = jax.device_get(terms if self.plan.axis is None else _first(terms))
+            terms = jax.device_get(self._terms(params, self.frozen, self.put(batch)))
             factors = {name: float(factor) for name, (_, _, factor) in terms.items()}
             batch_sums = np.array([terms[name][:2] for name in factors], np.float64)  # [terms, 2]
             sums = batch_sums if sums is None else sums + batch_sums
@@ -351,43 +329,11 @@ class Step:
 
         With several processes each gets a copy, so all must call this together.
         """
-        params = self.to_save({name: params[name] for name in self.trainable.abstract})
         if jax.process_count() > 1:
             params = jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), params)
         elif self.mesh.size > 1:
             params = jax.device_put(params, self.mesh.devices.flat[0])
         return self.trainable.unstack(params)
-
-    # Under pmap, every array of the state has a leading axis over this host's devices.
-
-    def _replicated(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: replicated(self.mesh), tree)
-
-    def _split_over_devices(self, value: np.ndarray) -> np.ndarray:
-        """Return this host's rows of [b, ...] as [devices, b / devices, ...]."""
-        places = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == jax.process_index()]
-        parts = len(places) if self._own_rows else self.mesh.size
-        split = value.reshape(parts, -1, *value.shape[1:])
-        return split if self._own_rows else split[places]
-
-    def to_save(self, tree: PyTree) -> PyTree:
-        """Return (part of) the state as checkpoints store it: global arrays over the devices of all hosts."""
-        if self.plan.axis is None:
-            return tree
-
-        def merge_copies(x: jax.Array) -> jax.Array:
-            copies = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(x.shape[1:], replicated(self.mesh), copies)
-
-        return jax.tree.map(merge_copies, tree)
-
-    def from_saved(self, tree: PyTree) -> PyTree:
-        """Return (part of) the state of a checkpoint as the step takes it; the inverse of :meth:`to_save`."""
-        if self.plan.axis is None or not jax.tree.leaves(tree):
-            return tree
-        devices = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
-        copies = jax.tree.map(lambda x: np.broadcast_to(x.addressable_data(0), (len(devices), *x.shape)), tree)
-        return jax.pmap(lambda tree: tree, devices=devices)(copies)
 
 
 def _put_global(tree: PyTree, tree_shardings: PyTree) -> PyTree:
@@ -400,10 +346,6 @@ def _put_global(tree: PyTree, tree_shardings: PyTree) -> PyTree:
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     return jax.tree.map(put, tree, tree_shardings)
-
-
-def _first(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x[0], tree)
 
 
 def make_step(
@@ -440,20 +382,11 @@ def make_step(
 def make_plan(
     model: Any, objective: Objective, config: PretrainingConfig | FitConfig, mesh: Mesh | None, **options: Any
 ) -> Plan:
-    """Return the plan of training a model.
-
-    Args:
-        model: A model or LazyModel.
-        objective: What is minimized.
-        config: Settings of the run.
-        mesh: Mesh of the parameters; None for no sharding constraints.
-        options: Further arguments of :func:`make_trainable`.
-    """
-    axis = AXIS if config.parallelism == "pmap" else None
-    trainable = make_trainable(
-        model, scan=config.scan, remat=config.remat, mesh=mesh if axis is None else None, **options
-    )
-    return Plan(trainable, objective, StepSettings.of(config), axis)
+    """Return the plan of training a model; `options` are further arguments of :func:`make_trainable`."""
+    axes = BATCH if config.parallelism == "pmap" else None
+    settings = {name: getattr(config, name) for name in PROGRAM_SETTINGS if hasattr(config, name)}
+    trainable = make_trainable(model, scan=config.scan, remat=config.remat, mesh=None if axes else mesh, **options)
+    return Plan(trainable, objective, FitConfig(**settings), axes)
 
 
 class FitStep(Step):
@@ -475,20 +408,20 @@ class FitStep(Step):
         self, model: Any, config: FitConfig, mesh: Mesh | None = None, *, loss: LossFunction | None = None,
         model_options: Mapping[str, Any] | None = None,
     ):  # fmt: skip
-        check_float32(model)
-        if loss is None:
-            check_has_labels(model)
+        check_can_learn(model, needs_labels=loss is None)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
         objective = HeadLoss(config.label_smoothing) if loss is None else CustomLoss(loss)
         plan = make_plan(model, objective, config, mesh, options=model_options or {})
         super().__init__(plan, model, mesh, config.seed)
 
 
-def check_float32(model: Any) -> None:
-    """Raise InputError if the parameters of a model are not float32."""
+def check_can_learn(model: Any, needs_labels: bool) -> None:
+    """Raise InputError if the parameters of a model are not float32, or its head has no loss though `needs_labels`."""
     dtype = getattr(model, "param_dtype", jnp.float32)
     if dtype != jnp.float32:
         raise InputError(
             f"the parameters are {dtype}, which loses small updates; load the model with param_dtype='float32' and "
             f"dtype={str(dtype)!r}"
         )
+    if needs_labels and not outputs_of(model.head, model.config):
+        raise InputError(f"a {model.head} model has no labels to learn from; use another head, or pass loss=")

@@ -114,7 +114,7 @@ def pretrain(
     progress, history = loop.progress, [] if evaluation is None else evaluation.history
     return Result(
         progress["step"], progress["count"], progress["seconds"], progress["loss"],
-        history[-1]["loss"] if history else None, loop.preempted, step.to_save(loop.state["params"]),
+        history[-1]["loss"] if history else None, loop.preempted, loop.state["params"],
     )  # fmt: skip
 
 

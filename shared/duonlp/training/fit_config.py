@@ -91,7 +91,7 @@ class FitConfig(Settings):
     min_delta: float = 0.0
     keep_last: int = 1
     parallelism: str = "jit"
-    mesh: Mapping[str, int] = field(default_factory=default_mesh)
+    mesh: Mapping[str, int] = field(default_factory=default_mesh, hash=False)
     scan: bool = False
     remat: str = "none"
 

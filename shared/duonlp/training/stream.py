@@ -1,7 +1,8 @@
 """Streams of training batches: each batch, what it counts for, and the position after it, which a checkpoint stores."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from duonlp.data.blocks.batches import Batches
 from duonlp.errors import InputError
@@ -28,8 +29,8 @@ class Read(NamedTuple):
     position: Position
 
 
-class Stream(Protocol):
-    """Endless batches, the same from a given position on whenever they are read.
+class Stream(ABC):
+    """Base of endless batches, the same from a given position on whenever they are read.
 
     Attributes:
         unit: What batches count: "tokens" or "examples".
@@ -39,16 +40,16 @@ class Stream(Protocol):
     unit: str
     start: Position
 
+    @abstractmethod
     def read(self, position: Position, most: int) -> Iterator[Read]:
         """Return at most `most` batches from a position on."""
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what identifies the data in run.json: a run can only be resumed on the same stream."""
-        ...
 
 
-class BlockStream:
+class BlockStream(Stream):
     """Batches of blocks, addressed by step; each host reads its own rows.
 
     Args:
@@ -80,7 +81,7 @@ class BlockStream:
         }
 
 
-class EpochStream:
+class EpochStream(Stream):
     """Epochs of batches. Every host reads the same global batches and puts only its rows on its devices.
 
     Args:
