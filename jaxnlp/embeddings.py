@@ -1,4 +1,4 @@
-"""Token embeddings and relative position biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings, rotary and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from duonlp.config import AttentionConfig, EmbeddingConfig, NormConfig
-from duonlp.positions import fixed_table, relative_bucket_table
-from jaxnlp.layers import Linear, dropout, make_norm
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, RotaryConfig
+from duonlp.positions import fixed_table, relative_bucket_table, rotary_frequencies
+from jaxnlp.layers import Linear, Rotation, dropout, make_norm
 
 
 class Embeddings(nnx.Module):
@@ -75,7 +75,7 @@ class Embeddings(nnx.Module):
         return self.projection(x) if self.config.projection else x
 
     def _positions(self, position_ids: jax.Array, dtype: DTypeLike) -> jax.Array:
-        if self.config.positions == "none":
+        if self.config.positions not in POSITION_TABLES:
             return jnp.zeros((), dtype)
         if self.config.positions != "learned":
             return jnp.take(jnp.asarray(fixed_table(self.config), dtype), position_ids, axis=0)
@@ -89,6 +89,13 @@ class Embeddings(nnx.Module):
             return vectors
         is_padding = jnp.expand_dims(ids == self.config.padding_id, -1)
         return jnp.where(is_padding, jax.lax.stop_gradient(vectors), vectors)
+
+
+def rotation(config: RotaryConfig, position_ids: jax.Array) -> Rotation:
+    """Return cosines and sines float32 [B or 1, T, size / 2] of the angles at positions int [B or 1, T]."""
+    frequencies, factor = rotary_frequencies(config)
+    angles = jnp.expand_dims(position_ids, -1).astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 class RelativeAttention(nnx.Embed):

@@ -10,7 +10,7 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.seq2seq import decoder_input_ids
 from jaxnlp import ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
-from jaxnlp.transformer import Stack, StackOutput, attention_bias
+from jaxnlp.transformer import Stack, StackOutput, attention_bias, attention_biases
 
 
 class EncoderDecoder:
@@ -40,9 +40,10 @@ class EncoderDecoder:
         if position_ids is None:
             position_ids = default_position_ids(self.config.embedding, input_ids)
         x = self.embeddings(input_ids, None, position_ids, rngs)
-        bias = attention_bias(attention_mask, x.shape[1], x.shape[1], causal=False)
+        biases = attention_biases(self.config.layers, attention_mask, x.shape[1], x.shape[1], causal=False)
         index = jnp.arange(x.shape[1])[None]
-        return self.encoder(x, bias + self.encoder.relative_bias(index, index), rngs=rngs)
+        relative = self.encoder.relative_bias(index, index)
+        return self.encoder(x, tuple(bias + relative for bias in biases), position_ids, rngs=rngs)
 
     @property
     def decoder_word_embeddings(self) -> nnx.Embed:
@@ -67,11 +68,13 @@ class EncoderDecoder:
         if position_ids is None:
             position_ids = default_position_ids(self._decoder_config.embedding, ids)
         x = self.decoder_embeddings(ids, None, position_ids, rngs, self.decoder_word_embeddings)
-        bias = attention_bias(inputs["decoder_attention_mask"], x.shape[1], x.shape[1], causal=True)
+        decoder_mask, layers = inputs["decoder_attention_mask"], self._decoder_config.layers
+        biases = attention_biases(layers, decoder_mask, x.shape[1], x.shape[1], causal=True)
         index = jnp.arange(x.shape[1])[None]
+        relative = self.decoder.relative_bias(index, index)
         source_bias = attention_bias(mask, x.shape[1], source.shape[1], causal=False)
         x, states, attentions, _ = self.decoder(
-            x, bias + self.decoder.relative_bias(index, index), rngs=rngs,
+            x, tuple(bias + relative for bias in biases), position_ids, rngs=rngs,
             source=(self.decoder.keys_and_values(source), source_bias),
         )  # fmt: skip
         outputs: dict[str, Any] = {"encoder_last_hidden_state": source}

@@ -5,41 +5,54 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from duonlp.config import LMHeadConfig, PoolingConfig
-from jaxnlp.layers import ACTIVATIONS, LayerNorm, Linear, dropout, matmul_transposed
+from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
+from jaxnlp.layers import ACTIVATIONS, Linear, dropout, make_norm, matmul_transposed
 
 
 class Pooler(nnx.Module):
     """Pool the hidden states of a sequence into one vector; PoolingConfig says how."""
 
     def __init__(
-        self, config: PoolingConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+        self, config: PoolingConfig, hidden_size: int, norm: NormConfig, *, dtype: DTypeLike, param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.config = config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.dense:
-            self.dense = Linear(hidden_size, hidden_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            self.dense = Linear(hidden_size, hidden_size, use_bias=config.dense_bias, **options)
+        if config.norm:
+            self.norm = make_norm(norm, hidden_size, **options)
 
     def __call__(
-        self, hidden_states: jax.Array, last_index: jax.Array | None = None, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
-        """Pool [B, T, D] into [B, D].
+        self, hidden_states: jax.Array, last_index: jax.Array | None = None, attention_mask: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """Pool [B, T, D] into [B, D]; or, where ``config.token`` is "all", transform [B, T, D].
 
         Args:
             hidden_states: [B, T, D].
             last_index: int [B], index of the last real token or of the last end-of-text token. Required where
                 ``config.token`` is "last_non_padding" or "last_eos".
+            attention_mask: [B, T], 1 on the real tokens, which are averaged where ``config.token`` is "mean"; None
+                if all are real.
             rngs: Random streams with ``dropout``; None for no dropout.
         """
         token = self.config.token
-        if token == "mean":
+        if token == "all":
+            x = hidden_states
+        elif token == "mean_with_padding" or (token == "mean" and attention_mask is None):
             x = hidden_states.mean(axis=1)
+        elif token == "mean":
+            mask = jnp.expand_dims(attention_mask != 0, -1).astype(hidden_states.dtype)  # [B, T, 1]
+            x = (hidden_states * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
         elif token in ("last_non_padding", "last_eos"):
             assert last_index is not None, f"pooling {token!r} needs last_index"
             x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
         x = dropout(x, self.config.dropout_before, rngs)
-        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
+        x = ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
+        return self.norm(x) if self.config.norm else x
 
 
 class LMHead(nnx.Module):
@@ -49,14 +62,14 @@ class LMHead(nnx.Module):
     """
 
     def __init__(
-        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, norm: NormConfig, *,
         dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.transform:
-            self.transform = Linear(hidden_size, embedding_size, **options)
-            self.norm = LayerNorm(embedding_size, epsilon, **options)
+            self.transform = Linear(hidden_size, embedding_size, use_bias=config.transform_bias, **options)
+            self.norm = make_norm(norm, embedding_size, **options)
         if not config.tied:
             self.output = Linear(embedding_size, vocab_size, use_bias=False, **options)
         if config.bias:

@@ -22,7 +22,7 @@ class ModelForMaskedLM(Model):
     def _build_head(self, options: dict[str, Any]) -> None:
         c = self.config
         sizes = c.hidden_size, c.embedding.size, c.embedding.vocab_size
-        self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
+        self.lm_head = LMHead(c.lm_head, *sizes, c.norm, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         return {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
@@ -47,7 +47,7 @@ class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c, words = self.config, self.config.as_decoder().embedding
-        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm.epsilon, **options)
+        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
         return {"logits": self.next_logits(hidden_states)}
@@ -63,7 +63,8 @@ class ModelForSequenceClassification(Model):
         self.classifier = Linear(c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"], inputs["attention_mask"]), rngs)
+        mask = inputs["attention_mask"]
+        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"], mask), mask, rngs)
         return {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
 
 
@@ -113,7 +114,9 @@ class ModelForMultipleChoice(Model):
         return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, rngs)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        x = self.pooler(hidden_states, rngs=rngs)
+        mask = inputs["attention_mask"]
+        mask = None if mask is None else mask.reshape(-1, mask.shape[-1])
+        x = self.pooler(hidden_states, attention_mask=mask, rngs=rngs)
         logits = self.classifier(dropout(x, self.config.multiple_choice.dropout, rngs))
         return {"logits": logits.reshape(inputs["input_ids"].shape[:2])}
 

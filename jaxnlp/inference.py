@@ -68,13 +68,14 @@ def transposed(model: M) -> M:
 
 
 def _fuse(attention: Attention, name: str) -> None:
-    """Replace the n linear layers listed in ``name`` by one [D, n * D]."""
+    """Replace the linear layers listed in ``name`` by one with the outputs of all."""
     parts = [getattr(attention, part) for part in name.split("_")]
     fused = parts[0]
-    fused.out_features = sum(part.out_features for part in parts)
     fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
-    if fused.bias is not None:
-        fused.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts]))
+    if any(part.bias is not None for part in parts):
+        biases = [jnp.zeros(part.out_features) if part.bias is None else part.bias[...] for part in parts]
+        fused.bias = nnx.Param(jnp.concatenate(biases))
+    fused.out_features = fused.kernel.shape[1]
     setattr(attention, name, fused)
     attention.fused = True
     for part in name.split("_"):

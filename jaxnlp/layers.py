@@ -1,6 +1,6 @@
 """Building blocks of a transformer layer.
 
-Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
+Shapes: B batch, T query length, S key length, N heads, K key-value heads, H head width, D hidden.
 """
 
 import math
@@ -13,13 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from duonlp.config import AttentionConfig, FeedForwardConfig, NormConfig
+from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
 
 KeyValues: TypeAlias = dict[str, jax.Array]
-"""Keys and values of one layer: {"key": [B, N, H, S], "value": [B, N, S, H]}.
+"""Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
 
 Keys are stored transposed, so that the product with a few queries reads them contiguously.
 """
+
+Rotation: TypeAlias = tuple[jax.Array, jax.Array]
+"""Cosines and sines of the angles by which queries and keys are rotated: float32 [B or 1, T, rotary size / 2] each."""
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -83,19 +86,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class LayerNorm(nnx.LayerNorm):
     """Layer norm over the last axis, with statistics in float32 and the variance from centered values."""
 
-    def __init__(self, size: int, epsilon: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, size: int, epsilon: float, *, bias: bool = True, dtype: DTypeLike, param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
         super().__init__(
-            size, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, rngs=rngs
+            size,
+            epsilon=epsilon,
+            use_bias=bias,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_fast_variance=False,
+            rngs=rngs,
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalize [..., D] over the last axis."""
-        assert self.scale is not None and self.bias is not None
-        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon).astype(self.dtype)
+        assert self.scale is not None
+        bias = None if self.bias is None else self.bias[...]
+        return layer_norm(x, self.scale[...], bias, self.epsilon).astype(self.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
     """Return (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, in float32.
 
     The gradient is the closed form of Ba et al. 2016 (https://arxiv.org/abs/1607.06450): two sums per row
@@ -109,7 +122,8 @@ def _layer_norm_forward(x, scale, bias, epsilon):
     mean = y.mean(axis=-1, keepdims=True)
     centered = y - mean
     inverse = jax.lax.rsqrt(jnp.mean(centered * centered, axis=-1, keepdims=True) + epsilon)
-    return centered * (inverse * scale.astype(jnp.float32)) + bias.astype(jnp.float32), (x, scale, bias, mean, inverse)
+    normed = centered * (inverse * scale.astype(jnp.float32))
+    return normed if bias is None else normed + bias.astype(jnp.float32), (x, scale, bias, mean, inverse)
 
 
 def _layer_norm_backward(epsilon, residuals, cotangent):
@@ -119,33 +133,42 @@ def _layer_norm_backward(epsilon, residuals, cotangent):
     projection = jnp.mean(scaled * normed, axis=-1, keepdims=True)
     to_x = (scaled - scaled.mean(axis=-1, keepdims=True) - normed * projection) * inverse
     rows = tuple(range(x.ndim - 1))
-    to_scale, to_bias = jnp.sum(cotangent * normed, axis=rows), jnp.sum(cotangent, axis=rows)
-    return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
+    to_scale = jnp.sum(cotangent * normed, axis=rows).astype(scale.dtype)
+    to_bias = None if bias is None else jnp.sum(cotangent, axis=rows).astype(bias.dtype)
+    return to_x.astype(x.dtype), to_scale, to_bias
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RMSNorm(nnx.Module):
-    """RMS norm over the last axis, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+    """RMS norm over the last axis, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467).
 
-    def __init__(self, size: int, epsilon: float, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
-        self.epsilon, self.dtype = epsilon, dtype
-        self.scale = nnx.Param(jnp.ones((size,), param_dtype))
+    With ``unit_offset``, it multiplies by 1 + scale (Gemma).
+    """
+
+    def __init__(
+        self, size: int, epsilon: float, *, unit_offset: bool = False, dtype: DTypeLike, param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.epsilon, self.unit_offset, self.dtype = epsilon, unit_offset, dtype
+        self.scale = nnx.Param((jnp.zeros if unit_offset else jnp.ones)((size,), param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalize [..., D] over the last axis."""
-        y = x.astype(jnp.float32)
+        y, scale = x.astype(jnp.float32), self.scale[...].astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+        return (y * (1 + scale if self.unit_offset else scale)).astype(self.dtype)
 
 
 def make_norm(
     config: NormConfig, size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
 ) -> LayerNorm | RMSNorm:
     """Create the norm layer of a configuration."""
-    norm_class = RMSNorm if config.rms else LayerNorm
-    return norm_class(size, config.epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    if config.rms:
+        return RMSNorm(size, config.epsilon, unit_offset=config.unit_offset, **options)
+    return LayerNorm(size, config.epsilon, bias=config.bias, **options)
 
 
 class Linear(nnx.Linear):
@@ -239,15 +262,44 @@ def _keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
     return x >= jnp.uint32(round(rate * 2**32))
 
 
-def attention_scores(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
-    """Return biased scores float32 [B, N, T, S] of scaled queries [B, N, T, H] and transposed keys [B, N, H, S]."""
-    return jnp.matmul(query, key, preferred_element_type=jnp.float32) + bias
+def rotate(x: jax.Array, rotation: Rotation, config: RotaryConfig) -> jax.Array:
+    """Rotate the first dimensions of heads [B, N, T, H] in pairs (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    Args:
+        x: Queries or keys.
+        rotation: Cosines and sines of the angles.
+        config: Number of rotated dimensions, and whether a pair is two neighbors or half of them apart.
+    """
+    cos, sin = (jnp.expand_dims(table, 1) for table in rotation)  # [B or 1, 1, T, size / 2]
+    half, interleaved = config.size // 2, config.interleaved
+    y, rest = x[..., : 2 * half].astype(jnp.float32), x[..., 2 * half :]
+    first, second = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
+    pair = first * cos - second * sin, second * cos + first * sin
+    y = jnp.stack(pair, axis=-1).reshape(y.shape) if interleaved else jnp.concatenate(pair, axis=-1)
+    return jnp.concatenate([y.astype(x.dtype), rest], axis=-1) if config.size < x.shape[-1] else y.astype(x.dtype)
 
 
-@jax.custom_vjp
+def _grouped(x: jax.Array, num_kv_heads: int) -> jax.Array:
+    """Reshape [B, N, T, ...] to [B, K, N / K * T, ...]: the queries that share a key-value head become rows of one matrix."""
+    return x.reshape(x.shape[0], num_kv_heads, -1, x.shape[-1])
+
+
+def attention_scores(query: jax.Array, key: jax.Array, bias: jax.Array, softcap: float | None = None) -> jax.Array:
+    """Return biased scores float32 [B, N, T, S] of scaled queries [B, N, T, H] and transposed keys [B, K, H, S]."""
+    return _capped_scores(query, key, softcap) + bias
+
+
+def _capped_scores(query: jax.Array, key: jax.Array, softcap: float | None) -> jax.Array:
+    scores = jnp.matmul(_grouped(query, key.shape[1]), key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*query.shape[:-1], key.shape[-1])  # [B, N, T, S]
+    return scores if softcap is None else softcap * jnp.tanh(scores * (1 / softcap))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, keep: jax.Array | None = None
-) -> jax.Array:
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, keep: jax.Array | None = None,
+    softcap: float | None = None,
+) -> jax.Array:  # fmt: skip
     """Return the attention-weighted values, float32 [B, N, T, H].
 
     Softmax is normalized after the product with the values, which saves a pass over [B, N, T, S]. The gradient
@@ -256,34 +308,38 @@ def attend(
 
     Args:
         query: Scaled queries [B, N, T, H].
-        key: Transposed keys [B, N, H, S].
-        value: Values [B, N, S, H].
+        key: Transposed keys [B, K, H, S].
+        value: Values [B, K, S, H].
         bias: Bias of the scores, float32, broadcastable to [B, N, T, S].
         keep: Probabilities that dropout keeps, bool [B, N, T, S], or None for all. They are not scaled up.
+        softcap: Bound of the scores before the bias, see AttentionConfig.
     """
-    return _attend_forward(query, key, value, bias, keep)[0]
+    return _attend_forward(query, key, value, bias, keep, softcap)[0]
 
 
-def _attend_forward(query, key, value, bias, keep):
-    scores = attention_scores(query, key, bias)
+def _attend_forward(query, key, value, bias, keep, softcap):
+    capped = _capped_scores(query, key, softcap)
+    scores = capped + bias
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = weights.sum(axis=-1, keepdims=True)  # [B, N, T, 1]
-    dropped = weights if keep is None else jnp.where(keep, weights, 0)
-    context = jnp.matmul(dropped.astype(value.dtype), value, preferred_element_type=jnp.float32) / total
-    return context, (query, key, value, bias, keep, weights, total, context)
+    dropped = _grouped((weights if keep is None else jnp.where(keep, weights, 0)).astype(value.dtype), value.shape[1])
+    context = jnp.matmul(dropped, value, preferred_element_type=jnp.float32).reshape(query.shape) / total
+    return context, (query, key, value, bias, keep, weights, total, context, None if softcap is None else capped)
 
 
-def _attend_backward(residuals, cotangent):
-    query, key, value, bias, keep, weights, total, context = residuals
+def _attend_backward(softcap, residuals, cotangent):
+    query, key, value, bias, keep, weights, total, context, capped = residuals
+    groups = value.shape[1]
     cotangent = cotangent / total
     row_sums = jnp.sum(cotangent * context, axis=-1, keepdims=True)  # [B, N, T, 1]
-    cotangent = cotangent.astype(value.dtype)
-    dropped = (weights if keep is None else jnp.where(keep, weights, 0)).astype(value.dtype)
+    cotangent = _grouped(cotangent.astype(value.dtype), groups)
+    dropped = _grouped((weights if keep is None else jnp.where(keep, weights, 0)).astype(value.dtype), groups)
     to_value = jnp.matmul(dropped.mT, cotangent)
-    to_weights = jnp.matmul(cotangent, value.mT, preferred_element_type=jnp.float32)
+    to_weights = jnp.matmul(cotangent, value.mT, preferred_element_type=jnp.float32).reshape(weights.shape)
     to_scores = weights * ((to_weights if keep is None else jnp.where(keep, to_weights, 0)) - row_sums)  # [B, N, T, S]
-    narrow = to_scores.astype(query.dtype)
-    to_query, to_key = jnp.matmul(narrow, key.mT), jnp.matmul(query.mT, narrow)
+    to_capped = to_scores if capped is None else to_scores * (1 - jnp.square(capped * (1 / softcap)))
+    narrow = _grouped(to_capped.astype(query.dtype), groups)
+    to_query, to_key = jnp.matmul(narrow, key.mT).reshape(query.shape), jnp.matmul(_grouped(query, groups).mT, narrow)
     shape = (1,) * (4 - bias.ndim) + bias.shape
     to_bias = to_scores.sum([i for i in range(4) if shape[i] == 1], keepdims=True).reshape(bias.shape)
     return to_query, to_key, to_value, to_bias, None
@@ -293,7 +349,10 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention or cross-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+    """Multi-head self-attention or cross-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    Queries may share key-value heads (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+    """
 
     fused = False  # jaxnlp.inference merges the projections of a copy into one of these two:
     query_key_value: "Linear"
@@ -303,17 +362,20 @@ class Attention(nnx.Module):
         self, config: AttentionConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.config = config
-        options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        inner = config.num_heads * config.head_dim
-        self.query = Linear(hidden_size, inner, **options)
-        self.key = Linear(hidden_size, inner, **options)
-        self.value = Linear(hidden_size, inner, **options)
-        self.output = Linear(inner, hidden_size, **options)
+        self.config = c = config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = Linear(hidden_size, c.size, use_bias=c.has_bias("query"), **options)
+        self.key = Linear(hidden_size, c.kv_size, use_bias=c.has_bias("key"), **options)
+        self.value = Linear(hidden_size, c.kv_size, use_bias=c.has_bias("value"), **options)
+        self.output = Linear(c.size, hidden_size, use_bias=c.has_bias("output"), **options)
+        if c.qk_norm is not None:
+            sizes = (c.size, c.kv_size) if c.qk_norm_over_heads else (c.head_dim, c.head_dim)
+            self.query_norm, self.key_norm = (make_norm(c.qk_norm, size, **options) for size in sizes)
 
     def __call__(
-        self, hidden_states: jax.Array, bias: jax.Array, layer_index: int | jax.Array = 0, cache: KeyValues | None = None,
-        cache_index: int | jax.Array | None = None, rngs: nnx.Rngs | None = None,
+        self, hidden_states: jax.Array, bias: jax.Array, rotation: Rotation | None = None,
+        layer_index: int | jax.Array = 0, cache: KeyValues | None = None, cache_index: int | jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, jax.Array, KeyValues | None]:  # fmt: skip
         """Attend from each position of hidden_states to all keys.
 
@@ -321,6 +383,7 @@ class Attention(nnx.Module):
             hidden_states: [B, T, D].
             bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked
                 keys.
+            rotation: Rotation of queries and keys by their positions; required if the configuration has one.
             layer_index: Step of the stack, from 0.
             cache: Keys and values of earlier positions, or None.
             cache_index: Slot on the S axis for this call's keys and values. None with a cache means
@@ -334,11 +397,15 @@ class Attention(nnx.Module):
         """
         c = self.config
         if cache is not None and cache_index is None:
-            query = self._heads(self.query(hidden_states))
+            query = self._heads(self.query(hidden_states), "query")
             key, value = cache["key"], cache["value"]
         else:
-            query, key, value = (self._heads(x) for x in self._project(hidden_states))  # [B, N, T, H]
-            key = key.mT  # [B, N, H, T]
+            query, key, value = self._project(hidden_states)
+            query, key, value = self._heads(query, "query"), self._heads(key, "key"), self._heads(value, "value")
+            if c.rotary is not None:
+                assert rotation is not None, "rotary attention needs the positions"
+                query, key = (rotate(x, rotation, c.rotary) for x in (query, key))
+            key = key.mT  # [B, K, H, T]
         if cache is not None and cache_index is not None:
             cache = {
                 name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype), cache_index, axis)
@@ -353,47 +420,29 @@ class Attention(nnx.Module):
         if rngs is not None and c.dropout:
             rate = c.dropout
             keep = _keep_mask(rngs.dropout(), rate, (*query.shape[:-1], key.shape[-1]))
-        context = attend(query * scale, key, value, bias, keep) * (1 / (1 - rate))  # [B, N, T, H]
+        context = attend(query * scale, key, value, bias, keep, c.softcap) * (1 / (1 - rate))  # [B, N, T, H]
         context = context.astype(hidden_states.dtype).transpose(0, 2, 1, 3)  # [B, T, N, H]
         # Dead code that jit removes unless the caller uses the probabilities.
-        probabilities = jax.nn.softmax(attention_scores(query * scale, key, bias)).astype(value.dtype)
-        return self.output(context.reshape(*hidden_states.shape[:2], -1)), probabilities, cache
+        probabilities = jax.nn.softmax(attention_scores(query * scale, key, bias, c.softcap)).astype(value.dtype)
+        output = self.output(context.reshape(*hidden_states.shape[:2], -1))
+        return dropout(output, c.output_dropout, rngs), probabilities, cache
 
     def keys_and_values(self, source: jax.Array) -> KeyValues:
         """Project a source [B, S, D] to keys and values once, for all queries to come."""
         key, value = jnp.split(self.key_value(source), 2, -1) if self.fused else (self.key(source), self.value(source))
-        return {"key": self._heads(key).mT, "value": self._heads(value)}
+        return {"key": self._heads(key, "key").mT, "value": self._heads(value, "value")}
 
     def _project(self, x: jax.Array) -> Sequence[jax.Array]:
-        """Project [B, T, D] to queries, keys and values, [B, T, N * H] each."""
+        """Project [B, T, D] to queries [B, T, N * H], and keys and values [B, T, K * H]."""
         if self.fused:
-            return jnp.split(self.query_key_value(x), 3, axis=-1)
+            return jnp.split(
+                self.query_key_value(x), [self.config.size, self.config.size + self.config.kv_size], axis=-1
+            )
         return self.query(x), self.key(x), self.value(x)
 
-    def _heads(self, x: jax.Array) -> jax.Array:
-        """Split [B, T, N * H] into heads [B, N, T, H]."""
-        return x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim).transpose(0, 2, 1, 3)
-
-
-class FeedForward(nnx.Module):
-    """Feed-forward block: dense, activation, dense; with ``config.gated`` the gated linear unit of Shazeer 2020.
-
-    See https://arxiv.org/abs/2002.05202.
-    """
-
-    def __init__(
-        self, config: FeedForwardConfig, hidden_size: int, *, dtype: DTypeLike, param_dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ):  # fmt: skip
-        self.config = config
-        options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if config.gated:
-            self.gate = Linear(hidden_size, config.size, **options)
-        self.up = Linear(hidden_size, config.size, **options)
-        self.down = Linear(config.size, hidden_size, **options)
-
-    def __call__(self, hidden_states: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Apply the block to [B, T, D]."""
-        activation, x = ACTIVATIONS[self.config.activation], self.up(hidden_states)
-        x = activation(self.gate(hidden_states)) * x if self.config.gated else activation(x)
-        return self.down(dropout(x, self.config.dropout, rngs))
+    def _heads(self, x: jax.Array, part: str) -> jax.Array:
+        """Split the "query", "key" or "value" [B, T, N * H] into heads [B, N, T, H], with its norm if it has one."""
+        c, norm = self.config, getattr(self, f"{part}_norm", None)
+        x = norm(x) if norm is not None and c.qk_norm_over_heads else x
+        x = x.reshape(*x.shape[:2], c.num_heads if part == "query" else c.kv_heads, c.head_dim)
+        return (x if norm is None or c.qk_norm_over_heads else norm(x)).transpose(0, 2, 1, 3)

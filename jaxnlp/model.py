@@ -19,7 +19,7 @@ from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.encoder_decoder import EncoderDecoder
 from jaxnlp.head_layers import Pooler
 from jaxnlp.pretrained import Pretrained
-from jaxnlp.transformer import Cache, Stack, attention_bias
+from jaxnlp.transformer import Cache, Stack, attention_biases
 
 
 class Model(Pretrained, EncoderDecoder, nnx.Module):
@@ -55,7 +55,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
             self.decoder = Stack(decoder, **options)
         pooling = pooling_of(config, self.head)
         if pooling is not None:
-            self.pooler = Pooler(pooling, config.hidden_size, **options)
+            self.pooler = Pooler(pooling, config.hidden_size, config.norm, **options)
         self._build_head(options)
 
     def _build_head(self, options: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         """Return the head's outputs for the last hidden states [B, T, D]."""
         out = {"last_hidden_state": hidden_states}
         if self.config.pooler is not None:
-            out["pooler_output"] = self.pooler(hidden_states, rngs=rngs)
+            out["pooler_output"] = self.pooler(hidden_states, attention_mask=inputs["attention_mask"], rngs=rngs)
         return out
 
     def __call__(
@@ -113,6 +113,9 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
         hidden_states, outputs = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
+        pooling = pooling_of(self.config, self.head)
+        if pooling is not None and pooling.token == "all":
+            hidden_states = self.pooler(hidden_states, rngs=rngs)
         out = self._head(hidden_states, inputs, rngs) | outputs
         targets = outputs_of(self.head, self.config)
         if targets and all(inputs.get(output.labels) is not None for output in targets):
@@ -136,9 +139,10 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         length = input_ids.shape[1]
         key_length = length if cache is None else cache["step_0"]["value"].shape[2]
         first_query = 0 if cache is None or cache_index is None else cache_index
-        bias = attention_bias(attention_mask, length, key_length, self.config.causal, first_query)
+        lengths, layers = (length, key_length), self.config.layers
+        bias = attention_biases(layers, attention_mask, *lengths, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
-        x, states, attentions, cache = stack(x, bias, cache, cache_index, rngs)
+        x, states, attentions, cache = stack(x, bias, position_ids, cache, cache_index, rngs)
         outputs: dict[str, Any] = {"hidden_states": tuple(states)} if output_hidden_states else {}
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})

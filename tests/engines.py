@@ -87,7 +87,7 @@ def _torch(folder, head, inputs, gradients):
     grads = {}
     if gradients and out.get("loss") is not None:
         out["loss"].backward()
-        from duonlp.checkpoints.checkpoint import open_checkpoint
+        from duonlp.checkpoints.checkpoint import open_checkpoint, our_layout
 
         cfg = open_checkpoint(folder).transformer_config()
         family = architectures.get(cfg.model_type)
@@ -102,10 +102,8 @@ def _torch(folder, head, inputs, gradients):
                 continue
             grad = named[name].grad
             grad = np.zeros(named[name].shape, np.float32) if grad is None else grad.numpy()
-            i, n = row.part
-            width = grad.shape[-1] // n
-            grad = grad[..., i * width : (i + 1) * width]
-            grads[row.path] = grad.T if row.layout == "linear" else grad
+            grad = our_layout(row.layout, grad)
+            grads[row.path] = grad if row.part is None else row.part.of(grad)
         assert set(grads) == set(spec)
     out = {k: v for k, v in out.items() if isinstance(v, (torch.Tensor, tuple, list))}  # not its cache
     detached = {k: [t.detach() for t in v] if isinstance(v, (tuple, list)) else v.detach() for k, v in out.items()}

@@ -1,4 +1,4 @@
-"""Token embeddings and relative position biases. Shapes: B batch, T query length, S key length, N heads, D hidden."""
+"""Token embeddings, rotary and relative positions. Shapes: B batch, T query length, S key length, N heads, D hidden."""
 
 import math
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from duonlp.config import AttentionConfig, EmbeddingConfig, NormConfig
-from duonlp.positions import fixed_table, relative_bucket_table
-from tfnlp.layers import Dropout, dense, make_norm
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, RotaryConfig
+from duonlp.positions import fixed_table, relative_bucket_table, rotary_frequencies
+from tfnlp.layers import Dropout, Rotation, dense, make_norm
 
 
 class Embeddings(keras.layers.Layer):
@@ -95,7 +95,7 @@ class Embeddings(keras.layers.Layer):
         return self.projection(x) if self.config.projection else x
 
     def _positions(self, position_ids: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-        if self.config.positions == "none":
+        if self.config.positions not in POSITION_TABLES:
             return tf.zeros((), dtype)
         if self.config.positions != "learned":
             return tf.gather(tf.constant(fixed_table(self.config), dtype), position_ids)
@@ -109,6 +109,13 @@ class Embeddings(keras.layers.Layer):
             return vectors
         is_padding = tf.expand_dims(tf.equal(ids, self.config.padding_id), -1)
         return tf.where(is_padding, tf.stop_gradient(vectors), vectors)
+
+
+def rotation(config: RotaryConfig, position_ids: tf.Tensor) -> Rotation:
+    """Return cosines and sines float32 [B or 1, T, size / 2] of the angles at positions int [B or 1, T]."""
+    frequencies, factor = rotary_frequencies(config)
+    angles = tf.cast(tf.expand_dims(position_ids, -1), tf.float32) * frequencies
+    return tf.cos(angles) * factor, tf.sin(angles) * factor
 
 
 class RelativeAttention(keras.layers.Embedding):

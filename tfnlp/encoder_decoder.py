@@ -9,7 +9,7 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.seq2seq import decoder_input_ids
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings, default_position_ids
-from tfnlp.transformer import Stack, StackOutput, attention_bias
+from tfnlp.transformer import Stack, StackOutput, attention_bias, attention_biases
 
 
 class EncoderDecoder:
@@ -41,8 +41,9 @@ class EncoderDecoder:
         x = self.embeddings(input_ids, None, position_ids, training=training)
         length = tf.shape(input_ids)[1]
         index = tf.expand_dims(tf.range(length), 0)
-        bias = attention_bias(attention_mask, length, length, causal=False)
-        return self.encoder(x, bias + self.encoder.relative_bias(index, index), training=training)
+        biases = attention_biases(self.config.layers, attention_mask, length, length, causal=False)
+        relative = self.encoder.relative_bias(index, index)
+        return self.encoder(x, tuple(bias + relative for bias in biases), position_ids, training=training)
 
     @property
     def decoder_word_embeddings(self) -> keras.layers.Embedding:
@@ -71,10 +72,12 @@ class EncoderDecoder:
         )
         length = tf.shape(ids)[1]
         index = tf.expand_dims(tf.range(length), 0)
-        bias = attention_bias(inputs.get("decoder_attention_mask"), length, length, causal=True)
+        decoder_mask, layers = inputs.get("decoder_attention_mask"), self._decoder_config.layers
+        biases = attention_biases(layers, decoder_mask, length, length, causal=True)
+        relative = self.decoder.relative_bias(index, index)
         source_bias = attention_bias(mask, length, tf.shape(source)[1], causal=False)
         x, states, attentions, _ = self.decoder(
-            x, bias + self.decoder.relative_bias(index, index), training=training,
+            x, tuple(bias + relative for bias in biases), position_ids, training=training,
             source=(self.decoder.keys_and_values(source), source_bias),
         )  # fmt: skip
         outputs: dict[str, Any] = {"encoder_last_hidden_state": source}

@@ -5,45 +5,66 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from duonlp.config import LMHeadConfig, PoolingConfig
-from tfnlp.layers import ACTIVATIONS, Dropout, LayerNorm, dense, flatten_tokens
+from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
+from tfnlp.layers import ACTIVATIONS, Dropout, dense, flatten_tokens, make_norm
 
 
 class Pooler(keras.layers.Layer):
     """Pool the hidden states of a sequence into one vector; PoolingConfig says how."""
 
-    def __init__(self, config: PoolingConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "pooler"):
+    def __init__(
+        self,
+        config: PoolingConfig,
+        hidden_size: int,
+        norm: NormConfig,
+        *,
+        dtype: keras.DTypePolicy,
+        name: str = "pooler",
+    ):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
         self.dropout = Dropout(config.dropout_before, dtype=dtype, name="dropout")
         if config.dense:
-            self.dense = dense(hidden_size, "dense", dtype)
+            self.dense = dense(hidden_size, "dense", dtype, config.dense_bias)
+        if config.norm:
+            self.norm = make_norm(norm, hidden_size, dtype=dtype, name="norm")
 
     def build(self, input_shape: Any = None) -> None:
         if self.config.dense:
             self.dense.build((None, self.hidden_size))
+        if self.config.norm:
+            self.norm.build()
 
     def call(
-        self, hidden_states: tf.Tensor, last_index: tf.Tensor | None = None, training: bool | None = None
-    ) -> tf.Tensor:
-        """Pool [B, T, D] into [B, D].
+        self, hidden_states: tf.Tensor, last_index: tf.Tensor | None = None, attention_mask: tf.Tensor | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:  # fmt: skip
+        """Pool [B, T, D] into [B, D]; or, where ``config.token`` is "all", transform [B, T, D].
 
         Args:
             hidden_states: [B, T, D].
             last_index: int [B], index of the last real token or of the last end-of-text token. Required where
                 ``config.token`` is "last_non_padding" or "last_eos".
+            attention_mask: [B, T], 1 on the real tokens, which are averaged where ``config.token`` is "mean"; None
+                if all are real.
             training: Whether to apply dropout.
         """
         token = self.config.token
-        if token == "mean":
+        if token == "all":
+            x = hidden_states
+        elif token == "mean_with_padding" or (token == "mean" and attention_mask is None):
             x = tf.reduce_mean(hidden_states, axis=1)
+        elif token == "mean":
+            mask = tf.expand_dims(tf.cast(tf.not_equal(attention_mask, 0), hidden_states.dtype), -1)  # [B, T, 1]
+            x = tf.reduce_sum(hidden_states * mask, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1), 1)
         elif token in ("last_non_padding", "last_eos"):
             assert last_index is not None, f"pooling {token!r} needs last_index"
             x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)
         else:
             x = hidden_states[:, 0 if token == "first" else -1]
         x = self.dropout(x, training=training)
-        return ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
+        x = ACTIVATIONS[self.config.activation](self.dense(x) if self.config.dense else x)
+        return self.norm(x) if self.config.norm else x
 
 
 class LMHead(keras.layers.Layer):
@@ -53,14 +74,14 @@ class LMHead(keras.layers.Layer):
     """
 
     def __init__(
-        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, epsilon: float, *,
+        self, config: LMHeadConfig, hidden_size: int, embedding_size: int, vocab_size: int, norm: NormConfig, *,
         dtype: keras.DTypePolicy, name: str = "lm_head",
     ):  # fmt: skip
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.sizes = config, (hidden_size, embedding_size, vocab_size)
         if config.transform:
-            self.transform = dense(embedding_size, "transform", dtype)
-            self.norm = LayerNorm(embedding_size, epsilon, dtype=dtype, name="norm")
+            self.transform = dense(embedding_size, "transform", dtype, config.transform_bias)
+            self.norm = make_norm(norm, embedding_size, dtype=dtype, name="norm")
         if not config.tied:
             self.output_layer = dense(vocab_size, "output", dtype, bias=False)
 

@@ -23,7 +23,7 @@ class ModelForMaskedLM(Model):
     def _build_head(self, options: dict[str, Any]) -> None:
         c = self.config
         sizes = c.hidden_size, c.embedding.size, c.embedding.vocab_size
-        self.lm_head = LMHead(c.lm_head, *sizes, c.norm.epsilon, **options)
+        self.lm_head = LMHead(c.lm_head, *sizes, c.norm, **options)
 
     def _logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
         return self.lm_head(hidden_states, word_embeddings=self.embeddings.word_embeddings)
@@ -53,7 +53,7 @@ class ModelForSeq2SeqLM(Seq2SeqDecoder, Model):
 
     def _build_head(self, options: dict[str, Any]) -> None:
         c, words = self.config, self.config.as_decoder().embedding
-        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm.epsilon, **options)
+        self.lm_head = LMHead(c.lm_head, c.hidden_size, words.size, words.vocab_size, c.norm, **options)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
         return {"logits": self.next_logits(hidden_states)}
@@ -71,8 +71,9 @@ class ModelForSequenceClassification(Model):
         self.classifier = dense(c.num_labels, "classifier", bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
-        last = self._last_index(inputs["input_ids"], inputs.get("attention_mask"))
-        x = self.pooler(hidden_states, last_index=last, training=training)
+        mask = inputs.get("attention_mask")
+        last = self._last_index(inputs["input_ids"], mask)
+        x = self.pooler(hidden_states, last_index=last, attention_mask=mask, training=training)
         return {"logits": self.classifier(self.dropout(x, training=training))}
 
 
@@ -128,7 +129,9 @@ class ModelForMultipleChoice(Model):
         return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, training)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
-        x = self.pooler(hidden_states, training=training)
+        mask = inputs.get("attention_mask")
+        mask = None if mask is None else tf.reshape(mask, [-1, tf.shape(mask)[-1]])
+        x = self.pooler(hidden_states, attention_mask=mask, training=training)
         logits = self.classifier(self.dropout(x, training=training))
         return {"logits": tf.reshape(logits, tf.shape(inputs["input_ids"])[:2])}
 

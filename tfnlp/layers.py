@@ -1,6 +1,6 @@
 """Building blocks of a transformer layer.
 
-Shapes: B batch, T query length, S key length, N heads, H head width, D hidden.
+Shapes: B batch, T query length, S key length, N heads, K key-value heads, H head width, D hidden.
 
 Layers create their sublayers in ``__init__`` and their weights in ``build()``, which needs no shapes. Weights
 start at zero, and model.Model fills them. ``dtype`` is a Keras dtype policy.
@@ -13,13 +13,16 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from duonlp.config import AttentionConfig, FeedForwardConfig, NormConfig
+from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
 
 KeyValues: TypeAlias = dict[str, tf.Tensor]
-"""Keys and values of one layer: {"key": [B, N, H, S], "value": [B, N, S, H]}.
+"""Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
 
 Keys are stored transposed, so that the product with a few queries reads them contiguously.
 """
+
+Rotation: TypeAlias = tuple[tf.Tensor, tf.Tensor]
+"""Cosines and sines of the angles by which queries and keys are rotated: float32 [B or 1, T, rotary size / 2] each."""
 
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
@@ -92,8 +95,10 @@ class Dropout(keras.layers.Dropout):
 class LayerNorm(keras.layers.LayerNormalization):
     """Layer norm over the last axis, with statistics in float32 and the variance from centered values."""
 
-    def __init__(self, size: int, epsilon: float, *, dtype: keras.DTypePolicy, name: str | None = None):
-        super().__init__(epsilon=epsilon, dtype=dtype, name=name)
+    def __init__(
+        self, size: int, epsilon: float, *, bias: bool = True, dtype: keras.DTypePolicy, name: str | None = None
+    ):
+        super().__init__(epsilon=epsilon, center=bias, dtype=dtype, name=name)
         self.size = size
 
     def build(self, input_shape: Any = None) -> None:
@@ -104,55 +109,93 @@ class LayerNorm(keras.layers.LayerNormalization):
         x = tf.cast(inputs, tf.float32)
         centered = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centered), axis=-1, keepdims=True)
-        scale, bias = tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32)
         # In the order that TensorFlow's graph optimizer recognizes as layer norm and replaces with one oneDNN
         # kernel.
-        x = bias + centered * (tf.math.rsqrt(variance + self.epsilon) * scale)
+        x = centered * (tf.math.rsqrt(variance + self.epsilon) * tf.cast(self.gamma, tf.float32))
+        x = tf.cast(self.beta, tf.float32) + x if self.center else x
         return tf.cast(x, self.compute_dtype)
 
 
 class RMSNorm(keras.layers.Layer):
-    """RMS norm over the last axis, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467)."""
+    """RMS norm over the last axis, in float32 (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467).
 
-    def __init__(self, size: int, epsilon: float, *, dtype: keras.DTypePolicy, name: str | None = None):
+    With ``unit_offset``, it multiplies by 1 + scale (Gemma).
+    """
+
+    def __init__(
+        self, size: int, epsilon: float, *, unit_offset: bool = False, dtype: keras.DTypePolicy, name: str | None = None
+    ):
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.size, self.epsilon = size, epsilon
+        self.size, self.epsilon, self.unit_offset = size, epsilon, unit_offset
 
     def build(self, input_shape: Any = None) -> None:
-        self.gamma = self.add_weight(name="gamma", shape=(self.size,), initializer="ones")
+        initializer = "zeros" if self.unit_offset else "ones"
+        self.gamma = self.add_weight(name="gamma", shape=(self.size,), initializer=initializer)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Normalize [..., D] over the last axis."""
-        y = tf.cast(x, tf.float32)
+        y, scale = tf.cast(x, tf.float32), tf.cast(self.gamma, tf.float32)
         y = y * tf.math.rsqrt(tf.reduce_mean(tf.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return tf.cast(y * tf.cast(self.gamma, tf.float32), self.compute_dtype)
+        return tf.cast(y * (1.0 + scale if self.unit_offset else scale), self.compute_dtype)
 
 
 def make_norm(config: NormConfig, size: int, *, dtype: keras.DTypePolicy, name: str) -> LayerNorm | RMSNorm:
     """Create the norm layer of a configuration."""
-    return (RMSNorm if config.rms else LayerNorm)(size, config.epsilon, dtype=dtype, name=name)
+    if config.rms:
+        return RMSNorm(size, config.epsilon, unit_offset=config.unit_offset, dtype=dtype, name=name)
+    return LayerNorm(size, config.epsilon, bias=config.bias, dtype=dtype, name=name)
+
+
+def rotate(x: tf.Tensor, rotation: Rotation, config: RotaryConfig) -> tf.Tensor:
+    """Rotate the first dimensions of heads [B, N, T, H] in pairs (Su et al. 2021, https://arxiv.org/abs/2104.09864).
+
+    Args:
+        x: Queries or keys.
+        rotation: Cosines and sines of the angles.
+        config: Number of rotated dimensions, and whether a pair is two neighbors or half of them apart.
+    """
+    cos, sin = (tf.expand_dims(table, 1) for table in rotation)  # [B or 1, 1, T, size / 2]
+    half, interleaved = config.size // 2, config.interleaved
+    y, rest = tf.cast(x[..., : 2 * half], tf.float32), x[..., 2 * half :]
+    first, second = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., :half], y[..., half:])
+    pair = first * cos - second * sin, second * cos + first * sin
+    y = tf.reshape(tf.stack(pair, axis=-1), tf.shape(y)) if interleaved else tf.concat(pair, axis=-1)
+    return tf.concat([tf.cast(y, x.dtype), rest], axis=-1) if rest.shape[-1] else tf.cast(y, x.dtype)
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head self-attention or cross-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+    """Multi-head self-attention or cross-attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+    Queries may share key-value heads (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+    """
 
     def __init__(self, config: AttentionConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "attention"):
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.hidden_size, self.inner_size = config, hidden_size, config.num_heads * config.head_dim
-        self.query = dense(self.inner_size, "query", dtype, config.bias)
-        self.key = dense(self.inner_size, "key", dtype, config.bias)
-        self.value = dense(self.inner_size, "value", dtype, config.bias)
-        self.output_layer = dense(hidden_size, "output", dtype, config.bias)
-        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
+        self.config, self.hidden_size = config, hidden_size
+        c = config
+        self.query = dense(c.size, "query", dtype, c.has_bias("query"))
+        self.key = dense(c.kv_size, "key", dtype, c.has_bias("key"))
+        self.value = dense(c.kv_size, "value", dtype, c.has_bias("value"))
+        self.output_layer = dense(hidden_size, "output", dtype, c.has_bias("output"))
+        self.dropout = Dropout(c.dropout, dtype=dtype, name="dropout")
+        if c.output_dropout:
+            self.output_dropout = Dropout(c.output_dropout, dtype=dtype, name="output_dropout")
+        if c.qk_norm is not None:
+            sizes = (c.size, c.kv_size) if c.qk_norm_over_heads else (c.head_dim, c.head_dim)
+            self.query_norm = make_norm(c.qk_norm, sizes[0], dtype=dtype, name="query_norm")
+            self.key_norm = make_norm(c.qk_norm, sizes[1], dtype=dtype, name="key_norm")
 
     def build(self, input_shape: Any = None) -> None:
         for layer in (self.query, self.key, self.value):
             layer.build((None, self.hidden_size))
-        self.output_layer.build((None, self.inner_size))
+        self.output_layer.build((None, self.config.size))
+        if self.config.qk_norm is not None:
+            self.query_norm.build()
+            self.key_norm.build()
 
     def call(
-        self, hidden_states: tf.Tensor, bias: tf.Tensor, layer_index: int = 0, cache: KeyValues | None = None,
-        cache_index: int | tf.Tensor | None = None, training: bool | None = None,
+        self, hidden_states: tf.Tensor, bias: tf.Tensor, rotation: Rotation | None = None, layer_index: int = 0,
+        cache: KeyValues | None = None, cache_index: int | tf.Tensor | None = None, training: bool | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, KeyValues | None]:  # fmt: skip
         """Attend from each position of hidden_states to all keys.
 
@@ -160,6 +203,7 @@ class Attention(keras.layers.Layer):
             hidden_states: [B, T, D].
             bias: Bias of the scores, float32, broadcastable to [B, N, T, S]; large and negative for masked
                 keys.
+            rotation: Rotation of queries and keys by their positions; required if the configuration has one.
             layer_index: Step of the stack, from 0.
             cache: Keys and values of earlier positions, or None.
             cache_index: Slot on the S axis for this call's keys and values. None with a cache means
@@ -173,13 +217,16 @@ class Attention(keras.layers.Layer):
         """
         c = self.config
         tokens, shape = flatten_tokens(hidden_states), tf.shape(hidden_states)
-        query = self._heads(self.query(tokens), shape)  # [B, N, T, H]
+        query = self._heads(self.query(tokens), shape, "query")  # [B, N, T, H]
         if cache is not None and cache_index is None:
             key, value = cache["key"], cache["value"]
         else:
-            key, value = self._heads(self.key(tokens), shape), self._heads(self.value(tokens), shape)
+            key, value = self._heads(self.key(tokens), shape, "key"), self._heads(self.value(tokens), shape, "value")
+            if c.rotary is not None:
+                assert rotation is not None, "rotary attention needs the positions"
+                query, key = (rotate(x, rotation, c.rotary) for x in (query, key))
         if cache is not None and cache_index is not None:
-            key = tf.transpose(key, [0, 1, 3, 2])  # [B, N, H, T]
+            key = tf.transpose(key, [0, 1, 3, 2])  # [B, K, H, T]
             cache = {
                 name: keras.ops.slice_update(cache[name], start, tf.cast(new, cache[name].dtype))
                 for name, new, start in (
@@ -192,50 +239,42 @@ class Attention(keras.layers.Layer):
         scale = scale / (layer_index + 1) if c.scale_by_layer else scale
         if c.float32_scores or query.dtype == tf.float16:  # sums of products overflow in float16
             query, key = tf.cast(query, tf.float32), tf.cast(key, tf.float32)
-        scores = tf.cast(tf.matmul(query * scale, key, transpose_b=cache is None), tf.float32)  # [B, N, T, S]
+        scores = tf.matmul(self._grouped(query * scale), key, transpose_b=cache is None)
+        scores = tf.cast(self._ungrouped(scores, shape[1]), tf.float32)  # [B, N, T, S]
+        scores = scores if c.softcap is None else c.softcap * tf.tanh(scores * (1 / c.softcap))
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)
-        dropped = self.dropout(probabilities, training=training)
-        context = tf.transpose(tf.matmul(dropped, value), [0, 2, 1, 3])  # [B, T, N, H]
-        output = self.output_layer(tf.reshape(context, [-1, self.inner_size]))
+        dropped = self._grouped(self.dropout(probabilities, training=training))
+        context = tf.transpose(self._ungrouped(tf.matmul(dropped, value), shape[1]), [0, 2, 1, 3])  # [B, T, N, H]
+        output = self.output_layer(tf.reshape(context, [-1, c.size]))
+        output = self.output_dropout(output, training=training) if c.output_dropout else output
         return tf.reshape(output, shape), probabilities, cache
 
     def keys_and_values(self, source: tf.Tensor) -> KeyValues:
         """Project a source [B, S, D] to keys and values once, for all queries to come."""
         tokens, shape = flatten_tokens(source), tf.shape(source)
-        key = tf.transpose(self._heads(self.key(tokens), shape), [0, 1, 3, 2])
-        return {"key": key, "value": self._heads(self.value(tokens), shape)}
+        key = tf.transpose(self._heads(self.key(tokens), shape, "key"), [0, 1, 3, 2])
+        return {"key": key, "value": self._heads(self.value(tokens), shape, "value")}
 
-    def _heads(self, x: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
-        """Split [B * T, N * H] into heads [B, N, T, H]; ``shape`` is [B, T, D]."""
-        return tf.transpose(tf.reshape(x, [-1, shape[1], self.config.num_heads, self.config.head_dim]), [0, 2, 1, 3])
+    def _heads(self, x: tf.Tensor, shape: tf.Tensor, part: str) -> tf.Tensor:
+        """Split the "query", "key" or "value" [B * T, N * H] into heads [B, N, T, H], with its norm if it has one.
 
+        ``shape`` is [B, T, D].
+        """
+        c, norm = self.config, getattr(self, f"{part}_norm", None)
+        x = norm(x) if norm is not None and c.qk_norm_over_heads else x
+        x = tf.reshape(x, [-1, shape[1], c.num_heads if part == "query" else c.kv_heads, c.head_dim])
+        return tf.transpose(x if norm is None or c.qk_norm_over_heads else norm(x), [0, 2, 1, 3])
 
-class FeedForward(keras.layers.Layer):
-    """Feed-forward block: dense, activation, dense; with ``config.gated`` the gated linear unit of Shazeer 2020.
+    def _grouped(self, x: tf.Tensor) -> tf.Tensor:
+        """Reshape [B, N, T, X] to [B, K, N / K * T, X]: queries that share a key-value head become rows of one matrix."""
+        if self.config.kv_heads == self.config.num_heads:
+            return x
+        shape = tf.shape(x)
+        rows = shape[2] * (self.config.num_heads // self.config.kv_heads)
+        return tf.reshape(x, [-1, self.config.kv_heads, rows, shape[3]])
 
-    See https://arxiv.org/abs/2002.05202.
-    """
-
-    def __init__(
-        self, config: FeedForwardConfig, hidden_size: int, *, dtype: keras.DTypePolicy, name: str = "feed_forward"
-    ):
-        super().__init__(dtype=dtype, name=name, autocast=False)
-        self.config, self.hidden_size = config, hidden_size
-        if config.gated:
-            self.gate = dense(config.size, "gate", dtype, config.bias)
-        self.up = dense(config.size, "up", dtype, config.bias)
-        self.down = dense(hidden_size, "down", dtype, config.bias)
-        self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
-
-    def build(self, input_shape: Any = None) -> None:
-        for layer in (self.gate, self.up) if self.config.gated else (self.up,):
-            layer.build((None, self.hidden_size))
-        self.down.build((None, self.config.size))
-
-    def call(self, hidden_states: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        """Apply the block to [B, T, D]."""
-        tokens, activation = flatten_tokens(hidden_states), ACTIVATIONS[self.config.activation]
-        x = self.up(tokens)
-        x = activation(self.gate(tokens)) * x if self.config.gated else activation(x)
-        x = self.down(self.dropout(x, training=training))
-        return tf.reshape(x, tf.shape(hidden_states))
+    def _ungrouped(self, x: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        """Invert :meth:`_grouped` for ``length`` T."""
+        if self.config.kv_heads == self.config.num_heads:
+            return x
+        return tf.reshape(x, [-1, self.config.num_heads, length, tf.shape(x)[3]])

@@ -17,7 +17,7 @@ from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
 from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.transformer import Cache, Stack, attention_bias
+from tfnlp.transformer import Cache, Stack, attention_biases
 
 register = keras.saving.register_keras_serializable(package="tfnlp")
 
@@ -61,7 +61,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
             self.decoder = Stack(decoder, name="decoder", **options)
         pooling = pooling_of(config, self.head)
         if pooling is not None:
-            self.pooler = Pooler(pooling, config.hidden_size, **options)
+            self.pooler = Pooler(pooling, config.hidden_size, config.norm, **options)
         self._build_head(options)
         self.build()
         if seed is not None:
@@ -79,7 +79,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         """Return the head's outputs for the last hidden states [B, T, D]."""
         out = {"last_hidden_state": hidden_states}
         if self.config.pooler is not None:
-            out["pooler_output"] = self.pooler(hidden_states, training=training)
+            mask = inputs.get("attention_mask")
+            out["pooler_output"] = self.pooler(hidden_states, attention_mask=mask, training=training)
         return out
 
     def __call__(
@@ -147,6 +148,9 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         hidden_states, outputs = self._body(
             inputs, output_hidden_states, output_attentions, cache, cache_index, training
         )
+        pooling = pooling_of(self.config, self.head)
+        if pooling is not None and pooling.token == "all":
+            hidden_states = self.pooler(hidden_states, training=training)
         out = self._head(hidden_states, inputs, training)
         if self.targets and all(name in inputs for name in self.targets):
             out["loss"] = self._loss(out, inputs)
@@ -167,9 +171,12 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         length = tf.shape(input_ids)[1]
         key_length = length if cache is None else tf.shape(cache["step_0"]["value"])[2]
         first_query = 0 if cache is None or cache_index is None else cache_index
-        bias = attention_bias(inputs.get("attention_mask"), length, key_length, self.config.causal, first_query)
+        lengths, layers = (length, key_length), self.config.layers
+        bias = attention_biases(layers, inputs.get("attention_mask"), *lengths, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
-        x, states, attentions, cache = stack(x, bias, cache=cache, cache_index=cache_index, training=training)
+        x, states, attentions, cache = stack(
+            x, bias, position_ids, cache=cache, cache_index=cache_index, training=training
+        )
         outputs: dict[str, Any] = {"hidden_states": tuple(states)} if output_hidden_states else {}
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})

@@ -245,7 +245,7 @@ def relation_kl_sum(
 
 
 def queries_keys_values(model: Any, hidden_states: Sequence[jax.Array], layer: int) -> dict[str, jax.Array]:
-    """Return the queries, keys and values of a layer: {"query", "key", "value"}, each [B, T, N * H].
+    """Return the queries, keys and values of a layer: {"query", "key", "value"}, each [B, T, heads * H].
 
     Args:
         model: The model.
@@ -253,8 +253,7 @@ def queries_keys_values(model: Any, hidden_states: Sequence[jax.Array], layer: i
         layer: Index of the layer, counted from 0.
     """
     block = getattr(getattr(model, model.config.stack), f"layer_{model.config.layer_order[layer]}")
-    x = hidden_states[:-1][layer]
-    vectors = block.attention._project(block.attention_norm(x) if block.pre_norm else x)
+    vectors = block.attention._project(block.block_input(hidden_states[:-1][layer], "attention"))
     return dict(zip(("query", "key", "value"), vectors))
 
 

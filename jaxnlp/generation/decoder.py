@@ -58,7 +58,8 @@ class Decoder:
         """
         x = self.embeddings(input_ids, None, position_ids)
         bias = jnp.where(jnp.expand_dims(visible, 1), 0.0, MASKED).astype(jnp.float32)  # [B, 1, n, slots]
-        x, _, _, cache = getattr(self, self.config.stack)(x, bias, cache, index)
+        biases = (bias,) * len(self.config.layers.windows)
+        x, _, _, cache = getattr(self, self.config.stack)(x, biases, position_ids, cache, index)
         return x, cache
 
     def next_logits(self, hidden_states: jax.Array) -> jax.Array:
@@ -137,8 +138,9 @@ class Seq2SeqDecoder(Decoder):
             updates["position"] = jax.lax.dynamic_update_slice(cache["position"], position_ids, (0, index))
             bias = bias + self.decoder.relative_bias(position_ids, updates["position"])
         source_bias = attention_bias(cache["source_mask"], x.shape[1], cache["source_mask"].shape[1], causal=False)
+        biases = (bias,) * len(self.decoder.config.layers.windows)
         x, _, _, target_cache = self.decoder(
-            x, bias, _target_cache(cache), index, source=(cache["source"], source_bias)
+            x, biases, position_ids, _target_cache(cache), index, source=(cache["source"], source_bias)
         )
         assert target_cache is not None  # a Stack that is passed a cache returns one
         return x, cache | target_cache | updates

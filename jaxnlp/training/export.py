@@ -19,7 +19,7 @@ from duonlp.heads import HEADS
 from duonlp.training.run_file import read_run
 from duonlp.typing import Tokenizer
 from jaxnlp.training.checkpoints import FOLDER, STATE
-from jaxnlp.training.model import LAYER_INDEX, STACKED
+from jaxnlp.training.model import STACKED, layer_paths
 
 
 def export(
@@ -76,22 +76,26 @@ class _ParameterReader:
         except Exception as error:  # Orbax and TensorStore raise errors of many types
             raise CheckpointError(f"the checkpoint {str(folder.parent)!r} cannot be read: {error}") from error
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        self.names: dict[str, list[str]] = {
-            "/".join(key.key for key in keys): [key.key for key in keys] for keys, _ in leaves
-        }
+        self.names: dict[str, list[str]] = {}
+        self.layers: dict[str, tuple[str, int]] = {}  # path of a layer's parameter -> path of its stack, index
+        for keys, leaf in leaves:
+            path = "/".join(key.key for key in keys)
+            self.names[path] = [key.key for key in keys]
+            if STACKED.search(path):
+                self.layers |= {name: (path, i) for i, name in enumerate(layer_paths(path, leaf.shape[0]))}
 
     def __call__(self, path: str) -> np.ndarray:
         if path in self.names:
             return self._read(path)
-        match, stacked_path = LAYER_INDEX.search(path), LAYER_INDEX.sub(STACKED, path)
-        if match is None:
+        if path not in self.layers:
             raise CheckpointError(f"{str(self.folder.parent)!r} has no parameter {path}")
+        stacked_path, index = self.layers[path]
         if stacked_path not in self.stacked:
             self.stacked[stacked_path] = self._read(stacked_path)
-        layer, values = int(match[1]), self.stacked[stacked_path]  # [L, ...]
-        if layer == len(values) - 1:
+        values = self.stacked[stacked_path]  # [L, ...]
+        if index == len(values) - 1:
             del self.stacked[stacked_path]
-        return values[layer]
+        return values[index]
 
     def _read(self, path: str) -> np.ndarray:
         names = ("params", *self.names[path])

@@ -1,17 +1,18 @@
 """A model prepared for training: parameters read straight onto their devices, layers scanned and rematerialized.
 
-Training works on plain pytrees: ``outputs(params, batch, key)`` is pure, and ``params`` are nested dicts with the paths of
-:func:`jaxnlp.parameter_tree`. Scanned layers are stacked: ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``.
+Training works on plain pytrees: ``loss(params, batch, key)`` is pure, and ``params`` are nested dicts with the paths of
+:func:`jaxnlp.parameter_tree`. Scanned layers are stacked: ``decoder/layers/...`` [L, ...] for ``decoder/layer_i/...``; where
+layers differ, the repeats of each layer of the period are, see :data:`STACKED`.
 """
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +34,18 @@ from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.pretrained import Params, parameter_tree, split
 from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
-from jaxnlp.transformer import Stack, StackOutput
+from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions
 
-LAYER_INDEX = re.compile(r"/layer_(\d+)/")
-"""The part of a path that names the layer of a parameter."""
+STACKED = re.compile(r"/layers(?:_(\d+)_(\d+))?/")
+"""The part of a path that marks stacked layers: ``/layers/`` holds all, ``/layers_1_3/`` layers 1, 4, 7 ..."""
 
-STACKED = "/layers/"
-"""What replaces it in the path of a stacked parameter."""
+
+def layer_paths(path: str, count: int) -> list[str]:
+    """Return the path in the model of each of ``count`` layers that a stacked parameter holds."""
+    match = STACKED.search(path)
+    assert match is not None, f"{path} is not the path of stacked layers"
+    first, step = int(match[1] or 0), int(match[2] or 1)
+    return [path.replace(match[0], f"/layer_{first + step * i}/") for i in range(count)]
 
 
 class LazyModel:
@@ -114,6 +120,10 @@ def parameter_reader(model: Any) -> Callable[[str], np.ndarray]:
     return lambda path: np.asarray(values[path], np.float32)
 
 
+LayerOutputs: TypeAlias = tuple[Any, Any]
+"""Hidden states [B, T, D] and attention probabilities after a layer, each None unless requested."""
+
+
 class TrainingStack(nnx.Module):
     """A Stack for training: optionally scanned and rematerialized, its parameters gathered one layer at a time.
 
@@ -121,7 +131,7 @@ class TrainingStack(nnx.Module):
 
     Args:
         stack: Stack to train.
-        scan: Stack the parameters of all layers and scan over them.
+        scan: Stack the parameters of each layer of the pattern's period, and scan over its repeats.
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints.
         dtype: Compute dtype.
@@ -132,16 +142,20 @@ class TrainingStack(nnx.Module):
         self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype: DTypeLike,
         outputs: tuple[bool, bool] = (False, False),
     ):  # fmt: skip
-        self.config, self.scan, self.remat, self.mesh, self.dtype = stack.config, scan, remat, mesh, dtype
-        self.outputs = outputs
-        count = stack.config.num_layer_weights
-        layers = [getattr(stack, f"layer_{i}") for i in range(count)]
-        if scan:
-            graphdef, state = nnx.split(layers[0])
-            self.layers = nnx.merge(graphdef, jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state))
-        else:
-            for i, layer in enumerate(layers):
-                setattr(self, f"layer_{i}", layer)
+        self.config, self.remat, self.mesh, self.dtype, self.outputs = stack.config, remat, mesh, dtype, outputs
+        pattern, groups = stack.config.layers, []
+        start, size = len(pattern.prefix), len(pattern.period)
+        self.repeats = (len(pattern.weights) - start) // size if scan else 0
+        for i in range(len(pattern.weights)):
+            group, repeat = (i - start) % size, (i - start) // size
+            if i < start or repeat >= self.repeats:
+                setattr(self, f"layer_{i}", getattr(stack, f"layer_{i}"))
+            elif repeat == 0:
+                groups.append("layers" if (start, size) == (0, 1) else f"layers_{start + group}_{size}")
+                graphdef, state = nnx.split(getattr(stack, f"layer_{i}"))
+                stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), state)
+                setattr(self, groups[-1], nnx.merge(graphdef, stacked))
+        self.groups = tuple(groups)  # names of the stacked layers, in the order of the period
         if stack.config.attention.relative_buckets:
             self.relative_attention = stack.relative_attention
         if stack.config.norm.final:
@@ -154,14 +168,15 @@ class TrainingStack(nnx.Module):
         return source
 
     def __call__(
-        self, hidden_states: jax.Array, bias: jax.Array | None, cache: Any = None, cache_index: Any = None,
+        self, hidden_states: jax.Array, bias: Biases, position_ids: jax.Array, cache: Any = None, cache_index: Any = None,
         rngs: nnx.Rngs | None = None, source: tuple[jax.Array, jax.Array] | None = None,
     ) -> StackOutput:  # fmt: skip
         """Run the layers as Stack does, without a cache.
 
         Args:
             hidden_states: [B, T, D].
-            bias: Attention bias, as of Stack.
+            bias: Attention biases, as of Stack.
+            position_ids: As of Stack.
             cache: Ignored.
             cache_index: Ignored.
             rngs: With the stream "dropout"; None for no dropout.
@@ -171,44 +186,75 @@ class TrainingStack(nnx.Module):
             The results of Stack; lists are empty unless they are among the outputs, and the cache is None.
         """
         key = None if rngs is None else rngs.dropout()
-        order = self.config.layer_order
-        count = self.config.num_layer_weights
-        layers = [self.layers] if self.scan else [getattr(self, f"layer_{i}") for i in range(count)]
-        graphdef, params = split(layers[0])
-        layer = _rematerialize(lambda *args: self._layer(graphdef, bias, key, source, *args), self.remat, self.scan)
+        pattern = self.config.layers
+        positions = layer_positions(pattern, bias, position_ids)
         x = shard_rows(hidden_states, self.mesh)
-        if not self.scan:
-            outputs = []
-            for step, i in enumerate(order):
-                x, output = layer(split(layers[i])[1], x, step)
-                outputs.append(output)
-        else:
-            # Steps that share weights select them by number.
-            unshared = tuple(order) == tuple(range(len(order)))
-            weights, steps = params if unshared else jnp.asarray(order), jnp.arange(len(order))
+        outputs: list[LayerOutputs] = []
 
-            def scan_layer(x, weights_and_step):
-                weights, step = weights_and_step
-                return layer(weights if unshared else jax.tree.map(lambda p: p[weights], params), x, step)
+        def run(name: str, step: int) -> tuple[Callable, PyTree]:
+            """Return the layer at a step as a function (parameters, hidden states, step) -> results, and its parameters."""
+            graphdef, params = split(getattr(self, name))
+            layer = partial(self._layer, graphdef, positions[step], key, source)
+            return _rematerialize(layer, self.remat, name in self.groups), params
 
-            x, stacked = jax.lax.scan(scan_layer, x, (weights, steps))
-            outputs = [jax.tree.map(operator.itemgetter(step), stacked) for step in range(len(order))]
+        start, size = len(pattern.prefix), len(pattern.period)
+        end = start + self.repeats * size if not pattern.shared else len(pattern)
+        for step, i in enumerate(pattern.layer_order):
+            if self.groups and start < step < end:
+                continue  # scanned at the first step
+            if self.groups and step == start:
+                x, more = self._scan([run(name, step + j) for j, name in enumerate(self.groups)], x)
+            else:
+                layer, params = run(f"layer_{i}", step)
+                x, output = layer(params, x, step)
+                more = [output]
+            outputs += more
         if self.config.norm.final:
             x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
         has_states, has_attentions = self.outputs
         states = [hidden_states, *(state for state, _ in outputs[:-1]), x] if has_states else []
         return x, states, [probabilities for _, probabilities in outputs] if has_attentions else [], None
 
-    def _layer(self, graphdef, bias, key, source, params, hidden_states, step) -> tuple[jax.Array, tuple[Any, Any]]:
-        """Apply one layer to hidden states [B, T, D]; return the new ones, and (hidden states, attention maps) if requested.
+    def _scan(
+        self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array
+    ) -> tuple[jax.Array, list[LayerOutputs]]:
+        """Scan over the repeats of the period.
 
-        source: ([B, S, D], bias) of an encoder-decoder.
+        Args:
+            layers: Of each layer of the period: (parameters, hidden states, step) -> results, and stacked parameters.
+            hidden_states: [B, T, D].
         """
+        pattern = self.config.layers
+        start, size = len(pattern.prefix), len(pattern.period)
+        stacked = [params for _, params in layers]
+        # Steps that share weights select them by number; all their layers are alike, and so in one stack.
+        order = jnp.asarray(pattern.layer_order) if pattern.shared else None
+        repeats = jnp.arange(len(pattern) if pattern.shared else self.repeats)
+
+        def period(x, weights_and_repeat):
+            weights, repeat = weights_and_repeat
+            if order is not None:
+                weights = jax.tree.map(lambda p: p[weights], stacked)
+            outputs = []
+            for j, (layer, _) in enumerate(layers):
+                x, output = layer(weights[j], x, start + repeat * size + j)
+                outputs.append(output)
+            return x, outputs
+
+        x, outputs = jax.lax.scan(period, hidden_states, (stacked if order is None else order, repeats))
+        return x, [
+            jax.tree.map(operator.itemgetter(i), layer_outputs)
+            for i in range(len(repeats))
+            for layer_outputs in outputs
+        ]
+
+    def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> tuple[jax.Array, LayerOutputs]:
+        """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
         layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
-        x, probabilities, _ = layer(hidden_states, bias, step, rngs=rngs, source=source)
+        x, probabilities, _ = layer(hidden_states, *positions, step, rngs=rngs, source=source)
         x = shard_rows(x, self.mesh)
         return x, (x if self.outputs[0] else None, probabilities if self.outputs[1] else None)
 
@@ -332,9 +378,8 @@ class Trainable:
 
         def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding | None = None) -> jax.Array:
             names = self.paths[path_of(keys)]
-            is_stacked = STACKED in path_of(keys)
-            value = np.stack([read(name) for name in names]) if is_stacked else read(names[0])
-            value = value.astype(leaf.dtype, copy=False)
+            values = [read(name).astype(leaf.dtype, copy=False) for name in names]
+            value = values[0] if names == (path_of(keys),) else np.stack(values)
             if sharding is None:
                 return jnp.array(value)
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: value[index])
@@ -346,11 +391,11 @@ class Trainable:
         """Return the parameters as the model itself has them; further entries are dropped."""
         params, unstacked = {name: params[name] for name in self.abstract}, {}
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-            path = path_of(keys)
-            for i, name in enumerate(self.paths[path]):
+            names = self.paths[path_of(keys)]
+            for i, name in enumerate(names):
                 *parents, last = name.split("/")
                 inner = reduce(lambda tree, key: tree.setdefault(key, {}), parents, unstacked)
-                inner[last] = leaf[i] if STACKED in path else leaf
+                inner[last] = leaf if names == (path_of(keys),) else leaf[i]
         return unstacked
 
 
@@ -386,12 +431,10 @@ def make_trainable(
 
     graphdef, abstract = split(nnx.eval_shape(lambda: build(True)))
     plain = nnx.graphdef(nnx.eval_shape(lambda: build(False)))
-    counts = {stack.stack: stack.num_layer_weights for stack in (cfg, cfg.as_decoder())}
     paths = {}
-    for keys, _ in jax.tree_util.tree_leaves_with_path(abstract):
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_of(keys)
-        count = counts[path.split("/")[0]] if STACKED in path else 1
-        paths[path] = tuple(path.replace(STACKED, f"/layer_{i}/") for i in range(count))
+        paths[path] = tuple(layer_paths(path, leaf.shape[0])) if STACKED.search(path) else (path,)
     return Trainable(
         cfg, model.head, graphdef, stacks, mesh, dtype, tuple(sorted(options.items())), plain, abstract, paths
     )

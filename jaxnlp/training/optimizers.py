@@ -12,7 +12,7 @@ from duonlp.parameters import decays
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from jaxnlp.training.mesh import PyTree, path_of
-from jaxnlp.training.model import STACKED
+from jaxnlp.training.model import STACKED, layer_paths
 
 
 def make_optimizer(
@@ -54,9 +54,9 @@ def _scale_updates(factors: Callable[[str], float]) -> optax.GradientTransformat
 
     def scale(keys: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
         path = path_of(keys)
-        if STACKED not in path:
+        if not STACKED.search(path):
             return update * factors(path)
-        layer_factors = [factors(path.replace(STACKED, f"/layer_{i}/")) for i in range(update.shape[0])]
+        layer_factors = [factors(name) for name in layer_paths(path, update.shape[0])]
         return update * np.asarray(layer_factors, update.dtype).reshape(-1, *[1] * (update.ndim - 1))
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
@@ -73,8 +73,8 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
         leaves = {}
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             path = path_of(keys)
-            if STACKED in path:
-                leaves |= {path.replace(STACKED, f"/layer_{i}/"): leaf[i] for i in range(leaf.shape[0])}
+            if STACKED.search(path):
+                leaves |= {name: leaf[i] for i, name in enumerate(layer_paths(path, leaf.shape[0]))}
             else:
                 leaves[path] = leaf
         return leaves
@@ -82,9 +82,9 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     def restack(leaves: dict[str, Any], like: PyTree) -> PyTree:
         def leaf_of(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
             path = path_of(keys)
-            if STACKED not in path:
+            if not STACKED.search(path):
                 return leaves[path]
-            return jax.numpy.stack([leaves[path.replace(STACKED, f"/layer_{i}/")] for i in range(leaf.shape[0])])
+            return jax.numpy.stack([leaves[name] for name in layer_paths(path, leaf.shape[0])])
 
         return jax.tree_util.tree_map_with_path(leaf_of, like)
 

@@ -10,6 +10,21 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 from duonlp.errors import ConfigError
+from duonlp.layer_config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
+    NormConfig,
+    RotaryConfig,
+    RotaryScaling,
+)
+
+__all__ = (
+    "ACTIVATIONS", "POSITIONS", "POSITION_TABLES", "PROBLEM_TYPES", "UNLIMITED", "AttentionConfig", "DecoderConfig",
+    "EmbeddingConfig", "FeedForwardConfig", "LMHeadConfig", "LayerConfig", "LayerPattern", "NormConfig", "PoolingConfig",
+    "RotaryConfig", "RotaryScaling", "TransformerConfig", "activation_name",
+)  # fmt: skip
 
 ACTIVATIONS = (
     "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_10", "quick_gelu", "gelu_accurate", "relu", "relu2",
@@ -37,10 +52,13 @@ def activation_name(name: str | None) -> str:
     return canonical
 
 
-POSITIONS = ("learned", "sinusoidal", "tensor2tensor", "none")
-"""Sources of position vectors: a trained table; the fixed sinusoids of Vaswani et al. 2017 or
-tensor2tensor's variant (see duonlp.positions.fixed_table); or none, for models whose attention encodes
-positions (T5)."""
+POSITIONS = ("learned", "sinusoidal", "tensor2tensor", "rotary", "none")
+"""Sources of positions: a trained table; the fixed sinusoids of Vaswani et al. 2017 or tensor2tensor's variant (see
+duonlp.positions.fixed_table); attention that rotates queries and keys (RotaryConfig); or none, for models whose attention
+adds relative biases (T5)."""
+
+POSITION_TABLES = POSITIONS[:3]
+"""Those that add a table's rows to the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -64,40 +82,40 @@ class EmbeddingConfig:
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
-    """Multi-head dot-product attention."""
+class _HasLayers:
+    """Base of configurations of a stack of layers: what the first of them says, and their number."""
 
-    num_heads: int
-    head_dim: int
-    bias: bool = True
-    dropout: float = 0.0  # on the attention probabilities
-    scale_by_head_dim: bool = True  # divide scores by sqrt(head_dim)
-    scale_by_layer: bool = False  # divide scores by (layer index + 1): GPT-2's scale_attn_by_inverse_layer_idx
-    float32_scores: bool = False  # multiply queries and keys in float32: GPT-2's reorder_and_upcast_attn
-    relative_buckets: int = 0  # distance buckets of the score bias, shared by all layers (T5); 0: no relative bias
-    relative_max_distance: int = 128  # distances from here on share the last bucket
+    layers: LayerPattern
 
+    @property
+    def attention(self) -> AttentionConfig:
+        """Attention of the first layer."""
+        return self.layers[0].attention
 
-@dataclass(frozen=True)
-class FeedForwardConfig:
-    """Position-wise feed-forward layer: hidden -> size -> hidden."""
+    @property
+    def cross_attention(self) -> AttentionConfig | None:
+        """Cross-attention of the first layer; None outside the decoder of an encoder-decoder."""
+        return self.layers[0].cross_attention
 
-    size: int
-    activation: str = "gelu"
-    bias: bool = True
-    gated: bool = False  # activation(x @ gate) * (x @ up), then down
-    dropout: float = 0.0  # before the down projection
+    @property
+    def feed_forward(self) -> FeedForwardConfig:
+        """Feed-forward block of the first layer."""
+        return self.layers[0].feed_forward
 
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """Layer weights used at each depth; (0, 0, 0): one set, applied three times (ALBERT)."""
+        return self.layers.layer_order
 
-@dataclass(frozen=True)
-class NormConfig:
-    """Kind, placement and epsilon of the norms."""
+    @property
+    def num_layers(self) -> int:
+        """Number of layers an input passes through."""
+        return len(self.layers)
 
-    epsilon: float = 1e-12
-    rms: bool = False  # RMSNorm: no mean, no bias (Zhang and Sennrich 2019)
-    position: str = "post"  # "post": after the residual sum (BERT); "pre": before each block (GPT-2)
-    final: bool = False  # one more norm after the last layer
-    final_dropout: float = 0.0  # after the final norm
+    @property
+    def num_layer_weights(self) -> int:
+        """Number of distinct sets of layer weights; less than num_layers where layers share weights."""
+        return len(self.layers.weights)
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ class LMHeadConfig:
     """Language modeling head: hidden states to vocabulary logits."""
 
     transform: bool = False  # dense + activation + norm before the output (BERT)
+    transform_bias: bool = True
     activation: str = "gelu"
     bias: bool = False
     fixed_bias: bool = False  # the bias is not trained (BART's final_logits_bias)
@@ -114,25 +133,25 @@ class LMHeadConfig:
 
 @dataclass(frozen=True)
 class PoolingConfig:
-    """Sequence pooling: select a token (or the mean), dropout, dense, activation, dropout."""
+    """Sequence pooling: select a token (or the mean), dropout, dense, activation, norm, dropout."""
 
-    token: str = "first"  # "first", "last", "mean", "last_non_padding", or "last_eos"
+    # "first", "last", "mean" (of the real tokens), "mean_with_padding" (of all), "last_non_padding", "last_eos", or "all":
+    # no pooling, the rest applies to every token
+    token: str = "first"
     dense: bool = True
+    dense_bias: bool = True
     activation: str = "tanh"
+    norm: bool = False
     dropout_before: float = 0.0
     dropout: float = 0.0
     classifier_bias: bool = True
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(_HasLayers):
     """Decoder stack of an encoder-decoder; norms, dropout and width are those of the encoder."""
 
-    layer_order: tuple[int, ...]
     embedding: EmbeddingConfig
-    attention: AttentionConfig
-    cross_attention: AttentionConfig
-    feed_forward: FeedForwardConfig
     shares_words: bool = True  # encoder and decoder share one word table
     start_token_id: int | None = None  # first decoder token of every target
     starts_with_last: bool = False  # the target's own last token, its language code, goes first instead (mBART)
@@ -145,7 +164,7 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(_HasLayers):
     """Complete model configuration. Immutable and hashable; change it with :meth:`replace`.
 
     ``extra`` holds the keys of config.json that do not affect the computation, so that saving writes them back.
@@ -153,19 +172,16 @@ class TransformerConfig:
 
     model_type: str
     hidden_size: int
-    layer_order: tuple[int, ...]  # layer weights used at each depth; (0, 0, 0): one set, applied three times (ALBERT)
     embedding: EmbeddingConfig
-    attention: AttentionConfig
-    feed_forward: FeedForwardConfig
     norm: NormConfig
     lm_head: LMHeadConfig
     pooler: PoolingConfig | None  # pooling behind the base model's `pooler_output`
     classification: PoolingConfig
     multiple_choice: PoolingConfig
+    token_transform: PoolingConfig | None = None  # before the layers of heads with an output per token (ModernBERT)
     sentence_head: str = "next_sentence"  # sentence-pair objective of pretraining; "sentence_order" in ALBERT
     stack: str = "encoder"  # name of the layer stack in the parameter tree
     decoder: DecoderConfig | None = None  # second stack of an encoder-decoder
-    cross_attention: AttentionConfig | None = None  # set only in the result of as_decoder()
     causal: bool = False  # each token attends only to itself and earlier tokens
     hidden_dropout: float = 0.0
     token_dropout: float = 0.0  # before the token classification layer
@@ -186,16 +202,10 @@ class TransformerConfig:
             raise ConfigError(
                 f"problem_type {self.problem_type!r} is not supported; choose one of {', '.join(PROBLEM_TYPES)}"
             )
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers an input passes through."""
-        return len(self.layer_order)
-
-    @property
-    def num_layer_weights(self) -> int:
-        """Number of distinct sets of layer weights; less than num_layers where layers share weights."""
-        return max(self.layer_order, default=-1) + 1
+        if any(layer.parallel and (layer.norm or self.norm).position == "post" for layer in self.layers):
+            raise ConfigError(
+                "parallel layers cannot have their norms after the residual sums; use another norm position"
+            )
 
     @property
     def num_labels(self) -> int:
@@ -223,14 +233,13 @@ class TransformerConfig:
         if decoder is None:
             return self
         return replace(
-            self, stack="decoder", causal=True, decoder=None, layer_order=decoder.layer_order,
-            embedding=decoder.embedding, attention=decoder.attention, cross_attention=decoder.cross_attention,
-            feed_forward=decoder.feed_forward,
-        )  # fmt: skip
+            self, stack="decoder", causal=True, decoder=None, layers=decoder.layers, embedding=decoder.embedding
+        )
 
     def replace(self, **changes: Any) -> "TransformerConfig":
-        """Return a copy with fields changed; ``part__field=value`` reaches into a part:
-        ``attention__dropout=0.0``.
+        """Return a copy with fields changed; ``part__field=value`` reaches into a part: ``norm__epsilon=1e-5``.
+
+        ``attention``, ``feed_forward``, ``attention__dropout`` etc. change every layer.
 
         Raises:
             ConfigError: A field or part does not exist.
@@ -239,23 +248,40 @@ class TransformerConfig:
         for key in [key for key in changes if "__" in key]:
             part, name = key.split("__", 1)
             nested.setdefault(part, {})[name] = changes.pop(key)
+        of_layers = {name: changes.pop(name) for name in LAYER_PARTS if name in changes}
+        layers = changes.pop("layers", self.layers)
+        if of_layers:
+            layers = layers.map(lambda layer: replace(layer, **of_layers))
         for part, values in nested.items():
+            if part in LAYER_PARTS and getattr(self, part) is not None:
+                layers = layers.map(
+                    lambda layer, part=part, values=values: replace(
+                        layer, **{part: _replace(getattr(layer, part), values)}
+                    )
+                )
+                continue
             current = getattr(self, part, None)
             if not is_dataclass(current):
-                raise ConfigError(f"config has no part {part!r}; parts are {', '.join(_parts(self))}")
+                raise ConfigError(f"config has no part {part!r}; parts are {', '.join((*_parts(self), *LAYER_PARTS))}")
             changes[part] = _replace(current, values)
-        return _replace(self, changes)
+        return _replace(self, changes | {"layers": layers})
 
     def without_dropout(self) -> "TransformerConfig":
         """Return a copy in which every dropout rate is 0."""
 
         def clear(part: Any) -> Any:
-            changes: dict[str, Any] = {f.name: 0.0 for f in fields(part) if "dropout" in f.name}
-            changes |= {name: clear(getattr(part, name)) for name in _parts(part)}
-            return replace(part, **changes)
+            if isinstance(part, tuple):
+                return tuple(map(clear, part))
+            if not is_dataclass(part):
+                return part
+            names = [f.name for f in fields(part)]
+            return replace(part, **{n: 0.0 if "dropout" in n else clear(getattr(part, n)) for n in names})
 
         return clear(self)
 
+
+LAYER_PARTS = ("attention", "cross_attention", "feed_forward")
+"""Parts of a configuration that belong to its layers."""
 
 UNLIMITED = 2**30
 """The max_length of a model whose positions set no bound."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duonlp.config import AttentionConfig, PoolingConfig, TransformerConfig
+from duonlp.config import AttentionConfig, LayerConfig, NormConfig, PoolingConfig, TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS
 
@@ -54,7 +54,7 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
     from duonlp.architectures import class_name
 
     class_name(cfg.model_type, head)
-    tree = _Tree(cfg.initializer_range, cfg.fan_in_init, cfg.norm.rms)
+    tree = _Tree(cfg.initializer_range, cfg.fan_in_init, cfg.norm)
     _embeddings(tree, cfg, "embeddings")
     _stack(tree, cfg)
     if cfg.decoder is not None:
@@ -80,12 +80,12 @@ class _Tree:
         rows: Parameters by path.
         std: Default standard deviation.
         fan_in: Whether kernels scale it by 1 / sqrt(inputs) (T5).
-        rms: Whether norms have no bias.
+        default_norm: Kind of the norms of which nothing else is said.
     """
 
-    def __init__(self, std: float, fan_in: bool, rms: bool):
+    def __init__(self, std: float, fan_in: bool, default_norm: NormConfig):
         self.rows: dict[str, Parameter] = {}
-        self.std, self.fan_in, self.rms = std, fan_in, rms
+        self.std, self.fan_in, self.default_norm = std, fan_in, default_norm
 
     def dense(self, path: str, size_in: int, size_out: int, bias: bool = True, std: float | None = None) -> None:
         if self.fan_in:
@@ -97,9 +97,10 @@ class _Tree:
     def table(self, path: str, rows: int, width: int, init: str = "normal", std: float | None = None) -> None:
         self.rows[f"{path}/embedding"] = Parameter((rows, width), init, self.std if std is None else std)
 
-    def norm(self, path: str, width: int) -> None:
-        self.rows[f"{path}/scale"] = Parameter((width,), "ones")
-        if not self.rms:
+    def norm(self, path: str, width: int, norm: NormConfig | None = None) -> None:
+        norm = self.default_norm if norm is None else norm
+        self.rows[f"{path}/scale"] = Parameter((width,), "zeros" if norm.unit_offset else "ones")
+        if norm.bias and not norm.rms:
             self.rows[f"{path}/bias"] = Parameter((width,), "zeros")
 
 
@@ -123,39 +124,65 @@ def _stack(tree: _Tree, cfg: TransformerConfig) -> None:
         shape = cfg.attention.relative_buckets, cfg.attention.num_heads
         std = cfg.initializer_range / math.sqrt(cfg.hidden_size) if cfg.fan_in_init else None
         tree.table(f"{cfg.stack}/relative_attention", *shape, std=std)
-    for i in range(cfg.num_layer_weights):
-        _layer(tree, cfg, f"{cfg.stack}/layer_{i}")
+    for i, layer in enumerate(cfg.layers.weights):
+        _layer(tree, cfg, layer, f"{cfg.stack}/layer_{i}")
     if cfg.norm.final:
         tree.norm(f"{cfg.stack}/final_norm", cfg.hidden_size)
 
 
-def _layer(tree: _Tree, cfg: TransformerConfig, path: str) -> None:
-    width = cfg.hidden_size
+def norm_names(layer: LayerConfig, norm: NormConfig, block: str) -> list[str]:
+    """Return the names of a block's norms: one, for "both" also that of its output, or none.
+
+    Args:
+        layer: The layer.
+        norm: Its norms' configuration.
+        block: "attention", "cross_attention" or "feed_forward".
+    """
+    has_norm = norm.position != "none" and getattr(layer, f"{block}_norm", True)
+    return [f"{block}_norm"] * has_norm + [f"{block}_output_norm"] * (norm.position == "both")
+
+
+def layer_blocks(layer: LayerConfig) -> tuple[str, ...]:
+    """Return the names of a layer's blocks, in order."""
+    return "attention", *(["cross_attention"] if layer.cross_attention is not None else []), "feed_forward"
+
+
+def _layer(tree: _Tree, cfg: TransformerConfig, layer: LayerConfig, path: str) -> None:
+    width, norm = cfg.hidden_size, layer.norm or cfg.norm
     residual_std = cfg.initializer_range / math.sqrt(2 * cfg.num_layers) if cfg.scaled_residual_init else None
 
-    def attention(name: str, config: AttentionConfig) -> None:
-        inner = config.num_heads * config.head_dim
-        query_std = config.head_dim**-0.5 if cfg.fan_in_init else None
-        tree.dense(f"{path}/{name}/query", width, inner, config.bias, query_std)
-        tree.dense(f"{path}/{name}/key", width, inner, config.bias)
-        tree.dense(f"{path}/{name}/value", width, inner, config.bias)
-        tree.dense(f"{path}/{name}/output", inner, width, config.bias, residual_std)
-        tree.norm(f"{path}/{name}_norm", width)
+    def norms(block: str) -> None:
+        for name in norm_names(layer, norm, block):
+            tree.norm(f"{path}/{name}", width, norm)
 
-    attention("attention", cfg.attention)
-    if cfg.cross_attention is not None:
-        attention("cross_attention", cfg.cross_attention)
-    ff = cfg.feed_forward
+    def attention(name: str, config: AttentionConfig) -> None:
+        query_std = config.head_dim**-0.5 if cfg.fan_in_init else None
+        tree.dense(f"{path}/{name}/query", width, config.size, config.has_bias("query"), query_std)
+        tree.dense(f"{path}/{name}/key", width, config.kv_size, config.has_bias("key"))
+        tree.dense(f"{path}/{name}/value", width, config.kv_size, config.has_bias("value"))
+        if config.qk_norm is not None:
+            sizes = (config.size, config.kv_size) if config.qk_norm_over_heads else (config.head_dim,) * 2
+            for part, size in zip(("query", "key"), sizes):
+                tree.norm(f"{path}/{name}/{part}_norm", size, config.qk_norm)
+        tree.dense(f"{path}/{name}/output", config.size, width, config.has_bias("output"), residual_std)
+        norms(name)
+
+    attention("attention", layer.attention)
+    if layer.cross_attention is not None:
+        attention("cross_attention", layer.cross_attention)
+    ff = layer.feed_forward
     for name in ("gate", "up") if ff.gated else ("up",):
         tree.dense(f"{path}/feed_forward/{name}", width, ff.size, ff.bias)
     tree.dense(f"{path}/feed_forward/down", ff.size, width, ff.bias, residual_std)
-    tree.norm(f"{path}/feed_forward_norm", width)
+    norms("feed_forward")
 
 
 def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
     pooling = pooling_of(cfg, head)
     if pooling is not None and pooling.dense:
-        tree.dense("pooler/dense", cfg.hidden_size, cfg.hidden_size)
+        tree.dense("pooler/dense", cfg.hidden_size, cfg.hidden_size, pooling.dense_bias)
+    if pooling is not None and pooling.norm:
+        tree.norm("pooler/norm", cfg.hidden_size)
     for name in HEADS[head].layers:
         _HEAD_LAYERS[name](tree, cfg)
 
@@ -163,7 +190,7 @@ def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
 def _lm_head(tree: _Tree, cfg: TransformerConfig) -> None:
     lm, words = cfg.lm_head, cfg.as_decoder().embedding
     if lm.transform:
-        tree.dense("lm_head/transform", cfg.hidden_size, words.size)
+        tree.dense("lm_head/transform", cfg.hidden_size, words.size, lm.transform_bias)
         tree.norm("lm_head/norm", words.size)
     if not lm.tied:
         # T5 initializes its output like its tables; other families use the same std as for every kernel.

@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-from duonlp.config import EmbeddingConfig, TransformerConfig
+from duonlp.config import EmbeddingConfig, RotaryConfig, TransformerConfig
+from duonlp.errors import ConfigError
 
 
 def position_ids(
@@ -96,6 +97,24 @@ def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) 
     far = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / scale
     far = np.minimum(exact + (far * np.float32(buckets - exact)).astype(np.int64), buckets - 1)
     return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+@lru_cache(maxsize=64)
+def rotary_frequencies(config: RotaryConfig) -> tuple[np.ndarray, float]:
+    """Return the inverse frequencies of a rotary position embedding, and the factor on its cosines and sines.
+
+    Follows Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.2.2, in float32 like Transformers.
+
+    Returns:
+        float32 [size / 2], in radians per position; and the attention factor.
+
+    Raises:
+        ConfigError: The kind of scaling is not implemented.
+    """
+    if config.scaling is not None:
+        raise ConfigError(f"rotary scaling {config.scaling.kind!r} is not supported; only None is")
+    exponents = np.arange(0, config.size, 2, dtype=np.float32) / np.float32(config.size)
+    return np.float32(1) / np.float32(config.base) ** exponents, 1.0
 
 
 def generation_position_ids(attention_mask: ArrayLike) -> np.ndarray:

@@ -247,7 +247,7 @@ def relation_kl_sum(
 
 
 def queries_keys_values(model: Any, hidden_states: Sequence[tf.Tensor], layer: int) -> dict[str, tf.Tensor]:
-    """Return the queries, keys and values of a layer: {"query", "key", "value"}, each [B, T, N * H].
+    """Return the queries, keys and values of a layer: {"query", "key", "value"}, each [B, T, heads * H].
 
     Args:
         model: The model.
@@ -255,14 +255,10 @@ def queries_keys_values(model: Any, hidden_states: Sequence[tf.Tensor], layer: i
         layer: Index of the layer, counted from 0.
     """
     block = getattr(getattr(model, model.config.stack), f"layer_{model.config.layer_order[layer]}")
-    x = hidden_states[:-1][layer]
-    x = block.attention_norm(x) if block.pre_norm else x
+    x = block.block_input(hidden_states[:-1][layer], "attention")
     tokens, shape = flatten_tokens(x), tf.shape(x)
-    width = block.attention.inner_size
-    return {
-        name: tf.reshape(getattr(block.attention, name)(tokens), [shape[0], shape[1], width])
-        for name in ("query", "key", "value")
-    }
+    vectors = {name: getattr(block.attention, name)(tokens) for name in ("query", "key", "value")}
+    return {name: tf.reshape(y, [shape[0], shape[1], y.shape[-1]]) for name, y in vectors.items()}
 
 
 def project(hidden_states: tf.Tensor, kernel: Any) -> tf.Tensor:

@@ -58,7 +58,8 @@ class Decoder:
         """
         x = self.embeddings(input_ids, None, position_ids, training=False)
         bias = tf.where(tf.expand_dims(visible, 1), 0.0, MASKED)  # [B, 1, n, slots]
-        x, _, _, cache = getattr(self, self.config.stack)(x, bias, cache=cache, cache_index=index, training=False)
+        biases, stack = (bias,) * len(self.config.layers.windows), getattr(self, self.config.stack)
+        x, _, _, cache = stack(x, biases, position_ids, cache=cache, cache_index=index, training=False)
         return x, cache
 
     def next_logits(self, hidden_states: tf.Tensor) -> tf.Tensor:
@@ -140,7 +141,8 @@ class Seq2SeqDecoder(Decoder):
         source_bias = attention_bias(mask, x.shape[1], mask.shape[1], causal=False)
         x, _, _, target_cache = self.decoder(
             x,
-            bias,
+            (bias,) * len(self.decoder.config.layers.windows),
+            position_ids,
             cache=_target_cache(cache),
             cache_index=index,
             training=False,

@@ -1,11 +1,53 @@
 """Helpers shared by the family files: rows of the weight table, and the keys common to every config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from duonlp.config import PROBLEM_TYPES, TransformerConfig
 from duonlp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The place of a parameter in a checkpoint tensor that holds several side by side, such as query, key and value.
+
+    All arrays are in the layout of our parameters: a kernel is [in, out] even where the checkpoint stores [out, in].
+
+    Attributes:
+        index: Which of the parts this parameter is.
+        sizes: Sizes of all parts in order, up to a common factor: (1, 1, 1), or (4, 1, 1) for grouped queries.
+        axis: Axis along which the parts lie: -1, the outputs, or 0, the inputs.
+        groups: Number of blocks that the axis consists of, each with its share of every part: the number of heads where a
+            family interleaves queries, keys and values by head (GPT-NeoX).
+    """
+
+    index: int
+    sizes: tuple[int, ...]
+    axis: int = -1
+    groups: int = 1
+
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the whole of which a part has the given shape."""
+        axis = self.axis % len(shape)
+        return *shape[:axis], shape[axis] * sum(self.sizes) // self.sizes[self.index], *shape[axis + 1 :]
+
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """Return the part of an array, as a view if the parts are not interleaved."""
+        values = np.moveaxis(whole, self.axis, -1)
+        blocks = values.reshape(*values.shape[:-1], self.groups, -1)
+        unit = blocks.shape[-1] // sum(self.sizes)
+        start = sum(self.sizes[: self.index]) * unit
+        part = blocks[..., start : start + self.sizes[self.index] * unit]
+        return np.moveaxis(part.reshape(*values.shape[:-1], -1), -1, self.axis)
+
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the whole that consists of all parts, in order; the inverse of :meth:`of`."""
+        moved = [np.moveaxis(part, self.axis, -1) for part in parts]
+        blocks = [x.reshape(*x.shape[:-1], self.groups, -1) for x in moved]
+        return np.moveaxis(np.concatenate(blocks, axis=-1).reshape(*moved[0].shape[:-1], -1), -1, self.axis)
 
 
 @dataclass(frozen=True)
@@ -18,7 +60,7 @@ class Weight:
             fixed sinusoidal positions. The latter are written if their layout is ``positions`` or ``decoder_positions``.
         layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` is [1, n] in the checkpoint and [n]
             here; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
-        part: ``(i, n)`` if the checkpoint concatenates n of our parameters along the last axis and this is the i-th.
+        part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
         aliases: Alternative names accepted when reading.
         copies: Additional names written when saving.
         optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.
@@ -27,7 +69,7 @@ class Weight:
     name: str
     path: str | None
     layout: str
-    part: tuple[int, int] = (0, 1)
+    part: Part | None = None
     aliases: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     optional: bool = False
@@ -39,20 +81,35 @@ def linear(name: str, path: str, bias: bool = True) -> list[Weight]:
     return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector")] * bias
 
 
+def fused_linear(
+    name: str, paths: Sequence[str], bias: bool = True, *, sizes: Sequence[int] | None = None, groups: int = 1,
+    layout: str = "linear",
+) -> list[Weight]:  # fmt: skip
+    """Return the rows of a torch ``Linear`` whose outputs are those of several of our layers.
+
+    Args:
+        name: Name of the module in the checkpoint.
+        paths: Paths of our layers, in order.
+        bias: Whether they have biases.
+        sizes: See Part; by default all parts have the same size.
+        groups: See Part.
+        layout: See Weight.
+    """
+    sizes = (1,) * len(paths) if sizes is None else tuple(sizes)
+    parts = [(path, Part(i, sizes, groups=groups) if len(paths) > 1 else None) for i, path in enumerate(paths)]
+    rows = [Weight(f"{name}.weight", f"{path}/kernel", layout, part) for path, part in parts]
+    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector", part) for path, part in parts] * bias
+
+
 def conv1d(name: str, paths: list[str]) -> list[Weight]:
     """Return the rows of a GPT-2 ``Conv1D``, which may concatenate several of our layers."""
-    parts = [(path, (i, len(paths))) for i, path in enumerate(paths)]
-    return [Weight(f"{name}.weight", f"{path}/kernel", "conv1d", part) for path, part in parts] + [
-        Weight(f"{name}.bias", f"{path}/bias", "vector", part) for path, part in parts
-    ]
+    return fused_linear(name, paths, layout="conv1d")
 
 
-def norm(name: str, path: str) -> list[Weight]:
+def norm(name: str, path: str, bias: bool = True) -> list[Weight]:
     """Return the rows of a ``LayerNorm``; checkpoints converted from TensorFlow 1 call them ``gamma`` and ``beta``."""
-    return [
-        Weight(f"{name}.weight", f"{path}/scale", "vector", aliases=(f"{name}.gamma",)),
-        Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=(f"{name}.beta",)),
-    ]
+    rows = [Weight(f"{name}.weight", f"{path}/scale", "vector", aliases=(f"{name}.gamma",))]
+    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=(f"{name}.beta",))] * bias
 
 
 def embedding(name: str, path: str, aliases: tuple[str, ...] = ()) -> list[Weight]:

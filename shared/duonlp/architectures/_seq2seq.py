@@ -13,6 +13,8 @@ from duonlp.config import (
     DecoderConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
     LMHeadConfig,
     NormConfig,
     PoolingConfig,
@@ -103,13 +105,12 @@ def config(
     common["initializer_range"] = o["init_std"]
     tied = o["tie_word_embeddings"] is not False
 
-    def attention(stack: str) -> AttentionConfig:
-        heads = o[f"{stack}_attention_heads"]
-        return AttentionConfig(heads, head_dim(o["d_model"], heads), dropout=o["attention_dropout"])
-
-    def feed_forward(stack: str) -> FeedForwardConfig:
-        activation = activation_name(o["activation_function"])
-        return FeedForwardConfig(o[f"{stack}_ffn_dim"], activation, dropout=o["activation_dropout"])
+    def layers(stack: str, cross_attention: bool) -> LayerPattern:
+        heads, activation = o[f"{stack}_attention_heads"], activation_name(o["activation_function"])
+        attention = AttentionConfig(heads, head_dim(o["d_model"], heads), dropout=o["attention_dropout"])
+        feed_forward = FeedForwardConfig(o[f"{stack}_ffn_dim"], activation, dropout=o["activation_dropout"])
+        layer = LayerConfig(attention, feed_forward, attention if cross_attention else None)
+        return LayerPattern.uniform(layer, o[f"{stack}_layers"])
 
     def embeddings(vocab_size: int) -> EmbeddingConfig:
         return EmbeddingConfig(
@@ -130,21 +131,16 @@ def config(
     return TransformerConfig(
         model_type=model_type,
         hidden_size=o["d_model"],
-        layer_order=tuple(range(o["encoder_layers"])),
+        layers=layers("encoder", cross_attention=False),
         embedding=embeddings(o["vocab_size"]),
-        attention=attention("encoder"),
-        feed_forward=feed_forward("encoder"),
         norm=NormConfig(epsilon=1e-5, position=norm, final=norm == "pre"),
         lm_head=LMHeadConfig(bias=biased, fixed_bias=biased, tied=tied),
         pooler=None,
         classification=pooling,
         multiple_choice=pooling,
         decoder=DecoderConfig(
-            layer_order=tuple(range(o["decoder_layers"])),
+            layers=layers("decoder", cross_attention=True),
             embedding=embeddings(o["vocab_size"] if decoder_vocab_size is None else decoder_vocab_size),
-            attention=attention("decoder"),
-            cross_attention=attention("decoder"),
-            feed_forward=feed_forward("decoder"),
             # With untied embeddings, Transformers 5 gives each stack its own table.
             shares_words=shares_words and tied,
             start_token_id=o["decoder_start_token_id"],

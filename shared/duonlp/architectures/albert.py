@@ -5,7 +5,7 @@ from typing import Any
 
 from duonlp.architectures import bert
 from duonlp.architectures._common import Weight, embedding, linear, lm_output, norm, pop_common, pop_options
-from duonlp.config import TransformerConfig
+from duonlp.config import LayerPattern, TransformerConfig
 from duonlp.errors import ConfigError
 
 MODEL_TYPES = ("albert",)
@@ -51,9 +51,10 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     o |= {"classifier_dropout": o["classifier_dropout_prob"], "is_decoder": False}
     # layer_order (0, 1) can be two groups of one layer or one group of two, whose tensor names differ: keep which it is.
     cfg = bert.encoder_config("albert", o, common, extra=hf | {"inner_group_num": o["inner_group_num"]})
+    order = layer_order(o["num_hidden_layers"], o["num_hidden_groups"], o["inner_group_num"])
     return replace(
         cfg,
-        layer_order=layer_order(o["num_hidden_layers"], o["num_hidden_groups"], o["inner_group_num"]),
+        layers=LayerPattern.uniform(cfg.layers[0], len(order), order),
         embedding=replace(cfg.embedding, size=o["embedding_size"], projection=True),
         sentence_head="sentence_order",
     )

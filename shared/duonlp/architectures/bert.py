@@ -20,6 +20,8 @@ from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
     LMHeadConfig,
     NormConfig,
     PoolingConfig,
@@ -86,7 +88,17 @@ def encoder_config(
     return TransformerConfig(
         model_type=model_type,
         hidden_size=o["hidden_size"],
-        layer_order=tuple(range(o["num_hidden_layers"])),
+        layers=LayerPattern.uniform(
+            LayerConfig(
+                AttentionConfig(
+                    num_heads=o["num_attention_heads"],
+                    head_dim=head_dim(o["hidden_size"], o["num_attention_heads"]),
+                    dropout=o["attention_probs_dropout_prob"],
+                ),
+                FeedForwardConfig(size=o["intermediate_size"], activation=act),
+            ),
+            o["num_hidden_layers"],
+        ),
         embedding=EmbeddingConfig(
             vocab_size=o["vocab_size"],
             size=o["hidden_size"],
@@ -95,12 +107,6 @@ def encoder_config(
             padding_id=common["pad_token_id"],
             dropout=o["hidden_dropout_prob"],
         ),
-        attention=AttentionConfig(
-            num_heads=o["num_attention_heads"],
-            head_dim=head_dim(o["hidden_size"], o["num_attention_heads"]),
-            dropout=o["attention_probs_dropout_prob"],
-        ),
-        feed_forward=FeedForwardConfig(size=o["intermediate_size"], activation=act),
         norm=NormConfig(epsilon=o["layer_norm_eps"]),
         lm_head=LMHeadConfig(transform=True, activation=act, bias=True, tied=o["tie_word_embeddings"]),
         pooler=pooler,

@@ -17,6 +17,8 @@ from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
     LMHeadConfig,
     NormConfig,
     PoolingConfig,
@@ -65,7 +67,13 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         model_type="distilbert",
         hidden_size=o["dim"],
-        layer_order=tuple(range(o["n_layers"])),
+        layers=LayerPattern.uniform(
+            LayerConfig(
+                AttentionConfig(o["n_heads"], head_dim(o["dim"], o["n_heads"]), dropout=o["attention_dropout"]),
+                FeedForwardConfig(size=o["hidden_dim"], activation=act),
+            ),
+            o["n_layers"],
+        ),
         embedding=EmbeddingConfig(
             vocab_size=o["vocab_size"],
             size=o["dim"],
@@ -74,10 +82,6 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
             padding_id=common["pad_token_id"],
             dropout=o["dropout"],
         ),
-        attention=AttentionConfig(
-            num_heads=o["n_heads"], head_dim=head_dim(o["dim"], o["n_heads"]), dropout=o["attention_dropout"]
-        ),
-        feed_forward=FeedForwardConfig(size=o["hidden_dim"], activation=act),
         norm=NormConfig(epsilon=1e-12),
         lm_head=LMHeadConfig(transform=True, activation=act, bias=True, tied=o["tie_word_embeddings"]),
         pooler=None,

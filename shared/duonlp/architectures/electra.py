@@ -24,7 +24,7 @@ DEFAULTS = bert.DEFAULTS | {
     "summary_activation": "gelu",
     "summary_last_dropout": 0.1,
 }
-SUMMARY_TOKENS = {"first": "first", "last": "last", "mean": "mean", "cls_index": "last"}
+SUMMARY_TOKENS = {"first": "first", "last": "last", "mean": "mean_with_padding", "cls_index": "last"}
 
 
 def heads(model_type: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
     summary = cfg.multiple_choice
     return bert.hf_config(cfg) | {
         "embedding_size": cfg.embedding.size,
-        "summary_type": summary.token,
+        "summary_type": {"mean_with_padding": "mean"}.get(summary.token, summary.token),
         "summary_use_proj": summary.dense,
         "summary_activation": summary.activation,
         "summary_last_dropout": summary.dropout,

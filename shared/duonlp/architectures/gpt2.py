@@ -17,6 +17,8 @@ from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
     LMHeadConfig,
     NormConfig,
     PoolingConfig,
@@ -69,7 +71,23 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         stack="decoder",
         causal=True,
         hidden_size=o["n_embd"],
-        layer_order=tuple(range(o["n_layer"])),
+        layers=LayerPattern.uniform(
+            LayerConfig(
+                AttentionConfig(
+                    num_heads=o["n_head"],
+                    head_dim=head_dim(o["n_embd"], o["n_head"]),
+                    dropout=o["attn_pdrop"],
+                    scale_by_head_dim=o["scale_attn_weights"],
+                    scale_by_layer=o["scale_attn_by_inverse_layer_idx"],
+                    float32_scores=o["reorder_and_upcast_attn"],
+                ),
+                FeedForwardConfig(
+                    size=4 * o["n_embd"] if o["n_inner"] is None else o["n_inner"],
+                    activation=activation_name(o["activation_function"]),
+                ),
+            ),
+            o["n_layer"],
+        ),
         embedding=EmbeddingConfig(
             vocab_size=o["vocab_size"],
             size=o["n_embd"],
@@ -77,18 +95,6 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
             token_types_from_words=True,
             norm=False,
             dropout=o["embd_pdrop"],
-        ),
-        attention=AttentionConfig(
-            num_heads=o["n_head"],
-            head_dim=head_dim(o["n_embd"], o["n_head"]),
-            dropout=o["attn_pdrop"],
-            scale_by_head_dim=o["scale_attn_weights"],
-            scale_by_layer=o["scale_attn_by_inverse_layer_idx"],
-            float32_scores=o["reorder_and_upcast_attn"],
-        ),
-        feed_forward=FeedForwardConfig(
-            size=4 * o["n_embd"] if o["n_inner"] is None else o["n_inner"],
-            activation=activation_name(o["activation_function"]),
         ),
         norm=NormConfig(epsilon=o["layer_norm_epsilon"], position="pre", final=True),
         lm_head=LMHeadConfig(tied=o["tie_word_embeddings"]),

@@ -1,6 +1,7 @@
 """T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): v1.0, and v1.1 and FLAN with gated
 feed-forward layers and an untied output."""
 
+from dataclasses import replace
 from typing import Any
 
 from duonlp.architectures._common import Weight, common_hf, embedding, linear, pop_common, pop_options
@@ -9,6 +10,8 @@ from duonlp.config import (
     DecoderConfig,
     EmbeddingConfig,
     FeedForwardConfig,
+    LayerConfig,
+    LayerPattern,
     LMHeadConfig,
     NormConfig,
     PoolingConfig,
@@ -85,10 +88,8 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         model_type="t5",
         hidden_size=o["d_model"],
-        layer_order=tuple(range(o["num_layers"])),
+        layers=LayerPattern.uniform(LayerConfig(attention, feed_forward), o["num_layers"]),
         embedding=words,
-        attention=attention,
-        feed_forward=feed_forward,
         norm=NormConfig(
             epsilon=o["layer_norm_epsilon"], rms=True, position="pre", final=True, final_dropout=o["dropout_rate"]
         ),
@@ -97,13 +98,10 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         classification=unused,
         multiple_choice=unused,
         decoder=DecoderConfig(
-            layer_order=tuple(range(layers)),
-            embedding=words,
-            attention=attention,
-            cross_attention=AttentionConfig(
-                o["num_heads"], o["d_kv"], bias=False, dropout=o["dropout_rate"], scale_by_head_dim=False
+            layers=LayerPattern.uniform(
+                LayerConfig(attention, feed_forward, replace(attention, relative_buckets=0)), layers
             ),
-            feed_forward=feed_forward,
+            embedding=words,
             start_token_id=o["decoder_start_token_id"],
         ),
         hidden_dropout=o["dropout_rate"],

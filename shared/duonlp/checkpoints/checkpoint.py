@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from duonlp import architectures
-from duonlp.architectures._common import BUFFERS, Weight
+from duonlp.architectures._common import BUFFERS, Part, Weight
 from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
@@ -121,7 +121,7 @@ class Source:
         parameter: Its shape and initializer.
         tensor: The stored tensor, or None to initialize the parameter.
         layout: Layout of the stored tensor, see ``Weight``.
-        part: ``(i, n)`` if the parameter is the i-th of n parts of the tensor along its last axis.
+        part: Place of the parameter in the tensor, see ``Weight``.
         seed: Seed of the initializer.
     """
 
@@ -129,23 +129,15 @@ class Source:
     parameter: Parameter
     tensor: StoredTensor | None = None
     layout: str = ""
-    part: tuple[int, int] = (0, 1)
+    part: Part | None = None
     seed: int = 0
 
     def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Return the values in the parameter's shape, possibly as a transposed view."""
         if self.tensor is None:
             return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
-        values = self.tensor.read()
-        i, n = self.part
-        if n > 1:
-            width = values.shape[-1] // n
-            values = values[..., i * width : (i + 1) * width]
-        if self.layout == "linear":
-            values = values.T
-        if self.layout == "row":
-            values = values[0]
-        return values.astype(dtype, copy=False)
+        values = our_layout(self.layout, self.tensor.read())
+        return (values if self.part is None else self.part.of(values)).astype(dtype, copy=False)
 
     def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows) pairs that cover the parameter.
@@ -407,13 +399,18 @@ def _of_head(row: Weight) -> bool:
 
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
-    shape = stored_shape(row.layout, parameter.shape)
-    return (*shape[:-1], shape[-1] * row.part[1])
+    return stored_shape(row.layout, parameter.shape, row.part)
 
 
-def stored_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a parameter of ``shape`` has in a checkpoint."""
+def stored_shape(layout: str, shape: tuple[int, ...], part: Part | None = None) -> tuple[int, ...]:
+    """Return the shape in a checkpoint of a parameter of ``shape``, or of the tensor that it is a part of."""
+    shape = shape if part is None else part.whole_shape(shape)
     return shape[::-1] if layout == "linear" else (1, *shape) if layout == "row" else shape
+
+
+def our_layout(layout: str, stored: np.ndarray) -> np.ndarray:
+    """Return a stored tensor in the layout of our parameters, as a view."""
+    return stored.T if layout == "linear" else stored[0] if layout == "row" else stored
 
 
 def _list_names(names: list[str], limit: int = 8) -> str:

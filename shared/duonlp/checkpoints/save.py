@@ -96,11 +96,11 @@ def _to_write(
                 groups.setdefault(name.removeprefix(prefix), []).append(row)
     out = []
     for name, rows in groups.items():
-        rows = sorted(rows, key=lambda row: row.part[0])
+        rows = sorted(rows, key=lambda row: 0 if row.part is None else row.part.index)
         path = rows[0].path
         assert path is not None
-        shape = stored_shape(rows[0].layout, spec[path].shape)
-        out.append(TensorToWrite(name, (*shape[:-1], shape[-1] * len(rows)), dtype, _value(rows, read)))
+        shape = stored_shape(rows[0].layout, spec[path].shape, rows[0].part)
+        out.append(TensorToWrite(name, shape, dtype, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in FIXED:
             table = fixed_table(FIXED[row.layout](cfg))
@@ -117,12 +117,9 @@ FIXED: dict[str, Callable[[Any], EmbeddingConfig]] = {
 
 def _value(rows: Sequence[Weight], read: Callable[[Any], np.ndarray]) -> Callable[[], np.ndarray]:
     def value() -> np.ndarray:
-        parts = [read(row.path) for row in rows]
-        if rows[0].layout == "linear":
-            parts = [part.T for part in parts]
-        if rows[0].layout == "row":
-            parts = [part[None] for part in parts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        values, layout, part = [read(row.path) for row in rows], rows[0].layout, rows[0].part
+        whole = values[0] if part is None else part.join(values)
+        return whole.T if layout == "linear" else whole[None] if layout == "row" else whole
 
     return value
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from duonlp.config import TransformerConfig
+from duonlp.config import AttentionConfig, TransformerConfig
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations, uniform_map
 from duonlp.errors import InputError
 from duonlp.heads import BY_PROBLEM_TYPE, HEADS, outputs_of
@@ -200,27 +200,40 @@ def _check_inner_losses(
         raise InputError("one of the models is an encoder-decoder and the other is not; leave out `losses`")
     student_stack, teacher_stack = student.as_decoder(), teacher.as_decoder()
     for loss in distillation.losses:
-        loss.pairs(student_stack.num_layers, teacher_stack.num_layers)
-        num_heads = student_stack.attention.num_heads, teacher_stack.attention.num_heads
-        if isinstance(loss, Attentions) and num_heads[0] != num_heads[1]:
+        pairs = loss.pairs(student_stack.num_layers, teacher_stack.num_layers)
+        if isinstance(loss, HiddenStates):
+            continue
+        if isinstance(loss, Relations) and student.decoder is not None:
             raise InputError(
-                f"the student has {num_heads[0]} attention heads and the teacher {num_heads[1]}, so their attentions cannot be "
-                "compared; use a relations loss, which works with any number of heads"
+                f"a relations loss does not support encoder-decoders such as {student.model_type}; use hidden_states or "
+                "attentions"
             )
-        if isinstance(loss, Relations):
-            if student.decoder is not None:
+        for i, j in pairs:
+            attentions = student_stack.layers[i].attention, teacher_stack.layers[j].attention
+            num_heads = attentions[0].num_heads, attentions[1].num_heads
+            if isinstance(loss, Relations):
+                _check_relation_heads(loss, *attentions)
+            elif num_heads[0] != num_heads[1]:
                 raise InputError(
-                    f"a relations loss does not support encoder-decoders such as {student.model_type}; use hidden_states or "
-                    "attentions"
+                    f"the student has {num_heads[0]} attention heads and the teacher {num_heads[1]}, so their attentions "
+                    "cannot be compared; use a relations loss, which works with any number of heads"
                 )
-            relation_heads = num_heads[1] if loss.heads is None else loss.heads
-            for whose, config in (("student", student_stack), ("teacher", teacher_stack)):
-                width = config.attention.num_heads * config.attention.head_dim
-                if width % relation_heads:
-                    raise InputError(
-                        f"{relation_heads} relation heads do not divide the {whose}'s width of {width}; set heads of the "
-                        "relations loss to a number that divides both widths"
-                    )
+
+
+def relation_heads(loss: Relations, teacher: AttentionConfig) -> int:
+    """Return the number of relation heads of a loss: as set, or the teacher's attention heads."""
+    return teacher.num_heads if loss.heads is None else loss.heads
+
+
+def _check_relation_heads(loss: Relations, student: AttentionConfig, teacher: AttentionConfig) -> None:
+    heads = relation_heads(loss, teacher)
+    for whose, config in (("student", student), ("teacher", teacher)):
+        for width in {config.size if name == "query" else config.kv_size for name in loss.of}:
+            if width % heads:
+                raise InputError(
+                    f"{heads} relation heads do not divide the {whose}'s width of {width}; set heads of the "
+                    "relations loss to a number that divides both widths"
+                )
 
 
 def _check_vocabulary_sizes(student: TransformerConfig, teacher: TransformerConfig) -> None:

@@ -99,15 +99,14 @@ def student_config(
             shared weights cannot be expressed in the family's config.json.
     """
     steps = {config.stack: choose_layers(config.num_layers, num_layers, layers)}
-    new = replace(config, layer_order=_renumber(config.layer_order, steps[config.stack]))
+    new = replace(config, layers=config.layers.select(steps[config.stack]))
     if config.decoder is not None:
-        total = len(config.decoder.layer_order)
+        total = config.decoder.num_layers
         if decoder_layers is None or isinstance(decoder_layers, (int, np.integer)):
             steps["decoder"] = choose_layers(total, decoder_layers, what="decoder_layers")
         else:
             steps["decoder"] = choose_layers(total, layers=decoder_layers, what="decoder_layers")
-        order = _renumber(config.decoder.layer_order, steps["decoder"])
-        new = replace(new, decoder=replace(config.decoder, layer_order=order))
+        new = replace(new, decoder=replace(config.decoder, layers=config.decoder.layers.select(steps["decoder"])))
     elif decoder_layers is not None:
         raise InputError(
             f"decoder_layers is {decoder_layers!r}, but {config.model_type} has one stack of layers; use num_layers or layers"
@@ -121,13 +120,12 @@ def student_config(
             f"this {config.model_type} applies its layer weights in the order {list(config.layer_order)}, and config.json cannot "
             f"express the order {list(new.layer_order)} that layers {list(steps[config.stack])} give; choose other layers"
         )
+    if restored.layers != new.layers:
+        raise InputError(
+            f"the layers of this {config.model_type} differ, and its config.json cannot express a model of layers "
+            f"{list(steps[config.stack])}; choose others, with the first layer among them"
+        )
     return Student(new, config, steps)
-
-
-def _renumber(order: Sequence[int], steps: Sequence[int]) -> tuple[int, ...]:
-    """Return which weights the remaining layers apply, numbered without gaps."""
-    used = list(dict.fromkeys(order[step] for step in steps))
-    return tuple(used.index(order[step]) for step in steps)
 
 
 def source_path(path: str, student: Student) -> tuple[str, float]:
@@ -144,7 +142,7 @@ def source_path(path: str, student: Student) -> tuple[str, float]:
     student_step = new.layer_order.index(number)
     teacher_step = student.steps[stack][student_step]
     factor = 1.0
-    if old.attention.scale_by_layer and rest.startswith("attention/query/"):
+    if old.layers[teacher_step].attention.scale_by_layer and rest.startswith("attention/query/"):
         factor = (student_step + 1) / (teacher_step + 1)
     return f"{stack}/layer_{old.layer_order[teacher_step]}/{rest}", factor
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from duonlp.distillation.pair import head_kind, projection_name, term_names
+from duonlp.distillation.pair import head_kind, projection_name, relation_heads, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, InnerLoss, Pairs
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, NO_POSITION, ROW_MASK, Output, are_class_ids, outputs_of
@@ -123,7 +123,6 @@ def _compared_states(
         for i, j in pairs:
             yield function, (maps[0][i], maps[1][j]), ()
     else:
-        heads = teacher.config.attention.num_heads if loss.heads is None else loss.heads
         states = (
             _inner_outputs(student, student_outputs, "hidden_states"),
             _inner_outputs(teacher, teacher_outputs, "hidden_states"),
@@ -132,6 +131,7 @@ def _compared_states(
             student_vectors = losses.queries_keys_values(student, states[0], i)
             teacher_vectors = losses.queries_keys_values(teacher, states[1], j)
             for name in loss.of:
+                heads = relation_heads(loss, teacher.config.layers[j].attention)
                 yield losses.relation_kl_sum, (student_vectors[name], teacher_vectors[name]), (heads,)
 
 

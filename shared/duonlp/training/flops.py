@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from duonlp.config import TransformerConfig
+from duonlp.config import AttentionConfig, TransformerConfig
 from duonlp.errors import InputError
 
 
@@ -17,8 +17,8 @@ from duonlp.errors import InputError
 class TokenFlops:
     """Forward FLOPs per token by component, and their sums.
 
-    Attention scores and values count as if each token attended to the whole sequence, as in PaLM's appendix B and in dense
-    kernels; the `_causal` sums count half of that.
+    Attention scores and values count as if each token attended to the whole sequence, or to its whole window, as in PaLM's
+    appendix B; the `_causal` sums count half of that.
 
     Attributes:
         embedding: Projection of narrow embeddings to the hidden size (ALBERT, ELECTRA).
@@ -78,19 +78,27 @@ def token_flops(config: TransformerConfig, sequence_length: int) -> TokenFlops:
         raise InputError(
             f"sequence_length is {sequence_length}; it must be from 1 to {config.max_length}, the model's maximum"
         )
-    hidden, layers, table = config.hidden_size, config.num_layers, config.embedding
-    width = config.attention.num_heads * config.attention.head_dim
-    matrices = 3 if config.feed_forward.gated else 2  # the gate is a third matrix
+    hidden, table = config.hidden_size, config.embedding
+    attentions, blocks = zip(*((layer.attention, layer.feed_forward) for layer in config.layers))
+    scores = sum(2 * c.size * _reach(c, sequence_length, config.causal) for c in attentions)
     head_size = table.size if config.lm_head.transform else hidden
     transform = hidden * table.size if config.lm_head.transform else 0
     return TokenFlops(
         embedding=2 * table.size * hidden if table.projection else 0,
-        projections=2 * layers * 4 * hidden * width,
-        scores=2 * layers * sequence_length * width,
-        values=2 * layers * sequence_length * width,
-        feed_forward=2 * layers * matrices * hidden * config.feed_forward.size,
+        projections=sum(2 * hidden * 2 * (c.size + c.kv_size) for c in attentions),
+        scores=scores,
+        values=scores,
+        feed_forward=sum(
+            2 * (3 if block.gated else 2) * hidden * block.size for block in blocks
+        ),  # the gate is the third
         head=2 * (transform + head_size * table.vocab_size),
     )
+
+
+def _reach(attention: AttentionConfig, length: int, causal: bool) -> int:
+    """Return the number of keys that a token attends to, causal masks aside."""
+    window = attention.window
+    return length if window is None else min(length, window if causal else 2 * window - 1)
 
 
 @dataclass(frozen=True)
@@ -146,18 +154,18 @@ def pair_flops(config: TransformerConfig, source_length: int, target_length: int
     if config.decoder is None:
         raise InputError(f"{config.model_type} is not an encoder-decoder; use token_flops")
     decoder, hidden = config.as_decoder(), config.hidden_size
-    layers, cross = decoder.num_layers, config.decoder.cross_attention
-    inner = cross.num_heads * cross.head_dim
+    cross = [layer.cross_attention for layer in decoder.layers if layer.cross_attention is not None]
+    queries, keys = sum(c.size for c in cross), sum(c.kv_size for c in cross)
     source, target = token_flops(config, source_length), token_flops(decoder, target_length)
     return PairFlops(
         source_length,
         target_length,
-        source=replace(source, projections=source.projections + 2 * layers * 2 * hidden * inner, head=0),
+        source=replace(source, projections=source.projections + 2 * 2 * hidden * keys, head=0),
         target=replace(
             target,
-            projections=target.projections + 2 * layers * 2 * hidden * inner,
-            scores=target.scores + 2 * layers * source_length * inner,
-            values=target.values + 2 * layers * source_length * inner,
+            projections=target.projections + 2 * 2 * hidden * queries,
+            scores=target.scores + 2 * source_length * queries,
+            values=target.values + 2 * source_length * queries,
         ),
         self_attention=target.scores + target.values,
     )
@@ -190,11 +198,10 @@ def palm_flops(num_parameters: int, config: TransformerConfig, sequence_length: 
 
     Args:
         num_parameters: N, the number of all parameters.
-        config: Configuration with L layers of H heads of width Q.
+        config: Configuration with L layers of H heads of width Q, which may differ between layers.
         sequence_length: T, tokens per sequence.
     """
-    attention = config.attention
-    return 6 * num_parameters + 12 * config.num_layers * attention.num_heads * attention.head_dim * sequence_length
+    return 6 * num_parameters + 12 * sum(layer.attention.size for layer in config.layers) * sequence_length
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, peak: float) -> float:

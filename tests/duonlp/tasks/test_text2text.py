@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from duonlp.architectures import config_from_hf
-from duonlp.config import DecoderConfig
+from duonlp.config import DecoderConfig, LayerConfig, LayerPattern
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.pipelines.loader import load_pipeline
@@ -31,7 +31,8 @@ def model_config(vocab_size: int, positions: int = 256, decoder_positions: int =
     })  # fmt: skip
     c = config
     embedding = replace(c.embedding, max_positions=decoder_positions, type_vocab_size=0)
-    decoder = DecoderConfig((0,), embedding, c.attention, c.attention, c.feed_forward, start_token_id=recorded.START)
+    layer = LayerConfig(c.attention, c.feed_forward, cross_attention=c.attention)
+    decoder = DecoderConfig(LayerPattern.uniform(layer, 1), embedding, start_token_id=recorded.START)
     return config.replace(
         decoder=decoder, pad_token_id=recorded.PAD, eos_token_id=recorded.END, bos_token_id=None, extra=extra
     )

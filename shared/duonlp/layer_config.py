@@ -1,0 +1,276 @@
+"""The layers of a stack described as data: norms, rotary positions, attention, feed-forward, and how layers repeat.
+
+They are exported by :mod:`duonlp.config`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from duonlp.errors import ConfigError
+
+PLACEMENTS = ("pre", "post", "both", "none")
+"""Places of a layer's norms: before each block (GPT-2), after each residual sum (BERT), before each block and on its output
+(Gemma 2), or nowhere."""
+
+SCALINGS = ("linear", "dynamic", "yarn", "llama3", "longrope")
+"""Kinds of rotary scaling, by their Transformers names."""
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Kind, placement and epsilon of the norms."""
+
+    epsilon: float = 1e-12
+    rms: bool = False  # RMSNorm: no mean, no bias (Zhang and Sennrich 2019)
+    bias: bool = True  # of a LayerNorm
+    unit_offset: bool = False  # an RMSNorm multiplies by 1 + scale, and the scale starts at 0 (Gemma)
+    position: str = "post"  # one of PLACEMENTS
+    final: bool = False  # one more norm after the last layer
+    final_dropout: float = 0.0  # after the final norm
+
+    def __post_init__(self):
+        if self.position not in PLACEMENTS:
+            raise ConfigError(f"norm position {self.position!r} is unknown; use one of {', '.join(PLACEMENTS)}")
+        if self.unit_offset and not self.rms:
+            raise ConfigError("unit_offset=True needs rms=True; a LayerNorm has no unit offset")
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies change for contexts longer than those of pretraining; fields as in Transformers' rope_parameters.
+
+    None leaves a field to the default of its kind.
+    """
+
+    kind: str  # one of SCALINGS
+    factor: float = 1.0
+    original_max_positions: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+    def __post_init__(self):
+        if self.kind not in SCALINGS:
+            raise ConfigError(f"rotary scaling {self.kind!r} is unknown; use one of {', '.join(SCALINGS)}")
+
+
+@dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary position embedding of queries and keys (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+
+    size: int  # rotated dimensions of each head; the others are left alone
+    base: float = 10_000.0
+    scaling: RotaryScaling | None = None
+    interleaved: bool = False  # rotate neighbors (0, 1), (2, 3), ... (GPT-J) instead of the two halves (GPT-NeoX)
+    max_positions: int | None = None  # of the model, which some scalings depend on
+
+    def __post_init__(self):
+        if self.size < 2 or self.size % 2:
+            raise ConfigError(f"{self.size} rotary dimensions cannot be rotated in pairs; use an even number from 2")
+        if not self.base > 0:
+            raise ConfigError(f"the rotary base is {self.base}; use a positive number")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head dot-product attention."""
+
+    num_heads: int
+    head_dim: int
+    bias: bool = True  # of the four projections; the next four fields override it
+    query_bias: bool | None = None
+    key_bias: bool | None = None
+    value_bias: bool | None = None
+    output_bias: bool | None = None
+    num_kv_heads: int | None = None  # heads of keys and values, each shared by as many queries; None: num_heads
+    dropout: float = 0.0  # on the attention probabilities
+    output_dropout: float = 0.0  # on the output, besides the model's hidden_dropout (ModernBERT)
+    scale_by_head_dim: bool = True  # divide scores by sqrt(head_dim)
+    scale_by_layer: bool = False  # divide scores by (layer index + 1): GPT-2's scale_attn_by_inverse_layer_idx
+    float32_scores: bool = False  # multiply queries and keys in float32: GPT-2's reorder_and_upcast_attn
+    qk_norm: NormConfig | None = None  # norm of queries and keys, before they are rotated
+    qk_norm_over_heads: bool = False  # it spans all heads (OLMo 2) instead of each head alone (Qwen 3, Gemma 3)
+    softcap: float | None = None  # scores become softcap * tanh(scores / softcap) (Gemma 2)
+    window: int | None = None  # attend to keys less than this far away: backward if causal, else both ways
+    rotary: RotaryConfig | None = None
+    relative_buckets: int = 0  # distance buckets of the score bias, shared by all layers (T5); 0: no relative bias
+    relative_max_distance: int = 128  # distances from here on share the last bucket
+
+    def __post_init__(self):
+        if self.num_heads < 1 or self.head_dim < 1:
+            raise ConfigError(f"attention has {self.num_heads} heads of width {self.head_dim}; use positive numbers")
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"{self.num_heads} attention heads cannot share {self.kv_heads} key-value heads evenly; use a number that "
+                f"divides {self.num_heads}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"the attention window is {self.window}; use at least 1 (only the token itself), or None")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ConfigError(f"the softcap of attention scores is {self.softcap}; use a positive number, or None")
+        if self.rotary is not None and self.rotary.size > self.head_dim:
+            raise ConfigError(f"{self.rotary.size} rotary dimensions do not fit into heads of width {self.head_dim}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key-value heads."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def size(self) -> int:
+        """Width of the queries of all heads, and of the input of the output projection."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the keys, and of the values, of all heads."""
+        return self.kv_heads * self.head_dim
+
+    def has_bias(self, name: str) -> bool:
+        """Return whether a projection ("query", "key", "value" or "output") has a bias."""
+        own = getattr(self, f"{name}_bias")
+        return self.bias if own is None else own
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """Position-wise feed-forward layer: hidden -> size -> hidden."""
+
+    size: int
+    activation: str = "gelu"
+    bias: bool = True
+    gated: bool = False  # activation(x @ gate) * (x @ up), then down
+    dropout: float = 0.0  # before the down projection
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One transformer layer: attention, cross-attention in a decoder with an encoder, and feed-forward."""
+
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    cross_attention: AttentionConfig | None = None
+    norm: NormConfig | None = None  # kind and placement of the layer's norms; None: the model's
+    attention_norm: bool = True  # False leaves out attention's norm (ModernBERT's first layer)
+    feed_forward_norm: bool = True  # False leaves out the feed-forward block's
+    # Both blocks read the layer's input, and the layer adds their sum to it. Without a norm of its own, the feed-forward
+    # block reads attention's normed input (GPT-J, Phi).
+    parallel: bool = False
+
+    def __post_init__(self):
+        if self.parallel and self.cross_attention is not None:
+            raise ConfigError("a layer with parallel=True has no cross-attention; leave out one of them")
+
+
+@dataclass(frozen=True)
+class LayerPattern:
+    """The layers of a stack: a prefix, then a period that repeats until the depth is reached.
+
+    ``pattern[i]`` is the LayerConfig of step i; :meth:`of` finds the shortest pattern of a list of layers.
+    """
+
+    prefix: tuple[LayerConfig, ...]
+    period: tuple[LayerConfig, ...]
+    depth: int  # number of layers an input passes through
+    order: tuple[int, ...] | None = None  # weights used at each depth; None: each layer has its own
+
+    def __post_init__(self):
+        length = len(self.prefix) + len(self.period)
+        if not self.period or self.depth < 1:
+            raise ConfigError(
+                f"a stack has {self.depth} layers and a period of {len(self.period)}; both must be at least 1"
+            )
+        if length > self.depth:
+            raise ConfigError(
+                f"the layer pattern has {length} layers ({len(self.prefix)} of the prefix and {len(self.period)} of the "
+                f"period), more than the depth, {self.depth}; shorten it or use more layers"
+            )
+        if self.order is not None and (
+            len(self.order) != self.depth or sorted(set(self.order)) != list(range(max(self.order) + 1))
+        ):
+            raise ConfigError(
+                f"layer_order is {list(self.order)}; it needs one number for each of the {self.depth} layers, counted from 0 "
+                "without gaps"
+            )
+        if not self.shared:
+            object.__setattr__(self, "order", None)  # so that equal patterns compare equal
+        elif length > 1:
+            raise ConfigError(f"layers that share weights must all be alike; this pattern has {length} layers")
+
+    @classmethod
+    def uniform(cls, layer: LayerConfig, depth: int, order: tuple[int, ...] | None = None) -> "LayerPattern":
+        """Return the pattern of layers that are all alike."""
+        return cls((), (layer,), depth, order)
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerConfig]) -> "LayerPattern":
+        """Return the shortest pattern that describes a list of layers, one per step.
+
+        Raises:
+            ConfigError: The list is empty.
+        """
+        depth = len(layers)
+        for length in range(1, depth + 1):
+            for prefix in range(length):
+                period = length - prefix
+                if all(layers[i] == layers[i - period] for i in range(length, depth)):
+                    return cls(tuple(layers[:prefix]), tuple(layers[prefix:length]), depth)
+        raise ConfigError("a stack needs at least one layer")
+
+    def __len__(self) -> int:
+        return self.depth
+
+    def __getitem__(self, step: int) -> LayerConfig:
+        if not -self.depth <= step < self.depth:
+            raise IndexError(f"layer {step} of {self.depth}")
+        step %= self.depth
+        start = len(self.prefix)
+        return self.prefix[step] if step < start else self.period[(step - start) % len(self.period)]
+
+    def __iter__(self) -> Iterator[LayerConfig]:
+        return (self[step] for step in range(self.depth))
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """Index of the weights that each step uses."""
+        return tuple(range(self.depth)) if self.order is None else self.order
+
+    @property
+    def shared(self) -> bool:
+        """Whether any steps share weights, or use them out of order."""
+        return self.layer_order != tuple(range(self.depth))
+
+    @property
+    def weights(self) -> tuple[LayerConfig, ...]:
+        """Configuration of each set of layer weights; fewer than the steps where layers share weights."""
+        order = self.layer_order
+        return tuple(self[order.index(i)] for i in range(max(order) + 1))
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The distinct attention windows, in order of appearance; None is unlimited attention."""
+        return tuple(dict.fromkeys(layer.attention.window for layer in self))
+
+    @property
+    def rotaries(self) -> tuple[RotaryConfig, ...]:
+        """The distinct rotary position embeddings, in order of appearance."""
+        return tuple(dict.fromkeys(c.rotary for c in (layer.attention for layer in self) if c.rotary is not None))
+
+    def map(self, change: Callable[[LayerConfig], LayerConfig]) -> "LayerPattern":
+        """Return the pattern with a function applied to every layer."""
+        return replace(self, prefix=tuple(map(change, self.prefix)), period=tuple(map(change, self.period)))
+
+    def select(self, steps: Sequence[int]) -> "LayerPattern":
+        """Return the pattern of some of the steps, in the given order; layers that share weights keep sharing them."""
+        order = tuple(self.layer_order[step] for step in steps)
+        used = list(dict.fromkeys(order))
+        renumbered = tuple(used.index(i) for i in order)
+        pattern = LayerPattern.of([self[step] for step in steps])
+        return pattern if renumbered == tuple(range(len(steps))) else replace(pattern, order=renumbered)
