@@ -99,8 +99,7 @@ class DistillationLoss(Objective):
         if self.teacher is not None and f"{TEACHER}input_ids" in batch:
             config = self.teacher.config
             check_inputs(config, model.head, model_inputs(config, batch, as_teacher=True))
-        labels = {name: batch[name] for name in model.labels if name in batch}
-        check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
+        super().check(model, batch)
 
 
 DistillPlan = Plan
@@ -143,8 +142,8 @@ def distill_plan(
         teacher: A jaxnlp model or LazyModel with the same head, or None if the batches have its logits; it is not changed.
         distillation: Settings of the distillation; the defaults if None.
         config: Settings of the run; the defaults if None.
-        mesh: Mesh over which gradients are sharded like the parameters; None for no sharding constraints.
-        student_tokenizer: Tokenizer of the student, see duonlp.distillation.check_pair.
+        mesh: Mesh of the parameters; None for no sharding constraints.
+        student_tokenizer: See duonlp.distillation.check_pair, like ``teacher_tokenizer``.
         teacher_tokenizer: Tokenizer of the teacher.
         own_inputs: Whether batches hold separate inputs for the teacher (``teacher_input_ids``).
 
@@ -166,8 +165,8 @@ def _plan(
 ) -> tuple[DistillPlan, Params]:  # fmt: skip
     """Return the plan of :func:`distill_plan`, and the projections: {} or {PROJECTIONS: ...}."""
     order, projections, prepared = None, {}, None
-    names, d = ("output_hidden_states", "output_attentions"), distillation
-    options = dict(zip(names, (d.needs_hidden_states, d.needs_attentions), strict=True))
+    d = distillation
+    options = {"output_hidden_states": d.needs_hidden_states, "output_attentions": d.needs_attentions}
     if teacher is not None:
         order = check_pair(
             student.config, teacher.config, student_tokenizer, teacher_tokenizer, distillation=d,
@@ -244,16 +243,10 @@ def distill(
             ``distillation.losses``; with ``teacher_input_ids``, ... it reads these.
         config: Settings of the run; the defaults of FitConfig if None.
         distillation: Settings of the distillation; the defaults of Distillation if None.
-        folder: Folder of the run, as for fit.
-        validation: Validation batches, as for fit.
-        evaluate: ``(model) -> {name: number}``, as for fit.
-        on_evaluation: Called after each evaluation, as for fit.
+        folder: As for fit, like the arguments that are not listed here.
         tokenizer: Tokenizer of the student, saved with the best model.
         teacher_tokenizer: Tokenizer of the teacher. It must have the same vocabulary, unless batches hold separate inputs
             for the teacher.
-        mesh: Device mesh; by default ``config.mesh`` over all devices.
-        data: What identifies the data in run.json, as for fit.
-        log: Options of MetricsLog, as for fit.
 
     Returns:
         A FitResult, whose model is the student.

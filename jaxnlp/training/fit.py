@@ -75,24 +75,13 @@ def fit(
 
 def train(
     step: Step, model: Any, batches: BatchStream, config: FitConfig, folder: str | Path | None, *,
-    validation: BatchStream | None, evaluate: Callable[[Any], Mapping[str, float]] | None,
-    on_evaluation: Callable[[int, Mapping[str, float]], None] | None, tokenizer: Tokenizer | None,
+    validation: BatchStream | None, evaluate: Callable | None, on_evaluation: Callable | None, tokenizer: Tokenizer | None,
     data: Mapping[str, Any] | None, log: Mapping[str, Any] | None, description: Mapping[str, Any] | None = None,
 ) -> FitResult:  # fmt: skip
     """Run the loop of :func:`fit`, which documents the arguments and errors, over a given step.
 
     Args:
-        step: Optimizer step.
-        model: Model that is saved, evaluated and returned; it is not changed.
-        batches: Training batches.
-        config: Settings of the run.
-        folder: Folder of the run, or None.
-        validation: Validation batches, or None.
-        evaluate: Further metrics, or None.
-        on_evaluation: Called after each evaluation, or None.
-        tokenizer: Tokenizer to save with the best model, or None.
-        data: What identifies the data, or None.
-        log: Options of MetricsLog, or None.
+        step: Optimizer step of the model, which is evaluated, saved and returned with the trained parameters.
         description: Further entries of run.json that must be the same to resume the run.
     """
     total = total_steps(batches, config, validation, evaluate, any_layout=True)
@@ -108,11 +97,10 @@ def train(
     about["data"] = stream.describe() if data is None else dict(data)
     loop = Loop(step, stream, config, total, evaluation=evaluation)
     loop.run(folder, about, lambda resumed: fit_log(folder, total, resumed, log))
-    progress, result = loop.progress, None
-    if best.value is not None and best.step is not None:
-        result = {"value": best.value, "step": best.step}
+    done, trained = loop.progress, with_parameters(step, model, step.model_parameters(loop.state["params"]))
+    result = None if best.value is None or best.step is None else {"value": best.value, "step": best.step}
     return FitResult(
-        with_parameters(step, model, step.model_parameters(loop.state["params"])), progress["step"], progress["count"],
-        progress["seconds"], progress["loss"], [] if evaluation is None else evaluation.history, result,
+        trained, done["step"], done["count"], done["seconds"], done["loss"],
+        [] if evaluation is None else evaluation.history, result,
         None if folder is None or result is None else folder / BEST, best.out_of_patience, loop.preempted,
     )  # fmt: skip

@@ -56,10 +56,8 @@ class Evaluation:
         model: Model or LazyModel that the parameters belong to.
         batches: Returns the batches to compute the "loss" on, or None.
         evaluate: ``(model) -> {name: number}``, called in process 0 alone; or None.
-        on_evaluation: Called in every process with the steps done and the metrics after each evaluation; or None.
-        best: Tracker of the best evaluation; None if no model is saved.
-        folder: Folder of the run, or None.
-        tokenizer: Tokenizer to save with the best model.
+        on_evaluation: Called in every process with the steps done and the metrics; or None.
+        best: Tracker of the best evaluation, whose model is saved with the tokenizer in the folder; or None.
         labels: Further entries of the log records.
         history: Metrics of each evaluation, with its "step".
     """
@@ -87,9 +85,9 @@ class Evaluation:
         if self.batches is not None:
             metrics |= self.step.evaluate(state["params"], self.batches())
         # Gathering the model takes part of every process, using it does not.
-        params = None if self.evaluate is None else self.step.model_parameters(state["params"])
-        if self.evaluate is not None and params is not None:
-            evaluate = self.evaluate
+        params, evaluate = None, self.evaluate
+        if evaluate is not None:
+            params = self.step.model_parameters(state["params"])
             metrics |= run_on_main(lambda: {name: float(value) for name, value in evaluate(self._with(params)).items()})
         self.history.append({"step": number, **metrics})
         log.evaluation({**self.labels, **self.history[-1]})
@@ -100,29 +98,21 @@ class Evaluation:
         if self.on_evaluation is not None:
             self.on_evaluation(number, metrics)
 
-    def _with(self, params: Params) -> Any:
+    def _with(self, params: Params | None) -> Any:
         return with_parameters(self.step, self.model, params)
 
 
-def with_parameters(step: Step, model: Any, params: Params) -> Any:
+def with_parameters(step: Step, model: Any, params: Any) -> Any:
     """Return a model or LazyModel as a model with other parameters, from :meth:`Step.model_parameters`."""
-    if isinstance(model, LazyModel):
-        return step.trainable.model(params)
-    return update(model, params)
+    return step.trainable.model(params) if isinstance(model, LazyModel) else update(model, params)
 
 
 class Loop:
-    """The training loop.
-
-    Args:
-        step: Optimizer step.
-        stream: Batches to train on.
-        config: Settings of the run.
-        total: Optimizer steps of the run.
-        evaluation: Evaluation during training, or None.
-        always_saves: Whether the last step is always saved, even if ``config.save_every`` is 0.
+    """The training loop: a step over a stream of batches, with an evaluation or None.
 
     Attributes:
+        total: Optimizer steps of the run.
+        always_saves: Whether the last step is saved even if ``config.save_every`` is 0.
         state: Last state.
         progress: How far the run is.
         preempted: Whether the run was asked to stop.
@@ -159,9 +149,8 @@ class Loop:
             CheckpointError: A checkpoint cannot be read or written.
         """
         with ExitStack() as stack:
-            checkpoints = None
-            if folder is not None:
-                checkpoints = stack.enter_context(Checkpoints(folder, self.config, description))
+            run = None if folder is None else Checkpoints(folder, self.config, description)
+            checkpoints = None if run is None else stack.enter_context(run)
             self._restore_or_init(checkpoints)
             resumed = self.progress["step"] if checkpoints is not None and checkpoints.resumes else None
             log = stack.enter_context(NullLog() if folder is None or not is_main() else make_log(resumed))
@@ -180,15 +169,13 @@ class Loop:
             if self.best is not None and self.progress["best"] is not None:
                 self.best.restore(self.progress["best"])
         else:
-            self.state = self.step.init_state()
-            self.progress = Progress(
-                step=0, count=0, seconds=0.0, loss=math.nan, position=self.stream.start, best=None
-            )  # fmt: skip
+            self.state, start = self.step.init_state(), self.stream.start
+            self.progress = Progress(step=0, count=0, seconds=0.0, loss=math.nan, position=start, best=None)
 
     def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
         config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
         pending = _PendingSteps(log, progress["loss"])
-        on_cpu = self.step.mesh.devices.flat[0].platform == "cpu"
+        on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
         clock = time.perf_counter() - progress["seconds"]
         is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
         for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
@@ -197,8 +184,9 @@ class Loop:
             self.state, metrics = self.step(self.state, self.step.put(read.batch), rate)
             number = progress["step"] + 1
             if on_cpu:
-                # One step at a time: collectives of several steps in flight can deadlock over the threads of the host.
-                jax.block_until_ready(metrics)
+                # One step in flight. Not even one over several devices: collectives can deadlock over the host's threads.
+                jax.block_until_ready(previous if self.step.mesh.size == 1 else metrics)
+            previous = metrics
             if number == 1 and config.seconds is not None:
                 jax.block_until_ready(metrics)
                 clock = time.perf_counter()  # the first step, which compiles, is not counted
@@ -208,11 +196,11 @@ class Loop:
             record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
             pending.add(record | {"progress": self._share()}, metrics)
             last, self.preempted = self._share() >= 1, preemption.requested(number)
-            evaluates = self.evaluation is not None and fit_event_due(
-                config.evaluate_every, number, read.ends_epoch, last
+            evaluates, saves = (
+                fit_event_due(every, number, read.ends_epoch, last)
+                for every in (config.evaluate_every, config.save_every)
             )
-            saves = fit_event_due(config.save_every, number, read.ends_epoch, last) or self.preempted
-            saves = saves or (last and self.always_saves)
+            saves = saves or self.preempted or (last and self.always_saves)
             if due(number, config.log_every, number if last else None) or evaluates or saves or last:
                 progress["loss"] = pending.write()  # raises before a non-finite state is evaluated or saved
             held_out_loss = None

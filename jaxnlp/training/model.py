@@ -57,10 +57,6 @@ class LazyModel:
         config: Configuration of the model.
         head: Name of its head.
         plan: One source per parameter.
-
-    Attributes:
-        config: Configuration of the model.
-        head: Name of its head.
     """
 
     def __init__(self, config: TransformerConfig, head: str, plan: Iterable[Source]):
@@ -173,17 +169,8 @@ class TrainingStack(nnx.Module):
     ) -> StackOutput:  # fmt: skip
         """Run the layers as Stack does, without a cache.
 
-        Args:
-            hidden_states: [B, T, D].
-            bias: Attention biases, as of Stack.
-            position_ids: As of Stack.
-            cache: Ignored.
-            cache_index: Ignored.
-            rngs: With the stream "dropout"; None for no dropout.
-            source: Of an encoder-decoder: the encoder's output [B, S, D] and its attention bias.
-
-        Returns:
-            The results of Stack; lists are empty unless they are among the outputs, and the cache is None.
+        Args and results are those of Stack, except that ``source`` is an encoder's output [B, S, D] and its attention bias,
+        and that lists are empty unless they are among the outputs.
         """
         key = None if rngs is None else rngs.dropout()
         pattern = self.config.layers
@@ -218,12 +205,7 @@ class TrainingStack(nnx.Module):
     def _scan(
         self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array
     ) -> tuple[jax.Array, list[LayerOutputs]]:
-        """Scan over the repeats of the period.
-
-        Args:
-            layers: Of each layer of the period: (parameters, hidden states, step) -> results, and stacked parameters.
-            hidden_states: [B, T, D].
-        """
+        """Scan hidden states [B, T, D] over the repeats of the period; `layers` are its layers from `run`."""
         pattern = self.config.layers
         start, size = len(pattern.prefix), len(pattern.period)
         stacked = [params for _, params in layers]
@@ -272,14 +254,9 @@ def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def gather_parameters(params: PyTree, mesh: Mesh | None, dtype: DTypeLike) -> PyTree:
-    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis.
+    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
 
-    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype.
-
-    Args:
-        params: Nested dicts of arrays.
-        mesh: Mesh of the parameters; None for no sharding constraints.
-        dtype: Compute dtype.
+    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype. Without a mesh nothing is gathered.
     """
 
     def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
@@ -441,12 +418,7 @@ def make_trainable(
 
 
 def packed_inputs(cfg: TransformerConfig, segment_ids: jax.Array) -> dict[str, jax.Array]:
-    """Return the attention mask [B, T, T] and position ids [B, T] of rows in which documents do not see each other.
-
-    Args:
-        cfg: Configuration of the model.
-        segment_ids: int [B, T], equal within a document.
-    """
+    """Return the attention mask [B, T, T] and position ids [B, T] with which documents, segment ids [B, T], are apart."""
     columns = jnp.arange(segment_ids.shape[1])
     starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)  # [B, T]
     first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)  # [B, T]

@@ -5,8 +5,8 @@ teacher's parameters, come in ``frozen``.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 
@@ -49,13 +49,25 @@ def loss_terms(
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of the objectives.
+    """Base of the objectives. Most define :meth:`loss`; one that needs more than the model's outputs overrides :meth:`terms`.
 
     Attributes:
         masks_rows: Whether rows can be left out with :data:`duonlp.heads.ROW_MASK`, so that batches may be padded.
+        gives_labels: Whether the model gets the labels too, so that its outputs have its own "loss".
     """
 
-    masks_rows = True
+    masks_rows: ClassVar[bool] = True
+    gives_labels: bool = field(default=False, kw_only=True)
+
+    def loss(self, model: Trainable, outputs: Mapping[str, Any], batch: Batch) -> NamedTerms:
+        """Return the terms of the loss of a batch.
+
+        Args:
+            model: The prepared model.
+            outputs: Its outputs.
+            batch: Arrays [B, ...].
+        """
+        raise NotImplementedError
 
     def terms(
         self, model: Trainable, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None
@@ -69,7 +81,8 @@ class Objective:
             batch: Arrays [B, ...].
             key: PRNG key of dropout; None for no dropout.
         """
-        raise NotImplementedError
+        labels = {name: batch[name] for name in model.labels if self.gives_labels and name in batch}
+        return self.loss(model, model.outputs(params, batch, key, **labels), batch)
 
     def metrics(self, terms: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:
         """Return what to log beside the loss, linear in means and counts since it is summed over parts of a batch.
@@ -80,12 +93,14 @@ class Objective:
         return {}
 
     def check(self, model: Trainable, batch: Batch) -> None:
-        """Raise InputError if the model does not take a batch of NumPy arrays."""
+        """Raise InputError if the model does not take its inputs and labels in a batch of NumPy arrays."""
+        labels = {name: batch[name] for name in model.labels if name in batch}
+        check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
 
 
 @dataclass(frozen=True)
 class HeadLoss(Objective):
-    """The loss of the model's own head on its labels.
+    """The loss of the model's own head on its labels, one term per output.
 
     Attributes:
         label_smoothing: Label smoothing of every cross-entropy over classes.
@@ -93,16 +108,13 @@ class HeadLoss(Objective):
 
     label_smoothing: float = 0.0
 
-    def terms(
-        self, model: Trainable, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None
-    ) -> NamedTerms:
-        """Return one term per output of the head."""
-        outputs = model.outputs(params, batch, key)
+    def loss(self, model: Trainable, outputs: Mapping[str, Any], batch: Batch) -> NamedTerms:
+        """Return the head's terms."""
         terms = heads.loss_terms(ops, losses, model.head, model.config, outputs, batch, self.label_smoothing)
         return {name: (*term, 1.0) for name, term in terms.items()}
 
     def check(self, model: Trainable, batch: Batch) -> None:
-        """Raise InputError if the batch is not the model's inputs and labels."""
+        """Raise InputError unless the batch is the model's inputs and labels, and perhaps weights and a mask of rows."""
         inputs = {name: value for name, value in batch.items() if name not in ("sample_weight", ROW_MASK)}
         check_inputs(model.config, model.head, inputs)
 
@@ -113,37 +125,23 @@ class CustomLoss(Objective):
 
     Attributes:
         function: ``(outputs, batch) -> Terms``. Passing the same function object again shares the compiled programs.
-        gives_labels: Whether the model gets the labels too, so that its outputs have its own "loss".
     """
 
     function: LossFunction
-    gives_labels: bool = True
-    masks_rows = False
+    masks_rows: ClassVar[bool] = False
 
-    def terms(
-        self, model: Trainable, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None
-    ) -> NamedTerms:
+    def loss(self, model: Trainable, outputs: Mapping[str, Any], batch: Batch) -> NamedTerms:
         """Return the function's terms."""
-        labels = {name: batch[name] for name in model.labels if self.gives_labels and name in batch}
-        terms = self.function(model.outputs(params, batch, key, **labels), batch)
-        return {str(number): (total, count, 1.0) for number, (total, count) in enumerate(terms)}
-
-    def check(self, model: Trainable, batch: Batch) -> None:
-        """Raise InputError if the model does not take its inputs; other entries are the function's."""
-        labels = {name: batch[name] for name in model.labels if name in batch}
-        check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
+        return {str(number): (*term, 1.0) for number, term in enumerate(self.function(outputs, batch))}
 
 
 @dataclass(frozen=True)
 class LanguageModeling(Objective):
-    """Cross-entropy of a language model's logits with labels at the same positions, as objectives on blocks make them."""
+    """Cross-entropy of logits with labels at the same positions, in nats, as the objectives on blocks make them."""
 
-    def terms(
-        self, model: Trainable, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None
-    ) -> NamedTerms:
-        """Return the cross-entropy over labeled tokens, in nats."""
-        total, count = losses.cross_entropy_sum(model.outputs(params, batch, key)["logits"], batch["labels"])
-        return {"loss": (total, count, 1.0)}
+    def loss(self, model: Trainable, outputs: Mapping[str, Any], batch: Batch) -> NamedTerms:
+        """Return a single term, over the labeled tokens."""
+        return {"loss": (*losses.cross_entropy_sum(outputs["logits"], batch["labels"]), 1.0)}
 
     def metrics(self, terms: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:
         """Return the number of labeled tokens."""

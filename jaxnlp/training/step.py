@@ -27,14 +27,7 @@ from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
 from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shardings
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
-from jaxnlp.training.objectives import (
-    CustomLoss,
-    HeadLoss,
-    LanguageModeling,
-    LossFunction,
-    NamedTerms,
-    Objective,
-)
+from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
 from jaxnlp.training.optimizers import make_optimizer
 
 State: TypeAlias = dict[str, Any]
@@ -141,8 +134,7 @@ def accumulate_gradients(
     Args:
         loss: ``(params, batch, key) -> (loss, aux)``; aux is a pytree of arrays that are summed as well.
         params: Parameters to differentiate with respect to.
-        batch: Arrays [B, ...]. Microbatch i gets the rows whose index modulo `pieces` is i, so that each device has rows of
-            every microbatch.
+        batch: Arrays [B, ...]. Microbatch i has every `pieces`-th row, so that each device has rows of every microbatch.
         key: PRNG key of dropout, or None. Each microbatch folds in its index.
         pieces: Number of microbatches.
         constrain: Function that applies sharding constraints to a microbatch.
@@ -171,12 +163,9 @@ def accumulate_gradients(
 
 @lru_cache(maxsize=16)
 def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tuple[Any, Any, Any]:
-    """Return the compiled functions of a plan: initial state, step, and loss terms.
+    """Return the compiled functions of a plan over a mesh: initial state, step, and loss terms.
 
-    Args:
-        plan: Plan of the step.
-        mesh: Mesh to run on.
-        flat_shardings: Shardings of the state and the frozen arrays, as (tree structure, leaves) to be hashable.
+    flat_shardings: those of the state and the frozen arrays, as (tree structure, leaves) to be hashable.
     """
     state, frozen = jax.tree.unflatten(*flat_shardings)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
@@ -226,8 +215,7 @@ class Step:
         self.abstract = jax.eval_shape(plan.fresh, {**plan.trainable.abstract, **self._extra})
         self.shardings = layout(self.abstract)
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"] * plan.settings.accumulation
-        frozen_shardings = layout({} if teacher is None else teacher[0].abstract)
-        self.frozen: Params = {}
+        self.frozen, frozen_shardings = {}, layout({} if teacher is None else teacher[0].abstract)
         if teacher is not None:
             self.frozen = teacher[0].parameters(parameter_reader(teacher[1]), frozen_shardings)
         leaves, structure = jax.tree.flatten((self.shardings, frozen_shardings))
@@ -236,11 +224,7 @@ class Step:
             keep_heap()
 
     def init_state(self, read: Callable[[str], np.ndarray] | None = None) -> State:
-        """Return the state before the first step, in arrays of its own.
-
-        Args:
-            read: Path of a parameter -> its values; by default those of the step's model.
-        """
+        """Return the state before the first step; `read` replaces the :func:`parameter_reader` of the step's model."""
         params = self.trainable.parameters(read or parameter_reader(self._model), self.shardings["params"])
         extra = jax.tree.map(np.array, self._extra)  # copied, since the initial arrays are donated
         params |= _put_global(extra, {name: self.shardings["params"][name] for name in extra})
@@ -256,36 +240,30 @@ class Step:
             InputError: The model does not take the batch; or B does not divide, and rows cannot be masked.
         """
         batch = {name: np.asarray(value) for name, value in batch.items()}
-        if not self._own_rows:
-            self.plan.objective.check(self.trainable, batch)
-            batch = self._pad(batch)
         rows = batch_sharding(self.mesh)
         if self._own_rows:
             return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
+        self.plan.objective.check(self.trainable, batch)
+        batch = self._pad(batch)
         return _put_global(batch, dict.fromkeys(batch, rows))
 
     def _pad(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return a batch whose rows divide among devices and microbatches, with a mask of the rows that count."""
         rows, objective = len(next(iter(batch.values()))), self.plan.objective
-        missing = -rows % self._rows
-        if missing and not objective.masks_rows:
-            raise self._indivisible(rows, "a loss of your own cannot leave out padding rows")
-        if missing and not {"sample_weight", ROW_MASK, *self.trainable.labels} & set(batch):
-            raise self._indivisible(rows, "no labels mark padding rows")
+        missing, marks = -rows % self._rows, {"sample_weight", ROW_MASK, *self.trainable.labels}
+        if missing and not (objective.masks_rows and marks & set(batch)):
+            reason = "no labels mark" if objective.masks_rows else "a loss of your own cannot leave out"
+            raise InputError(
+                f"a batch of {rows} rows does not divide among {self._rows} (devices times accumulation), and {reason} padding "
+                f"rows; use batches of a multiple of {self._rows} rows"
+            )
         if self._rows == 1 or not objective.masks_rows:
             return batch
         # Every batch gets a mask, so that the last one of an epoch needs no program of its own.
         mask = batch.get(ROW_MASK, np.ones(rows, np.int32))
-        padded = {
-            name: np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) for name, value in batch.items()
-        }
-        return padded | {ROW_MASK: np.concatenate([mask, np.zeros(missing, mask.dtype)])}
-
-    def _indivisible(self, rows: int, reason: str) -> InputError:
-        return InputError(
-            f"a batch of {rows} rows does not divide among {self._rows} (devices times accumulation), and {reason}; use "
-            f"batches of a multiple of {self._rows} rows"
-        )
+        filling = {name: np.repeat(value[-1:], missing, axis=0) for name, value in batch.items()}
+        filling[ROW_MASK], batch = np.zeros(missing, mask.dtype), {**batch, ROW_MASK: mask}
+        return {name: np.concatenate([value, filling[name]]) for name, value in batch.items()}
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
         """Lower the step for a batch of arrays or shapes [B, ...]; ``.compile()`` the result for any topology."""
@@ -294,13 +272,7 @@ class Step:
         return self._step.lower(self.abstract, self.frozen, shapes, *scalars)
 
     def __call__(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics]:
-        """Take one step; `state` is donated.
-
-        Args:
-            state: State before the step.
-            batch: Batch from :meth:`put`.
-            rate: Learning rate.
-        """
+        """Take one step at a learning rate with a batch from :meth:`put`; `state` is donated."""
         return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
 
     def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
@@ -318,8 +290,7 @@ class Step:
         if sums is None or not sums[:, 1].all():
             raise InputError("the validation batches have no label to evaluate on; pass batches with labels")
         means = {
-            name: (total / count, count, factors[name])
-            for name, (total, count) in zip(factors, sums.tolist(), strict=True)
+            n: (total / count, count, factors[n]) for n, (total, count) in zip(factors, sums.tolist(), strict=True)
         }
         loss = sum(factor * mean for mean, _, factor in means.values())
         return {"loss": loss} | self.plan.objective.metrics(means)
@@ -374,7 +345,8 @@ def make_step(
             f"batch_size is {config.batch_size}, which does not divide among {devices} devices times "
             f"{config.accumulation} microbatches; make it a multiple of {devices * config.accumulation}"
         )
-    objective = LanguageModeling() if loss is None else CustomLoss(loss, gives_labels=False)
+    # The labels of blocks are those of their own positions, which a model would shift.
+    objective = LanguageModeling() if loss is None else CustomLoss(loss)
     plan = make_plan(model, objective, config, mesh, dtype=config.dtype, param_dtype="float32")
     return Step(plan, model, mesh, config.seed, own_rows=True)
 
@@ -410,7 +382,7 @@ class FitStep(Step):
     ):  # fmt: skip
         check_can_learn(model, needs_labels=loss is None)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
-        objective = HeadLoss(config.label_smoothing) if loss is None else CustomLoss(loss)
+        objective = HeadLoss(config.label_smoothing) if loss is None else CustomLoss(loss, gives_labels=True)
         plan = make_plan(model, objective, config, mesh, options=model_options or {})
         super().__init__(plan, model, mesh, config.seed)
 

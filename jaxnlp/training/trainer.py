@@ -94,7 +94,7 @@ def pretrain(
     import_grain()  # fail before anything is compiled or written
     step, stream, evaluation = make_step(model, config, mesh, loss=loss), BlockStream(batches, read_ahead), None
     if config.evaluate_every and held_out is not None:
-        evaluation = Evaluation(step, model, lambda: spaced(held_out, config.evaluate_batches), evaluate)
+        evaluation = Evaluation(step, model, lambda: _spaced(held_out, config.evaluate_batches), evaluate)
     loop = Loop(step, stream, config, config.steps, evaluation=evaluation, always_saves=True)
     description = {
         "model": architectures.hf_config(model.config, model.head),
@@ -177,10 +177,9 @@ def evaluate(step: Step, params: PyTree, held_out: BatchSequence, batches: int =
     Raises:
         InputError: The batches have no labeled token.
     """
-    return step.evaluate(params, spaced(held_out, batches))["loss"]
+    return step.evaluate(params, _spaced(held_out, batches))["loss"]
 
 
-def spaced(batches: BatchSequence, count: int) -> Iterator[Batch]:
-    """Return `count` batches, evenly spaced; 0 returns all."""
+def _spaced(batches: BatchSequence, count: int) -> Iterator[Batch]:
     limit = min(count or len(batches), len(batches))
     return (batches[i * len(batches) // limit] for i in range(limit))

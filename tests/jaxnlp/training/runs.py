@@ -123,7 +123,9 @@ def fine_tune(folder: Path, kind: str, mesh=None, dropout=0.0, **changes):
     student = classifier(1, hidden_dropout_prob=dropout, num_hidden_layers=2 if kind == "fit" else 1)
     options = {"validation": Sentences(), "mesh": mesh, "log": {"console": False}}
     if kind == "fit":
-        return fit(student, Sentences(), config, folder, evaluate=lambda model: {"layers": len(layers_of(model))}, **options)
+        return fit(
+            student, Sentences(), config, folder, evaluate=lambda model: {"layers": len(layers_of(model))}, **options
+        )
     losses = (HiddenStates(0.2), Attentions(0.1, layers=((-1, -1),)), Relations(0.1, layers=((-1, -1),)))
     distillation = Distillation(alpha=0.5, losses=losses)
     return distill(student, classifier(2), Sentences(), config, distillation, folder, **options)
