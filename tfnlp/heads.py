@@ -81,7 +81,7 @@ class ModelForSequenceClassification(Model):
 
 @register
 class ModelForImageClassification(ModelForSequenceClassification):
-    """Image classifier: ``logits`` [B, C]; for ``labels`` see losses.classification_loss."""
+    """Image classifier: ``logits`` [B, C]; ``labels`` int [B], float [B, C], or float [B] for regression."""
 
     head = "image-classification"
 
