@@ -151,7 +151,7 @@ class ModelForPreTraining(ModelForMaskedLM):
         c = self.config
         words, sentences = outputs_of(self.head, c)
         x = self.pooler(hidden_states, rngs=rngs)
-        if c.sentence_head == "sentence_order":
+        if sentences.over == "order":
             x = dropout(x, c.classification.dropout, rngs)
         predictions = self.lm_head(hidden_states, self.embeddings.word_embeddings)
         return {words.logits: predictions, sentences.logits: getattr(self, c.sentence_head)(x)}

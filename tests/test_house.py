@@ -130,6 +130,8 @@ MOST_BODY_LINES = 70
 MOST_MODULES = 15
 REGISTRIES = ("shared/duonlp/architectures", "shared/duonlp/tasks", "shared/duonlp/cli", "benchmarks")
 """Folders that grow by one file per family, task, command or benchmark."""
+ASKS_FOR_HEADS = ("shared/duonlp/heads.py", "shared/duonlp/architectures/")
+"""Where code may compare a head with a name: the table of heads, and the families' weight tables."""
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 
 
@@ -238,6 +240,21 @@ def test_twins_have_the_same_names_and_arguments(name):
         if f"{name}:{member}" not in TWIN_EXCEPTIONS:
             a, b = tf_members[member], jax_members[member]
             assert a == b, f"{name}:{member}: tfnlp takes {a}, jaxnlp takes {b}"
+
+
+def names_a_head(node: ast.AST) -> bool:
+    """Return whether an expression is a variable or attribute that holds the name of a head."""
+    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return name == "head" or name.endswith("_head")
+
+
+@pytest.mark.parametrize("file", [f for f in sources(*PACKAGES) if not f.startswith(ASKS_FOR_HEADS)])
+def test_only_the_table_of_heads_asks_for_a_head_by_name(file):
+    lines = []
+    for node in (n for n in ast.walk(tree(file)) if isinstance(n, ast.Compare) and names_a_head(n.left)):
+        constants = [n for other in node.comparators for n in ast.walk(other) if isinstance(n, ast.Constant)]
+        lines += [node.lineno] * any(isinstance(constant.value, str) for constant in constants)
+    assert not lines, f"{file}: lines {lines} compare a head with a name; describe the difference in duonlp/heads.py"
 
 
 def test_twin_exceptions_are_current():

@@ -169,7 +169,7 @@ class ModelForPreTraining(ModelForMaskedLM):
         c = self.config
         words, sentences = outputs_of(self.head, c)
         x = self.pooler(hidden_states, training=training)
-        if c.sentence_head == "sentence_order":
+        if sentences.over == "order":
             x = self.dropout(x, training=training)
         return {words.logits: self._logits(hidden_states), sentences.logits: getattr(self, c.sentence_head)(x)}
 

@@ -44,7 +44,8 @@ class Output:
         labels: Name of its labels.
         kind: What the logits mean: "softmax" (one of C classes), "bernoulli" (each of C classes on its own),
             "regression" (numbers), "span" (one of T positions), or :data:`BY_PROBLEM_TYPE`.
-        over: What the classes are: "vocabulary", "labels" (``config.labels``), "pair" (two), "choices", "positions".
+        over: What the classes are: "vocabulary", "labels" (``config.labels``), "pair" (two), "order" (ALBERT's two orders of
+            sentences, of which it has as many as labels), "choices", or "positions".
         per_token: Whether there is one distribution per token rather than per text.
         next_token: Whether the logits at a position predict the label of the next one.
         counts_attended: Whether the loss counts the tokens of the attention mask, whatever their labels.
@@ -80,8 +81,9 @@ class Output:
 
     def classes(self, config: TransformerConfig) -> int | None:
         """Return the number of classes that labels may name; None if it depends on the batch."""
-        sizes = {"vocabulary": config.as_decoder().embedding.vocab_size, "labels": config.num_labels, "pair": 2}
-        return sizes.get(self.over)
+        if self.over == "vocabulary":
+            return config.as_decoder().embedding.vocab_size
+        return {"labels": config.num_labels, "order": config.num_labels, "pair": 2}.get(self.over)
 
     def align(self, x: Array, is_logits: bool = False) -> Array:
         """Drop the last position of logits and the first of labels, masks [B, T] and weights, if positions are shifted."""
@@ -92,7 +94,7 @@ class Output:
 
 SENTENCE_OUTPUTS = {
     "next_sentence": Output("seq_relationship_logits", "next_sentence_label", over="pair"),
-    "sentence_order": Output("sop_logits", "sentence_order_label", over="pair"),
+    "sentence_order": Output("sop_logits", "sentence_order_label", over="order"),
 }
 """Second output of the head "pretraining", by ``config.sentence_head``."""
 

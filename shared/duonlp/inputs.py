@@ -170,7 +170,7 @@ def _check_labels(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array]
     """Raise InputError if class or token ids among the labels are out of range."""
     for output in outputs_of(head, cfg):
         labels, classes = _concrete(inputs.get(output.labels)), output.classes(cfg)
-        if labels is None or classes is None or output.over == "pair":
+        if labels is None or classes is None or output.over in ("pair", "order"):
             continue
         if output.kind_for(cfg, labels) == "softmax":
             kind = "token ids" if output.over == "vocabulary" else "class ids"

@@ -13,7 +13,7 @@ import numpy as np
 
 from duonlp.config import AttentionConfig, LayerConfig, NormConfig, PoolingConfig, TransformerConfig
 from duonlp.errors import ConfigError
-from duonlp.heads import HEADS
+from duonlp.heads import HEADS, SENTENCE_OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,9 @@ def _discriminator(tree: _Tree, cfg: TransformerConfig) -> None:
 
 def sentence_classes(cfg: TransformerConfig) -> int:
     """Return the number of outputs of the sentence pair layer of the head "pretraining"."""
-    return cfg.num_labels if cfg.sentence_head == "sentence_order" else 2
+    classes = SENTENCE_OUTPUTS[cfg.sentence_head].classes(cfg)
+    assert classes is not None
+    return classes
 
 
 _HEAD_LAYERS: dict[str, Callable[[_Tree, TransformerConfig], None]] = {

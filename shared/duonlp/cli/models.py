@@ -113,7 +113,7 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     for head, row in description["heads"].items():
-        name = f"[bold]{head} (saved)[/]" if head == description["head"] else head
+        name = f"[bold]{head} (saved)[/]" if description["head"] == head else head
         table.add_row(name, row["class"], format_count(row["parameters"]))
     console.print(table)
 

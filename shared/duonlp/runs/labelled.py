@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import TRAINING_DTYPES, check_dtype
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
+from duonlp.heads import HEADS
 from duonlp.metrics.classification import ClassificationScorer
 from duonlp.training.fit_config import FitConfig
 from duonlp.typing import Engine
@@ -354,7 +355,7 @@ def check_labels(name: str, label_names: tuple[str, ...]) -> None:
     checkpoint = open_checkpoint(name)
     stored = checkpoint.transformer_config().labels
     unnamed = stored == tuple(f"LABEL_{i}" for i in range(len(stored)))
-    trained = checkpoint.head == "sequence-classification"
+    trained = _is_classifier(checkpoint)
     other = next((label for label in label_names if label not in stored), None)
     if trained and len(stored) == len(label_names) and other is not None and not unnamed:
         raise InputError(
@@ -367,7 +368,7 @@ def matching_label_names(name: str, data_labels: tuple[str, ...]) -> tuple[str, 
     """Return a checkpoint's label names, in its order, if it is fine-tuned for exactly the data's labels; else None."""
     checkpoint = open_checkpoint(name)
     labels = checkpoint.transformer_config().labels
-    same = checkpoint.head == "sequence-classification" and set(labels) == set(data_labels)
+    same = _is_classifier(checkpoint) and set(labels) == set(data_labels)
     return labels if same else None
 
 
@@ -385,7 +386,12 @@ def check_classifier(name: str, role: str) -> None:
         checkpoint = open_checkpoint(name)
     except CheckpointError as error:
         raise CheckpointError(f"{role}: {error}") from error
-    if checkpoint.head != "sequence-classification":
+    if not _is_classifier(checkpoint):
         raise InputError(
             f"the {role} {name!r} has the head {checkpoint.head} and is not a classifier; fine-tune it first (duonlp finetune)"
         )
+
+
+def _is_classifier(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint was saved with a trained head for classes."""
+    return "classifier" in HEADS[checkpoint.head].layers
