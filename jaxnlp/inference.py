@@ -73,7 +73,9 @@ def _fuse(attention: Attention, name: str) -> None:
     fused = parts[0]
     fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
     if any(part.bias is not None for part in parts):
-        biases = [jnp.zeros(part.out_features) if part.bias is None else part.bias[...] for part in parts]
+        biases = [
+            jnp.zeros(part.out_features, part.kernel.dtype) if part.bias is None else part.bias[...] for part in parts
+        ]
         fused.bias = nnx.Param(jnp.concatenate(biases))
     fused.out_features = fused.kernel.shape[1]
     setattr(attention, name, fused)

@@ -47,6 +47,10 @@ SIZES = {
     "m2m_100": SEQ2SEQ,
     "pegasus": SEQ2SEQ,
     "marian": SEQ2SEQ | {"pad_token_id": 60, "decoder_start_token_id": 60},
+    # One layer of its own, a period of three and a remainder of two; the sequence is longer than the local window.
+    "modernbert": ENCODER | {
+        "num_hidden_layers": 6, "local_attention": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
     "albert": ENCODER | {"embedding_size": 12},
     "electra": ENCODER | {"embedding_size": 12},
 }  # fmt: skip
@@ -105,6 +109,34 @@ VARIANTS = {
             {"summary_use_proj": False},
         ],
         "replaced-token-detection": [{"hidden_act": "relu"}],
+    },
+    "modernbert": {
+        "base": [
+            {"global_attn_every_n_layers": 2, "local_attention": 7, "global_rope_theta": 50.0, "local_rope_theta": 5.0},
+            {
+                "num_hidden_layers": 3,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 40.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 4.0},
+                },
+            },
+            {
+                "norm_bias": True,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "hidden_activation": "relu",
+                "norm_eps": 1e-3,
+            },
+        ],
+        "masked-lm": [
+            {"tie_word_embeddings": False, "norm_bias": True},
+            {"decoder_bias": False, "classifier_bias": True, "classifier_activation": "relu"},
+        ],
+        "sequence-classification": [
+            {"classifier_pooling": "mean", "classifier_bias": True},
+            {"problem_type": MULTI, "norm_bias": True},
+        ],
     },
     "gpt2": {
         "causal-lm": [

@@ -184,13 +184,16 @@ class TrainingStack(nnx.Module):
         key = None if rngs is None else rngs.dropout()
         pattern = self.config.layers
         positions = layer_positions(pattern, bias, position_ids)
-        x = shard_rows(hidden_states, self.mesh)
+        x, kinds = shard_rows(hidden_states, self.mesh), {}
 
         def run(name: str, step: int) -> tuple[Callable, PyTree]:
             """Return the layer at a step as a function (parameters, hidden states, step) -> hidden states, and its parameters."""
             graphdef, params = split(getattr(self, name))
-            layer = partial(self._layer, graphdef, positions[step], key, source)
-            return _rematerialize(layer, self.remat, name in self.groups), params
+            kind = pattern[step], name in self.groups
+            if kind not in kinds:  # layers of one kind share a function, which jax.checkpoint traces once
+                layer = partial(self._layer, graphdef, positions[step], key, source)
+                kinds[kind] = _rematerialize(layer, self.remat, name in self.groups)
+            return kinds[kind], params
 
         start, size = len(pattern.prefix), len(pattern.period)
         end = start + self.repeats * size if not pattern.shared else len(pattern)

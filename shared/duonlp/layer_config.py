@@ -216,11 +216,12 @@ class LayerPattern:
         Raises:
             ConfigError: The list is empty.
         """
-        depth = len(layers)
+        depth, kinds = len(layers), {layer: i for i, layer in enumerate(layers)}
+        ids = [kinds[layer] for layer in layers]  # cheaper to compare
         for length in range(1, depth + 1):
             for prefix in range(length):
                 period = length - prefix
-                if all(layers[i] == layers[i - period] for i in range(length, depth)):
+                if ids[length:] == ids[prefix : depth - period]:
                     return cls(tuple(layers[:prefix]), tuple(layers[prefix:length]), depth)
         raise ConfigError("a stack needs at least one layer")
 
