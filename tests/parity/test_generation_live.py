@@ -117,6 +117,9 @@ GROUPS = {
         {"num_beams": 3, "num_return_sequences": 3}, grid(early_stopping=(True, False, "never"), length_penalty=(0.0, 2.0)),
         sets=1, records=True, family="llama",
     ),
+    "longrope, greedy": Group({}, records=True, family="longrope"),
+    "dynamic, greedy": Group({}, records=True, family="dynamic"),
+    "dynamic, 3 beams": Group({"num_beams": 3}, sets=1, family="dynamic"),
     "windows, greedy": Group({}, grid(eos_token_id=(EOS, list(ENDS))), records=True, family="windows"),
     "windows, 3 beams": Group(
         {"num_beams": 3, "num_return_sequences": 3}, grid(early_stopping=(True, False)), records=True, family="windows",
@@ -126,6 +129,19 @@ GROUPS = {
 
 WINDOWS = (4, None, 4)
 """Attention windows of the layers of "windows"."""
+
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 4.0],
+    "original_max_position_embeddings": 10,
+}  # fmt: skip
+FAMILIES = {
+    "gpt2": HF,
+    "llama": LLAMA,
+    "windows": LLAMA,
+    # The texts begin within the positions of pretraining and end beyond them.
+    "longrope": LLAMA | {"rope_parameters": LONGROPE},
+    "dynamic": LLAMA | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 10},
+}
 
 
 @functools.cache
@@ -143,8 +159,8 @@ def folders(family: str) -> list[Path]:
     paths = []
     for seed in range(MODELS):
         folder = Path(tempfile.mkdtemp(prefix="duonlp-generation-"))
-        hf, name = (HF, "") if family == "gpt2" else (LLAMA, "llama-")
-        model = torch_model(Case(f"generation-live-{name}{seed}", hf, "causal-lm").write(folder / "plain"), "causal-lm")
+        case = Case(f"generation-live-{'' if family == 'gpt2' else 'llama-'}{seed}", FAMILIES[family], "causal-lm")
+        model = torch_model(case.write(folder / "plain"), "causal-lm")
         with torch.no_grad():
             for token, size in zip(ENDS, (2.5, 1.5, 1.5)):
                 model.get_output_embeddings().weight[token] *= size

@@ -12,7 +12,7 @@ import pytest
 
 from duonlp.errors import InputError
 from duonlp.tasks import TASKS, get_task
-from tests.cases import Case
+from tests.cases import ROTARY, SIZES, Case
 from tests.reference import record_images
 from tests.reference import record_pipelines as reference
 
@@ -151,6 +151,47 @@ def test_pipelines_agree_with_transformers(pipes, folder, task):
                 expected = reference.plain_results(theirs(batch, **options, **greedy))
                 for pipe in pipes(task):
                     assert_close(pipe(batch, **options), expected, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Write a small random Llama with a sentencepiece-like tokenizer with byte fallback, which has no padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaTokenizer
+
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False))
+    bpe = json.loads(core.to_str())["model"]
+    tokenizer = LlamaTokenizer(vocab=bpe["vocab"], merges=[tuple(pair) for pair in bpe["merges"]])
+    hf = SIZES["llama"] | {
+        "model_type": "llama", "vocab_size": len(tokenizer), "max_position_embeddings": reference.MAX_POSITIONS,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, "rope_parameters": ROTARY[3],
+    }  # fmt: skip
+    path = Case("llama", hf, "causal-lm").write(tmp_path_factory.mktemp("llama") / "model")
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parity
+def test_llama_agrees_with_transformers(llama):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    prompts, options = [*PROMPTS, "\N{ROCKET} \u00fcber"], {"max_new_tokens": 9}
+    ours = [importlib.import_module(package).pipeline("text-generation", llama, batch_size=4) for package in PACKAGES]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.pipeline("text-generation", model=str(llama), device="cpu")
+        for more in ({}, {"return_full_text": False}, {"num_beams": 3}):
+            expected = theirs(prompts, do_sample=False, **options, **more)
+            for pipe in ours:
+                assert pipe(prompts, **options, **more) == expected
+    sampled = [pipe(prompts, do_sample=True, seed=5, top_k=0, **options) for pipe in ours]
+    assert sampled[0] == sampled[1]
+    for pipe in ours:
+        streamed = "".join(pipe.stream(prompts[3], return_full_text=False, **options))
+        assert streamed == pipe(prompts[3], return_full_text=False, **options)[0]["generated_text"]
 
 
 BEAMS = {"max_new_tokens": 6, "num_beams": 4, "num_return_sequences": 2}

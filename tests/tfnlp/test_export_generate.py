@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
+from duonlp.architectures import config_from_hf
 from duonlp.errors import InputError
 from duonlp.generation.threefry import row_keys
 from tests.cases import SIZES
+from tests.generation import windowed_config
 from tfnlp.generation import export_generate
 
 HF = SIZES["gpt2"] | {"model_type": "gpt2", "vocab_size": 61, "n_positions": 32, "eos_token_id": 3, "pad_token_id": 1}
@@ -18,9 +20,15 @@ IDS = np.array(
 MASK = (IDS != 1).astype(np.int32)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tfnlp.AutoModelForCausalLM.from_config(HF, seed=3, initializer_range=0.5)
+LLAMA = SIZES["llama"] | {"model_type": "llama", "num_hidden_layers": 3, "eos_token_id": 3, "pad_token_id": 1}
+
+
+@pytest.fixture(params=["gpt2", "llama with windows"], scope="module")
+def model(request):
+    if request.param == "gpt2":
+        return tfnlp.AutoModelForCausalLM.from_config(HF, seed=3, initializer_range=0.5)
+    config = windowed_config(config_from_hf(LLAMA | {"initializer_range": 0.5}), (3, None, 3))
+    return tfnlp.AutoModelForCausalLM.from_config(config, seed=3)
 
 
 @pytest.mark.parametrize(

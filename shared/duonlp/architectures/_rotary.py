@@ -19,12 +19,15 @@ REQUIRED = {
 }
 """Keys without which Transformers cannot scale either."""
 
+DEFAULT_BASE = 10_000.0
+"""Base of most families, and of Transformers for keys that are missing."""
+
 HAS_ORIGINAL = ("yarn", "llama3", "longrope")
 """Kinds of scaling that depend on the number of positions of pretraining."""
 
 
 def pop_rotary(
-    hf: dict[str, Any], head_dim: int, max_positions: int, base: float = 10_000.0, partial: bool = False
+    hf: dict[str, Any], head_dim: int, max_positions: int, base: float = DEFAULT_BASE, partial: bool = False
 ) -> RotaryConfig:
     """Remove the keys of a rotary position embedding from ``hf`` and return what they say.
 
@@ -53,7 +56,9 @@ def pop_rotary(
     return rotary(values, head_dim, max_positions, base)
 
 
-def rotary(parameters: Mapping[str, Any], head_dim: int, max_positions: int, base: float = 10_000.0) -> RotaryConfig:
+def rotary(
+    parameters: Mapping[str, Any], head_dim: int, max_positions: int, base: float = DEFAULT_BASE
+) -> RotaryConfig:
     """Return the rotary position embedding that Transformers' ``rope_parameters`` describe.
 
     Args:
@@ -117,8 +122,10 @@ def rotary_hf(rotary: RotaryConfig, head_dim: int) -> dict[str, Any]:
             del options["truncate"]
         parameters = {NAMES.get(name, name): x for name, x in options.items()}
     partial = {} if rotary.size == head_dim else {"partial_rotary_factor": rotary.size / head_dim}
-    older = {"rope_scaling": None if rotary.scaling is None else parameters, "rope_theta": rotary.base} | partial
-    return {"rope_parameters": parameters | {"rope_theta": rotary.base} | partial} | older
+    keys = {"rope_parameters": parameters | {"rope_theta": rotary.base} | partial}
+    if rotary.scaling is None and rotary.base == DEFAULT_BASE and not partial:
+        return keys  # earlier versions need no key for this
+    return keys | {"rope_scaling": rotary.scaling and parameters, "rope_theta": rotary.base} | partial
 
 
 def longest_input(rotary: RotaryConfig) -> int:

@@ -65,7 +65,8 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     o = pop_options(hf, DEFAULTS)
     check_supported(hf | {"model_type": "llama"}, {"token_classification_bias": True})
     common = pop_common(hf, {"bos_token_id": 1, "eos_token_id": 2})
-    width = o["head_dim"] or head_dim(o["hidden_size"], o["num_attention_heads"])
+    num_heads, num_kv_heads = o["num_attention_heads"], o["num_key_value_heads"]
+    width = o["head_dim"] or head_dim(o["hidden_size"], num_heads)
     rotary = pop_rotary(hf, width, o["max_position_embeddings"])
     # Same precedence as LlamaForTokenClassification.
     token_dropout = next((hf[k] for k in ("classifier_dropout", "hidden_dropout") if hf.get(k) is not None), 0.1)
@@ -78,8 +79,8 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         layers=LayerPattern.uniform(
             LayerConfig(
                 AttentionConfig(
-                    num_heads=o["num_attention_heads"],
-                    num_kv_heads=o["num_key_value_heads"],
+                    num_heads=num_heads,
+                    num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
                     head_dim=width,
                     bias=o["attention_bias"],
                     dropout=o["attention_dropout"] or 0.0,

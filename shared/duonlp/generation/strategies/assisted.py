@@ -8,6 +8,8 @@ https://github.com/apoorvumang/prompt-lookup-decoding).
 The output equals that of the model alone, when sampling too: random numbers depend on step and token
 (duonlp.generation.threefry), so the draw at a step does not depend on how the step was reached. The draft
 model draws with the same numbers, which maximizes agreement.
+Only with rotary scaling that depends on the longest text of a pass ("dynamic", "longrope"), proposals that first reach beyond
+the positions of pretraining may change the pass in which they do.
 """
 
 from dataclasses import replace

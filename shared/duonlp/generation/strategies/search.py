@@ -121,9 +121,8 @@ class Search:
         ops, v = self.ops, self.values
         rows, columns = v["input_ids"].shape
         position = ops.arange(columns)
-        distance = ops.expand_dims(
-            ops.expand_dims(position, 1) - ops.expand_dims(position, 0), 0
-        )  # [1, columns, columns]
+        distance = ops.expand_dims(position, 1) - ops.expand_dims(position, 0)  # [columns, columns]
+        distance = ops.expand_dims(distance, 0)
         # Padding before the prompt attends to itself: attention over no key at all is undefined.
         visible = (distance >= 0) & ops.expand_dims(v["attention_mask"] != 0, 1) | (distance == 0)
         views = tuple(visible if s.window is None else visible & (distance < s.window) for s in self.slots)
