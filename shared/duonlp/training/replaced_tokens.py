@@ -13,6 +13,9 @@ from duonlp.generation.threefry import threefry2x32
 from duonlp.heads import IGNORED
 from duonlp.typing import Array, Batch, Ops
 
+HASH_FACTORS = -1640531535, -2048144777
+"""Odd int32 that mix the ids of a row into hashes: 0x9E3779B1 and 0x85EBCA77, primes of xxHash."""
+
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 """Names of the two models among the trained parameters, and of their losses in the log with ``_loss`` after them."""
 
@@ -25,6 +28,7 @@ class ReplacedTokens:
         discriminator_weight: Factor of the discriminator's loss; that of the generator's is 1.
         temperature: Divisor of the generator's logits before a token is drawn.
         share_embeddings: Whether the generator uses the discriminator's embeddings, all but their projection.
+        seed: Seed of the drawn tokens.
 
     Raises:
         InputError: A value is out of range.
@@ -33,6 +37,7 @@ class ReplacedTokens:
     discriminator_weight: float = 50.0
     temperature: float = 1.0
     share_embeddings: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("discriminator_weight", "temperature"):
@@ -47,8 +52,6 @@ def replaced_token_terms(
     generator: Callable[[Array], Array],
     discriminator: Callable[[Array], Array],
     batch: Batch,
-    words: tuple[Array, Array],
-    first_row: Array = 0,
 ) -> dict[str, tuple[Array, Array, float]]:
     """Return the terms of the loss of a batch: ``generator_loss``, over masked tokens, and ``discriminator_loss``, over all.
 
@@ -60,9 +63,6 @@ def replaced_token_terms(
         discriminator: Token ids int [B, T] -> logits [B, T], positive for replaced tokens.
         batch: ``input_ids`` int [B, T] with masked tokens, ``labels`` int [B, T] (the original tokens where they are masked and
             -100 elsewhere), and optionally ``attention_mask`` [B, T].
-        words: Two uint32 [], such as a seed and the number of the step, which determine the draws together with a token's row
-            and column.
-        first_row: Number of the batch's first row among the rows that share `words`.
 
     Returns:
         {name: (sum, count, factor)}; the loss is the total of factor * sum / count.
@@ -70,7 +70,7 @@ def replaced_token_terms(
     ids, labels = batch["input_ids"], batch["labels"]
     logits = generator(ids)  # [B, T, V]
     total, count = losses.cross_entropy_sum(logits, labels)
-    drawn = draw_tokens(ops, ops.stop_gradient(logits), settings.temperature, words, first_row)
+    drawn = draw_tokens(ops, ops.stop_gradient(logits), ids, settings.temperature, settings.seed)
     is_masked = labels != IGNORED
     original = ops.where(is_masked, labels, ids)
     corrupted = ops.where(is_masked, drawn, ids)
@@ -82,23 +82,28 @@ def replaced_token_terms(
     }
 
 
-def draw_tokens(ops: Ops, logits: Array, temperature: float, words: tuple[Array, Array], first_row: Array = 0) -> Array:
+def draw_tokens(ops: Ops, logits: Array, input_ids: Array, temperature: float = 1.0, seed: int = 0) -> Array:
     """Draw a token from softmax(logits / temperature) at each position, by inverting the cumulative distribution.
+
+    The random number of a position depends on the ids of its row, its column and the seed alone: not on the row's place in the
+    batch, so that devices, hosts and microbatches draw what one device would. Masking differs between epochs, and so do draws.
 
     Args:
         ops: duonlp.numpy_ops, or an engine's ops module.
         logits: [B, T, V].
+        input_ids: int [B, T], what the logits were computed from.
         temperature: Divisor of the logits.
-        words: As of :func:`replaced_token_terms`.
-        first_row: As of :func:`replaced_token_terms`.
+        seed: Seed of the draws.
 
     Returns:
         int32 [B, T].
     """
-    rows = ops.expand_dims(ops.arange(ops.size(logits, 0)) + first_row, 1)  # [B, 1]
-    columns = ops.expand_dims(ops.arange(ops.size(logits, 1)), 0)  # [1, T]
-    counter = ops.cast(rows + 0 * columns, "uint32"), ops.cast(0 * rows + columns, "uint32")
-    key = [ops.reshape(ops.cast(word, "uint32"), (1, 1)) for word in words]
+    columns = ops.expand_dims(ops.arange(ops.size(input_ids, 1)), 0)  # [1, T]
+    odd, ids = 2 * columns + 1, ops.cast(input_ids, "int32")
+    # Hashes of the rows [B, 1]: sums of ids times odd numbers, modulo 2**32.
+    hashes = [ops.cast(ops.sum(ids * (odd * factor), axis=1, keepdims=True), "uint32") for factor in HASH_FACTORS]
+    key = ops.bit_xor(hashes[0], ops.cast(seed, "uint32")), hashes[1]
+    counter = [ops.cast(part + 0 * ids, "uint32") for part in (columns, 0)]  # [B, T]
     bits, _ = threefry2x32(ops, key, counter)
     # 23 bits plus one half: strictly between 0 and 1, and exact in float32
     uniform = (ops.cast(ops.cast(ops.shift_right(bits, 9), "int32"), "float32") + 0.5) * 2.0**-23  # [B, T]
