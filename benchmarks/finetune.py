@@ -132,8 +132,8 @@ def _jaxnlp(setting: Setting, dtype: str, inputs: Arrays, labels: "np.ndarray") 
     keep_heap()  # as fit does
     import jaxnlp
     from duonlp.training import FitConfig
-    from jaxnlp.training.fit_step import FitStep
     from jaxnlp.training.mesh import make_mesh
+    from jaxnlp.training.step import FitStep
 
     model = jaxnlp.AutoModelForSequenceClassification.from_pretrained(setting["folder"], dtype=dtype)
     config = FitConfig(weight_decay=WEIGHT_DECAY, beta1=BETA1, beta2=BETA2, clip_norm=CLIP_NORM)

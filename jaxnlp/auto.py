@@ -15,6 +15,7 @@ AutoModelForMaskedLM = heads.ModelForMaskedLM
 AutoModelForCausalLM = heads.ModelForCausalLM
 AutoModelForSeq2SeqLM = heads.ModelForSeq2SeqLM
 AutoModelForSequenceClassification = heads.ModelForSequenceClassification
+AutoModelForImageClassification = heads.ModelForImageClassification
 AutoModelForTokenClassification = heads.ModelForTokenClassification
 AutoModelForQuestionAnswering = heads.ModelForQuestionAnswering
 AutoModelForMultipleChoice = heads.ModelForMultipleChoice

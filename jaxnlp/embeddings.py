@@ -8,13 +8,36 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, PatchConfig
 from duonlp.positions import fixed_table, relative_bucket_table
 from jaxnlp.layers import Linear, dropout, make_norm
 
 
+class Patches(nnx.Module):
+    """Image patches as tokens: special tokens, then each patch flattened and projected.
+
+    The convolution of Dosovitskiy et al. 2020 (https://arxiv.org/abs/2010.11929) is written as a reshape and a product, which
+    every exporter can follow.
+    """
+
+    def __init__(self, config: PatchConfig, size: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        self.projection = Linear(config.size, size, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        for name in config.special_tokens:
+            setattr(self, name, nnx.Param(jnp.zeros((1, size), param_dtype)))
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Map pixels [B, C, height, width] to tokens [B, T, size]."""
+        (rows, columns), (height, width) = self.config.grid, self.config.patch_size
+        x = pixels.astype(self.dtype).reshape(-1, self.config.channels, rows, height, columns, width)
+        x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, self.config.size)  # [B, patches, values]
+        x = self.projection(x)
+        tokens = [getattr(self, name)[...].astype(x.dtype) for name in self.config.special_tokens]  # [1, size] each
+        return jnp.concatenate([*(jnp.broadcast_to(t, (len(x), *t.shape)) for t in tokens), x], axis=1)
+
+
 class Embeddings(nnx.Module):
-    """Word, token type and position embeddings, then norm, dropout and a projection to the hidden size.
+    """Word or patch, token type and position embeddings, then norm, dropout and a projection to the hidden size.
 
     Args:
         config: Kinds and sizes of the tables.
@@ -33,7 +56,9 @@ class Embeddings(nnx.Module):
     ):  # fmt: skip
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        if has_word_embeddings:
+        if config.patches is not None:
+            self.patches = Patches(config.patches, config.size, **options)
+        elif has_word_embeddings:
             self.word_embeddings = nnx.Embed(config.vocab_size, config.size, **options)
         if config.positions == "learned":
             self.position_embeddings = nnx.Embed(config.max_positions, config.size, **options)
@@ -48,10 +73,10 @@ class Embeddings(nnx.Module):
         self, input_ids: jax.Array, token_type_ids: jax.Array | None, position_ids: jax.Array,
         rngs: nnx.Rngs | None = None, word_embeddings: nnx.Embed | None = None,
     ) -> jax.Array:  # fmt: skip
-        """Embed a batch of tokens.
+        """Embed a batch of tokens or images.
 
         Args:
-            input_ids: int [B, T].
+            input_ids: int [B, T]; or pixels [B, C, height, width].
             token_type_ids: int [B, T], or None.
             position_ids: int [B or 1, T].
             rngs: Random streams with ``dropout``; None for no dropout.
@@ -60,14 +85,17 @@ class Embeddings(nnx.Module):
         Returns:
             Embeddings [B, T, D].
         """
-        words = self.word_embeddings if word_embeddings is None else word_embeddings
-        x = self._lookup(words, input_ids)
+        if self.config.patches is not None:
+            words, x = None, self.patches(input_ids)
+        else:
+            words = self.word_embeddings if word_embeddings is None else word_embeddings
+            x = self._lookup(words, input_ids)
         x = x * math.sqrt(self.config.size) if self.config.scale else x
         if self.config.type_vocab_size:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embeddings(types)
         x = x + self._positions(position_ids, x.dtype)
-        if self.config.token_types_from_words and token_type_ids is not None:
+        if words is not None and self.config.token_types_from_words and token_type_ids is not None:
             x = x + self._lookup(words, token_type_ids)
         if self.config.norm:
             x = self.norm(x)
@@ -116,14 +144,16 @@ class RelativeAttention(nnx.Embed):
 def default_position_ids(
     config: EmbeddingConfig, input_ids: jax.Array, past: int | jax.Array = 0, attention_mask: jax.Array | None = None
 ) -> jax.Array:
-    """Return position ids int [B, T] for a call without any, as duonlp.positions.position_ids does in NumPy.
+    """Return position ids int [B or 1, T] for a call without any, as duonlp.positions.position_ids does in NumPy.
 
     Args:
         config: Says where positions start and whether they skip padding.
-        input_ids: int [B, T].
+        input_ids: int [B, T]; or pixels.
         past: Number of tokens already in the cache.
         attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
     """
+    if config.patches is not None:
+        return jnp.arange(config.patches.num_tokens)[None]
     if config.positions_skip_padding:
         is_real = (input_ids != config.position_offset - 1).astype(jnp.int32)
         return (jnp.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1

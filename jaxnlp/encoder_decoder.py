@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from duonlp.config import DecoderConfig, TransformerConfig
+from duonlp.inputs import main_input
 from duonlp.seq2seq import decoder_input_ids
 from jaxnlp import ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
@@ -62,7 +63,7 @@ class EncoderDecoder:
         """Return the decoder's last hidden states [B, U, D] and a dict of the requested additional outputs."""
         mask = inputs["attention_mask"]
         source, encoder_states, encoder_attentions, _ = self.encode(
-            inputs["input_ids"], mask, inputs["position_ids"], rngs
+            inputs[main_input(self.config)], mask, inputs["position_ids"], rngs
         )
         ids, position_ids = decoder_input_ids(ops, inputs, self.config, self.head), inputs["decoder_position_ids"]
         if position_ids is None:

@@ -63,9 +63,14 @@ class ModelForSequenceClassification(Model):
         self.classifier = Linear(c.hidden_size, c.num_labels, use_bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
-        mask = inputs["attention_mask"]
-        x = self.pooler(hidden_states, self._last_index(inputs["input_ids"], mask), mask, rngs)
+        x = self.pooler(hidden_states, self._last_index(inputs), inputs["attention_mask"], rngs)
         return {"logits": self.classifier(dropout(x, self.config.classification.dropout, rngs))}
+
+
+class ModelForImageClassification(ModelForSequenceClassification):
+    """Image classifier: ``logits`` [B, C]; ``labels`` int [B], float [B, C], or float [B] for regression."""
+
+    head = "image-classification"
 
 
 class ModelForTokenClassification(Model):
@@ -109,8 +114,8 @@ class ModelForMultipleChoice(Model):
         self, inputs: dict[str, Any], output_hidden_states: bool, output_attentions: bool, cache: Cache | None,
         cache_index: int | jax.Array | None, rngs: nnx.Rngs | None,
     ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
-        per_token = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-        flat = {n: None if inputs[n] is None else inputs[n].reshape(-1, inputs[n].shape[-1]) for n in per_token}
+        names = [spec.name for spec in self.config.inputs]
+        flat = {n: None if inputs[n] is None else inputs[n].reshape(-1, inputs[n].shape[-1]) for n in names}
         return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, rngs)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
@@ -174,8 +179,8 @@ HEADS: dict[str, type[Model]] = {
     cls.head: cls
     for cls in (
         Model, ModelForMaskedLM, ModelForCausalLM, ModelForSeq2SeqLM, ModelForSequenceClassification,
-        ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction,
-        ModelForPreTraining, ModelForReplacedTokenDetection,
+        ModelForImageClassification, ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice,
+        ModelForNextSentencePrediction, ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
 """Model class by head name; see duonlp.heads.HEADS."""

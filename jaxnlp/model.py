@@ -1,5 +1,6 @@
 """The base model, which the classes of heads.py extend with heads."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -12,7 +13,7 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.strategies.cache import check_cache
 from duonlp.heads import loss_terms, outputs_of
-from duonlp.inputs import check_inputs
+from duonlp.inputs import check_inputs, main_input
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
 from jaxnlp import losses, ops
@@ -70,16 +71,16 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         return out
 
     def __call__(
-        self, input_ids: Array, attention_mask: Array | None = None, token_type_ids: Array | None = None,
+        self, input_ids: Array | None = None, attention_mask: Array | None = None, token_type_ids: Array | None = None,
         position_ids: Array | None = None, *, output_hidden_states: bool = False, output_attentions: bool = False,
         decoder_input_ids: Array | None = None, decoder_attention_mask: Array | None = None,
         decoder_position_ids: Array | None = None, cache: Cache | None = None, cache_index: int | Array | None = None,
-        rngs: nnx.Rngs | None = None, **labels: Array,
+        rngs: nnx.Rngs | None = None, **further: Array,
     ) -> dict[str, Any]:  # fmt: skip
         """Run the model.
 
         Args:
-            input_ids: int [B, T].
+            input_ids: int [B, T]; or the main input of a model that reads no tokens.
             attention_mask: [B, T], 1 on real tokens and 0 on padding; None if all tokens are real. With a
                 cache: [B, S]. All heads except multiple choice, sequence classification and replaced token
                 detection also take [B, T, T], 1 where a query may attend to a key (packed documents).
@@ -97,8 +98,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
                 position; ``generate`` keeps fewer where attention has a window.
             cache_index: Number of positions in the cache.
             rngs: Random streams with ``dropout`` for training with dropout; None for no dropout.
-            labels: Labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the
-                outputs.
+            further: Other inputs of ``config.inputs``, such as ``pixel_values`` float [B, channels, height, width]; and
+                labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the outputs.
 
         Returns:
             Dict of arrays, and of the cache and tuples of arrays where requested.
@@ -108,9 +109,9 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
                 not match.
         """
         inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            main_input(self.config): input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "decoder_input_ids": decoder_input_ids,
-            "decoder_attention_mask": decoder_attention_mask, "decoder_position_ids": decoder_position_ids, **labels,
+            "decoder_attention_mask": decoder_attention_mask, "decoder_position_ids": decoder_position_ids, **further,
         }  # fmt: skip
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         if cache is not None:
@@ -134,18 +135,17 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         """Return the last hidden states [B, T, D] and a dict of the requested additional outputs."""
         if self.config.decoder is not None:
             return self._encode_and_decode(inputs, output_hidden_states, output_attentions, rngs)
-        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        position_ids = inputs["position_ids"]
+        main, position_ids = inputs[main_input(self.config)], inputs["position_ids"]
         if position_ids is None:
             past = 0 if cache_index is None else cache_index
-            mask = attention_mask if cache is None else None
-            position_ids = default_position_ids(self.config.embedding, input_ids, past, mask)
-        x = self.embeddings(input_ids, inputs["token_type_ids"], position_ids, rngs)
-        length = input_ids.shape[1]
+            mask = inputs["attention_mask"] if cache is None else None
+            position_ids = default_position_ids(self.config.embedding, main, past, mask)
+        x = self.embeddings(main, inputs.get("token_type_ids"), position_ids, rngs)
+        length = x.shape[1]
         key_length = length if cache is None else cache["step_0"]["value"].shape[2]
         first_query = 0 if cache is None or cache_index is None else cache_index
         lengths, layers = (length, key_length), self.config.layers
-        bias = attention_biases(layers, attention_mask, *lengths, self.config.causal, first_query)
+        bias = attention_biases(layers, inputs["attention_mask"], *lengths, self.config.causal, first_query)
         stack = getattr(self, self.config.stack)
         slots = None if cache_index is None else (cache_index,) * len(layers.windows)
         x, states, attentions, cache = stack(x, bias, position_ids, cache, slots, rngs)
@@ -153,11 +153,14 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})
 
-    def _last_index(self, input_ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
+    def _last_index(self, inputs: Mapping[str, Any]) -> jax.Array | None:
         """Return the index int [B] of the token to classify by: the last end-of-text token, or the last real one.
 
-        Padding is recognized by pad_token_id, or by the mask if the model has none.
+        Padding is recognized by pad_token_id, or by the mask if the model has none. None if the model classifies by another.
         """
+        if self.config.classification.token not in ("last_eos", "last_non_padding"):
+            return None
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
         columns = jnp.arange(input_ids.shape[1])
         if self.config.classification.token == "last_eos":
             return jnp.argmax(columns * (input_ids == self.config.eos_token_id), axis=-1)

@@ -49,7 +49,7 @@ class Pretrained(PretrainedBase, _Module):
         values = parameter_tree(self)
         save_checkpoint(
             folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,
-            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None,
+            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
         )  # fmt: skip
 
     @classmethod

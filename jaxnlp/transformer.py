@@ -162,7 +162,7 @@ class Stack(nnx.Module):
                 cross-attention scores.
 
         Returns:
-            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the
+            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed if so configured; the
             attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
@@ -181,7 +181,7 @@ class Stack(nnx.Module):
             attentions.append(probabilities)
         if self.config.norm.final:
             hidden_states = dropout(self.final_norm(hidden_states), self.config.norm.final_dropout, rngs)
-            states[-1] = hidden_states
+            states[-1] = hidden_states if self.config.norm.final_in_hidden_states else states[-1]
         return hidden_states, states, attentions, None if cache is None else new_cache
 
     def keys_and_values(self, source: jax.Array) -> dict[str, KeyValues]:

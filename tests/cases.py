@@ -53,8 +53,12 @@ SIZES = {
     },
     "albert": ENCODER | {"embedding_size": 12},
     "electra": ENCODER | {"embedding_size": 12},
+    "vit": {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "image_size": 12,
+        "patch_size": 4,
+    },
 }  # fmt: skip
-LABELLED = ("sequence-classification", "token-classification")
+LABELLED = ("sequence-classification", "image-classification", "token-classification")
 
 ROTARY = [
     {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
@@ -161,6 +165,13 @@ VARIANTS = {
         ],
         "sequence-classification": [{"problem_type": MULTI}],
     },
+    "vit": {
+        "base": [
+            {"hidden_act": "quick_gelu", "qkv_bias": False, "pooler_act": "linear", "layer_norm_eps": 1e-3},
+            {"image_size": [8, 12], "patch_size": [4, 2], "num_channels": 1},
+        ],
+        "image-classification": [{"problem_type": MULTI}, {"problem_type": REGRESSION, "num_labels": 1}],
+    },
     "t5": {
         "base": [
             {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "num_decoder_layers": 1},
@@ -240,9 +251,13 @@ class Case:
         return folder
 
     def inputs(self) -> dict[str, np.ndarray]:
-        """Return ids padded on the right, token types if the model has any, and the labels of the head."""
+        """Return what ``config.inputs`` lists, ids padded on the right, and the labels of the head."""
         rng = np.random.default_rng(self.seed)
         cfg = self.config
+        specs = {spec.name: spec for spec in cfg.inputs}
+        if "pixel_values" in specs:
+            pixels = rng.standard_normal((BATCH, *specs["pixel_values"].shape[1:]), np.float32)
+            return {"pixel_values": pixels} | self._labels(rng, (), np.ones(())) | self._float_labels(rng)
         shape = (BATCH, CHOICES, LENGTH) if self.head == "multiple-choice" else (BATCH, LENGTH)
         ids = rng.integers(5, 55, shape)
         mask = np.ones(shape, np.int32)
@@ -252,7 +267,7 @@ class Case:
         if cfg.decoder is not None:  # sources end with the end-of-text token, which some families classify by
             ids = np.where(np.arange(LENGTH) == lengths - 1, cfg.eos_token_id, ids)
         inputs = {"input_ids": np.where(mask, ids, pad), "attention_mask": mask}
-        types = cfg.embedding.type_vocab_size or (VOCABULARY if cfg.embedding.token_types_from_words else 0)
+        types = specs["token_type_ids"].limit if "token_type_ids" in specs else 0
         if types > 1 and not cfg.embedding.positions_skip_padding:
             inputs["token_type_ids"] = rng.integers(0, types, shape)
         if cfg.decoder is not None and self.head == "base" and not cfg.decoder.reads_source:
@@ -269,6 +284,7 @@ class Case:
             "causal-lm": lambda: {"labels": tokens},
             "seq2seq-lm": lambda: {"labels": tokens[:, :TARGET]},
             "sequence-classification": lambda: {"labels": rng.integers(0, cfg.num_labels, rows)},
+            "image-classification": lambda: {"labels": rng.integers(0, cfg.num_labels, rows)},
             "token-classification": lambda: {"labels": np.where(tokens < 0, -100, tokens % cfg.num_labels)},
             "question-answering": lambda: {
                 "start_positions": np.array([1, 2, 40]),
@@ -286,7 +302,7 @@ class Case:
 
     def _float_labels(self, rng) -> dict[str, np.ndarray]:
         kind = self.config.problem_type
-        if self.head != "sequence-classification" or kind not in (MULTI, REGRESSION):
+        if self.head not in ("sequence-classification", "image-classification") or kind not in (MULTI, REGRESSION):
             return {}
         shape = (BATCH, self.config.num_labels) if kind == MULTI else (BATCH,)
         values = rng.integers(0, 2, shape) if kind == MULTI else rng.standard_normal(shape)

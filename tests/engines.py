@@ -87,7 +87,8 @@ def _torch(folder, head, inputs, gradients):
     grads = {}
     if gradients and out.get("loss") is not None:
         out["loss"].backward()
-        from duonlp.checkpoints.checkpoint import open_checkpoint, our_layout
+        from duonlp.checkpoints.checkpoint import open_checkpoint
+        from duonlp.checkpoints.layouts import our_layout
 
         cfg = open_checkpoint(folder).transformer_config()
         family = architectures.get(cfg.model_type)
@@ -96,8 +97,9 @@ def _torch(folder, head, inputs, gradients):
         for row in family.weights(cfg, head):
             if row.path is None:
                 continue
-            name = row.name if head != "base" else row.name.removeprefix(family.PREFIX)
-            if row.layout == "row":  # a buffer, not a parameter
+            names = [n if head != "base" else n.removeprefix(family.PREFIX) for n in (row.name, *row.aliases)]
+            name = next((name for name in names if name in named), None)
+            if name is None:  # a buffer, not a parameter
                 grads[row.path] = np.zeros(spec[row.path].shape, np.float32)
                 continue
             grad = named[name].grad

@@ -25,6 +25,7 @@ if keras.config.backend() != "tensorflow":
 from tfnlp.auto import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
@@ -43,6 +44,7 @@ from tfnlp.pretrained import parameter_tree
 __all__ = [
     "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForImageClassification",
     "AutoModelForMaskedLM",
     "AutoModelForMultipleChoice",
     "AutoModelForNextSentencePrediction",

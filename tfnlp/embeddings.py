@@ -7,13 +7,41 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig
+from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, PatchConfig
 from duonlp.positions import fixed_table, relative_bucket_table
 from tfnlp.layers import Dropout, dense, make_norm
 
 
+class Patches(keras.layers.Layer):
+    """Image patches as tokens: special tokens, then each patch flattened and projected.
+
+    The convolution of Dosovitskiy et al. 2020 (https://arxiv.org/abs/2010.11929) is written as a reshape and a product, which
+    every exporter can follow.
+    """
+
+    def __init__(self, config: PatchConfig, size: int, *, dtype: keras.DTypePolicy, name: str = "patches"):
+        super().__init__(dtype=dtype, name=name, autocast=False)
+        self.config, self.size = config, size
+        self.projection = dense(size, "projection", dtype)
+
+    def build(self, input_shape: Any = None) -> None:
+        self.projection.build((None, self.config.size))
+        for name in self.config.special_tokens:
+            setattr(self, name, self.add_weight(name=name, shape=(1, self.size), initializer="zeros"))
+
+    def call(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Map pixels [B, C, height, width] to tokens [B, T, size]."""
+        (rows, columns), (height, width) = self.config.grid, self.config.patch_size
+        x = tf.reshape(tf.cast(pixels, self.compute_dtype), [-1, self.config.channels, rows, height, columns, width])
+        x = tf.reshape(tf.transpose(x, [0, 2, 4, 1, 3, 5]), [-1, self.config.size])  # [B * patches, values]
+        x = tf.reshape(self.projection(x), [-1, rows * columns, self.size])
+        tokens = [tf.cast(getattr(self, name), x.dtype) for name in self.config.special_tokens]  # [1, size] each
+        tokens = [tf.broadcast_to(tf.expand_dims(token, 0), [tf.shape(x)[0], 1, self.size]) for token in tokens]
+        return tf.concat([*tokens, x], axis=1)
+
+
 class Embeddings(keras.layers.Layer):
-    """Word, token type and position embeddings, then norm, dropout and a projection to the hidden size.
+    """Word or patch, token type and position embeddings, then norm, dropout and a projection to the hidden size.
 
     Args:
         config: Kinds and sizes of the tables.
@@ -32,8 +60,10 @@ class Embeddings(keras.layers.Layer):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.config, self.hidden_size = config, hidden_size
         options: dict[str, Any] = {"embeddings_initializer": "zeros", "dtype": dtype}
-        self.has_word_embeddings = has_word_embeddings
-        if has_word_embeddings:
+        self.has_word_embeddings = has_word_embeddings and config.patches is None
+        if config.patches is not None:
+            self.patches = Patches(config.patches, config.size, dtype=dtype)
+        elif has_word_embeddings:
             # Reversible: a tied language model head multiplies with the same table.
             self.word_embeddings = keras.layers.ReversibleEmbedding(
                 config.vocab_size, config.size, name="word_embeddings", **options
@@ -53,6 +83,8 @@ class Embeddings(keras.layers.Layer):
             self.projection = dense(hidden_size, "projection", dtype)
 
     def build(self, input_shape: Any = None) -> None:
+        if self.config.patches is not None:
+            self.patches.build()
         if self.has_word_embeddings:
             self.word_embeddings.build()
         if self.config.positions == "learned":
@@ -68,10 +100,10 @@ class Embeddings(keras.layers.Layer):
         self, input_ids: tf.Tensor, token_type_ids: tf.Tensor | None, position_ids: tf.Tensor,
         training: bool | None = None, word_embeddings: keras.layers.Embedding | None = None,
     ) -> tf.Tensor:  # fmt: skip
-        """Embed a batch of tokens.
+        """Embed a batch of tokens or images.
 
         Args:
-            input_ids: int [B, T].
+            input_ids: int [B, T]; or pixels [B, C, height, width].
             token_type_ids: int [B, T], or None.
             position_ids: int [B or 1, T].
             training: Whether to apply dropout.
@@ -80,14 +112,17 @@ class Embeddings(keras.layers.Layer):
         Returns:
             Embeddings [B, T, D].
         """
-        words = self.word_embeddings if word_embeddings is None else word_embeddings
-        x = self._lookup(words, input_ids)
+        if self.config.patches is not None:
+            words, x = None, self.patches(input_ids)
+        else:
+            words = self.word_embeddings if word_embeddings is None else word_embeddings
+            x = self._lookup(words, input_ids)
         x = x * math.sqrt(self.config.size) if self.config.scale else x
         if self.config.type_vocab_size:
             types = tf.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embeddings(types)
         x = x + self._positions(position_ids, x.dtype)
-        if self.config.token_types_from_words and token_type_ids is not None:
+        if words is not None and self.config.token_types_from_words and token_type_ids is not None:
             x = x + self._lookup(words, token_type_ids)
         if self.config.norm:
             x = self.norm(x)
@@ -145,13 +180,15 @@ def default_position_ids(
 
     Args:
         config: Says where positions start and whether they skip padding.
-        input_ids: int [B, T].
+        input_ids: int [B, T]; or pixels.
         past: Number of tokens already in the cache.
         attention_mask: [B, T], 0 on padding; None without padding. Another rank has no effect.
 
     Returns:
         int [B, T]; or [1, T] where all rows are alike.
     """
+    if config.patches is not None:
+        return tf.expand_dims(tf.range(config.patches.num_tokens), 0)
     if config.positions_skip_padding:
         is_real = tf.cast(tf.not_equal(input_ids, config.position_offset - 1), tf.int32)
         return (tf.cumsum(is_real, axis=1) + past) * is_real + config.position_offset - 1

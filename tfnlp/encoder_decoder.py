@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import DecoderConfig, TransformerConfig
+from duonlp.inputs import main_input
 from duonlp.seq2seq import decoder_input_ids
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings, default_position_ids
@@ -62,7 +63,7 @@ class EncoderDecoder:
         """Return the decoder's last hidden states [B, U, D] and a dict of the requested additional outputs."""
         mask = inputs.get("attention_mask")
         source, encoder_states, encoder_attentions, _ = self.encode(
-            inputs["input_ids"], mask, inputs.get("position_ids"), training
+            inputs[main_input(self.config)], mask, inputs.get("position_ids"), training
         )
         ids, position_ids = decoder_input_ids(ops, inputs, self.config, self.head), inputs.get("decoder_position_ids")
         if position_ids is None:

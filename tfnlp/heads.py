@@ -5,7 +5,6 @@ from typing import Any
 import tensorflow as tf
 
 from duonlp.heads import outputs_of
-from duonlp.inputs import TOKEN_INPUTS
 from duonlp.parameters import sentence_classes
 from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead
@@ -71,10 +70,20 @@ class ModelForSequenceClassification(Model):
         self.classifier = dense(c.num_labels, "classifier", bias=c.classification.classifier_bias, **options)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
-        mask = inputs.get("attention_mask")
-        last = self._last_index(inputs["input_ids"], mask)
-        x = self.pooler(hidden_states, last_index=last, attention_mask=mask, training=training)
+        x = self.pooler(
+            hidden_states,
+            last_index=self._last_index(inputs),
+            attention_mask=inputs.get("attention_mask"),
+            training=training,
+        )
         return {"logits": self.classifier(self.dropout(x, training=training))}
+
+
+@register
+class ModelForImageClassification(ModelForSequenceClassification):
+    """Image classifier: ``logits`` [B, C]; ``labels`` int [B], float [B, C], or float [B] for regression."""
+
+    head = "image-classification"
 
 
 @register
@@ -124,8 +133,8 @@ class ModelForMultipleChoice(Model):
         self, inputs: dict[str, Any], output_hidden_states: bool, output_attentions: bool, cache: Cache | None,
         cache_index: int | tf.Tensor | None, training: bool | None,
     ) -> tuple[tf.Tensor, dict[str, Any]]:  # fmt: skip
-        length = tf.shape(inputs["input_ids"])[-1]
-        flat = {name: tf.reshape(inputs[name], [-1, length]) for name in TOKEN_INPUTS if inputs.get(name) is not None}
+        names = [spec.name for spec in self.config.inputs if spec.name in inputs]
+        flat = {name: tf.reshape(inputs[name], [-1, tf.shape(inputs[name])[-1]]) for name in names}
         return super()._body(flat, output_hidden_states, output_attentions, cache, cache_index, training)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
@@ -192,8 +201,8 @@ HEADS: dict[str, type[Model]] = {
     cls.head: cls
     for cls in (
         Model, ModelForMaskedLM, ModelForCausalLM, ModelForSeq2SeqLM, ModelForSequenceClassification,
-        ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice, ModelForNextSentencePrediction,
-        ModelForPreTraining, ModelForReplacedTokenDetection,
+        ModelForImageClassification, ModelForTokenClassification, ModelForQuestionAnswering, ModelForMultipleChoice,
+        ModelForNextSentencePrediction, ModelForPreTraining, ModelForReplacedTokenDetection,
     )
 }  # fmt: skip
 """Model class by head name; see duonlp.heads.HEADS."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from duonlp.inputs import check_inputs
+from duonlp.inputs import check_inputs, input_specs, num_tokens
 from duonlp.typing import Array
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 FLAGS = ("output_hidden_states", "output_attentions")
 """Arguments of a model that are not arrays."""
+
+NARROWED = {"int64": np.int32, "float64": np.float32}
+"""Dtypes of NumPy's numbers and the dtypes that models compute with."""
 
 XLA_MAX_TOKENS = 256
 """Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
@@ -29,18 +32,23 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     Get a new function after the layers have changed (LoRA, quantization).
     """
     functions: dict[tuple, Callable[..., Any]] = {}
+    specs = {spec.name: spec for spec in input_specs(model.config, model.head)}
 
     def run(**inputs: Array) -> dict[str, Array]:
         flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(model.config, model.head, inputs)
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
-        inputs = {name: value.astype(np.int32) if value.dtype == np.int64 else value for name, value in inputs.items()}
+        inputs = {name: value.astype(NARROWED.get(value.dtype.name, value.dtype)) for name, value in inputs.items()}
         types = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        use_xla = inputs["input_ids"].size <= XLA_MAX_TOKENS
+        use_xla = num_tokens(model.config, inputs) <= XLA_MAX_TOKENS
         key = types, tuple(flags.items()), use_xla
         if key not in functions:
-            signature = {name: tf.TensorSpec([None] * rank, dtype, name=name) for name, dtype, rank in types}
+            shapes = {name: specs[name].shape if name in specs else () for name, _, _ in types}
+            signature = {
+                name: tf.TensorSpec(shapes[name] if len(shapes[name]) == rank else [None] * rank, dtype, name=name)
+                for name, dtype, rank in types
+            }
             function = tf.function(
                 lambda tensors: model(tensors, training=False, **flags),
                 [signature],

@@ -10,7 +10,7 @@ import tensorflow as tf
 from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
 from duonlp.generation.strategies.cache import check_cache
-from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.inputs import check_inputs, main_input, named_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
 from tfnlp.embeddings import Embeddings, default_position_ids
@@ -90,12 +90,13 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         output_attentions: bool = False, decoder_input_ids: Array | None = None,
         decoder_attention_mask: Array | None = None, decoder_position_ids: Array | None = None,
         cache: Cache | None = None, cache_index: int | Array | None = None, training: bool | None = None,
-        **labels: Array,
+        **further: Array,
     ) -> dict[str, Any]:  # fmt: skip
         """Run the model.
 
         Args:
-            input_ids: int [B, T]; or a dict of all inputs, as ``fit`` passes them.
+            input_ids: int [B, T]; or the main input of a model that reads no tokens; or a dict of all inputs, as ``fit``
+                passes them.
             attention_mask: [B, T], 1 on real tokens and 0 on padding; None if all tokens are real. With a
                 cache: [B, S]. All heads except multiple choice, sequence classification and replaced token
                 detection also take [B, T, T], 1 where a query may attend to a key (packed documents).
@@ -113,8 +114,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
                 position; ``generate`` keeps fewer where attention has a window.
             cache_index: Number of positions in the cache.
             training: Whether to apply dropout.
-            labels: Labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the
-                outputs.
+            further: Other inputs of ``config.inputs``, such as ``pixel_values`` float [B, channels, height, width]; and
+                labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the outputs.
 
         Returns:
             Dict of tensors, and of the cache and tuples of tensors where requested.
@@ -130,15 +131,16 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
             "decoder_input_ids": decoder_input_ids,
             "decoder_attention_mask": decoder_attention_mask,
             "decoder_position_ids": decoder_position_ids,
-            **labels,
+            **further,
         }
-        inputs = dict(input_ids) if isinstance(input_ids, Mapping) else {"input_ids": input_ids}
+        inputs = named_inputs(self.config, input_ids)
         inputs |= {name: value for name, value in other.items() if value is not None}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         if cache is not None:
             check_cache(self.config.layers, cache, inputs["input_ids"], cache_index)
-        inputs = {name: _to_tensor(name, value) for name, value in inputs.items()}
+        dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.config.inputs}
+        inputs = {name: _to_tensor(value, dtypes.get(name)) for name, value in inputs.items()}
         return super().__call__(
             inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
             cache_index=cache_index, training=training,
@@ -167,13 +169,13 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         """Return the last hidden states [B, T, D] and a dict of the requested additional outputs."""
         if self.config.decoder is not None:
             return self._encode_and_decode(inputs, output_hidden_states, output_attentions, training)
-        input_ids, position_ids = inputs["input_ids"], inputs.get("position_ids")
+        main, position_ids = inputs[main_input(self.config)], inputs.get("position_ids")
         if position_ids is None:
             past = 0 if cache_index is None else cache_index
             mask = inputs.get("attention_mask") if cache is None else None
-            position_ids = default_position_ids(self.config.embedding, input_ids, past, mask)
-        x = self.embeddings(input_ids, inputs.get("token_type_ids"), position_ids, training=training)
-        length = tf.shape(input_ids)[1]
+            position_ids = default_position_ids(self.config.embedding, main, past, mask)
+        x = self.embeddings(main, inputs.get("token_type_ids"), position_ids, training=training)
+        length = tf.shape(x)[1]
         key_length = length if cache is None else tf.shape(cache["step_0"]["value"])[2]
         first_query = 0 if cache is None or cache_index is None else cache_index
         lengths, layers = (length, key_length), self.config.layers
@@ -185,11 +187,14 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         outputs |= {"attentions": tuple(attentions)} if output_attentions else {}
         return x, outputs | ({} if cache is None else {"cache": cache})
 
-    def _last_index(self, input_ids: tf.Tensor, attention_mask: tf.Tensor | None) -> tf.Tensor:
+    def _last_index(self, inputs: Mapping[str, Any]) -> tf.Tensor | None:
         """Return the index int [B] of the token to classify by: the last end-of-text token, or the last real one.
 
-        Padding is recognized by pad_token_id, or by the mask if the model has none.
+        Padding is recognized by pad_token_id, or by the mask if the model has none. None if the model classifies by another.
         """
+        if self.config.classification.token not in ("last_eos", "last_non_padding"):
+            return None
+        input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask")
         columns = tf.range(tf.shape(input_ids)[1])
         if self.config.classification.token == "last_eos":
             is_candidate = tf.equal(input_ids, self.config.eos_token_id)
@@ -202,11 +207,11 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         return tf.argmax(columns * tf.cast(is_candidate, tf.int32), axis=-1, output_type=tf.int32)
 
 
-def _to_tensor(name: str, value: Array) -> tf.Tensor | keras.KerasTensor:
-    """Convert an array or nested lists to a tensor; symbolic inputs are returned unchanged."""
+def _to_tensor(value: Array, dtype: np.dtype | None) -> tf.Tensor | keras.KerasTensor:
+    """Convert an array or nested lists to a tensor, of a dtype if that is of its kind; symbolic inputs stay as they are."""
     if tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
         return value
     value = np.asarray(value)
-    if name in (*TOKEN_INPUTS, *DECODER_INPUTS) and value.dtype.kind in "iu":
-        value = value.astype(np.int32, copy=False)
+    if dtype is not None and (value.dtype.kind in "iu" if dtype.kind == "i" else value.dtype.kind in "iuf"):
+        value = value.astype(dtype, copy=False)
     return tf.convert_to_tensor(value)

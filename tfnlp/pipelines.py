@@ -17,10 +17,11 @@ def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: A
 
     Args:
         task: Task name: feature-extraction, sentence-embedding, text-classification, token-classification,
-            fill-mask, question-answering, text-generation, summarization, translation or text2text-generation.
+            fill-mask, question-answering, text-generation, summarization, translation, text2text-generation or
+            image-classification.
         model: Folder, Hub id, or a model of this package with the task's head.
         tokenizer: Transformers tokenizer, the checkpoint's own by default. It must be a fast one, except for
-            translation and other text-to-text tasks.
+            translation and other text-to-text tasks. Tasks that read images take ``image_processor=`` instead.
         options: Arguments of duonlp.pipelines.load_pipeline and of the task.
 
     Raises:

@@ -17,6 +17,7 @@ from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
+from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
@@ -91,16 +92,15 @@ class Pretrained(PretrainedBase, _Model):
             )
         save_checkpoint(
             folder, self.config, self.head, lambda path: merged_values(self, path), np.dtype(self.variable_dtype), tokenizer,
-            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None,
+            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
-        """Return the inputs of an exported model: int32 [B, T]; [B, C, T] for multiple choice; [B, U] for a decoder."""
-        names = ["input_ids", "attention_mask"] + ["token_type_ids"] * bool(self.config.embedding.type_vocab_size)
-        # A sequence classifier with a decoder feeds it the source.
-        names += ["decoder_input_ids"] * (self.config.decoder is not None and HEADS[self.head].reads_target)
-        shape = [None] * (3 if HEADS[self.head].has_choices else 2)
-        return {name: tf.TensorSpec(shape, tf.int32, name=name) for name in names}
+        """Return the inputs of an exported model: those of ``config.inputs`` that are exported, for all batch sizes."""
+        specs = [spec for spec in input_specs(self.config, self.head) if spec.exported]
+        if not HEADS[self.head].reads_target:  # other heads with a decoder feed it the source
+            specs = [spec for spec in specs if "target_length" not in spec.axes]
+        return {spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in specs}
 
     def export(
         self, filepath: str | Path, format: str = "tf_saved_model", verbose: bool | None = None,

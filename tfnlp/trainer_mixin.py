@@ -11,7 +11,7 @@ import tensorflow as tf
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, loss_terms, outputs_of, targets_of
-from duonlp.inputs import DECODER_INPUTS, TOKEN_INPUTS, check_inputs
+from duonlp.inputs import check_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
 from tfnlp import losses, ops
@@ -68,8 +68,11 @@ class TrainerMixin(_Model):
             batch: Inputs, optionally with labels and ``sample_weight``; a teacher's inputs are ignored.
             y: Labels, as fit takes them.
         """
-        inputs = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
-        inputs = {n: v for n, v in inputs.items() if n != "sample_weight" and not n.startswith("teacher_")}
+        inputs = {
+            n: v
+            for n, v in named_inputs(self.config, batch).items()
+            if n != "sample_weight" and not n.startswith("teacher_")
+        }
         inputs |= self._labels(inputs, y)
         if self._compile_loss is None:
             self._check_labels(inputs)
@@ -119,8 +122,7 @@ class TrainerMixin(_Model):
             sample_weight = data[2]
         if not HEADS[self.head].shifts_labels or (isinstance(x, Mapping) and "decoder_input_ids" in x):
             return data
-        x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
-        return x | self._labels(x, y), y, sample_weight
+        return named_inputs(self.config, x) | self._labels(x, y), y, sample_weight
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Under a distribution strategy, Keras averages the replicas' batches here, which turns ids into
@@ -142,8 +144,7 @@ class TrainerMixin(_Model):
         if self._compile_loss is not None:
             return super().compute_loss(x, *self._keras_loss_arguments(labels, y_pred, sample_weight), training)
         self._check_labels(labels)
-        inputs = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
-        loss = self._loss(y_pred, inputs | labels, sample_weight)
+        loss = self._loss(y_pred, named_inputs(self.config, x) | labels, sample_weight)
         loss /= tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums over the replicas
         return tf.add_n([loss, *(self._aggregate_additional_loss(added) for added in self.losses)])
 
@@ -157,7 +158,7 @@ class TrainerMixin(_Model):
         """Return the outputs for a batch; labels only serve as input of a decoder without decoder_input_ids."""
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
-            inputs = {name: x[name] for name in (*TOKEN_INPUTS, *DECODER_INPUTS) if name in x}
+            inputs = {spec.name: x[spec.name] for spec in self.config.inputs if spec.name in x}
             if HEADS[self.head].shifts_labels and "labels" in x and "decoder_input_ids" not in x:
                 inputs["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
             x = inputs

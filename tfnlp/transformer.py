@@ -198,7 +198,7 @@ class Stack(keras.layers.Layer):
                 cross-attention scores.
 
         Returns:
-            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed; the
+            Last hidden states [B, T, D]; all hidden states, the input first and the last one normed if so configured; the
             attention probabilities of each step; the updated cache.
         """
         states, attentions, new_cache = [hidden_states], [], {}
@@ -215,7 +215,8 @@ class Stack(keras.layers.Layer):
             states.append(hidden_states)
             attentions.append(probabilities)
         if self.config.norm.final:
-            hidden_states = states[-1] = self.dropout(self.final_norm(hidden_states), training=training)
+            hidden_states = self.dropout(self.final_norm(hidden_states), training=training)
+            states[-1] = hidden_states if self.config.norm.final_in_hidden_states else states[-1]
         return hidden_states, states, attentions, None if cache is None else new_cache
 
     def keys_and_values(self, source: tf.Tensor) -> dict[str, KeyValues]:

@@ -8,10 +8,10 @@ from duonlp.training.run_file import read_run
 from jaxnlp.training.distributed import barrier, is_main, start
 from jaxnlp.training.export import export
 from jaxnlp.training.fit import fit
-from jaxnlp.training.fit_step import FitStep, loss_terms
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
-from jaxnlp.training.step import make_step
+from jaxnlp.training.objectives import loss_terms
+from jaxnlp.training.step import FitStep, make_step
 from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
 
 __all__ = [

@@ -36,72 +36,25 @@ class Chip:
         return self.ici_bandwidth / self.ici_links
 
 
+TPU_V4 = "Jouppi et al. 2023 (TPU v4), table 4"
+DOCS = "cloud.google.com/tpu/docs/"
+
 _CHIPS = (
-    Chip(
-        name="v3",
-        peak_flops_bf16=123e12,
-        hbm_bytes=32 * GIB,
-        hbm_bandwidth=900e9,
-        ici_bandwidth=4 * 70e9,
-        ici_links=4,
-        cores=2,
-        source="cloud.google.com/tpu/docs/v3; links: Jouppi et al. 2023 (TPU v4), table 4",
-    ),
-    Chip(
-        name="v4",
-        peak_flops_bf16=275e12,
-        hbm_bytes=32 * GIB,
-        hbm_bandwidth=1200e9,
-        ici_bandwidth=6 * 50e9,
-        ici_links=6,
-        cores=2,
-        source="cloud.google.com/tpu/docs/v4; links: Jouppi et al. 2023 (TPU v4), table 4",
-    ),
-    Chip(
-        name="v5e",
-        peak_flops_bf16=197e12,
-        hbm_bytes=16 * GIB,
-        hbm_bandwidth=819e9,
-        ici_bandwidth=200e9,  # published as 1600 Gbit/s, and as 400 GB/s both ways
-        ici_links=4,
-        cores=1,
-        source="cloud.google.com/tpu/docs/v5e",
-    ),
-    Chip(
-        name="v5p",
-        peak_flops_bf16=459e12,
-        hbm_bytes=95 * GIB,
-        hbm_bandwidth=2765e9,
-        ici_bandwidth=600e9,  # published as 4800 Gbit/s, and as 1200 GB/s both ways
-        ici_links=6,
-        cores=2,
-        source="cloud.google.com/tpu/docs/v5p",
-    ),
-    Chip(
-        name="v6e",
-        peak_flops_bf16=918e12,
-        hbm_bytes=32 * GIB,
-        hbm_bandwidth=1638e9,
-        ici_bandwidth=400e9,  # published as 800 GB/s both ways
-        ici_links=4,
-        cores=1,
-        source="cloud.google.com/tpu/docs/v6e",
-    ),
+    Chip("v3", 123e12, 32 * GIB, 900e9, 4 * 70e9, 4, 2, f"{DOCS}v3; links: {TPU_V4}"),
+    Chip("v4", 275e12, 32 * GIB, 1200e9, 6 * 50e9, 6, 2, f"{DOCS}v4; links: {TPU_V4}"),
+    # Published as 1600 Gbit/s, 4800 Gbit/s and 800 GB/s between chips; the v5e also as 400 GB/s, and the v6e's are, both ways.
+    Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 4, 1, f"{DOCS}v5e"),
+    Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6, 2, f"{DOCS}v5p"),
+    Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 4, 1, f"{DOCS}v6e"),
 )
 
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _CHIPS}
 """Chips by name."""
 
 DEVICE_KINDS: dict[str, str] = {
-    "TPU v3": "v3",
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
+    "TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+}  # fmt: skip
 """JAX device kind -> name of the chip. Each of the two cores of a v3 is a device."""
 
 

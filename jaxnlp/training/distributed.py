@@ -1,14 +1,18 @@
 """Multi-host runs: connecting the processes, barriers with a timeout, and preemption."""
 
+import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from duonlp.errors import InputError
+from duonlp.errors import DuonlpError, InputError
 
 CLUSTER_VARIABLES = (
     "SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID", "MEGASCALE_COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_SIZE",
@@ -55,6 +59,31 @@ def barrier(name: str, timeout: int = 300) -> None:
     """Wait until every process gets here; raise after `timeout` seconds so that a lost process cannot hang the run."""
     if jax.process_count() > 1:
         multihost.sync_global_processes(name, timeout=timeout)
+
+
+def run_on_main(function: Callable[[], Any]) -> Any:
+    """Call a function in process 0 alone and return its JSON-compatible result in every process.
+
+    Raises:
+        DuonlpError: In the other processes, if the function raised any error; process 0 raises that error itself.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome, error = {}, None
+    if is_main():
+        try:
+            outcome = {"result": function()}
+        except Exception as raised:  # the other processes must not wait for a result
+            outcome, error = {"error": f"{type(raised).__name__}: {raised}"}, raised
+    data = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    data = multihost_utils.broadcast_one_to_all(data if is_main() else np.zeros(size, np.uint8))
+    if error is not None:
+        raise error
+    outcome = json.loads(np.asarray(data, np.uint8).tobytes())
+    if "error" in outcome:
+        raise DuonlpError(f"process 0 failed: {outcome['error']}")
+    return outcome["result"]
 
 
 class Preemption:

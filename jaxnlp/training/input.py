@@ -36,18 +36,8 @@ def read_ahead(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Return an iterator over this host's batches of the steps from `first` to before `last`, counted from 0.
 
-    A batch depends on its step alone, so the step is all the input state that a checkpoint needs: on resume no batch is
-    skipped or repeated, however far the threads have read ahead.
-
-    Args:
-        batches: Batches of the run.
-        first: First step.
-        last: Step after the last one.
-        threads: Reading threads.
-        ahead: Number of batches to prefetch.
-
-    Returns:
-        Iterator of dicts of int32 [batch_size / host_count, T].
+    `threads` read `ahead` batches. A batch depends on its step alone, so the step is all the input state that a checkpoint
+    needs: on resume no batch is skipped or repeated, however far the threads have read ahead.
 
     Raises:
         MissingExtraError: grain is not installed.

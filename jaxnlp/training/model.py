@@ -5,12 +5,14 @@ Training works on plain pytrees: ``loss(params, batch, key)`` is pure, and ``par
 layers differ, the repeats of each layer of the period are, see :data:`STACKED`.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +21,20 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
+from duonlp import heads
 from duonlp.checkpoints.checkpoint import Source, open_checkpoint
 from duonlp.checkpoints.pretrained import check_head, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
-from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
-from duonlp.errors import InputError
+from duonlp.heads import outputs_of
+from duonlp.inputs import model_inputs
+from duonlp.seq2seq import shift_right
+from duonlp.typing import Batch
+from jaxnlp import ops
 from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
-from jaxnlp.losses import cross_entropy_sum
-from jaxnlp.pretrained import parameter_tree, split
+from jaxnlp.pretrained import Params, parameter_tree, split
 from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
-from jaxnlp.transformer import Biases, Stack, layer_positions
+from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions
 
 STACKED = re.compile(r"/layers(?:_(\d+)_(\d+))?/")
 """The part of a path that marks stacked layers: ``/layers/`` holds all, ``/layers_1_3/`` layers 1, 4, 7 ..."""
@@ -46,16 +51,12 @@ def layer_paths(path: str, count: int) -> list[str]:
 class LazyModel:
     """A model described but not in memory: each parameter is made on demand and then sharded over its devices.
 
-    For models that do not fit on one device. ``pretrain`` takes one wherever it takes a model.
+    For models that do not fit on one device. ``pretrain``, ``fit`` and ``distill`` take one wherever they take a model.
 
     Args:
         config: Configuration of the model.
         head: Name of its head.
         plan: One source per parameter.
-
-    Attributes:
-        config: Configuration of the model.
-        head: Name of its head.
     """
 
     def __init__(self, config: TransformerConfig, head: str, plan: Iterable[Source]):
@@ -70,16 +71,15 @@ class LazyModel:
 
         Args:
             config: A TransformerConfig, or config.json as a dict.
-            head: Name of a head that can be pretrained.
+            head: Name of the head.
             seed: Seed of the parameters; one seed gives the same parameters in both packages.
             overrides: Keys of config.json to replace.
 
         Raises:
             ConfigError: The configuration is unsupported, or the model cannot have the head.
-            InputError: The head cannot be pretrained.
         """
         cfg = resolve_config(config, overrides)
-        check_head(HEADS[_check_pretrainable(head)], cfg)
+        check_head(HEADS[head], cfg)
         return cls(cfg, head, fresh_plan(cfg, head, seed))
 
     @classmethod
@@ -90,30 +90,22 @@ class LazyModel:
 
         Args:
             name_or_path: A folder or a Hub id.
-            head: Name of a head that can be pretrained.
+            head: Name of the head.
             seed: Seed of the parameters of a head that the checkpoint lacks.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
             CheckpointError: The checkpoint is not found, damaged or incompatible.
             ConfigError: The configuration is unsupported, or the model cannot have the head.
-            InputError: The head cannot be pretrained.
         """
         checkpoint = open_checkpoint(name_or_path, revision)
         cfg = checkpoint.transformer_config()
-        check_head(HEADS[_check_pretrainable(head)], cfg)
+        check_head(HEADS[head], cfg)
         return cls(cfg, head, checkpoint.plan(cfg, head, seed))
 
     def read(self, path: str) -> np.ndarray:
         """Return the values of one parameter, float32."""
         return self._sources[path].read(np.dtype(np.float32))
-
-
-def _check_pretrainable(head: str) -> str:
-    """Return `head`; raise InputError if it cannot be pretrained."""
-    if head not in PRETRAINED_HEADS:
-        raise InputError(f"head is {head!r}; only {', '.join(PRETRAINED_HEADS)} can be pretrained")
-    return head
 
 
 def parameter_reader(model: Any) -> Callable[[str], np.ndarray]:
@@ -122,6 +114,10 @@ def parameter_reader(model: Any) -> Callable[[str], np.ndarray]:
         return model.read
     values = parameter_tree(model)
     return lambda path: np.asarray(values[path], np.float32)
+
+
+LayerOutputs: TypeAlias = tuple[Any, Any]
+"""Hidden states [B, T, D] and attention probabilities after a layer, each None unless requested."""
 
 
 class TrainingStack(nnx.Module):
@@ -135,10 +131,14 @@ class TrainingStack(nnx.Module):
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints.
         dtype: Compute dtype.
+        outputs: Whether to return hidden states, and whether to return attention probabilities.
     """
 
-    def __init__(self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype: DTypeLike):
-        self.config, self.remat, self.mesh, self.dtype = stack.config, remat, mesh, dtype
+    def __init__(
+        self, stack: Stack, *, scan: bool, remat: str, mesh: Mesh | None, dtype: DTypeLike,
+        outputs: tuple[bool, bool] = (False, False),
+    ):  # fmt: skip
+        self.config, self.remat, self.mesh, self.dtype, self.outputs = stack.config, remat, mesh, dtype, outputs
         pattern, groups = stack.config.layers, []
         start, size = len(pattern.prefix), len(pattern.period)
         self.repeats = (len(pattern.weights) - start) // size if scan else 0
@@ -166,28 +166,20 @@ class TrainingStack(nnx.Module):
     def __call__(
         self, hidden_states: jax.Array, bias: Biases, position_ids: jax.Array, cache: Any = None, cache_index: Any = None,
         rngs: nnx.Rngs | None = None, source: tuple[jax.Array, jax.Array] | None = None,
-    ) -> tuple[jax.Array, list, list, None]:  # fmt: skip
-        """Run the layers as Stack does, without what only inference needs: hidden states, attention maps and the cache.
+    ) -> StackOutput:  # fmt: skip
+        """Run the layers as Stack does, without a cache.
 
-        Args:
-            hidden_states: [B, T, D].
-            bias: Attention biases, as of Stack.
-            position_ids: As of Stack.
-            cache: Ignored.
-            cache_index: Ignored.
-            rngs: With the stream "dropout"; None for no dropout.
-            source: Of an encoder-decoder: the encoder's output [B, S, D] and its attention bias.
-
-        Returns:
-            Hidden states [B, T, D], and empty values in place of the other results of Stack.
+        Args and results are those of Stack, except that ``source`` is an encoder's output [B, S, D] and its attention bias,
+        and that lists are empty unless they are among the outputs.
         """
         key = None if rngs is None else rngs.dropout()
         pattern = self.config.layers
         positions = layer_positions(pattern, bias, position_ids)
         x, kinds = shard_rows(hidden_states, self.mesh), {}
+        outputs: list[LayerOutputs] = []
 
         def run(name: str, step: int) -> tuple[Callable, PyTree]:
-            """Return the layer at a step as a function (parameters, hidden states, step) -> hidden states, and its parameters."""
+            """Return the layer at a step as a function (parameters, hidden states, step) -> results, and its parameters."""
             graphdef, params = split(getattr(self, name))
             kind = pattern[step], name in self.groups
             if kind not in kinds:  # layers of one kind share a function, which jax.checkpoint traces once
@@ -198,22 +190,25 @@ class TrainingStack(nnx.Module):
         start, size = len(pattern.prefix), len(pattern.period)
         end = start + self.repeats * size if not pattern.shared else len(pattern)
         for step, i in enumerate(pattern.layer_order):
-            if self.groups and start <= step < end:
-                x = x if step > start else self._scan([run(name, step + j) for j, name in enumerate(self.groups)], x)
-                continue
-            layer, params = run(f"layer_{i}", step)
-            x = layer(params, x, step)
+            if self.groups and start < step < end:
+                continue  # scanned at the first step
+            if self.groups and step == start:
+                x, more = self._scan([run(name, step + j) for j, name in enumerate(self.groups)], x)
+            else:
+                layer, params = run(f"layer_{i}", step)
+                x, output = layer(params, x, step)
+                more = [output]
+            outputs += more
         if self.config.norm.final:
             x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
-        return x, [], [], None
+        has_states, has_attentions = self.outputs
+        states = [hidden_states, *(state for state, _ in outputs[:-1]), x] if has_states else []
+        return x, states, [probabilities for _, probabilities in outputs] if has_attentions else [], None
 
-    def _scan(self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array) -> jax.Array:
-        """Scan over the repeats of the period.
-
-        Args:
-            layers: Of each layer of the period: (parameters, hidden states, step) -> hidden states, and stacked parameters.
-            hidden_states: [B, T, D].
-        """
+    def _scan(
+        self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array
+    ) -> tuple[jax.Array, list[LayerOutputs]]:
+        """Scan hidden states [B, T, D] over the repeats of the period; `layers` are its layers from `run`."""
         pattern = self.config.layers
         start, size = len(pattern.prefix), len(pattern.period)
         stacked = [params for _, params in layers]
@@ -225,19 +220,28 @@ class TrainingStack(nnx.Module):
             weights, repeat = weights_and_repeat
             if order is not None:
                 weights = jax.tree.map(lambda p: p[weights], stacked)
+            outputs = []
             for j, (layer, _) in enumerate(layers):
-                x = layer(weights[j], x, start + repeat * size + j)
-            return x, None
+                x, output = layer(weights[j], x, start + repeat * size + j)
+                outputs.append(output)
+            return x, outputs
 
-        return jax.lax.scan(period, hidden_states, (stacked if order is None else order, repeats))[0]
+        x, outputs = jax.lax.scan(period, hidden_states, (stacked if order is None else order, repeats))
+        return x, [
+            jax.tree.map(operator.itemgetter(i), layer_outputs)
+            for i in range(len(repeats))
+            for layer_outputs in outputs
+        ]
 
-    def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> jax.Array:
+    def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> tuple[jax.Array, LayerOutputs]:
         """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
         layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
-        return shard_rows(layer(hidden_states, *positions, step, rngs=rngs, source=source)[0], self.mesh)
+        x, probabilities, _ = layer(hidden_states, *positions, step, rngs=rngs, source=source)
+        x = shard_rows(x, self.mesh)
+        return x, (x if self.outputs[0] else None, probabilities if self.outputs[1] else None)
 
 
 def _rematerialize(layer: Callable, remat: str, scan: bool) -> Callable:
@@ -253,14 +257,9 @@ def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def gather_parameters(params: PyTree, mesh: Mesh | None, dtype: DTypeLike) -> PyTree:
-    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis.
+    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
 
-    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype.
-
-    Args:
-        params: Nested dicts of arrays.
-        mesh: Mesh of the parameters; None for no sharding constraints.
-        dtype: Compute dtype.
+    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype. Without a mesh nothing is gathered.
     """
 
     def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
@@ -291,100 +290,142 @@ _gather.defvjp(
 
 @dataclass(frozen=True)
 class Trainable:
-    """A model prepared for training.
+    """A model prepared for training, without its parameters; hashable, so equal ones share compiled programs.
 
     Attributes:
         config: Configuration of the model.
         head: Name of its head.
-        loss: ``(params, batch, key) -> (summed loss in nats, labeled tokens)``, both float32 []. Without a key there
-            is no dropout.
+        graphdef: Structure of the prepared model.
+        stacks: Names of its stacks of layers.
+        mesh: Mesh of the parameters; None for no sharding constraints.
+        dtype: Compute dtype.
+        options: Further arguments of the model's call, as sorted (name, value) pairs.
+        plain: Structure of the model itself.
         abstract: Parameters as nested dicts of jax.ShapeDtypeStruct.
         paths: Path of each parameter -> paths of the model's parameters that it holds: one, or one per layer if stacked.
     """
 
     config: TransformerConfig
     head: str
-    loss: Callable[..., tuple[jax.Array, jax.Array]]
-    abstract: dict[str, Any]
-    paths: dict[str, tuple[str, ...]]
+    graphdef: nnx.GraphDef
+    stacks: tuple[str, ...]
+    mesh: Mesh | None
+    dtype: np.dtype
+    options: tuple[tuple[str, Any], ...]
+    plain: nnx.GraphDef = field(compare=False)
+    abstract: dict[str, Any] = field(compare=False)
+    paths: dict[str, tuple[str, ...]] = field(compare=False)
 
-    def parameters(self, read: Callable[[str], np.ndarray], shardings: PyTree) -> dict[str, Any]:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the batch entries that the model learns from."""
+        return tuple(output.labels for output in outputs_of(self.head, self.config))
+
+    def outputs(
+        self, params: Params, batch: Batch, key: jax.Array | None = None, *, as_teacher: bool = False, **labels: Any
+    ) -> dict[str, Any]:
+        """Return the outputs of the model for a batch.
+
+        Args:
+            params: Parameters, with the structure of ``abstract``; further entries are not read.
+            batch: Arrays [B, ...]. With segment_ids int [B, T], equal within a document, the documents of a row do not see
+                each other.
+            key: PRNG key of dropout; None for no dropout.
+            as_teacher: Whether to read ``teacher_input_ids``, ... if the batch has them.
+            labels: Labels to pass to the model, which add its "loss".
+        """
+        inputs: dict[str, Any] = model_inputs(self.config, batch, as_teacher=as_teacher)
+        if "segment_ids" in batch:
+            inputs |= packed_inputs(self.config, batch["segment_ids"])
+        if heads.HEADS[self.head].shifts_labels and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], self.config)
+        params = {name: params[name] for name in self.abstract}
+        outside_stacks = {name: value for name, value in params.items() if name not in self.stacks}
+        model = nnx.merge(self.graphdef, {**params, **gather_parameters(outside_stacks, self.mesh, self.dtype)})
+        return model(**inputs, **labels, **dict(self.options), rngs=None if key is None else nnx.Rngs(dropout=key))
+
+    def model(self, params: Params) -> Any:
+        """Return the model itself with parameters from :meth:`unstack`."""
+        return nnx.merge(self.plain, params)
+
+    def parameters(self, read: Callable[[str], np.ndarray], shardings: PyTree = None) -> Params:
         """Return the parameters, made on the host one after the other and sharded.
 
         Args:
             read: Path of a parameter -> its values, from :func:`parameter_reader`.
-            shardings: NamedSharding of each parameter.
+            shardings: NamedSharding of each parameter, and of others; None for the default device.
         """
 
-        def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding) -> jax.Array:
+        def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding | None = None) -> jax.Array:
             names = self.paths[path_of(keys)]
-            is_stacked = STACKED.search(path_of(keys))
-            value = np.stack([read(name) for name in names]) if is_stacked else read(names[0])
+            values = [read(name).astype(leaf.dtype, copy=False) for name in names]
+            value = values[0] if names == (path_of(keys),) else np.stack(values)
+            if sharding is None:
+                return jnp.array(value)
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: value[index])
 
-        return jax.tree_util.tree_map_with_path(make, self.abstract, shardings)
+        trees = () if shardings is None else ({name: shardings[name] for name in self.abstract},)
+        return jax.tree_util.tree_map_with_path(make, self.abstract, *trees)
+
+    def unstack(self, params: Params) -> Params:
+        """Return the parameters as the model itself has them; further entries are dropped."""
+        params, unstacked = {name: params[name] for name in self.abstract}, {}
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+            names = self.paths[path_of(keys)]
+            for i, name in enumerate(names):
+                *parents, last = name.split("/")
+                inner = reduce(lambda tree, key: tree.setdefault(key, {}), parents, unstacked)
+                inner[last] = leaf if names == (path_of(keys),) else leaf[i]
+        return unstacked
 
 
 def make_trainable(
-    model: Any, *, dtype: DTypeLike = "float32", scan: bool = False, remat: str = "none", mesh: Mesh | None = None
-) -> Trainable:
+    model: Any, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike | None = None, scan: bool = False,
+    remat: str = "none", mesh: Mesh | None = None, options: Mapping[str, Any] = MappingProxyType({}),
+) -> Trainable:  # fmt: skip
     """Prepare a model for training without reading its parameters.
 
     Args:
-        model: A model with a language modeling head, or a LazyModel.
-        dtype: Compute dtype.
+        model: A model, or a LazyModel.
+        dtype: Compute dtype; None for the model's, which is float32 for a LazyModel.
+        param_dtype: Dtype of the parameters, likewise.
         scan: Scan over stacked layers, as in PretrainingConfig.
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints (pmap).
-
-    Raises:
-        InputError: The model's head cannot be pretrained.
+        options: Further arguments of the model's call, such as output_hidden_states=True.
     """
-    cfg, dtype = model.config, jnp.dtype(dtype)
-    _check_pretrainable(model.head)
-    stacks = {stack.stack: stack for stack in (cfg, cfg.as_decoder())}  # one, or the two of an encoder-decoder
+    cfg, create = model.config, HEADS[model.head] if isinstance(model, LazyModel) else type(model)
+    dtype, param_dtype = (
+        jnp.dtype(getattr(model, name, "float32") if given is None else given)
+        for name, given in (("dtype", dtype), ("param_dtype", param_dtype))
+    )
+    stacks = tuple(dict.fromkeys(stack.stack for stack in (cfg, cfg.as_decoder())))  # one, or two of an encoder-decoder
+    outputs = bool(options.get("output_hidden_states")), bool(options.get("output_attentions"))
 
-    def build() -> nnx.Module:
-        built = HEADS[model.head](cfg, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-        for name in stacks:
-            stack = TrainingStack(getattr(built, name), scan=scan, remat=remat, mesh=mesh, dtype=dtype)
-            setattr(built, name, stack)
+    def build(prepared: bool) -> nnx.Module:
+        built = create(cfg, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        for name in stacks if prepared else ():
+            stack = getattr(built, name)
+            setattr(built, name, TrainingStack(stack, scan=scan, remat=remat, mesh=mesh, dtype=dtype, outputs=outputs))
         return built
 
-    graphdef, abstract = split(nnx.eval_shape(build))
+    graphdef, abstract = split(nnx.eval_shape(lambda: build(True)))
+    plain = nnx.graphdef(nnx.eval_shape(lambda: build(False)))
     paths = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = path_of(keys)
         paths[path] = tuple(layer_paths(path, leaf.shape[0])) if STACKED.search(path) else (path,)
-
-    def loss(
-        params: dict[str, Any], batch: Mapping[str, jax.Array], key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        outside_stacks = {name: value for name, value in params.items() if name not in stacks}
-        built = nnx.merge(graphdef, {**params, **gather_parameters(outside_stacks, mesh, dtype)})
-        rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = built(**model_inputs(cfg, batch), rngs=rngs)["logits"]  # [B, T, V]
-        return cross_entropy_sum(logits, batch["labels"])
-
-    return Trainable(cfg, model.head, loss, abstract, paths)
+    return Trainable(
+        cfg, model.head, graphdef, stacks, mesh, dtype, tuple(sorted(options.items())), plain, abstract, paths
+    )
 
 
-def model_inputs(cfg: TransformerConfig, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return the inputs of the model for a batch of blocks, in which documents that share a row do not see each other.
-
-    Args:
-        cfg: Configuration of the model.
-        batch: input_ids int [B, T], and optionally segment_ids int [B, T], equal within a document. Of an encoder-decoder:
-            input_ids and attention_mask [B, S], and decoder_input_ids [B, U].
-    """
-    if cfg.decoder is not None:
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
-    inputs = {"input_ids": batch["input_ids"]}
-    if "segment_ids" in batch:
-        segments = batch["segment_ids"]
-        inputs["attention_mask"] = segments[:, :, None] == segments[:, None, :]  # [B, T, T]
-        columns = jnp.arange(segments.shape[1])
-        starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)  # [B, T]
-        first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)  # [B, T]
-        inputs["position_ids"] = cfg.embedding.position_offset + columns - first
-    return inputs
+def packed_inputs(cfg: TransformerConfig, segment_ids: jax.Array) -> dict[str, jax.Array]:
+    """Return the attention mask [B, T, T] and position ids [B, T] with which documents, segment ids [B, T], are apart."""
+    columns = jnp.arange(segment_ids.shape[1])
+    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)  # [B, T]
+    first = jax.lax.cummax(jnp.where(starts, columns, 0), axis=1)  # [B, T]
+    return {
+        "attention_mask": segment_ids[:, :, None] == segment_ids[:, None, :],
+        "position_ids": cfg.embedding.position_offset + columns - first,
+    }

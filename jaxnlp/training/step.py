@@ -1,25 +1,33 @@
-"""The optimizer step of pretraining on all devices: jitted over a mesh, or pmapped as the simple baseline.
+"""The optimizer step of all training on all devices: jitted over a mesh, or mapped over them as the simple baseline.
 
-Both take the same state and give the same results: the gradient is that of the summed loss, divided once by the number of
-labeled tokens of the whole global batch, so neither accumulation nor an uneven split over hosts changes it.
+Both take the same state and give the same results: the sums of a loss are divided once, by the counts of the whole global
+batch, so neither accumulation nor an uneven split over devices and hosts changes its gradient.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
 from duonlp.errors import InputError
-from duonlp.training.config import PretrainingConfig
+from duonlp.heads import ROW_MASK, outputs_of
+from duonlp.training.config import AXES, PretrainingConfig
+from duonlp.training.fit_config import FitConfig
+from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
-from jaxnlp.training.mesh import PyTree, batch_sharding, make_mesh, replicated, shardings
-from jaxnlp.training.model import Trainable, make_trainable, shard_rows
+from jaxnlp.pretrained import Params
+from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shardings
+from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
+from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
 from jaxnlp.training.optimizers import make_optimizer
 
 State: TypeAlias = dict[str, Any]
@@ -31,25 +39,90 @@ State: TypeAlias = dict[str, Any]
 """
 
 Metrics: TypeAlias = dict[str, jax.Array]
-"""Metrics of a step, float32 []: "loss", "gradient_norm" (before clipping), and in pretraining "tokens" (labeled ones)."""
+"""Metrics of a step, float32 []: "loss", "gradient_norm" (before clipping), and those of the objective, such as "tokens"."""
+
+PROGRAM_SETTINGS = ("accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "layer_decay")
+"""Settings that the program of a step depends on."""
 
 
-def make_step(model: Any, config: PretrainingConfig, mesh: Mesh | None = None) -> "ShardedStep | PmapStep":
-    """Return the step for a model and a configuration.
+@dataclass(frozen=True)
+class Plan:
+    """Everything except arrays that the programs of a step depend on; hashable, so equal plans share compiled programs.
 
-    Args:
-        model: A model with a language modeling head, or a LazyModel; its parameters are not read yet.
-        config: Settings of the run.
-        mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
-
-    Raises:
-        InputError: The mesh does not fit the devices, or the batch size the mesh.
+    Attributes:
+        trainable: The prepared model.
+        objective: What is minimized.
+        settings: Settings of the step; those it does not depend on have their defaults, so that runs share programs.
+        axes: Axes of the mesh over which each device sums by itself (pmap); None under jit, which sums over all devices.
     """
-    kind = PmapStep if config.parallelism == "pmap" else ShardedStep
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_heap()
-    return kind(model, config, mesh)
+
+    trainable: Trainable
+    objective: Objective
+    settings: FitConfig
+    axes: tuple[str, ...] | None = None
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Transformation of gradients into updates, without the learning rate."""
+        factors, decay = None, self.settings.layer_decay
+        if decay != 1:
+            factors = partial(rate_factor, config=self.trainable.config, decay=decay)
+        return make_optimizer(self.settings, rate_factors=factors)
+
+    def fresh(self, params: Params) -> State:
+        """Return the state before the first step."""
+        return {"params": params, "moments": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    def terms(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None) -> NamedTerms:
+        """Return the terms of the loss of a batch, see :meth:`Objective.terms`."""
+        return self.objective.terms(self.trainable, params, frozen, batch, key)
+
+    def summed_terms(self, params: Params, frozen: Params, batch: Batch) -> NamedTerms:
+        """Return the terms without dropout, summed over the devices."""
+        terms = self.terms(params, frozen, batch)
+        return {name: (*self._over_devices((total, count)), factor) for name, (total, count, factor) in terms.items()}
+
+    def _over_devices(self, tree: PyTree) -> PyTree:
+        return tree if self.axes is None else jax.lax.psum(tree, self.axes)
+
+    def step(self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any) -> tuple[State, Metrics]:
+        """Return the state after a step and its metrics; this is the function that is compiled.
+
+        Args:
+            state: State before the step.
+            frozen: Arrays that the loss reads and that are not trained.
+            batch: Arrays [B, ...].
+            rate: Learning rate, float32 [].
+            seed: Seed of dropout, uint32 [].
+        """
+        params, pieces, mesh, key = state["params"], self.settings.accumulation, self.trainable.mesh, None
+        if self.trainable.config.without_dropout() != self.trainable.config:
+            key = jax.random.fold_in(jax.random.key(seed), state["step"])
+            key = key if self.axes is None else jax.random.fold_in(key, jax.lax.axis_index(self.axes))
+        counts: dict[str, jax.Array] = {}
+        if pieces > 1 or self.axes is not None:
+            # The counts of the whole batch; XLA removes the forward pass, which they do not depend on.
+            counts = {name: count for name, (_, count, _) in self.summed_terms(params, frozen, batch).items()}
+
+        def loss(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
+            terms = self.terms(params, frozen, piece, key)
+            # At least 1: masked language modeling may have masked no token, and then has a loss of 0.
+            means = {
+                name: (total / jnp.maximum(counts.get(name, count), 1), count, factor)
+                for name, (total, count, factor) in terms.items()
+            }
+            value = cast(jax.Array, sum(factor * mean for mean, _, factor in means.values()))
+            return value, self.objective.metrics(means)
+
+        value, metrics, gradients = self._over_devices(
+            accumulate_gradients(loss, params, batch, key, pieces, partial(shard_rows, mesh=mesh))
+        )
+        if mesh is not None:
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings(params, mesh))
+        updates, moments = self.optimizer.update(gradients, state["moments"], params)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
+        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics
 
 
 def accumulate_gradients(
@@ -59,11 +132,9 @@ def accumulate_gradients(
     """Sum losses and gradients over the microbatches of a batch, computed one after the other.
 
     Args:
-        loss: ``(params, batch, key) -> (summed loss, aux)``; aux is a pytree of arrays that are summed as well, such as a
-            count.
+        loss: ``(params, batch, key) -> (loss, aux)``; aux is a pytree of arrays that are summed as well.
         params: Parameters to differentiate with respect to.
-        batch: Arrays [B, ...]. Microbatch i gets the rows whose index modulo `pieces` is i, so that each device has rows of
-            every microbatch.
+        batch: Arrays [B, ...]. Microbatch i has every `pieces`-th row, so that each device has rows of every microbatch.
         key: PRNG key of dropout, or None. Each microbatch folds in its index.
         pieces: Number of microbatches.
         constrain: Function that applies sharding constraints to a microbatch.
@@ -90,219 +161,239 @@ def accumulate_gradients(
     return sums
 
 
-class _BaseStep:
-    """Common parts of both steps.
+@lru_cache(maxsize=16)
+def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tuple[Any, Any, Any]:
+    """Return the compiled functions of a plan over a mesh: initial state, step, and loss terms.
+
+    flat_shardings: those of the state and the frozen arrays, as (tree structure, leaves) to be hashable.
+    """
+    state, frozen = jax.tree.unflatten(*flat_shardings)
+    everywhere, rows = replicated(mesh), batch_sharding(mesh)
+    step, terms = plan.step, plan.summed_terms
+    if plan.axes is not None:  # what jax.pmap does: each device runs the program on its own rows
+        over_devices = partial(jax.shard_map, mesh=mesh, out_specs=everywhere.spec, check_vma=False)
+        arrays, scalars = (everywhere.spec, everywhere.spec, rows.spec), (everywhere.spec, everywhere.spec)
+        step, terms = over_devices(step, in_specs=arrays + scalars), over_devices(terms, in_specs=arrays)
+    inputs = state, frozen, rows, everywhere, everywhere
+    return (
+        jax.jit(plan.fresh, out_shardings=state, donate_argnums=0),
+        jax.jit(step, in_shardings=inputs, out_shardings=(state, everywhere), donate_argnums=0),
+        jax.jit(terms, out_shardings=everywhere),
+    )
+
+
+class Step:
+    """The step of a plan over a mesh: ``step(state, step.put(batch), rate) -> (state, metrics)``; the state is donated.
+
+    Args:
+        plan: Plan of the step.
+        model: Model or LazyModel of the plan, whose parameters the training starts from; it is not changed.
+        mesh: Mesh to run on.
+        seed: Seed of dropout.
+        extra: Trained parameters beside the model's.
+        teacher: A prepared model and the model itself, whose parameters the loss reads and does not train. They are sharded
+            by the same rules.
+        own_rows: Whether each process puts its own rows of a batch, rather than whole batches that all of them have.
 
     Attributes:
+        plan: Plan of the step.
+        mesh: Mesh of the step.
+        trainable: The prepared model.
         abstract: Shapes and dtypes of the :data:`State`.
         shardings: NamedSharding of each of its arrays.
-        trainable: The prepared model.
-        optimizer: The optimizer, without the learning rate.
+        frozen: Parameters of the teacher on their devices; {} without one.
     """
 
-    shardings: PyTree
+    def __init__(
+        self, plan: Plan, model: Any, mesh: Mesh, seed: int, *, extra: Params | None = None,
+        teacher: tuple[Trainable, Any] | None = None, own_rows: bool = False,
+    ):  # fmt: skip
+        self.plan, self.trainable, self.mesh, self.seed = plan, plan.trainable, mesh, np.uint32(seed % 2**32)
+        self._model, self._extra, self._own_rows = model, extra or {}, own_rows
+        # Mapped over the devices, everything is replicated.
+        layout = partial(shardings, mesh=mesh, axes=AXES if plan.axes is None else ())
+        self.abstract = jax.eval_shape(plan.fresh, {**plan.trainable.abstract, **self._extra})
+        self.shardings = layout(self.abstract)
+        self._rows = mesh.shape["data"] * mesh.shape["fsdp"] * plan.settings.accumulation
+        self.frozen, frozen_shardings = {}, layout({} if teacher is None else teacher[0].abstract)
+        if teacher is not None:
+            self.frozen = teacher[0].parameters(parameter_reader(teacher[1]), frozen_shardings)
+        leaves, structure = jax.tree.flatten((self.shardings, frozen_shardings))
+        self._start, self._step, self._terms = _programs(plan, mesh, (structure, tuple(leaves)))
+        if mesh.devices.flat[0].platform == "cpu":
+            keep_heap()
 
-    def __init__(self, model: Any, config: PretrainingConfig, mesh: Mesh):
-        self.config, self.mesh = config, mesh
-        self.trainable: Trainable = make_trainable(
-            model, dtype=config.dtype, scan=config.scan, remat=config.remat,
-            mesh=mesh if config.parallelism == "jit" else None,
-        )  # fmt: skip
-        self.optimizer = make_optimizer(config)
-        cfg = self.trainable.config
-        self.has_dropout = cfg.without_dropout() != cfg
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        rows = devices * config.accumulation
-        if config.batch_size % rows:
+    def init_state(self, read: Callable[[str], np.ndarray] | None = None) -> State:
+        """Return the state before the first step; `read` replaces the :func:`parameter_reader` of the step's model."""
+        params = self.trainable.parameters(read or parameter_reader(self._model), self.shardings["params"])
+        extra = jax.tree.map(np.array, self._extra)  # copied, since the initial arrays are donated
+        params |= _put_global(extra, {name: self.shardings["params"][name] for name in extra})
+        return self._start(params)
+
+    def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Return a batch of NumPy arrays [B, ...] as arrays over the devices of all hosts.
+
+        With `own_rows` it holds this host's rows of a batch of blocks. Otherwise it is checked, and padded with rows that
+        count for nothing if B does not divide.
+
+        Raises:
+            InputError: The model does not take the batch; or B does not divide, and rows cannot be masked.
+        """
+        batch = {name: np.asarray(value) for name, value in batch.items()}
+        rows = batch_sharding(self.mesh)
+        if self._own_rows:
+            return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
+        self.plan.objective.check(self.trainable, batch)
+        batch = self._pad(batch)
+        return _put_global(batch, dict.fromkeys(batch, rows))
+
+    def _pad(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return a batch whose rows divide among devices and microbatches, with a mask of the rows that count."""
+        rows, objective = len(next(iter(batch.values()))), self.plan.objective
+        missing, marks = -rows % self._rows, {"sample_weight", ROW_MASK, *self.trainable.labels}
+        if missing and not (objective.masks_rows and marks & set(batch)):
+            reason = "no labels mark" if objective.masks_rows else "a loss of your own cannot leave out"
             raise InputError(
-                f"batch_size is {config.batch_size}, which does not divide among {devices} devices times "
-                f"{config.accumulation} microbatches; make it a multiple of {rows}"
+                f"a batch of {rows} rows does not divide among {self._rows} (devices times accumulation), and {reason} padding "
+                f"rows; use batches of a multiple of {self._rows} rows"
             )
-        self.abstract = jax.eval_shape(self._initial_state, self.trainable.abstract)
-
-    def _initial_state(self, params: PyTree) -> State:
-        return {"params": params, "moments": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
-
-    def _dropout_key(self, state: State) -> jax.Array | None:
-        if not self.has_dropout:
-            return None
-        return jax.random.fold_in(jax.random.key(self.config.seed), state["step"])
-
-    def _updated(
-        self, state: State, total: jax.Array, count: jax.Array, gradients: PyTree, rate: jax.Array
-    ) -> tuple[State, Metrics]:
-        """Apply summed gradients.
-
-        Args:
-            state: State before the step.
-            total: Summed loss, float32 [].
-            count: Labeled tokens, float32 [].
-            gradients: Gradient of the summed loss.
-            rate: Learning rate, float32 [].
-        """
-        count = jnp.maximum(count, 1)  # masked language modeling may have masked no token
-        gradients = jax.tree.map(lambda g: g / count, gradients)
-        updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        metrics = {"loss": total / count, "tokens": count, "gradient_norm": optax.tree.norm(gradients)}
-        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics
-
-
-class ShardedStep(_BaseStep):
-    """The step as one jitted program over a mesh; XLA moves gradients and parameters between the devices."""
-
-    def __init__(self, model: Any, config: PretrainingConfig, mesh: Mesh):
-        super().__init__(model, config, mesh)
-        self.shardings = shardings(self.abstract, mesh)
-        self._programs: dict[tuple, Callable[..., Any]] = {}
-
-    def init_state(self, read: Callable[[str], np.ndarray]) -> State:
-        """Return the state before the first step.
-
-        Args:
-            read: Path of a parameter -> its values, from :func:`jaxnlp.training.model.parameter_reader`.
-        """
-        params = self.trainable.parameters(read, self.shardings["params"])
-        return jax.jit(self._initial_state, out_shardings=self.shardings, donate_argnums=0)(params)
-
-    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Return this host's rows of a batch, [b, T], as arrays [B, T] over the devices of all hosts."""
-        return {name: self._to_devices(value, batch_sharding(self.mesh)) for name, value in batch.items()}
-
-    def _to_devices(self, value: Any, sharding: NamedSharding) -> jax.Array:
-        # Explicit, but with several processes JAX's transfer guard takes it for an implicit transfer.
-        with jax.transfer_guard_host_to_device("allow"):
-            return jax.make_array_from_process_local_data(sharding, value)
-
-    def step(self, state: State, batch: Batch, rate: jax.Array) -> tuple[State, Metrics]:
-        """Return the state after a step and its metrics; this is the function that is compiled.
-
-        Args:
-            state: State before the step.
-            batch: Arrays [B, T].
-            rate: Learning rate, float32 [].
-        """
-        total, count, gradients = accumulate_gradients(
-            self.trainable.loss, state["params"], batch, self._dropout_key(state), self.config.accumulation,
-            partial(shard_rows, mesh=self.mesh),
-        )  # fmt: skip
-        gradients = jax.lax.with_sharding_constraint(gradients, self.shardings["params"])
-        return self._updated(state, total, count, gradients, rate)
+        if self._rows == 1 or not objective.masks_rows:
+            return batch
+        # Every batch gets a mask, so that the last one of an epoch needs no program of its own.
+        mask = batch.get(ROW_MASK, np.ones(rows, np.int32))
+        filling = {name: np.repeat(value[-1:], missing, axis=0) for name, value in batch.items()}
+        filling[ROW_MASK], batch = np.zeros(missing, mask.dtype), {**batch, ROW_MASK: mask}
+        return {name: np.concatenate([value, filling[name]]) for name, value in batch.items()}
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """Lower the step for a batch of arrays or shapes [B, T]; ``.compile()`` the result for any topology."""
-        everywhere = replicated(self.mesh)
-        metrics = dict.fromkeys(("loss", "tokens", "gradient_norm"), everywhere)
+        """Lower the step for a batch of arrays or shapes [B, ...]; ``.compile()`` the result for any topology."""
         shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in batch.items()}
-        return jax.jit(
-            self.step,
-            in_shardings=(self.shardings, batch_sharding(self.mesh), everywhere),
-            out_shardings=(self.shardings, metrics),
-            donate_argnums=0,
-        ).lower(self.abstract, shapes, jax.ShapeDtypeStruct((), jnp.float32))
+        scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.uint32))
+        return self._step.lower(self.abstract, self.frozen, shapes, *scalars)
 
     def __call__(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics]:
-        """Take one step; `state` is donated.
+        """Take one step at a learning rate with a batch from :meth:`put`; `state` is donated."""
+        return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
 
-        Args:
-            state: State before the step.
-            batch: Batch from :meth:`put`.
-            rate: Learning rate.
+    def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the "loss" without dropout over batches of NumPy arrays, and its parts; every label weighs the same.
+
+        Raises:
+            InputError: The batches have no label.
         """
-        program = self._program("step", batch, lambda: self.lower(batch).compile())
-        return program(state, batch, self._to_devices(np.float32(rate), replicated(self.mesh)))
+        sums, factors = None, {}
+        for batch in batches:
+            terms = jax.device_get(self._terms(params, self.frozen, self.put(batch)))
+            factors = {name: float(factor) for name, (_, _, factor) in terms.items()}
+            batch_sums = np.array([terms[name][:2] for name in factors], np.float64)  # [terms, 2]
+            sums = batch_sums if sums is None else sums + batch_sums
+        if sums is None or not sums[:, 1].all():
+            raise InputError("the validation batches have no label to evaluate on; pass batches with labels")
+        means = {
+            n: (total / count, count, factors[n]) for n, (total, count) in zip(factors, sums.tolist(), strict=True)
+        }
+        loss = sum(factor * mean for mean, _, factor in means.values())
+        return {"loss": loss} | self.plan.objective.metrics(means)
 
-    def evaluate(self, params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Return the summed loss without dropout and the number of labeled tokens of a batch from :meth:`put`."""
+    def model_parameters(self, params: Params) -> Params:
+        """Return the model's own parameters among the trained ones, as the model has them, on one device.
 
-        def loss(params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-            return self.trainable.loss(params, batch, None)
+        With several processes each gets a copy, so all must call this together.
+        """
+        if jax.process_count() > 1:
+            params = jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), params)
+        elif self.mesh.size > 1:
+            params = jax.device_put(params, self.mesh.devices.flat[0])
+        return self.trainable.unstack(params)
 
-        return self._program("evaluate", batch, lambda: jax.jit(loss, out_shardings=replicated(self.mesh)))(
-            params, batch
+
+def _put_global(tree: PyTree, tree_shardings: PyTree) -> PyTree:
+    """Return arrays that every process has whole as global arrays; each process puts its shards."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, tree_shardings)
+
+    def put(value: Any, sharding: Any) -> jax.Array:
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, tree_shardings)
+
+
+def make_step(
+    model: Any, config: PretrainingConfig, mesh: Mesh | None = None, *, loss: LossFunction | None = None
+) -> Step:
+    """Return the step of pretraining for a model and a configuration.
+
+    Args:
+        model: A model with a language modeling head, or a LazyModel; its parameters are not read yet. With a `loss`, the head
+            may be any.
+        config: Settings of the run.
+        mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
+        loss: ``(outputs, batch) -> Terms`` in place of the cross-entropy of the labels, see CustomLoss.
+
+    Raises:
+        InputError: The head cannot be pretrained, the mesh does not fit the devices, or the batch size the mesh.
+    """
+    if loss is None and model.head not in PRETRAINED_HEADS:
+        raise InputError(
+            f"head is {model.head!r}; only {', '.join(PRETRAINED_HEADS)} can be pretrained without a loss of your own"
         )
-
-    def _program(self, name: str, batch: Batch, build: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-        """Return the program of that name for the batch's shapes, building it at first use."""
-        key = name, tuple((input_name, value.shape) for input_name, value in sorted(batch.items()))
-        if key not in self._programs:
-            self._programs[key] = build()
-        return self._programs[key]
-
-    def to_save(self, state: State) -> State:
-        """Return the state as checkpoints store it: global arrays over the devices of all hosts."""
-        return state
-
-    def from_saved(self, state: State) -> State:
-        """Return the state of a checkpoint as the step takes it; the inverse of :meth:`to_save`."""
-        return state
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % (devices * config.accumulation):
+        raise InputError(
+            f"batch_size is {config.batch_size}, which does not divide among {devices} devices times "
+            f"{config.accumulation} microbatches; make it a multiple of {devices * config.accumulation}"
+        )
+    # The labels of blocks are those of their own positions, which a model would shift.
+    objective = LanguageModeling() if loss is None else CustomLoss(loss)
+    plan = make_plan(model, objective, config, mesh, dtype=config.dtype, param_dtype="float32")
+    return Step(plan, model, mesh, config.seed, own_rows=True)
 
 
-class PmapStep(_BaseStep):
-    """The simple baseline: the state is replicated on every device, and gradients are summed over a named axis."""
+def make_plan(
+    model: Any, objective: Objective, config: PretrainingConfig | FitConfig, mesh: Mesh | None, **options: Any
+) -> Plan:
+    """Return the plan of training a model; `options` are further arguments of :func:`make_trainable`."""
+    axes = BATCH if config.parallelism == "pmap" else None
+    settings = {name: getattr(config, name) for name in PROGRAM_SETTINGS if hasattr(config, name)}
+    trainable = make_trainable(model, scan=config.scan, remat=config.remat, mesh=None if axes else mesh, **options)
+    return Plan(trainable, objective, FitConfig(**settings), axes)
 
-    AXIS = "data"
 
-    def __init__(self, model: Any, config: PretrainingConfig, mesh: Mesh):
-        super().__init__(model, config, mesh)
-        self.shardings = jax.tree.map(lambda _: replicated(mesh), self.abstract)
-        self._step = jax.pmap(self.step, axis_name=self.AXIS, donate_argnums=0, in_axes=(0, 0, None))
-        self._evaluate = jax.pmap(self._summed_loss, axis_name=self.AXIS)
-        self._local_devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+class FitStep(Step):
+    """The step of ``fit`` for a model and a configuration: ``step(state, step.put(batch), rate) -> (state, metrics)``.
 
-    def init_state(self, read: Callable[[str], np.ndarray]) -> State:
-        """Return the state before the first step, a copy on every device: [devices, ...].
+    Args:
+        model: A model with float32 parameters and a head with a loss, or a LazyModel; it is not changed.
+        config: Settings of the run.
+        mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
+        loss: ``(outputs, batch) -> Terms`` in place of the head's own loss. It also gets the entries of the batch that are
+            no inputs of the model. Passing the same function object again shares the compiled program.
+        model_options: Further arguments of the model's call, such as output_hidden_states=True.
 
-        Args:
-            read: Path of a parameter -> its values, from :func:`jaxnlp.training.model.parameter_reader`.
-        """
-        params = self.trainable.parameters(read, self.shardings["params"])
-        return self.from_saved(jax.jit(self._initial_state, out_shardings=self.shardings)(params))
+    Raises:
+        InputError: The parameters are not float32, the head has no labels and `loss` is None, or the mesh does not fit.
+    """
 
-    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return this host's rows, [b, T], as [devices, b / devices, T], split over this host's devices."""
-        devices = len(self._local_devices)
-        return {name: value.reshape(devices, -1, *value.shape[1:]) for name, value in batch.items()}
+    def __init__(
+        self, model: Any, config: FitConfig, mesh: Mesh | None = None, *, loss: LossFunction | None = None,
+        model_options: Mapping[str, Any] | None = None,
+    ):  # fmt: skip
+        check_can_learn(model, needs_labels=loss is None)
+        mesh = make_mesh(config.mesh) if mesh is None else mesh
+        objective = HeadLoss(config.label_smoothing) if loss is None else CustomLoss(loss, gives_labels=True)
+        plan = make_plan(model, objective, config, mesh, options=model_options or {})
+        super().__init__(plan, model, mesh, config.seed)
 
-    def step(self, state: State, batch: Batch, rate: jax.Array) -> tuple[State, Metrics]:
-        """Return the state after a step and its metrics; each device runs this function on its rows [b, T]."""
-        key = self._dropout_key(state)
-        key = None if key is None else jax.random.fold_in(key, jax.lax.axis_index(self.AXIS))
-        sums = accumulate_gradients(self.trainable.loss, state["params"], batch, key, self.config.accumulation)
-        total, count, gradients = jax.lax.psum(sums, self.AXIS)
-        return self._updated(state, total, count, gradients, rate)
 
-    def _summed_loss(self, params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.psum(self.trainable.loss(params, batch, None), self.AXIS)
-
-    def __call__(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics]:
-        """Take one step; `state` is donated.
-
-        Args:
-            state: State before the step.
-            batch: Batch from :meth:`put`.
-            rate: Learning rate.
-        """
-        state, metrics = self._step(state, batch, np.float32(rate))
-        return state, {name: value[0] for name, value in metrics.items()}
-
-    def evaluate(self, params: PyTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Return the summed loss without dropout and the number of labeled tokens of a batch from :meth:`put`."""
-        total, count = self._evaluate(params, batch)
-        return total[0], count[0]
-
-    def to_save(self, state: State) -> State:
-        """Return the state as checkpoints store it: the copies of all devices as one replicated array each."""
-        sharding = replicated(self.mesh)
-
-        def merge_copies(x: jax.Array) -> jax.Array:
-            copies = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(x.shape[1:], sharding, copies)
-
-        return jax.tree.map(merge_copies, state)
-
-    def from_saved(self, state: State) -> State:
-        """Return the state of a checkpoint as the step takes it; the inverse of :meth:`to_save`."""
-        devices = len(self._local_devices)
-        copies = jax.tree.map(lambda x: np.broadcast_to(x.addressable_data(0), (devices, *x.shape)), state)
-        return jax.pmap(lambda tree: tree)(copies)
+def check_can_learn(model: Any, needs_labels: bool) -> None:
+    """Raise InputError if the parameters of a model are not float32, or its head has no loss though `needs_labels`."""
+    dtype = getattr(model, "param_dtype", jnp.float32)
+    if dtype != jnp.float32:
+        raise InputError(
+            f"the parameters are {dtype}, which loses small updates; load the model with param_dtype='float32' and "
+            f"dtype={str(dtype)!r}"
+        )
+    if needs_labels and not outputs_of(model.head, model.config):
+        raise InputError(f"a {model.head} model has no labels to learn from; use another head, or pass loss=")

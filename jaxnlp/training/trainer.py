@@ -1,35 +1,31 @@
-"""Pretraining: the loop over optimizer steps, from the first step or from the last checkpoint."""
+"""Pretraining on blocks: their stream, the cross-entropy of their labels, and evaluation on held-out blocks."""
 
-import math
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from duonlp import architectures
 from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.data.objectives.language_modelling import check_model, head_of
-from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.errors import InputError
 from duonlp.runs.preparation import Prepared
 from duonlp.runs.pretraining import RunConfig
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.flops import block_flops
-from duonlp.training.log.metrics_log import MetricsLog, NullLog
-from duonlp.training.schedules import due
-from duonlp.typing import BatchSequence
-from jaxnlp.training.checkpoints import Checkpoints
+from duonlp.training.log.metrics_log import MetricsLog
+from duonlp.training.stream import BlockStream
+from duonlp.typing import Batch, BatchSequence
 from jaxnlp.training.chips import device_peak_flops
-from jaxnlp.training.distributed import Preemption, is_main
 from jaxnlp.training.input import import_grain, read_ahead
+from jaxnlp.training.loop import Evaluation, Loop
 from jaxnlp.training.mesh import PyTree
-from jaxnlp.training.model import LazyModel, parameter_reader
-from jaxnlp.training.step import Metrics, PmapStep, ShardedStep, State, make_step
+from jaxnlp.training.model import LazyModel
+from jaxnlp.training.objectives import LossFunction
+from jaxnlp.training.step import Step, make_step
 
 
 @dataclass(frozen=True)
@@ -55,24 +51,6 @@ class Result:
     params: dict[str, Any]
 
 
-class Meta(TypedDict, total=False):
-    """What a checkpoint stores beside the arrays.
-
-    Attributes:
-        step: Steps done.
-        tokens: Tokens seen.
-        seconds: Training time.
-        loss: Loss of the last step.
-        position: Index of the next block in the stream.
-    """
-
-    step: int
-    tokens: int
-    seconds: float
-    loss: float
-    position: int
-
-
 def pretrain(
     model: Any,
     batches: Batches,
@@ -80,6 +58,8 @@ def pretrain(
     folder: str | Path | None = None,
     *,
     held_out: BatchSequence | None = None,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    loss: LossFunction | None = None,
     mesh: Mesh | None = None,
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
@@ -90,11 +70,15 @@ def pretrain(
     it bit-identically. SIGTERM saves a checkpoint and returns.
 
     Args:
-        model: A jaxnlp model with the causal-lm, masked-lm or seq2seq-lm head, or a LazyModel; it is not changed.
+        model: A jaxnlp model with the causal-lm, masked-lm or seq2seq-lm head, or a LazyModel; it is not changed. With a
+            `loss`, the head may be any.
         batches: This host's rows of every step.
         config: Settings of the run.
         folder: Folder for checkpoints, run.json and metrics.jsonl. None writes nothing.
         held_out: Batches to evaluate on every ``config.evaluate_every`` steps, from duonlp.data.held_out_batches.
+        evaluate: ``(model) -> {name: number}``, further metrics of the evaluations. It is called in process 0 alone, with the
+            whole model on one device, which it may only use during the call.
+        loss: ``(outputs, batch) -> Terms`` in place of the cross-entropy of the labels: (sum, count) of each term.
         mesh: Device mesh; by default ``config.mesh`` over all devices.
         data: What identifies the data in run.json; by default the manifest's counts and hashes, the objective and the seed.
         log: Options of MetricsLog: console, tensorboard, wandb, peak_flops, description.
@@ -108,24 +92,30 @@ def pretrain(
     _check_arguments(batches, config, held_out)
     check_model(batches.objective, model.config, model.head, batches.blocks.block_length)
     import_grain()  # fail before anything is compiled or written
-    step = make_step(model, config, mesh)
+    step, stream, evaluation = make_step(model, config, mesh, loss=loss), BlockStream(batches, read_ahead), None
+    if config.evaluate_every and held_out is not None:
+        evaluation = Evaluation(step, model, lambda: _spaced(held_out, config.evaluate_batches), evaluate)
+    loop = Loop(step, stream, config, config.steps, evaluation=evaluation, always_saves=True)
     description = {
         "model": architectures.hf_config(model.config, model.head),
         "head": model.head,
-        "data": dict(describe(batches) if data is None else data),
+        "data": dict(stream.describe() if data is None else data),
     }
-    with ExitStack() as stack:
-        checkpoints = None if folder is None else stack.enter_context(Checkpoints(folder, config, description))
-        state, meta = _restore_or_init(step, model, checkpoints)
-        resumed = meta["step"] if checkpoints is not None and checkpoints.resumes else None
-        log_writer = stack.enter_context(_make_log(folder, config, model, batches, step.mesh, resumed, log or {}))
-        preemption = stack.enter_context(Preemption())
-        if resumed:
-            log_writer.message(f"resuming from step {resumed} ({meta['tokens']:,} tokens)")
-        # An implicit transfer between host and devices would slow down every step.
-        stack.enter_context(jax.transfer_guard("disallow" if config.parallelism == "jit" else "allow"))
-        loop = _Loop(step, batches, config, held_out, checkpoints, log_writer, preemption)
-        return loop.run(state, meta)
+
+    def make_log(resumed: int | None) -> MetricsLog:
+        assert folder is not None
+        flops = block_flops(model.config, batches.objective, batches.blocks.block_length)
+        peak = device_peak_flops(step.mesh.devices.flat[0].device_kind)
+        defaults = {"flops_per_token": flops, "peak_flops": None if peak is None else peak * step.mesh.size}
+        options: dict[str, Any] = {**defaults, **(log or {})}
+        return MetricsLog(folder, total_steps=config.steps, resumed_from=resumed, **options)
+
+    loop.run(folder, description, make_log)
+    progress, history = loop.progress, [] if evaluation is None else evaluation.history
+    return Result(
+        progress["step"], progress["count"], progress["seconds"], progress["loss"],
+        history[-1]["loss"] if history else None, loop.preempted, loop.state["params"],
+    )  # fmt: skip
 
 
 def _check_arguments(batches: Batches, config: PretrainingConfig, held_out: BatchSequence | None) -> None:
@@ -137,81 +127,6 @@ def _check_arguments(batches: Batches, config: PretrainingConfig, held_out: Batc
         raise InputError("seconds cannot be enforced on several hosts, whose clocks differ; set steps only")
     if config.evaluate_every and not held_out:
         raise InputError(f"evaluate_every is {config.evaluate_every} but there are no held_out batches; pass some")
-
-
-def _restore_or_init(step: ShardedStep | PmapStep, model: Any, checkpoints: Checkpoints | None) -> tuple[State, Meta]:
-    """Return the state and metadata of the last checkpoint, or those before the first step."""
-    if checkpoints is not None and checkpoints.latest is not None:
-        state, meta = checkpoints.restore(step.abstract, step.shardings)
-        return step.from_saved(state), Meta(**meta)
-    return step.init_state(parameter_reader(model)), Meta(step=0, tokens=0, seconds=0.0, loss=math.nan)
-
-
-class _Loop:
-    """The training loop.
-
-    Args:
-        step: Optimizer step.
-        batches: This host's rows of every step.
-        config: Settings of the run.
-        held_out: Batches to evaluate on, or None.
-        checkpoints: Checkpoints of the run; None writes none.
-        log: Log of the run.
-        preemption: Entered by the caller.
-    """
-
-    def __init__(
-        self, step: ShardedStep | PmapStep, batches: Batches, config: PretrainingConfig, held_out: BatchSequence | None,
-        checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption,
-    ):  # fmt: skip
-        self.step, self.batches, self.config, self.held_out = step, batches, config, held_out
-        self.checkpoints, self.log, self.preemption = checkpoints, log, preemption
-        self.on_cpu = step.mesh.devices.flat[0].platform == "cpu"
-
-    def run(self, state: State, meta: Meta) -> Result:
-        """Train from a state to the end of the run, or until preempted."""
-        config, batches = self.config, self.batches
-        pending = _PendingSteps(self.log, meta["loss"])
-        done, tokens, seconds = meta["step"], meta["tokens"], meta["seconds"]
-        number, held_out_loss, preempted = done, None, False
-        progress = _progress(config, done, seconds)
-        clock = time.perf_counter() - seconds
-        stream = read_ahead(batches, done, config.steps if progress < 1 else done)
-        for number, batch in enumerate(stream, done + 1):
-            # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
-            rate = config.learning_rate_at(min(1.0, progress + 0.5 / config.steps))
-            state, metrics = self.step(state, self.step.put(batch), rate)
-            if self.on_cpu:
-                # One step at a time: collectives of several steps in flight can deadlock over the threads of the host.
-                jax.block_until_ready(metrics)
-            if number == 1 and config.seconds is not None:
-                jax.block_until_ready(metrics)
-                clock = time.perf_counter()  # the first step, which compiles, is not counted
-            tokens += config.batch_size * batches.blocks.block_length
-            seconds = time.perf_counter() - clock
-            progress = _progress(config, number, seconds)
-            last = config.steps if progress < 1 else number
-            pending.add(number, metrics, rate, tokens, progress)
-            preempted = self.preemption.requested(number)
-            ends = preempted or number == last
-            if due(number, config.log_every, last) or ends:
-                pending.write(seconds)
-            evaluated = due(number, config.evaluate_every, last)
-            if evaluated and self.held_out is not None:
-                held_out_loss = evaluate(self.step, state["params"], self.held_out, config.evaluate_batches)
-                self.log.evaluation({"step": number, "loss": held_out_loss, "tokens": tokens})
-            if self.checkpoints is not None and (due(number, config.save_every, last) or ends):
-                pending.write(seconds)  # raises before a non-finite state is saved
-                meta = Meta(step=number, tokens=tokens, seconds=seconds, loss=pending.last_loss)
-                meta["position"] = batches.next_block(number - 1)
-                self.checkpoints.save(number, self.step.to_save(state), meta, held_out_loss if evaluated else None)
-            if preempted:
-                self.log.message(f"preempted: {'saved' if self.checkpoints else 'stopped'} after step {number}")
-            if ends:
-                break
-        params = self.step.to_save(state)["params"]
-        preempted = preempted and number < config.steps
-        return Result(number, tokens, seconds, pending.last_loss, held_out_loss, preempted, params)
 
 
 def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None = None, **options: Any) -> Result:
@@ -250,7 +165,7 @@ def pretrain_run(run: RunConfig, prepared: Prepared, folder: str | Path | None =
     )  # fmt: skip
 
 
-def evaluate(step: ShardedStep | PmapStep, params: PyTree, held_out: BatchSequence, batches: int = 0) -> float:
+def evaluate(step: Step, params: PyTree, held_out: BatchSequence, batches: int = 0) -> float:
     """Return the mean loss over all labeled tokens of held-out batches, in nats; its exponential is the perplexity.
 
     Args:
@@ -262,89 +177,9 @@ def evaluate(step: ShardedStep | PmapStep, params: PyTree, held_out: BatchSequen
     Raises:
         InputError: The batches have no labeled token.
     """
-    total = count = 0.0
-    limit = min(batches or len(held_out), len(held_out))
-    for index in (i * len(held_out) // limit for i in range(limit)):
-        batch_total, batch_count = jax.device_get(step.evaluate(params, step.put(held_out[index])))
-        total, count = total + float(batch_total), count + float(batch_count)
-    if not count:
-        raise InputError("the held-out batches have no labeled token to evaluate on; pass more text")
-    return total / count
+    return step.evaluate(params, _spaced(held_out, batches))["loss"]
 
 
-def describe(batches: Batches) -> dict[str, Any]:
-    """Return what determines the stream of batches, for run.json: a run can only be resumed on the same stream."""
-    manifest = batches.blocks.manifest
-    names = ("block_length", "blocks", "documents_sha256", "tokenizer_hash", "segment_ids")
-    return {name: getattr(manifest, name) for name in names} | {
-        "objective": repr(batches.objective),
-        "seed": batches.seed,
-        "shuffle": batches.shuffle,
-        "first_block": batches.first_block,
-    }
-
-
-def _progress(config: PretrainingConfig, number: int, seconds: float) -> float:
-    """Return the share of the run that is done, by steps or by time, whichever is greater."""
-    by_time = 0.0 if config.seconds is None else seconds / config.seconds
-    return min(1.0, max(number / config.steps, by_time))
-
-
-def _make_log(
-    folder: str | Path | None, config: PretrainingConfig, model: Any, batches: Batches, mesh: Mesh, resumed: int | None,
-    options: Mapping[str, Any],
-) -> MetricsLog | NullLog:  # fmt: skip
-    if folder is None or not is_main():
-        return NullLog()
-    flops = block_flops(model.config, batches.objective, batches.blocks.block_length)
-    peak = device_peak_flops(mesh.devices.flat[0].device_kind)
-    defaults: dict[str, Any] = {"flops_per_token": flops, "peak_flops": None if peak is None else peak * mesh.size}
-    return MetricsLog(folder, total_steps=config.steps, resumed_from=resumed, **{**defaults, **options})
-
-
-class _PendingSteps:
-    """Metrics of steps that may still be running; fetching them waits for the devices, so it is done in groups.
-
-    Args:
-        log: Log of the run.
-        last_loss: Loss of the last step before; it is replaced as steps are written.
-    """
-
-    def __init__(self, log: MetricsLog | NullLog, last_loss: float):
-        self.log, self.last_loss = log, last_loss
-        self.steps: list[tuple[int, Metrics, float, int, float]] = []
-
-    def add(self, number: int, metrics: Metrics, rate: float, tokens: int, progress: float) -> None:
-        """Add a step."""
-        self.steps.append((number, metrics, rate, tokens, progress))
-
-    def write(self, seconds: float) -> None:
-        """Log the pending steps as one record with their mean loss per token.
-
-        Raises:
-            NonFiniteLossError: A loss or a gradient is not finite; nothing is logged.
-        """
-        if not self.steps:
-            return
-        fetched = jax.device_get([metrics for _, metrics, *_ in self.steps])
-        first, (number, _, rate, tokens, progress) = self.steps[0][0], self.steps[-1]
-        # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
-        non_finite = [
-            first + i for i, metrics in enumerate(fetched)
-            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"]))
-        ]  # fmt: skip
-        if non_finite:
-            metrics = fetched[non_finite[0] - first]
-            raise NonFiniteLossError(
-                f"step {non_finite[0]} has a loss of {metrics['loss']} and a gradient norm of {metrics['gradient_norm']} "
-                f"({len(non_finite)} of the steps {first} to {number} are non-finite); the last checkpoint precedes it: lower "
-                f"the learning rate ({rate:.3g}), warm up longer or clip harder, then resume or start over"
-            )
-        weights = np.array([metrics["tokens"] for metrics in fetched], np.float64)
-        losses = np.array([metrics["loss"] for metrics in fetched], np.float64)
-        self.last_loss = float(losses[-1])
-        mean = float((losses * weights).sum() / max(weights.sum(), 1))
-        norm = float(fetched[-1]["gradient_norm"])
-        record = {"step": number, "loss": mean, "tokens": tokens, "learning_rate": rate, "gradient_norm": norm}
-        self.log.step(record | {"seconds": seconds, "progress": progress})
-        self.steps.clear()
+def _spaced(batches: BatchSequence, count: int) -> Iterator[Batch]:
+    limit = min(count or len(batches), len(batches))
+    return (batches[i * len(batches) // limit] for i in range(limit))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 from duonlp.errors import ConfigError
+from duonlp.input_specs import InputSpec, pixel_inputs, target_inputs, token_inputs
 from duonlp.layer_config import (
     AttentionConfig,
     FeedForwardConfig,
@@ -22,8 +23,8 @@ from duonlp.layer_config import (
 
 __all__ = (
     "ACTIVATIONS", "POSITIONS", "POSITION_TABLES", "PROBLEM_TYPES", "UNLIMITED", "AttentionConfig", "DecoderConfig",
-    "EmbeddingConfig", "FeedForwardConfig", "LMHeadConfig", "LayerConfig", "LayerPattern", "NormConfig", "PoolingConfig",
-    "RotaryConfig", "RotaryScaling", "TransformerConfig", "activation_name",
+    "EmbeddingConfig", "FeedForwardConfig", "LMHeadConfig", "LayerConfig", "LayerPattern", "NormConfig", "PatchConfig",
+    "PoolingConfig", "RotaryConfig", "RotaryScaling", "TransformerConfig", "activation_name",
 )  # fmt: skip
 
 ACTIVATIONS = (
@@ -62,10 +63,52 @@ POSITION_TABLES = POSITIONS[:3]
 
 
 @dataclass(frozen=True)
-class EmbeddingConfig:
-    """Embedding layer: words + positions + token types, then a norm, dropout and a projection."""
+class PatchConfig:
+    """Image patches as tokens: each patch is flattened and projected, a convolution whose stride is its kernel's size.
 
-    vocab_size: int
+    See Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929.
+
+    Raises:
+        ConfigError: The image is not a whole number of patches.
+    """
+
+    image_size: tuple[int, int]  # height and width that the position table is for
+    patch_size: tuple[int, int]
+    channels: int = 3
+    special_tokens: tuple[str, ...] = ("class_token",)  # trained vectors before the patches, by parameter name
+
+    def __post_init__(self):
+        if any(size < 1 or patch < 1 or size % patch for size, patch in zip(self.image_size, self.patch_size)):
+            raise ConfigError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; change one of them"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of an image."""
+        rows, columns = self.grid
+        return len(self.special_tokens) + rows * columns
+
+    @property
+    def size(self) -> int:
+        """Number of values of a patch."""
+        return self.channels * self.patch_size[0] * self.patch_size[1]
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Embedding layer: words + positions + token types, then a norm, dropout and a projection.
+
+    With ``patches``, image patches take the place of words.
+    """
+
+    vocab_size: int  # 0: no word table
     size: int  # width of the tables; `projection` widens it to hidden_size
     max_positions: int  # rows of the position table
     positions: str = "learned"  # one of POSITIONS
@@ -79,6 +122,7 @@ class EmbeddingConfig:
     norm: bool = True
     projection: bool = False
     dropout: float = 0.0
+    patches: PatchConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +271,19 @@ class TransformerConfig(_HasLayers):
         """Longest sequence that the positions allow, special tokens included; UNLIMITED if they set no bound."""
         return _max_length(self.embedding)
 
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Everything that the model reads: first its main input, then what goes with it."""
+        e = self.embedding
+        if e.patches is not None:
+            specs = pixel_inputs(e.patches.channels, *e.patches.image_size)
+        else:
+            types = e.type_vocab_size or (e.vocab_size if e.token_types_from_words else 0)
+            specs = token_inputs(e.vocab_size, _num_positions(e), types, exports_types=e.type_vocab_size > 0)
+        if self.decoder is None:
+            return specs
+        return specs + target_inputs(self.decoder.embedding.vocab_size, _num_positions(self.decoder.embedding))
+
     def as_decoder(self) -> "TransformerConfig":
         """Return an encoder-decoder's decoder as a configuration of its own; for any other model, return the model's."""
         decoder = self.decoder
@@ -285,6 +342,10 @@ LAYER_PARTS = ("attention", "cross_attention", "feed_forward")
 
 UNLIMITED = 2**30
 """The max_length of a model whose positions set no bound."""
+
+
+def _num_positions(embedding: EmbeddingConfig) -> int | None:
+    return None if embedding.positions == "none" else embedding.max_positions
 
 
 def _max_length(embedding: EmbeddingConfig) -> int:

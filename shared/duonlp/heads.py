@@ -150,6 +150,7 @@ HEADS: dict[str, Head] = {
     "sequence-classification": Head(
         (Output(kind=BY_PROBLEM_TYPE),), ("classifier",), pooling="classification", mask_per_query=False
     ),
+    "image-classification": Head((Output(kind=BY_PROBLEM_TYPE),), ("classifier",), pooling="classification"),
     "token-classification": Head((Output(per_token=True),), ("token_classifier",), pooling="token_transform"),
     "question-answering": Head(tuple(_SPANS), ("qa_outputs",), pooling="token_transform"),
     "multiple-choice": Head(

@@ -1,6 +1,7 @@
 """Validation of model inputs and labels before tracing."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,43 @@ import numpy as np
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, outputs_of
+from duonlp.input_specs import InputSpec
 from duonlp.typing import Array
 
 Shape = tuple[int | None, ...]
 """A shape with None for each unknown size."""
 
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-
-DECODER_INPUTS = ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")
-"""Additional inputs of an encoder-decoder."""
 
 TEACHER = "teacher_"
 """Prefix of the inputs in a batch that only a teacher with its own tokenizer reads."""
 
 
+def input_specs(cfg: TransformerConfig, head: str) -> tuple[InputSpec, ...]:
+    """Return the inputs of a model with a head: ``cfg.inputs``, with an axis of choices if the head has several texts."""
+    if not HEADS[head].has_choices:
+        return cfg.inputs
+    return tuple(replace(spec, axes=(spec.axes[0], "choices", *spec.axes[1:])) for spec in cfg.inputs)
+
+
+def main_input(cfg: TransformerConfig) -> str:
+    """Return the name of the input that a model reads first, such as "input_ids" or "pixel_values"."""
+    return cfg.inputs[0].name
+
+
+def named_inputs(cfg: TransformerConfig, inputs: Any) -> dict[str, Any]:
+    """Return inputs as a new dict; a single array is the model's main input."""
+    return dict(inputs) if isinstance(inputs, Mapping) else {main_input(cfg): inputs}
+
+
+def num_tokens(cfg: TransformerConfig, inputs: Mapping[str, Array]) -> int:
+    """Return the number of tokens that the model's first stack computes for a batch of concrete arrays."""
+    main = inputs[main_input(cfg)]
+    patches = cfg.embedding.patches
+    return int(np.prod(main.shape)) if patches is None else main.shape[0] * patches.num_tokens
+
+
 def model_inputs(cfg: TransformerConfig, batch: Mapping[str, Array], *, as_teacher: bool = False) -> dict[str, Array]:
-    """Select the inputs, without labels, that a model reads from a batch; token types only if the model has
-    them.
+    """Select the inputs, without labels, that a model reads from a batch.
 
     Args:
         cfg: Model configuration.
@@ -32,16 +53,14 @@ def model_inputs(cfg: TransformerConfig, batch: Mapping[str, Array], *, as_teach
         as_teacher: Read ``teacher_input_ids``, ... under their plain names, if the batch has them.
 
     Raises:
-        InputError: The batch has no input_ids.
+        InputError: The batch lacks the model's main input.
     """
+    main = main_input(cfg)
     teacher_batch = {name.removeprefix(TEACHER): value for name, value in batch.items() if name.startswith(TEACHER)}
-    source = teacher_batch if as_teacher and "input_ids" in teacher_batch else batch
-    if "input_ids" not in source:
-        raise InputError(f"the batch has {', '.join(source) or 'no inputs'}; a model needs input_ids")
-    embedding = cfg.embedding
-    names = (*TOKEN_INPUTS, *(DECODER_INPUTS if cfg.decoder is not None else ()))
-    has_types = embedding.type_vocab_size or embedding.token_types_from_words
-    return {name: source[name] for name in names if name in source and (name != "token_type_ids" or has_types)}
+    source = teacher_batch if as_teacher and main in teacher_batch else batch
+    if main not in source:
+        raise InputError(f"the batch has {', '.join(source) or 'no inputs'}; a model needs {main}")
+    return {spec.name: source[spec.name] for spec in cfg.inputs if spec.name in source}
 
 
 def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array | None], cached: bool = False) -> None:
@@ -56,41 +75,48 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
         cached: Whether a cache holds earlier tokens, so that the attention mask is longer than input_ids.
 
     Raises:
-        InputError: input_ids is missing, an input is unknown to the head, shapes have the wrong rank or do
+        InputError: The main input is missing, an input is unknown to the head, shapes have the wrong rank or do
             not match, ids are outside the vocabulary, there are more tokens than positions, or token types
             or labels are out of range.
     """
-    decoder_names = DECODER_INPUTS if cfg.decoder is not None else ()
-    allowed = (*TOKEN_INPUTS, *decoder_names, *HEADS[head].label_names)
-    for name, value in inputs.items():
-        if name not in allowed and not (name in DECODER_INPUTS and value is None):
-            raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
+    specs = {spec.name: spec for spec in input_specs(cfg, head)}
+    main = next(iter(specs.values()))
+    allowed = (*specs, *HEADS[head].label_names)
     present = {name: value for name, value in inputs.items() if value is not None}
-    if "input_ids" not in present:
-        raise InputError(f"the inputs are {', '.join(present) or 'empty'}; a model needs input_ids")
-    shape = _shape("input_ids", present["input_ids"])
-    axes = "[batch, choices, length]" if HEADS[head].has_choices else "[batch, length]"
-    if shape is not None and len(shape) != axes.count(",") + 1:
-        raise InputError(f"input_ids has shape {shape}; a {head} model takes {axes}")
-    length = None if shape is None else shape[-1]
+    for name in present:
+        if name not in allowed:
+            raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
+    if main.name not in present:
+        raise InputError(f"the inputs are {', '.join(present) or 'empty'}; a model needs {main.name}")
+    shape = _shape(main.name, present[main.name])
+    _check_main(cfg, head, main, shape, cached)
+    target = _check_decoder(cfg, head, present, shape, cached) if cfg.decoder is not None else {}
+    for name in present.keys() - target.keys() - {main.name}:
+        follows_main = name in specs or any(o.per_token and o.labels == name for o in HEADS[head].outputs)
+        _check_shape(name, _shape(name, present[name]), main.name, shape, follows_main, head, cached)
+    for name, spec in specs.items():
+        if name in present and spec.limit is not None:
+            _check_range(name, present[name], spec.limit, spec.kind)
+    _check_labels(cfg, head, present)
+
+
+def _check_main(cfg: TransformerConfig, head: str, spec: InputSpec, shape: Shape | None, cached: bool) -> None:
+    """Raise InputError if the main input has the wrong rank or size, or more tokens than the model has positions."""
+    if shape is None:
+        return
+    if len(shape) != len(spec.axes):
+        raise InputError(f"{spec.name} has shape {shape}; a {head} model takes {spec}")
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(shape, spec.shape)):
+        raise InputError(
+            f"{spec.name} has shape {shape}, but this {cfg.model_type} takes {spec}; prepare images with its image "
+            "processor, or load it for another size with image_size="
+        )
+    length = shape[-1] if spec.axes[-1] == "length" else None
     if not cached and length is not None and length > cfg.max_length:
         raise InputError(
             f"a sequence of {length} tokens is longer than the {cfg.max_length} positions of this {cfg.model_type}; "
             "shorten it, or pass truncation=True to the tokenizer"
         )
-    target = _check_decoder(cfg, head, present, shape, cached) if cfg.decoder is not None else {}
-    for name in present.keys() - target.keys():
-        _check_shape(name, _shape(name, present[name]), shape, head, cached)
-    embedding = cfg.embedding
-    _check_range("input_ids", present["input_ids"], embedding.vocab_size, "token ids")
-    if "token_type_ids" in present:
-        rows = embedding.type_vocab_size or (embedding.vocab_size if embedding.token_types_from_words else 0)
-        if rows == 0:
-            raise InputError(f"a {cfg.model_type} model has no token types; do not pass token_type_ids")
-        _check_range("token_type_ids", present["token_type_ids"], rows, "token types")
-    if "position_ids" in present and embedding.positions != "none":
-        _check_range("position_ids", present["position_ids"], embedding.max_positions, "positions")
-    _check_labels(cfg, head, present)
 
 
 def _check_decoder(
@@ -100,17 +126,18 @@ def _check_decoder(
     assert cfg.decoder is not None
     if cached:
         raise InputError("an encoder-decoder's cache is created by generate; call the model without a cache")
-    names = (*DECODER_INPUTS, *(HEADS[head].label_names if HEADS[head].shifts_labels else ()))
+    names = [spec.name for spec in cfg.inputs if "target_length" in spec.axes]
+    names += HEADS[head].label_names if HEADS[head].shifts_labels else ()
     target = {name: inputs[name] for name in names if name in inputs}
     shapes = {name: _shape(name, value) for name, value in target.items()}
-    limit, words = cfg.decoder.max_length, cfg.decoder.embedding
+    main, limit = main_input(cfg), cfg.decoder.max_length
     for name, shape in shapes.items():
         if shape is None:
             continue
         rows = None if source is None else source[0]
         if len(shape) != 2 or (None not in (shape[0], rows) and shape[0] != rows):
             raise InputError(
-                f"{name} has shape {shape} and input_ids {source}; pass [batch, target length], one row per source"
+                f"{name} has shape {shape} and {main} {source}; pass [batch, target length], one row per source"
             )
         if shape[1] is not None and shape[1] > limit:
             raise InputError(
@@ -121,16 +148,12 @@ def _check_decoder(
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"decoder inputs and labels differ in length: {listing}; pad them to one length")
-    if "decoder_input_ids" in target:
-        _check_range("decoder_input_ids", target["decoder_input_ids"], words.vocab_size, "token ids")
-    if "decoder_position_ids" in target and words.positions != "none":
-        _check_range("decoder_position_ids", target["decoder_position_ids"], words.max_positions, "positions")
-    ids = _concrete(inputs["input_ids"])
+    ids = _concrete(inputs[main])
     if HEADS[head].pooling == "classification" and cfg.classification.token == "last_eos" and ids is not None:
         without_eos = np.flatnonzero(~(ids == cfg.eos_token_id).any(axis=-1))
         if without_eos.size:
             raise InputError(
-                f"row {without_eos[0]} of input_ids has no end-of-text token {cfg.eos_token_id}, at which a "
+                f"row {without_eos[0]} of {main} has no end-of-text token {cfg.eos_token_id}, at which a "
                 f"{cfg.model_type} classifies; tokenize with add_special_tokens=True"
             )
     return target
@@ -148,22 +171,34 @@ def _shape(name: str, values: Any) -> Shape | None:
     return tuple(size if isinstance(size, int) else None for size in values.shape)
 
 
-def _check_shape(name: str, shape: Shape | None, ids: Shape | None, head: str, cached: bool) -> None:
-    """Raise InputError if an input's or label's shape does not match that of input_ids."""
-    if name == "input_ids" or shape is None or ids is None:
+def _check_shape(
+    name: str, shape: Shape | None, main: str, main_shape: Shape | None, follows_main: bool, head: str, cached: bool
+) -> None:
+    """Raise InputError if the shape of an input or label does not match that of the main input.
+
+    Args:
+        name: Name of the input or label.
+        shape: Its shape.
+        main: Name of the main input.
+        main_shape: Shape of the main input.
+        follows_main: Whether it has the axes of the main input; otherwise only its number of rows is checked.
+        head: Name of the model's head.
+        cached: Whether the attention mask is longer than the main input.
+    """
+    if shape is None or main_shape is None:
         return
-    actual, expected = shape, ids
-    if name == "attention_mask":
-        keys = None if cached else ids[-1]
-        per_query = len(shape) == len(ids) + 1 and HEADS[head].mask_per_query
-        expected = (*ids, keys) if per_query else (*ids[:-1], keys)
-    elif name == "position_ids" and shape[:-1] == (1,) * (len(ids) - 1):
-        expected = (*shape[:-1], ids[-1])
-    elif name not in TOKEN_INPUTS and not any(o.per_token and o.labels == name for o in HEADS[head].outputs):
-        actual, expected = shape[:1], ids[:1]
+    actual, expected = shape, main_shape
+    if not follows_main:
+        actual, expected = shape[:1], main_shape[:1]
+    elif name == "attention_mask":
+        keys = None if cached else main_shape[-1]
+        per_query = len(shape) == len(main_shape) + 1 and HEADS[head].mask_per_query
+        expected = (*main_shape, keys) if per_query else (*main_shape[:-1], keys)
+    elif name == "position_ids" and shape[:-1] == (1,) * (len(main_shape) - 1):
+        expected = (*shape[:-1], main_shape[-1])
     if len(actual) != len(expected) or any(None not in pair and pair[0] != pair[1] for pair in zip(actual, expected)):
-        requirement = "have the same number of rows" if len(expected) < len(ids) else "match"
-        raise InputError(f"{name} has shape {shape} and input_ids {ids}; they must {requirement}")
+        requirement = "have the same number of rows" if len(expected) < len(main_shape) else "match"
+        raise InputError(f"{name} has shape {shape} and {main} {main_shape}; they must {requirement}")
 
 
 def _check_labels(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array]) -> None:

@@ -27,6 +27,7 @@ class NormConfig:
     position: str = "post"  # one of PLACEMENTS
     final: bool = False  # one more norm after the last layer
     final_dropout: float = 0.0  # after the final norm
+    final_in_hidden_states: bool = True  # the last of all hidden states is normed, too
 
     def __post_init__(self):
         if self.position not in PLACEMENTS:

@@ -106,7 +106,11 @@ class _Tree:
 
 def _embeddings(tree: _Tree, cfg: TransformerConfig, path: str, words: bool = True) -> None:
     e = cfg.embedding
-    if words:
+    if e.patches is not None:
+        tree.dense(f"{path}/patches/projection", e.patches.size, e.size)
+        for name in e.patches.special_tokens:
+            tree.rows[f"{path}/patches/{name}"] = Parameter((1, e.size), "normal", tree.std)
+    elif words:
         tree.table(f"{path}/word_embeddings", e.vocab_size, e.size)
     if e.positions == "learned":
         init = "sinusoidal" if e.sinusoidal_init else "normal"

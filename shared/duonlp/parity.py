@@ -19,6 +19,7 @@ from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, MissingExtraError
 from duonlp.heads import HEADS
+from duonlp.inputs import input_specs
 from duonlp.util import frameworks as available
 
 FRAMEWORKS = ("tf", "jax", "torch")
@@ -33,6 +34,7 @@ AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "seq2seq-lm": "AutoModelForSeq2SeqLM",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "image-classification": "AutoModelForImageClassification",
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
@@ -141,7 +143,7 @@ def compare(
         checkpoint: Folder or Hub id.
         head: One of ``duonlp.heads.HEADS`` (default: the head the checkpoint was saved with).
         inputs: Texts, or arrays by name (``input_ids`` int [B, T] and others). By default a few sentences,
-            or random ids if the checkpoint has no tokenizer.
+            or random inputs if the checkpoint has no tokenizer or reads no texts.
         frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
             are not installed.
         tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output.
@@ -201,7 +203,7 @@ def compare(
             (report.generated[name],) = _generate_ids(generate, config, prompt, np.ones_like(prompt), count)
             pair, mask = _pair_with_half(prompt, config)
             report.generated_together[name] = _generate_ids(generate, config, pair, mask, count)
-    _fill_rows(report, outputs, batch["attention_mask"])
+    _fill_rows(report, outputs, batch.get("attention_mask"))
     return report
 
 
@@ -225,17 +227,28 @@ def make_inputs(
     head: str,
     inputs: str | Sequence[str] | Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return a right-padded batch of int32 arrays, made from texts or arrays, or from default texts or
-    random ids.
+    """Return a batch made from texts, right-padded, or from arrays; by default from default texts or random numbers.
 
     Raises:
-        InputError: The arrays have no input_ids, or a text has no tokens.
+        InputError: The arrays lack the model's main input, a text has no tokens, or the model reads no texts.
     """
+    specs = {spec.name: spec for spec in input_specs(config, head)}
+    main = next(iter(specs.values()))
     if isinstance(inputs, Mapping):
-        if "input_ids" not in inputs:
-            raise InputError(f"inputs has {', '.join(inputs) or 'no arrays'}; it needs input_ids, int [batch, length]")
-        batch = {name: np.asarray(value, np.int32) for name, value in inputs.items()}
-        return {"attention_mask": np.ones_like(batch["input_ids"])} | batch
+        if main.name not in inputs:
+            raise InputError(
+                f"inputs has {', '.join(inputs) or 'no arrays'}; it needs {main.name}, {main.dtype} {main}"
+            )
+        dtypes = {name: spec.dtype for name, spec in specs.items()}
+        batch = {name: np.asarray(value, dtypes.get(name, "int32")) for name, value in inputs.items()}
+        return ({"attention_mask": np.ones_like(batch[main.name])} if "attention_mask" in specs else {}) | batch
+    if main.source != "tokens":
+        if inputs is not None:
+            raise InputError(
+                f"a {config.model_type} reads no texts; pass {main.name}, {main.dtype} {main}, as an array"
+            )
+        shape = [3 if size is None else size for size in main.shape]
+        return {main.name: np.random.default_rng(0).standard_normal(shape, np.float32)}
     texts = [inputs] if isinstance(inputs, str) else list(TEXTS if inputs is None else inputs)
     try:
         rows = _tokenize(checkpoint, config, texts)
@@ -341,8 +354,9 @@ def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, re
     model.eval()
 
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
         with torch.no_grad():
-            return _arrays(model(**{key: torch.from_numpy(value).long() for key, value in batch.items()}))
+            return _arrays(model(**{n: t if t.is_floating_point() else t.long() for n, t in tensors.items()}))
 
     def generate(prompts: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
         inputs = {"input_ids": torch.from_numpy(prompts).long(), "attention_mask": torch.from_numpy(mask).long()}
@@ -386,10 +400,10 @@ RENAMED: dict[str, str] = {"sop_scores": "sop_logits"}
 """Transformers' output names that differ from ours, with our names."""
 
 
-def _fill_rows(report: Report, outputs: dict[str, dict[str, np.ndarray]], mask: np.ndarray) -> None:
+def _fill_rows(report: Report, outputs: dict[str, dict[str, np.ndarray]], mask: np.ndarray | None) -> None:
     """Add a row to the report for each output of each framework but the reference."""
     reference = "torch" if "torch" in outputs else next(iter(outputs))
-    real = np.asarray(mask, bool)
+    real = np.ones((), bool) if mask is None else np.asarray(mask, bool)
     for framework, arrays in outputs.items():
         if framework == reference:
             continue

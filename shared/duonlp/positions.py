@@ -70,6 +70,37 @@ def fixed_table(config: EmbeddingConfig) -> np.ndarray:
     return table
 
 
+def interpolate_positions(table: np.ndarray, rows: int, columns: int, special: int) -> np.ndarray:
+    """Return the position table of images of another size, by bicubic interpolation as in Transformers' ViT.
+
+    Args:
+        table: float [tokens, size]: special tokens, which stay, then a square grid of patches.
+        rows: Rows of patches of the new size.
+        columns: Columns of patches of the new size.
+        special: Number of special tokens.
+
+    Returns:
+        float32 [tokens, size] for the new grid.
+    """
+    side = math.isqrt(len(table) - special)
+    grid = table[special:].astype(np.float64).reshape(side, side, -1)
+    grid = np.einsum("yi,xj,ijd->yxd", _cubic_weights(side, rows), _cubic_weights(side, columns), grid, optimize=True)
+    return np.concatenate([table[:special], grid.reshape(rows * columns, -1)]).astype(np.float32)
+
+
+def _cubic_weights(size: int, new_size: int) -> np.ndarray:
+    """Return the matrix [new_size, size] of cubic convolution (Keys 1981) with a = -0.75 and repeated edges, as torch's."""
+    centers = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    first = np.floor(centers).astype(int)
+    weights, a = np.zeros((new_size, size)), -0.75
+    for offset in range(-1, 3):
+        x = np.abs(centers - (first + offset))
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new_size), np.clip(first + offset, 0, size - 1)), np.where(x <= 1, near, far))
+    return weights
+
+
 @lru_cache(maxsize=16)
 def relative_bucket_table(buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
     """Return the relative position bucket of each query-key distance (Raffel et al. 2020, section 2.1; T5's

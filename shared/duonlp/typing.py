@@ -10,6 +10,9 @@ Array: TypeAlias = Any
 Tokenizer: TypeAlias = Any
 """A tokenizer of Transformers, or an object with the same interface."""
 
+ImageProcessor: TypeAlias = Any
+"""An image processor of Transformers, or an object with the same interface."""
+
 Ops: TypeAlias = ModuleType
 """``duonlp.numpy_ops``, ``tfnlp.ops`` or ``jaxnlp.ops``: the same functions, each for its own kind of array."""
 
@@ -33,6 +36,7 @@ class Engine(Protocol):
     __name__: str
     AutoModel: Any
     AutoModelForCausalLM: Any
+    AutoModelForImageClassification: Any
     AutoModelForMaskedLM: Any
     AutoModelForMultipleChoice: Any
     AutoModelForNextSentencePrediction: Any

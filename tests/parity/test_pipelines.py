@@ -13,6 +13,7 @@ import pytest
 from duonlp.errors import InputError
 from duonlp.tasks import TASKS, get_task
 from tests.cases import Case
+from tests.reference import record_images
 from tests.reference import record_pipelines as reference
 
 PACKAGES = ("tfnlp", "jaxnlp")
@@ -46,6 +47,7 @@ CALLS = {
         PROMPTS,  # of few lengths, because every shape compiles
         [{"max_new_tokens": 9}, {"max_new_tokens": 9, "return_full_text": False}],
     ),
+    "image-classification": (record_images.images(), record_images.CALLS),
 }
 SEQ2SEQ = [task for task in TASKS if get_task(task).head == "seq2seq-lm"]  # see test_pipelines_seq2seq
 # Transformers 5 removed question answering; sentence embeddings are not one of its pipelines.
@@ -66,6 +68,8 @@ def folder(tmp_path_factory):
 
     @cache
     def write(task: str) -> Path:
+        if task == "image-classification":
+            return record_images.write_model(root / task, "cropped")
         body, name = (GPT2, "gpt2") if task == "text-generation" else (BERT, "wordpiece")
         tokenizer = reference.load_tokenizer(name)
         labels = LABELS if task in ("text-classification", "token-classification") else {}

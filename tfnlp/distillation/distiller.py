@@ -15,7 +15,7 @@ from duonlp.distillation.pair import Distillation, check_pair, init_projections
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, Output, outputs_of
-from duonlp.inputs import TEACHER, check_inputs, model_inputs
+from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
@@ -200,18 +200,19 @@ class Distiller(TrainerMixin, keras.Model):
             batch: Inputs, optionally with labels, ``sample_weight`` and the teacher's inputs or logits.
             y: Labels, as fit takes them.
         """
-        batch = dict(batch) if isinstance(batch, Mapping) else {"input_ids": batch}
+        batch = named_inputs(self.config, batch)
         inputs = model_inputs(self.config, batch)
         if self._uses_labels(self.distillation):
             super().check_batch(inputs | self._labels(batch, y))
         else:
             check_inputs(self.config, self.head, inputs)
+        main = main_input(self.config)
         for output in self._compared_outputs(self.distillation):
             name = TEACHER + output.logits
-            shape, ids = np.shape(batch.get(name, ())), np.shape(batch["input_ids"])
+            shape, ids = np.shape(batch.get(name, ())), np.shape(batch[main])
             if name in batch and (shape[0] != ids[0] or (output.per_token and shape[:2] != ids[:2])):
                 raise InputError(
-                    f"{name} has shape {shape} but input_ids has {ids}; pass the teacher's logits for the same rows"
+                    f"{name} has shape {shape} but {main} has {ids}; pass the teacher's logits for the same rows"
                 )
         if self.teacher is not None:
             inputs = model_inputs(self.teacher.config, batch, as_teacher=True)
@@ -219,7 +220,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run one step of fit and return the logs."""
-        x, y, sample_weight = _unpack(data)
+        x, y, sample_weight = _unpack(self.config, data)
         teacher_outputs = self._teacher_outputs(x, y)  # outside the tape, which would keep its activations
         with tf.GradientTape() as tape:
             loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=True)
@@ -230,7 +231,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Run one step of evaluate and return the logs."""
-        x, y, sample_weight = _unpack(data)
+        x, y, sample_weight = _unpack(self.config, data)
         teacher_outputs = self._teacher_outputs(x, y)
         loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=False)
         return self._update_metrics(loss, parts, x, y, out, sample_weight)
@@ -274,7 +275,7 @@ class Distiller(TrainerMixin, keras.Model):
         labels, d, parts = self._labels(x, y), self.distillation, {}
         order = None
         if self.teacher is not None:
-            order = self._check_pair(d, own_inputs=f"{TEACHER}input_ids" in x)
+            order = self._check_pair(d, own_inputs=TEACHER + main_input(self.config) in x)
         inputs = self._select_inputs(self.student, x, labels)
         out = self.student(inputs, training=training, **self._output_flags())
         replicas, context = self.distribute_strategy.num_replicas_in_sync, tf.distribute.get_replica_context()
@@ -309,7 +310,7 @@ class Distiller(TrainerMixin, keras.Model):
         sample_weight: Any,
     ) -> dict[str, Any]:
         """Return the means over all batches so far, weighted by their rows."""
-        rows, replicas = tf.shape(x["input_ids"])[0], self.distribute_strategy.num_replicas_in_sync
+        rows, replicas = tf.shape(x[main_input(self.config)])[0], self.distribute_strategy.num_replicas_in_sync
         self._loss_tracker.update_state(loss * replicas, sample_weight=rows)
         for name, value in parts.items():
             self._untracked.trackers[name].update_state(value * replicas, sample_weight=rows)
@@ -351,10 +352,10 @@ class Distiller(TrainerMixin, keras.Model):
         )
 
 
-def _unpack(data: Any) -> tuple[dict[str, Any], Any, Any]:
+def _unpack(config: TransformerConfig, data: Any) -> tuple[dict[str, Any], Any, Any]:
     """Return a batch as a dict of inputs, y and sample_weight, which may have been inside the inputs."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    x = dict(x) if isinstance(x, Mapping) else {"input_ids": x}
+    x = named_inputs(config, x)
     input_weight = x.pop("sample_weight", None)
     return x, y, input_weight if sample_weight is None else sample_weight
 

@@ -208,7 +208,7 @@ def label_counts(head: str, batch: Batch) -> np.ndarray:
     A row counts as one where labels are numbers or missing, and for the head "pretraining", whose two losses count
     differently.
     """
-    rows = len(batch["input_ids"])
+    rows = len(next(iter(batch.values())))
     if len(HEADS[head].label_names) > 1 or "labels" not in batch:
         return np.ones(rows)
     (output,), labels = HEADS[head].outputs, np.asarray(batch["labels"])

@@ -25,7 +25,7 @@ from jaxnlp.training.compile_check import hlo, hlo_cost
 from jaxnlp.training.compile_check.topology import Topology
 from jaxnlp.training.mesh import PyTree, make_mesh
 from jaxnlp.training.model import LazyModel
-from jaxnlp.training.step import ShardedStep
+from jaxnlp.training.step import make_step
 
 PRESETS: dict[str, dict] = {
     "gpt2": {"model_type": "gpt2"},
@@ -217,7 +217,7 @@ def compile_step(
         flops_per_token = pair_flops(model.config, sequence_length, target_length).training / sequence_length
         lengths |= {"attention_mask": sequence_length, "decoder_input_ids": target_length, "labels": target_length}
     mesh = make_mesh(config.mesh, topology.devices)
-    step = ShardedStep(model, config, mesh)
+    step = make_step(model, config, mesh)
     batch = {name: jax.ShapeDtypeStruct((config.batch_size, n), jnp.int32) for name, n in lengths.items()}
     chips, tokens = len(topology.devices), config.batch_size * sequence_length
     common: dict[str, Any] = {

@@ -58,11 +58,14 @@ class Weight:
         name: Name of the tensor in the checkpoint.
         path: Path of our parameter. None marks a tensor that is recognized but not loaded: the name of a tied copy, or
             fixed sinusoidal positions. The latter are written if their layout is ``positions`` or ``decoder_positions``.
-        layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` is [1, n] in the checkpoint and [n]
-            here; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
+        layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` has a leading axis of size 1 in the
+            checkpoint; ``patches`` is a convolution [out, channels, height, width] in the checkpoint and [in, out] here;
+            ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
+            is loaded for another image size; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
         part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
         aliases: Alternative names accepted when reading.
         copies: Additional names written when saving.
+        shape: Shape in the checkpoint of a convolution; grid [rows, columns] of patches of an image's positions.
         optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.
     """
 
@@ -72,13 +75,15 @@ class Weight:
     part: Part | None = None
     aliases: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
     optional: bool = False
 
 
-def linear(name: str, path: str, bias: bool = True) -> list[Weight]:
-    """Return the rows of a torch ``Linear``: weight and bias."""
-    rows = [Weight(f"{name}.weight", f"{path}/kernel", "linear")]
-    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector")] * bias
+def linear(name: str, path: str, bias: bool = True, alias: str = "") -> list[Weight]:
+    """Return the rows of a torch ``Linear``: weight and bias; ``alias`` is another name accepted when reading."""
+    weight, offset = [(f"{alias}.{end}",) if alias else () for end in ("weight", "bias")]
+    rows = [Weight(f"{name}.weight", f"{path}/kernel", "linear", aliases=weight)]
+    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=offset)] * bias
 
 
 def fused_linear(
@@ -106,10 +111,11 @@ def conv1d(name: str, paths: list[str]) -> list[Weight]:
     return fused_linear(name, paths, layout="conv1d")
 
 
-def norm(name: str, path: str, bias: bool = True) -> list[Weight]:
+def norm(name: str, path: str, bias: bool = True, alias: str = "") -> list[Weight]:
     """Return the rows of a ``LayerNorm``; checkpoints converted from TensorFlow 1 call them ``gamma`` and ``beta``."""
-    rows = [Weight(f"{name}.weight", f"{path}/scale", "vector", aliases=(f"{name}.gamma",))]
-    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=(f"{name}.beta",))] * bias
+    scale, offset = [(f"{alias}.{end}",) if alias else () for end in ("weight", "bias")]
+    rows = [Weight(f"{name}.weight", f"{path}/scale", "vector", aliases=(f"{name}.gamma", *scale))]
+    return rows + [Weight(f"{name}.bias", f"{path}/bias", "vector", aliases=(f"{name}.beta", *offset))] * bias
 
 
 def embedding(name: str, path: str, aliases: tuple[str, ...] = ()) -> list[Weight]:

@@ -19,14 +19,16 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import BUFFERS, Part, Weight
+from duonlp.checkpoints.layouts import is_readable, our_layout, resized_positions, stored_shape
 from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
-from duonlp.typing import Tokenizer
+from duonlp.typing import ImageProcessor, Tokenizer
 from duonlp.util import frameworks
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+IMAGE_CONFIG = "preprocessor_config.json"
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
@@ -122,6 +124,7 @@ class Source:
         tensor: The stored tensor, or None to initialize the parameter.
         layout: Layout of the stored tensor, see ``Weight``.
         part: Place of the parameter in the tensor, see ``Weight``.
+        grid: Rows and columns of patches, if the parameter is the position table of an image.
         seed: Seed of the initializer.
     """
 
@@ -130,6 +133,7 @@ class Source:
     tensor: StoredTensor | None = None
     layout: str = ""
     part: Part | None = None
+    grid: tuple[int, ...] = ()
     seed: int = 0
 
     def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
@@ -137,7 +141,9 @@ class Source:
         if self.tensor is None:
             return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
         values = our_layout(self.layout, self.tensor.read())
-        return (values if self.part is None else self.part.of(values)).astype(dtype, copy=False)
+        values = values if self.part is None else self.part.of(values)
+        values = resized_positions(values, self.parameter.shape[0], self.grid) if self.grid else values
+        return values.astype(dtype, copy=False)
 
     def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows) pairs that cover the parameter.
@@ -202,6 +208,32 @@ class Checkpoint:
             raise CheckpointError(
                 f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "save a working one there, or pass tokenizer="
+            ) from None
+
+    @cached_property
+    def image_config(self) -> str | None:
+        """Text of preprocessor_config.json, or None if there is none."""
+        path = self.folder / IMAGE_CONFIG
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def image_processor(self) -> ImageProcessor:
+        """Load the image processor with Transformers' AutoImageProcessor, on Pillow whatever else is installed.
+
+        Raises:
+            CheckpointError: the folder has no image processor, or it cannot be loaded.
+            MissingExtraError: Pillow is not installed.
+        """
+        if self.image_config is None:
+            raise CheckpointError(f"{self.folder} has no {IMAGE_CONFIG}; save one there, or pass image_processor=")
+        frameworks.require_pillow()
+        AutoImageProcessor = frameworks.transformers().AutoImageProcessor
+        try:
+            options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
+            return AutoImageProcessor.from_pretrained(self.folder, **options)
+        except Exception as error:
+            raise CheckpointError(
+                f"the image processor in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "save a working one there, or pass image_processor="
             ) from None
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
@@ -285,8 +317,9 @@ class Checkpoint:
             parameter = spec[row.path]
             if tensor is not None:
                 used.add(tensor.name)
-            if tensor is not None and tensor.shape == _stored_shape(row, parameter):
-                sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part)
+            if tensor is not None and is_readable(row, parameter.shape, tensor.shape):
+                grid = row.shape if row.layout == "image_positions" else ()
+                sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part, grid)
                 continue
             sources[row.path] = Source(row.path, parameter, seed=seed)
             if tensor is not None:
@@ -399,18 +432,7 @@ def _of_head(row: Weight) -> bool:
 
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
-    return stored_shape(row.layout, parameter.shape, row.part)
-
-
-def stored_shape(layout: str, shape: tuple[int, ...], part: Part | None = None) -> tuple[int, ...]:
-    """Return the shape in a checkpoint of a parameter of ``shape``, or of the tensor that it is a part of."""
-    shape = shape if part is None else part.whole_shape(shape)
-    return shape[::-1] if layout == "linear" else (1, *shape) if layout == "row" else shape
-
-
-def our_layout(layout: str, stored: np.ndarray) -> np.ndarray:
-    """Return a stored tensor in the layout of our parameters, as a view."""
-    return stored.T if layout == "linear" else stored[0] if layout == "row" else stored
+    return stored_shape(row, parameter.shape)
 
 
 def _list_names(names: list[str], limit: int = 8) -> str:

@@ -41,12 +41,14 @@ class PretrainedBase:
         config: Configuration of the model.
         generation_config: Default generation settings.
         folder: Folder from which the model was loaded, if any.
+        image_config: Text of preprocessor_config.json there, which is saved with the model.
     """
 
     head: ClassVar[str]
     config: TransformerConfig
     generation_config: GenerationConfig
     folder: str | None = None
+    image_config: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -83,7 +85,7 @@ class PretrainedBase:
         model = cls._from_plan(cfg, plan, dtype, param_dtype)
         if checkpoint.generation_config:
             model.generation_config = default_generation_config(cfg, checkpoint.generation_config)
-        model.folder = str(checkpoint.folder)
+        model.folder, model.image_config = str(checkpoint.folder), checkpoint.image_config
         return model
 
     @classmethod

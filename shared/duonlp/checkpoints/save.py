@@ -15,7 +15,8 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, stored_shape
+from duonlp.checkpoints.checkpoint import IMAGE_CONFIG, INDEX, WEIGHTS
+from duonlp.checkpoints.layouts import stored_layout, stored_shape
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.config import EmbeddingConfig, TransformerConfig
 from duonlp.errors import InputError
@@ -36,8 +37,9 @@ def save_checkpoint(
     tokenizer: Tokenizer | None = None,
     max_shard_size: int | str = "5GB",
     generation_config: dict[str, Any] | None = None,
+    image_config: str | None = None,
 ) -> None:
-    """Write config.json, safetensors, and optionally the tokenizer and generation_config.json.
+    """Write config.json, safetensors, and optionally the processor and its or the generation's configuration.
 
     Tensors are read one at a time. Files are written to a temporary sibling folder that then replaces ``folder``, so an
     interrupted save or a full disk leaves the previous contents intact. Other files in an existing ``folder`` are kept. If
@@ -49,9 +51,10 @@ def save_checkpoint(
         head: Its head.
         read: Function from a parameter path to its values.
         dtype: Dtype in which parameters are stored.
-        tokenizer: Tokenizer to save.
+        tokenizer: Tokenizer or image processor to save.
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
+        image_config: Text of preprocessor_config.json, which an image processor to save replaces.
 
     Raises:
         InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
@@ -72,6 +75,9 @@ def save_checkpoint(
             _write_json(
                 new / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             )
+        if image_config is not None:
+            (new / IMAGE_CONFIG).unlink(missing_ok=True)
+            (new / IMAGE_CONFIG).write_text(image_config, encoding="utf-8")
         if tokenizer is not None:
             # Written to a subfolder first: files in `new` can be hard links, which would be modified in place.
             tokenizer.save_pretrained(new / ".tokenizer")
@@ -99,7 +105,7 @@ def _to_write(
         rows = sorted(rows, key=lambda row: 0 if row.part is None else row.part.index)
         path = rows[0].path
         assert path is not None
-        shape = stored_shape(rows[0].layout, spec[path].shape, rows[0].part)
+        shape = stored_shape(rows[0], spec[path].shape)
         out.append(TensorToWrite(name, shape, dtype, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in FIXED:
@@ -117,9 +123,8 @@ FIXED: dict[str, Callable[[Any], EmbeddingConfig]] = {
 
 def _value(rows: Sequence[Weight], read: Callable[[Any], np.ndarray]) -> Callable[[], np.ndarray]:
     def value() -> np.ndarray:
-        values, layout, part = [read(row.path) for row in rows], rows[0].layout, rows[0].part
-        whole = values[0] if part is None else part.join(values)
-        return whole.T if layout == "linear" else whole[None] if layout == "row" else whole
+        values, part = [read(row.path) for row in rows], rows[0].part
+        return stored_layout(rows[0], values[0] if part is None else part.join(values))
 
     return value
 

@@ -58,6 +58,7 @@ def describe_checkpoint(name_or_path: str) -> dict[str, Any]:
         "attention_heads": config.attention.num_heads,
         "vocab_size": config.embedding.vocab_size,
         "max_length": config.max_length,
+        "inputs": {spec.name: str(spec) for spec in config.inputs},
         "labels": list(config.labels),
         "heads": _heads(config),
     }
@@ -103,7 +104,11 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
     console.print(
         f"{description['checkpoint']}: {description['model_type']}, {description['layers']} layers of width "
         f"{description['hidden_size']} with {description['attention_heads']} attention heads, "
-        f"{description['vocab_size']} tokens in the vocabulary, up to {description['max_length']} positions",
+        + (
+            f"{description['vocab_size']} tokens in the vocabulary, up to {description['max_length']} positions"
+            if description["vocab_size"]
+            else "reads " + ", ".join(f"{name} {axes}" for name, axes in description["inputs"].items())
+        ),
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from duonlp.errors import InputError
 from duonlp.util.sentences import is_dialogue, sentences_by_line
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from duonlp.pipelines.pipeline import Pipeline
+    from duonlp.tasks.text import TextTask
 
 TLDR = "\nTL;DR:"
 """Prompt that makes GPT-2 continue with a summary (Radford et al. 2019, section 3.6)."""
@@ -121,7 +122,7 @@ def _first_sentences(text: str, sentences: int, language: str) -> str:
 def _context_length(pipe: "Pipeline", assistant: Any = None) -> int:
     """Return the number of positions for prompt and new tokens, of the model and the assistant model if any."""
     configs = [pipe.config] + ([assistant.config] if hasattr(assistant, "config") else [])
-    return min(pipe.task.limit() or 10**9, *(config.max_length for config in configs))
+    return min(cast("TextTask[Any]", pipe.task).limit() or 10**9, *(config.max_length for config in configs))
 
 
 def _build_prompt(

@@ -10,7 +10,7 @@ from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks import TASKS, Task, get_task, make_task
-from duonlp.typing import Tokenizer
+from duonlp.typing import ImageProcessor, Tokenizer
 
 
 def load_pipeline(
@@ -20,6 +20,7 @@ def load_pipeline(
     model: Any = None,
     *,
     tokenizer: Tokenizer | None = None,
+    image_processor: ImageProcessor | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     dtype: Any = "float32",
@@ -37,6 +38,7 @@ def load_pipeline(
         model: A folder, a Hub id, or a model of the engine with the task's head.
         tokenizer: A tokenizer of Transformers, fast unless the task is text-to-text generation (default: the checkpoint's).
             Required if ``model`` is a loaded model.
+        image_processor: An image processor of Transformers, in place of the tokenizer for tasks that read images.
         revision: See ``from_pretrained``.
         local_files_only: See ``from_pretrained``.
         dtype: See ``from_pretrained``.
@@ -50,12 +52,18 @@ def load_pipeline(
         CheckpointError: the checkpoint cannot be found or read.
     """
     task_class = get_task(task)
+    needs = task_class.needs
+    given = {"tokenizer": tokenizer, "image_processor": image_processor}
+    processor = given.pop(needs)
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"{task} has no use for {name}=; pass {needs}= instead, or leave it out")
     if model is None:
         raise InputError(f"pipeline({task!r}) needs a model; pass a folder, a Hub id or a loaded model")
     if not hasattr(model, "config"):
         checkpoint = open_checkpoint(model, revision, local_files_only)
         _check_head(task, task_class, checkpoint.transformer_config().model_type, heads)
-        tokenizer = checkpoint.tokenizer() if tokenizer is None else tokenizer
+        processor = getattr(checkpoint, needs)() if processor is None else processor
         model = heads[task_class.head].from_pretrained(checkpoint.folder, dtype=dtype, param_dtype=param_dtype)
         folder = checkpoint.folder
     elif model.head != task_class.head:
@@ -66,9 +74,9 @@ def load_pipeline(
         )
     else:
         folder = getattr(model, "folder", None)
-    if tokenizer is None:
-        raise InputError(f"pipeline({task!r}) got a loaded model but no tokenizer; pass tokenizer=")
-    task_object = make_task(task, tokenizer, model.config, folder, getattr(model, "generation_config", None))
+    if processor is None:
+        raise InputError(f"pipeline({task!r}) got a loaded model but no {needs}; pass {needs}=")
+    task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))
     if task_class.generates:
         if isinstance(assistant_model, (str, os.PathLike)):
             draft = open_checkpoint(assistant_model, local_files_only=local_files_only)

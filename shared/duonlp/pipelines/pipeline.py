@@ -1,4 +1,4 @@
-"""Run a task on a model: tokenize inputs in chunks, batch them by length, and return the results in order."""
+"""Run a task on a model: encode inputs in chunks, batch them by length, and return the results in order."""
 
 import itertools
 import operator
@@ -13,7 +13,6 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.positions import position_ids
 from duonlp.tasks import make_task
 from duonlp.tasks.base import Example, Task, check_int, describe
 from duonlp.tasks.generation import GenerationTask
@@ -37,11 +36,11 @@ class Pipeline:
     """A task combined with a model's forward pass; call it on inputs to get results.
 
     Args:
-        task: The task, which has the tokenizer.
-        forward: ``forward(batch) -> outputs``, from a dict of int32 arrays [batch, length] (input_ids, attention_mask,
-            position_ids, and token_type_ids if the model has them) to a dict of float arrays. For tasks that generate text,
-            ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **options) -> ids``, where
-            options can contain generation_config and further arguments of ``generate``.
+        task: The task, which has the tokenizer or another processor.
+        forward: ``forward(batch) -> outputs``, from a dict of the model's inputs (for texts int32 [batch, length]: input_ids,
+            attention_mask, position_ids, and token_type_ids if the model has them) to a dict of float arrays. For tasks that
+            generate text, ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **options) ->
+            ids``, where options can contain generation_config and further arguments of ``generate``.
         batch_size: Maximum number of rows in a batch.
         progress: Whether to show a progress bar; None shows one on a terminal if the work takes long.
         stream: For tasks that generate text, like ``forward`` but returning an iterator of new ids, int [1, n].
@@ -76,7 +75,8 @@ class Pipeline:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.task.tokenizer
+        """Tokenizer of the task; of a task that reads no texts, its other processor."""
+        return self.task.processor
 
     @property
     def config(self) -> TransformerConfig:
@@ -123,8 +123,8 @@ class Pipeline:
             return self._stream(parsed.stream, options, rows, Progress(total, show, self.task.name))
         items, results = parsed.items, []
         with Progress(len(items), show, self.task.name) as bar:
-            for start in range(0, len(items), self._chunk_size(rows)):
-                chunk = items[start : start + self._chunk_size(rows)]
+            for start in range(0, len(items), self.task.chunk_size(rows)):
+                chunk = items[start : start + self.task.chunk_size(rows)]
                 results += self._run_items(chunk, options, rows, start, bar)
         if parsed.kind == "one":
             return [results[0]] if parsed.wrap else results[0]
@@ -169,20 +169,16 @@ class Pipeline:
             )
         return keywords | {"question": inputs, "context": args[0]}
 
-    @staticmethod
-    def _chunk_size(rows: int) -> int:
-        return max(1024, rows * 16)
-
     def _stream(self, items: Iterable[Any], options: Any, rows: int, bar: "Progress") -> Iterator[Any]:
         """Yield results while reading a few batches ahead, so that rows can be sorted by length."""
         iterator, done = iter(items), 0
         with bar:
-            while chunk := list(itertools.islice(iterator, rows * 8)):
+            while chunk := list(itertools.islice(iterator, min(rows * 8, self.task.chunk_size(rows)))):
                 yield from self._run_items(chunk, options, rows, done, bar)
                 done += len(chunk)
 
     def _run_items(self, items: Sequence[Any], options: Any, rows: int, first: int, bar: "Progress") -> list[Any]:
-        """Return the results for items that are tokenized, sorted and batched together, in as many rounds as needed."""
+        """Return the results for items that are encoded, sorted and batched together, in as many rounds as needed."""
         results: list[Any] = [None] * len(items)
         pending = dict(enumerate(self.task.encode(items, options, first)))  # index of an item -> its rows
         partial: dict[int, float] = {}  # index -> estimated fraction done, for unfinished items of several rows
@@ -266,19 +262,8 @@ class Pipeline:
         length, count = self._width(max(example.length for example in examples)), len(examples)
         # Pad a smaller batch with rows that are discarded, so that its shape has been compiled before.
         total = bucket(count, max(count, rows)) if self.task.buckets else count
-        left = self.task.padding_side == "left"
         self.shapes.add((total, length))
-        batch = {}
-        for name in examples[0].inputs:
-            array = np.full((total, length), self.task.pad_token_id if name == "input_ids" else 0, np.int32)
-            for row, example in enumerate(examples):
-                values = example.inputs[name]
-                array[row, length - len(values) if left else 0 :][: len(values)] = values
-            array[count:] = array[0]  # a fully masked row would divide by zero in attention, so repeat a real one
-            batch[name] = array
-        if not left and not self.task.generates:
-            batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
-        return batch
+        return self.task.batch(examples, total, length)
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -370,7 +355,7 @@ def make_pipeline(
     Args:
         name: Name of the task.
         forward: See :class:`Pipeline`.
-        tokenizer: See :class:`duonlp.tasks.Task`.
+        tokenizer: Tokenizer or image processor; see :class:`duonlp.tasks.Task`.
         config: See :class:`duonlp.tasks.Task`.
         folder: See :class:`duonlp.tasks.Task`.
         batch_size: See :class:`Pipeline`.

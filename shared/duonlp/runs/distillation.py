@@ -199,7 +199,9 @@ def plan(settings: DistillSettings, framework: str) -> dict[str, Any]:
     run_folder.check_output(settings, framework)
     prepared = prepare(settings)
     teacher = open_checkpoint(settings.teacher).transformer_config()
-    return run_folder.plan_report(settings, prepared.data, count_parameters(prepared.student_config, HEAD)) | {
+    return run_folder.plan_report(
+        settings, prepared.data, count_parameters(prepared.student_config, HEAD), framework
+    ) | {
         "student_layers": prepared.student_config.num_layers,
         "teacher_layers": teacher.num_layers,
         "teacher_parameters": count_parameters(teacher, HEAD),

@@ -112,4 +112,4 @@ def plan(settings: FinetuneSettings, framework: str) -> dict[str, Any]:
     run_folder.check_output(settings, framework)
     data, _ = prepare(settings)
     config = open_checkpoint(settings.model).transformer_config(num_labels=len(data.label_names))
-    return run_folder.plan_report(settings, data, count_parameters(config, "sequence-classification"))
+    return run_folder.plan_report(settings, data, count_parameters(config, "sequence-classification"), framework)

@@ -15,16 +15,18 @@ from duonlp.errors import InputError
 from duonlp.metrics.classification import ClassificationScorer
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings, cannot_predict
 from duonlp.training.best import Best
+from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import check_evaluation, evaluates, total_steps
 from duonlp.training.log.metrics_file import EVALUATION, FILE, read_metrics
 from duonlp.training.result import FitResult
+from duonlp.training.run_file import RUN_FILE
 from duonlp.training.settings_file import as_table, read_toml, without_nones, write_toml
 from duonlp.typing import Engine
 from duonlp.util.files import locked_folder, write_text
 from duonlp.util.frameworks import PACKAGES
 
 SETTINGS_FILE, RESULTS_FILE, BEST = "settings.toml", "results.json", "best"
-RUN_MARKERS = ("run.json", FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")
+RUN_MARKERS = (RUN_FILE, FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")
 """Files and folders that show that a folder already holds a run or a model."""
 
 
@@ -54,7 +56,8 @@ def check_output(settings: LabelledRunSettings, framework: str) -> None:
         for name in names
         if not _equal_in_toml(stored.get(name), current.get(name), in_both=name in stored and name in current)
     ]
-    stored_fit, fit = stored.get("fit", {}), current["fit"]
+    # A folder of an older version lacks newer settings; its run.json then says that it cannot be resumed.
+    stored_fit, fit = {**FitConfig().to_dict(), **stored.get("fit", {})}, current["fit"]
     changed += [
         f"fit.{name}"
         for name in settings.fit.fixed_on_resume
@@ -92,21 +95,22 @@ def read_evaluations(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if key not in ("kind", "name")} for record in records]
 
 
-def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: int) -> dict[str, Any]:
+def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: int, framework: str) -> dict[str, Any]:
     """Return what a run would do.
 
     Args:
         settings: Settings of the run.
         data: Its data.
         parameters: Number of parameters of the model.
+        framework: "tf" or "jax".
 
     Raises:
-        InputError: The settings are incompatible with the validation data, which ``fit`` would find.
+        InputError: The settings are incompatible with the framework or the validation data, which ``fit`` would find.
     """
     batches, fit, scorer = len(data.batches), settings.fit, None
     if data.validation is not None:
         scorer = ClassificationScorer(data.validation, cannot_predict, out_of_scope=data.out_of_scope)
-    steps = total_steps(data.batches, fit, data.validation, scorer)
+    steps = total_steps(data.batches, fit, data.validation, scorer, any_layout=framework == "jax")
     if scorer is not None and evaluates(fit, data.validation, scorer):
         check_evaluation(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=True)
     return {

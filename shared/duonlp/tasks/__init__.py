@@ -10,6 +10,7 @@ from duonlp.tasks.base import Example, Options, Task
 from duonlp.tasks.feature_extraction import FeatureExtractionTask
 from duonlp.tasks.fill_mask import FillMaskTask
 from duonlp.tasks.generation import GenerationTask
+from duonlp.tasks.image_classification import ImageClassificationTask
 from duonlp.tasks.question_answering import QuestionAnsweringTask
 from duonlp.tasks.sentence_embedding import SentenceEmbeddingTask
 from duonlp.tasks.summarization import SummarizationTask
@@ -18,7 +19,6 @@ from duonlp.tasks.text_classification import TextClassificationTask
 from duonlp.tasks.text_generation import TextGenerationTask
 from duonlp.tasks.token_classification import TokenClassificationTask
 from duonlp.tasks.translation import PAIR, TranslationTask
-from duonlp.typing import Tokenizer
 
 TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
@@ -33,6 +33,7 @@ TASKS: dict[str, type[Task[Any]]] = {
         Text2TextGenerationTask,
         SummarizationTask,
         TranslationTask,
+        ImageClassificationTask,
     )
 }
 
@@ -60,7 +61,7 @@ def get_task(name: str) -> type[Task[Any]]:
 
 def make_task(
     name: str,
-    tokenizer: Tokenizer,
+    processor: Any,
     config: TransformerConfig,
     folder: str | os.PathLike[str] | None = None,
     generation_config: GenerationConfig | None = None,
@@ -69,18 +70,18 @@ def make_task(
 
     Args:
         name: Name or alias.
-        tokenizer: See :class:`Task`.
+        processor: Tokenizer or image processor; see :class:`Task`.
         config: See :class:`Task`.
         folder: See :class:`Task`.
         generation_config: Default generation settings of the model; only read by tasks that generate text.
 
     Raises:
-        InputError: the name is unknown, or the task does not support the tokenizer or the model.
+        InputError: the name is unknown, or the task does not support the processor or the model.
     """
     task_class = get_task(name)
     if issubclass(task_class, GenerationTask):
-        return task_class(tokenizer, config, folder, generation_config, ALIASES.get(name, name))
-    return task_class(tokenizer, config, folder)
+        return task_class(processor, config, folder, generation_config, ALIASES.get(name, name))
+    return task_class(processor, config, folder)
 
 
 __all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task", "make_task"]

@@ -1,4 +1,4 @@
-"""Base class of all tasks: checked options, tokenization, and conversion of outputs to results.
+"""Base class of all tasks: checked options, encoding of inputs, and conversion of outputs to results.
 
 A task contains no model. :class:`duonlp.pipelines.Pipeline` batches the rows of :meth:`Task.encode`, runs an engine's forward
 pass on them, calls :meth:`Task.reduce` to keep what is needed of each batch, and :meth:`Task.decode` to build the results.
@@ -15,7 +15,6 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
-from duonlp.typing import Tokenizer
 
 
 @dataclass(slots=True)
@@ -23,7 +22,7 @@ class Example:
     """One row of a batch. An item of the input has one, or several if its text is read in windows or parts.
 
     Attributes:
-        inputs: int32 arrays [tokens] by input name.
+        inputs: Arrays of one row by input name, such as int32 [tokens] or float32 [channels, height, width].
         state: Task-specific data needed for decoding.
         group: Rows of different groups never share a batch, e.g. because they need different settings of ``generate``.
     """
@@ -34,8 +33,8 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
-        return len(self.inputs["input_ids"])
+        """Number of tokens of a text; 1 for an image."""
+        return len(self.inputs.get("input_ids", (0,)))
 
 
 @dataclass(frozen=True)
@@ -44,27 +43,6 @@ class Options:
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-@dataclass(frozen=True)
-class TruncationOptions(Options):
-    """Options of tasks that read a text in one piece.
-
-    Attributes:
-        truncation: Truncate texts that are too long instead of raising.
-        max_length: Maximum number of tokens (default: the model's limit).
-    """
-
-    truncation: bool | str = False
-    max_length: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("truncation", self.truncation, (True, False, *TRUNCATIONS))
-        check_int("max_length", self.max_length, minimum=1, optional=True)
-
-
-TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
-"""Truncation strategies of Transformers' tokenizers."""
 
 
 @dataclass
@@ -90,49 +68,34 @@ class Task(Generic[OptionsT]):
     """Base class of all tasks.
 
     Args:
-        tokenizer: A tokenizer of Transformers; a fast one unless the task needs no offsets.
+        processor: What converts inputs to arrays: a tokenizer or an image processor.
         config: The model's configuration.
         folder: Folder of the checkpoint, for tasks that read further files.
-
-    Raises:
-        InputError: the tokenizer is not a fast one but has to be, or lacks a token that the task needs.
 
     Attributes:
         name: Name of the task.
         head: Head that the model needs.
+        needs: Processor that the task needs: "tokenizer" or "image_processor".
         Options: Class of the task's options.
         outputs: Model outputs that the task reads.
         per_token: Whether outputs have a length axis, which is cut to each row's length.
         padding_side: Side on which rows are padded.
-        fast_tokenizer: Whether a fast tokenizer is required, for its offsets.
         generates: Whether the forward pass is a model's ``generate``.
         buckets: Whether batches are padded to a few shapes; False if the forward pass pads, or if it must not be padded.
-        remedy: Advice for texts that are too long.
     """
 
     name: str = ""
     head: ClassVar[str]
+    needs: ClassVar[str] = "tokenizer"
     Options: ClassVar[type[Any]] = Options
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     per_token: ClassVar[bool] = True
     padding_side: ClassVar[str] = "right"
-    fast_tokenizer: ClassVar[bool] = True
     generates: ClassVar[bool] = False
     buckets: bool = True
-    remedy: ClassVar[str] = "shorten it, or pass truncation=True"
 
-    def __init__(
-        self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
-    ) -> None:
-        usable = (
-            getattr(tokenizer, "is_fast", False) if self.fast_tokenizer else hasattr(tokenizer, "convert_tokens_to_ids")
-        )
-        if not usable:
-            raise InputError(
-                f"{self.name} needs {'a fast tokenizer' if self.fast_tokenizer else 'a tokenizer of Transformers'}, got "
-                f"{type(tokenizer).__name__}; load one with transformers.AutoTokenizer.from_pretrained(...)"
-            )
-        self.tokenizer = tokenizer
+    def __init__(self, processor: Any, config: TransformerConfig, folder: str | os.PathLike[str] | None = None) -> None:
+        self.processor = processor
         self.config = config
         self.folder = None if folder is None else Path(folder)
 
@@ -183,7 +146,7 @@ class Task(Generic[OptionsT]):
     @property
     def accepted_inputs(self) -> str:
         """Description of the accepted inputs, for error messages."""
-        return "a text, a list of texts or an iterator of texts"
+        raise NotImplementedError
 
     def gather(self, results: list[Any], options: OptionsT) -> Any:
         """Combine the results for a list of items; by default, return them as a list."""
@@ -195,7 +158,7 @@ class Task(Generic[OptionsT]):
         """Convert items to rows.
 
         Args:
-            items: Some of the items of a call, tokenized together.
+            items: Some of the items of a call, encoded together.
             options: Options of the call.
             first: Index of the first of these items in the call, for error messages.
 
@@ -206,6 +169,21 @@ class Task(Generic[OptionsT]):
             InputError: an item is invalid; the message gives its index.
         """
         raise NotImplementedError
+
+    def chunk_size(self, rows: int) -> int:
+        """Return how many items to encode at once for batches of ``rows`` rows."""
+        return rows
+
+    def batch(self, examples: Sequence[Example], rows: int, length: int) -> dict[str, np.ndarray]:
+        """Return the examples as one batch of inputs; further rows repeat the first.
+
+        Args:
+            examples: At most ``rows`` examples.
+            rows: Rows of the batch.
+            length: Tokens to pad to, for texts.
+        """
+        padded = [*examples, *[examples[0]] * (rows - len(examples))]
+        return {name: np.stack([example.inputs[name] for example in padded]) for name in examples[0].inputs}
 
     def reduce(
         self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: OptionsT
@@ -259,75 +237,6 @@ class Task(Generic[OptionsT]):
     def output_width(self) -> int:
         """Return the number of output values per token, which limits the rows of a batch."""
         return self.config.hidden_size
-
-    # -- helpers for subclasses ------------------------------------------------------------------------------------
-
-    @property
-    def pad_token_id(self) -> int:
-        """Id for padding. The model's own comes first: some models derive positions or the last token from it."""
-        for value in (self.config.pad_token_id, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if isinstance(value, int) and 0 <= value < self.config.embedding.vocab_size:
-                return value
-        return 0
-
-    @property
-    def input_names(self) -> list[str]:
-        """Model inputs: ids, mask, and token types if both the tokenizer and the model have them."""
-        names = ["input_ids", "attention_mask"]
-        names += ["token_type_ids"] if "token_type_ids" in self.tokenizer.model_input_names else []
-        embedding = self.config.embedding
-        return names if embedding.type_vocab_size or embedding.token_types_from_words else names[:2]
-
-    def limit(self) -> int | None:
-        """Return the number of tokens to truncate to: the smaller of the model's and the tokenizer's limits."""
-        limits = [self.config.max_length, self.tokenizer.model_max_length]
-        limits = [int(n) for n in limits if n is not None and 0 < n < 10**9]
-        return min(limits, default=None)
-
-    def texts(self, items: Sequence[Any], first: int) -> list[str]:
-        """Return the items; raise InputError if one is not a nonempty text."""
-        return [check_text(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
-
-    def tokenize(self, *args: Any, options: TruncationOptions, **keywords: Any) -> Any:
-        """Call the tokenizer on many texts at once, with the truncation that the options specify."""
-        truncation = options.truncation
-        if truncation not in (False, "do_not_truncate"):
-            keywords |= {"truncation": truncation, "max_length": options.max_length or self.limit()}
-            if keywords["max_length"] is None:
-                keywords["truncation"] = False
-        return self.tokenizer(*args, return_attention_mask=True, verbose=False, **keywords)
-
-    def rows(
-        self, encoded: Mapping[str, Any], first: int = 0, items: Sequence[int] | None = None
-    ) -> list[dict[str, np.ndarray]]:
-        """Convert the tokenizer's output to dicts of int32 arrays [tokens].
-
-        Args:
-            encoded: Output of the tokenizer.
-            first: Index of the item of the first row, if each item has one row.
-            items: Index of each row's item, if items can have several rows.
-
-        Raises:
-            InputError: a row is empty or has more tokens than the model has positions.
-        """
-        names = [name for name in self.input_names if name in encoded]
-        columns = [encoded[name] for name in names]
-        rows = []
-        for i, values in enumerate(zip(*columns, strict=True)):
-            row = {name: np.array(value, np.int32) for name, value in zip(names, values, strict=True)}
-            self.check_length(len(row["input_ids"]), first + (i if items is None else items[i]))
-            rows.append(row)
-        return rows
-
-    def check_length(self, length: int, number: int) -> None:
-        """Raise InputError if a row of item ``number`` is empty or longer than the model has positions."""
-        limit = self.config.max_length
-        if limit is not None and length > limit:
-            raise InputError(
-                f"{self.name}: input {number} has {length} tokens, but the model has positions for {limit}; {self.remedy}"
-            )
-        if length == 0:
-            raise InputError(f"{self.name}: input {number} has no tokens; remove it, or add some words")
 
 
 def read_json(path: Path) -> Any:
@@ -396,3 +305,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Compute the softmax over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def class_scores(logits: np.ndarray, config: TransformerConfig, function: str | None) -> np.ndarray:
+    """Convert logits [labels] of a classifier to scores.
+
+    Args:
+        logits: float32 [labels].
+        config: The model's configuration.
+        function: "sigmoid", "softmax", "none", or None for the function with which the model was trained.
+    """
+    if function is None:
+        if config.problem_type == "regression":
+            function = "none"
+        elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
+            function = "sigmoid"
+        else:
+            function = "softmax"
+    if function == "sigmoid":
+        return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    return softmax(logits) if function == "softmax" else logits

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, Task, TruncationOptions, check_bool, describe
+from duonlp.tasks.base import Example, check_bool, describe
+from duonlp.tasks.text import TextTask, TruncationOptions
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FeatureExtractionOptions(TruncationOptions):
         check_bool("return_tensors", self.return_tensors)
 
 
-class FeatureExtractionTask(Task[FeatureExtractionOptions]):
+class FeatureExtractionTask(TextTask[FeatureExtractionOptions]):
     """Text -> [1, tokens, hidden], like Transformers' FeatureExtractionPipeline."""
 
     name = "feature-extraction"

@@ -10,8 +10,9 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, ParsedInputs, Task, TruncationOptions, check_int, describe, softmax
+from duonlp.tasks.base import Example, ParsedInputs, check_int, describe, softmax
 from duonlp.tasks.feature_extraction import merge_tokenizer_options
+from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
 
 
@@ -38,7 +39,7 @@ class FillMaskOptions(TruncationOptions):
         object.__setattr__(self, "targets", tuple(targets))
 
 
-class FillMaskTask(Task[FillMaskOptions]):
+class FillMaskTask(TextTask[FillMaskOptions]):
     """Text -> [{"score", "token", "token_str", "sequence"}, ...], like Transformers' FillMaskPipeline.
 
     For a text with several masks, the result is one such list per mask; the masks are scored independently.

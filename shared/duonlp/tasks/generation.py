@@ -12,7 +12,8 @@ from duonlp.errors import InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, UNSUPPORTED
 from duonlp.generation.prompt import resolve_config
-from duonlp.tasks.base import Example, Options, ParsedInputs, Task, check_bool, check_string, describe
+from duonlp.tasks.base import Example, Options, ParsedInputs, check_bool, check_string, describe
+from duonlp.tasks.text import TextTask
 from duonlp.typing import Tokenizer
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class EndDetector:
         return ids
 
 
-class GenerationTask(Task[GenerationOptionsT]):
+class GenerationTask(TextTask[GenerationOptionsT]):
     """Base of tasks that generate text.
 
     Args:

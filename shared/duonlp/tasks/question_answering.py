@@ -11,16 +11,8 @@ from typing import Any
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.tasks.base import (
-    Example,
-    Options,
-    ParsedInputs,
-    Task,
-    check_bool,
-    check_int,
-    check_text,
-    describe,
-)
+from duonlp.tasks.base import Example, Options, ParsedInputs, check_bool, check_int, check_text, describe
+from duonlp.tasks.text import TextTask
 
 MASKED = np.float32(-10000.0)
 """Logit of tokens that cannot be part of an answer, as in Transformers."""
@@ -73,7 +65,7 @@ class Window:
     context: np.ndarray
 
 
-class QuestionAnsweringTask(Task[QuestionAnsweringOptions]):
+class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
     """{"question", "context"} -> {"score", "start", "end", "answer"}, or a list of those with ``top_k``."""
 
     name = "question-answering"

@@ -13,8 +13,9 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, Task, TruncationOptions, check_bool, check_string
+from duonlp.tasks.base import Example, check_bool, check_string
 from duonlp.tasks.sentence_config import Dense, l2_normalize, read_sentence_config
+from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
 
 
@@ -41,7 +42,7 @@ class SentenceEmbeddingOptions(TruncationOptions):
         check_string("prompt", self.prompt, optional=True)
 
 
-class SentenceEmbeddingTask(Task[SentenceEmbeddingOptions]):
+class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
     """Text -> float32 [d]; a list of n texts -> float32 [n, d].
 
     Raises:

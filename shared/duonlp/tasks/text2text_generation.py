@@ -14,8 +14,9 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, OPTIONS
-from duonlp.tasks.base import TRUNCATIONS, Example, check_bool, check_choice, check_int, describe
+from duonlp.tasks.base import Example, check_bool, check_choice, check_int, describe
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
+from duonlp.tasks.text import TRUNCATIONS
 from duonlp.typing import Tokenizer
 
 DEFAULT_BEAMS = 4

@@ -9,17 +9,8 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import (
-    Example,
-    ParsedInputs,
-    Task,
-    TruncationOptions,
-    check_choice,
-    check_int,
-    check_text,
-    describe,
-    softmax,
-)
+from duonlp.tasks.base import Example, ParsedInputs, check_choice, check_int, check_text, class_scores, describe
+from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
 
 UNSET = "unset"
@@ -47,7 +38,7 @@ class TextClassificationOptions(TruncationOptions):
         check_choice("function_to_apply", self.function_to_apply, ("sigmoid", "softmax", "none", None))
 
 
-class TextClassificationTask(Task[TextClassificationOptions]):
+class TextClassificationTask(TextTask[TextClassificationOptions]):
     """Text -> {"label", "score"}, or a list of those with ``top_k``, like Transformers' TextClassificationPipeline.
 
     A pair of texts is passed as ``{"text": ..., "text_pair": ...}``.
@@ -131,32 +122,13 @@ class TextClassificationTask(Task[TextClassificationOptions]):
         outputs: Sequence[dict[str, Any]],
         options: TextClassificationOptions,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        scores = self.scores(outputs[0]["logits"], options.function_to_apply)
+        scores = class_scores(outputs[0]["logits"], self.config, options.function_to_apply)
         labels = self.config.labels
         if isinstance(options.top_k, str):  # UNSET
             best = int(scores.argmax())
             return {"label": labels[best], "score": float(scores[best])}
         order = np.argsort(-scores, kind="stable")[: options.top_k]
         return [{"label": labels[i], "score": float(scores[i])} for i in order.tolist()]
-
-    def scores(self, logits: np.ndarray, function: str | None) -> np.ndarray:
-        """Convert logits [labels] to scores.
-
-        Args:
-            logits: float32 [labels].
-            function: "sigmoid", "softmax", "none", or None for the function with which the model was trained.
-        """
-        if function is None:
-            problem = self.config.problem_type
-            if problem == "regression":
-                function = "none"
-            elif problem == "multi_label_classification" or self.config.num_labels == 1:
-                function = "sigmoid"
-            else:
-                function = "softmax"
-        if function == "sigmoid":
-            return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-        return softmax(logits) if function == "softmax" else logits
 
 
 def is_pair(item: Any) -> bool:

@@ -14,7 +14,6 @@ from duonlp.tasks.base import (
     Example,
     Options,
     ParsedInputs,
-    Task,
     check_bool,
     check_choice,
     check_int,
@@ -23,6 +22,7 @@ from duonlp.tasks.base import (
     describe,
     softmax,
 )
+from duonlp.tasks.text import TextTask
 from duonlp.typing import Tokenizer
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -86,7 +86,7 @@ class Tokens:
     ids: np.ndarray
 
 
-class TokenClassificationTask(Task[TokenClassificationOptions]):
+class TokenClassificationTask(TextTask[TokenClassificationOptions]):
     """Text -> a list of {"entity" or "entity_group", "score", "word", "start", "end"[, "index"]}.
 
     Spans and strategies follow Transformers' TokenClassificationPipeline.

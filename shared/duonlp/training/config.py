@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from duonlp.dtypes import check_dtype
 from duonlp.errors import InputError
@@ -21,6 +21,11 @@ FIXED_ON_RESUME = (
     "weight_decay", "beta1", "beta2", "clip_norm", "dtype", "scan",
 )  # fmt: skip
 """Settings that must not change on resume. The others (devices, logging, checkpoints) may."""
+
+
+def default_mesh() -> dict[str, int]:
+    """Return the default mesh: all devices along "data"."""
+    return {"data": -1, "fsdp": 1, "tensor": 1}
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class PretrainingConfig(Settings):
     clip_norm: float = 1.0
     dtype: str = "float32"
     parallelism: str = "jit"
-    mesh: Mapping[str, int] = field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
+    mesh: Mapping[str, int] = field(default_factory=default_mesh)
     scan: bool = False
     remat: str = "none"
     log_every: int = 10
@@ -113,8 +118,7 @@ class PretrainingConfig(Settings):
         ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        choices = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("parallelism", PARALLELISM), ("remat", REMAT))
-        for name, allowed in choices:
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         check_dtype(self.dtype)
@@ -122,13 +126,17 @@ class PretrainingConfig(Settings):
             raise InputError(
                 f"batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}; make it a multiple"
             )
-        check_mesh_axes(self.mesh)
-        if self.parallelism == "pmap" and any(self.mesh.get(axis, 1) != 1 for axis in AXES[1:]):
-            raise InputError(f"mesh={dict(self.mesh)} shards the model, and pmap replicates it; use parallelism='jit'")
+        check_layout(self.parallelism, self.mesh, self.remat)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON-compatible values."""
-        return super().to_dict() | {"mesh": dict(self.mesh)}
+
+def check_layout(parallelism: str, mesh: Mapping[str, int], remat: str) -> None:
+    """Raise InputError for settings of that name that are unknown or incompatible."""
+    for name, value, allowed in (("parallelism", parallelism, PARALLELISM), ("remat", remat, REMAT)):
+        if value not in allowed:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    check_mesh_axes(mesh)
+    if parallelism == "pmap" and any(mesh.get(axis, 1) != 1 for axis in AXES[1:]):
+        raise InputError(f"mesh={dict(mesh)} shards the model, and pmap replicates it; use parallelism='jit'")
 
 
 def check_mesh_axes(mesh: Mapping[str, int]) -> None:

@@ -1,10 +1,11 @@
 """Settings of a fine-tuning run (``fit``), validated once and shared by both frameworks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from duonlp.errors import InputError
-from duonlp.training.config import OPTIMIZERS
+from duonlp.training.config import OPTIMIZERS, check_layout, default_mesh
 from duonlp.training.schedules import SCHEDULES, due
 from duonlp.training.settings import Settings
 
@@ -14,8 +15,12 @@ EPOCH = "epoch"
 FIXED_ON_RESUME = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
     "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay", "best_metric", "greater_is_better",
+    "scan",
 )  # fmt: skip
 """Settings that must not change on resume."""
+
+LAYOUT = ("parallelism", "mesh", "scan", "remat")
+"""Settings of how jaxnlp lays out a step over devices and memory; Keras leaves this to tf.distribute."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class FitConfig(Settings):
         patience: Stop after this many evaluations without improvement; None for never.
         min_delta: An improvement must exceed this.
         keep_last: Number of most recent checkpoints to keep for resuming.
+        parallelism: "jit" over `mesh`, or "pmap", which replicates everything on every device. Of these four settings jaxnlp
+            alone takes other values than the defaults.
+        mesh: Devices along each axis, as in PretrainingConfig; with "fsdp" or "tensor" the model is sharded.
+        scan: Run one compiled layer over stacked parameters, so that deep models compile fast.
+        remat: What the backward pass recomputes, as in PretrainingConfig.
 
     Raises:
         InputError: A value is out of range, or two of them are incompatible.
@@ -80,12 +90,17 @@ class FitConfig(Settings):
     patience: int | None = None
     min_delta: float = 0.0
     keep_last: int = 1
+    parallelism: str = "jit"
+    mesh: Mapping[str, int] = field(default_factory=default_mesh, hash=False)
+    scan: bool = False
+    remat: str = "none"
 
     settings_for: ClassVar[str] = "fit"
     fixed_on_resume: ClassVar[tuple[str, ...]] = FIXED_ON_RESUME
     # Read by the checkpoint manager. The best model is kept apart from its checkpoints, in Hugging Face layout.
     keep_every: ClassVar[int] = 0
     keep_best: ClassVar[int] = 0
+    seconds: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "accumulation", "learning_rate", "clip_norm", "patience", "keep_last"):
@@ -111,7 +126,19 @@ class FitConfig(Settings):
         for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        check_layout(self.parallelism, self.mesh, self.remat)
         self.learning_rate_at(0.0)  # raises for an invalid combination, such as inverse_sqrt without warmup
+
+    def check_default_layout(self) -> None:
+        """Raise InputError if a setting of :data:`LAYOUT` is not at its default, for an engine that cannot honor it."""
+        default = FitConfig()
+        for name in LAYOUT:
+            value = getattr(self, name)
+            if value != getattr(default, name):
+                raise InputError(
+                    f"{name} is {value!r}, which only jaxnlp can honor; leave it at {getattr(default, name)!r} (Keras takes "
+                    "the devices from the tf.distribute strategy of the model), or train with jaxnlp"
+                )
 
 
 def check_every(name: str, every: int | str) -> None:

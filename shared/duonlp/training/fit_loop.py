@@ -37,7 +37,7 @@ def evaluates(config: FitConfig, validation: Any, evaluate: Any) -> bool:
     return bool(config.evaluate_every) and (validation is not None or evaluate is not None)
 
 
-def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any) -> int:
+def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any, *, any_layout: bool = False) -> int:
     """Return the number of optimizer steps, after checking that batches, settings and evaluation are compatible.
 
     Args:
@@ -45,10 +45,13 @@ def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any)
         config: Settings of the run.
         validation: Batches for the validation loss, or None.
         evaluate: Function from a model to scores by name, or None.
+        any_layout: Whether the engine honors the settings of duonlp.training.fit_config.LAYOUT.
 
     Raises:
         InputError: They are incompatible, or the number of batches is zero or unknown.
     """
+    if not any_layout:
+        config.check_default_layout()
     evaluated = evaluates(config, validation, evaluate)
     if evaluated and config.best_metric == "loss" and validation is None:
         raise InputError("best_metric is 'loss' but there are no validation batches; pass some, or name another metric")

@@ -12,6 +12,9 @@ from duonlp.util.files import write_text
 
 RUN_FILE = "run.json"
 
+FORMAT = 2
+"""Format of run.json and of the checkpoints beside it. Files without a number have format 1."""
+
 
 def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> bool:
     """Return whether the folder holds this run already, possibly without a checkpoint yet.
@@ -22,7 +25,8 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
         description: Everything else that identifies the run: model, head, data.
 
     Raises:
-        InputError: The folder is a file, or holds a run with another model, other data or incompatible settings.
+        InputError: The folder is a file, or holds a run of another version, with another model, other data or incompatible
+            settings.
         CheckpointError: run.json is damaged.
     """
     folder = Path(folder)
@@ -31,6 +35,13 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
     if not (folder / RUN_FILE).exists():
         return False
     stored = read_run(folder)
+    version = stored.get("format", 1)
+    if version != FORMAT:
+        raise InputError(
+            f"{str(folder)!r} holds a run saved by {'an older' if version < FORMAT else 'a newer'} version of duonlp (format "
+            f"{version}, this version's is {FORMAT}), which cannot be resumed here; finish it with that version, or use another "
+            "folder"
+        )
     for name, value in json.loads(json.dumps(description)).items():
         if stored.get(name) != value:
             raise InputError(
@@ -45,7 +56,7 @@ def write_run(folder: str | os.PathLike, config: Settings, description: Mapping[
     """Write run.json atomically, creating the folder if needed."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({**description, "config": config.to_dict()}, indent=2) + "\n")
+    write_text(file, json.dumps({"format": FORMAT, **description, "config": config.to_dict()}, indent=2) + "\n")
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

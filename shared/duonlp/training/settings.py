@@ -45,7 +45,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON-compatible values."""
-        return asdict(self)
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(self).items()}
 
     def learning_rate_at(self: Scheduled, progress: float) -> float:
         """Return the learning rate at `progress`, the share of the run that is done, in [0, 1]."""

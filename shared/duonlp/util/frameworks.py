@@ -60,6 +60,12 @@ def require(framework: str) -> None:
         raise MissingExtraError(f"{name} needs {NEEDS[framework]}, which is not installed; {INSTALL[framework]}")
 
 
+def require_pillow() -> None:
+    """Raise MissingExtraError unless Pillow is installed."""
+    if importlib.util.find_spec("PIL") is None:
+        raise MissingExtraError('reading images needs Pillow, which is not installed; pip install "duonlp[vision]"')
+
+
 def transformers() -> ModuleType:
     """Import transformers without its message about missing PyTorch, which tokenizers and configurations do not need."""
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"

@@ -9,7 +9,9 @@ import numpy as np
 
 from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.data.objectives.language_modelling import CausalLM
-from jaxnlp.training import LazyModel, PretrainingConfig, make_mesh, make_step, pretrain
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, Relations
+from jaxnlp.distillation.distiller import distill
+from jaxnlp.training import FitConfig, LazyModel, PretrainingConfig, fit, make_mesh, make_step, pretrain
 from jaxnlp.training.model import parameter_reader
 
 GPT2 = {
@@ -67,6 +69,11 @@ def curve(model=None, devices=None, steps=20, objective_batches=None, **changes)
     return np.array(losses)
 
 
+def summed_loss(step):
+    """Return ``(params, batch, key) -> (summed loss, labeled tokens)`` of a step."""
+    return lambda params, batch, key=None: step.plan.terms(params, {}, batch, key)["loss"][:2]
+
+
 def run(folder: Path, model=None, mesh=None, **changes):
     """A run with files, evaluated on the same blocks."""
     config = settings(**changes)
@@ -78,7 +85,57 @@ def run(folder: Path, model=None, mesh=None, **changes):
     )  # fmt: skip
 
 
-if __name__ == "__main__":  # arguments: folder, then settings as Python literals
+BERT = {
+    "model_type": "bert", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 32, "max_position_embeddings": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.2, "num_labels": 3,
+}  # fmt: skip
+
+
+class Sentences:
+    """Padded rows whose first id determines the label; the last batch of an epoch is smaller."""
+
+    def __init__(self, rows=21, size=8):
+        rng = np.random.default_rng(0)
+        self.ids, self.lengths, self.size = rng.integers(5, 32, (rows, 6)), rng.integers(3, 7, (rows, 1)), size
+
+    def __len__(self):
+        return -(-len(self.ids) // self.size)
+
+    def epoch(self, number, first=0):
+        order = np.random.default_rng(number).permutation(len(self.ids))
+        for start in range(first * self.size, len(order), self.size):
+            rows = order[start : start + self.size]
+            ids, mask = self.ids[rows], np.arange(6) < self.lengths[rows]
+            yield {
+                "input_ids": np.where(mask, ids, 0).astype(np.int32), "attention_mask": mask.astype(np.int32),
+                "labels": (ids[:, 0] % 3).astype(np.int32),
+            }  # fmt: skip
+
+
+def classifier(seed, **changes):
+    return LazyModel.from_config(BERT | changes, head="sequence-classification", seed=seed)
+
+
+def fine_tune(folder: Path, kind: str, mesh=None, dropout=0.0, **changes):
+    """A run of ``fit`` ("fit") or ``distill`` ("distill") with files."""
+    config = FitConfig(**({"epochs": 2, "learning_rate": 1e-2, "log_every": 1} | changes))
+    student = classifier(1, hidden_dropout_prob=dropout, num_hidden_layers=2 if kind == "fit" else 1)
+    options = {"validation": Sentences(), "mesh": mesh, "log": {"console": False}}
+    if kind == "fit":
+        return fit(
+            student, Sentences(), config, folder, evaluate=lambda model: {"layers": len(layers_of(model))}, **options
+        )
+    losses = (HiddenStates(0.2), Attentions(0.1, layers=((-1, -1),)), Relations(0.1, layers=((-1, -1),)))
+    distillation = Distillation(alpha=0.5, losses=losses)
+    return distill(student, classifier(2), Sentences(), config, distillation, folder, **options)
+
+
+def layers_of(model):
+    return [name for name in vars(model.encoder) if name.startswith("layer_")]
+
+
+if __name__ == "__main__":  # arguments: folder, then settings as Python literals; kind="fit" or "distill" fine-tunes
     import ast
 
     from jaxnlp import training
@@ -87,5 +144,6 @@ if __name__ == "__main__":  # arguments: folder, then settings as Python literal
     options = {name: ast.literal_eval(value) for name, value in options.items()}
     training.start(options.pop("coordinator", None), options.pop("processes", None), options.pop("process", None))
     axes = options.pop("mesh", None)
-    result = run(Path(sys.argv[1]), mesh=None if axes is None else make_mesh(axes), **options)
+    work = fine_tune if "kind" in options else run
+    result = work(Path(sys.argv[1]), mesh=None if axes is None else make_mesh(axes), **options)
     print("preempted" if result.preempted else "done", result.steps)

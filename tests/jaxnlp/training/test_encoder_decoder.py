@@ -14,7 +14,7 @@ from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.training import LazyModel, export, make_mesh, make_step, pretrain
 from jaxnlp.training.model import parameter_reader
 from tests.duonlp.data.objective_blocks import FIRST, SIZE, tokenizer
-from tests.jaxnlp.training.runs import GPT2, ROWS, CountingBlocks, Manifest, curve, settings
+from tests.jaxnlp.training.runs import GPT2, ROWS, CountingBlocks, Manifest, curve, settings, summed_loss
 
 LENGTH, STEPS = 24, 8
 T5 = {
@@ -74,7 +74,7 @@ def loss_of(model, key=None, devices=1, gradient=False, **changes):
     """Loss of the first batch with the parameters of the model, and optionally its gradient."""
     step = make_step(model, settings(**changes), make_mesh(changes["mesh"], jax.devices()[:devices]))
     params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
-    loss = lambda params, batch: step.trainable.loss(params, batch, key)  # noqa: E731
+    loss = lambda params, batch: summed_loss(step)(params, batch, key)  # noqa: E731
     if not gradient:
         total, count = jax.jit(loss)(params, step.put(batches()[0]))
         return float(total / count)

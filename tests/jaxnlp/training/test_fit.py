@@ -121,7 +121,7 @@ def test_resuming_is_bit_identical(finished, tmp_path, monkeypatch, stop):
         requested = staticmethod(lambda step: step == stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["jaxnlp.training.fit"], "Preemption", PreemptedOnce)
+        patch.setattr(sys.modules["jaxnlp.training.loop"], "Preemption", PreemptedOnce)
         first = run(tmp_path / "run")
     assert first.preempted and first.steps == stop
     second = run(tmp_path / "run")

@@ -13,6 +13,7 @@ from jaxnlp.heads import HEADS
 from jaxnlp.training import LazyModel, make_mesh, make_step
 from jaxnlp.training.export import export
 from jaxnlp.training.model import layer_paths, make_trainable, parameter_reader
+from jaxnlp.training.objectives import LanguageModeling
 from jaxnlp.training.optimizers import make_optimizer
 from tests.jaxnlp.training.runs import batches, curve, run, settings
 
@@ -39,7 +40,7 @@ def test_scanning_over_the_period_gives_the_loss_and_gradients_of_the_plain_mode
         params = trainable.parameters(parameter_reader(model), shardings)
 
         def loss(params, trainable=trainable):
-            total, count = trainable.loss(params, batch)
+            total, count, _ = LanguageModeling().terms(trainable, params, {}, batch)["loss"]
             return total / count
 
         value, gradients = jax.jit(jax.value_and_grad(loss))(params)
@@ -67,7 +68,8 @@ def test_scanning_and_sharding_change_neither_the_curve_nor_dropout():
     for scan in (False, True):
         step = make_step(model, settings(mesh={}, scan=scan), make_mesh({}, jax.devices()[:1]))
         params = step.trainable.parameters(parameter_reader(model), step.shardings["params"])
-        losses.append(float(jax.jit(step.trainable.loss)(params, step.put(batches()[0]), jax.random.key(3))[0]))
+        terms = jax.jit(step.plan.terms)(params, {}, step.put(batches()[0]), jax.random.key(3))
+        losses.append(float(terms["loss"][0]))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
 
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 pytest.importorskip("orbax.checkpoint")
 
@@ -60,11 +61,68 @@ def test_a_run_killed_at_random_moments_resumes_bit_identically(tmp_path, kills)
     assert losses(folder) == losses(tmp_path / "whole")
 
 
-def start_two(folder, **settings):
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_fine_tuning_and_distillation_resume_bit_identically(tmp_path, kills):
+    """With dropout, in turn; the kills hit steps, evaluations, checkpoints and the writing of the best model."""
+    draw = random.Random(0)
+    for kind in ("fit", "distill"):
+        turns = kills // 2
+        options = {"kind": kind, "epochs": 4 + 4 * turns, "save_every": 1, "dropout": 0.1}
+        folder, (file, size) = tmp_path / kind, (tmp_path / kind / "metrics.jsonl", 0)
+        for _ in range(turns):
+            process = start(folder, 1, **options)
+            while process.poll() is None and (not file.exists() or file.stat().st_size <= size):
+                time.sleep(0.01)  # until it has begun to train
+            time.sleep(draw.uniform(0, 0.3))
+            assert process.poll() is None, f"the run ended before it could be killed: {process.communicate()[0]}"
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            size = file.stat().st_size
+        steps = 3 * options["epochs"]
+        assert finish(start(folder, 1, **options)) == f"done {steps}"
+        assert finish(start(tmp_path / f"whole {kind}", 1, **options)) == f"done {steps}"
+        assert len(losses(folder)) == steps and losses(folder) == losses(tmp_path / f"whole {kind}")
+        assert parameters(folder) == parameters(tmp_path / f"whole {kind}")
+
+
+def parameters(folder):
+    """Return the bytes of the best model."""
+    return (folder / "best" / "model.safetensors").read_bytes()
+
+
+def start_two(folder, devices=2, **settings):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    return [start(folder, 2, coordinator=address, processes=2, process=i, **settings) for i in range(2)]
+    return [start(folder, devices, coordinator=address, processes=2, process=i, **settings) for i in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["fit", "distill"])
+def test_two_processes_fine_tune_like_one(tmp_path, kind):
+    """Four devices each against eight, sharded, scanned and rematerialized; batches of 8 and 5 rows do not divide by 16."""
+    settings = {
+        "kind": kind,
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        "scan": True,
+        "remat": "full",
+        "accumulation": 2,
+    }
+    both = start_two(tmp_path / "two", 4, **settings)
+    assert [finish(process) for process in both] == ["done 6", "done 6"]
+    assert finish(start(tmp_path / "one", 8, **settings)) == "done 6"
+    ours, theirs = (read_metrics(tmp_path / name) for name in ("two", "one"))
+    assert len(ours) == 8
+    for record, expected in zip(ours, theirs, strict=True):
+        names = [name for name in expected if "loss" in name or name in ("hidden_mse", "layers", "examples")]
+        assert "loss" in names
+        for name in names:
+            assert record[name] == pytest.approx(expected[name], rel=1e-5), name
+    one, two = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two)
+    for name, expected in one.items():
+        # Softmax does not depend on the biases of keys: their gradient is rounding alone, which Adam scales to full steps.
+        if not name.endswith("key.bias"):
+            np.testing.assert_allclose(two[name], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,273 @@
+"""The loop of all training: optimizer steps over a stream of batches, from the first step or from the last checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import jax
+import numpy as np
+
+from duonlp.errors import NonFiniteLossError
+from duonlp.training.best import Best
+from duonlp.training.config import PretrainingConfig
+from duonlp.training.fit_config import FitConfig, fit_event_due
+from duonlp.training.fit_loop import BEST, Scorer, check_evaluation
+from duonlp.training.log.metrics_log import MetricsLog, NullLog
+from duonlp.training.schedules import due
+from duonlp.training.stream import Position, Stream
+from duonlp.typing import Batch, Tokenizer
+from jaxnlp.pretrained import Params, update
+from jaxnlp.training.checkpoints import Checkpoints
+from jaxnlp.training.distributed import Preemption, is_main, run_on_main
+from jaxnlp.training.model import LazyModel
+from jaxnlp.training.step import Metrics, State, Step
+
+
+class Progress(TypedDict):
+    """How far a run is; stored with every checkpoint.
+
+    Attributes:
+        step: Optimizer steps done.
+        count: Tokens or examples seen.
+        seconds: Training time, without evaluations unless the run has a time limit.
+        loss: Loss of the last logged step.
+        position: Position of the next batch in the stream.
+        best: State of the Best tracker; None without one.
+    """
+
+    step: int
+    count: int
+    seconds: float
+    loss: float
+    position: Position
+    best: dict[str, Any] | None
+
+
+@dataclass
+class Evaluation:
+    """Evaluation during training: computes the metrics, logs them, and saves the best model.
+
+    Attributes:
+        step: Step that computes the loss.
+        model: Model or LazyModel that the parameters belong to.
+        batches: Returns the batches to compute the "loss" on, or None.
+        evaluate: ``(model) -> {name: number}``, called in process 0 alone; or None.
+        on_evaluation: Called in every process with the steps done and the metrics; or None.
+        best: Tracker of the best evaluation, whose model is saved with the tokenizer in the folder; or None.
+        labels: Further entries of the log records.
+        history: Metrics of each evaluation, with its "step".
+    """
+
+    step: Step
+    model: Any
+    batches: Callable[[], Iterable[Batch]] | None = None
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None
+    best: Best | None = None
+    folder: Path | None = None
+    tokenizer: Tokenizer | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def check(self, state: State) -> None:
+        """Dry-run the evaluation where it can, so that it fails before the first step; raise InputError if it does."""
+        if hasattr(self.evaluate, "dry_run") and self.best is not None:
+            scorer, best, params = cast(Scorer, self.evaluate), self.best, self.step.model_parameters(state["params"])
+            run_on_main(lambda: check_evaluation(scorer, self._with(params), best, self.batches is not None))
+
+    def run(self, number: int, state: State, log: MetricsLog | NullLog) -> None:
+        """Evaluate the state after `number` steps."""
+        metrics: dict[str, float] = {}
+        if self.batches is not None:
+            metrics |= self.step.evaluate(state["params"], self.batches())
+        # Gathering the model takes part of every process, using it does not.
+        params, evaluate = None, self.evaluate
+        if evaluate is not None:
+            params = self.step.model_parameters(state["params"])
+            metrics |= run_on_main(lambda: {name: float(value) for name, value in evaluate(self._with(params)).items()})
+        self.history.append({"step": number, **metrics})
+        log.evaluation({**self.labels, **self.history[-1]})
+        if self.best is not None and self.best.update(number, metrics) and self.folder is not None:
+            folder = self.folder / BEST
+            params = self.step.model_parameters(state["params"]) if params is None else params
+            run_on_main(lambda: self._with(params).save_pretrained(folder, self.tokenizer))
+        if self.on_evaluation is not None:
+            self.on_evaluation(number, metrics)
+
+    def _with(self, params: Params | None) -> Any:
+        return with_parameters(self.step, self.model, params)
+
+
+def with_parameters(step: Step, model: Any, params: Any) -> Any:
+    """Return a model or LazyModel as a model with other parameters, from :meth:`Step.model_parameters`."""
+    return step.trainable.model(params) if isinstance(model, LazyModel) else update(model, params)
+
+
+class Loop:
+    """The training loop: a step over a stream of batches, with an evaluation or None.
+
+    Attributes:
+        total: Optimizer steps of the run.
+        always_saves: Whether the last step is saved even if ``config.save_every`` is 0.
+        state: Last state.
+        progress: How far the run is.
+        preempted: Whether the run was asked to stop.
+    """
+
+    state: State
+    progress: Progress
+    preempted = False
+
+    def __init__(
+        self, step: Step, stream: Stream, config: PretrainingConfig | FitConfig, total: int, *,
+        evaluation: Evaluation | None = None, always_saves: bool = False,
+    ):  # fmt: skip
+        self.step, self.stream, self.config, self.total = step, stream, config, total
+        self.evaluation, self.always_saves = evaluation, always_saves
+        self.best = None if evaluation is None else evaluation.best
+
+    def run(
+        self,
+        folder: str | Path | None,
+        description: Mapping[str, Any],
+        make_log: Callable[[int | None], MetricsLog | NullLog],
+    ) -> None:
+        """Train to the end of the run, or until preempted or out of patience.
+
+        Args:
+            folder: Folder of the run; None writes nothing.
+            description: What identifies the run in run.json.
+            make_log: Step the run resumes from, or None for a new run -> its log; called in process 0 alone.
+
+        Raises:
+            InputError: The folder holds another run, or the evaluation fails before the first step.
+            NonFiniteLossError: The loss or a gradient is not finite; what is saved precedes that step.
+            CheckpointError: A checkpoint cannot be read or written.
+        """
+        with ExitStack() as stack:
+            run = None if folder is None else Checkpoints(folder, self.config, description)
+            checkpoints = None if run is None else stack.enter_context(run)
+            self._restore_or_init(checkpoints)
+            resumed = self.progress["step"] if checkpoints is not None and checkpoints.resumes else None
+            log = stack.enter_context(NullLog() if folder is None or not is_main() else make_log(resumed))
+            preemption = stack.enter_context(Preemption())
+            if resumed:
+                log.message(f"resuming from step {resumed} ({self.progress['count']:,} {self.stream.unit})")
+            if self.evaluation is not None and self.progress["step"] == 0:
+                self.evaluation.check(self.state)
+            self._train(checkpoints, log, preemption)
+
+    def _restore_or_init(self, checkpoints: Checkpoints | None) -> None:
+        """Set the state and progress to those of the last checkpoint, or to those before the first step."""
+        if checkpoints is not None and checkpoints.latest is not None:
+            state, progress = checkpoints.restore(self.step.abstract, self.step.shardings)
+            self.state, self.progress = state, cast(Progress, progress)
+            if self.best is not None and self.progress["best"] is not None:
+                self.best.restore(self.progress["best"])
+        else:
+            self.state, start = self.step.init_state(), self.stream.start
+            self.progress = Progress(step=0, count=0, seconds=0.0, loss=math.nan, position=start, best=None)
+
+    def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
+        config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
+        pending = _PendingSteps(log, progress["loss"])
+        on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
+        clock = time.perf_counter() - progress["seconds"]
+        is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
+        for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
+            # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
+            rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
+            self.state, metrics = self.step(self.state, self.step.put(read.batch), rate)
+            number = progress["step"] + 1
+            if on_cpu:
+                # One step in flight. Not even one over several devices: collectives can deadlock over the host's threads.
+                jax.block_until_ready(previous if self.step.mesh.size == 1 else metrics)
+            previous = metrics
+            if number == 1 and config.seconds is not None:
+                jax.block_until_ready(metrics)
+                clock = time.perf_counter()  # the first step, which compiles, is not counted
+            progress["step"], progress["position"] = number, read.position
+            progress["count"] += read.count
+            progress["seconds"] = time.perf_counter() - clock
+            record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
+            pending.add(record | {"progress": self._share()}, metrics)
+            last, self.preempted = self._share() >= 1, preemption.requested(number)
+            evaluates, saves = (
+                fit_event_due(every, number, read.ends_epoch, last)
+                for every in (config.evaluate_every, config.save_every)
+            )
+            saves = saves or self.preempted or (last and self.always_saves)
+            if due(number, config.log_every, number if last else None) or evaluates or saves or last:
+                progress["loss"] = pending.write()  # raises before a non-finite state is evaluated or saved
+            held_out_loss = None
+            if self.evaluation is not None and evaluates:
+                began = time.perf_counter()
+                self.evaluation.run(number, self.state, log)
+                held_out_loss = self.evaluation.history[-1].get("loss")
+                clock += time.perf_counter() - began if config.seconds is None else 0.0
+            progress["best"] = None if best is None else best.to_dict()
+            stops_early = best is not None and best.out_of_patience
+            if checkpoints is not None and (saves or stops_early):
+                checkpoints.save(number, self.state, progress, held_out_loss)
+            if best is not None and stops_early:
+                log.message(
+                    f"stopped early: {best.name} has not improved on {best.value} (step {best.step}) in {best.since} evaluations"
+                )
+            if self.preempted:
+                log.message(f"preempted: {'saved' if checkpoints else 'stopped'} after step {number}")
+            if last or stops_early or self.preempted:
+                break
+        self.preempted = self.preempted and progress["step"] < self.total
+
+    def _share(self) -> float:
+        """Return the share of the run that is done, by steps or by time, whichever is greater."""
+        by_time = 0.0 if self.config.seconds is None else self.progress["seconds"] / self.config.seconds
+        return min(1.0, max(self.progress["step"] / self.total, by_time))
+
+
+class _PendingSteps:
+    """Metrics of steps that may still be running; fetching them waits for the devices, so it is done in groups.
+
+    Args:
+        log: Log of the run.
+        last_loss: Loss of the last step before; it is replaced as steps are written.
+    """
+
+    def __init__(self, log: MetricsLog | NullLog, last_loss: float):
+        self.log, self.last_loss = log, last_loss
+        self.steps: list[tuple[dict[str, float], Metrics]] = []
+
+    def add(self, record: dict[str, float], metrics: Metrics) -> None:
+        """Add a step. record: what is logged of it, with "step" and "learning_rate"."""
+        self.steps.append((record, metrics))
+
+    def write(self) -> float:
+        """Log the pending steps as one record with their mean metrics, per token if they count tokens; return the last loss.
+
+        Raises:
+            NonFiniteLossError: A loss or a gradient is not finite; nothing is logged.
+        """
+        if not self.steps:
+            return self.last_loss
+        records, fetched = [record for record, _ in self.steps], jax.device_get([metrics for _, metrics in self.steps])
+        for record, metrics in zip(records, fetched):
+            # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
+            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+                raise NonFiniteLossError(
+                    f"step {record['step']} has a loss of {metrics['loss']} and a gradient norm of "
+                    f"{metrics['gradient_norm']}; what is saved precedes it: lower the learning rate "
+                    f"({record['learning_rate']:.3g}), warm up longer or clip harder, then resume or start over"
+                )
+        self.last_loss = float(fetched[-1]["loss"])
+        weights = np.array([metrics.pop("tokens", 1) for metrics in fetched], np.float64)
+        weights = weights if weights.any() else np.ones_like(weights)
+        means = {
+            name: float(np.average([metrics[name] for metrics in fetched], weights=weights)) for name in fetched[-1]
+        }
+        self.log.step(records[-1] | means | {"gradient_norm": float(fetched[-1]["gradient_norm"])})
+        self.steps.clear()
+        return self.last_loss
