@@ -34,15 +34,7 @@ def loss_terms(
 ) -> Terms:
     """Return the terms of a head's own loss before division, so that they add up over the microbatches of a batch.
 
-    Args:
-        head: Head of the model.
-        config: Configuration of the model.
-        outputs: Outputs of the model for the inputs in `batch`.
-        batch: The head's labels and what else :func:`duonlp.heads.loss_terms` reads.
-        label_smoothing: Label smoothing of every cross-entropy over classes.
-
-    Raises:
-        InputError: `label_smoothing` is not 0 and the head's loss is not a cross-entropy over classes.
+    Arguments and errors are those of :func:`duonlp.heads.loss_terms`.
     """
     return tuple(heads.loss_terms(ops, losses, head, config, outputs, batch, label_smoothing).values())
 
