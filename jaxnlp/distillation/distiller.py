@@ -60,7 +60,7 @@ class DistillationLoss(Objective):
     ) -> NamedTerms:
         """Return the terms of the loss, the student's own first; ``params`` may have projections beside the student's."""
         d, teacher, inputs = self.distillation, self.teacher, dict(batch)
-        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs:
+        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs:  # the student's for the teacher too
             inputs["decoder_input_ids"] = shift_right(ops, inputs["labels"], model.config)
         outputs, terms = model.outputs(params, inputs, key), {}
         if d.alpha:
@@ -115,8 +115,7 @@ def distill_step(
     Args:
         plan: Plan from :func:`distill_plan`, the only static argument.
         state: State from ``plan.fresh(params)``, see :data:`jaxnlp.training.step.State`; it is donated.
-        teacher: Parameters of the teacher (``jaxnlp.split(model)[1]``), which are not changed; {} if the batches have
-            ``teacher_logits`` and nothing else is compared.
+        teacher: Parameters of the teacher from the same function, which are not changed; {} without a teacher.
         batch: Inputs and labels of the student, [B, ...] each; ``teacher_input_ids``, ... if the teacher has other inputs;
             optionally ``sample_weight`` [B].
         rate: Learning rate, float32 [].
@@ -150,22 +149,19 @@ def distill_plan(
     Raises:
         InputError: Student and teacher are incompatible, or there is no teacher and ``distillation.losses`` needs one.
     """
-    plan, projections = _plan(
-        student, teacher, distillation or Distillation(), config or FitConfig(), mesh,
-        student_tokenizer=student_tokenizer, teacher_tokenizer=teacher_tokenizer, own_inputs=own_inputs,
-    )  # fmt: skip
+    checked = student_tokenizer, teacher_tokenizer, own_inputs
+    plan, projections = _plan(student, teacher, distillation or Distillation(), config or FitConfig(), mesh, *checked)
     params = plan.trainable.parameters(parameter_reader(student)) | jax.tree.map(jnp.asarray, projections)
     prepared = cast(DistillationLoss, plan.objective).teacher
     return plan, params, {} if prepared is None else prepared.parameters(parameter_reader(teacher))
 
 
 def _plan(
-    student: Any, teacher: Any, distillation: Distillation, config: FitConfig, mesh: Mesh | None, *,
-    student_tokenizer: Any = None, teacher_tokenizer: Any = None, own_inputs: bool = False,
+    student: Any, teacher: Any, d: Distillation, config: FitConfig, mesh: Mesh | None, student_tokenizer: Any = None,
+    teacher_tokenizer: Any = None, own_inputs: bool = False,
 ) -> tuple[DistillPlan, Params]:  # fmt: skip
     """Return the plan of :func:`distill_plan`, and the projections: {} or {PROJECTIONS: ...}."""
     order, projections, prepared = None, {}, None
-    d = distillation
     options = {"output_hidden_states": d.needs_hidden_states, "output_attentions": d.needs_attentions}
     if teacher is not None:
         order = check_pair(
@@ -176,14 +172,12 @@ def _plan(
         teacher_mesh = mesh if config.parallelism == "jit" else None
         prepared = make_trainable(teacher, scan=config.scan, mesh=teacher_mesh, options=options)
     elif d.losses:
-        raise InputError(
-            f"cannot compute {', '.join(d.loss_names)} without a teacher; pass it, or leave these losses out"
-        )
+        names = ", ".join(d.loss_names)
+        raise InputError(f"cannot compute {names} without a teacher; pass it, or leave these losses out")
     order = None if order is None else tuple(map(int, order))
     objective = DistillationLoss(d, config.label_smoothing, prepared, order)
-    return make_plan(student, objective, config, mesh, options=options), (
-        {PROJECTIONS: projections} if projections else {}
-    )
+    extra = {PROJECTIONS: projections} if projections else {}
+    return make_plan(student, objective, config, mesh, options=options), extra
 
 
 class DistillStep(Step):
@@ -252,9 +246,7 @@ def distill(
         A FitResult, whose model is the student.
 
     Raises:
-        InputError: As for fit, or student and teacher are incompatible.
-        NonFiniteLossError: As for fit.
-        CheckpointError: As for fit.
+        InputError: Student and teacher are incompatible; otherwise as for fit.
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:

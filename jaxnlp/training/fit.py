@@ -10,7 +10,6 @@ from duonlp import architectures
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import BEST, evaluates, fit_log, total_steps
-from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
 from duonlp.training.stream import EpochStream
 from duonlp.typing import BatchStream, Tokenizer
@@ -86,12 +85,12 @@ def train(
     """
     total = total_steps(batches, config, validation, evaluate, any_layout=True)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
-    stream, evaluation = EpochStream(batches), None
+    stream, evaluation, held_out = EpochStream(batches), None, None if validation is None else EpochStream(validation)
     folder = None if folder is None else Path(folder).expanduser()
     if evaluates(config, validation, evaluate):
         evaluation = Evaluation(
-            step, model, None if validation is None else lambda: epoch_batches(validation), evaluate, on_evaluation, best,
-            folder, tokenizer, {"name": "validation"},
+            step, model, None if held_out is None else held_out.first_epoch, evaluate, on_evaluation, best, folder, tokenizer,
+            {"name": "validation"},
         )  # fmt: skip
     about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
     about["data"] = stream.describe() if data is None else dict(data)

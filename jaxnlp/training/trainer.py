@@ -171,11 +171,8 @@ def evaluate(step: Step, params: PyTree, held_out: BatchSequence, batches: int =
     Args:
         step: Step from :func:`make_step`.
         params: Parameters, ``state["params"]``.
-        held_out: Batches to evaluate on.
+        held_out: Batches to evaluate on; InputError if they have no labeled token.
         batches: Number of batches to read, evenly spaced; 0 reads all.
-
-    Raises:
-        InputError: The batches have no labeled token.
     """
     return step.evaluate(params, _spaced(held_out, batches))["loss"]
 
