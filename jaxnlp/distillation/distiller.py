@@ -19,6 +19,7 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs
 from duonlp.seq2seq import shift_right
+from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
@@ -89,6 +90,14 @@ class DistillationLoss(Objective):
             metrics[part] = metrics.get(part, 0.0) + factor / share * mean
         return metrics
 
+    def describe(self) -> dict[str, Any]:
+        """Return the teacher and the settings of the distillation."""
+        teacher = self.teacher
+        return {
+            "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
+            "distillation": self.distillation.to_dict(),
+        }
+
     def check(self, model: Trainable, batch: Batch) -> None:
         """Raise InputError if a model does not take its inputs, or there is neither a teacher nor its logits."""
         if self.teacher is None and TEACHER_LOGITS not in batch:
@@ -157,8 +166,8 @@ def distill_plan(
 
 
 def _plan(
-    student: Any, teacher: Any, d: Distillation, config: FitConfig, mesh: Mesh | None, student_tokenizer: Any = None,
-    teacher_tokenizer: Any = None, own_inputs: bool = False,
+    student: Any, teacher: Any, d: Distillation, config: FitConfig | PretrainingConfig, mesh: Mesh | None,
+    student_tokenizer: Any = None, teacher_tokenizer: Any = None, own_inputs: bool = False,
 ) -> tuple[DistillPlan, Params]:  # fmt: skip
     """Return the plan of :func:`distill_plan`, and the projections: {} or {PROJECTIONS: ...}."""
     order, projections, prepared = None, {}, None
@@ -175,7 +184,7 @@ def _plan(
         names = ", ".join(d.loss_names)
         raise InputError(f"cannot compute {names} without a teacher; pass it, or leave these losses out")
     order = None if order is None else tuple(map(int, order))
-    objective = DistillationLoss(d, config.label_smoothing, prepared, order)
+    objective = DistillationLoss(d, getattr(config, "label_smoothing", 0.0), prepared, order)
     extra = {PROJECTIONS: projections} if projections else {}
     return make_plan(student, objective, config, mesh, options=options), extra
 
@@ -186,7 +195,7 @@ class DistillStep(Step):
     Args:
         student: Model to train, or a LazyModel; it is not changed.
         teacher: Its teacher, or None if the batches have its logits.
-        config: Settings of the run.
+        config: Settings of the run; those of pretraining for ``pretrain(..., step=DistillStep(...))`` on blocks.
         distillation: Settings of the distillation.
         mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
         checked: Further arguments of :func:`distill_plan`.
@@ -196,15 +205,18 @@ class DistillStep(Step):
     """
 
     def __init__(
-        self, student: Any, teacher: Any, config: FitConfig, distillation: Distillation, mesh: Mesh | None = None,
-        **checked: Any,
+        self, student: Any, teacher: Any, config: FitConfig | PretrainingConfig, distillation: Distillation,
+        mesh: Mesh | None = None, **checked: Any,
     ):  # fmt: skip
         check_can_learn(student, needs_labels=distillation.alpha > 0)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
         plan, projections = _plan(student, teacher, distillation, config, mesh, **checked)
         prepared = cast(DistillationLoss, plan.objective).teacher
         frozen = None if prepared is None else (prepared, teacher)
-        super().__init__(plan, student, mesh, config.seed, extra=projections, teacher=frozen)
+        super().__init__(
+            plan, student, mesh, config.seed, extra=projections, teacher=frozen,
+            own_rows=isinstance(config, PretrainingConfig),
+        )  # fmt: skip
 
 
 def distill(
@@ -256,11 +268,7 @@ def distill(
         student, teacher, config, distillation, mesh, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer,
         own_inputs=TEACHER + main_input(student.config) in first,
     )  # fmt: skip
-    description = {
-        "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
-        "distillation": distillation.to_dict(),
-    }
     return train(
         step, student, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
-        tokenizer=tokenizer, data=data, description=description, log={"description": "distilling", **(log or {})},
+        tokenizer=tokenizer, data=data, log={"description": "distilling", **(log or {})},
     )  # fmt: skip

@@ -7,10 +7,13 @@ the same tokens from the same logits.
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.threefry import threefry2x32
 from duonlp.heads import IGNORED
+from duonlp.parameters import parameters
 from duonlp.typing import Array, Batch, Ops
 
 HASH_FACTORS = -1640531535, -2048144777
@@ -110,3 +113,42 @@ def draw_tokens(ops: Ops, logits: Array, input_ids: Array, temperature: float = 
     cumulative = ops.cumsum(ops.exp(ops.log_softmax(ops.cast(logits, "float32") / temperature)))  # [B, T, V]
     threshold = ops.expand_dims(uniform, -1) * cumulative[..., -1:]  # the total differs from 1 by rounding
     return ops.minimum(ops.sum(ops.cast(cumulative <= threshold, "int32"), axis=-1), ops.size(logits, 2) - 1)
+
+
+def check_generator(discriminator: Any, generator: Any) -> None:
+    """Raise InputError unless two models have the heads and the vocabulary of a discriminator and its generator."""
+    heads, expected = (discriminator.head, generator.head), ("replaced-token-detection", "masked-lm")
+    if heads != expected:
+        raise InputError(f"the discriminator and the generator have the heads {heads}; they must be {expected}")
+    sizes = [model.config.embedding.vocab_size for model in (discriminator, generator)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"the discriminator has a vocabulary of {sizes[0]} tokens and the generator one of {sizes[1]}; use one tokenizer"
+        )
+
+
+def shared_embeddings(
+    settings: ReplacedTokens, discriminator: TransformerConfig, generator: TransformerConfig
+) -> tuple[str, ...]:
+    """Return the names of the embedding layers that a generator shares with its discriminator; () if it shares none.
+
+    Raises:
+        InputError: The embeddings differ in size or kind.
+    """
+    if not settings.share_embeddings:
+        return ()
+    first, second = (
+        {
+            path: parameter.shape
+            for path, parameter in parameters(config).items()
+            if path.startswith("embeddings/") and not path.startswith("embeddings/projection/")
+        }
+        for config in (discriminator, generator)
+    )
+    if first != second:
+        different = sorted({path for path in {*first, *second} if first.get(path) != second.get(path)})
+        raise InputError(
+            f"the embeddings cannot be shared: {', '.join(different)} differ; give both models one embedding_size, or set "
+            "share_embeddings to False"
+        )
+    return tuple(dict.fromkeys(path.split("/")[1] for path in first))
