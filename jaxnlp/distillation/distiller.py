@@ -19,6 +19,7 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs
 from duonlp.seq2seq import shift_right
+from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
@@ -60,7 +61,7 @@ class DistillationLoss(Objective):
     ) -> NamedTerms:
         """Return the terms of the loss, the student's own first; ``params`` may have projections beside the student's."""
         d, teacher, inputs = self.distillation, self.teacher, dict(batch)
-        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs:
+        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs:  # the student's for the teacher too
             inputs["decoder_input_ids"] = shift_right(ops, inputs["labels"], model.config)
         outputs, terms = model.outputs(params, inputs, key), {}
         if d.alpha:
@@ -89,6 +90,14 @@ class DistillationLoss(Objective):
             metrics[part] = metrics.get(part, 0.0) + factor / share * mean
         return metrics
 
+    def describe(self) -> dict[str, Any]:
+        """Return the teacher and the settings of the distillation."""
+        teacher = self.teacher
+        return {
+            "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
+            "distillation": self.distillation.to_dict(),
+        }
+
     def check(self, model: Trainable, batch: Batch) -> None:
         """Raise InputError if a model does not take its inputs, or there is neither a teacher nor its logits."""
         if self.teacher is None and TEACHER_LOGITS not in batch:
@@ -115,8 +124,7 @@ def distill_step(
     Args:
         plan: Plan from :func:`distill_plan`, the only static argument.
         state: State from ``plan.fresh(params)``, see :data:`jaxnlp.training.step.State`; it is donated.
-        teacher: Parameters of the teacher (``jaxnlp.split(model)[1]``), which are not changed; {} if the batches have
-            ``teacher_logits`` and nothing else is compared.
+        teacher: Parameters of the teacher from the same function, which are not changed; {} without a teacher.
         batch: Inputs and labels of the student, [B, ...] each; ``teacher_input_ids``, ... if the teacher has other inputs;
             optionally ``sample_weight`` [B].
         rate: Learning rate, float32 [].
@@ -150,22 +158,19 @@ def distill_plan(
     Raises:
         InputError: Student and teacher are incompatible, or there is no teacher and ``distillation.losses`` needs one.
     """
-    plan, projections = _plan(
-        student, teacher, distillation or Distillation(), config or FitConfig(), mesh,
-        student_tokenizer=student_tokenizer, teacher_tokenizer=teacher_tokenizer, own_inputs=own_inputs,
-    )  # fmt: skip
+    checked = student_tokenizer, teacher_tokenizer, own_inputs
+    plan, projections = _plan(student, teacher, distillation or Distillation(), config or FitConfig(), mesh, *checked)
     params = plan.trainable.parameters(parameter_reader(student)) | jax.tree.map(jnp.asarray, projections)
     prepared = cast(DistillationLoss, plan.objective).teacher
     return plan, params, {} if prepared is None else prepared.parameters(parameter_reader(teacher))
 
 
 def _plan(
-    student: Any, teacher: Any, distillation: Distillation, config: FitConfig, mesh: Mesh | None, *,
+    student: Any, teacher: Any, d: Distillation, config: FitConfig | PretrainingConfig, mesh: Mesh | None,
     student_tokenizer: Any = None, teacher_tokenizer: Any = None, own_inputs: bool = False,
 ) -> tuple[DistillPlan, Params]:  # fmt: skip
     """Return the plan of :func:`distill_plan`, and the projections: {} or {PROJECTIONS: ...}."""
     order, projections, prepared = None, {}, None
-    d = distillation
     options = {"output_hidden_states": d.needs_hidden_states, "output_attentions": d.needs_attentions}
     if teacher is not None:
         order = check_pair(
@@ -176,14 +181,12 @@ def _plan(
         teacher_mesh = mesh if config.parallelism == "jit" else None
         prepared = make_trainable(teacher, scan=config.scan, mesh=teacher_mesh, options=options)
     elif d.losses:
-        raise InputError(
-            f"cannot compute {', '.join(d.loss_names)} without a teacher; pass it, or leave these losses out"
-        )
+        names = ", ".join(d.loss_names)
+        raise InputError(f"cannot compute {names} without a teacher; pass it, or leave these losses out")
     order = None if order is None else tuple(map(int, order))
-    objective = DistillationLoss(d, config.label_smoothing, prepared, order)
-    return make_plan(student, objective, config, mesh, options=options), (
-        {PROJECTIONS: projections} if projections else {}
-    )
+    objective = DistillationLoss(d, getattr(config, "label_smoothing", 0.0), prepared, order)
+    extra = {PROJECTIONS: projections} if projections else {}
+    return make_plan(student, objective, config, mesh, options=options), extra
 
 
 class DistillStep(Step):
@@ -192,7 +195,7 @@ class DistillStep(Step):
     Args:
         student: Model to train, or a LazyModel; it is not changed.
         teacher: Its teacher, or None if the batches have its logits.
-        config: Settings of the run.
+        config: Settings of the run; those of pretraining for ``pretrain(..., step=DistillStep(...))`` on blocks.
         distillation: Settings of the distillation.
         mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
         checked: Further arguments of :func:`distill_plan`.
@@ -202,15 +205,18 @@ class DistillStep(Step):
     """
 
     def __init__(
-        self, student: Any, teacher: Any, config: FitConfig, distillation: Distillation, mesh: Mesh | None = None,
-        **checked: Any,
+        self, student: Any, teacher: Any, config: FitConfig | PretrainingConfig, distillation: Distillation,
+        mesh: Mesh | None = None, **checked: Any,
     ):  # fmt: skip
         check_can_learn(student, needs_labels=distillation.alpha > 0)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
         plan, projections = _plan(student, teacher, distillation, config, mesh, **checked)
         prepared = cast(DistillationLoss, plan.objective).teacher
         frozen = None if prepared is None else (prepared, teacher)
-        super().__init__(plan, student, mesh, config.seed, extra=projections, teacher=frozen)
+        super().__init__(
+            plan, student, mesh, config.seed, extra=projections, teacher=frozen,
+            own_rows=isinstance(config, PretrainingConfig),
+        )  # fmt: skip
 
 
 def distill(
@@ -252,9 +258,7 @@ def distill(
         A FitResult, whose model is the student.
 
     Raises:
-        InputError: As for fit, or student and teacher are incompatible.
-        NonFiniteLossError: As for fit.
-        CheckpointError: As for fit.
+        InputError: Student and teacher are incompatible; otherwise as for fit.
     """
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
@@ -264,11 +268,7 @@ def distill(
         student, teacher, config, distillation, mesh, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer,
         own_inputs=TEACHER + main_input(student.config) in first,
     )  # fmt: skip
-    description = {
-        "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
-        "distillation": distillation.to_dict(),
-    }
     return train(
         step, student, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
-        tokenizer=tokenizer, data=data, description=description, log={"description": "distilling", **(log or {})},
+        tokenizer=tokenizer, data=data, log={"description": "distilling", **(log or {})},
     )  # fmt: skip

@@ -11,6 +11,7 @@ from jaxnlp.training.fit import fit
 from jaxnlp.training.mesh import make_mesh
 from jaxnlp.training.model import LazyModel
 from jaxnlp.training.objectives import loss_terms
+from jaxnlp.training.replaced_tokens import ReplacedTokensStep
 from jaxnlp.training.step import FitStep, make_step
 from jaxnlp.training.trainer import Result, evaluate, pretrain, pretrain_run
 
@@ -21,6 +22,7 @@ __all__ = [
     "GenerationScorer",
     "LazyModel",
     "PretrainingConfig",
+    "ReplacedTokensStep",
     "Result",
     "barrier",
     "evaluate",

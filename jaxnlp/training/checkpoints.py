@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -59,12 +58,8 @@ class Checkpoints:
             keep.append(policies.EveryNSteps(config.keep_every))
         if config.keep_best:
             # reverse: Orbax keeps the last n after sorting, and the lowest loss is the best.
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[LOSS], reverse=True, n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )  # fmt: skip
+            best = {"get_metric_fn": lambda metrics: metrics[LOSS], "reverse": True, "n": config.keep_best}
+            keep.append(policies.BestN(**best, keep_checkpoints_without_metrics=False))
         self._manager = ocp.CheckpointManager(
             self.folder / FOLDER,
             item_names=(STATE, META),
@@ -139,9 +134,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.wait()

@@ -10,7 +10,6 @@ from duonlp import architectures
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import BEST, evaluates, fit_log, total_steps
-from duonlp.training.generated import epoch_batches
 from duonlp.training.result import FitResult
 from duonlp.training.stream import EpochStream
 from duonlp.typing import BatchStream, Tokenizer
@@ -76,24 +75,24 @@ def fit(
 def train(
     step: Step, model: Any, batches: BatchStream, config: FitConfig, folder: str | Path | None, *,
     validation: BatchStream | None, evaluate: Callable | None, on_evaluation: Callable | None, tokenizer: Tokenizer | None,
-    data: Mapping[str, Any] | None, log: Mapping[str, Any] | None, description: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None, log: Mapping[str, Any] | None,
 ) -> FitResult:  # fmt: skip
     """Run the loop of :func:`fit`, which documents the arguments and errors, over a given step.
 
     Args:
         step: Optimizer step of the model, which is evaluated, saved and returned with the trained parameters.
-        description: Further entries of run.json that must be the same to resume the run.
     """
     total = total_steps(batches, config, validation, evaluate, any_layout=True)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
-    stream, evaluation = EpochStream(batches), None
+    stream, evaluation, held_out = EpochStream(batches), None, None if validation is None else EpochStream(validation)
     folder = None if folder is None else Path(folder).expanduser()
     if evaluates(config, validation, evaluate):
         evaluation = Evaluation(
-            step, model, None if validation is None else lambda: epoch_batches(validation), evaluate, on_evaluation, best,
-            folder, tokenizer, {"name": "validation"},
+            step, model, None if held_out is None else held_out.first_epoch, evaluate, on_evaluation, best, folder, tokenizer,
+            {"name": "validation"},
         )  # fmt: skip
-    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
+    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head}
+    about |= step.plan.objective.describe()
     about["data"] = stream.describe() if data is None else dict(data)
     loop = Loop(step, stream, config, total, evaluation=evaluation)
     loop.run(folder, about, lambda resumed: fit_log(folder, total, resumed, log))

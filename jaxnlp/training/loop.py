@@ -131,10 +131,7 @@ class Loop:
         self.best = None if evaluation is None else evaluation.best
 
     def run(
-        self,
-        folder: str | Path | None,
-        description: Mapping[str, Any],
-        make_log: Callable[[int | None], MetricsLog | NullLog],
+        self, folder: str | Path | None, description: Mapping[str, Any], make_log: Callable[[int | None], Any]
     ) -> None:
         """Train to the end of the run, or until preempted or out of patience.
 
@@ -149,8 +146,8 @@ class Loop:
             CheckpointError: A checkpoint cannot be read or written.
         """
         with ExitStack() as stack:
-            run = None if folder is None else Checkpoints(folder, self.config, description)
-            checkpoints = None if run is None else stack.enter_context(run)
+            checkpoints = None if folder is None else Checkpoints(folder, self.config, description)
+            checkpoints = checkpoints and stack.enter_context(checkpoints)
             self._restore_or_init(checkpoints)
             resumed = self.progress["step"] if checkpoints is not None and checkpoints.resumes else None
             log = stack.enter_context(NullLog() if folder is None or not is_main() else make_log(resumed))
@@ -164,8 +161,8 @@ class Loop:
     def _restore_or_init(self, checkpoints: Checkpoints | None) -> None:
         """Set the state and progress to those of the last checkpoint, or to those before the first step."""
         if checkpoints is not None and checkpoints.latest is not None:
-            state, progress = checkpoints.restore(self.step.abstract, self.step.shardings)
-            self.state, self.progress = state, cast(Progress, progress)
+            self.state, progress = checkpoints.restore(self.step.abstract, self.step.shardings)
+            self.progress = cast(Progress, progress)
             if self.best is not None and self.progress["best"] is not None:
                 self.best.restore(self.progress["best"])
         else:
@@ -194,12 +191,10 @@ class Loop:
             progress["count"] += read.count
             progress["seconds"] = time.perf_counter() - clock
             record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
-            pending.add(record | {"progress": self._share()}, metrics)
+            pending.steps.append((record | {"progress": self._share()}, metrics))
             last, self.preempted = self._share() >= 1, preemption.requested(number)
-            evaluates, saves = (
-                fit_event_due(every, number, read.ends_epoch, last)
-                for every in (config.evaluate_every, config.save_every)
-            )
+            events = config.evaluate_every, config.save_every
+            evaluates, saves = (fit_event_due(every, number, read.ends_epoch, last) for every in events)
             saves = saves or self.preempted or (last and self.always_saves)
             if due(number, config.log_every, number if last else None) or evaluates or saves or last:
                 progress["loss"] = pending.write()  # raises before a non-finite state is evaluated or saved
@@ -232,18 +227,12 @@ class Loop:
 class _PendingSteps:
     """Metrics of steps that may still be running; fetching them waits for the devices, so it is done in groups.
 
-    Args:
-        log: Log of the run.
-        last_loss: Loss of the last step before; it is replaced as steps are written.
+    last_loss: loss of the last step before; it is replaced as steps are written.
     """
 
     def __init__(self, log: MetricsLog | NullLog, last_loss: float):
         self.log, self.last_loss = log, last_loss
-        self.steps: list[tuple[dict[str, float], Metrics]] = []
-
-    def add(self, record: dict[str, float], metrics: Metrics) -> None:
-        """Add a step. record: what is logged of it, with "step" and "learning_rate"."""
-        self.steps.append((record, metrics))
+        self.steps: list[tuple[dict[str, float], Metrics]] = []  # what is logged of a step, and its metrics
 
     def write(self) -> float:
         """Log the pending steps as one record with their mean metrics, per token if they count tokens; return the last loss.

@@ -131,7 +131,7 @@ class TrainingStack(nnx.Module):
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints.
         dtype: Compute dtype.
-        outputs: Whether to return hidden states, and whether to return attention probabilities.
+        outputs: Whether to return hidden states and attention probabilities.
     """
 
     def __init__(
@@ -351,9 +351,7 @@ class Trainable:
     def parameters(self, read: Callable[[str], np.ndarray], shardings: PyTree = None) -> Params:
         """Return the parameters, made on the host one after the other and sharded.
 
-        Args:
-            read: Path of a parameter -> its values, from :func:`parameter_reader`.
-            shardings: NamedSharding of each parameter, and of others; None for the default device.
+        read: from :func:`parameter_reader`. shardings: those of all parameters and perhaps others; None for the default device.
         """
 
         def make(keys: jax.tree_util.KeyPath, leaf: Any, sharding: NamedSharding | None = None) -> jax.Array:

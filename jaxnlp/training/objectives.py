@@ -97,6 +97,10 @@ class Objective:
         labels = {name: batch[name] for name in model.labels if name in batch}
         check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
 
+    def describe(self) -> dict[str, Any]:
+        """Return entries of run.json that must be the same to resume a run."""
+        return {}
+
 
 @dataclass(frozen=True)
 class HeadLoss(Objective):

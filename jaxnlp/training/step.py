@@ -191,13 +191,10 @@ class Step:
         mesh: Mesh to run on.
         seed: Seed of dropout.
         extra: Trained parameters beside the model's.
-        teacher: A prepared model and the model itself, whose parameters the loss reads and does not train. They are sharded
-            by the same rules.
+        teacher: A prepared model and the model itself, whose parameters the loss reads; they are sharded by the same rules.
         own_rows: Whether each process puts its own rows of a batch, rather than whole batches that all of them have.
 
     Attributes:
-        plan: Plan of the step.
-        mesh: Mesh of the step.
         trainable: The prepared model.
         abstract: Shapes and dtypes of the :data:`State`.
         shardings: NamedSharding of each of its arrays.
@@ -231,10 +228,9 @@ class Step:
         return self._start(params)
 
     def put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Return a batch of NumPy arrays [B, ...] as arrays over the devices of all hosts.
+        """Return a batch of NumPy arrays [B, ...] (with `own_rows`, this host's rows of it) over the devices of all hosts.
 
-        With `own_rows` it holds this host's rows of a batch of blocks. Otherwise it is checked, and padded with rows that
-        count for nothing if B does not divide.
+        Whole batches are checked, and padded with rows that count for nothing if B does not divide.
 
         Raises:
             InputError: The model does not take the batch; or B does not divide, and rows cannot be masked.
@@ -325,8 +321,7 @@ def make_step(
     """Return the step of pretraining for a model and a configuration.
 
     Args:
-        model: A model with a language modeling head, or a LazyModel; its parameters are not read yet. With a `loss`, the head
-            may be any.
+        model: A model or LazyModel, whose parameters are not read yet; with a language modeling head unless there is a loss.
         config: Settings of the run.
         mesh: Mesh to run on; by default ``config.mesh`` over all devices of all hosts.
         loss: ``(outputs, batch) -> Terms`` in place of the cross-entropy of the labels, see CustomLoss.
@@ -335,9 +330,8 @@ def make_step(
         InputError: The head cannot be pretrained, the mesh does not fit the devices, or the batch size the mesh.
     """
     if loss is None and model.head not in PRETRAINED_HEADS:
-        raise InputError(
-            f"head is {model.head!r}; only {', '.join(PRETRAINED_HEADS)} can be pretrained without a loss of your own"
-        )
+        allowed = ", ".join(PRETRAINED_HEADS)
+        raise InputError(f"head is {model.head!r}; only {allowed} can be pretrained without a loss of your own")
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size % (devices * config.accumulation):
@@ -362,7 +356,7 @@ def make_plan(
 
 
 class FitStep(Step):
-    """The step of ``fit`` for a model and a configuration: ``step(state, step.put(batch), rate) -> (state, metrics)``.
+    """The step of ``fit`` for a model and a configuration.
 
     Args:
         model: A model with float32 parameters and a head with a loss, or a LazyModel; it is not changed.

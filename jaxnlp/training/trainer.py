@@ -60,6 +60,7 @@ def pretrain(
     held_out: BatchSequence | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     loss: LossFunction | None = None,
+    step: Step | None = None,
     mesh: Mesh | None = None,
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ def pretrain(
         evaluate: ``(model) -> {name: number}``, further metrics of the evaluations. It is called in process 0 alone, with the
             whole model on one device, which it may only use during the call.
         loss: ``(outputs, batch) -> Terms`` in place of the cross-entropy of the labels: (sum, count) of each term.
+        step: Step in place of the model's own on the labels, such as a DistillStep or a ReplacedTokensStep of this `config`.
         mesh: Device mesh; by default ``config.mesh`` over all devices.
         data: What identifies the data in run.json; by default the manifest's counts and hashes, the objective and the seed.
         log: Options of MetricsLog: console, tensorboard, wandb, peak_flops, description.
@@ -92,13 +94,15 @@ def pretrain(
     _check_arguments(batches, config, held_out)
     check_model(batches.objective, model.config, model.head, batches.blocks.block_length)
     import_grain()  # fail before anything is compiled or written
-    step, stream, evaluation = make_step(model, config, mesh, loss=loss), BlockStream(batches, read_ahead), None
+    step = make_step(model, config, mesh, loss=loss) if step is None else step
+    stream, evaluation = BlockStream(batches, read_ahead), None
     if config.evaluate_every and held_out is not None:
         evaluation = Evaluation(step, model, lambda: _spaced(held_out, config.evaluate_batches), evaluate)
     loop = Loop(step, stream, config, config.steps, evaluation=evaluation, always_saves=True)
     description = {
         "model": architectures.hf_config(model.config, model.head),
         "head": model.head,
+        **step.plan.objective.describe(),
         "data": dict(stream.describe() if data is None else data),
     }
 
@@ -171,11 +175,8 @@ def evaluate(step: Step, params: PyTree, held_out: BatchSequence, batches: int =
     Args:
         step: Step from :func:`make_step`.
         params: Parameters, ``state["params"]``.
-        held_out: Batches to evaluate on.
+        held_out: Batches to evaluate on; InputError if they have no labeled token.
         batches: Number of batches to read, evenly spaced; 0 reads all.
-
-    Raises:
-        InputError: The batches have no labeled token.
     """
     return step.evaluate(params, _spaced(held_out, batches))["loss"]
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from duonlp.data.blocks.batches import Batches
 from duonlp.errors import InputError
 from duonlp.training.fit_loop import count_examples, describe_batches, endless_batches
+from duonlp.training.generated import epoch_batches
 from duonlp.typing import Batch, BatchStream
 
 Position = Mapping[str, int]
@@ -108,6 +109,10 @@ class EpochStream(Stream):
         for _, (epoch, index, batch, ends_epoch) in zip(range(most), stream):
             following = {"epoch": epoch + 1, "batch": 0} if ends_epoch else {"epoch": epoch, "batch": index + 1}
             yield Read(batch, count_examples(batch), ends_epoch, following)
+
+    def first_epoch(self) -> Iterable[Batch]:
+        """Return the batches of epoch 0, for evaluation."""
+        return epoch_batches(self.batches)
 
     def describe(self) -> dict[str, Any]:
         """Return the number of batches per epoch."""

@@ -10,7 +10,6 @@ from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.training.replaced_tokens import ReplacedTokens, draw_tokens, replaced_token_terms
 
-WORDS = np.uint32(3), np.uint32(7)
 RNG = np.random.default_rng(0)
 
 
@@ -24,19 +23,21 @@ def engine(request):
 
 def test_draws_follow_the_distribution_and_the_temperature():
     logits = np.broadcast_to(np.log([0.5, 0.25, 0.2, 0.05]).astype(np.float32), (200, 100, 4))
+    ids = RNG.integers(0, 30000, (200, 100)).astype(np.int32)
     for temperature in (1.0, 0.5):
         expected = np.exp(logits[0, 0] / temperature) / np.exp(logits[0, 0] / temperature).sum()
-        drawn = draw_tokens(numpy_ops, logits, temperature, WORDS)
+        drawn = draw_tokens(numpy_ops, logits, ids, temperature)
         np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=4) / drawn.size, expected, atol=0.01)
 
 
-def test_draws_depend_on_words_row_and_column_alone(engine):
+def test_draws_depend_on_the_row_and_the_seed_alone(engine):
     ops, _, convert = engine
-    logits = RNG.normal(size=(4, 5, 11)).astype(np.float32)
-    drawn = draw_tokens(numpy_ops, logits, 1.0, WORDS)
-    np.testing.assert_array_equal(np.asarray(draw_tokens(ops, convert(logits), 1.0, tuple(map(convert, WORDS)))), drawn)
-    np.testing.assert_array_equal(draw_tokens(numpy_ops, logits[2:], 1.0, WORDS, first_row=2), drawn[2:])
-    assert (draw_tokens(numpy_ops, logits, 1.0, (WORDS[0], np.uint32(8))) != drawn).any()
+    logits, ids = RNG.normal(size=(4, 5, 11)).astype(np.float32), RNG.integers(0, 30000, (4, 5)).astype(np.int32)
+    drawn = draw_tokens(numpy_ops, logits, ids)
+    np.testing.assert_array_equal(np.asarray(draw_tokens(ops, convert(logits), convert(ids))), drawn)
+    np.testing.assert_array_equal(draw_tokens(numpy_ops, logits[::-1], ids[::-1]), drawn[::-1])
+    assert (draw_tokens(numpy_ops, logits, ids, seed=1) != drawn).any()
+    assert (draw_tokens(numpy_ops, logits, ids + 1) != drawn).any()
 
 
 def test_terms_match_the_paper(engine):
@@ -51,10 +52,8 @@ def test_terms_match_the_paper(engine):
         return convert(scores)
 
     batch = {name: convert(x) for name, x in (("input_ids", ids), ("labels", labels), ("attention_mask", mask))}
-    terms = replaced_token_terms(
-        ops, losses, ReplacedTokens(), lambda tokens: convert(logits), discriminator, batch, tuple(map(convert, WORDS))
-    )
-    corrupted = np.where(ids == 1, draw_tokens(numpy_ops, logits, 1.0, WORDS), ids)
+    terms = replaced_token_terms(ops, losses, ReplacedTokens(), lambda tokens: convert(logits), discriminator, batch)
+    corrupted = np.where(ids == 1, draw_tokens(numpy_ops, logits, ids), ids)
     np.testing.assert_array_equal(seen[0], corrupted)
     replaced = corrupted != original  # a token that the generator gets right counts as original
     binary = np.log1p(np.exp(np.where(replaced, -scores, scores)))
