@@ -167,23 +167,26 @@ class _Loop:
         self.step, self.batches, self.config, self.held_out = step, batches, config, held_out
         self.checkpoints, self.log, self.preemption = checkpoints, log, preemption
         self.on_cpu = step.mesh.devices.flat[0].platform == "cpu"
+        self.on_one_device = step.mesh.size == 1
 
     def run(self, state: State, meta: Meta) -> Result:
         """Train from a state to the end of the run, or until preempted."""
         config, batches = self.config, self.batches
         pending = _PendingSteps(self.log, meta["loss"])
         done, tokens, seconds = meta["step"], meta["tokens"], meta["seconds"]
-        number, held_out_loss, preempted = done, None, False
+        number, metrics, held_out_loss, preempted = done, None, None, False
         progress = _progress(config, done, seconds)
         clock = time.perf_counter() - seconds
         stream = read_ahead(batches, done, config.steps if progress < 1 else done)
         for number, batch in enumerate(stream, done + 1):
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, progress + 0.5 / config.steps))
+            previous = metrics
             state, metrics = self.step(state, self.step.put(batch), rate)
             if self.on_cpu:
-                # One step at a time: collectives of several steps in flight can deadlock over the threads of the host.
-                jax.block_until_ready(metrics)
+                # One step at a time: collectives of several steps in flight can deadlock over the threads of the host. One
+                # device has no collectives, and prepares a step while the one before is running.
+                jax.block_until_ready(previous if self.on_one_device else metrics)
             if number == 1 and config.seconds is not None:
                 jax.block_until_ready(metrics)
                 clock = time.perf_counter()  # the first step, which compiles, is not counted
