@@ -183,11 +183,40 @@ class Linear(nnx.Linear):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., out]."""
         if not self.transposed:
-            # As one matrix of tokens, XLA computes the kernel's gradient as a plain matrix product.
-            y = super().__call__(x.reshape(-1, x.shape[-1])) if x.ndim > 2 else super().__call__(x)
-            return y.reshape(*x.shape[:-1], y.shape[-1])
+            x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+            x = _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+            return x if self.bias is None else x + self.bias[...].astype(self.dtype)
         x = matmul_transposed(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+@jax.custom_vjp
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply tokens x [T, in] with a kernel [in, out], giving [T, out]."""
+    return x @ kernel
+
+
+def _matmul_backward(residuals, cotangent):
+    x, kernel = residuals
+    return cotangent @ kernel.T, _sum_outer_products(x, cotangent)
+
+
+def _sum_outer_products(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the sum over tokens of the outer products of x [T, in] and y [T, out], [in, out]: a kernel's gradient."""
+
+    def direct(x, y):
+        return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())))
+
+    def via_transpose(x, y):
+        # On a CPU, a product over the first axis of both takes up to twice as long as transposing the narrower first, which
+        # the barriers keep XLA from undoing. (Into the transpose of a wide x it would fuse a slow, strided activation.)
+        barrier = jax.lax.optimization_barrier
+        return barrier(x.T) @ y if x.shape[1] <= y.shape[1] else barrier(barrier(y.T) @ x).T
+
+    return jax.lax.platform_dependent(x, y, cpu=via_transpose, default=direct)
+
+
+_matmul.defvjp(lambda x, kernel: (_matmul(x, kernel), (x, kernel)), _matmul_backward)
 
 
 def matmul_transposed(x: jax.Array, table: jax.Array) -> jax.Array:
@@ -212,10 +241,8 @@ def _product_with_transposed_backward(residuals, cotangent):
         return jax.lax.dot_general(cotangent, x, (((0,), (0,)), ((), ())))
 
     def via_transpose(x, cotangent):
-        # Transpose the [in, out] product: a CPU would transpose the cotangent, which is far larger for a
-        # vocabulary.
-        product = jax.lax.dot_general(x, cotangent, (((0,), (0,)), ((), ())))
-        return jax.lax.optimization_barrier(product).T
+        # Transpose the [in, out] product: the cotangent is far larger for a vocabulary.
+        return jax.lax.optimization_barrier(_sum_outer_products(x, cotangent)).T
 
     to_table = jax.lax.platform_dependent(x, cotangent, cpu=via_transpose, default=direct)
     return cotangent @ table, to_table

@@ -7,7 +7,6 @@ exported in Hugging Face layout, and loaded in tfnlp and jaxnlp, whose outputs a
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import typer
 from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
-from duonlp.util.xla_flags import HOST_DEVICES, add_xla_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +30,7 @@ def demo(
     output: Annotated[Path, cli_option(help="Folder for the model, loss curve and figures (default demo).")] = Path(
         "demo"
     ),
-    steps: Annotated[int, cli_option(help="Optimizer steps (default 2100).")] = 0,
+    steps: Annotated[int, cli_option(help="Optimizer steps (default 4200).")] = 0,
     seconds: Annotated[float, cli_option(help="Stop training after this many seconds (default 205).")] = 0.0,
     corpus: Annotated[str, cli_option(help="Folder of Python files (default: the standard library).")] = "",
     prompt: Annotated[
@@ -76,11 +74,14 @@ class Settings:
         prompts: Code to complete. A prompt ends within a line, because the tokenizer merges a line's indentation with
             the end of the line before it.
         new_tokens: Tokens generated per prompt.
+        temperature: Temperature of the sampled completions.
+        top_p: Probability of the tokens they are sampled from.
+        sampling_seed: Seed of the completions; it gives the same text in both frameworks.
     """
 
     output: Path = Path("demo")
     corpus: str | None = None
-    steps: int = 2100
+    steps: int = 4200
     seconds: float | None = 205.0
     prompts: tuple[str, ...] = (
         "def read_lines(path):\n    with open(path) as file:\n        for line in file:",
@@ -92,9 +93,12 @@ class Settings:
     batch_size: int = 8
     hidden_size: int = 128
     num_layers: int = 4
-    num_heads: int = 4
+    num_heads: int = 2
     learning_rate: float = 3e-3
-    new_tokens: int = 48
+    new_tokens: int = 64
+    temperature: float = 0.7
+    top_p: float = 0.9
+    sampling_seed: int = 0
     seed: int = 0
 
 
@@ -112,7 +116,6 @@ def run_demo(settings: Settings) -> dict[str, Any]:
     """
     check_plotting()
     frameworks.keep_heap()
-    use_host_devices(settings.batch_size)
     if settings.output.exists() and not settings.output.is_dir():
         raise InputError(f"--output {str(settings.output)!r} is a file; give a folder")
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -162,14 +165,6 @@ def check_plotting() -> None:
         raise MissingExtraError(
             'the demo plots its loss with matplotlib, which is not installed; pip install "duonlp[bench]"'
         )
-
-
-def use_host_devices(batch_size: int) -> None:
-    """Make JAX present this host's cores as devices, which must be set before JAX is imported."""
-    if "jax" in sys.modules:
-        return
-    devices = math.gcd(batch_size, 2 ** int(math.log2(os.cpu_count() or 1)))
-    add_xla_flags({HOST_DEVICES: devices})
 
 
 def run_config(settings: Settings) -> "RunConfig":
@@ -258,11 +253,14 @@ def pretrain(run: "RunConfig", prepared: "Prepared", folder: Path, output: Path,
 
 
 def complete_prompts(settings: Settings, folder: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
-    """Return each framework's speed in new tokens per second, compilation excluded, and its greedy completions."""
+    """Return each framework's speed in new tokens per second, compilation excluded, and its sampled completions."""
     speeds, completions = {}, {}
     for framework in ("tf", "jax"):
         pipe = frameworks.package(framework).pipeline("text-generation", folder, batch_size=1)
-        options = {"max_new_tokens": settings.new_tokens}
+        options = {
+            "max_new_tokens": settings.new_tokens, "do_sample": True, "temperature": settings.temperature,
+            "top_p": settings.top_p, "seed": settings.sampling_seed,
+        }  # fmt: skip
         tokens, seconds, completions[framework] = 0, 0.0, []
         for prompt in settings.prompts:
             pipe(prompt, **options)  # compiles
@@ -283,7 +281,7 @@ def plot(folder: Path) -> None:
 
 
 def print_figures(figures: dict[str, Any], console: "Console") -> None:
-    """Print the completions and the figures."""
+    """Print the completions, up to their last whole line, and the figures."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -292,7 +290,9 @@ def print_figures(figures: dict[str, Any], console: "Console") -> None:
         for name, text in texts.items() if len(set(texts.values())) > 1 else [("both", texts["jax"])]:
             console.print(f"\n[bold]{name}[/] complete{'s' * (name != 'both')} the prompt [dim](in bold)[/]:")
             console.print(
-                f"[bold]{escape(prompt)}[/]{escape(text.removeprefix(prompt))}", highlight=False, soft_wrap=True
+                f"[bold]{escape(prompt)}[/]{escape(whole_lines(text.removeprefix(prompt)))}",
+                highlight=False,
+                soft_wrap=True,
             )
     speeds = figures["generated_tokens_per_second"]
     table = Table("", "jaxnlp", "tfnlp", box=None, pad_edge=False, header_style="bold")
@@ -314,3 +314,9 @@ def print_figures(figures: dict[str, Any], console: "Console") -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def whole_lines(text: str) -> str:
+    """Return a text without its last line, which the limit of new tokens cut; a single line is returned as it is."""
+    lines = text.rstrip().rpartition("\n")
+    return (lines[0] or lines[2]).rstrip()
