@@ -50,6 +50,9 @@ ONE_SIDED = {
     "tfnlp/training/evaluation.py": "callbacks of Keras' fit; jaxnlp's fit calls a function",
     "tfnlp/training/fit_callback.py": "implements fit as a callback; jaxnlp's fit has its own loop",
     "tfnlp/training/pretrainer.py": "the model that compile and fit train",
+    "tfnlp/steps/__init__.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
+    "tfnlp/steps/step.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
+    "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
     "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
 }

@@ -95,15 +95,6 @@ class SmoothedCrossEntropy(keras.losses.Loss):
             raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1, such as 0.1")
         self.label_smoothing = float(label_smoothing)
 
-    def __call__(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
-        mask = getattr(y_pred, "_keras_mask", None)
-        if mask is None or self.reduction != "sum_over_batch_size":
-            return super().__call__(y_true, y_pred, sample_weight)
-        # cross_entropy averages over the labels of all replicas.
-        return cross_entropy(
-            y_pred, tf.where(mask, tf.cast(y_true, tf.int32), IGNORED), sample_weight, self.label_smoothing
-        )
-
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         labels = tf.cast(y_true, tf.int32)
         is_labeled = tf.not_equal(labels, IGNORED)

@@ -1,27 +1,52 @@
-"""Adapt compile, fit, evaluate and predict of Keras to models whose inputs and outputs are dicts."""
+"""Adapt fit, evaluate and predict of Keras to models whose inputs and outputs are dicts."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.heads import HEADS, IGNORED, loss_terms, outputs_of, targets_of
-from duonlp.inputs import check_inputs, named_inputs
+from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of, targets_of
+from duonlp.inputs import TEACHER, check_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
 from tfnlp import losses, ops
+from tfnlp.steps.step import TrainStep
+from tfnlp.steps.terms import Terms, compiled_terms, total_loss
 
-# The final class is a keras.Model, which the type checker needs to know of its mixins.
-_Model = keras.Model if TYPE_CHECKING else object
+ADDED = "added"
+"""Name of the term of the losses that layers add."""
+
+OTHER_TARGETS = "y"
+"""Entry of a batch for the y of a model whose head has no labels."""
 
 
-class TrainerMixin(_Model):
-    """Mixin of the model classes for training with Keras.
+@dataclass
+class FitProgress:
+    """Where a running ``fit`` is; a BackupAndRestore moves it.
+
+    Attributes:
+        source: Source of the batches; None for data that is not from ``batch_dataset`` or ``block_dataset``.
+        callbacks: Callbacks of the fit.
+        epochs: Keras' iterator over the epoch's batches.
+        first_batch: Batches of the first epoch that were done before a resume.
+        first_logs: Logs of the last of them.
+    """
+
+    source: Any = None
+    callbacks: list[Any] = field(default_factory=list)
+    epochs: Any = None
+    first_batch: int = 0
+    first_logs: dict[str, float] = field(default_factory=dict)
+
+
+class TrainerMixin(TrainStep):
+    """Mixin of the models that train: tfnlp's own, ``Pretrainer`` and ``Distiller``.
 
     Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
     ``start_positions``, ...) or those of the outputs, with the same meaning for every loss.
@@ -31,6 +56,9 @@ class TrainerMixin(_Model):
     the labels shifted to the right.
 
     A ``sample_weight`` [B] may also be passed either as an argument or inside the inputs; the argument takes precedence.
+    Rows whose ``row_mask`` [B] is 0 count for nothing.
+
+    The ``loss`` of an epoch weighs every label the same, whatever batch and replica it was in.
 
     ``fit`` and ``evaluate`` validate NumPy arrays before the first step and each batch of a
     ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes.
@@ -38,28 +66,60 @@ class TrainerMixin(_Model):
     ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
 
     Attributes:
-        head: Name of the model's head.
-        config: The model's configuration.
-        targets: Label name to the name of the output that its loss is computed from.
+        progress: Where the running ``fit`` is; None outside of it.
     """
 
-    head: str
-    config: TransformerConfig
+    progress: FitProgress | None = None
 
     @property
     def targets(self) -> dict[str, str]:
         """Label name to the name of the output that its loss is computed from."""
         return targets_of(self.head, self.config)
 
+    @property
+    def _loss_head(self) -> str:
+        """Head that describes how outputs and labels compare."""
+        return self.head
+
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Train the model; see keras.Model.fit."""
-        with self._validated_data(x, y, options.get("validation_data")):
+        x = self._distribute(x)
+        callbacks = args[3] if len(args) > 3 else options.get("callbacks")
+        if "validation_data" in options:
+            options["validation_data"] = self._distribute(options["validation_data"])
+        with self._validated_data(x, y, options.get("validation_data")), self._fitting(x, callbacks):
             return super().fit(_with_weights(x, y, options), y, *args, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
         """Evaluate the loss and the metrics; see keras.Model.evaluate."""
-        with self._validated_data(x, y):
+        x = self._distribute(x)
+        with self._validated_data(x, y), ExitStack() as stack:
+            if hasattr(x, "source"):
+                stack.enter_context(x.source.evaluating())
             return super().evaluate(_with_weights(x, y, options), y, *args, **options)
+
+    def _distribute(self, data: Any) -> Any:
+        """Give each replica its rows of a ``batch_dataset``; return other data unchanged."""
+        if isinstance(data, tf.data.Dataset) and hasattr(data, "source") and self._replicas() > 1:
+            return data.source.dataset(self.distribute_strategy)
+        return data
+
+    @contextmanager
+    def _fitting(self, x: Any, callbacks: Any) -> Generator[None]:
+        """Keep ``progress`` while the context is active, and close callbacks that have a ``close`` method after it."""
+        source = getattr(x, "source", None)
+        callbacks = tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))
+        self.progress = FitProgress(source, [callback for callback in callbacks if callback is not None])
+        if source is not None:
+            source.position, source.seen = source.start, 0
+        try:
+            yield
+        finally:
+            for callback in self.progress.callbacks:
+                getattr(callback, "close", lambda: None)()
+            if source is not None:
+                source.position = source.start
+            self.progress = self._initial_epoch = None
 
     def check_batch(self, batch: Array | Mapping[str, Array], y: Any = None) -> None:
         """Raise InputError for a batch of NumPy arrays that the model cannot train on.
@@ -68,11 +128,8 @@ class TrainerMixin(_Model):
             batch: Inputs, optionally with labels and ``sample_weight``; a teacher's inputs are ignored.
             y: Labels, as fit takes them.
         """
-        inputs = {
-            n: v
-            for n, v in named_inputs(self.config, batch).items()
-            if n != "sample_weight" and not n.startswith("teacher_")
-        }
+        inputs, others = named_inputs(self.config, batch), ("sample_weight", ROW_MASK)
+        inputs = {n: v for n, v in inputs.items() if n not in others and not n.startswith(TEACHER)}
         inputs |= self._labels(inputs, y)
         if self._compile_loss is None:
             self._check_labels(inputs)
@@ -83,9 +140,9 @@ class TrainerMixin(_Model):
     def _check_labels(self, labels: Mapping[str, Any]) -> None:
         """Raise InputError if a label of the head is missing."""
         missing = [name for name in self.targets if name not in labels]
-        if missing:
+        if missing or not self.targets:
             raise InputError(
-                f"no {', '.join(missing)} to learn from; pass them to this {self.head} model as y or inside x"
+                f"no {', '.join(missing) or 'labels'} to learn from; pass them to this {self.head} model as y or inside x"
             )
 
     @contextmanager
@@ -104,72 +161,124 @@ class TrainerMixin(_Model):
                     stack.callback(setattr, source, "check", None)
             yield
 
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """Run one step of fit."""
-        return super().train_step(self._prepare_batch(data))
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Build what the first step would have to create; Keras calls this before fit and evaluate."""
+        if iterator is not None and self.progress is not None and self.progress.epochs is None:
+            self.progress.epochs = iterator
+            iterator._enumerate_iterator = partial(self._remaining_batches, iterator._enumerate_iterator)
+        if not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        if self._distribute_strategy is not None:
+            self.build_metrics(iterator, data_batch)
 
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """Run one step of evaluate."""
-        return super().test_step(self._prepare_batch(data))
+    def _remaining_batches(self, enumerate_batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """Yield Keras' (first batch, last batch, iterator) of an epoch, without the batches done before a resume."""
+        assert self.progress is not None
+        first_batch, self.progress.first_batch = self.progress.first_batch, 0
+        for first, last, iterator in enumerate_batches():
+            if first >= first_batch:
+                yield first, last, iterator
+            elif self.progress.source is None:  # otherwise the source starts behind them
+                next(iterator)
 
-    def _prepare_batch(self, data: Any) -> Any:
-        """Move ``sample_weight`` out of the inputs, and add the labels to them if the decoder needs them as input."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if isinstance(x, Mapping) and "sample_weight" in x:
-            x = dict(x)
-            input_weight = x.pop("sample_weight")
-            data = x, y, input_weight if sample_weight is None else sample_weight
-            sample_weight = data[2]
-        if not HEADS[self.head].shifts_labels or (isinstance(x, Mapping) and "decoder_input_ids" in x):
-            return data
-        return named_inputs(self.config, x) | self._labels(x, y), y, sample_weight
+    def build_metrics(self, iterator: Any, data_batch: Any = None) -> None:
+        """Create the variables of compiled losses and metrics, which Keras creates in the first step.
 
-    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Under a distribution strategy, Keras averages the replicas' batches here, which turns ids into
-        # float64.
-        if data_batch is not None:
-            data_batch = tf.nest.map_structure(
-                lambda x: tf.cast(x, tf.int32) if tf.is_tensor(x) and x.dtype == tf.float64 else x, data_batch
-            )
-            data_batch = self._prepare_batch(data_batch)
-        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+        Args:
+            iterator: Keras' iterator over the batches; one of them is read, and the iterator is reset.
+            data_batch: A batch in place of the iterator.
+        """
+        if all(part is None or part.built for part in (self._compile_loss, self._compile_metrics)):
+            return
+        if data_batch is None:
+            _, _, batches = next(iter(iterator))
+            data_batch = next(batches)
+            iterator.reset()
+        strategy = self.distribute_strategy
+        local = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], data_batch)
+        batch = tf.nest.map_structure(tf.convert_to_tensor, self._as_batch(local))
+        with strategy.scope():
+            super()._symbolic_build(data_batch=(self._inputs(batch), batch))
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Set the function that fit calls with its iterator."""
+        if force or self.train_function is None:
+            run = self._make_function(self.train_step)
+
+            def run_and_advance(iterator: Any) -> dict[str, Any]:
+                logs = run(iterator)
+                if self.progress is not None and self.progress.source is not None:
+                    for _ in range(self.steps_per_execution):
+                        self.progress.source.advance()
+                return logs
+
+            self.train_function = run_and_advance
+
+    def _terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
+        outputs = self(self._inputs(batch), training=training)
+        terms = self._label_terms(outputs, batch, self._share(training))
+        return terms | self._added_terms(self.losses, self._share(training)), outputs
+
+    def _label_terms(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], share: float = 1.0) -> Terms:
+        """Return the terms of the loss on the labels: compile's loss or the head's own."""
+        if self._compile_loss is not None:
+            return compiled_terms(self._compile_loss, *self._keras_arguments(batch, outputs), share)
+        self._check_labels(batch)
+        return loss_terms(ops, losses, self._loss_head, self.config, outputs, batch, self._label_smoothing)
+
+    def _added_terms(self, added: list[tf.Tensor], share: float) -> Terms:
+        """Return the losses that layers add, such as regularization, as a term that is not divided."""
+        if not added:
+            return {}
+        return {ADDED: (tf.add_n([tf.cast(loss, tf.float32) for loss in added]) * share, tf.constant(share))}
+
+    def _update_compiled_metrics(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        if self._compile_metrics is not None:
+            self._compile_metrics.update_state(*self._keras_arguments(batch, outputs))
+
+    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        # Without logs, all batches of the epoch were done before a resume.
+        return super()._get_metrics_result_or_logs(logs or (self.progress.first_logs if self.progress else logs))
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor | None:
-        """Return the total loss of a batch: compile's loss or the head's own, plus the losses added by layers."""
-        if not self.targets:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        labels = self._labels(x, y)
-        if self._compile_loss is not None:
-            return super().compute_loss(x, *self._keras_loss_arguments(labels, y_pred, sample_weight), training)
-        self._check_labels(labels)
-        loss = self._loss(y_pred, named_inputs(self.config, x) | labels, sample_weight)
-        loss /= tf.distribute.get_strategy().num_replicas_in_sync  # Keras sums over the replicas
-        return tf.add_n([loss, *(self._aggregate_additional_loss(added) for added in self.losses)])
+    ) -> tf.Tensor:
+        """Return the loss of outputs for a batch on its own; the steps of fit and evaluate do not call this."""
+        return total_loss(self._label_terms(y_pred, self._as_batch((x, y, sample_weight))))
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Return the metrics of a batch by name."""
-        if self.targets:
-            y, y_pred, sample_weight = self._keras_loss_arguments(self._labels(x, y), y_pred, sample_weight)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        """Update the compiled metrics by the outputs for a batch, and return all metrics."""
+        self._update_compiled_metrics(self._as_batch((x, y, sample_weight)), y_pred)
+        return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> dict[str, Any]:
         """Return the outputs for a batch; labels only serve as input of a decoder without decoder_input_ids."""
         x = data[0] if isinstance(data, tuple) else data
         if isinstance(x, Mapping):
-            inputs = {spec.name: x[spec.name] for spec in self.config.inputs if spec.name in x}
-            if HEADS[self.head].shifts_labels and "labels" in x and "decoder_input_ids" not in x:
-                inputs["decoder_input_ids"] = shift_right(ops, x["labels"], self.config)
-            x = inputs
+            x = self._inputs({n: x[n] for n in (*(spec.name for spec in self.config.inputs), *self.targets) if n in x})
         return self(x, training=False)
 
-    def _loss(
-        self, out: Mapping[str, Any], inputs: Mapping[str, Any], sample_weight: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """Return the head's loss for the labels in ``inputs``."""
-        batch = dict(inputs) if sample_weight is None else {**inputs, "sample_weight": sample_weight}
-        terms = loss_terms(ops, losses, self.head, self.config, out, batch)
+    def _as_batch(self, data: Any) -> dict[str, Any]:
+        """Return inputs, labels and ``sample_weight`` as one dict."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        batch = named_inputs(self.config, x)
+        if y is not None:
+            has_names = self.targets or (isinstance(y, Mapping) and OTHER_TARGETS in y)
+            batch |= self._labels(batch, y) if has_names else {OTHER_TARGETS: y}
+        return batch if sample_weight is None else {**batch, "sample_weight": sample_weight}
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the model reads of a batch; a decoder reads the labels shifted to the right by default."""
+        others = *self.targets, OTHER_TARGETS, "sample_weight", ROW_MASK
+        inputs = {n: value for n, value in batch.items() if n not in others and not n.startswith(TEACHER)}
+        if HEADS[self.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in batch:
+            inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], self.config)
+        return inputs
+
+    def _loss(self, out: Mapping[str, Any], inputs: Mapping[str, Any]) -> tf.Tensor:
+        """Return the head's loss for the labels in ``inputs``, which a call of the model adds to its outputs."""
+        terms = loss_terms(ops, losses, self.head, self.config, out, inputs)
         return tf.add_n([losses.mean(total, count) for total, count in terms.values()])
 
     def _labels(self, x: Any, y: Any) -> dict[str, Any]:
@@ -186,20 +295,21 @@ class TrainerMixin(_Model):
             labels |= dict.fromkeys(self.targets, y)
         return labels
 
-    def _keras_loss_arguments(
-        self, labels: Mapping[str, Any], y_pred: Mapping[str, Any], sample_weight: tf.Tensor | None
-    ) -> tuple[Any, Any, Any]:
+    def _keras_arguments(self, batch: Mapping[str, Any], y_pred: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """Return y, y_pred and sample_weight for a Keras loss or metric: tensors for one output, dicts for several."""
+        sample_weight = batch.get("sample_weight")
+        if not self.targets:
+            return batch.get(OTHER_TARGETS), y_pred, sample_weight
         y_true, outputs, weights = {}, {}, {}
-        for target_output in outputs_of(self.head, self.config):
+        for target_output in outputs_of(self._loss_head, self.config):
             name, output = target_output.labels, target_output.logits
             multi_label = not target_output.per_token and target_output.kind_for(self.config) == "bernoulli"
-            if name in labels:
-                logits, target = target_output.align(y_pred[output], is_logits=True), target_output.align(labels[name])
+            if name in batch:
+                logits, target = target_output.align(y_pred[output], is_logits=True), target_output.align(batch[name])
                 weight = target_output.align(sample_weight)
                 if weight is not None and weight.shape.rank == 1 and target.shape.rank == logits.shape.rank - 1 > 1:
                     weight = tf.expand_dims(weight, 1)  # [B, 1]: each row's weight applies to all its labels
-                y_true[output], outputs[output] = _mask_labels(logits, target, multi_label)
+                y_true[output], outputs[output] = _mask_labels(logits, target, batch.get(ROW_MASK), multi_label)
                 weights[output] = weight
             else:
                 outputs[output] = y_pred[output]
@@ -216,20 +326,29 @@ def _with_weights(x: Any, y: Any, options: dict[str, Any]) -> Any:
     return {**x, "sample_weight": options.pop("sample_weight")}
 
 
-def _mask_labels(logits: tf.Tensor, labels: tf.Tensor, multi_label: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+def _mask_labels(
+    logits: tf.Tensor, labels: tf.Tensor, row_mask: tf.Tensor | None, multi_label: bool = False
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Replace IGNORED labels, and attach to the logits the mask that Keras' losses and metrics use.
 
     Args:
         logits: [..., C].
-        labels: int [...], or [B, C] if multi_label.
+        labels: int [...], or [B, C] if multi_label; other labels are masked by rows alone.
+        row_mask: [B], 0 for rows to mask, or None.
         multi_label: Whether labels are [B, C], 1 for each class of a row. A row of IGNORED is masked.
 
     Returns:
         Labels and logits.
     """
-    if labels.shape.rank != logits.shape.rank - (not multi_label) or not (multi_label or labels.dtype.is_integer):
-        return labels, logits  # not class ids
-    is_labeled = tf.not_equal(labels, tf.cast(IGNORED, labels.dtype))
+    mask = None if row_mask is None else tf.cast(row_mask, tf.bool)
+    if labels.shape.rank == logits.shape.rank - (not multi_label) and (multi_label or labels.dtype.is_integer):
+        is_labeled = tf.not_equal(labels, tf.cast(IGNORED, labels.dtype))
+        labels = tf.where(is_labeled, labels, tf.zeros_like(labels))
+        is_labeled = tf.reduce_any(is_labeled, axis=-1) if multi_label else is_labeled
+        axes = tuple(range(1, is_labeled.shape.rank))
+        mask = is_labeled if mask is None else is_labeled & ops.expand_dims(mask, axes)
+    if mask is None:
+        return labels, logits
     masked_logits: Any = tf.identity(logits)  # Any, since Keras attaches masks to tensors as a private attribute
-    masked_logits._keras_mask = tf.reduce_any(is_labeled, axis=-1) if multi_label else is_labeled
-    return tf.where(is_labeled, labels, tf.zeros_like(labels)), masked_logits
+    masked_logits._keras_mask = mask
+    return labels, masked_logits

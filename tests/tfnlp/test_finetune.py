@@ -23,7 +23,6 @@ from tfnlp.training import (
     fit,
     make_optimizer,
 )
-from tfnlp.training.fit_callback import label_counts, split_batch
 
 pytestmark = [
     pytest.mark.usefixtures("eagerly"),
@@ -190,11 +189,6 @@ def test_microbatches_match_the_batch():
     assert four.loss == pytest.approx(one.loss, rel=1e-5)
     assert four.best["value"] == pytest.approx(one.best["value"], rel=1e-5)
     assert_same(values, expected, rtol=0, atol=1e-5)
-    pieces = list(split_batch("token-classification", batches[0], 4))
-    assert pieces[3]["labels"].shape == (1, 6) and not pieces[3]["sample_weight"].any()
-    with pytest.raises(InputError, match="a batch of 4 rows into 5 microbatches"):
-        list(split_batch("token-classification", batches[0], 5))
-    assert label_counts("causal-lm", {"input_ids": ids, "labels": np.zeros_like(ids)}).tolist() == [5.0] * 4
 
 
 def spoil(model, step):

@@ -493,7 +493,7 @@ def test_usage_errors(tmp_path):
         lambda: Schedule(0, 1e-3): "steps is 0",
         lambda: Schedule(10, 1e-3, schedule="square"): "square",
         lambda: BackupAndRestore(tmp_path, save_freq=0): "save_freq is 0",
-        lambda: BackupAndRestore(tmp_path).set_model(trainer.model): "needs a Pretrainer",
+        lambda: BackupAndRestore(tmp_path).set_model(keras.Sequential()): "needs a Pretrainer",
         lambda: trainer.fit(block_dataset(Broken(9)), steps_per_epoch=4, verbose=0): "array_record is damaged",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -19,11 +19,18 @@ from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
-from duonlp.typing import Batch, BatchStream
+from duonlp.typing import BatchStream
 from tfnlp import ops
 from tfnlp.distillation.losses import teacher_terms
-from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.training.fit import resolve_jit_compile, smoothed_loss, train
+from tfnlp.steps.terms import MeanOfTerms, Terms
+from tfnlp.trainer_mixin import ADDED, TrainerMixin
+from tfnlp.training.fit import train
+
+TEACHER_OUTPUTS = f"{TEACHER}outputs"
+"""Entry of a batch for the outputs of the teacher."""
+
+STUDENT = "student_"
+"""Prefix of the terms of the student's own loss."""
 
 
 class Distiller(TrainerMixin, keras.Model):
@@ -68,10 +75,6 @@ class Distiller(TrainerMixin, keras.Model):
         InputError: Teacher and student are the same model.
     """
 
-    # Created by keras.Model.compile.
-    _loss_tracker: keras.metrics.Mean
-    optimizer: Any
-
     def __init__(
         self,
         student: Any,
@@ -100,6 +103,9 @@ class Distiller(TrainerMixin, keras.Model):
         """The teacher, or None."""
         return self._untracked.teacher
 
+    def trained_model(self) -> Any:
+        return self.student
+
     @property
     def head(self) -> str:
         """Head of the student."""
@@ -112,7 +118,7 @@ class Distiller(TrainerMixin, keras.Model):
 
     def call(self, inputs: Mapping[str, Any], training: bool | None = None) -> dict[str, Any]:
         """Return the student's outputs; of a batch, it reads the inputs it takes."""
-        return self.student(self._select_inputs(self.student, inputs, {}), training=training)
+        return self.student(self._inputs(inputs), training=training)
 
     def compile(
         self, optimizer: keras.optimizers.Optimizer | str = "adamw", metrics: Any = None, student_loss: Any = None,
@@ -150,7 +156,7 @@ class Distiller(TrainerMixin, keras.Model):
         names += ["distillation_loss"] * bool(self._compared_outputs(distillation))
         with self.distribute_strategy.scope():
             super().compile(optimizer, loss=student_loss, metrics=metrics, **options)
-            untracked.trackers = {name: keras.metrics.Mean(name=name) for name in (*names, *distillation.loss_names)}
+            untracked.trackers = {name: MeanOfTerms(name=name) for name in (*names, *distillation.loss_names)}
             for name, values in kernels.items():
                 if name not in untracked.projections:
                     kernel = self.add_weight(
@@ -186,11 +192,6 @@ class Distiller(TrainerMixin, keras.Model):
         """Keras' metrics, and the means of the parts of the loss."""
         return [*super().metrics, *self._untracked.trackers.values()]
 
-    @property
-    def losses(self) -> list[tf.Tensor]:
-        """Always empty: regularization losses of the student are added to the total, not to the student's share of it."""
-        return []
-
     def check_batch(self, batch: Any, y: Any = None) -> None:
         """Raise InputError for a batch of NumPy arrays that the student or the teacher cannot use.
 
@@ -218,103 +219,63 @@ class Distiller(TrainerMixin, keras.Model):
             inputs = model_inputs(self.teacher.config, batch, as_teacher=True)
             check_inputs(self.teacher.config, self.teacher.head, inputs)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """Run one step of fit and return the logs."""
-        x, y, sample_weight = _unpack(self.config, data)
-        teacher_outputs = self._teacher_outputs(x, y)  # outside the tape, which would keep its activations
-        with tf.GradientTape() as tape:
-            loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=True)
-            scaled = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables))
-        return self._update_metrics(loss, parts, x, y, out, sample_weight)
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return self._select_inputs(self.student, batch)
 
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """Run one step of evaluate and return the logs."""
-        x, y, sample_weight = _unpack(self.config, data)
-        teacher_outputs = self._teacher_outputs(x, y)
-        loss, parts, out = self._loss_and_parts(x, y, sample_weight, teacher_outputs, training=False)
-        return self._update_metrics(loss, parts, x, y, out, sample_weight)
-
-    def _select_inputs(
-        self, model: Any, x: Mapping[str, Any], labels: Mapping[str, Any], as_teacher: bool = False
-    ) -> dict[str, Any]:
+    def _select_inputs(self, model: Any, batch: Mapping[str, Any], as_teacher: bool = False) -> dict[str, Any]:
         """Return a model's inputs in a batch; the decoder of an encoder-decoder reads the labels shifted to the right."""
-        inputs = model_inputs(model.config, x, as_teacher=as_teacher)
-        available = {**x, **labels}
-        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in available:
-            inputs["decoder_input_ids"] = shift_right(ops, available["labels"], model.config)
+        inputs = model_inputs(model.config, batch, as_teacher=as_teacher)
+        if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in batch:
+            inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], model.config)
         return inputs
 
     def _output_flags(self) -> dict[str, bool]:
         d = self.distillation
         return {"output_hidden_states": d.needs_hidden_states, "output_attentions": d.needs_attentions}
 
-    def _teacher_outputs(self, x: Mapping[str, Any], y: Any) -> dict[str, Any]:
-        """Return the teacher's outputs for a batch, with precomputed logits in place of its own."""
+    def _prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add the teacher's outputs to a batch, with precomputed logits in place of its own."""
         outputs = self._compared_outputs(self.distillation)
-        stored = {o.logits: x[TEACHER + o.logits] for o in outputs if TEACHER + o.logits in x}
+        stored = {o.logits: batch[TEACHER + o.logits] for o in outputs if TEACHER + o.logits in batch}
         if not self.distillation.losses and len(stored) == len(outputs):
-            return stored
+            return {**batch, TEACHER_OUTPUTS: stored}
         if self.teacher is None:
             missing = ", ".join(TEACHER + o.logits for o in outputs if o.logits not in stored)
             raise InputError(
                 f"there is neither a teacher nor {missing} in the batch; pass a teacher, or add its logits to the batches"
             )
-        inputs = self._select_inputs(self.teacher, x, self._labels(x, y), as_teacher=True)
-        out = self.teacher(inputs, training=False, **self._output_flags())
-        return tf.nest.map_structure(tf.stop_gradient, out) | stored
+        out = self.teacher(self._select_inputs(self.teacher, batch, True), training=False, **self._output_flags())
+        return {**batch, TEACHER_OUTPUTS: tf.nest.map_structure(tf.stop_gradient, out) | stored}
 
-    def _loss_and_parts(
-        self, x: dict[str, Any], y: Any, sample_weight: Any, teacher_outputs: Mapping[str, Any], training: bool
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, Any]]:
-        """Return the loss of this replica's rows, its parts by name, and the student's outputs.
-
-        Keras sums losses over replicas.
-        """
-        labels, d, parts = self._labels(x, y), self.distillation, {}
-        order = None
+    def _terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
+        d, order, terms = self.distillation, None, {}
         if self.teacher is not None:
-            order = self._check_pair(d, own_inputs=TEACHER + main_input(self.config) in x)
-        inputs = self._select_inputs(self.student, x, labels)
-        out = self.student(inputs, training=training, **self._output_flags())
-        replicas, context = self.distribute_strategy.num_replicas_in_sync, tf.distribute.get_replica_context()
-        total = tf.zeros(())
+            order = self._check_pair(d, own_inputs=TEACHER + main_input(self.config) in batch)
+        outputs = self.student(self._inputs(batch), training=training, **self._output_flags())
         if self._uses_labels(d):
-            parts["student_loss"] = tf.cast(self.compute_loss(x, y, out, sample_weight, training), tf.float32)
-            total += d.alpha * parts["student_loss"]
-        weights = {name: loss.weight for name, loss in zip(d.loss_names, d.losses)}
-        kernels = {name: {"kernel": kernel.value} for name, kernel in self._untracked.projections.items()}
-        terms = teacher_terms(
-            d, self.student, self.teacher, out, teacher_outputs, x | labels, projections=kernels, label_order=order,
-            sample_weight=sample_weight,
+            own = self._label_terms(outputs, batch, self._share(training))
+            terms = {f"{STUDENT}{name}": (d.alpha * total, count) for name, (total, count) in own.items()}
+        added = teacher_terms(
+            d, self.student, self.teacher, outputs, batch[TEACHER_OUTPUTS], batch, label_order=order,
+            projections={name: {"kernel": kernel.value} for name, kernel in self._untracked.projections.items()},
+            sample_weight=batch.get("sample_weight"),
         )  # fmt: skip
-        for name, (value, count, factor) in terms.items():
-            if replicas > 1:
-                count = context.all_reduce("SUM", count)
-            value = value / tf.maximum(count, 1.0)
-            total += factor * value
-            weight = weights.get(name, 1 - d.alpha)
-            name = name if name in weights else "distillation_loss"
-            parts[name] = parts.get(name, 0.0) + (factor / weight * value if weight else 0.0)
-        regularization = [self._aggregate_additional_loss(loss) for loss in self.student.losses]
-        return tf.add_n([total, *(tf.cast(loss, tf.float32) for loss in regularization)]), parts, out
+        terms |= {name: (factor * total, count) for name, (total, count, factor) in added.items()}
+        return terms | self._added_terms(self.student.losses, self._share(training)), outputs
 
-    def _update_metrics(
-        self,
-        loss: tf.Tensor,
-        parts: Mapping[str, tf.Tensor],
-        x: Batch,
-        y: Any,
-        out: Mapping[str, Any],
-        sample_weight: Any,
-    ) -> dict[str, Any]:
-        """Return the means over all batches so far, weighted by their rows."""
-        rows, replicas = tf.shape(x[main_input(self.config)])[0], self.distribute_strategy.num_replicas_in_sync
-        self._loss_tracker.update_state(loss * replicas, sample_weight=rows)
-        for name, value in parts.items():
-            self._untracked.trackers[name].update_state(value * replicas, sample_weight=rows)
-        return self.compute_metrics(x, y, out, sample_weight)
+    def _update_logs(self, terms: Terms) -> dict[str, Any]:
+        """Update the means of the parts of the loss, none of them multiplied by its weight, besides the loss."""
+        d = self.distillation
+        weights = {name: loss.weight for name, loss in zip(d.loss_names, d.losses)}
+        parts: dict[str, Terms] = {name: {} for name in self._untracked.trackers}
+        for name, (total, count) in terms.items():
+            part = name if name in weights else "student_loss" if name.startswith(STUDENT) else "distillation_loss"
+            weight = weights.get(name, d.alpha if part == "student_loss" else 1 - d.alpha)
+            if name != ADDED:
+                parts[part][name] = (total / weight if weight else 0.0 * total), count
+        for name, part in parts.items():
+            self._untracked.trackers[name].update_state(part)
+        return super()._update_logs(terms)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB") -> None:
         """Write the student in Hugging Face layout; see duonlp.checkpoints.save_checkpoint."""
@@ -350,14 +311,6 @@ class Distiller(TrainerMixin, keras.Model):
             "a Distiller cannot be saved as a whole; save its student (distiller.student.save or save_pretrained), or, to "
             "resume training, use save_weights or keras.callbacks.BackupAndRestore"
         )
-
-
-def _unpack(config: TransformerConfig, data: Any) -> tuple[dict[str, Any], Any, Any]:
-    """Return a batch as a dict of inputs, y and sample_weight, which may have been inside the inputs."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    x = named_inputs(config, x)
-    input_weight = x.pop("sample_weight", None)
-    return x, y, input_weight if sample_weight is None else sample_weight
 
 
 def distill(
@@ -410,24 +363,16 @@ def distill(
     config, distillation = config or FitConfig(), distillation or Distillation()
     if teacher is None:
         batches, validation = (reorder_for_student(stream, student.config) for stream in (batches, validation))
-    loss, loss_weights = smoothed_loss(student, config.label_smoothing)
     distiller = Distiller(
         student, teacher, student_tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, seed=config.seed
     )
-
-    def compile(optimizer: keras.optimizers.Optimizer) -> None:
-        distiller.compile(
-            optimizer, distillation_losses=distillation.losses, alpha=distillation.alpha,
-            temperature=distillation.temperature, positions=distillation.positions,
-            jit_compile=resolve_jit_compile(student, jit_compile), student_loss=loss, loss_weights=loss_weights,
-        )  # fmt: skip
-
     description = {
         "teacher": None if teacher is None else architectures.hf_config(teacher.config, teacher.head),
         "distillation": distillation.to_dict(),
     }
     return train(
-        distiller, student, batches, config, folder, compile=compile, description=description, check=distiller.check_batch,
-        validation=validation, evaluate=evaluate, on_evaluation=on_evaluation, tokenizer=tokenizer, data=data,
-        log={"description": "distilling", **(log or {})},
+        distiller, batches, config, folder, description=description, validation=validation, evaluate=evaluate,
+        on_evaluation=on_evaluation, tokenizer=tokenizer, data=data, log={"description": "distilling", **(log or {})},
+        jit_compile=jit_compile, distillation_losses=distillation.losses, alpha=distillation.alpha,
+        temperature=distillation.temperature, positions=distillation.positions,
     )  # fmt: skip

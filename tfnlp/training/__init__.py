@@ -3,7 +3,7 @@
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import GenerationScorer
 from duonlp.training.result import FitResult
-from tfnlp.training.callbacks import BackupAndRestore, PretrainingLog, StopAtNonFiniteLoss
+from tfnlp.training.callbacks import BackupAndRestore, PretrainingLog, StopAtNonFiniteLoss, StopAtSigterm
 from tfnlp.training.evaluation import GenerationEvaluation, SaveBest
 from tfnlp.training.fit import fit
 from tfnlp.training.input import batch_dataset, block_dataset
@@ -24,6 +24,7 @@ __all__ = [
     "SaveBest",
     "Schedule",
     "StopAtNonFiniteLoss",
+    "StopAtSigterm",
     "batch_dataset",
     "block_dataset",
     "fit",

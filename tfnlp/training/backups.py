@@ -3,17 +3,21 @@
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.run_file import first_line
 from tfnlp.pretrained import parameter_tree
+
+FORMAT = 2
+"""Version of the contents of a backup; others are refused."""
 
 STATE = "training_state"
 """Name of the tensor that holds the JSON state of the run."""
@@ -51,6 +55,7 @@ class Backups:
         Raises:
             CheckpointError: The file cannot be written, for example because the disk is full; earlier backups stay.
         """
+        state = {"format": FORMAT, "step": step, **state}
         tensors = [_tensor_to_write(STATE, np.frombuffer(json.dumps(state).encode(), np.uint8))]
         tensors += [_tensor_to_write(name, value) for name, value in values.items()]
         file = self.folder / f"step-{step:09d}.safetensors"
@@ -76,6 +81,7 @@ class Backups:
 
         Raises:
             CheckpointError: There are backups and none is readable.
+            InputError: The newest one was written by another version.
         """
         files = self.files()
         for i, file in enumerate(files):
@@ -85,6 +91,11 @@ class Backups:
             except (CheckpointError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); falling back to the backup before it", stacklevel=2)
                 continue
+            if state.get("format") != FORMAT:
+                raise InputError(
+                    f"{str(file)!r} was written by another version of tfnlp (format {state.get('format')}, now {FORMAT}); resume "
+                    "with that version, or use another folder for a new run"
+                )
             if self.writes:
                 for damaged in files[:i]:  # so that they do not count towards `keep`
                     damaged.replace(damaged.with_suffix(".damaged"))
@@ -111,21 +122,43 @@ class Backups:
             variable.assign(stored[name].read())
 
 
-def training_variables(
-    model: Any, optimizer: keras.optimizers.Optimizer, others: Iterable[keras.Variable] = ()
-) -> dict[str, keras.Variable]:
-    """Return all variables that training changes, by name.
-
-    Args:
-        model: A tfnlp model.
-        optimizer: Its optimizer, built.
-        others: Further variables, in a fixed order. Parameters of the model among them are skipped.
-    """
-    named = {f"model/{path}": variable for path, variable in parameter_tree(model).items()}
+def training_variables(trainer: Any) -> dict[str, keras.Variable]:
+    """Return all variables that training changes, by name: parameters, optimizer, dropout and the trainer's own."""
+    named = {f"model/{path}": variable for path, variable in parameter_tree(trainer.trained_model()).items()}
     parameter_ids = {id(variable) for variable in named.values()}
-    others = [variable for variable in others if id(variable) not in parameter_ids]
+    others = [variable for variable in trainer.variables if id(variable) not in parameter_ids]
     named |= {f"other/{i}": variable for i, variable in enumerate(others)}
-    return named | {f"optimizer/{i}": variable for i, variable in enumerate(optimizer.variables)}
+    return named | {f"optimizer/{i}": variable for i, variable in enumerate(trainer.optimizer.variables)}
+
+
+def is_main_worker(model: keras.Model) -> bool:
+    """Return whether this process is the only worker of the model's strategy, or the first one."""
+    resolver = model.distribute_strategy.cluster_resolver
+    return resolver is None or resolver.task_id in (None, 0)
+
+
+def sum_over_workers(model: keras.Model, value: int) -> int:
+    """Return the sum over the model's replicas of a number that each worker has; all workers must call this."""
+    strategy = model.distribute_strategy
+    if strategy.cluster_resolver is None:
+        return value * strategy.num_replicas_in_sync
+    return int(strategy.reduce("SUM", strategy.run(lambda: tf.constant(value, tf.int64)), axis=None))
+
+
+def newest_backup(backups: Backups, trainer: keras.Model) -> tuple[dict[str, StoredTensor], dict[str, Any]] | None:
+    """Return :meth:`Backups.newest`, the same on all workers.
+
+    Raises:
+        InputError: Workers would resume from different steps.
+    """
+    newest = backups.newest()
+    step = 0 if newest is None else newest[1]["step"]
+    if sum_over_workers(trainer, step) != step * trainer.distribute_strategy.num_replicas_in_sync:
+        raise InputError(
+            f"this worker would resume from step {step} and another from a different step; {str(backups.folder)!r} must be "
+            "a folder that all workers share"
+        )
+    return newest
 
 
 def _tensor_to_write(name: str, value: np.ndarray | keras.Variable) -> TensorToWrite:

@@ -1,30 +1,32 @@
-"""Callbacks of a pretraining run: durable backups, a stop at divergence, and the metrics log."""
+"""Callbacks of any training: durable backups, stops at divergence and at SIGTERM, and the metrics log."""
 
 import math
 import os
+import signal
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.training.flops import pair_flops, token_flops
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
-from tfnlp.training.backups import Backups, training_variables
-from tfnlp.training.input import Source
-from tfnlp.training.pretrainer import Pretrainer
+from tfnlp.trainer_mixin import TrainerMixin
+from tfnlp.training.backups import Backups, is_main_worker, newest_backup, sum_over_workers, training_variables
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
-    """``keras.callbacks.BackupAndRestore`` for a Pretrainer: an interrupted ``fit`` resumes bit-identically.
+    """``keras.callbacks.BackupAndRestore`` for tfnlp's models: an interrupted ``fit`` resumes bit-identically.
 
-    A backup holds everything that the rest of the run depends on: parameters, optimizer state, loss scale, the epoch's
-    metrics and the position in the data, also in the middle of an epoch. On resume, batches already seen are not read
-    again and callbacks are not called for them.
+    A backup holds everything that the rest of the run depends on: parameters, optimizer state, loss scale, dropout, the
+    epoch's metrics, the state of other callbacks (SaveBest, GenerationEvaluation) and the position in the data, also in
+    the middle of an epoch. On resume, callbacks are not called for batches already seen, and a ``block_dataset`` or
+    ``batch_dataset`` does not read them again. Other data is read up to the position, so its order must be the same in
+    every run: pass ``shuffle=False``.
 
     Each backup is one file, ``step-000001200.safetensors``, written under a temporary name, flushed to disk and renamed;
     older ones are removed only after that. Nothing is saved once the loss is not finite. Under a
@@ -61,47 +63,56 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         super().__init__(str(backup_dir), save_freq, delete_checkpoint=delete_checkpoint)
         self.folder, self.backups = Path(backup_dir), Backups(backup_dir, keep)
         self._every = save_freq if isinstance(save_freq, int) else None
-        self._epoch = self._batch = self._position = 0
+        self._epoch = self._batch = 0
         self._saved: tuple[int, int, int] | None = None  # step, epoch and batch of the last backup
         self._logs: dict[str, Any] = {}
         self._metrics: list[np.ndarray] | None = None  # values to restore at the beginning of the epoch
+        self._callback_states: list[dict[str, Any]] = []
 
     def set_model(self, model: keras.Model) -> None:
-        if not isinstance(model, Pretrainer):
+        if not isinstance(model, TrainerMixin):
             raise InputError(
-                f"this BackupAndRestore needs a Pretrainer, not a {type(model).__name__}; use keras.callbacks.BackupAndRestore"
+                f"this BackupAndRestore needs a Pretrainer, a Distiller or a tfnlp model, not a {type(model).__name__}; use "
+                "keras.callbacks.BackupAndRestore"
             )
         super().set_model(model)
         self.backups.writes = is_main_worker(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        model, source = self.model, self.model.source
+        model, progress = self.model, self.model.progress
         self._epoch = self._batch = 0
-        self._position, self._saved, self._logs, self._metrics = source.step, None, {}, None
-        backup = self.backups.newest()
-        self._check_workers_agree(0 if backup is None else backup[1]["step"])
+        self._saved, self._logs, self._metrics, self._callback_states = None, {}, None, []
+        backup = newest_backup(self.backups, model)
         if backup is None:
             return
         tensors, state = backup
         self._check_settings(state)
-        self._load(tensors)
-        self._epoch, self._batch, self._position = state["epoch"], state["batch"], state["position"]
-        self._saved, self._logs = (state["step"], self._epoch, self._batch), state["logs"]
-        model._initial_epoch = self._epoch
-        model.first_batch, model.first_logs = self._batch, self._logs
-        if source.steps is None:
-            source.step = self._position
+        stored = {name: tensor for name, tensor in tensors.items() if not name.startswith("metric/")}
+        self.backups.restore(training_variables(model), stored)
+        self._epoch, self._batch, self._logs = state["epoch"], state["batch"], state["logs"]
+        self._saved = state["step"], self._epoch, self._batch
+        model._initial_epoch, progress.first_logs = self._epoch, self._logs
+        if self._batch:
+            model.build_metrics(progress.epochs)
+            self._metrics = [tensors[f"metric/{i}"].read() for i in range(len(tensors) - len(stored))]
+        progress.first_batch = self._batch
+        if progress.source is not None:
+            progress.source.position, progress.source.seen = state["position"], state["seen"]
+        self._callback_states = state["callbacks"]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if epoch != self._epoch or not self.model.first_batch:
-            self._batch = 0
-        elif self._metrics is not None:  # Keras has just reset the metrics
-            for variable, value in zip(self._metric_variables(), self._metrics, strict=True):
+        if self._metrics is not None:  # Keras has just reset the metrics
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
                 variable.assign(value)
+        elif epoch != self._epoch:
+            self._batch = 0
         self._epoch, self._metrics = epoch, None
+        for callback, state in zip(self._stateful_callbacks(), self._callback_states):  # whose on_train_begin is over
+            callback.set_state(state)
+        self._callback_states = []
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._batch, self._position, self._logs = batch + 1, self._position + 1, dict(logs or {})
+        self._batch, self._logs = batch + 1, dict(logs or {})
         if self._every is not None and int(self.model.step.numpy()) % self._every == 0:
             self._save_model()
 
@@ -114,46 +125,38 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if not self.delete_checkpoint:
             self._save_model()
-        elif self._loss_is_finite() and is_main_worker(self.model):
+        elif _is_finite(self._logs) and is_main_worker(self.model):
             for file in self.backups.files():
                 file.unlink()
 
-    def _loss_is_finite(self) -> bool:
-        return math.isfinite(self._logs.get("step_loss", 0.0))
-
     def _save_model(self) -> None:
-        step = int(self.model.step.numpy())
+        model, source = self.model, self.model.progress.source
+        step = int(model.step.numpy())
         point = step, self._epoch, self._batch
-        if not self._loss_is_finite():
+        if not _is_finite(self._logs):
             return
         # Reading a metric's variables sums over workers, so all workers must take part.
-        metrics = [variable.numpy() for variable in self._metric_variables()]
-        if not is_main_worker(self.model) or point == self._saved:
+        metrics = {f"metric/{i}": variable.numpy() for i, variable in enumerate(model.metrics_variables)}
+        if not is_main_worker(model) or point == self._saved:
             return
         state = {
-            "format": 1, "step": step, "epoch": self._epoch, "batch": self._batch, "position": self._position,
-            "logs": self._logs, "steps_per_epoch": self.params.get("steps"), **self._fixed_settings(),
+            "epoch": self._epoch, "batch": self._batch, "logs": {name: float(value) for name, value in self._logs.items()},
+            "position": source and source.position, "seen": source and source.seen,
+            "steps_per_epoch": self.params.get("steps"), "callbacks": [c.get_state() for c in self._stateful_callbacks()],
+            **self._fixed_settings(),
         }  # fmt: skip
-        self.backups.write(step, state, {f"metric/{i}": v for i, v in enumerate(metrics)} | self._variables())
+        self.backups.write(step, state, metrics | training_variables(model))
         self._saved = point
 
-    def _check_workers_agree(self, step: int) -> None:
-        """Raise InputError unless all workers resume from the same step."""
-        strategy = self.model.distribute_strategy
-        if strategy.cluster_resolver is None:
-            return
-        total = strategy.reduce("SUM", strategy.run(lambda: tf.constant(step, tf.int64)), axis=None)
-        if int(total) != step * strategy.num_replicas_in_sync:
-            raise InputError(
-                f"this worker would resume from step {step} and another from a different step; {str(self.folder)!r} must be "
-                "a folder that all workers share"
-            )
+    def _stateful_callbacks(self) -> list[Any]:
+        return [callback for callback in self.model.progress.callbacks if hasattr(callback, "get_state")]
 
     def _fixed_settings(self) -> dict[str, Any]:
         """Return the settings that must not change on resume."""
-        source, optimizer = self.model.source, self.model.optimizer
+        source, optimizer = self.model.progress.source, self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        return {"batch_size": source.shape[0] * source.hosts, "optimizer": type(optimizer).__name__}
+        rows = None if source is None else len(next(iter(source.first.values()))) * source.hosts
+        return {"batch_size": rows, "optimizer": type(optimizer).__name__, "accumulation": self.model.accumulation}
 
     def _check_settings(self, state: dict[str, Any]) -> None:
         settings = self._fixed_settings()
@@ -166,24 +169,16 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
                     "same to resume, or another folder for a new run"
                 )
 
-    def _load(self, tensors: dict[str, StoredTensor]) -> None:
-        stored = {name: tensor for name, tensor in tensors.items() if not name.startswith("metric/")}
-        self.backups.restore(self._variables(), stored)
-        metrics = len([name for name in tensors if name.startswith("metric/")])
-        self._metrics = [tensors[f"metric/{i}"].read() for i in range(metrics)]
 
-    def _variables(self) -> dict[str, keras.Variable]:
-        # self.model.weights adds the step and, if any, LoRA's variables.
-        return training_variables(self.model.model, self.model.optimizer, self.model.weights)
-
-    def _metric_variables(self) -> list[keras.Variable]:
-        return [variable for metric in self.model.metrics for variable in metric.variables]
+def _is_finite(logs: Mapping[str, Any]) -> bool:
+    """Return whether the loss of the last step, or its mean since the epoch began, is finite."""
+    return math.isfinite(logs.get("step_loss", logs.get("loss", 0.0)))
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Raise an error at a non-finite loss, where keras.callbacks.TerminateOnNaN only ends the training.
 
-    Steps are the Pretrainer's own, which continue from a backup; with any other model, the batches of this ``fit``.
+    Steps of tfnlp's models continue from a backup; of any other model, they are the batches of this ``fit``.
 
     Raises:
         NonFiniteLossError: The loss is not finite; names the steps between which that happened.
@@ -195,8 +190,9 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
-        loss, step = (logs or {}).get("step_loss", (logs or {}).get("loss", 0.0)), self._step()
-        if not math.isfinite(loss):
+        step = self._step()
+        if not _is_finite(logs or {}):
+            loss = (logs or {}).get("step_loss", (logs or {}).get("loss"))
             raise NonFiniteLossError(
                 f"the loss is {loss} at step {step}; it was finite at step {self._last_finite}, and backups up to that step "
                 "are intact: resume from one with a lower learning rate, longer warmup or a smaller clip_norm"
@@ -204,15 +200,46 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._last_finite = step
 
     def _step(self) -> int:
-        return int(self.model.step.numpy()) if isinstance(self.model, Pretrainer) else self._batches
+        return int(self.model.step.numpy()) if isinstance(self.model, TrainerMixin) else self._batches
+
+
+class StopAtSigterm(keras.callbacks.Callback):
+    """End ``fit`` after the running step when SIGTERM arrives, so that a BackupAndRestore saves the position.
+
+    With several workers, all of them stop after the same step. Outside the main thread, where Python allows no signal
+    handlers, this does nothing.
+
+    Attributes:
+        received: Whether the signal has arrived at any worker.
+    """
+
+    # Set by fit before training.
+    model: Any
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.received, self._signaled = False, threading.Event()
+        self._previous: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, lambda *_: self._signaled.set())
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.received = sum_over_workers(self.model, int(self._signaled.is_set())) > 0
+        if self.received:
+            self.model.stop_training = True
+
+    def close(self) -> None:
+        """Restore the previous signal handler; tfnlp's ``fit`` calls this, also after an error."""
+        if getattr(self, "_previous", None) is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
 
 
 class PretrainingLog(keras.callbacks.Callback):
-    """Log a pretraining run with :class:`~duonlp.training.log.metrics_log.MetricsLog`.
+    """Log a run with :class:`~duonlp.training.log.metrics_log.MetricsLog`.
 
-    It logs loss, perplexity, tokens per second and validation loss, and prints the console line; pass ``verbose=0`` to
-    fit, or there are two progress bars. With a BackupAndRestore, the log resumes from the same step. With several
-    workers, only the first one logs.
+    It logs loss, throughput and validation loss, for blocks also the perplexity, and prints the console line; pass
+    ``verbose=0`` to fit, or there are two progress bars. With a BackupAndRestore, the log resumes from the same step. With
+    several workers, only the first one logs.
 
     Args:
         folder: Folder of the run, in which metrics.jsonl is written.
@@ -220,7 +247,7 @@ class PretrainingLog(keras.callbacks.Callback):
         options: Options of MetricsLog: console, tensorboard, wandb, peak_flops, ...
 
     Raises:
-        InputError: log_every is below 1.
+        InputError: log_every is below 1, or the data is neither from block_dataset nor from batch_dataset.
     """
 
     # Set by fit before training.
@@ -233,51 +260,49 @@ class PretrainingLog(keras.callbacks.Callback):
             raise InputError(f"log_every is {log_every}; it must be at least 1 step")
         self.folder, self.log_every, self.options = folder, log_every, options
         self._log: MetricsLog | NullLog | None = None
-        self._total = self._tokens_per_step = 0
+        self._step = self._total = 0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._log is not None:
             return
         # Not in on_train_begin: a BackupAndRestore later in the list would not have restored the step yet.
-        step = int(self.model.step.numpy())
-        length, flops = _tokens_and_flops(self.model.model.config, self.model.source)
-        self._tokens_per_step = self.model.source.shape[0] * length * self.model.source.hosts
-        self._total = step + (self.params["epochs"] - epoch) * self.params["steps"] - self.model.first_batch
+        progress, self._step = self.model.progress, int(self.model.step.numpy())
+        if progress.source is None:
+            raise InputError("PretrainingLog cannot count this data; train on a block_dataset or a batch_dataset")
+        self._total = self._step + (self.params["epochs"] - epoch) * self.params["steps"] - progress.first_batch
         log_class = MetricsLog if is_main_worker(self.model) else NullLog
-        self._log = log_class(
-            self.folder, total_steps=self._total, flops_per_token=flops, resumed_from=step or None, **self.options
-        )
+        options: dict[str, Any] = {
+            "unit": progress.source.unit,
+            "flops_per_token": _flops_per_token(self.model),
+            **self.options,
+        }
+        self._log = log_class(self.folder, total_steps=self._total, resumed_from=self._step or None, **options)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         assert self._log is not None and logs is not None
-        step = int(self.model.step.numpy())
-        if due(step, self.log_every, self._total):
-            rate, tokens = self.model.optimizer.learning_rate, step * self._tokens_per_step
-            rate = float(keras.ops.convert_to_numpy(rate))
-            self._log.step({"step": step, "loss": logs["step_loss"], "tokens": tokens, "learning_rate": rate})
+        self._step += 1
+        if due(self._step, self.log_every, self._total):
+            rate, source = self.model.optimizer.learning_rate, self.model.progress.source
+            record = {"step": self._step, "loss": logs.get("step_loss", logs["loss"]), source.unit: source.seen}
+            self._log.step(record | {"learning_rate": float(keras.ops.convert_to_numpy(rate))})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._log is not None and logs and "val_loss" in logs:
-            self._log.evaluation({"step": int(self.model.step.numpy()), "loss": logs["val_loss"]})
+            self._log.evaluation({"step": self._step, "loss": logs["val_loss"]})
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def close(self) -> None:
+        """Close the log; tfnlp's ``fit`` calls this, also after an error."""
         if self._log is not None:
             self._log.close()
         self._log = None
 
 
-def _tokens_and_flops(config: Any, source: Source) -> tuple[int, float]:
-    """Return the tokens of text per row and the training FLOPs per token."""
-    length = source.shape[1]
+def _flops_per_token(model: Any) -> float | None:
+    """Return the training FLOPs per token of text in a block; None for other batches."""
+    source, config = model.progress.source, model.config
+    if source.unit != "tokens":
+        return None
+    rows, length = source.first["input_ids"].shape
     if config.decoder is None:
-        return length, token_flops(config, length).training
-    pair = pair_flops(config, length, source.shapes["labels"][1])
-    # The source lacks the tokens that its target has; a block has all of them.
-    length = getattr(getattr(source.batches, "blocks", None), "block_length", length)
-    return length, pair.training / length
-
-
-def is_main_worker(model: keras.Model) -> bool:
-    """Return whether this process is the only worker of the model's strategy, or the first one."""
-    resolver = model.distribute_strategy.cluster_resolver
-    return resolver is None or resolver.task_id in (None, 0)
+        return token_flops(config, length).training
+    return pair_flops(config, length, source.first["labels"].shape[1]).training * rows * source.hosts / source.count({})

@@ -12,7 +12,7 @@ from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import EPOCH, check_every
 from duonlp.training.generated import GenerationScorer
-from tfnlp.training.callbacks import is_main_worker
+from tfnlp.training.backups import is_main_worker
 
 MODES = {"auto": None, "max": True, "min": False}
 """Values of `mode`, and whether greater values are better."""
@@ -42,6 +42,9 @@ class GenerationEvaluation(keras.callbacks.Callback):
         InputError: `every` is invalid, or as :class:`duonlp.training.GenerationScorer`.
     """
 
+    # Set by fit before training.
+    model: Any
+
     def __init__(
         self, batches: Any, tokenizer: Any, metric: Any, *, every: int | str = EPOCH, prefix: str = "val_",
         most_batches: int | None = None, **options: Any,
@@ -56,7 +59,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._step, self._latest = 0, {}
-        self.scorer.dry_run(self.model)
+        self.scorer.dry_run(self.model.trained_model())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step += 1
@@ -70,11 +73,19 @@ class GenerationEvaluation(keras.callbacks.Callback):
             logs |= self._latest
 
     def _evaluate(self, logs: dict[str, Any] | None) -> None:
-        scores = self.scorer(self.model)
+        scores = self.scorer(self.model.trained_model())
         self._latest = {f"{self.prefix}{name}": value for name, value in scores.items()}
         self.history.append({"step": self._step, **self._latest})
         if logs is not None:
             logs |= self._latest
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state that a BackupAndRestore stores."""
+        return {"step": self._step, "latest": self._latest, "history": self.history}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that :meth:`get_state` returned."""
+        self._step, self._latest, self.history = state["step"], state["latest"], state["history"]
 
 
 class SaveBest(keras.callbacks.Callback):
@@ -132,5 +143,13 @@ class SaveBest(keras.callbacks.Callback):
 
     def _update(self, logs: Mapping[str, float]) -> None:
         if self.best.update(self._step, logs) and is_main_worker(self.model):
-            model = self.model if hasattr(self.model, "save_pretrained") else self.model.model
-            model.save_pretrained(self.folder, self.tokenizer)
+            self.model.trained_model().save_pretrained(self.folder, self.tokenizer)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state that a BackupAndRestore stores."""
+        return {"step": self._step, "best": self.best.to_dict()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that :meth:`get_state` returned."""
+        self._step = state["step"]
+        self.best.restore(state["best"])

@@ -1,71 +1,172 @@
 """Training batches as tf.data.Datasets: blocks addressed by step, and epochs of arbitrary batches."""
 
+import itertools
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from duonlp.training.fit_loop import endless_batches
+from duonlp.heads import ROW_MASK
+from duonlp.training.fit_loop import count_examples, endless_batches
 from duonlp.typing import Batch
 
-NAMES = ("input_ids", "labels", "segment_ids", "attention_mask", "decoder_input_ids")
-"""Arrays a batch of blocks may have, in the order in which they pass through tf.data."""
+OUT_OF_DATA = "Your input ran out of data"
+"""Start of Keras' warning at the end of a dataset whose length it does not know."""
+
+
+class Read(NamedTuple):
+    """A batch read from a source.
+
+    Attributes:
+        batch: NumPy arrays [B, ...].
+        position: Position of the next batch, JSON-compatible.
+        ends_epoch: Whether the batch is the last of its epoch.
+    """
+
+    batch: Batch
+    position: Any
+    ends_epoch: bool
 
 
 class Source:
-    """Reads the batches of a :func:`block_dataset`, from a position that can be moved.
+    """Batches for tf.data, from a position that can be moved and that a backup stores.
 
-    tf.data's iterators cannot be positioned in an endless stream. Here the step number alone determines a batch, so a
-    resumed run sets ``step`` and skips nothing by reading it.
+    tf.data's iterators cannot be positioned. Here every new iterator starts at ``position``, so a resumed run moves it and
+    reads none of the batches already done.
 
     Args:
-        batches: Batches by step.
-        start: Step of the first batch.
-        steps: Number of batches per iteration; None for an endless stream.
+        read: Returns an iterator over the batches from a position on.
+        start: Position of the first batch.
+        steps: Number of batches from ``start`` on; None if there is no end, or none is known.
+        unit: What ``count`` counts: "tokens" or "examples".
+        count: Returns the number of tokens or examples in a batch.
+        hosts: Number of hosts whose batches together are the global batch; 1 if each batch is the global one.
+        fixed_shapes: Whether all batches have the shapes of the first one, and rows that divide among the replicas.
 
     Attributes:
-        step: Step of the first batch of the next iterator.
+        first: The first batch.
+        position: Position of the next batch that a step takes.
+        seen: Tokens or examples of the batches taken so far.
+        ended_epoch: Whether the last batch taken ended an epoch.
+        check: Raises InputError for an invalid batch; None to check nothing.
         error: Exception that ended reading, since TensorFlow only passes on its text.
-        names: Names of the batch's arrays.
-        shapes: Their shapes.
-        shape: Rows of this host per step, and their length.
-        hosts: Number of hosts that share a global batch.
 
     Raises:
-        InputError: A batch lacks input_ids or labels, or has other arrays than NAMES.
+        InputError: There are no batches.
     """
 
-    def __init__(self, batches: Any, start: int, steps: int | None):
-        self.batches, self.start, self.steps = batches, start, steps
-        self.step = start
+    def __init__(
+        self, read: Callable[[Any], Iterator[Read]], start: Any, *, steps: int | None = None, unit: str = "examples",
+        count: Callable[[Batch], int] = count_examples, hosts: int = 1, fixed_shapes: bool = False,
+    ):  # fmt: skip
+        self.read, self.start, self.steps, self.unit, self.count = read, start, steps, unit, count
+        self.hosts, self.fixed_shapes = hosts, fixed_shapes
+        self.position, self.seen, self.ended_epoch = start, 0, False
+        self.check: Callable[[Mapping[str, Any]], None] | None = None
         self.error: Exception | None = None
-        first = self.read(0)
-        self.names = tuple(name for name in NAMES if name in first)
-        if self.names[:2] != NAMES[:2] or set(self.names) != set(first):
-            raise InputError(
-                f"a batch has {', '.join(first)}; it must have input_ids and labels, and may have segment_ids or, for an "
-                "encoder-decoder, attention_mask and decoder_input_ids"
-            )
-        self.shapes = {name: first[name].shape for name in self.names}
-        self.shape: tuple[int, int] = first["input_ids"].shape
-        self.hosts: int = getattr(batches, "host_count", 1)
+        self._marks: deque[tuple[Any, bool, int]] = deque()  # of the batches read ahead
+        first = next(read(start), None)
+        if first is None:
+            raise InputError("there are no batches; pass at least one")
+        self.first = first.batch
 
-    def read(self, index: int) -> Batch:
-        """Return the batch `index` steps after ``step``."""
+    def advance(self) -> None:
+        """Record that a step has taken the next batch."""
+        self.position, self.ended_epoch, count = self._marks.popleft()
+        self.seen += count
+
+    def dataset(self, strategy: tf.distribute.Strategy | None = None) -> Any:
+        """Return the batches as a tf.data.Dataset, or as a tf.distribute.DistributedDataset for a strategy.
+
+        Each replica gets an equal share of the rows of a global batch. Rows that do not divide are filled up with copies
+        of the last one, marked by ``row_mask``.
+        """
+        if strategy is None:
+            dataset = self._dataset(1, range(1))
+            if self.steps is not None:
+                dataset = dataset.apply(tf.data.experimental.assert_cardinality(self.steps))
+        else:
+            dataset: Any = strategy.distribute_datasets_from_function(self._worker_dataset)
+            if self.steps is not None:
+                dataset._cardinality = self.steps  # in steps, for Keras; TensorFlow counts the parts for replicas
+        dataset.source = self
+        return dataset
+
+    def _worker_dataset(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        replicas = context.num_replicas_in_sync
+        local = replicas // context.num_input_pipelines
+        if self.hosts > 1 or self.fixed_shapes:  # the rows are this worker's own
+            return self._dataset(local, range(local))
+        first = context.input_pipeline_id * local
+        return self._dataset(replicas, range(first, first + local))
+
+    def _dataset(self, parts: int, own: range) -> tf.data.Dataset:
+        """Return a dataset of the parts of every batch that belong to this process."""
+        signature = {}
+        for name, value in self._split(self.first, parts)[0].items():
+            # Otherwise, lengths differ from batch to batch, and the last batch may have fewer rows.
+            shape = value.shape if self.fixed_shapes else [None] * value.ndim
+            signature[name] = tf.TensorSpec(shape, value.dtype, name=name)
+        dataset = tf.data.Dataset.from_generator(partial(self._read_parts, parts, own), output_signature=signature)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return dataset.prefetch(2 * len(own)).with_options(options)
+
+    def _read_parts(self, parts: int, own: range) -> Iterator[dict[str, np.ndarray]]:
+        marks = self._marks = deque()  # a new one, since an earlier iterator may still be reading ahead
         try:
-            return self.batches[self.step + int(index)]
+            for batch, position, ends_epoch in self.read(self.position):
+                if self.check is not None:
+                    self.check(batch)
+                marks.append((position, ends_epoch, self.count(batch)))
+                split = self._split(batch, parts)
+                yield from (split[part] for part in own)
         except Exception as error:
             self.error = error
             raise
 
-    def arrays(self, index: int) -> list[np.ndarray]:
-        """Return the arrays of :meth:`read` as int32, in the order of ``names``."""
-        batch = self.read(index)
-        return [np.ascontiguousarray(batch[name], np.int32) for name in self.names]
+    def _split(self, batch: Batch, parts: int) -> list[dict[str, np.ndarray]]:
+        """Split a batch into parts with equally many rows."""
+        arrays = {name: narrow_dtype(value) for name, value in batch.items()}
+        if parts == 1:
+            return [arrays]
+        rows = len(next(iter(arrays.values())))
+        size = -(-rows // parts)
+        indices = np.arange(size * parts)
+        if not self.fixed_shapes:
+            arrays = {name: value[np.minimum(indices, rows - 1)] for name, value in arrays.items()}
+            arrays[ROW_MASK] = (indices < rows) * arrays.get(ROW_MASK, np.ones(1)).astype(np.int32)
+        return [{name: value[i * size : (i + 1) * size] for name, value in arrays.items()} for i in range(parts)]
+
+    @contextmanager
+    def errors(self) -> Generator[None]:
+        """Raise errors of reading as they were, not as TensorFlow's."""
+        self.error = None
+        try:
+            yield
+        except tf.errors.OpError:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+    @contextmanager
+    def evaluating(self) -> Generator[None]:
+        """Read from the start, then return to where a training on the same source was."""
+        before = self.position, self._marks
+        self.position = self.start
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", OUT_OF_DATA)
+                yield
+        finally:
+            self.position, self._marks = before
 
 
 def block_dataset(
@@ -75,17 +176,17 @@ def block_dataset(
 
     Args:
         batches: ``duonlp.data.Batches``, the sequence of ``held_out_batches``, or an object whose ``[step]`` is a dict of
-            ``input_ids``, ``labels`` and, to keep documents of a block apart, ``segment_ids``, each int32 [B, T]; for an
-            encoder-decoder ``input_ids`` and ``attention_mask`` [B, S], ``decoder_input_ids`` and ``labels`` [B, U].
-            Under a MultiWorkerMirroredStrategy, each worker passes its own rows: give ``Batches`` the worker's
-            ``host_index`` and ``host_count``.
+            arrays of the same shapes in every step: ``input_ids`` and ``labels``, int [B, T]; ``segment_ids`` to keep the
+            documents of a block apart; for an encoder-decoder ``attention_mask`` [B, S] and ``decoder_input_ids`` [B, U];
+            and whatever a loss of your own reads. Under a MultiWorkerMirroredStrategy, each worker passes its own rows:
+            give ``Batches`` the worker's ``host_index`` and ``host_count``.
         steps: Number of batches per iteration; None for all of a sequence, or for an endless stream, which needs
             ``steps_per_epoch`` in fit.
         start: Step of the first batch.
         strategy: Strategy that the model was created under, if any. Each replica gets an equal share of the rows.
 
     Returns:
-        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of int32 [rows, ...] in step
+        A tf.data.Dataset, or with a strategy a tf.distribute.DistributedDataset, of dicts of arrays [rows, ...] in step
         order. Transforming it further loses its position, so that a run could not resume in the middle of it.
 
     Raises:
@@ -102,62 +203,49 @@ def block_dataset(
                 "or steps"
             )
         steps = available if steps is None else steps
-    source = Source(batches, start, steps)
-    if strategy is None:
-        if source.hosts > 1:
-            raise InputError(
-                f"the batches are the rows of one of {source.hosts} hosts; pass the strategy that trains on all of them"
-            )
-        dataset = _dataset(source, 1)
-    else:
-        dataset = strategy.distribute_datasets_from_function(
-            lambda context: _dataset(source, _replicas(source, context))
-        )
-    dataset.source = source
-    return dataset
+    end = None if steps is None else start + steps
+    hosts = getattr(batches, "host_count", 1)
 
+    def read(position: int) -> Iterator[Read]:
+        for step in itertools.count(position) if end is None else range(position, end):
+            yield Read(batches[step], start if step + 1 == end else step + 1, step + 1 == end)
 
-def _replicas(source: Source, context: tf.distribute.InputContext) -> int:
-    """Return the number of replicas that share the rows of this host."""
-    hosts, index = context.num_input_pipelines, getattr(source.batches, "host_index", 0)
-    if (source.hosts, index) != (hosts, context.input_pipeline_id):
+    first = batches[start]
+    if not {"input_ids", "labels"} <= set(first):
+        raise InputError(f"a batch has {', '.join(first)}; it must have input_ids and labels")
+    # The source of an encoder-decoder lacks the tokens that its target has; a block has all of them.
+    length = getattr(getattr(batches, "blocks", None), "block_length", first["input_ids"].shape[1])
+    tokens = len(first["input_ids"]) * hosts * length
+    source: Any = Source(
+        read, start, steps=steps, unit="tokens", count=lambda _: tokens, hosts=hosts, fixed_shapes=True
+    )
+    source.batches = batches
+    if strategy is not None:
+        _check_worker(source, strategy)
+    elif hosts > 1:
         raise InputError(
-            f"the batches are those of host {index} of {source.hosts} but this is worker {context.input_pipeline_id} of "
-            f"{hosts}; create them with host_index={context.input_pipeline_id} and host_count={hosts}"
+            f"the batches are the rows of one of {hosts} hosts; pass the strategy that trains on all of them"
         )
-    replicas = context.num_replicas_in_sync // hosts
-    if source.shape[0] % replicas:
+    return source.dataset(strategy)
+
+
+def _check_worker(source: Any, strategy: tf.distribute.Strategy) -> None:
+    """Raise InputError unless the blocks are this worker's and their rows divide among its replicas."""
+    resolver = strategy.cluster_resolver
+    workers = getattr(strategy.extended, "_num_workers", 1)
+    worker = resolver.task_id if resolver is not None and workers > 1 else 0
+    host, rows = getattr(source.batches, "host_index", 0), len(source.first["input_ids"])
+    if (source.hosts, host) != (workers, worker):
         raise InputError(
-            f"{source.shape[0]} rows per step do not divide among {replicas} replicas; use a batch_size that is a multiple of "
-            f"{replicas * hosts}"
+            f"the batches are those of host {host} of {source.hosts} but this is worker {worker} of {workers}; create them "
+            f"with host_index={worker} and host_count={workers}"
         )
-    return replicas
-
-
-def _dataset(source: Source, replicas: int) -> tf.data.Dataset:
-    rows = source.shape[0]
-
-    def load(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        arrays = tf.numpy_function(source.arrays, [index], [tf.int32] * len(source.names))
-        batch = dict(zip(source.names, arrays))
-        for name, array in batch.items():
-            array.set_shape(source.shapes[name])
-        if replicas == 1:
-            return batch
-        return {name: tf.reshape(x, (replicas, rows // replicas, x.shape[1])) for name, x in batch.items()}
-
-    numbers = tf.data.Dataset.counter() if source.steps is None else tf.data.Dataset.range(source.steps)
-    dataset = numbers.map(load)  # sequential, since Python code would not run in parallel anyway
-    dataset = (dataset if replicas == 1 else dataset.unbatch()).prefetch(2 * replicas)
-    return dataset.with_options(_ordered_options())
-
-
-def _ordered_options() -> tf.data.Options:
-    """Return options that keep the order of batches and do not let a strategy shard them."""
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return options
+    replicas = strategy.num_replicas_in_sync // workers
+    if rows % replicas:
+        raise InputError(
+            f"{rows} rows per step do not divide among {replicas} replicas; use a batch_size that is a multiple of "
+            f"{replicas * workers}"
+        )
 
 
 def batch_dataset(batches: Any, epochs: int = 1, *, first_epoch: int = 0, first_batch: int = 0) -> tf.data.Dataset:
@@ -168,7 +256,8 @@ def batch_dataset(batches: Any, epochs: int = 1, *, first_epoch: int = 0, first_
         model.fit(batch_dataset(batches, epochs=3), epochs=3, steps_per_epoch=len(batches), shuffle=False)
 
     The batches stay dicts: tfnlp's models find the labels and the ``sample_weight`` in them. Their ``fit`` also checks
-    each batch before it is computed and raises InputError for an invalid one, such as a label beyond ``num_labels``.
+    each batch before it is computed and raises InputError for an invalid one, such as a label beyond ``num_labels``; and
+    under a tf.distribute strategy it gives each replica its rows, on several workers as well.
 
     Args:
         batches: ``LabelledBatches`` or ``PairBatches`` of duonlp.data, or another object with ``epoch(n)`` and ``len()``;
@@ -188,85 +277,22 @@ def batch_dataset(batches: Any, epochs: int = 1, *, first_epoch: int = 0, first_
         raise InputError(
             f"epochs is {epochs}, first_epoch {first_epoch} and first_batch {first_batch}; they must be at least 1, 0 and 0"
         )
+    return epoch_source(batches, epochs, first_epoch, first_batch).dataset()
 
-    def rows() -> Iterator[tuple[None, Batch]]:
-        for epoch, _, batch, ends_epoch in endless_batches(batches, first_epoch, first_batch):
-            yield None, batch
-            if ends_epoch and epoch + 1 == first_epoch + epochs:
+
+def epoch_source(batches: Any, epochs: int | None = None, first_epoch: int = 0, first_batch: int = 0) -> Source:
+    """Return the source of a :func:`batch_dataset`; without a number of epochs, it has no end."""
+    start, end = [first_epoch, first_batch], None if epochs is None else first_epoch + epochs
+
+    def read(position: list[int]) -> Iterator[Read]:
+        for epoch, index, batch, ends_epoch in endless_batches(batches, *position):
+            is_last = ends_epoch and epoch + 1 == end
+            yield Read(batch, start if is_last else [epoch + ends_epoch, 0 if ends_epoch else index + 1], ends_epoch)
+            if is_last:
                 return
 
-    feed = Feed(rows)
-    dataset = feed.dataset()
-    if hasattr(batches, "__len__"):
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(epochs * len(batches) - first_batch))
-        dataset.source = feed
-    return dataset
-
-
-class Feed:
-    """Passes batches through tf.data, keeping a mark for each, checking them, and remembering the error that stops it.
-
-    Args:
-        rows: Returns a new iterator of (mark, batch), from the first batch on. A batch is a dict of NumPy arrays [B, ...];
-            a mark is any object, or None for no mark.
-        check: Raises for an invalid batch; None to check nothing.
-
-    Attributes:
-        marks: Marks of the batches read ahead, in order. The consumer removes them as it takes the batches.
-        error: Exception that ended reading, since TensorFlow only passes on its text.
-    """
-
-    def __init__(
-        self,
-        rows: Callable[[], Iterator[tuple[Any, Batch]]],
-        check: Callable[[Mapping[str, Any]], None] | None = None,
-    ):
-        self.rows, self.check = rows, check
-        self.marks: deque[Any] = deque()
-        self.error: Exception | None = None
-
-    def dataset(self) -> tf.data.Dataset:
-        """Return a tf.data.Dataset that yields each batch once and has this Feed as its ``source``.
-
-        Raises:
-            InputError: There are no batches.
-        """
-        first = next(iter(self.rows()), None)
-        if first is None:
-            raise InputError("there are no batches; pass at least one")
-        signature = {}
-        for name, value in first[1].items():
-            value = narrow_dtype(value)
-            # Lengths differ from batch to batch, and the last batch may have fewer rows.
-            signature[name] = tf.TensorSpec([None] * value.ndim, value.dtype, name=name)
-        dataset = tf.data.Dataset.from_generator(self._read, output_signature=signature)
-        dataset = dataset.prefetch(2).with_options(_ordered_options())
-        dataset.source = self
-        return dataset
-
-    @contextmanager
-    def errors(self) -> Generator[None]:
-        """Raise errors of reading as they were, not as TensorFlow's."""
-        self.error = None
-        try:
-            yield
-        except tf.errors.OpError:
-            if self.error is not None:
-                raise self.error from None
-            raise
-
-    def _read(self) -> Iterator[dict[str, np.ndarray]]:
-        marks = self.marks = deque()  # a new one, since an earlier iterator may still be reading ahead
-        try:
-            for mark, batch in self.rows():
-                if self.check is not None:
-                    self.check(batch)
-                if mark is not None:
-                    marks.append(mark)
-                yield {name: narrow_dtype(value) for name, value in batch.items()}
-        except Exception as error:
-            self.error = error
-            raise
+    steps = epochs * len(batches) - first_batch if epochs is not None and hasattr(batches, "__len__") else None
+    return Source(read, start, steps=steps)
 
 
 def narrow_dtype(value: Any) -> np.ndarray:

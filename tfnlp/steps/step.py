@@ -1,0 +1,260 @@
+"""The training step: gradients of sums of losses, divided once by the counts of the whole global batch."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
+from duonlp.heads import ROW_MASK, check_label_smoothing
+from tfnlp import ops
+from tfnlp.steps.terms import MeanOfTerms, Terms, divide, total_loss
+
+# The final class is a keras.Model, which the type checker needs to know of its mixins.
+_Model = keras.Model if TYPE_CHECKING else object
+
+REPLICA_STRIDE = 0x3C6EF35F
+"""Difference between the dropout seeds of two neighboring replicas."""
+
+MOST_DRAWS = 256
+"""Largest number of draws from one dropout generator in a forward pass; ALBERT's layers share theirs."""
+
+
+class TrainStep(_Model):
+    """Mixin with compile and the steps of fit and evaluate, the same for every model, loss and tf.distribute strategy.
+
+    A loss is a total of terms, each a sum divided by a count. The counts of the whole batch are added up first, over all
+    microbatches and replicas, and the gradients of the parts' sums are divided by them. So the gradient is that of the
+    whole batch however it is split, and the optimizer clips it as a whole.
+
+    Attributes:
+        head: Name of the model's head.
+        config: The model's configuration.
+        accumulation: Microbatches a step is split into.
+    """
+
+    head: str
+    config: TransformerConfig
+    accumulation: int = 1
+    _seed: int | None = None
+    _label_smoothing: float = 0.0
+
+    # Created by keras.Model.compile.
+    _loss_tracker: Any
+    optimizer: Any
+
+    def trained_model(self) -> Any:
+        """Return the model in training, which is saved and evaluated."""
+        return self
+
+    @property
+    def step(self) -> keras.Variable:
+        """Number of optimizer steps done, without those that loss scaling has skipped."""
+        return self.optimizer.iterations
+
+    def _as_batch(self, data: Any) -> dict[str, Any]:
+        """Return what a dataset yields as one dict of arrays [B, ...]."""
+        raise NotImplementedError
+
+    def _prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Add what the loss needs and the trained model does not compute, such as a teacher's outputs."""
+        return batch
+
+    def _terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
+        """Return the terms of a batch's loss, and the outputs that metrics compare with the labels."""
+        raise NotImplementedError
+
+    def _update_compiled_metrics(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Update the metrics of compile by a batch's outputs."""
+        raise NotImplementedError
+
+    def compile(
+        self, optimizer: Any = "rmsprop", *args: Any, accumulation: int = 1, seed: int | None = None,
+        label_smoothing: float = 0.0, **options: Any,
+    ) -> None:  # fmt: skip
+        """Prepare for training; see keras.Model.compile.
+
+        Args:
+            optimizer: From ``tfnlp.training.make_optimizer``, or any Keras optimizer created under the model's strategy.
+            args: Further arguments of keras.Model.compile.
+            accumulation: Microbatches that each batch is split into, computed one after the other.
+            seed: Seed for dropout, which then depends on it, the step and the replica alone. None leaves dropout to Keras.
+            label_smoothing: Label smoothing of the head's own loss.
+            options: Further options of keras.Model.compile. With several replicas, ``jit_compile`` compiles all but the
+                sums over replicas and the update.
+
+        Raises:
+            InputError: An argument is out of range, or the optimizer was created under another strategy.
+        """
+        if accumulation < 1:
+            raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
+        check_label_smoothing(self.head, self.config, label_smoothing)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer, *args, **options)
+            # Not by assignment, since Keras would then count it among the layer's metrics as well.
+            object.__setattr__(self, "_loss_tracker", MeanOfTerms(name="loss"))
+        self.accumulation, self._seed, self._label_smoothing = accumulation, seed, label_smoothing
+        self._compile_config.config |= {"accumulation": accumulation, "seed": seed, "label_smoothing": label_smoothing}
+        functions: list[Callable[..., Any]] = [self._count_terms, self._sum_gradients]
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            self._disable_reduction(getattr(self.optimizer, "inner_optimizer", self.optimizer))
+            if self.jit_compile:
+                functions = [tf.function(function, jit_compile=True, autograph=False) for function in functions]
+        self._counts, self._gradients = functions
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as before saving; Keras' own method skips models that override compile."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def _disable_reduction(self, optimizer: Any) -> None:
+        """Stop an optimizer from summing gradients over replicas: the step does so, before they are clipped."""
+        if optimizer._distribution_strategy is not self.distribute_strategy:
+            raise InputError("the optimizer was created under another strategy; create it inside strategy.scope()")
+        assert hasattr(optimizer, "_all_reduce_sum_gradients")
+        optimizer.sums_gradients, optimizer._all_reduce_sum_gradients = False, lambda pairs: pairs
+
+    def _replicas(self) -> int:
+        return self.distribute_strategy.num_replicas_in_sync
+
+    def _make_function(self, step_function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+        """Return a function that runs a step on the next batch of an iterator.
+
+        With several replicas, it returns the logs of the first one, which are those of all. Keras would average them,
+        which fails with several workers, and would compile the communication between replicas as well.
+        """
+        strategy = self.distribute_strategy
+        if self._replicas() == 1:
+            return super()._make_function(step_function)
+
+        def run(batch: Any) -> dict[str, Any]:
+            outputs = strategy.run(step_function, (batch,))
+            return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], outputs)
+
+        run_step = self._autoconvert_optionals(run if self.run_eagerly else tf.function(run, autograph=False))
+
+        def run_steps(iterator: Any) -> dict[str, Any]:
+            logs = run_step(next(iterator))
+            for _ in range(self.steps_per_execution - 1):
+                logs = run_step(next(iterator))
+            return logs
+
+        return run_steps
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Run one optimizer step on this replica's rows and return the logs."""
+        batch, replica = self._as_batch(data), tf.distribute.get_replica_context()
+        counts = None
+        if self.accumulation * self._replicas() > 1:  # otherwise the only part of the batch has them
+            counts = self._sum_over_replicas(self._counts(batch))
+        self._seed_dropout(replica)
+        terms, gradients = self._sum_over_replicas(self._gradients(batch, counts))
+        first, unit = _first_count(counts_of(terms))
+        self.optimizer.apply([gradient * (unit / first) for gradient in gradients], self.trainable_variables)
+        return self._update_logs(terms)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Return the logs of all batches evaluated so far."""
+        batch = self._prepare(self._as_batch(data))
+        terms, outputs = self._terms(batch, training=False)
+        self._update_compiled_metrics(batch, outputs)
+        return self._update_logs(self._sum_over_replicas(terms))
+
+    def _sum_over_replicas(self, values: Any) -> Any:
+        if self._replicas() == 1:
+            return values
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    def _count_terms(self, batch: Any) -> dict[str, tf.Tensor]:
+        """Return the count of each term, which depends on the batch alone: TensorFlow drops the rest of the computation."""
+        terms, _ = self._terms(self._prepare(batch), training=False)
+        return counts_of(terms)
+
+    def _sum_gradients(self, batch: Any, counts: dict[str, tf.Tensor] | None) -> tuple[Terms, list[tf.Tensor]]:
+        """Return the terms of a replica's rows, and the gradient of the loss, times its first count and the loss scale.
+
+        The gradient is divided by the power of two next to the count, which rounds nothing, since float16 could not hold
+        that of a sum.
+
+        Args:
+            batch: Arrays [B, ...] by name.
+            counts: Count of each term over all replicas; None if there is nothing else than this batch.
+        """
+        variables, pieces = self.trainable_variables, self.accumulation
+
+        def microbatch(batch: Any) -> tuple[Terms, list[tf.Tensor]]:
+            batch = self._prepare(batch)  # outside the tape, which would keep the activations of a teacher
+            with tf.GradientTape() as tape:
+                terms, outputs = self._terms(batch, training=True)
+                first, unit = _first_count(counts or counts_of(terms))
+                relative = {name: count / first * unit for name, count in (counts or counts_of(terms)).items()}
+                scaled = self.optimizer.scale_loss(total_loss(terms, relative))
+            self._update_compiled_metrics(batch, outputs)
+            gradients = tape.gradient(scaled, variables, unconnected_gradients="zero")
+            # Dense, since an embedding's slices of the same row must be summed before the gradient is clipped.
+            return terms, [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+        if pieces == 1:
+            return microbatch(batch)
+        rows = ops.size(tf.nest.flatten(batch)[0], 0)
+        size = (rows + pieces - 1) // pieces
+        offsets = tf.range(size)
+
+        def add(index: tf.Tensor, *sums: Any) -> tuple[Any, ...]:
+            indices = index * size + offsets
+            piece = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(indices, rows - 1)), batch)
+            if not isinstance(rows, int) or rows % pieces:  # the last row is repeated, and the copies are masked
+                is_real = indices < rows
+                piece[ROW_MASK] = is_real & tf.cast(piece.get(ROW_MASK, is_real), tf.bool)
+            terms, gradients = microbatch(piece)
+            gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
+            return index + 1, *tf.nest.map_structure(tf.add, sums, (terms, gradients))
+
+        zeros = (
+            {name: (tf.zeros(()), tf.zeros(())) for name in counts},
+            [tf.zeros(variable.shape, tf.float32) for variable in variables],
+        )
+        state = (tf.constant(0), *zeros)
+        return tf.while_loop(lambda index, *_: index < pieces, add, state, parallel_iterations=1)[1:]
+
+    def _seed_dropout(self, replica: tf.distribute.ReplicaContext) -> None:
+        """Make dropout depend on the seed, the step and the replica alone."""
+        if self._seed is None:
+            return
+        layers = self.trained_model()._flatten_layers()
+        generators = [layer.seed_generator for layer in layers if getattr(layer, "seed_generator", None) is not None]
+        seeds = np.random.SeedSequence(self._seed).generate_state(max(len(generators), 1))
+        number = tf.cast(replica.replica_id_in_sync_group, tf.int64)
+        count = tf.cast(self.step.value, tf.int64) * self.accumulation * MOST_DRAWS
+        for generator, seed in zip(generators, seeds):
+            generator.state.assign(
+                tf.cast(tf.stack([int(seed) + number * REPLICA_STRIDE, count]), generator.state.dtype)
+            )
+
+    def _share(self, training: bool) -> float:
+        """Return the count of a term that is not divided: 1 over all parts of the global batch."""
+        return 1.0 / (self._replicas() * (self.accumulation if training else 1))
+
+    def _update_logs(self, terms: Terms) -> dict[str, Any]:
+        """Update the means over all batches so far by the terms of the global batch, and return all metrics."""
+        self._loss_tracker.update_state(terms)
+        if self._compile_loss is not None and self._compile_loss.metrics:  # one for each of several losses, unweighted
+            for metric, loss in zip(self._compile_loss.metrics, self._compile_loss._flat_losses):
+                total, count = terms[metric.name]
+                metric.update_state(divide(total, count) / (loss.loss_weights or 1.0), sample_weight=count)
+        return self.get_metrics_result()
+
+
+def counts_of(terms: Terms) -> dict[str, tf.Tensor]:
+    """Return the count of each term."""
+    return {name: count for name, (_, count) in terms.items()}
+
+
+def _first_count(counts: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the first count, at least 1, and the power of two next to it."""
+    first = tf.maximum(next(iter(counts.values())), 1.0)
+    return first, tf.pow(2.0, tf.round(tf.math.log(first) / math.log(2)))
