@@ -6,7 +6,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
-from jaxnlp.layers import ACTIVATIONS, Linear, dropout, make_norm, matmul_transposed
+from jaxnlp.layers import ACTIVATIONS, Linear, dropout, make_norm
+from jaxnlp.products import matmul_transposed
 
 
 class Pooler(nnx.Module):

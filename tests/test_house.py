@@ -30,6 +30,7 @@ MAY_IMPORT_LAZILY = (
 )
 
 ONE_SIDED = {
+    "jaxnlp/products.py": "custom gradients; TensorFlow's own products are as fast",
     "jaxnlp/training/chips.py": "published specifications of TPU chips",
     "jaxnlp/training/compile_check/__init__.py": "compiles steps ahead of time for a TPU pod",
     "jaxnlp/training/checkpoints.py": "uses Orbax; Keras has BackupAndRestore",
@@ -97,7 +98,6 @@ CONVENTIONS = {
 }
 TWIN_EXCEPTIONS = {
     "layers.py:Linear": "jaxnlp supports transposed kernels; tfnlp uses Keras' Dense, which Keras' tools recognize",
-    "layers.py:matmul_transposed": "see Linear",
     "layers.py:dense": "creates Keras' Dense; jaxnlp has Linear",
     "layers.py:flatten_tokens": "TensorFlow fuses operations on matrices only",
     "layers.py:LayerNorm.__call__": "see layer_norm",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from duonlp import architectures, heads
-from duonlp.distillation.pair import check_pair, init_projections
+from duonlp.distillation.pair import check_block_labels, check_pair, init_projections
 from duonlp.distillation.settings import Distillation
 from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
 from duonlp.distillation.teacher_logits import reorder_for_student
@@ -209,6 +209,8 @@ class DistillStep(Step):
         mesh: Mesh | None = None, **checked: Any,
     ):  # fmt: skip
         check_can_learn(student, needs_labels=distillation.alpha > 0)
+        if isinstance(config, PretrainingConfig):
+            check_block_labels(student.head)
         mesh = make_mesh(config.mesh) if mesh is None else mesh
         plan, projections = _plan(student, teacher, distillation, config, mesh, **checked)
         prepared = cast(DistillationLoss, plan.objective).teacher

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from duonlp import architectures
 from duonlp.config import TransformerConfig
-from duonlp.distillation.pair import Distillation, check_pair, init_projections
+from duonlp.distillation.pair import Distillation, check_block_labels, check_pair, init_projections
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, Output, outputs_of
@@ -25,6 +25,7 @@ from tfnlp.distillation.losses import teacher_terms
 from tfnlp.steps.terms import MeanOfTerms, Terms
 from tfnlp.trainer_mixin import ADDED, TrainerMixin
 from tfnlp.training.fit import train
+from tfnlp.training.pretrainer import packed_inputs
 
 TEACHER_OUTPUTS = f"{TEACHER}outputs"
 """Entry of a batch for the outputs of the teacher."""
@@ -192,6 +193,16 @@ class Distiller(TrainerMixin, keras.Model):
         """Keras' metrics, and the means of the parts of the loss."""
         return [*super().metrics, *self._untracked.trackers.values()]
 
+    def fit(self, x: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
+        """Train the student; see keras.Model.fit. `x` may also be a :func:`tfnlp.training.block_dataset`.
+
+        Raises:
+            InputError: The student is a causal language model and `x` is of blocks, whose labels are shifted already.
+        """
+        if getattr(getattr(x, "source", None), "fixed_shapes", False):
+            check_block_labels(self.head)
+        return super().fit(x, *args, **options)
+
     def check_batch(self, batch: Any, y: Any = None) -> None:
         """Raise InputError for a batch of NumPy arrays that the student or the teacher cannot use.
 
@@ -225,6 +236,8 @@ class Distiller(TrainerMixin, keras.Model):
     def _select_inputs(self, model: Any, batch: Mapping[str, Any], as_teacher: bool = False) -> dict[str, Any]:
         """Return a model's inputs in a batch; the decoder of an encoder-decoder reads the labels shifted to the right."""
         inputs = model_inputs(model.config, batch, as_teacher=as_teacher)
+        if "segment_ids" in batch:
+            inputs |= packed_inputs(model.config, batch["segment_ids"])
         if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in batch:
             inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], model.config)
         return inputs

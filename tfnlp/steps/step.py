@@ -225,7 +225,7 @@ class TrainStep(_Model):
         """Make dropout depend on the seed, the step and the replica alone."""
         if self._seed is None:
             return
-        layers = self.trained_model()._flatten_layers()
+        layers = self._flatten_layers()
         generators = [layer.seed_generator for layer in layers if getattr(layer, "seed_generator", None) is not None]
         seeds = np.random.SeedSequence(self._seed).generate_state(max(len(generators), 1))
         number = tf.cast(replica.replica_id_in_sync_group, tf.int64)

@@ -9,6 +9,7 @@ from tfnlp.training.fit import fit
 from tfnlp.training.input import batch_dataset, block_dataset
 from tfnlp.training.optimizers import Adafactor, AdamW, Lion, Schedule, make_optimizer
 from tfnlp.training.pretrainer import Pretrainer, model_inputs
+from tfnlp.training.replaced_tokens import ReplacedTokensPretrainer
 
 __all__ = [
     "Adafactor",
@@ -21,6 +22,7 @@ __all__ = [
     "Lion",
     "Pretrainer",
     "PretrainingLog",
+    "ReplacedTokensPretrainer",
     "SaveBest",
     "Schedule",
     "StopAtNonFiniteLoss",

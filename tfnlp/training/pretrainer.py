@@ -12,6 +12,7 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS, PRETRAINING
 from duonlp.inputs import model_inputs as select_inputs
 from duonlp.typing import Batch
+from tfnlp import ops
 from tfnlp.steps.terms import Terms, total_loss
 from tfnlp.trainer_mixin import TrainerMixin
 
@@ -207,11 +208,13 @@ def model_inputs(config: TransformerConfig, batch: Mapping[str, Any]) -> dict[st
         document.
     """
     inputs = select_inputs(config, batch)
-    if "segment_ids" in batch:
-        segments = batch["segment_ids"]
-        same = tf.equal(tf.expand_dims(segments, 2), tf.expand_dims(segments, 1))  # [B, T, T]
-        columns = tf.range(segments.shape[1])
-        earlier = tf.expand_dims(columns, 0) < tf.expand_dims(columns, 1)  # [T, T]
-        before = tf.reduce_sum(tf.cast(same & earlier, tf.int32), axis=2)  # [B, T], tokens before in the document
-        inputs |= {"attention_mask": same, "position_ids": config.embedding.position_offset + before}
-    return inputs
+    return inputs | packed_inputs(config, batch["segment_ids"]) if "segment_ids" in batch else inputs
+
+
+def packed_inputs(config: TransformerConfig, segment_ids: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the attention mask [B, T, T] and position ids [B, T] with which documents, segment ids [B, T], are apart."""
+    same = tf.equal(tf.expand_dims(segment_ids, 2), tf.expand_dims(segment_ids, 1))  # [B, T, T]
+    columns = tf.range(ops.size(segment_ids, 1))
+    earlier = tf.expand_dims(columns, 0) < tf.expand_dims(columns, 1)  # [T, T]
+    before = tf.reduce_sum(tf.cast(same & earlier, tf.int32), axis=2)  # [B, T], tokens before in the document
+    return {"attention_mask": same, "position_ids": config.embedding.position_offset + before}

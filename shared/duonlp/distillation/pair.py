@@ -141,6 +141,15 @@ def check_pair(
     return order
 
 
+def check_block_labels(head: str) -> None:
+    """Raise InputError for a student that shifts labels itself, before it is trained on blocks, whose labels are shifted."""
+    if HEADS[head].causal:
+        raise InputError(
+            f"the labels of blocks are shifted already, and a {head} student shifts them itself; distill on batches whose labels "
+            "are their input_ids"
+        )
+
+
 def label_order(student: TransformerConfig, teacher: TransformerConfig) -> np.ndarray | None:
     """Return the index of each of the student's labels in the teacher's logits, int32 [C]; None if the order is the same.
 
