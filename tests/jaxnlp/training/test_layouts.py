@@ -16,7 +16,7 @@ from duonlp.distillation.settings import Distillation, HiddenStates
 from duonlp.errors import InputError
 from duonlp.training.fit_loop import total_steps
 from duonlp.training.run_file import FORMAT
-from jaxnlp.distillation.distiller import DistillStep
+from jaxnlp.distillation.distiller import DistillStep, distill
 from jaxnlp.heads import HEADS
 from jaxnlp.training import FitConfig, FitStep, LazyModel, fit, make_mesh, make_step, pretrain
 from tests.jaxnlp.training.runs import BERT, GPT2, Sentences, batches, classifier, settings
@@ -29,7 +29,7 @@ def one_device():
 
 
 def test_scanned_and_rematerialized_fine_tuning_equals_plain(tmp_path):
-    """With dropout, mapped over the devices without; and a scanned run does not resume as a plain one."""
+    """With dropout; and a scanned run does not resume as a plain one."""
     model = classifier(1, hidden_dropout_prob=0.1)
     results = [
         fit(model, Sentences(), FitConfig(epochs=1, learning_rate=1e-2, **layout), folder, mesh=one_device(), **QUIET)
@@ -42,6 +42,18 @@ def test_scanned_and_rematerialized_fine_tuning_equals_plain(tmp_path):
         np.testing.assert_allclose(scanned[path], plain[path], atol=1e-5)
     with pytest.raises(InputError, match="started with scan=True"):
         fit(model, Sentences(), FitConfig(epochs=1, learning_rate=1e-2), tmp_path / "run", mesh=one_device(), **QUIET)
+
+
+def test_mapping_over_the_devices_equals_one_device():
+    """With batches of 8 and 5 rows on four devices, in fine-tuning and in distillation."""
+    mesh, teacher = make_mesh({"data": 4}, jax.devices()[:4]), classifier(2)
+    for run in (fit, partial(distill, teacher=teacher)):
+        config = {"epochs": 1, "learning_rate": 1e-2}
+        losses = [
+            run(classifier(1), batches=Sentences(), config=FitConfig(**config, **changes), mesh=devices).loss
+            for devices, changes in ((one_device(), {}), (mesh, {"parallelism": "pmap", "accumulation": 2}))
+        ]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 LABELS = {
