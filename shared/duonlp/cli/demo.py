@@ -76,6 +76,7 @@ class Settings:
         new_tokens: Tokens generated per prompt.
         temperature: Temperature of the sampled completions.
         top_p: Probability of the tokens they are sampled from.
+        repetition_penalty: Penalty of tokens that the text already has.
         sampling_seed: Seed of the completions; it gives the same text in both frameworks.
     """
 
@@ -94,10 +95,11 @@ class Settings:
     hidden_size: int = 128
     num_layers: int = 4
     num_heads: int = 2
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     new_tokens: int = 64
-    temperature: float = 0.7
+    temperature: float = 0.5
     top_p: float = 0.9
+    repetition_penalty: float = 1.1
     sampling_seed: int = 0
     seed: int = 0
 
@@ -259,7 +261,7 @@ def complete_prompts(settings: Settings, folder: Path) -> tuple[dict[str, float]
         pipe = frameworks.package(framework).pipeline("text-generation", folder, batch_size=1)
         options = {
             "max_new_tokens": settings.new_tokens, "do_sample": True, "temperature": settings.temperature,
-            "top_p": settings.top_p, "seed": settings.sampling_seed,
+            "top_p": settings.top_p, "repetition_penalty": settings.repetition_penalty, "seed": settings.sampling_seed,
         }  # fmt: skip
         tokens, seconds, completions[framework] = 0, 0.0, []
         for prompt in settings.prompts:
