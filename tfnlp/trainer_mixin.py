@@ -220,6 +220,17 @@ class TrainerMixin(TrainStep):
         terms = self._label_terms(outputs, batch, self._share(training))
         return terms | self._added_terms(self.losses, self._share(training)), outputs
 
+    def _count_terms(self, batch: Any) -> dict[str, tf.Tensor]:
+        targets = outputs_of(self._loss_head, self.config)
+        if not self._has_own_loss() or len(targets) != 1 or targets[0].labels not in batch or self.losses:
+            return super()._count_terms(batch)
+        # Of a single term only the magnitude must be known before its gradient.
+        return {targets[0].logits: tf.cast(tf.size(batch[targets[0].labels]), tf.float32)}
+
+    def _has_own_loss(self) -> bool:
+        """Return whether the loss is that of the model's head alone."""
+        return self._compile_loss is None
+
     def _label_terms(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], share: float = 1.0) -> Terms:
         """Return the terms of the loss on the labels: compile's loss or the head's own."""
         if self._compile_loss is not None:

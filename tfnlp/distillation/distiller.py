@@ -230,6 +230,9 @@ class Distiller(TrainerMixin, keras.Model):
             inputs = model_inputs(self.teacher.config, batch, as_teacher=True)
             check_inputs(self.teacher.config, self.teacher.head, inputs)
 
+    def _has_own_loss(self) -> bool:
+        return False
+
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return self._select_inputs(self.student, batch)
 

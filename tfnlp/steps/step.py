@@ -127,20 +127,22 @@ class TrainStep(_Model):
         With several replicas, it returns the logs of the first one, which are those of all. Keras would average them,
         which fails with several workers, and would compile the communication between replicas as well.
         """
-        strategy = self.distribute_strategy
-        if self._replicas() == 1:
+        strategy, several = self.distribute_strategy, self._replicas() > 1
+        if self.steps_per_execution > 1 and not several:
             return super()._make_function(step_function)
 
         def run(batch: Any) -> dict[str, Any]:
             outputs = strategy.run(step_function, (batch,))
             return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], outputs)
 
-        run_step = self._autoconvert_optionals(run if self.run_eagerly else tf.function(run, autograph=False))
+        if not self.run_eagerly:
+            run = tf.function(run, jit_compile=self.jit_compile and not several, autograph=False, reduce_retracing=True)
+        run = self._autoconvert_optionals(run)
 
         def run_steps(iterator: Any) -> dict[str, Any]:
-            logs = run_step(next(iterator))
+            logs = run(next(iterator))
             for _ in range(self.steps_per_execution - 1):
-                logs = run_step(next(iterator))
+                logs = run(next(iterator))
             return logs
 
         return run_steps
@@ -153,8 +155,8 @@ class TrainStep(_Model):
             counts = self._sum_over_replicas(self._counts(batch))
         self._seed_dropout(replica)
         terms, gradients = self._sum_over_replicas(self._gradients(batch, counts))
-        first, unit = _first_count(counts_of(terms))
-        self.optimizer.apply([gradient * (unit / first) for gradient in gradients], self.trainable_variables)
+        scale = _unit(counts or counts_of(terms)) / _first(counts_of(terms))
+        self.optimizer.apply([gradient * scale for gradient in gradients], self.trainable_variables)
         return self._update_logs(terms)
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -190,15 +192,15 @@ class TrainStep(_Model):
             batch = self._prepare(batch)  # outside the tape, which would keep the activations of a teacher
             with tf.GradientTape() as tape:
                 terms, outputs = self._terms(batch, training=True)
-                first, unit = _first_count(counts or counts_of(terms))
-                relative = {name: count / first * unit for name, count in (counts or counts_of(terms)).items()}
+                known = counts or counts_of(terms)
+                relative = {name: count / _first(known) * _unit(known) for name, count in known.items()}
                 scaled = self.optimizer.scale_loss(total_loss(terms, relative))
             self._update_compiled_metrics(batch, outputs)
             gradients = tape.gradient(scaled, variables, unconnected_gradients="zero")
             # Dense, since an embedding's slices of the same row must be summed before the gradient is clipped.
             return terms, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-        if pieces == 1:
+        if pieces == 1 or counts is None:
             return microbatch(batch)
         rows = ops.size(tf.nest.flatten(batch)[0], 0)
         size = (rows + pieces - 1) // pieces
@@ -254,7 +256,11 @@ def counts_of(terms: Terms) -> dict[str, tf.Tensor]:
     return {name: count for name, (_, count) in terms.items()}
 
 
-def _first_count(counts: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the first count, at least 1, and the power of two next to it."""
-    first = tf.maximum(next(iter(counts.values())), 1.0)
-    return first, tf.pow(2.0, tf.round(tf.math.log(first) / math.log(2)))
+def _first(counts: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Return the first count, at least 1."""
+    return tf.maximum(next(iter(counts.values())), 1.0)
+
+
+def _unit(counts: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Return the power of two next to the first count."""
+    return tf.pow(2.0, tf.round(tf.math.log(_first(counts)) / math.log(2)))

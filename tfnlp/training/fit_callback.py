@@ -147,8 +147,9 @@ class Run(keras.callbacks.Callback):
         best_result = None
         if best.value is not None and best.step is not None:
             best_result = {"value": best.value, "step": best.step}
+        done = position["step"], position["examples"], position["seconds"], position["loss"]
         return FitResult(
-            self.trainer.trained_model(), *(position[name] for name in ("step", "examples", "seconds", "loss")), self.history,
-            best_result, self.folder / BEST if self.folder is not None and best_result is not None else None,
+            self.trainer.trained_model(), *done, self.history, best_result,
+            self.folder / BEST if self.folder is not None and best_result is not None else None,
             best.out_of_patience, self.preempted and position["step"] < self.total,
         )  # fmt: skip

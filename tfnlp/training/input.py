@@ -15,6 +15,7 @@ from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
 from duonlp.training.fit_loop import count_examples, endless_batches
 from duonlp.typing import Batch
+from duonlp.util.frameworks import keep_heap
 
 OUT_OF_DATA = "Your input ran out of data"
 """Start of Keras' warning at the end of a dataset whose length it does not know."""
@@ -67,7 +68,7 @@ class Source:
     ):  # fmt: skip
         self.read, self.start, self.steps, self.unit, self.count = read, start, steps, unit, count
         self.hosts, self.fixed_shapes = hosts, fixed_shapes
-        self.position, self.seen, self.ended_epoch = start, 0, False
+        self.position, self.seen, self.ended_epoch, self._taken = start, 0, False, 0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
         self.error: Exception | None = None
         self._marks: deque[tuple[Any, bool, int]] = deque()  # of the batches read ahead
@@ -80,6 +81,9 @@ class Source:
         """Record that a step has taken the next batch."""
         self.position, self.ended_epoch, count = self._marks.popleft()
         self.seen += count
+        self._taken += 1
+        if self._taken == 2:  # since tf.data's generators have made malloc return memory to the system again
+            keep_heap()
 
     def dataset(self, strategy: tf.distribute.Strategy | None = None) -> Any:
         """Return the batches as a tf.data.Dataset, or as a tf.distribute.DistributedDataset for a strategy.

@@ -123,6 +123,9 @@ class Pretrainer(TrainerMixin, keras.Model):
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return model_inputs(self.config, batch)
 
+    def _has_own_loss(self) -> bool:
+        return self._loss_function is None and super()._has_own_loss()
+
     def _label_terms(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], share: float = 1.0) -> Terms:
         if self._loss_function is not None:
             return dict(self._loss_function(outputs, batch))
