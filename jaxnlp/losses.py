@@ -107,9 +107,10 @@ def binary_cross_entropy_sum(
 def squared_error_sum(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, sample_weight: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of squared differences, and their count; labels and mask are reshaped to the logits' shape."""
+    """Return the sum of squared differences, and their count; the mask has the labels' shape, which may lack the logits' last axis."""
     losses = jnp.square(logits.astype(jnp.float32) - labels.reshape(logits.shape))
-    return _masked_sum(losses, None if mask is None else mask.reshape(logits.shape), sample_weight)
+    mask = None if mask is None else jnp.broadcast_to(mask, labels.shape).reshape(logits.shape)
+    return _masked_sum(losses, mask, sample_weight)
 
 
 def _masked_sum(

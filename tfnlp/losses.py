@@ -124,10 +124,11 @@ def binary_cross_entropy_sum(
 def squared_error_sum(
     logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the sum of squared differences, and their count; labels and mask are reshaped to the logits' shape."""
+    """Return the sum of squared differences, and their count; the mask has the labels' shape, which may lack the logits' last axis."""
+    if mask is not None:
+        mask = tf.reshape(tf.broadcast_to(mask, tf.shape(labels)), tf.shape(logits))
     labels = tf.reshape(tf.cast(labels, tf.float32), tf.shape(logits))
-    losses = tf.square(tf.cast(logits, tf.float32) - labels)
-    return _masked_sum(losses, None if mask is None else tf.reshape(mask, tf.shape(logits)), sample_weight)
+    return _masked_sum(tf.square(tf.cast(logits, tf.float32) - labels), mask, sample_weight)
 
 
 def _masked_sum(

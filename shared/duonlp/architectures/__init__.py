@@ -31,6 +31,9 @@ HINTS = {
 }
 """Advice for a head that a family lacks, if the family has the other head (None: always)."""
 
+FAMILY_ATTRIBUTES = ("MODEL_TYPES", "PREFIX", "heads", "config", "hf_config", "weights")
+"""What a family defines."""
+
 
 @cache
 def _registry() -> dict[str, ModuleType]:
@@ -40,6 +43,24 @@ def _registry() -> dict[str, ModuleType]:
         if not info.name.startswith("_")
     ]
     return {model_type: module for module in modules for model_type in module.MODEL_TYPES}
+
+
+def register(family: Any) -> None:
+    """Add a family from outside this package.
+
+    Args:
+        family: A module, or another object, with the attributes that this package's docstring lists.
+
+    Raises:
+        ConfigError: Another family has one of its model types, or an attribute is missing.
+    """
+    missing = [name for name in FAMILY_ATTRIBUTES if not hasattr(family, name)]
+    if missing:
+        raise ConfigError(f"the family has no {', '.join(missing)}; define {', '.join(FAMILY_ATTRIBUTES)}")
+    for model_type in family.MODEL_TYPES:
+        if _registry().get(model_type, family) is not family:
+            raise ConfigError(f"model_type {model_type!r} is taken by another family; use another name")
+    _registry().update(dict.fromkeys(family.MODEL_TYPES, family))
 
 
 def families() -> list[str]:
