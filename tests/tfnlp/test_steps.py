@@ -305,6 +305,14 @@ def test_sigterm_saves_the_position_and_the_log_and_the_best_model_resume(tmp_pa
     assert steps == [(i, 6 * i) for i in range(1, 9)]  # 2 of 8 rows have no label
 
 
+def test_several_steps_per_execution_and_positional_callbacks(eagerly):
+    model, record = model_of("classes"), Dies(None)
+    model.compile(make_optimizer("adamw", 1e-2, model), None, None, ["accuracy"], steps_per_execution=2)
+    batches = [classes(8, i) for i in range(3)]
+    history = model.fit(batch_dataset(batches), None, None, 2, 0, [record], shuffle=False).history
+    assert len(history["loss"]) == len(history["accuracy"]) == 2 and int(model.step.numpy()) == 6
+
+
 def test_a_backup_of_an_older_version_is_refused(tmp_path, eagerly):
     from tfnlp.training import backups
 

@@ -57,8 +57,6 @@ class Distiller(TrainerMixin, keras.Model):
     - precomputed ``teacher_logits`` (``cached_teacher_logits``; for question answering ``teacher_start_logits`` and
       ``teacher_end_logits``). The teacher then only runs for further losses that need it.
 
-    Under a tf.distribute strategy, each sum of the teacher's losses is divided once, by its count over all replicas.
-
     Args:
         student: A tfnlp model, created under the strategy to train with.
         teacher: A model with the same head and labels, in any order; None if the batches have its logits, in the
@@ -355,18 +353,11 @@ def distill(
         teacher: Model; None if the batches have its logits and ``distillation.losses`` is empty.
         batches: As for fit. With ``teacher_logits`` (cached_teacher_logits) the teacher only runs for
             ``distillation.losses``; with ``teacher_input_ids``, ... it reads these.
-        config: Settings of the run; the defaults of FitConfig if None.
+        config: As for fit, like all arguments that are not listed here.
         distillation: Settings of the distillation; the defaults of Distillation if None.
-        folder: Folder of the run, as for fit.
-        validation: Validation batches, as for fit.
-        evaluate: ``(model) -> {name: number}``, as for fit.
-        on_evaluation: Called after each evaluation, as for fit.
         tokenizer: Tokenizer of the student, saved with the best model.
         teacher_tokenizer: Tokenizer of the teacher. It must have the same vocabulary, unless batches hold separate inputs
             for the teacher.
-        jit_compile: Whether to compile with XLA, as for fit.
-        data: What identifies the data in run.json, as for fit.
-        log: Options of MetricsLog, as for fit.
 
     Returns:
         A FitResult, whose model is the student.

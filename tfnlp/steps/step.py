@@ -116,7 +116,7 @@ class TrainStep(_Model):
         if optimizer._distribution_strategy is not self.distribute_strategy:
             raise InputError("the optimizer was created under another strategy; create it inside strategy.scope()")
         assert hasattr(optimizer, "_all_reduce_sum_gradients")
-        optimizer.sums_gradients, optimizer._all_reduce_sum_gradients = False, lambda pairs: pairs
+        optimizer._all_reduce_sum_gradients = lambda pairs: pairs
 
     def _replicas(self) -> int:
         return self.distribute_strategy.num_replicas_in_sync

@@ -79,6 +79,8 @@ class Source:
 
     def advance(self) -> None:
         """Record that a step has taken the next batch."""
+        if not self._marks:  # the last of several steps_per_execution, at the end of the data
+            return
         self.position, self.ended_epoch, count = self._marks.popleft()
         self.seen += count
         self._taken += 1

@@ -85,10 +85,10 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class PerVariableRates(_Optimizer):
-    """Mixin of optimizers for a learning rate per variable and for clipping by the norm of the whole gradient.
+    """Mixin of optimizers for a learning rate per variable.
 
-    Keras clips each replica's gradient separately, and takes the norm of an embedding's gradient over its slices, before
-    slices of the same row are summed. Here gradients are summed first.
+    Keras takes the norm of an embedding's gradient over its slices, before slices of the same row are summed. Here they
+    are summed first.
 
     Args:
         args: Arguments of the optimizer.
@@ -97,9 +97,6 @@ class PerVariableRates(_Optimizer):
         undecayed: Paths of variables without weight decay. Unlike these, variables passed to
             ``exclude_from_weight_decay`` are not saved.
         options: Keyword arguments of the optimizer.
-
-    Attributes:
-        sums_gradients: Whether to sum gradients over replicas; False if the caller of ``apply`` has done so.
     """
 
     def __init__(
@@ -109,7 +106,6 @@ class PerVariableRates(_Optimizer):
         self.rate_factors, self.undecayed = dict(rate_factors or {}), sorted(undecayed)
         self._factors: dict[Any, float] = {}  # variable key -> factor
         self._undecayed_keys: set[Any] = set()
-        self.sums_gradients = True
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the optimizer's state for the variables."""
@@ -153,13 +149,7 @@ class PerVariableRates(_Optimizer):
 
     def _clip_gradients(self, gradients: Iterable[Any]) -> list[Any]:
         # An embedding's gradient has one slice per token; densify it, since slices of the same row must be summed.
-        gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
-        if self.sums_gradients:
-            gradients = [gradient for gradient, _ in super()._all_reduce_sum_gradients([(g, None) for g in gradients])]
-        return super()._clip_gradients(gradients)
-
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        return grads_and_vars  # summed in _clip_gradients already
+        return super()._clip_gradients([None if g is None else tf.convert_to_tensor(g) for g in gradients])
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration that Keras writes into a ``.keras`` file."""
