@@ -121,6 +121,7 @@ def run_heads(strategy, accumulation=1, names=tuple(HEADS), jit_compile=False):
             logs += [model.evaluate(batch_dataset(batches_of(name)), verbose=0, return_dict=True)]
             logs += [model.evaluate(x, batch_size=8, verbose=0, return_dict=True)]  # split by Keras, 8 rows and 5
             logs += [model.evaluate(rows[1], batch_size=5, verbose=0, return_dict=True)]
+            logs += [model.evaluate(x, batch_size=4, verbose=0, return_dict=True)]  # the last row leaves a replica without
             results |= {f"{key} {i} {n}": v for i, values in enumerate(logs) for n, v in values.items()}
             results |= {f"{key} {path}": value for path, value in weights(model).items()}
     return results

@@ -94,7 +94,8 @@ def _sum_and_count(
     if loss.reduction == "sum":
         return tf.reduce_sum(values), tf.constant(share)
     if mask is not None:
-        size *= tf.reduce_mean(tf.cast(mask, tf.float32))
+        # A replica without rows, in the last batch, has no mean.
+        size *= tf.math.divide_no_nan(tf.reduce_sum(tf.cast(mask, tf.float32)), tf.cast(tf.size(mask), tf.float32))
     if values.shape.rank == 0:  # a mean of the loss's own over the rows
         size = tf.cast(tf.shape(logits)[0], tf.float32)
         values = values * size
