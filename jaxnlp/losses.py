@@ -107,7 +107,7 @@ def binary_cross_entropy_sum(
 def squared_error_sum(
     logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, sample_weight: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the sum of squared differences, and their count; the mask has the labels' shape, which may lack the logits' last axis."""
+    """Return the sum of squared differences and their count; labels and mask may lack the logits' last axis, of size 1."""
     losses = jnp.square(logits.astype(jnp.float32) - labels.reshape(logits.shape))
     mask = None if mask is None else jnp.broadcast_to(mask, labels.shape).reshape(logits.shape)
     return _masked_sum(losses, mask, sample_weight)

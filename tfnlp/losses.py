@@ -124,7 +124,7 @@ def binary_cross_entropy_sum(
 def squared_error_sum(
     logits: tf.Tensor, labels: tf.Tensor, mask: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the sum of squared differences, and their count; the mask has the labels' shape, which may lack the logits' last axis."""
+    """Return the sum of squared differences and their count; labels and mask may lack the logits' last axis, of size 1."""
     if mask is not None:
         mask = tf.reshape(tf.broadcast_to(mask, tf.shape(labels)), tf.shape(logits))
     labels = tf.reshape(tf.cast(labels, tf.float32), tf.shape(logits))

@@ -121,7 +121,9 @@ def run_heads(strategy, accumulation=1, names=tuple(HEADS), jit_compile=False):
             logs += [model.evaluate(batch_dataset(batches_of(name)), verbose=0, return_dict=True)]
             logs += [model.evaluate(x, batch_size=8, verbose=0, return_dict=True)]  # split by Keras, 8 rows and 5
             logs += [model.evaluate(rows[1], batch_size=5, verbose=0, return_dict=True)]
-            logs += [model.evaluate(x, batch_size=4, verbose=0, return_dict=True)]  # the last row leaves a replica without
+            logs += [
+                model.evaluate(x, batch_size=4, verbose=0, return_dict=True)
+            ]  # the last row leaves a replica without
             results |= {f"{key} {i} {n}": v for i, values in enumerate(logs) for n, v in values.items()}
             results |= {f"{key} {path}": value for path, value in weights(model).items()}
     return results
@@ -376,8 +378,5 @@ def test_two_workers_match_two_replicas_and_resume(tmp_path, on_two):
 
 
 def test_settings_that_only_jaxnlp_has_are_refused():
-    class Config(FitConfig):
-        scan = True
-
-    with pytest.raises(InputError, match="scan is True; only jaxnlp has this setting"):
-        fit(model_of("classes"), [classes(8, 0)], Config(epochs=1))
+    with pytest.raises(InputError, match="scan is True, which only jaxnlp can honor"):
+        fit(model_of("classes"), [classes(8, 0)], FitConfig(epochs=1, scan=True))

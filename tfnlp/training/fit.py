@@ -21,9 +21,6 @@ from tfnlp.training.fit_callback import Run
 from tfnlp.training.input import epoch_source
 from tfnlp.training.optimizers import Schedule, make_optimizer
 
-JAX_SETTINGS = ("parallelism", "mesh", "scan", "remat")
-"""Settings of a FitConfig that Keras leaves to tf.distribute and to itself."""
-
 
 def fit(
     model: Any,
@@ -108,7 +105,7 @@ def train(
         options: Further options of ``trainer.compile``.
     """
     model, strategy = trainer.trained_model(), trainer.distribute_strategy
-    _check_supported(model, config)
+    _check_dtype(model)
     keep_heap()
     total = total_steps(batches, config, validation, evaluate)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
@@ -149,17 +146,13 @@ def train(
     return run.result()
 
 
-def _check_supported(model: Any, config: FitConfig) -> None:
-    """Raise InputError for parameters that lose updates, and for settings that only jaxnlp has."""
+def _check_dtype(model: Any) -> None:
+    """Raise InputError for parameters that lose small updates."""
     if model.variable_dtype != "float32":
         raise InputError(
             f"the parameters are {model.variable_dtype}, which loses small updates; load the model with "
             f"param_dtype='float32' and dtype={model.variable_dtype!r}"
         )
-    for name in JAX_SETTINGS:
-        value, default = getattr(config, name, None), getattr(FitConfig(), name, None)
-        if value != default:
-            raise InputError(f"{name} is {value!r}; only jaxnlp has this setting, so leave it at {default!r}")
 
 
 def _make_optimizer(model: Any, config: FitConfig, total: int) -> keras.optimizers.Optimizer:

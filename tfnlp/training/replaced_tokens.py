@@ -61,6 +61,9 @@ class ReplacedTokensPretrainer(Pretrainer):
             self.generator = generator
             self.parts = {name: MeanOfTerms(name=f"{name}_loss") for name in (GENERATOR, DISCRIMINATOR)}
 
+    def _has_own_loss(self) -> bool:
+        return False
+
     def _terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
         def logits_of(model: Any, ids: tf.Tensor) -> tf.Tensor:
             return model(model_inputs(model.config, {**batch, "input_ids": ids}), training=training)["logits"]

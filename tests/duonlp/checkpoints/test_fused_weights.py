@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from duonlp.architectures._common import Part, fused_linear
-from duonlp.checkpoints.checkpoint import stored_shape
+from duonlp.checkpoints.layouts import stored_shape
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_torch_linear_is_split_along_its_outputs():
     assert [(row.name, row.path, row.part.index) for row in rows[:3]] == [
         ("qkv.weight", "q/kernel", 0), ("qkv.weight", "k/kernel", 1), ("qkv.weight", "v/kernel", 2),
     ]  # fmt: skip
-    assert stored_shape("linear", (5, 8), rows[0].part) == stored_shape("linear", (5, 2), rows[1].part) == (12, 5)
-    assert stored_shape("vector", (2,), rows[4].part) == (12,)
+    assert stored_shape(rows[0], (5, 8)) == stored_shape(rows[1], (5, 2)) == (12, 5)
+    assert stored_shape(rows[4], (2,)) == (12,)
     whole = np.arange(5 * 12).reshape(5, 12)
     assert np.shares_memory(rows[0].part.of(whole), whole)  # a checkpoint is read without copies
 
