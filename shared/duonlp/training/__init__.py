@@ -5,6 +5,7 @@ from duonlp.training.config import PretrainingConfig, mesh_shape
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.flops import PairFlops, TokenFlops, block_flops, mfu, pair_flops, palm_flops, six_n, token_flops
 from duonlp.training.generated import GenerationScorer
+from duonlp.training.replaced_tokens import ReplacedTokens
 from duonlp.training.result import FitResult
 from duonlp.training.run_file import read_run
 from duonlp.training.schedules import learning_rate_at
@@ -18,6 +19,7 @@ __all__ = [
     "GenerationScorer",
     "PairFlops",
     "PretrainingConfig",
+    "ReplacedTokens",
     "Settings",
     "TokenFlops",
     "block_flops",
