@@ -325,3 +325,16 @@ def class_scores(logits: np.ndarray, config: TransformerConfig, function: str | 
     if function == "sigmoid":
         return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
     return softmax(logits) if function == "softmax" else logits
+
+
+def ranked_labels(scores: np.ndarray, config: TransformerConfig, top_k: int | None) -> list[dict[str, Any]]:
+    """Return the labels of the highest scores [labels], best first: a list of {"label", "score"}; all if `top_k` is None."""
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": config.labels[i], "score": float(scores[i])} for i in order.tolist()]
+
+
+def check_function_to_apply(options: Any) -> None:
+    """Put ``function_to_apply`` of frozen options into lower case, and raise InputError if it is unknown."""
+    if isinstance(options.function_to_apply, str):  # accept "Sigmoid"
+        object.__setattr__(options, "function_to_apply", options.function_to_apply.lower())
+    check_choice("function_to_apply", options.function_to_apply, ("sigmoid", "softmax", "none", None))

@@ -11,7 +11,17 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, Options, ParsedInputs, Task, check_choice, check_int, class_scores, describe
+from duonlp.tasks.base import (
+    Example,
+    Options,
+    ParsedInputs,
+    Task,
+    check_function_to_apply,
+    check_int,
+    class_scores,
+    describe,
+    ranked_labels,
+)
 from duonlp.typing import ImageProcessor
 from duonlp.util.frameworks import require_pillow
 
@@ -30,9 +40,7 @@ class ImageClassificationOptions(Options):
 
     def __post_init__(self) -> None:
         check_int("top_k", self.top_k, minimum=1)
-        if isinstance(self.function_to_apply, str):  # accept "Sigmoid"
-            object.__setattr__(self, "function_to_apply", self.function_to_apply.lower())
-        check_choice("function_to_apply", self.function_to_apply, ("sigmoid", "softmax", "none", None))
+        check_function_to_apply(self)
 
 
 class ImageClassificationTask(Task[ImageClassificationOptions]):
@@ -104,8 +112,7 @@ class ImageClassificationTask(Task[ImageClassificationOptions]):
         options: ImageClassificationOptions,
     ) -> list[dict[str, Any]]:
         scores = class_scores(outputs[0]["logits"], self.config, options.function_to_apply)
-        order = np.argsort(-scores, kind="stable")[: options.top_k]
-        return [{"label": self.config.labels[i], "score": float(scores[i])} for i in order.tolist()]
+        return ranked_labels(scores, self.config, options.top_k)
 
 
 def load_image(image: Any, where: str) -> np.ndarray:

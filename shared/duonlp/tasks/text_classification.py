@@ -5,11 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.tasks.base import Example, ParsedInputs, check_choice, check_int, check_text, class_scores, describe
+from duonlp.tasks.base import (
+    Example,
+    ParsedInputs,
+    check_function_to_apply,
+    check_int,
+    check_text,
+    class_scores,
+    describe,
+    ranked_labels,
+)
 from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
 
@@ -33,9 +40,7 @@ class TextClassificationOptions(TruncationOptions):
         super().__post_init__()
         if self.top_k != UNSET:
             check_int("top_k", self.top_k, minimum=1, optional=True)
-        if isinstance(self.function_to_apply, str):  # accept "Sigmoid"
-            object.__setattr__(self, "function_to_apply", self.function_to_apply.lower())
-        check_choice("function_to_apply", self.function_to_apply, ("sigmoid", "softmax", "none", None))
+        check_function_to_apply(self)
 
 
 class TextClassificationTask(TextTask[TextClassificationOptions]):
@@ -123,12 +128,10 @@ class TextClassificationTask(TextTask[TextClassificationOptions]):
         options: TextClassificationOptions,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         scores = class_scores(outputs[0]["logits"], self.config, options.function_to_apply)
-        labels = self.config.labels
         if isinstance(options.top_k, str):  # UNSET
             best = int(scores.argmax())
-            return {"label": labels[best], "score": float(scores[best])}
-        order = np.argsort(-scores, kind="stable")[: options.top_k]
-        return [{"label": labels[i], "score": float(scores[i])} for i in order.tolist()]
+            return {"label": self.config.labels[best], "score": float(scores[best])}
+        return ranked_labels(scores, self.config, options.top_k)
 
 
 def is_pair(item: Any) -> bool:
