@@ -28,7 +28,7 @@ from jaxnlp.training.step import Metrics, State, Step
 
 
 class Progress(TypedDict):
-    """How far a run is; stored with every checkpoint.
+    """Progress of a run, stored with every checkpoint.
 
     Attributes:
         step: Optimizer steps done.

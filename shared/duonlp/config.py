@@ -80,7 +80,7 @@ class PatchConfig:
     def __post_init__(self):
         if any(size < 1 or patch < 1 or size % patch for size, patch in zip(self.image_size, self.patch_size)):
             raise ConfigError(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}; change one of them"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; change one of them"
             )
 
     @property

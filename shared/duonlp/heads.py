@@ -190,7 +190,7 @@ def targets_of(head: str, config: TransformerConfig) -> dict[str, str]:
 
 
 def check_label_smoothing(head: str, config: TransformerConfig, label_smoothing: float) -> None:
-    """Raise InputError if the loss of a head is no cross-entropy over classes, so that labels cannot be smoothed."""
+    """Raise InputError unless labels can be smoothed: the loss of the head is a cross-entropy over classes."""
     for output in outputs_of(head, config) if label_smoothing else ():
         if output.kind_for(config) not in ("softmax", "span"):
             raise InputError(

@@ -32,7 +32,7 @@ HINTS = {
 """Advice for a head that a family lacks, if the family has the other head (None: always)."""
 
 FAMILY_ATTRIBUTES = ("MODEL_TYPES", "PREFIX", "heads", "config", "hf_config", "weights")
-"""What a family defines."""
+"""Attributes that a family must define."""
 
 
 @cache

@@ -83,11 +83,11 @@ def test_unusable_images(tmp_path):
         make()(str(tmp_path / "nowhere.png"))
     with pytest.raises(InputError, match=r"input 0, 'https://example.org/x.png', is not a file.*download it first"):
         make()("https://example.org/x.png")
-    with pytest.raises(InputError, match=r"input 0, uint8 \(6, 5\), is no image of this model"):
+    with pytest.raises(InputError, match=r"input 0, uint8 \(6, 5\), is not an image for this model"):
         make()(gray(0)[..., 0])
-    with pytest.raises(InputError, match=r"input 0, float64 \(6, 5, 3\), is no image of this model"):
+    with pytest.raises(InputError, match=r"input 0, float64 \(6, 5, 3\), is not an image for this model"):
         make()(gray(0) - 3.5)
-    with pytest.raises(InputError, match=r"input 0, uint8 \(6, 5, 2\), is no image of this model"):
+    with pytest.raises(InputError, match=r"input 0, uint8 \(6, 5, 2\), is not an image for this model"):
         make()(gray(0)[..., :2])
     with pytest.raises(InputError, match=r"\(3, 6, 6\) after preprocessing.*height=4, width=4"):
         make(size=6)(gray(0))
