@@ -95,7 +95,9 @@ class ImageClassificationTask(Task[ImageClassificationOptions]):
             try:
                 pixels = np.asarray(self.processor(images=image, return_tensors="np")[self.spec.name][0], np.float32)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{where}, {image.dtype} {image.shape}, is not an image for this model: {error}") from None
+                raise InputError(
+                    f"{where}, {image.dtype} {image.shape}, is not an image for this model: {error}"
+                ) from None
             if pixels.shape != self.spec.shape[1:]:
                 raise InputError(
                     f"{where} has shape {pixels.shape} after preprocessing, but this {self.config.model_type} takes "
