@@ -29,11 +29,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 export TOKENIZERS_PARALLELISM ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-test newest parity topology demo: export HF_HUB_OFFLINE := 1
-test newest parity topology: export CUDA_VISIBLE_DEVICES :=
-test newest parity topology demo: export JAX_PLATFORMS ?= cpu
+test newest parity topology attack demo: export HF_HUB_OFFLINE := 1
+test newest parity topology attack: export CUDA_VISIBLE_DEVICES :=
+test newest parity topology attack demo: export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test newest newest-python parity topology docs lint format bench clean
+.PHONY: help demo test newest newest-python parity topology attack docs lint format bench clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -65,6 +65,9 @@ parity: $(VENV)/.installed-parity ## compare with Transformers' PyTorch models
 
 topology: $(TOPOLOGY_VENV)/.installed ## compile training steps for TPU pods, without a TPU
 	$(TOPOLOGY_VENV)/bin/python -m pytest -m "topology and not slow" $(PYTEST_ARGS) tests/tpu_scripts
+
+attack: $(VENV)/.installed ## attack the library with bad files, kills, threads and programs; ARGS="NAME ... --minutes 10"
+	$(BIN)/python -m tests.attack $(ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
