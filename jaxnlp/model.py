@@ -16,6 +16,7 @@ from duonlp.heads import loss_terms, outputs_of
 from duonlp.inputs import check_inputs, main_input
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
+from duonlp.util.processes import check_process
 from jaxnlp import losses, ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.encoder_decoder import EncoderDecoder
@@ -108,6 +109,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
             InputError: Ids are outside the vocabulary, a sequence is longer than the positions, or shapes do
                 not match.
         """
+        check_process()
         inputs = {
             main_input(self.config): input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "position_ids": position_ids, "decoder_input_ids": decoder_input_ids,

@@ -1,5 +1,6 @@
 """Compile a model for repeated calls, instead of running it operation by operation."""
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from duonlp.inputs import check_inputs, input_specs, num_tokens
 from duonlp.typing import Array
+from duonlp.util.processes import check_process
 
 if TYPE_CHECKING:
     from tfnlp.model import Model
@@ -23,18 +25,37 @@ XLA_MAX_TOKENS = 256
 """Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
 
 
+TRACING = threading.RLock()
+"""Held while a model is traced, so that a thread finds what another has traced, and Keras' layers run in one thread."""
+
+
 def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     """Return a function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
     A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu
     on a CPU. A batch of at most XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
     kernels and compiles once per shape; pad to few shapes (duonlp.util.buckets). New weight values take effect.
-    Get a new function after the layers have changed (LoRA, quantization).
+    Any number of threads may call the function. Get a new function after the layers have changed (LoRA, quantization).
     """
     functions: dict[tuple, Callable[..., Any]] = {}
     specs = {spec.name: spec for spec in input_specs(model.config, model.head)}
 
+    def trace(types: tuple, flags: dict[str, bool], use_xla: bool) -> Callable[..., Any]:
+        shapes = {name: specs[name].shape if name in specs else () for name, _, _ in types}
+        signature = {
+            name: tf.TensorSpec(shapes[name] if len(shapes[name]) == rank else [None] * rank, dtype, name=name)
+            for name, dtype, rank in types
+        }
+        function = tf.function(
+            lambda tensors: model(tensors, training=False, **flags),
+            [signature],
+            autograph=False,
+            jit_compile=use_xla,
+        )
+        return function.get_concrete_function()  # to skip selecting a trace in each call
+
     def run(**inputs: Array) -> dict[str, Array]:
+        check_process()
         flags = {name: inputs.pop(name) for name in FLAGS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if value is not None}
         check_inputs(model.config, model.head, inputs)
@@ -44,19 +65,9 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
         use_xla = num_tokens(model.config, inputs) <= XLA_MAX_TOKENS
         key = types, tuple(flags.items()), use_xla
         if key not in functions:
-            shapes = {name: specs[name].shape if name in specs else () for name, _, _ in types}
-            signature = {
-                name: tf.TensorSpec(shapes[name] if len(shapes[name]) == rank else [None] * rank, dtype, name=name)
-                for name, dtype, rank in types
-            }
-            function = tf.function(
-                lambda tensors: model(tensors, training=False, **flags),
-                [signature],
-                autograph=False,
-                jit_compile=use_xla,
-            )
-            # The concrete function, to skip selecting a trace in each call.
-            functions[key] = function.get_concrete_function()
+            with TRACING:
+                if key not in functions:
+                    functions[key] = trace(types, flags, use_xla)
         outputs = functions[key]({name: tf.convert_to_tensor(value) for name, value in inputs.items()})
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 

@@ -13,6 +13,7 @@ from duonlp.generation.strategies.cache import check_cache
 from duonlp.inputs import check_inputs, main_input, named_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
+from duonlp.util.processes import check_process
 from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
@@ -124,6 +125,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
             InputError: Ids are outside the vocabulary, a sequence is longer than the positions, or shapes do
                 not match.
         """
+        check_process()
         other = {
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,

@@ -1,6 +1,7 @@
 """Text generation: the decoding loop of duonlp.generation, compiled with XLA."""
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -59,6 +60,7 @@ def generate(
     Raises:
         InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown,
             invalid or incompatible with another.
+        NonFiniteOutputError: The model's logits were NaN or infinite.
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
@@ -136,6 +138,8 @@ Prepared: TypeAlias = tuple[nnx.GraphDef, Params]
 
 _PREPARED: weakref.WeakKeyDictionary[Any, tuple[list[weakref.ref], Prepared]] = weakref.WeakKeyDictionary()
 """By model: references to the parameters it had, and what _prepare returned for them."""
+_preparing = threading.Lock()
+"""Held while a model is prepared, so that threads do not each copy its kernels."""
 
 
 def _prepare(model: Any) -> Prepared:
@@ -146,17 +150,18 @@ def _prepare(model: Any) -> Prepared:
     """
     graphdef, params = split(model)
     leaves = jax.tree.leaves(params)
-    if model in _PREPARED:
-        refs, prepared = _PREPARED[model]
-        if len(refs) == len(leaves) and all(ref() is leaf for ref, leaf in zip(refs, leaves)):
-            return prepared
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:
-        keep_heap()
-    copy = transposed(model) if on_cpu else merge(graphdef, params)
-    # These are part of the structure but do not affect decoding; models that differ in them would compile
-    # again.
-    copy.folder = copy.generation_config = None
-    prepared = split(copy)
-    _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], prepared
-    return prepared
+    with _preparing:
+        if model in _PREPARED:
+            refs, prepared = _PREPARED[model]
+            if len(refs) == len(leaves) and all(ref() is leaf for ref, leaf in zip(refs, leaves)):
+                return prepared
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu:
+            keep_heap()
+        copy = transposed(model) if on_cpu else merge(graphdef, params)
+        # These are part of the structure but do not affect decoding; models that differ in them would compile
+        # again.
+        copy.folder = copy.generation_config = None
+        prepared = split(copy)
+        _PREPARED[model] = [weakref.ref(leaf) for leaf in leaves], prepared
+        return prepared

@@ -53,5 +53,25 @@ class NonFiniteLossError(DuonlpError, ArithmeticError):
     """A training run whose loss became NaN or infinite."""
 
 
+class NonFiniteOutputError(DuonlpError, ArithmeticError):
+    """An output of a model that is NaN or infinite.
+
+    Attributes:
+        where: The input for which it is, such as "prompt 3".
+        output: Name of the output.
+        row: Index of the input in its batch.
+    """
+
+    def __init__(self, where: str, output: str, row: int = 0):
+        super().__init__(where, output, row)
+        self.where, self.output, self.row = where, output, row
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: the model's {self.output} are not finite (NaN or infinity); check its weights, and if it computes in "
+            "float16 or bfloat16, load it with dtype='float32'"
+        )
+
+
 class NewHeadWarning(UserWarning):
     """A checkpoint lacks the requested head, which therefore starts from random values."""

@@ -21,6 +21,7 @@ from duonlp.errors import CheckpointError, InputError, MissingExtraError
 from duonlp.heads import HEADS
 from duonlp.inputs import input_specs
 from duonlp.util import frameworks as available
+from duonlp.util.tokenization import tokenize
 
 FRAMEWORKS = ("tf", "jax", "torch")
 TEXTS = (
@@ -315,7 +316,7 @@ def _pair_with_half(prompt: np.ndarray, config: TransformerConfig) -> tuple[np.n
 def _tokenize(checkpoint: Checkpoint, config: TransformerConfig, texts: list[str]) -> list[list[int]]:
     tokenizer: Any = checkpoint.tokenizer()
     limit = min(config.max_length, int(min(tokenizer.model_max_length, 10**9)))
-    encoded = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+    encoded = tokenize(tokenizer, texts, truncation=True, max_length=limit)["input_ids"]
     if not all(encoded):
         raise InputError("an input has no tokens after tokenization; remove it")
     return encoded

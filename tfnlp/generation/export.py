@@ -40,15 +40,20 @@ def export_generate(
         options: Fields of GenerationConfig, such as max_new_tokens and num_beams.
 
     Raises:
-        InputError: See ``generate``; also for stop_strings, guidance_scale and prompt_lookup_num_tokens, which
-            depend on inputs that the endpoint does not have.
+        InputError: See ``generate``; also for stop_strings, guidance_scale, prompt_lookup_num_tokens and max_time,
+            which depend on what the endpoint does not have.
     """
     ids = np.ones((batch_size, prompt_length), np.int32)
     config = driver.resolve_config(model.config, model.generation_config, generation_config, options)
-    if config.stop_strings or config.guidance_scale != 1.0 or config.prompt_lookup_num_tokens:
+    if (
+        config.stop_strings
+        or config.guidance_scale != 1.0
+        or config.prompt_lookup_num_tokens
+        or config.max_time is not None
+    ):
         raise InputError(
-            "stop_strings, guidance_scale and prompt_lookup_num_tokens cannot be exported; leave them out, and cut texts "
-            "at stop strings in the client"
+            "stop_strings, guidance_scale, prompt_lookup_num_tokens and max_time cannot be exported; leave them out, and cut "
+            "texts at stop strings in the client"
         )
     (call,) = driver.prepare(model, ids, ids, config)
     loop = call.plan.for_loop()

@@ -12,6 +12,7 @@ from duonlp.generation.strategies import search
 from duonlp.typing import Array
 from duonlp.util.frameworks import keep_heap
 from tfnlp import ops
+from tfnlp.inference import TRACING
 
 if TYPE_CHECKING:
     from tfnlp.model import Model
@@ -54,6 +55,7 @@ def generate(
     Raises:
         InputError: A prompt is empty or too long, ids are outside the vocabulary, or an option is unknown,
             invalid or incompatible with another.
+        NonFiniteOutputError: The model's logits were NaN or infinite.
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
@@ -126,15 +128,16 @@ def _functions(call: driver.Call) -> tuple[Callable, Callable, Callable]:
 def get_program(model: Any, key: Hashable, make: Callable[[], Any]) -> Any:
     """Return ``make()``, cached on the model by key until its variables change, as with quantization and LoRA."""
     weights = tuple(id(variable) for variable in model.variables)
-    # Through __dict__: as a regular attribute, Keras and TensorFlow would track it and save it with the model.
-    cached = model.__dict__.get("_programs")
-    if cached is None or cached[0] != weights:
-        keep_heap()
-        cached = model.__dict__["_programs"] = weights, {}
-    programs = cached[1]
-    if key not in programs:
-        programs[key] = make()
-    return programs[key]
+    with TRACING:
+        # Through __dict__: as a regular attribute, Keras and TensorFlow would track it and save it with the model.
+        cached = model.__dict__.get("_programs")
+        if cached is None or cached[0] != weights:
+            keep_heap()
+            cached = model.__dict__["_programs"] = weights, {}
+        programs = cached[1]
+        if key not in programs:
+            programs[key] = make()
+        return programs[key]
 
 
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,8 +151,10 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         key = tuple((x.shape, x.dtype) for x in tf.nest.flatten(arguments))
         if key not in concrete:
-            traced = tf.function(function, jit_compile=True, autograph=False)
-            concrete[key] = traced.get_concrete_function(*arguments)
+            with TRACING:
+                if key not in concrete:
+                    traced = tf.function(function, jit_compile=True, autograph=False)
+                    concrete[key] = traced.get_concrete_function(*arguments)
         return concrete[key](*arguments)
 
     return call

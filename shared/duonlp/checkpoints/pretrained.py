@@ -13,6 +13,7 @@ from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS, PRETRAINING
 from duonlp.parameters import count_parameters, parameters
+from duonlp.util.processes import check_process
 
 ADVICE = {
     "cache_dir": "set the environment variable HF_HOME",
@@ -76,6 +77,7 @@ class PretrainedBase:
             ConfigError: the family, the head or an option is unsupported.
             InputError: a keyword is unknown.
         """
+        check_process()
         _check_keywords(config_overrides)
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
@@ -108,6 +110,7 @@ class PretrainedBase:
             ConfigError: the family, the head or an option is unsupported.
             InputError: a keyword is unknown, or ``config`` is of another type.
         """
+        check_process()
         _check_keywords(config_overrides)
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         cfg = resolve_config(config, config_overrides)

@@ -18,6 +18,7 @@ import typer
 from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
+from duonlp.util.tokenization import tokenize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -269,7 +270,8 @@ def complete_prompts(settings: Settings, folder: Path) -> tuple[dict[str, float]
             start = time.perf_counter()
             text = pipe(prompt, **options)[0]["generated_text"]
             seconds += time.perf_counter() - start
-            tokens += len(pipe.tokenizer(text)["input_ids"]) - len(pipe.tokenizer(prompt)["input_ids"])
+            sizes = [len(ids) for ids in tokenize(pipe.tokenizer, [prompt, text])["input_ids"]]
+            tokens += sizes[1] - sizes[0]
             completions[framework].append(text)
         speeds[framework] = tokens / seconds
     return speeds, completions

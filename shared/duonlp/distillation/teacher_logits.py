@@ -14,6 +14,7 @@ from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import label_order
 from duonlp.errors import InputError
 from duonlp.typing import Batch
+from duonlp.util.processes import check_process
 
 NAME = "teacher_logits"
 """Key of the logits in a batch."""
@@ -35,6 +36,7 @@ def collect_in_text_order(batches: Any, forward: Callable[[Batch], Any]) -> np.n
         InputError: The batches have no order, drop texts or are one host's share, or the results of two batches differ in
             shape.
     """
+    check_process()
     _check_complete(batches)
     if not hasattr(batches, "order"):
         raise InputError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from duonlp.errors import InputError
 from duonlp.util.sentences import is_dialogue, sentences_by_line
+from duonlp.util.tokenization import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,18 +145,14 @@ def _build_prompt(
         raise InputError(f"text {number} is {problem}: {text!r}; give a non-empty document")
 
     def length(document: str) -> int:
-        return len(tokenizer(prefix + document + prompt, verbose=False)["input_ids"])
+        return len(tokenize(tokenizer, prefix + document + prompt, verbose=False)["input_ids"])
 
     text = text.rstrip()
     excess = length(text) + new - limit
     if excess <= 0:
         return text + prompt
-    ends = [
-        end
-        for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-            "offset_mapping"
-        ]
-    ]
+    encoded = tokenize(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = [end for _, end in encoded["offset_mapping"]]
     kept = len(ends)
     while excess > 0:
         kept -= excess  # tokens may merge differently at the cut, so the length is measured again

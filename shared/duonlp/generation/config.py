@@ -18,15 +18,14 @@ UNSUPPORTED = {
     "force_words_ids": "use sequence_bias or a logits processor instead of constrained beam search",
     "dola_layers": "leave DoLa decoding out",
     "watermarking_config": "use a logits processor for watermarking",
-    "max_time": "a compiled loop cannot read the clock; use max_new_tokens, or stream and stop reading",
     "prefix_allowed_tokens_fn": "write it as a logits processor, (ids, logits, step) -> logits",
     "stopping_criteria": "use eos_token_id or stop_strings, or stream and stop reading",
     "assistant_early_exit": "pass a draft model as assistant_model, or set prompt_lookup_num_tokens",
 }
 """Unsupported options of Transformers that would change the text, with alternatives."""
 
-NEUTRAL = (None, False, 0, 0.0, 1.0, [], {})
-"""Values for which an unsupported option has no effect."""
+NEUTRAL = {"constraints": [], "force_words_ids": [], "stopping_criteria": []}
+"""Values besides None for which an unsupported option has no effect."""
 
 IGNORED = (
     "use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "transformers_version",
@@ -49,6 +48,7 @@ class GenerationConfig:
     max_new_tokens: int | None = None  # number of new tokens; takes precedence over max_length
     max_length: int | None = None  # prompt (with padding) plus new tokens; None: 20 new tokens
     min_new_tokens: int | None = None  # suppress the end of text before this many new tokens
+    max_time: float | None = None  # stop after this many seconds, measured between steps; compilation counts
     min_length: int = 0  # suppress the end of text before this total length, prompt included
     stop_strings: tuple[str, ...] = ()  # stop after the token that completes one of these; needs the tokenizer
 
@@ -138,7 +138,7 @@ class GenerationConfig:
             defaults["decoder_start_token_id"] = cfg.decoder.start_token_id
         stored = stored or {name: value for name, value in cfg.extra.items() if name in OPTIONS}
         options = {name: value for name, value in stored.items() if value is not None}
-        dropped = [f"{name}={options[name]!r}" for name in UNSUPPORTED if options.get(name) not in NEUTRAL]
+        dropped = [f"{name}={options[name]!r}" for name in UNSUPPORTED if not _is_neutral(name, options.get(name))]
         if dropped:
             warnings.warn(
                 f"generation_config.json sets {', '.join(dropped)}, which is unsupported and ignored", stacklevel=4
@@ -162,7 +162,7 @@ class GenerationConfig:
         """
         changes = {}
         for name, value in options.items():
-            if name in UNSUPPORTED and value not in NEUTRAL:
+            if name in UNSUPPORTED and not _is_neutral(name, value):
                 raise InputError(f"{name}={value!r} is unsupported; {UNSUPPORTED[name]}")
             if name in OPTIONS:
                 reset = 0 if name == "top_k" else DEFAULTS[name]
@@ -261,6 +261,11 @@ BEAMS = ("early_stopping", "length_penalty")
 
 Processor = Callable[[Array, Array, Array], Array]
 """(ids [rows, columns], logits [rows, V], step) -> logits; see duonlp.generation.processors."""
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Return whether a value of an unsupported option has no effect."""
+    return value is None or (isinstance(value, (list, tuple)) and list(value) == NEUTRAL.get(name))
 
 
 def _freeze(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """``generate`` and ``stream`` around the compiled loop: the NumPy side, written once for both engines."""
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -8,16 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from duonlp.errors import InputError
+from duonlp.errors import InputError, NonFiniteOutputError
 from duonlp.generation.config import DEFAULTS, GenerationConfig, Processor
 from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
+from duonlp.util.processes import check_process
 
 LOOP_ONLY = ("cache", "draft_cache", "hidden")
 """Entries of a state that ``result`` does not read."""
+
+CLOCK_INTERVAL = 0.02
+"""Seconds between looks at the clock with max_time, if a step takes less; each waits for the device."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,19 @@ class Call:
     values: dict[str, Any]
 
 
-def collect(call: Call, out: Mapping[str, Any]) -> GenerationOutput:
+def collect(call: Call, out: Mapping[str, Any], first: int = 0) -> GenerationOutput:
     """Return the results of one compiled loop without the rows and columns that pad to bucket sizes.
 
     Args:
         call: The call that was run.
         out: Result of duonlp.generation.loop.result, as NumPy.
+        first: Index of its first prompt, for messages.
+
+    Raises:
+        NonFiniteOutputError: The model's logits were NaN or infinite.
     """
     plan, original = call.plan, call.prompt.original
+    _check_logits(call, out, first)
     steps, texts = int(out["steps"]), len(original) * plan.returned
     prompts = np.repeat(original, plan.returned, axis=0)
     sequences = np.concatenate([prompts, out["ids"][:texts, :steps]], axis=1).astype(np.int32)
@@ -67,6 +77,15 @@ def collect(call: Call, out: Mapping[str, Any]) -> GenerationOutput:
     }
     recorded = {name: trim(np.asarray(out[name])) for name, trim in trims.items() if name in out}
     return GenerationOutput(sequences=sequences, **recorded)
+
+
+def _check_logits(call: Call, out: Mapping[str, Any], first: int) -> None:
+    """Raise NonFiniteOutputError if the logits of a prompt's text were NaN or infinite."""
+    rows = len(call.prompt.original) * call.plan.samples
+    invalid = np.flatnonzero(~np.asarray(out["valid"])[:rows])
+    if len(invalid) and not call.config.remove_invalid_values:
+        row = first + int(invalid[0]) // call.plan.samples
+        raise NonFiniteOutputError(f"prompt {row}", "logits", row)
 
 
 class Streamer(Protocol):
@@ -93,12 +112,14 @@ def prepare(
     Raises:
         InputError: See jaxnlp.generation.generate.
     """
+    check_process()
     extras = extras or Extras()
     config = resolve_config(model.config, model.generation_config, generation_config, options)
     if config.do_sample and config.seed is None:
         config = replace(config, seed=secrets.randbits(63))
     draft = extras.assistant_model
     _check_extras(model, config, extras)
+    _check_effects(model, config, extras, options or {})
     assisted = draft is not None or config.prompt_lookup_num_tokens is not None
     cfg, source, negatives = model.config, None, (extras.negative_prompt_ids, extras.negative_prompt_attention_mask)
     if cfg.decoder is not None:
@@ -178,6 +199,20 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
         )
 
 
+def _check_effects(model: Any, config: GenerationConfig, extras: Extras, options: Mapping[str, Any]) -> None:
+    """Raise InputError for arguments of this call that cannot change anything."""
+    conditions = {
+        "num_assistant_tokens": ("assistant_model", extras.assistant_model is not None),
+        "max_matching_ngram_size": ("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens is not None),
+        "decoder_start_token_id": ("an encoder-decoder", model.config.decoder is not None),
+    }
+    for name, (condition, holds) in conditions.items():
+        if options.get(name) is not None and not holds:
+            raise InputError(f"{name}={options[name]!r} has no effect without {condition}; omit it")
+    if extras.negative_prompt_attention_mask is not None and extras.negative_prompt_ids is None:
+        raise InputError("negative_prompt_attention_mask needs negative_prompt_ids; pass both or neither")
+
+
 @dataclass(frozen=True)
 class Programs:
     """The compiled programs of a call, provided by the engine."""
@@ -209,10 +244,11 @@ def generate(
         extras: Further arguments of ``generate``.
         options: Fields of GenerationConfig to change for this call.
     """
+    start = time.monotonic()
     calls = prepare(model, input_ids, attention_mask, generation_config, extras, options)
     config = calls[0].config
     if streamer is None:
-        outputs = [_run(load(call), call) for call in calls]
+        outputs = [_run(load, call, start, first) for first, call in enumerate(calls)]
         output = outputs[0] if len(outputs) == 1 else join(outputs, int(calls[0].values["padding"]))
         return output if config.returns_dict else output["sequences"]
     if config.returns_dict:
@@ -231,9 +267,33 @@ def generate(
     return np.concatenate([prompts, *pieces], axis=1).astype(np.int32)
 
 
-def _run(programs: Programs, call: Call) -> GenerationOutput:
-    state = programs.advance(programs.start(), call.values["new_tokens"])
-    return collect(call, programs.result(state))
+def _run(load: Callable[[Call], Programs], call: Call, start: float, first: int) -> GenerationOutput:
+    """Run one call, whose first prompt has this index; ``start`` is the time from which max_time counts."""
+    programs = load(call)
+    state = programs.start()
+    if call.config.max_time is None:
+        state = programs.advance(state, call.values["new_tokens"])
+    else:
+        state = _advance_in_time(load, programs, call, state, start + call.config.max_time)
+    return collect(call, programs.result(state), first)
+
+
+def _advance_in_time(load: Callable[[Call], Programs], programs: Programs, call: Call, state: Any, end: float) -> Any:
+    """Advance until the texts have ended or the first step after ``end``, as MaxTimeCriteria of Transformers does."""
+    count, steps = int(call.values["new_tokens"]), 1
+    n = int(state["n"])  # waits for the device
+    while n < count and (n == 0 or time.monotonic() <= end):
+        begin, until = time.monotonic(), min(n + steps, count)
+        state = programs.advance(state, np.int32(until))
+        reached = int(state["n"])
+        if reached < until:  # all texts have ended
+            return state
+        seconds = (time.monotonic() - begin) / (reached - n)
+        steps, n = max(1, int(CLOCK_INTERVAL / max(seconds, 1e-9))), reached
+    if n < count and call.plan.strategy == "beam":  # one more step, which ends all beams
+        last = load(replace(call, values=call.values | {"new_tokens": np.int32(n + 1)}))
+        state = last.advance(state, np.int32(n + 1))
+    return state
 
 
 def stream(load: Callable[[Call], Programs], calls: list[Call]) -> Iterator[np.ndarray]:
@@ -248,18 +308,21 @@ def stream(load: Callable[[Call], Programs], calls: list[Call]) -> Iterator[np.n
         )
     if len(calls) > 1:
         raise InputError(f"speculative decoding streams one prompt at a time, but got {len(calls)}; pass one")
-    return _stream(load(calls[0]), calls[0])
+    return _stream(load(calls[0]), calls[0], time.monotonic())
 
 
-def _stream(programs: Programs, call: Call) -> Iterator[np.ndarray]:
+def _stream(programs: Programs, call: Call, start: float) -> Iterator[np.ndarray]:
     state, yielded = programs.start(), 0
     texts = len(call.prompt.original) * call.plan.samples
     while True:
         out = programs.result(state)
         steps = int(out["steps"])
+        _check_logits(call, out, 0)
         if steps > yielded:
             yield out["ids"][:texts, yielded:steps].astype(np.int32)
         elif steps:
+            return
+        if steps and call.config.max_time is not None and time.monotonic() - start > call.config.max_time:
             return
         yielded = steps
         state = programs.advance(state, np.int32(steps + 1))

@@ -9,6 +9,7 @@ from duonlp.generation.prompt import as_mask
 from duonlp.inputs import check_inputs
 from duonlp.positions import generation_position_ids
 from duonlp.util.buckets import bucket
+from duonlp.util.processes import check_process
 
 
 def pad_texts(
@@ -30,6 +31,7 @@ def pad_texts(
         InputError: Shapes do not match, ids are outside the vocabulary, texts are longer than the model's
             positions, or the model is an encoder-decoder.
     """
+    check_process()
     if cfg.decoder is not None:
         raise InputError(
             f"a {cfg.model_type} scores a text given a source; call it with input_ids and labels and read its loss or logits"

@@ -9,6 +9,7 @@ a loop needs one lookup per token. Texts stop at the same token as with Transfor
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ MAX_CACHED_TABLES = 8
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _cache: WeakKeyDictionary[Any, "_TokenizerCache"] = WeakKeyDictionary()
+_lock = threading.RLock()
+"""Guards the cache and its tables: reading a vocabulary takes a moment, so that threads wait for the first."""
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -111,10 +114,11 @@ def _cached(tokenizer: Any) -> _TokenizerCache:
             "with transformers.AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     vocabulary = tokenizer.get_vocab()
-    entry = _cache.get(tokenizer)
-    if entry is None or entry.size != len(vocabulary):
-        entry = _cache[tokenizer] = _TokenizerCache(len(vocabulary), _read_tokens(tokenizer, vocabulary))
-    return entry
+    with _lock:
+        entry = _cache.get(tokenizer)
+        if entry is None or entry.size != len(vocabulary):
+            entry = _cache[tokenizer] = _TokenizerCache(len(vocabulary), _read_tokens(tokenizer, vocabulary))
+        return entry
 
 
 def _read_tokens(tokenizer: Any, vocabulary: dict[str, int]) -> tuple[bytes | None, ...]:
@@ -169,21 +173,24 @@ class StopStrings:
         """
         strings = check_strings(strings)
         cache = _cached(tokenizer)
-        table = cache.tables.pop((strings, vocab_size), None)
-        if table is None:
-            patterns = [string.encode() for string in strings]
-            length = sum(map(len, patterns))
-            if length * vocab_size > MAX_TABLE_ENTRIES:
-                raise InputError(
-                    f"stop strings of {length} bytes in total need a table of {length * vocab_size * 4 / 2**20:.0f} MiB for "
-                    f"{vocab_size} tokens, more than {MAX_TABLE_ENTRIES * 4 // 2**20} MiB; pass fewer or shorter ones"
-                )
-            goto, completes = build_automaton(patterns)
-            table = cls(strings, token_transitions(goto, completes, cache.tokens, vocab_size), cache.tokens, goto)
-        cache.tables[strings, vocab_size] = table  # moves it to the end: most recently used
-        while len(cache.tables) > MAX_CACHED_TABLES:
-            del cache.tables[next(iter(cache.tables))]
+        with _lock:
+            table = cache.tables.pop((strings, vocab_size), None) or cls._build(cache.tokens, strings, vocab_size)
+            cache.tables[strings, vocab_size] = table  # moves it to the end: most recently used
+            while len(cache.tables) > MAX_CACHED_TABLES:
+                del cache.tables[next(iter(cache.tables))]
         return table
+
+    @classmethod
+    def _build(cls, tokens: tuple[bytes | None, ...], strings: tuple[str, ...], vocab_size: int) -> "StopStrings":
+        patterns = [string.encode() for string in strings]
+        length = sum(map(len, patterns))
+        if length * vocab_size > MAX_TABLE_ENTRIES:
+            raise InputError(
+                f"stop strings of {length} bytes in total need a table of {length * vocab_size * 4 / 2**20:.0f} MiB for "
+                f"{vocab_size} tokens, more than {MAX_TABLE_ENTRIES * 4 // 2**20} MiB; pass fewer or shorter ones"
+            )
+        goto, completes = build_automaton(patterns)
+        return cls(strings, token_transitions(goto, completes, tokens, vocab_size), tokens, goto)
 
     def start(self, ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
         """Return the state after each prompt, int32 [batch].

@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "diversity_penalty": ("0 or more", lambda x: x >= 0),
     "penalty_alpha": ("from 0 to 1", lambda x: 0 <= x <= 1),
     "guidance_scale": ("above 0", lambda x: x > 0),
+    "max_time": ("0 or more", lambda x: x >= 0),
     "length_penalty": ("a finite number", math.isfinite),
 }
 """Number options with their range, in words and as a predicate."""

@@ -74,6 +74,13 @@ def load_pipeline(
         )
     else:
         folder = getattr(model, "folder", None)
+        unused = {
+            "revision": revision is not None, "local_files_only": local_files_only, "dtype": dtype != "float32",
+            "param_dtype": param_dtype != "float32",
+        }  # fmt: skip
+        if any(unused.values()):
+            name = next(name for name, given in unused.items() if given)
+            raise InputError(f"{name} is for loading a checkpoint, but this model is loaded; omit it")
     if processor is None:
         raise InputError(f"pipeline({task!r}) got a loaded model but no {needs}; pass {needs}=")
     task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from duonlp.config import TransformerConfig
-from duonlp.errors import InputError
+from duonlp.errors import InputError, NonFiniteOutputError
 from duonlp.tasks import make_task
 from duonlp.tasks.base import Example, Task, check_int, describe
 from duonlp.tasks.generation import GenerationTask
@@ -49,8 +49,7 @@ class Pipeline:
     Raises:
         InputError: an option is unknown or has an invalid value.
 
-    Attributes:
-        shapes: [rows, tokens] of all batches so far, i.e. the shapes that an engine has compiled.
+    Any number of threads may call a pipeline at the same time.
     """
 
     def __init__(
@@ -70,8 +69,13 @@ class Pipeline:
         self.batch_size = int(batch_size)
         self.progress = progress
         self.options = task.options(**options)
-        self.shapes: set[tuple[int, int]] = set()
+        self._shapes: set[tuple[int, int]] = set()
         self._constructor_options = options
+
+    @property
+    def shapes(self) -> set[tuple[int, int]]:
+        """Shapes [rows, tokens] of all batches so far, i.e. those that an engine has compiled."""
+        return self._shapes.copy()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -107,6 +111,7 @@ class Pipeline:
 
         Raises:
             InputError: an input or option is invalid; for an input, the message gives its index.
+            NonFiniteOutputError: an output of the model is NaN or infinite.
         """
         if args:
             keywords = self._positional(inputs, args, keywords)
@@ -185,7 +190,7 @@ class Pipeline:
         remaining = 1.0  # estimated fraction of an item's work that is left after earlier rounds
         while pending:
             next_pending: dict[int, list[Example]] = {}
-            for finished in self._run_round(pending, options, rows, partial, remaining):
+            for finished in self._run_round(pending, options, rows, partial, remaining, first):
                 for number, outputs in finished:
                     item, examples = items[number], pending[number]
                     next_examples = self.task.next_round(item, examples, outputs, options)
@@ -205,6 +210,7 @@ class Pipeline:
         rows: int,
         partial: dict[int, float],
         remaining: float,
+        first: int,
     ) -> Iterator[list[tuple[int, list[dict[str, Any]]]]]:
         """Run all rows once and yield, for each batch, (index, reduced outputs of all rows) of the items it completed."""
         flat = [(number, row) for number, examples in pending.items() for row in range(len(examples))]
@@ -214,7 +220,8 @@ class Pipeline:
         num_left = {number: len(examples) for number, examples in pending.items()}
         for batch in self._batches([pending[number][row] for number, row in flat], rows):
             members = [flat[i] for i in batch]
-            outputs = self._forward([pending[number][row] for number, row in members], options, rows)
+            inputs = [first + number for number, _ in members]
+            outputs = self._forward([pending[number][row] for number, row in members], options, rows, inputs)
             finished = []
             for (number, row), output in zip(members, outputs, strict=True):
                 reduced[number][row] = output
@@ -239,11 +246,14 @@ class Pipeline:
                 yield group[:size]
                 del group[:size]
 
-    def _forward(self, examples: list[Example], options: Any, rows: int) -> list[dict[str, Any]]:
-        """Run the model on one batch and return the reduced outputs of each row."""
+    def _forward(self, examples: list[Example], options: Any, rows: int, inputs: list[int]) -> list[dict[str, Any]]:
+        """Run the model on one batch and return the reduced outputs of each row; ``inputs`` are the rows' items."""
         group = examples[0].group
         batch = self._pad(examples, rows)
-        outputs = self.task.run(self.forward, batch, group, options)
+        try:
+            outputs = self.task.run(self.forward, batch, group, options)
+        except NonFiniteOutputError as error:
+            raise NonFiniteOutputError(f"{self.task.name}: input {inputs[error.row]}", error.output) from None
         missing = [key for key in self.task.outputs if key not in outputs]
         if missing:
             raise InputError(
@@ -251,7 +261,12 @@ class Pipeline:
                 f"{', '.join(outputs) or 'nothing'}; load it with the {self.task.head!r} head"
             )
         arrays = {key: as_numpy(outputs[key]) for key in self.task.outputs}
-        return self.task.reduce(examples, arrays, options)
+        reduced = self.task.reduce(examples, arrays, options)
+        for number, row in zip(inputs, reduced, strict=True):
+            for name, value in row.items():
+                if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise NonFiniteOutputError(f"{self.task.name}: input {number}", name)
+        return reduced
 
     def _width(self, longest: int) -> int:
         """Return the padded length of a batch: a bucket, but at most the model's number of positions."""
@@ -262,7 +277,7 @@ class Pipeline:
         length, count = self._width(max(example.length for example in examples)), len(examples)
         # Pad a smaller batch with rows that are discarded, so that its shape has been compiled before.
         total = bucket(count, max(count, rows)) if self.task.buckets else count
-        self.shapes.add((total, length))
+        self._shapes.add((total, length))
         return self.task.batch(examples, total, length)
 
 

@@ -14,6 +14,7 @@ from duonlp.tasks.base import Example, ParsedInputs, check_int, describe, softma
 from duonlp.tasks.feature_extraction import merge_tokenizer_options
 from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
+from duonlp.util.tokenization import tokenize
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class FillMaskTask(TextTask[FillMaskOptions]):
             raise InputError(
                 "fill-mask needs a tokenizer with a mask token; use a masked language model and its tokenizer"
             )
-        self._targets: dict[tuple[str, ...], np.ndarray] = {}
+        self._targets: tuple[tuple[str, ...], np.ndarray] = (), np.zeros(0, np.int64)
 
     def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
         return merge_tokenizer_options(self.name, changes, "tokenizer_kwargs")
@@ -136,14 +137,15 @@ class FillMaskTask(TextTask[FillMaskOptions]):
         Raises:
             InputError: no target has a token.
         """
-        if targets in self._targets:
-            return self._targets[targets]
+        cached, ids = self._targets
+        if targets == cached:
+            return ids
         vocabulary = self.tokenizer.get_vocab()
-        ids = []
+        found: list[int] = []
         for target in targets:
             token = vocabulary.get(target)
             if token is None:
-                pieces = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+                pieces = tokenize(self.tokenizer, target, add_special_tokens=False)["input_ids"]
                 if not pieces:
                     warnings.warn(f"target {target!r} has no tokens; it is ignored", stacklevel=2)
                     continue
@@ -152,8 +154,9 @@ class FillMaskTask(TextTask[FillMaskOptions]):
                 warnings.warn(
                     f"target {target!r} is not in the vocabulary; using its first token, {first!r}", stacklevel=2
                 )
-            ids.append(token)
-        if not ids:
+            found.append(token)
+        if not found:
             raise InputError(f"none of the targets {', '.join(map(repr, targets))} has a token; pass other words")
-        self._targets = {targets: np.array(sorted(set(ids)))}  # cached, so that a target warns only once
-        return self._targets[targets]
+        ids = np.array(sorted(set(found)))
+        self._targets = targets, ids  # cached, so that a target warns only once; replaced as a whole, for other threads
+        return ids

@@ -73,6 +73,11 @@ class GenerationOptions(_AllGenerationOptions):
         check_bool("skip_special_tokens", self.skip_special_tokens)
         check_bool("clean_up_tokenization_spaces", self.clean_up_tokenization_spaces, optional=True)
         check_string("prefix", self.prefix, optional=True)
+        if self.return_tensors and (self.clean_up_tokenization_spaces or not self.skip_special_tokens):
+            name = "skip_special_tokens" if not self.skip_special_tokens else "clean_up_tokenization_spaces"
+            raise InputError(
+                f"{name}={getattr(self, name)} has no effect with return_tensors=True, which returns ids; omit one of them"
+            )
         if not isinstance(self.logits_processor, (list, tuple, type(None))):
             raise InputError(
                 f"logits_processor is {describe(self.logits_processor)}; expected a list of functions "

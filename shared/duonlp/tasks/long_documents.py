@@ -33,6 +33,12 @@ class LongDocumentOptions(Text2TextGenerationOptions):
         super().__post_init__()
         check_bool("return_chunks", self.return_chunks)
         check_string("language", self.language, optional=True)
+        for name in ("return_chunks", "language"):
+            if getattr(self, name) and self.long_documents != "chunk":
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} has no effect with long_documents={self.long_documents!r}; pass "
+                    'long_documents="chunk", or omit it'
+                )
 
 
 LongDocumentOptionsT = TypeVar("LongDocumentOptionsT", bound=LongDocumentOptions)

@@ -13,6 +13,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.tasks.base import Example, Options, ParsedInputs, check_bool, check_int, check_text, describe
 from duonlp.tasks.text import TextTask
+from duonlp.util.tokenization import tokenize
 
 MASKED = np.float32(-10000.0)
 """Logit of tokens that cannot be part of an answer, as in Transformers."""
@@ -149,7 +150,8 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
         pairs = [self.question_and_context(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         contexts = [context for _, context in pairs]
         questions = self.fit_questions(pairs, size, stride, options.max_question_len, first)
-        encoded = self.tokenizer(
+        encoded = tokenize(
+            self.tokenizer,
             questions,
             contexts,
             truncation="only_second",
@@ -211,11 +213,13 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
         """
         questions = [question for question, _ in pairs]
         special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        encoded = self.tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenize(
+            self.tokenizer, questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         for i, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
             if size - special - len(ids) > stride:
                 continue
-            if len(self.tokenizer(*pairs[i], verbose=False)["input_ids"]) <= size:
+            if len(tokenize(self.tokenizer, *pairs[i], verbose=False)["input_ids"]) <= size:
                 continue  # question and context fit one window
             length = min(len(ids), longest)
             if size - special - length <= stride:

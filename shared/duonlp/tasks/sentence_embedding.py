@@ -17,6 +17,7 @@ from duonlp.tasks.base import Example, check_bool, check_string
 from duonlp.tasks.sentence_config import Dense, l2_normalize, read_sentence_config
 from duonlp.tasks.text import TextTask, TruncationOptions
 from duonlp.typing import Tokenizer
+from duonlp.util.tokenization import tokenize
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SentenceEmbeddingOptions(TruncationOptions):
         prompt: Text to prepend to each input.
     """
 
-    truncation: bool | str = True
+    truncation: bool | str | None = True
     normalize: bool | None = None
     prompt_name: str | None = None
     prompt: str | None = None
@@ -83,6 +84,13 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
         # The sentence-transformers setting takes precedence over the tokenizer's.
         return min(self.config.max_length, self.sentence.max_length)
 
+    def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
+        if changes.get("prompt") is not None and changes.get("prompt_name") is not None:
+            raise InputError(
+                f"prompt={changes['prompt']!r} and prompt_name={changes['prompt_name']!r} both give a prompt; pass one of them"
+            )
+        return changes
+
     def check_options(self, options: SentenceEmbeddingOptions) -> None:
         self.prompt(options)
 
@@ -113,7 +121,7 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
         skipped = 0
         if prompt and not self.sentence.include_prompt:
             # Do not pool the prompt's tokens; a trailing special token is not one of them.
-            ids = self.tokenizer(prompt, verbose=False)["input_ids"]
+            ids = tokenize(self.tokenizer, prompt, verbose=False)["input_ids"]
             skipped = len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
         rows = self.rows(self.tokenize(texts, options=options), first)
         return [[Example(row, state=skipped)] for row in rows]

@@ -12,6 +12,7 @@ from duonlp.errors import InputError
 from duonlp.positions import position_ids
 from duonlp.tasks.base import Example, Options, Task, check_choice, check_int, check_text
 from duonlp.typing import Tokenizer
+from duonlp.util.tokenization import tokenize
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,28 @@ class TruncationOptions(Options):
     """Options of tasks that read a text in one piece.
 
     Attributes:
-        truncation: Truncate texts that are too long instead of raising.
+        truncation: Truncate texts that are too long instead of raising; None truncates if there is a ``max_length``.
         max_length: Maximum number of tokens (default: the model's limit).
     """
 
-    truncation: bool | str = False
+    truncation: bool | str | None = None
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        check_choice("truncation", self.truncation, (True, False, *TRUNCATIONS))
+        check_choice("truncation", self.truncation, (True, False, None, *TRUNCATIONS))
         check_int("max_length", self.max_length, minimum=1, optional=True)
+        if self.max_length is not None and not self.truncates:
+            raise InputError(
+                f"max_length={self.max_length} has no effect with truncation={self.truncation!r}; omit one of them, or pass "
+                "max_length=None"
+            )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether texts are truncated; a length alone is enough, as for Transformers' tokenizers."""
+        if self.truncation is None:
+            return self.max_length is not None
+        return self.truncation not in (False, "do_not_truncate")
 
 
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
@@ -121,12 +134,11 @@ class TextTask(Task[TextOptionsT]):
 
     def tokenize(self, *args: Any, options: TruncationOptions, **keywords: Any) -> Any:
         """Call the tokenizer on many texts at once, with the truncation that the options specify."""
-        truncation = options.truncation
-        if truncation not in (False, "do_not_truncate"):
-            keywords |= {"truncation": truncation, "max_length": options.max_length or self.limit()}
+        if options.truncates:
+            keywords |= {"truncation": options.truncation or True, "max_length": options.max_length or self.limit()}
             if keywords["max_length"] is None:
                 keywords["truncation"] = False
-        return self.tokenizer(*args, return_attention_mask=True, verbose=False, **keywords)
+        return tokenize(self.tokenizer, *args, return_attention_mask=True, verbose=False, **keywords)
 
     def rows(
         self, encoded: Mapping[str, Any], first: int = 0, items: Sequence[int] | None = None

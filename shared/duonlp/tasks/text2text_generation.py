@@ -1,6 +1,5 @@
 """Text-to-text generation with an encoder-decoder."""
 
-import contextlib
 import os
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from duonlp.tasks.base import Example, check_bool, check_choice, check_int, desc
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
 from duonlp.tasks.text import TRUNCATIONS
 from duonlp.typing import Tokenizer
+from duonlp.util.tokenization import private_tokenizer
 
 DEFAULT_BEAMS = 4
 """Default number of beams, as in the pipelines of Transformers 4.57."""
@@ -139,8 +139,13 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
                 raise InputError(
                     f"truncation={truncation!r} and long_documents={long_documents!r} are contradictory; pass one of them"
                 )
-        if "return_text" in changes:  # accepted and ignored, as in Transformers: return_tensors decides
-            check_bool("return_text", changes.pop("return_text"), optional=True)
+        return_text = changes.pop("return_text", None)  # the opposite of return_tensors, which decides
+        check_bool("return_text", return_text, optional=True)
+        if return_text is not None and bool(return_text) == bool(changes.get("return_tensors", False)):
+            raise InputError(
+                f"return_text={return_text} and return_tensors={changes.get('return_tensors', False)} are contradictory; "
+                "return_tensors=True returns ids instead of texts: pass only that"
+            )
         return changes
 
     def task_params(self, task: str) -> dict[str, Any]:
@@ -228,13 +233,12 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
     ) -> list[list[int]]:
         """Return the ids of texts with prefix and special tokens, truncated to ``max_length`` tokens."""
         keywords = {} if max_length is None else {"truncation": True, "max_length": max_length}
-        with self.source_language(options):
-            encoded = self.tokenizer([options.source_prefix + text for text in texts], verbose=False, **keywords)
-        return encoded["input_ids"]
+        with private_tokenizer(self.tokenizer) as tokenizer:
+            self.set_source_language(tokenizer, options)
+            return tokenizer([options.source_prefix + text for text in texts], verbose=False, **keywords)["input_ids"]
 
-    def source_language(self, options: Text2TextOptionsT) -> contextlib.AbstractContextManager[None]:
-        """Set the tokenizer's source language for the duration of a ``with`` block."""
-        return contextlib.nullcontext()
+    def set_source_language(self, tokenizer: Tokenizer, options: Text2TextOptionsT) -> None:
+        """Set the source language of a private tokenizer, if it has one."""
 
     def overhead(self, options: Text2TextOptionsT) -> int:
         """Return the number of tokens that prefix and special tokens take in a source."""

@@ -10,6 +10,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.tasks.base import Example, check_bool, check_choice, check_text
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
+from duonlp.util.tokenization import tokenize
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class TextGenerationOptions(GenerationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bool("return_full_text", self.return_full_text)
+        if self.return_tensors and not self.return_full_text:
+            raise InputError(
+                "return_full_text=False applies to texts, but return_tensors=True returns ids, those of the prompt included; omit "
+                "one of them"
+            )
         check_bool("add_special_tokens", self.add_special_tokens, optional=True)
         object.__setattr__(self, "prefix", self.prefix or "")
         check_choice("handle_long_generation", self.handle_long_generation, (None, "hole"))
@@ -73,7 +79,8 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
     def encode(self, items: Sequence[Any], options: TextGenerationOptions, first: int = 0) -> list[list[Example]]:
         prompts = [self.prompt(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         special = {} if options.add_special_tokens is None else {"add_special_tokens": options.add_special_tokens}
-        encoded = self.tokenizer([(options.prefix or "") + prompt for prompt in prompts], verbose=False, **special)
+        texts = [(options.prefix or "") + prompt for prompt in prompts]
+        encoded = tokenize(self.tokenizer, texts, verbose=False, **special)
         examples: list[list[Example]] = []
         seen: Counter[tuple[int, ...]] = Counter()
         for i, (prompt, ids) in enumerate(zip(prompts, encoded["input_ids"], strict=True)):

@@ -24,6 +24,7 @@ from duonlp.tasks.base import (
 )
 from duonlp.tasks.text import TextTask
 from duonlp.typing import Tokenizer
+from duonlp.util.tokenization import tokenize
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -112,6 +113,15 @@ class TokenClassificationTask(TextTask[TokenClassificationOptions]):
     def accepted_inputs(self) -> str:
         return "a text, a list of texts or an iterator of texts (lists of words with is_split_into_words=True)"
 
+    def options(self, base: TokenClassificationOptions | None = None, **changes: Any) -> TokenClassificationOptions:
+        options = super().options(base, **changes)
+        if base is not None and changes.get("delimiter") not in (None, " ") and not options.is_split_into_words:
+            raise InputError(
+                f"delimiter={options.delimiter!r} joins words, so it has no effect on texts; pass is_split_into_words=True, or "
+                "omit it"
+            )
+        return options
+
     def check_options(self, options: TokenClassificationOptions) -> None:
         limit = self.limit()
         if options.stride is not None and limit is not None:
@@ -146,7 +156,8 @@ class TokenClassificationTask(TextTask[TokenClassificationOptions]):
         # As in Transformers, only the tokenizer's limit truncates; exceeding the model's positions is an error.
         limit = self.limit() if options.stride is not None else tokenizer_limit(self.tokenizer)
         keywords = {"truncation": True, "max_length": limit, "stride": options.stride or 0} if limit else {}
-        encoded = self.tokenizer(
+        encoded = tokenize(
+            self.tokenizer,
             tokenizer_inputs,
             is_split_into_words=options.is_split_into_words,
             return_overflowing_tokens=bool(limit),

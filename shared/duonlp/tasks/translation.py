@@ -1,9 +1,8 @@
 """Translation with bilingual and multilingual models."""
 
-import contextlib
 import re
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -174,17 +173,9 @@ class TranslationTask(LongDocumentTask[TranslationOptions]):
             )
         return super().encode(items, options, first)
 
-    @contextlib.contextmanager
-    def source_language(self, options: TranslationOptions) -> Generator[None]:
-        if options.source_code is None:
-            yield
-            return
-        before = self.tokenizer.src_lang
-        self.tokenizer.src_lang = options.source_code
-        try:
-            yield
-        finally:
-            self.tokenizer.src_lang = before
+    def set_source_language(self, tokenizer: Tokenizer, options: TranslationOptions) -> None:
+        if options.source_code is not None:
+            tokenizer.src_lang = options.source_code
 
     def sentence_language(self, options: TranslationOptions) -> str:
         source = self.language_pair(options)[0] or getattr(self.tokenizer, "source_lang", None) or "en"

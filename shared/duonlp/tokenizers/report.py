@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from duonlp.errors import InputError
+from duonlp.util.tokenization import private_backend
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -203,16 +204,11 @@ def tokens_of_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray
 
 def _plain_backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer":
     """Return the inner `tokenizers.Tokenizer` without truncation and padding that earlier calls have set."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(
             f"tokenizer is a {type(tokenizer).__name__}; give a fast tokenizer, since a report needs offsets"
         )
-    if backend.truncation is not None or backend.padding is not None:
-        backend = type(backend).from_str(backend.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-    return backend
+    return private_backend(tokenizer)
 
 
 def _unknown_id(backend: "Tokenizer") -> int | None:

@@ -76,7 +76,7 @@ def transformers() -> ModuleType:
         return importlib.import_module("transformers")
     finally:
         if unset:
-            del os.environ[name]
+            os.environ.pop(name, None)  # another thread may have removed it
 
 
 NATIVE_NOTE = re.compile(

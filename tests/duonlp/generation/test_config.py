@@ -123,10 +123,10 @@ def test_other_options_do_not_warn(options):
 
 
 def test_unsupported_options_are_errors_in_a_call_and_warnings_in_a_file():
-    with pytest.raises(InputError, match=r"max_time=3 is unsupported; .*max_new_tokens"):
-        GenerationConfig().with_options(max_time=3)
-    with pytest.warns(UserWarning, match="sets max_time=3, which is unsupported and ignored"):
-        GenerationConfig.for_model(CONFIG, {"max_time": 3})
+    with pytest.raises(InputError, match=r"assistant_early_exit=1 is unsupported; .*assistant_model"):
+        GenerationConfig().with_options(assistant_early_exit=1)
+    with pytest.warns(UserWarning, match="sets assistant_early_exit=1, which is unsupported and ignored"):
+        GenerationConfig.for_model(CONFIG, {"assistant_early_exit": 1})
 
 
 def test_files_of_transformers_are_read(tmp_path):

@@ -148,7 +148,7 @@ def test_truncation(task):
         ("text-generation", {"logits_processor": len}, "expected a list of functions"),
         ("text-generation", {"assistant_model": "small"}, "assistant_model is 'small'"),
         ("text-generation", {"output_scores": True}, "call model.generate(ids, return_dict_in_generate=True"),
-        ("text-generation", {"max_time": 3.0}, "max_time=3.0 is unsupported"),
+        ("text-generation", {"assistant_early_exit": 1}, "assistant_early_exit=1 is unsupported"),
         ("text-generation", {"eos_token_id": "x"}, "eos_token_id='x' must be token ids"),
         ("text-generation", {"handle_long_generation": "cut"}, "one of None, 'hole'"),
         (

@@ -14,6 +14,7 @@ from duonlp.data.rows.manifest import tokenizer_hash
 from duonlp.data.rows.token_rows import TokenRows, TokenRowsBuilder
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
+from duonlp.util.tokenization import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -230,7 +231,8 @@ class _Inputs:
                         f"text {number} has an unpaired surrogate at character {surrogate}, which is not valid Unicode; fix or "
                         "drop the text"
                     )
-        return self.tokenizer(
+        return tokenize(
+            self.tokenizer,
             *(map(list, zip(*texts)) if self.pair else [list(texts)]),
             truncation=True,
             max_length=self.max_length,
@@ -242,7 +244,9 @@ class _Inputs:
     def _cache_key(self, texts: Sequence[Text]) -> str:
         """Return a name that changes with everything that the ids depend on."""
         tokenizer = self.tokenizer
-        probe = tokenizer("a", *(["a"] if self.pair else []), verbose=False)["input_ids"]  # its special tokens
+        probe = tokenize(tokenizer, "a", *(["a"] if self.pair else []), verbose=False)[
+            "input_ids"
+        ]  # its special tokens
         settings = [
             CACHE_VERSION, tokenizer_hash(tokenizer), probe, tokenizer.truncation_side, self.max_length, self.has_types
         ]  # fmt: skip

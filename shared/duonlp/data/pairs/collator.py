@@ -13,6 +13,7 @@ from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.seq2seq import shift_right
 from duonlp.util.buckets import bucket
+from duonlp.util.tokenization import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -197,7 +198,8 @@ def token_ids(
 
     def encode(texts: Sequence[str], limit: int | None) -> list[list[int]]:
         truncation = {} if limit is None else {"truncation": True, "max_length": limit}
-        return tokenizer(**{name: list(texts)}, verbose=False, return_attention_mask=False, **truncation)["input_ids"]
+        keywords = {name: list(texts), "verbose": False, "return_attention_mask": False, **truncation}
+        return tokenize(tokenizer, **keywords)["input_ids"]
 
     end = tokenizer.eos_token_id if targets else None
     if end is None or end in encode([""], None)[0]:

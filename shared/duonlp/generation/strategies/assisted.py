@@ -70,6 +70,7 @@ def step(search: Search, state: State) -> State:
         stop_state = ops.where(counts, next_stop_state, stop_state)
         token = ops.where(counts, choice, token)
         added = added + ops.cast(counts, "int32")
+        state["valid"] = ops.where(counts, state["valid"] & search.are_valid(logits[:, i]), state["valid"])
         choices.append(choice)
         # Only choices that count are recorded; ids of the others are masked below.
         for name, value in search.record(state, n + i, scores, logits[:, i]).items():

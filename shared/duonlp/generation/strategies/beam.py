@@ -25,6 +25,7 @@ def start(search: Search) -> State:
 
         - n: int32 [], number of new tokens.
         - cache: the model's cache, room * beams slots after the prompt.
+        - valid: bool [prompts], whether the model's logits were numbers.
         - ancestors: int32 [prompts, beams, room], the beam whose slot at each step a beam descends from; -1
           for steps to come.
         - groups: the state of each beam group, as "group_0", "group_1", ...
@@ -73,6 +74,7 @@ def start(search: Search) -> State:
     state = {
         "n": ops.cast(0, "int32"),
         "cache": cache,
+        "valid": ops.full((prompts,), True, "bool"),
         "ancestors": ops.full((prompts, plan.beams, plan.room), -1, "int32"),
         "groups": {f"group_{g}": dict(group) for g in range(plan.groups)},
     } | search.empty_records(prompts * plan.beams, logits.shape[-1])
@@ -122,7 +124,8 @@ def extend_beams(search: Search, state: State, logits: Array) -> State:
             is_token = ops.expand_dims(ops.arange(vocabulary), 0) == groups[name]["token"][:, j : j + 1]
             chosen_by_earlier = chosen_by_earlier + ops.cast(is_token, "float32")
     ancestors = ops.take_along(state["ancestors"], ops.concat(parents, 1), 1)
-    new = {"n": n + 1, "groups": groups, "ancestors": ancestors}
+    valid = state["valid"] & ops.all(search.are_valid(logits), axis=1)
+    new = {"n": n + 1, "groups": groups, "ancestors": ancestors, "valid": valid}
     flat = (prompts * beams, vocabulary)
     scores = ops.reshape(ops.concat(processed, 1), flat)
     return state | new | search.record(state, n, scores, ops.reshape(logits, flat))
@@ -278,4 +281,4 @@ def result(search: Search, state: State) -> State:
     }
     if plan.logprobs:
         out["logprobs"] = best("logprobs")
-    return out | {name: state[name] for name in ("scores", "logits") if name in state}
+    return out | {name: state[name] for name in ("valid", "scores", "logits") if name in state}

@@ -21,6 +21,7 @@ def start(search: Search) -> State:
         - ids: int32 [texts, columns + room], -1 on padding and on tokens to come.
         - token: int32 [texts], the last token, not yet fed to the model.
         - done: bool [texts], whether the text has ended.
+        - valid: bool [texts], whether the model's logits were numbers until the text ended.
         - stop_state: int32 [texts], state of the stop string automaton.
         - cache: the model's cache, room slots after the prompt.
         - logprobs: float32 [texts, room], if recorded.
@@ -42,6 +43,7 @@ def initial_state(search: Search, logits: Array, cache: Cache) -> State:
         "n": ops.cast(0, "int32"),
         "ids": search.initial_ids(rows),
         "done": search.repeat_samples(search.values["filler"]),
+        "valid": ops.full((rows,), True, "bool"),
         "stop_state": search.initial_stop_states(rows),
         "cache": cache,
     } | search.empty_records(rows, logits.shape[-1])
@@ -94,6 +96,7 @@ def append_tokens(
         "n": n + 1,
         "ids": ops.update(state["ids"], ops.expand_dims(token, 1), (0, search.columns + n)),
         "done": done | ended,
+        "valid": state["valid"] & (done | search.are_valid(logits)),
         "stop_state": stop_state,
     }
     if plan.logprobs:
@@ -141,4 +144,4 @@ def result(search: Search, state: State) -> State:
     ops = search.ops
     new = state["ids"][:, search.columns :]
     out = {"ids": ops.where(new < 0, search.values["padding"], new), "steps": state["n"]}
-    return out | {name: state[name] for name in ("logprobs", "scores", "logits") if name in state}
+    return out | {name: state[name] for name in ("valid", "logprobs", "scores", "logits") if name in state}

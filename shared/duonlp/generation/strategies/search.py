@@ -197,6 +197,10 @@ class Search:
         positive, negative = logits[:texts], logits[texts:]
         return self.values["guidance_scale"] * (positive - negative) + negative
 
+    def are_valid(self, logits: Array) -> Array:
+        """Return whether no raw logit [..., V] is NaN or infinity, bool [...]; -inf is a token that cannot occur."""
+        return self.ops.all(logits < float("inf"), axis=-1)
+
     def repeat_samples(self, x: Array) -> Array:
         """Repeat every row once per sample of its prompt; positive and negative prompts stay separate halves."""
         return x if self.plan.samples == 1 else self.ops.repeat(x, self.plan.samples, 0)

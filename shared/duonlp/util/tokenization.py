@@ -1,0 +1,100 @@
+"""Call tokenizers from any number of threads, whatever else their owner does with them.
+
+Transformers' fast tokenizers keep truncation and padding in their Rust object, set them there and then encode, so that two
+threads change each other's settings; translation tokenizers keep the source language likewise. Here each call borrows a
+private tokenizer, which shares the model and everything else that is only read. So no lock is held while a text is encoded,
+the caller's tokenizer never changes, and what other code sets on it has no effect.
+"""
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from duonlp.typing import Tokenizer
+
+COMPONENTS = ("model", "normalizer", "pre_tokenizer", "post_processor")
+"""Parts of a ``tokenizers.Tokenizer`` that private ones share with it, by reference."""
+
+_idle: WeakKeyDictionary[Any, list[tuple[int, Any]]] = WeakKeyDictionary()
+"""By tokenizer: its private Rust objects that no call uses, each with the vocabulary size for which it was made."""
+
+_lock = threading.RLock()
+
+
+def tokenize(tokenizer: Tokenizer, *args: Any, **keywords: Any) -> Any:
+    """Call a tokenizer of Transformers, safely from any thread.
+
+    Args:
+        tokenizer: The tokenizer.
+        args: Positional arguments of its ``__call__``.
+        keywords: Keyword arguments of its ``__call__``.
+
+    Returns:
+        What the call returns.
+    """
+    with private_tokenizer(tokenizer) as own:
+        return own(*args, **keywords)
+
+
+@contextmanager
+def private_tokenizer(tokenizer: Tokenizer) -> Generator[Tokenizer]:
+    """Lend a tokenizer that no other thread uses, equal to the given one as it is now.
+
+    Settings of the lent tokenizer, such as ``src_lang``, may be changed; it must not be used after the ``with`` block.
+
+    Args:
+        tokenizer: A tokenizer of Transformers. Another object with the same interface is lent itself, to one thread at a time.
+    """
+    if not hasattr(tokenizer, "init_kwargs"):
+        with _lock:
+            yield tokenizer
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a slow tokenizer, whose settings are all Python attributes
+        yield _with_attributes(tokenizer)
+        return
+    idle = _idle.get(tokenizer)
+    if idle is None:
+        with _lock:
+            idle = _idle.setdefault(tokenizer, [])
+    size = backend.get_vocab_size(True)
+    try:
+        made_for, own = idle.pop()  # atomic
+    except IndexError:
+        made_for, own = -1, None
+    if own is None or made_for != size:  # none is idle, or tokens were added since
+        own = _private_backend(backend)
+    for name in COMPONENTS:
+        setattr(own, name, getattr(backend, name))
+    yield _with_attributes(tokenizer, _tokenizer=own)
+    idle.append((size, own))
+
+
+def private_backend(tokenizer: Tokenizer) -> Any:
+    """Return a ``tokenizers.Tokenizer`` equal to that of a fast tokenizer, without truncation and padding."""
+    return _private_backend(tokenizer.backend_tokenizer)
+
+
+def _private_backend(backend: Any) -> Any:
+    """Return a Rust tokenizer with the same components and added tokens; the model is shared, not copied."""
+    own = type(backend)(backend.model)
+    for name in (*COMPONENTS, "decoder"):
+        setattr(own, name, getattr(backend, name))
+    added = backend.get_added_tokens_decoder()
+    for _, token in sorted(added.items()):
+        (own.add_special_tokens if token.special else own.add_tokens)([token])
+    ids = {number: token.content for number, token in own.get_added_tokens_decoder().items()}
+    if ids != {number: token.content for number, token in added.items()}:  # ids that adding does not reproduce
+        own = type(backend).from_str(backend.to_str())
+        own.no_truncation()
+        own.no_padding()
+    return own
+
+
+def _with_attributes(tokenizer: Tokenizer, **attributes: Any) -> Tokenizer:
+    """Return a shallow copy with other attributes; ``copy.copy`` would run the class's own hooks, which are slow."""
+    copy = object.__new__(type(tokenizer))
+    copy.__dict__.update(tokenizer.__dict__, **attributes)
+    return copy
