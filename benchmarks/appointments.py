@@ -11,7 +11,6 @@ The models with their tokenizer, run records, predictions, scores.json, and plot
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from duonlp.tokenizers import train_tokenizer
 from duonlp.training import FitConfig, GenerationScorer
 from duonlp.training.log.metrics_file import FILE, STEP, from_line
 from duonlp.util import save_picture
+from duonlp.util.json_text import to_json
 
 SOURCE, TARGET, VOCABULARY = 160, 32, 1500
 """Tokens of a dialogue and of a summary, and the tokenizer's vocabulary size."""
@@ -140,11 +140,11 @@ def main(arguments: list[str] | None = None) -> None:
         # Only early, since later steps amplify differences in rounding.
         report["largest_relative_difference_early"] = float(np.abs(first / second - 1)[:EARLY].max())
         report["largest_difference"] = float(np.abs(first - second).max())
-    (folder / "scores.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    (folder / "scores.json").write_text(to_json(report, indent=2), encoding="utf-8")
     comparison.plot(folder / "scores.png", "Summaries of held-out dialogues")
     _plot_losses(histories, folder / "curves.png")
     if options.json:
-        print(json.dumps(report, indent=2))
+        print(to_json(report, indent=2))
         return
     from rich.console import Console
 
@@ -184,7 +184,7 @@ def _train(
     model.save_pretrained(folder / framework, tokenizer)
     scorer = GenerationScorer(PairBatches(held_out, collator, 32, shuffle=False), tokenizer, Rouge(), **GENERATION)
     scorer(model)
-    lines = [json.dumps({"id": pair.id, "summary": text}) for pair, text in zip(held_out, scorer.predictions)]
+    lines = [to_json({"id": pair.id, "summary": text}) for pair, text in zip(held_out, scorer.predictions)]
     (folder / f"{framework}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return history, scorer.predictions
 

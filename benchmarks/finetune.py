@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchmarks._interleave import Setting, Work, interleave, machine, ratios, write_in_subprocess
 from benchmarks._report import drop_missing, footer
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ def prepare(name: str, setting: Setting) -> Work:
         if len(losses) < COMPARED:
             losses.append(loss)
             if len(losses) == COMPARED:
-                (Path(setting["folder"]) / f"{name}.json").write_text(json.dumps(losses), encoding="utf-8")
+                (Path(setting["folder"]) / f"{name}.json").write_text(to_json(losses), encoding="utf-8")
 
     return work
 
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
             losses[name] = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
     records = [record for half in ("", HALF) for record in _records(half, setting, seconds, first_calls, losses)]
     report = {"benchmark": "finetune", "machine": machine(), "rounds": options.rounds, "results": records}
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    print(to_json(report, indent=2) if options.json else table(report))
     if options.no_dropout:
         _check_losses(records)
 

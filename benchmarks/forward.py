@@ -6,13 +6,13 @@ float32, all cores, random weights (the speed does not depend on their values). 
 """
 
 import argparse
-import json
 import statistics
 import sys
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._interleave import Setting, Work, interleave, machine, ratios
 from benchmarks._report import drop_missing, footer
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
                 milliseconds = 1000 * statistics.median(values)
                 records.append(setting | {"name": name, "ms": milliseconds, "ratio": relative.get(name)})
     report = {"benchmark": "forward", "machine": machine(), "rounds": options.rounds, "results": records}
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    print(to_json(report, indent=2) if options.json else table(report))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ bandwidth is measured in a separate process before and after all contestants, an
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from benchmarks._interleave import Setting, Work, interleave, machine, ratios
 from benchmarks._report import drop_missing, footer
 from benchmarks.forward import CONTESTANTS, ENVIRONMENTS, REFERENCE
 from duonlp.typing import Engine
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
         "new_tokens": options.new_tokens,
         "results": add_memory_bound(records, bandwidths),
     }
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    print(to_json(report, indent=2) if options.json else table(report))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from duonlp.util.json_text import to_json
+
 CODE = """
 import json, sys, time
 import {package}
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         checkpoint = options.checkpoint or _write_random(Path(folder) / "bert-base")
         records = [measure(package, checkpoint) for package in ("tfnlp", "jaxnlp")]
     if options.json:
-        print(json.dumps(records, indent=2))
+        print(to_json(records, indent=2))
         return
     print("| | checkpoint MiB | peak above the model | seconds |\n|---|---:|---:|---:|")
     for r in records:

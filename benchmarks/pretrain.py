@@ -8,12 +8,12 @@ compute dtype; parameters and optimizer state are float32 (PyTorch: autocast). A
 """
 
 import argparse
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._interleave import Setting, Work, interleave, machine, ratios
 from benchmarks._report import drop_missing, footer
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
                 | {"first_call": first_calls[name]}
             )
     report = {"benchmark": "pretrain", "machine": machine(), "rounds": options.rounds, "results": records}
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    print(to_json(report, indent=2) if options.json else table(report))
 
 
 def table(report: dict[str, Any]) -> str:

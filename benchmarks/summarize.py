@@ -33,6 +33,7 @@ from benchmarks._interleave import PAUSE, Contestant, Setting, Work, machine, wr
 from benchmarks._report import drop_missing, footer
 from benchmarks.forward import CONTESTANTS, ENVIRONMENTS, REFERENCE
 from duonlp.typing import Array, Engine
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ def prepare(name: str, setting: Setting) -> Work:
     def write_record() -> None:
         if ids is not None:
             record = {"ids": ids.tolist(), "peak_mib": _peak_mib()}
-            (Path(setting["folder"]) / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+            (Path(setting["folder"]) / f"{name}.json").write_text(to_json(record), encoding="utf-8")
 
     atexit.register(write_record)
     return work
@@ -350,7 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
         "new_tokens": options.new_tokens,
         "results": records,
     }
-    print(json.dumps(report, indent=2) if options.json else table(report))
+    print(to_json(report, indent=2) if options.json else table(report))
 
 
 def table(report: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from rich.table import Table
 from duonlp.errors import InputError
 from duonlp.training import PretrainingConfig
 from duonlp.training.config import OPTIMIZERS, REMAT
+from duonlp.util.json_text import to_json
 from tpu_scripts._program import run
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def main(
         models = {name: load_model(name, dropout) for name in (model.split(",") if model else SWEEP_MODELS)}
         rows = run_sweep(models, config, slice_of_pod, sequence_length, head_room, quiet=as_json)
         if as_json:
-            print(json.dumps(rows, indent=2))
+            print(to_json(rows, indent=2))
         raise typer.Exit(0 if any(row["fits"] for row in rows) else 1)
     name = model or "gpt2"
     report = check(
@@ -128,7 +129,7 @@ def show(name: str, config: PretrainingConfig, report: "StepReport", head_room: 
     from jaxnlp.training.compile_check.report import advice
 
     if as_json:
-        print(json.dumps({"model": name} | settings_of(config) | report.to_dict(), indent=2))
+        print(to_json({"model": name} | settings_of(config) | report.to_dict(), indent=2))
     else:
         print_report(name, config, report)
     if report.fits:

@@ -6,7 +6,6 @@ Run it once, on one machine with many cores; `pretrain.py` reads the resulting f
 same command resumes.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 import typer
 from rich.console import Console
 
+from duonlp.util.json_text import to_json
 from tpu_scripts._program import run
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -55,7 +55,7 @@ def main(
     if as_json:
         blocks = {side: asdict(manifest) for side, manifest in manifests.items()}
         report = {"corpus": prepared.corpus, "tokenizer": prepared.tokenizer_report, "blocks": blocks}
-        print(json.dumps(report, indent=2))
+        print(to_json(report, indent=2))
         return
     kept, total = prepared.corpus["kept"]["documents"], prepared.corpus["documents"]
     print(f"corpus: kept {kept:,} of {total:,} documents", file=sys.stderr)

@@ -105,7 +105,9 @@ def test_generate_accepts_tokenizer_output_and_every_kind_of_config(gpt2):
 
 def test_unsupported_stored_generation_option_warns(nlp, tmp_path):
     folder = GPT2.write(tmp_path / "m")
-    (folder / "generation_config.json").write_text('{"assistant_early_exit": 4, "repetition_penalty": 1.0, "eos_token_id": 3}')
+    (folder / "generation_config.json").write_text(
+        '{"assistant_early_exit": 4, "repetition_penalty": 1.0, "eos_token_id": 3}'
+    )
     with pytest.warns(UserWarning, match="sets assistant_early_exit=4"):
         model = nlp.AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == 3

@@ -12,6 +12,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.training.settings_file import build
 from duonlp.util.files import write_text
+from duonlp.util.json_text import to_json
 
 FORMAT = "duonlp benchmark 1"
 """Format of a run file; the number increases when older versions cannot read newer files."""
@@ -231,7 +232,7 @@ def write_records(file: str | os.PathLike, records: Sequence[BenchmarkRecord]) -
     stored = {record.name: record for record in (read_records(file) if file.exists() else ())}
     stored |= {record.name: record for record in records}
     content = {"format": FORMAT, "records": [record.to_dict() for record in stored.values()]}
-    write_text(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_text(file, to_json(content, indent=1) + "\n")
     return list(stored.values())
 
 

@@ -1,6 +1,5 @@
 """Write checkpoints in Hugging Face layout atomically."""
 
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from duonlp.heads import HEADS
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table
 from duonlp.typing import Tokenizer
+from duonlp.util.json_text import to_json
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1, "": 1}
 
@@ -252,4 +252,4 @@ def _umask() -> int:
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     # Unlink first: the file can be a hard link to the one it replaces.
     path.unlink(missing_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(to_json(data, indent=2) + "\n", encoding="utf-8")

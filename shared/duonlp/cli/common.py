@@ -4,12 +4,12 @@ import contextlib
 import functools
 import json
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from duonlp.errors import DuonlpError, InputError
+from duonlp.util.json_text import to_json
 from duonlp.util.suggestions import nearest
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
@@ -122,13 +122,4 @@ def need_model(model: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a report as JSON on standard output."""
-    print(json.dumps(value, default=plain_value, ensure_ascii=False, indent=2))
-
-
-def plain_value(value: Any) -> Any:
-    """Convert a NumPy value or a path for ``json.dumps``."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not JSON serializable")
+    print(to_json(value, indent=2))

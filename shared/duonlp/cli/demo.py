@@ -5,7 +5,6 @@ exported in Hugging Face layout, and loaded in tfnlp and jaxnlp, whose outputs a
 """
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -18,6 +17,7 @@ import typer
 from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
+from duonlp.util.json_text import to_json
 from duonlp.util.tokenization import tokenize
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def run_demo(settings: Settings) -> dict[str, Any]:
         "loss_curve": str(settings.output / "loss.png"),
         "seconds": time.perf_counter() - start,
     }
-    (settings.output / "demo.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (settings.output / "demo.json").write_text(to_json(figures, indent=2) + "\n", encoding="utf-8")
     print_figures(figures, console)
     return figures
 

@@ -4,7 +4,6 @@
 (``duonlp.cli.evaluate_summarization``) scores summaries. Another kind of evaluation is another command of `app`.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from duonlp.cli.evaluate_summarization import summarization
 from duonlp.errors import InputError
 from duonlp.util.files import write_text
 from duonlp.util.frameworks import load_package, quiet_stdout
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     from duonlp.typing import Engine
@@ -248,7 +248,7 @@ def check_output(output: str) -> None:
 
 def write_json(report: dict[str, Any], output: str) -> None:
     """Write the report to a file atomically."""
-    write_text(output, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(output, to_json(report, indent=2) + "\n")
 
 
 def print_report(report: dict[str, Any], out: TextIO) -> None:

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, plain_value, print_json
+from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, print_json
 from duonlp.cli.summarization_systems import Settings, list_systems, run_systems
 from duonlp.errors import InputError
 from duonlp.util.frameworks import quiet_stdout
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     from duonlp.data.pairs.summaries import Pair
@@ -221,9 +222,7 @@ def write_scores(output: Path, report: dict[str, Any], comparison: "Comparison",
 
     if importlib.util.find_spec("matplotlib"):
         comparison.plot(output / "scores.png", f"{Path(settings.data).name} {settings.split}".strip())
-    write_atomically(
-        output / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, default=plain_value) + "\n"
-    )
+    write_atomically(output / "scores.json", to_json(report, indent=2) + "\n")
 
 
 def digest(pairs: Sequence["Pair"]) -> str:

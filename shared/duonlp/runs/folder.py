@@ -5,7 +5,6 @@ It holds ``settings.toml`` (accepted by ``--config``), ``run.json``, ``metrics.j
 """
 
 import importlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from duonlp.training.settings_file import as_table, read_toml, without_nones, wr
 from duonlp.typing import Engine
 from duonlp.util.files import locked_folder, write_text
 from duonlp.util.frameworks import PACKAGES
+from duonlp.util.json_text import to_json
 
 SETTINGS_FILE, RESULTS_FILE, BEST = "settings.toml", "results.json", "best"
 RUN_MARKERS = (RUN_FILE, FILE, RESULTS_FILE, BEST, "checkpoints", "config.json", "model.safetensors")
@@ -200,7 +200,7 @@ def train_and_report(
         "settings": as_table(settings),
         "machine": machine(),
     }
-    write_text(folder / RESULTS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / RESULTS_FILE, to_json(report, indent=2) + "\n")
     return report
 
 

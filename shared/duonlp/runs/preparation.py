@@ -20,6 +20,7 @@ from duonlp.tokenizers.report import tokenizer_report
 from duonlp.tokenizers.train import train_tokenizer
 from duonlp.util import frameworks
 from duonlp.util.files import write_text
+from duonlp.util.json_text import to_json
 
 CORPUS, TOKENIZER, BLOCKS, DONE = "corpus", "tokenizer", "blocks", "stage.json"
 SIDES = ("training", "held_out")
@@ -132,7 +133,7 @@ def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], di
         )
     folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(make(folder)))
-    write_text(folder / DONE, json.dumps({"settings": settings, "result": result}, indent=2) + "\n")
+    write_text(folder / DONE, to_json({"settings": settings, "result": result}, indent=2) + "\n")
     return result
 
 

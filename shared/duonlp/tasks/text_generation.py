@@ -34,8 +34,8 @@ class TextGenerationOptions(GenerationOptions):
         check_bool("return_full_text", self.return_full_text)
         if self.return_tensors and not self.return_full_text:
             raise InputError(
-                "return_full_text=False applies to texts, but return_tensors=True returns ids, those of the prompt included; omit "
-                "one of them"
+                "return_full_text=False applies to texts, but return_tensors=True returns ids, those of the prompt included; "
+                "omit one of them"
             )
         check_bool("add_special_tokens", self.add_special_tokens, optional=True)
         object.__setattr__(self, "prefix", self.prefix or "")

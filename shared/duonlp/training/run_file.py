@@ -9,6 +9,7 @@ from typing import Any
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.settings import Settings
 from duonlp.util.files import write_text
+from duonlp.util.json_text import to_json
 
 RUN_FILE = "run.json"
 
@@ -56,7 +57,7 @@ def write_run(folder: str | os.PathLike, config: Settings, description: Mapping[
     """Write run.json atomically, creating the folder if needed."""
     file = Path(folder) / RUN_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"format": FORMAT, **description, "config": config.to_dict()}, indent=2) + "\n")
+    write_text(file, to_json({"format": FORMAT, **description, "config": config.to_dict()}, indent=2) + "\n")
 
 
 def read_run(folder: str | os.PathLike) -> dict[str, Any]:

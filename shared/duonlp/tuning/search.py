@@ -9,7 +9,6 @@ import csv
 import hashlib
 import importlib.util
 import io
-import json
 import math
 import time
 import warnings
@@ -39,6 +38,7 @@ from duonlp.tuning.study import (
     trial_folder,
 )  # fmt: skip
 from duonlp.util.files import locked_folder, write_text
+from duonlp.util.json_text import to_json
 
 STARTUP_TRIALS = 10
 """Random trials before the estimator starts (Optuna's default)."""
@@ -340,7 +340,7 @@ def _write_trials(
         "best": [trial.number for trial in best],
         "trials": [trial.to_dict() for trial in rows],
     }
-    write_text(folder / "trials.json", json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "trials.json", to_json(report, indent=2) + "\n")
     results = list(dict.fromkeys(name for row in rows for name, value in row.results.items() if _is_cell(value)))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -355,15 +355,6 @@ def _write_trials(
 
 def _is_cell(value: Any) -> bool:
     return isinstance(value, (int, float, str)) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> Any:
-    """Replace non-finite numbers by None, for JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plot(

@@ -17,11 +17,17 @@ def to_json(value: Any, **options: Any) -> str:
     Raises:
         TypeError: A value is of another type.
     """
-    options = {"ensure_ascii": False, **options}
+    options = {"ensure_ascii": False, "default": _plain_value, "allow_nan": False, **options}
     try:
-        return json.dumps(value, default=_plain_value, allow_nan=False, **options)
-    except ValueError:  # a number that is not finite, or a cycle, which raises again
-        return json.dumps(_without_non_finite(value), default=_plain_value, allow_nan=False, **options)
+        text = json.dumps(value, **options)
+    except ValueError:  # a number that is not finite
+        value = _without_non_finite(value)
+        text = json.dumps(value, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # an unpaired surrogate, which JSON can only escape
+        return json.dumps(value, **options | {"ensure_ascii": True})
+    return text
 
 
 def _plain_value(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Write a cleaned corpus to disk as a training and a held-out file."""
 
 import gzip
-import json
 import os
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from typing import IO, Any
 from duonlp.data.reading.corpus import is_held_out
 from duonlp.data.reading.documents import Document
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.json_text import to_json
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -57,7 +57,7 @@ def write_split(
             streams = {side: stack.enter_context(_writer(file, ending)) for side, file in partial.items()}
             for document in documents:
                 side = "held_out" if is_held_out(document.name, held_out, salt) else "training"
-                streams[side].write(json.dumps(asdict(document), ensure_ascii=False).encode("utf-8") + b"\n")
+                streams[side].write(to_json(asdict(document)).encode("utf-8") + b"\n")
                 counts[side] += 1
         if not all(counts.values()):
             raise InputError(

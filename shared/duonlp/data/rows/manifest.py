@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.json_text import to_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -142,7 +143,7 @@ def fsync_and_rename(partial: Path, path: Path) -> None:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write the manifest of a folder atomically, replacing any existing one."""
     partial = folder / (MANIFEST_FILE + PARTIAL)
-    partial.write_text(json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(to_json({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
     fsync_and_rename(partial, folder / MANIFEST_FILE)
 
 
