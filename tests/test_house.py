@@ -136,6 +136,39 @@ REGISTRIES = ("shared/duonlp/architectures", "shared/duonlp/tasks", "shared/duon
 """Folders that grow by one file per family, task, command or benchmark."""
 ASKS_FOR_HEADS = ("shared/duonlp/heads.py", "shared/duonlp/architectures/")
 """Where code may compare a head with a name: the table of heads, and the families' weight tables."""
+TOKENIZES = "shared/duonlp/util/tokenization.py"
+"""The module that calls tokenizers, whose truncation and padding are not safe from threads."""
+OWN_TOKENIZERS = {
+    "shared/duonlp/data/blocks/writer.py": "a copy of its own, in one thread",
+    "shared/duonlp/tokenizers/report.py": "a private one of util.tokenization, which nothing changes",
+}
+"""Modules that call a ``tokenizers.Tokenizer``, and why that is safe."""
+WRITES_JSON = "shared/duonlp/util/json_text.py"
+OWN_JSON = {
+    "shared/duonlp/benchmark/memory.py": "a message between processes",
+    "shared/duonlp/benchmark/performance.py": "hashed",
+    "shared/duonlp/checkpoints/safetensors_file.py": "a header of integers",
+    "shared/duonlp/cli/evaluate_summarization.py": "hashed",
+    "shared/duonlp/data/rows/length_batches.py": "hashed",
+    "shared/duonlp/data/rows/manifest.py": "hashed",
+    "shared/duonlp/distillation/teacher_logits.py": "hashed",
+    "shared/duonlp/evaluation/human_eval.py": "verdicts; and hashed",
+    "shared/duonlp/evaluation/sandbox.py": "a message between processes",
+    "shared/duonlp/metrics/predictions.py": "only texts",
+    "shared/duonlp/runs/labelled.py": "hashed",
+    "shared/duonlp/runs/pretraining.py": "compared, not written",
+    "shared/duonlp/runs/preparation.py": "compared, not written",
+    "shared/duonlp/training/log/metrics_file.py": "writes NaN as a string, which it reads as a number",
+    "shared/duonlp/training/run_file.py": "compared, not written",
+    "shared/duonlp/training/settings_file.py": "quotes strings for TOML",
+    "shared/duonlp/tuning/search_space.py": "the label of a choice",
+    "shared/duonlp/tuning/study.py": "compared, not written",
+    "benchmarks/_interleave.py": "a message between processes",
+    "jaxnlp/training/distributed.py": "a message between processes",
+    "tfnlp/pretrained.py": "inside Keras' own file",
+    "tfnlp/training/backups.py": "inside a checkpoint",
+}
+"""Modules that call ``json.dumps`` themselves, and why."""
 HEAVY = ("tensorflow", "keras", "jax", "flax", "optax", "torch", "transformers", "matplotlib", "datasets")
 
 
@@ -259,6 +292,34 @@ def test_only_the_table_of_heads_asks_for_a_head_by_name(file):
         constants = [n for other in node.comparators for n in ast.walk(other) if isinstance(n, ast.Constant)]
         lines += [node.lineno] * any(isinstance(constant.value, str) for constant in constants)
     assert not lines, f"{file}: lines {lines} compare a head with a name; describe the difference in duonlp/heads.py"
+
+
+def calls(file: str) -> list[tuple[str, ast.Call]]:
+    """Return (name of the function or method, call) of every call."""
+    nodes = [node for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
+    return [(n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", ""), n) for n in nodes]
+
+
+@pytest.mark.parametrize("file", [f for f in sources(*PACKAGES) if f != TOKENIZES])
+def test_tokenizers_are_called_in_one_module(file):
+    # `checkpoint.tokenizer()`, without arguments, loads one.
+    lines = [node.lineno for name, node in calls(file) if name == "tokenizer" and (node.args or node.keywords)]
+    lines += [
+        node.lineno for name, node in calls(file) if name.startswith("encode_batch") and file not in OWN_TOKENIZERS
+    ]
+    assert not lines, f"{file}: lines {lines} call a tokenizer; use duonlp.util.tokenization.tokenize"
+
+
+@pytest.mark.parametrize("file", [f for f in sources(*PACKAGES) if f != WRITES_JSON])
+def test_json_is_written_by_one_module(file):
+    lines = [
+        node.lineno for name, node in calls(file)
+        if name in ("dump", "dumps") and getattr(getattr(node.func, "value", None), "id", "") == "json"
+    ]  # fmt: skip
+    if file in OWN_JSON:
+        assert lines, f"{file}: OWN_JSON names a module that no longer calls json.dumps"
+        return
+    assert not lines, f"{file}: lines {lines} call json.dumps; use duonlp.util.json_text.to_json"
 
 
 def test_twin_exceptions_are_current():

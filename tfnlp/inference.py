@@ -40,7 +40,7 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     functions: dict[tuple, Callable[..., Any]] = {}
     specs = {spec.name: spec for spec in input_specs(model.config, model.head)}
 
-    def trace(types: tuple, flags: dict[str, bool], use_xla: bool) -> Callable[..., Any]:
+    def trace(types: tuple, flags: dict[str, Any], use_xla: bool) -> Callable[..., Any]:
         shapes = {name: specs[name].shape if name in specs else () for name, _, _ in types}
         signature = {
             name: tf.TensorSpec(shapes[name] if len(shapes[name]) == rank else [None] * rank, dtype, name=name)

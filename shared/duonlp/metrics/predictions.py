@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
-from duonlp.util.json_text import to_json
 
 FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "summary", "text")
 """Keys that may hold the text in an object of a JSONL file; the first that exists is used."""
@@ -90,7 +89,9 @@ def write_predictions(file: str | os.PathLike, ids: Sequence[str], texts: Sequen
     Raises:
         InputError: The file cannot be written.
     """
-    rows = (to_json({"id": name, "prediction": text}) for name, text in zip(ids, texts, strict=True))
+    rows = (
+        json.dumps({"id": name, "prediction": text}, ensure_ascii=False) for name, text in zip(ids, texts, strict=True)
+    )
     write_atomically(Path(file), "".join(row + "\n" for row in rows))
 
 

@@ -233,9 +233,9 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
     ) -> list[list[int]]:
         """Return the ids of texts with prefix and special tokens, truncated to ``max_length`` tokens."""
         keywords = {} if max_length is None else {"truncation": True, "max_length": max_length}
-        with private_tokenizer(self.tokenizer) as tokenizer:
-            self.set_source_language(tokenizer, options)
-            return tokenizer([options.source_prefix + text for text in texts], verbose=False, **keywords)["input_ids"]
+        with private_tokenizer(self.tokenizer) as own:
+            self.set_source_language(own, options)
+            return own([options.source_prefix + text for text in texts], verbose=False, **keywords)["input_ids"]
 
     def set_source_language(self, tokenizer: Tokenizer, options: Text2TextOptionsT) -> None:
         """Set the source language of a private tokenizer, if it has one."""

@@ -127,6 +127,24 @@ class PretrainingConfig(Settings):
                 f"batch_size={self.batch_size} is not divisible by accumulation={self.accumulation}; make it a multiple"
             )
         check_layout(self.parallelism, self.mesh, self.remat)
+        unused = unused_settings(self.optimizer, self.schedule, self.save_every)
+        if not self.save_every:
+            unused["keep_every"] = "save_every=0"
+        if not self.evaluate_every:
+            unused |= dict.fromkeys(("evaluate_batches", "keep_best"), "evaluate_every=0")
+        self.check_effects(unused)
+
+
+def unused_settings(optimizer: str, schedule: str, save_every: int | str) -> dict[str, str]:
+    """Return the settings that have no effect with these values of others, each with the reason."""
+    unused = {}
+    if optimizer == "adafactor":
+        unused |= dict.fromkeys(("beta1", "beta2"), "optimizer='adafactor'")
+    if schedule == "constant":
+        unused["final_share"] = "schedule='constant'"
+    if save_every == 0:
+        unused["keep_last"] = "save_every=0"
+    return unused
 
 
 def check_layout(parallelism: str, mesh: Mapping[str, int], remat: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from duonlp.errors import InputError
-from duonlp.training.config import OPTIMIZERS, check_layout, default_mesh
+from duonlp.training.config import OPTIMIZERS, check_layout, default_mesh, unused_settings
 from duonlp.training.schedules import SCHEDULES, due
 from duonlp.training.settings import Settings
 
@@ -127,6 +127,7 @@ class FitConfig(Settings):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         check_layout(self.parallelism, self.mesh, self.remat)
+        self.check_effects(unused_settings(self.optimizer, self.schedule, self.save_every))
         self.learning_rate_at(0.0)  # raises for an invalid combination, such as inverse_sqrt without warmup
 
     def check_default_layout(self) -> None:

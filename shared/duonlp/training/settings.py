@@ -54,6 +54,17 @@ class Settings:
             final_share=self.final_share,
         )  # fmt: skip
 
+    def check_effects(self, unused: Mapping[str, str]) -> None:
+        """Raise InputError for a setting that was changed although it has no effect.
+
+        Args:
+            unused: Settings without effect, each with the reason.
+        """
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, reason in unused.items():
+            if getattr(self, name) != defaults[name]:
+                raise InputError(f"{name} is {getattr(self, name)}, which has no effect with {reason}; omit it")
+
     def check_resumable(self, stored: Mapping[str, Any]) -> None:
         """Raise InputError if resuming would change a setting in `fixed_on_resume`.
 
