@@ -21,7 +21,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.evaluation.pass_rate import pass_at_k
-from duonlp.evaluation.sandbox import UNSAFE, Result, check_solution, require_isolation
+from duonlp.evaluation.sandbox import UNSAFE, Result, check_solution, printable, require_isolation
 
 STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 """Starts of a new top-level block after a function's body, as in CodeParrot's evaluation."""
@@ -254,7 +254,10 @@ def _row(problem: Problem, completions: Sequence[str], results: Sequence[Result]
         "samples": len(results),
         "passed": sum(result.passed for result in results),
         "results": [
-            {"completion": text, **{name: value for name, value in result.to_dict().items() if name != "output"}}
+            {
+                "completion": printable(text),
+                **{name: value for name, value in result.to_dict().items() if name != "output"},
+            }
             for text, result in zip(completions, results, strict=True)
         ],
     }

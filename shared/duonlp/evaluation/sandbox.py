@@ -1,13 +1,13 @@
 """Run untrusted Python programs shut in by the kernel, and judge their functions from another process.
 
-What a program is judged by never lives in its process. `check_solution` runs the program in one process and the tests in another:
-the tests' calls reach the program's functions over a pipe, and what comes back is read as plain data, so a program passes
-only if its functions return what the tests expect. `check_program` has no tests to run elsewhere; its "passed" is the program's word.
+What judges a program is never in its process. `check_solution` runs the program in one process and the tests in another: the
+tests' calls reach the program's functions over a pipe, and what comes back is read as plain data, so a program passes only if its
+functions return what the tests expect. `check_program` has no tests to run elsewhere; its "passed" is the program's word.
 
 Python cannot contain Python, so both processes are contained by Linux. A Result's `protection` lists what was active:
 
-- "namespaces": user, mount, process, network, IPC, host name and cgroup namespaces. The program sees the interpreter's libraries, all
-  read-only, four devices, an empty folder in memory of limited size, no other process, and no network interface.
+- "namespaces": user, mount, process, network, IPC, host name and cgroup namespaces. The program sees the interpreter's libraries,
+  read-only, four devices, an empty folder in memory of limited size, no other process, and no network interface that is up.
 - "user nobody": programs of root run as nobody. Those of others run as the caller, whose files they cannot see.
 - "Landlock" (where the kernel has it): the same paths once more, no TCP, no signals to other processes.
 - "seccomp": a list of allowed system calls. No other process, hence limits that hold for the whole program; no sockets
@@ -61,10 +61,17 @@ STATUSES = {
 }
 """Possible values of a Result's status, with their meanings."""
 
-UNSAFE = (
-    "programs then run with your rights: nothing reliable protects your files, network, other processes and this verdict from them"
+UNSAFE = "programs then run with your rights: nothing reliable protects your files, your network, other processes and the verdicts"
+SYSTEM_LIBRARIES = (
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/lib",
+    "/lib64",
+    "/usr/share/zoneinfo",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
 )
-SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
 STORES = ("/nix/store", "/gnu/store")
 
 
@@ -149,10 +156,10 @@ def check_solution(
 ) -> Result:
     """Run a solution in one sandbox and the tests of its functions in another, which judges it.
 
-    It passes if the tests raise nothing, and the solution cannot make them: its functions are called over a pipe, with copies of the
-    arguments, and return copies of built-in values: None, bool, int, float, complex, str, bytes, range, list, tuple, set,
-    frozenset, dict. Built-in exceptions are raised in the tests as in the solution, others as their built-in base class. A list, dict
-    or set that a function changes is changed in the tests. Other arguments and results end the run as "unsupported".
+    It passes if the tests raise nothing, and the solution cannot reach them: its functions are called over a pipe, with copies of
+    the arguments, and return copies of built-in values: None, bool, int, float, complex, str, bytes, range, list, tuple, set,
+    frozenset, dict. Built-in exceptions are raised in the tests as in the solution, others as their built-in base class. A list,
+    dict or set that a function changes is changed in the tests. Other arguments and results end the run as "unsupported".
 
     Args:
         solution: Source code, untrusted.
@@ -279,14 +286,16 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
                 )
             finally:
                 _end_session(process)
-            output = (output + _drain(process.stdout.fileno(), int(limits["output_size"])))[: int(limits["output_size"])]
+            output = (output + _drain(process.stdout.fileno(), int(limits["output_size"])))[
+                : int(limits["output_size"])
+            ]
     finally:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
         with contextlib.suppress(RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
-    return _result(output, report, limit, time.monotonic() - started)
+    return _result(output, report, limit, isolated, time.monotonic() - started)
 
 
 def _read_until_exit(stdout: int, reader: int, seconds: float, output_size: int) -> tuple[bytes, bytes, str]:
@@ -344,7 +353,7 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _result(output: bytes, report: bytes, limit: str, seconds: float) -> Result:
+def _result(output: bytes, report: bytes, limit: str, isolated: bool, seconds: float) -> Result:
     """Return the outcome from the report's lines, see `sandbox_child`."""
     fields: dict[str, Any] = {}
     for line in report.decode(errors="replace").splitlines():
@@ -352,7 +361,7 @@ def _result(output: bytes, report: bytes, limit: str, seconds: float) -> Result:
             values = json.loads(line)
             fields |= values if isinstance(values, dict) else {}
     if isinstance(fields.get("setup"), str):
-        raise IsolationError(explain_setup_error(fields["setup"], fields.get("number", 0)))
+        raise IsolationError(explain_setup_error(fields["setup"], fields.get("number", 0), isolated))
     status, code = fields.get("verdict"), fields.get("exit", 0)
     error = str(fields.get("error", ""))
     if status == "passed":
@@ -367,13 +376,18 @@ def _result(output: bytes, report: bytes, limit: str, seconds: float) -> Result:
         status, error = "exited early", f"the process exited with status {code} before the end of the program"
     elif status not in STATUSES:
         status, error = "crashed", "the judge ended without a verdict"
-    texts = [_printable(text) for text in fields.get("denied", ())]
+    texts = [printable(text) for text in fields.get("denied", ())]
     return Result(
-        status, _printable(error), output.decode(errors="replace"), seconds, tuple(fields.get("protection", ())), tuple(texts)
+        status,
+        printable(error),
+        output.decode(errors="replace"),
+        seconds,
+        tuple(fields.get("protection", ())),
+        tuple(texts),
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a text with lone surrogates, which cannot be written as UTF-8, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -386,13 +400,15 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def explain_setup_error(step: str, number: int) -> str:
+def explain_setup_error(step: str, number: int, isolated: bool) -> str:
     """Return a message for a step of the setup that failed."""
     reason = f": {os.strerror(number)} (errno {number})" if number else ""
-    message = f"the sandbox cannot isolate programs here: cannot {step}{reason}"
+    message = f"the sandbox cannot {'isolate' if isolated else 'run'} programs here: cannot {step}{reason}"
     if step.startswith(("create namespaces", "map user ids", "mount ")):
         message += (
             "; allow user namespaces (user.max_user_namespaces, kernel.unprivileged_userns_clone, "
             "kernel.apparmor_restrict_unprivileged_userns, or the container's seccomp profile)"
         )
+    elif step.startswith("read "):
+        message += "; make it readable for others, or do not run this as root"
     return message

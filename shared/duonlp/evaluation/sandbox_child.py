@@ -1,9 +1,9 @@
 """The sandboxed side of `duonlp.evaluation.sandbox`: run a program in one process and its tests in another.
 
 The parent starts the supervisor (`main`) with `python -I -S`. It forks a guard for the judge and one for the candidate; each
-guard enters new namespaces and forks the process itself, the first one there, which shuts itself in. The candidate gets the program
-and two pipes, over which the judge calls its functions, see `sandbox_values`; it never sees the tests, and has no descriptor of
-the report that the parent reads. Imports only the standard library.
+guard enters new namespaces and forks the process itself, the first one there, which shuts itself in. The candidate gets the
+program and two pipes, over which the judge calls its functions, see `sandbox_values`; it never sees the tests, and has no
+descriptor of the report that the parent reads. Imports only the standard library.
 
 Lines of the report are JSON objects: {"setup", "number"} if a step failed, {"ready", "protection"} before a side begins,
 {"verdict", "error", "denied"} of the judge, and {"exit"} with the candidate's status, negative for a signal.
@@ -58,9 +58,10 @@ def report(settings: Settings, **fields: Any) -> None:
 
 def report_setup_error(settings: Settings, error: BaseException) -> None:
     """Tell the parent which step of the setup failed."""
-    if not isinstance(error, kernel.SetupError):
-        error = kernel.SetupError(f"prepare ({type(error).__name__}: {error})", getattr(error, "errno", None) or 0)
-    report(settings, setup=error.step, number=error.number)
+    if isinstance(error, kernel.SetupError):
+        report(settings, setup=error.step, number=error.number)
+    else:
+        report(settings, setup=f"prepare ({type(error).__name__}: {error})", number=getattr(error, "errno", None) or 0)
 
 
 def supervise(libc: ctypes.CDLL, settings: Settings, program: bytes) -> None:
@@ -77,7 +78,11 @@ def supervise(libc: ctypes.CDLL, settings: Settings, program: bytes) -> None:
     try:
         for name, descriptors, side in (
             ("judge", (call, answers, tests), lambda _: judge(settings["report"], tests, call, answers)),
-            ("candidate", (calls, answer), lambda layers: run_candidate(program, names, calls, answer, "seccomp" in layers)),
+            (
+                "candidate",
+                (calls, answer),
+                lambda layers: run_candidate(program, names, calls, answer, "seccomp" in layers),
+            ),
         ):
             guards.append(start(libc, settings, name, (*shared, *descriptors), side))
         for descriptor in (calls, call, answers, answer, tests):

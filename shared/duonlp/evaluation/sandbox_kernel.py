@@ -1,7 +1,7 @@
 """Shut a process in with what the Linux kernel offers: namespaces, a root of its own, another user, Landlock, limits.
 
-Each function does one step and raises SetupError, which names it, if the kernel refuses. Imports only the standard library, because the
-sandboxed processes load it.
+Each function does one step and raises SetupError, which names it, if the kernel refuses. Imports only the standard library,
+because the sandboxed processes load it.
 """
 
 import contextlib
@@ -15,7 +15,15 @@ from collections.abc import Iterator, Sequence
 
 # sched.h: user, mount, process, network, IPC, host name and cgroup namespaces.
 NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
-READ_ONLY, NO_SET_UID, NO_DEVICES, NO_EXECUTION, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 1 << 12, 1 << 14, 1 << 18  # sys/mount.h
+READ_ONLY, NO_SET_UID, NO_DEVICES, NO_EXECUTION, BIND, RECURSIVE, PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    1 << 12,
+    1 << 14,
+    1 << 18,
+)  # sys/mount.h
 DETACH, MOUNT_SETATTR, AT_CWD, AT_RECURSIVE = 2, 442, -100, 0x8000  # sys/mount.h, linux/mount.h
 PARENT_DEATH, DUMPABLE, SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 36, 38  # sys/prctl.h
 NOBODY = 65534
@@ -106,7 +114,8 @@ def mount(libc: ctypes.CDLL, source: str, target: str, kind: str, flags: int, op
 def build_root(libc: ctypes.CDLL, folder: str, readable: Sequence[str], size: int) -> None:
     """Replace the file system: the readable paths, four devices, /proc of this namespace, and an empty /tmp in memory.
 
-    Everything but /tmp is read-only, and nothing else of the old root can be reached. Runs in the first process of the new namespaces.
+    Everything but /tmp is read-only, and nothing else of the old root can be reached. Must run in the first process of the new
+    namespaces.
 
     Args:
         libc: The C library.

@@ -1,4 +1,4 @@
-"""The two sides of a sandboxed run: the candidate, which serves calls of its functions, and the judge, which runs the tests on them.
+"""The two sides of a sandboxed run: the candidate, which serves calls of its functions, and the judge, which tests them.
 
 Nothing that the candidate sends is believed. It can answer a call with a plain value or an exception, like any function, or make
 the verdict another than "passed". Imports only the standard library.
@@ -29,8 +29,8 @@ CLAIMS = ("failed", "exited early", "memory", "file size", "network", "forbidden
 """Statuses that the candidate may claim: all of them failures."""
 
 NETWORK = {
-    "socket.__new__", "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
-    "socket.gethostbyaddr", "socket.getnameinfo",
+    "socket.__new__", "socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
+    "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo",
 }  # fmt: skip
 PROCESSES = {
     "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "os.killpg", "subprocess.Popen",
@@ -57,8 +57,6 @@ def explain_denials(denied: list[str]) -> None:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in reasons or (event == "socket.__new__" and arguments[1] == 1):  # asyncio's socket pairs
-            return
-        if event == "os.kill" and arguments[0] == os.getpid():
             return
         denied.append(event)
         raise PermissionError(errno.EPERM, reasons[event])
@@ -89,9 +87,9 @@ def run_candidate(program: bytes, names: Sequence[str], calls: int, answers: int
         program: Source code.
         names: Functions that the judge may call.
         calls: Descriptor of the judge's calls: (name, positional arguments, keyword arguments).
-        answers: Descriptor of the answers: (kind, value, arguments after the call if they changed, denied events). A value is a list
-            of callable names ("ready"), a result ("returned"), (class, arguments, message, status) of an exception ("raised"), or
-            (status, message) if the program can no longer pass ("over").
+        answers: Descriptor of the answers: (kind, value, arguments after the call if they may have changed, denied events). A
+            value is a list of callable names ("ready"), a result ("returned"), the class, arguments, message and status of an
+            exception ("raised"), or status and message if the program can no longer pass ("over").
         restricted: Whether the kernel denies sockets and processes; if not, explaining denials would only look like protection.
 
     Returns:
@@ -197,23 +195,12 @@ class Candidate:
     def receive(self) -> tuple[str, Any, Any]:
         """Read the next answer: kind, value, arguments after the call."""
         try:
-            answer = receive(self.answers)
-            kind, value, arguments, denied = answer if type(answer) is tuple and len(answer) == 4 else (None,) * 4
-            texts = [kind, *denied] if type(denied) is list else [None]
-            if not all(type(text) is str for text in texts):
-                raise ValueError("it is not an answer")
-            if kind in ("over", "raised"):
-                if type(value) is not tuple or len(value) != (2 if kind == "over" else 4):
-                    raise ValueError("it has no message")
-                if type(value[1 if kind == "over" else 2]) is not str:
-                    raise ValueError("its message is not a text")
-            elif kind not in ("ready", "returned"):
-                raise ValueError(f"its kind is {kind[:20]!r}")
+            kind, value, arguments, denied = check_answer(receive(self.answers))
         except (EOFError, OSError):
             raise self.give_up("ended", "the program ended before an answer") from None
         except (ValueError, MemoryError, RecursionError) as error:
             raise self.give_up("crashed", f"an answer was not written by the sandbox: {error}") from None
-        self.denied = [text[:100] for text in denied[:20]]
+        self.denied = [event[:100] for event in denied[:20]]
         if kind == "over":
             status, message = value
             raise self.give_up(status if status in CLAIMS else "failed", message[:1100])
@@ -251,6 +238,26 @@ class Candidate:
         error = rebuild(*value[:2])
         self.raised = (error, value[2][:1100], value[3] if value[3] in CLAIMS else "failed")
         raise error
+
+
+def check_answer(answer: Any) -> tuple[str, Any, Any, list[str]]:
+    """Return an answer, see `run_candidate`, if it has the form of one.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if type(answer) is not tuple or len(answer) != 4:
+        raise ValueError("it has not four parts")
+    kind, value, _, denied = answer
+    if type(denied) is not list or not all(type(event) is str for event in denied):
+        raise ValueError("its denied events are not a list of texts")
+    if kind in ("over", "raised"):
+        length, message = (2, 1) if kind == "over" else (4, 2)
+        if type(value) is not tuple or len(value) != length or type(value[message]) is not str:
+            raise ValueError("it has no message")
+    elif kind not in ("ready", "returned"):
+        raise ValueError("its kind is unknown")
+    return answer
 
 
 def update(old: Any, new: Any) -> None:
@@ -331,7 +338,14 @@ def proxy(candidate: Candidate, name: str) -> Callable[..., Any]:
 def compile_prompt(prompt: str, names: Sequence[str]) -> types.CodeType:
     """Compile a prompt, which ends in the header of the function to complete, with an empty body; or else what is before it."""
     start = min((found.start() for name in names if (found := last_header(prompt, name))), default=len(prompt))
-    for text in (f"{prompt}\n    pass\n", f"{prompt}\n\tpass\n", f"{prompt} pass\n", f"{prompt} None\n", prompt, prompt[:start]):
+    for text in (
+        f"{prompt}\n    pass\n",
+        f"{prompt}\n\tpass\n",
+        f"{prompt} pass\n",
+        f"{prompt} None\n",
+        prompt,
+        prompt[:start],
+    ):
         try:
             return compile(text, "prompt.py", "exec")
         except (SyntaxError, ValueError):

@@ -1,8 +1,8 @@
 """A seccomp filter for a program that computes: the system calls it may make, and no others.
 
-A list of what is allowed, not of what is forbidden: a call that a future kernel adds, or that nobody thought of, is denied. A denied
-call fails with ENOSYS, "not implemented", for which the C library has fallbacks; those that a program is likely to
-try (another process, a socket, a signal to another process) fail with EPERM. Calls of another architecture's table (i386, x32) kill
+A list of what is allowed, not of what is forbidden: a call that a future kernel adds, or that nobody thought of, is denied. A
+denied call fails with ENOSYS, "not implemented", for which the C library has fallbacks; those that a program is likely to try
+(another process, a socket, a signal to another process) fail with EPERM. Calls of another architecture's table (i386, x32) kill
 the program. See seccomp(2) and linux/seccomp.h. Imports only the standard library.
 """
 
@@ -52,11 +52,26 @@ ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # colum
 X32 = 0x40000000
 
 NEW_THREAD, NEW_NAMESPACES = 0x10000, 0x7E020000  # sched.h: CLONE_THREAD, every CLONE_NEW*
-SAFE_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+SAFE_IOCTLS = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 SAFE_PRCTLS = (3, 15, 16)  # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME
 OWNERSHIP = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: they send signals to a process
 
-LOAD, EQUAL, GREATER_OR_EQUAL, GREATER, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x35, 0x25, 0x45, 0x54, 0x06  # linux/bpf_common.h
+LOAD, EQUAL, GREATER_OR_EQUAL, GREATER, ANY_BIT, AND, RETURN = (
+    0x20,
+    0x15,
+    0x35,
+    0x25,
+    0x45,
+    0x54,
+    0x06,
+)  # linux/bpf_common.h
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 REFUSE, MISSING = 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 Instruction = tuple[int, int, int, int]
@@ -87,21 +102,21 @@ def conditional(process: int) -> dict[str, list[Instruction]]:
     """
     return {
         # Threads, not processes.
-        "clone": [argument(0), (ANY_BIT, 2, 0, NEW_NAMESPACES), (ANY_BIT, 0, 1, NEW_THREAD), (RETURN, 0, 0, ALLOW)]
-        + [(RETURN, 0, 0, REFUSE)],
+        "clone": [argument(0), (ANY_BIT, 2, 0, NEW_NAMESPACES), (ANY_BIT, 0, 1, NEW_THREAD), (RETURN, 0, 0, ALLOW),
+                  (RETURN, 0, 0, REFUSE)],
         "kill": [argument(0), *one_of((process,), ALLOW, REFUSE)],
         "tgkill": [argument(0), *one_of((process,), ALLOW, REFUSE)],
         # Pairs of streams, for asyncio: unlike a datagram socket, such a one cannot send elsewhere.
-        "socketpair": [argument(0), (EQUAL, 1, 0, 1), (RETURN, 0, 0, REFUSE), argument(1), (AND, 0, 0, 0xF)]
-        + one_of((1,), ALLOW, REFUSE),
+        "socketpair": [argument(0), (EQUAL, 1, 0, 1), (RETURN, 0, 0, REFUSE), argument(1), (AND, 0, 0, 0xF),
+                       *one_of((1,), ALLOW, REFUSE)],
         # Without an address.
-        "sendto": [argument(4), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE), argument(4, high=True)]
-        + one_of((0,), ALLOW, REFUSE),
+        "sendto": [argument(4), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE), argument(4, high=True),
+                   *one_of((0,), ALLOW, REFUSE)],
         "ioctl": [argument(1), *one_of(SAFE_IOCTLS, ALLOW, REFUSE)],
         "prctl": [argument(0), *one_of(SAFE_PRCTLS, ALLOW, REFUSE)],
         "prlimit64": [argument(0), *one_of((0, process), ALLOW, REFUSE)],
         "fcntl": [argument(1), *one_of(OWNERSHIP, REFUSE, ALLOW)],
-    }
+    }  # fmt: skip
 
 
 def build_filter(machine: str, process: int) -> list[Instruction]:

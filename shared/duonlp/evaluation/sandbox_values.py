@@ -63,15 +63,15 @@ def _encode(value: Any, out: bytearray, depth: int) -> None:
         for key, item in dict.items(value):
             _encode(key, out, depth + 1)
             _encode(item, out, depth + 1)
+    elif isinstance(value, tuple(SEQUENCES.values())):
+        tag, kind = next((tag, kind) for tag, kind in SEQUENCES.items() if isinstance(value, kind))
+        items = list(kind.__iter__(value))  # type: ignore[arg-type]
+        out += tag + COUNT.pack(len(items))
+        for item in items:
+            _encode(item, out, depth + 1)
+    elif type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        _encode(value.item(), out, depth + 1)
     else:
-        for tag, kind in SEQUENCES.items():
-            if isinstance(value, kind):
-                out += tag + COUNT.pack(kind.__len__(value))
-                for item in kind.__iter__(value):
-                    _encode(item, out, depth + 1)
-                return
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return _encode(value.item(), out, depth + 1)
         raise UnsupportedValueError(f"a value of type {type(value).__name__!r} is not plain data")
 
 
@@ -138,14 +138,14 @@ class _Reader:
             if any(type(bound) is not int for bound in bounds) or not bounds[2]:
                 self.fail()
             return range(*bounds)
+        if tag != b"m" and tag not in SEQUENCES:
+            self.fail()
         try:
             if tag == b"m":
                 return {self.value(depth + 1): self.value(depth + 1) for _ in range(self.count())}
-            if tag in SEQUENCES:
-                return SEQUENCES[tag]([self.value(depth + 1) for _ in range(self.count())])
+            return SEQUENCES[tag]([self.value(depth + 1) for _ in range(self.count())])
         except TypeError:  # an unhashable key
-            pass
-        self.fail()
+            return self.fail()
 
 
 def send(descriptor: int, value: Any) -> None:
