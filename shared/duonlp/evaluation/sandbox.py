@@ -40,7 +40,6 @@ from typing import Any
 from duonlp.errors import InputError
 
 FOLDER = Path(__file__).parent
-CHILD = "sandbox_child"
 STARTUP_SECONDS = 10.0
 """Seconds, in addition to the program's, for the interpreter to start and restrict itself on a busy machine."""
 ATTEMPTS = 3
@@ -61,7 +60,7 @@ STATUSES = {
 }
 """Possible values of a Result's status, with their meanings."""
 
-UNSAFE = "programs then run with your rights: nothing reliable protects your files, your network, other processes and the verdicts"
+UNSAFE = "programs then run with your rights: nothing reliable protects your files, network, processes and the verdicts"
 SYSTEM_LIBRARIES = (
     "/usr/lib",
     "/usr/lib64",
@@ -270,8 +269,15 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
             tests.write(json.dumps(task).encode())
             source.seek(0)
             tests.seek(0)
-            start = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import {CHILD}; del sys.path[0]; {CHILD}.main()"
-            options = ["-I", "-S", "-X", "utf8", *(["-B"] if sys.dont_write_bytecode else []), "-c", start]
+            options = [
+                "-I",
+                "-S",
+                "-X",
+                "utf8",
+                *(["-B"] if sys.dont_write_bytecode else []),
+                "-c",
+                start_code(str(FOLDER)),
+            ]
             process = subprocess.Popen(
                 [sys.executable, *options], cwd=folder, env={}, stdin=source,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(writer, tests.fileno()), start_new_session=True,
@@ -296,6 +302,20 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
         with contextlib.suppress(RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
     return _result(output, report, limit, isolated, time.monotonic() - started)
+
+
+def start_code(folder: str) -> str:
+    """Return the code that starts the supervisor: it imports modules of this package without running the package's own code."""
+    return (
+        "import sys, types\n"
+        f"for name, path in (('duonlp', []), ('duonlp.evaluation', [{folder!r}])):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"
+        "    sys.modules[name].__path__ = path\n"
+        "from duonlp.evaluation.sandbox_child import main\n"
+        "for name in [name for name in sys.modules if name.startswith('duonlp')]:\n"
+        "    del sys.modules[name]\n"
+        "main()\n"
+    )
 
 
 def _read_until_exit(stdout: int, reader: int, seconds: float, output_size: int) -> tuple[bytes, bytes, str]:

@@ -20,9 +20,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-import sandbox_kernel as kernel
-from sandbox_programs import ENDED, judge, run_candidate
-from sandbox_seccomp import install_filter
+from duonlp.evaluation import sandbox_kernel as kernel
+from duonlp.evaluation.sandbox_programs import ENDED, judge, run_candidate
+from duonlp.evaluation.sandbox_seccomp import install_filter
 
 THREADS = 64
 Settings = dict[str, Any]

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sandbox_values import UnsupportedValueError, receive, send
+from duonlp.evaluation.sandbox_values import UnsupportedValueError, receive, send
 
 ENDED = 3
 """Exit status of the judge if the candidate's process ended, or closed its pipes, before an answer."""
