@@ -190,14 +190,17 @@ def _check(
             raise InputError(f"{name} is {value}; it must be positive, and finite")
     isolated = require_isolation(namespaces, unsafe)
     task = {"prompt": prompt, "test": test, "names": list(names)}
-    for attempt in range(ATTEMPTS):
+    return _set_up_and_run(program, task, limits, isolated)
+
+
+def _set_up_and_run(program: str, task: dict[str, Any], limits: dict[str, float], isolated: bool) -> Result:
+    """Run a program once, after another attempt to set the sandbox up if that failed."""
+    for attempt in range(ATTEMPTS - 1):
         try:
             return _run(program, task, limits, isolated)
         except IsolationError:
-            if attempt == ATTEMPTS - 1:
-                raise
             time.sleep(0.1 * 4**attempt)
-    raise AssertionError
+    return _run(program, task, limits, isolated)
 
 
 def require_isolation(namespaces: bool = True, unsafe: bool = False) -> bool:
@@ -230,8 +233,9 @@ def isolation_error() -> str:
     if not sys.platform.startswith("linux"):
         return f"programs can only be isolated on Linux, not on {sys.platform!r}"
     limits = {"seconds": 30.0, "memory": 1 << 30, "file_size": 1 << 20, "output_size": 1 << 20}
+    task: dict[str, Any] = {"prompt": "", "test": "", "names": []}
     try:
-        result = _run("", {"prompt": "", "test": "", "names": []}, limits, True)
+        result = _set_up_and_run("", task, limits, True)
     except IsolationError as error:
         return error.message
     detail = result.output.strip().rpartition("\n")[2] or result.error
