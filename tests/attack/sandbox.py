@@ -18,7 +18,7 @@ from tests.attack._escapes import CALLS, ESCAPES, TOOLS
 from tests.attack._forgeries import FORGERIES, HONEST, PROMPT, TEST, random_answer
 from tests.attack.harness import HELD, Budget, Outcome, attack
 
-AT_ONCE = 4
+AT_ONCE = 3
 """Programs per case, run two at a time."""
 PROBLEM = Problem("attack/0", PROMPT, "add", TEST)
 SECONDS = 2.0

@@ -21,7 +21,6 @@ of the layers are left, but with the user's rights, and could reach the user's f
 
 import contextlib
 import functools
-import json
 import os
 import selectors
 import shutil
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.evaluation.sandbox_values import send, split
 
 FOLDER = Path(__file__).parent
 STARTUP_SECONDS = 10.0
@@ -269,8 +269,10 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
                 "packages": site.getsitepackages(), "report": writer, "tests": tests.fileno(), "parent": os.getpid(),
                 "root": os.geteuid() == 0,
             }  # fmt: skip
-            source.write(json.dumps(settings).encode() + b"\n" + program.encode(errors="surrogatepass"))
-            tests.write(json.dumps(task).encode())
+            send(source.fileno(), settings)
+            source.write(program.encode(errors="surrogatepass"))
+            source.flush()
+            send(tests.fileno(), task)
             source.seek(0)
             tests.seek(0)
             options = [
@@ -328,7 +330,7 @@ def _read_until_exit(stdout: int, reader: int, seconds: float, output_size: int)
     Args:
         stdout: Descriptor of the output.
         reader: Descriptor of the report.
-        seconds: Time limit, counted from the line of the report that says that the program begins.
+        seconds: Time limit, counted from when the report says that the program begins.
         output_size: Limit of the output, in bytes.
 
     Returns:
@@ -346,7 +348,7 @@ def _read_until_exit(stdout: int, reader: int, seconds: float, output_size: int)
                 if not chunk:
                     selector.unregister(key.fd)
                 key.data.extend(chunk)
-            if not begun and b'{"ready": "candidate"' in report:
+            if not begun and {"judge", "candidate"} <= read_report(bytes(report)).keys():
                 begun, deadline = True, time.monotonic() + seconds
             if len(output) > output_size or len(report) > 1 << 20:
                 limit = "output limit"
@@ -378,16 +380,11 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def _result(output: bytes, report: bytes, limit: str, isolated: bool, seconds: float) -> Result:
-    """Return the outcome from the report's lines, see `sandbox_child`."""
-    fields: dict[str, Any] = {}
-    for line in report.decode(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            fields |= values if isinstance(values, dict) else {}
-    if isinstance(fields.get("setup"), str):
-        raise IsolationError(explain_setup_error(fields["setup"], fields.get("number", 0), isolated))
-    status, code = fields.get("verdict"), fields.get("exit", 0)
-    error = str(fields.get("error", ""))
+    """Return the outcome from the report, see `sandbox_child`."""
+    fields = read_report(report)
+    if "setup" in fields:
+        raise IsolationError(explain_setup_error(fields["setup"], fields["number"], isolated))
+    status, code, error = fields.get("verdict"), fields.get("exit", 0), fields.get("error", "")
     if status == "passed":
         error = ""
     elif limit:
@@ -409,6 +406,18 @@ def _result(output: bytes, report: bytes, limit: str, isolated: bool, seconds: f
         tuple(fields.get("protection", ())),
         tuple(texts),
     )
+
+
+def read_report(report: bytes) -> dict[str, Any]:
+    """Return the fields of a report whose values have the types that `sandbox_child` gives them; the last of a name counts."""
+    kinds = dict.fromkeys(("setup", "judge", "candidate", "verdict", "error"), str)
+    kinds |= {"number": int, "exit": int, "protection": list, "denied": list}
+    fields: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        for values in split(report):
+            if type(values) is dict:
+                fields |= {name: value for name, value in values.items() if type(value) is kinds.get(name)}
+    return fields
 
 
 def printable(text: str) -> str:

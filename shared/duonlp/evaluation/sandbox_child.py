@@ -5,14 +5,12 @@ guard enters new namespaces and forks the process itself, the first one there, w
 program and two pipes, over which the judge calls its functions, see `sandbox_values`; it never sees the tests, and has no
 descriptor of the report that the parent reads. Imports only the standard library.
 
-Lines of the report are JSON objects: {"setup", "number"} if a step failed, {"ready", "protection"} before a side begins,
-{"verdict", "error", "denied"} of the judge, and {"exit"} with the candidate's status, negative for a signal.
+The report consists of dicts: {"setup", "number"} if a step failed, {"judge", "protection"} and {"candidate", "protection"}
+before a side begins, {"verdict", "error", "denied"} of the judge, and {"exit"} with the candidate's exit status or -signal.
 """
 
-import contextlib
 import ctypes
 import gc
-import json
 import os
 import signal
 import site
@@ -23,6 +21,7 @@ from typing import Any, NoReturn
 from duonlp.evaluation import sandbox_kernel as kernel
 from duonlp.evaluation.sandbox_programs import ENDED, judge, run_candidate
 from duonlp.evaluation.sandbox_seccomp import install_filter
+from duonlp.evaluation.sandbox_values import receive, send
 
 THREADS = 64
 Settings = dict[str, Any]
@@ -31,8 +30,7 @@ Side = Callable[[list[str]], int]
 
 def main() -> None:
     """Read the settings and the program from standard input, supervise both sides, and end when the judge has."""
-    line, _, program = sys.stdin.buffer.read().partition(b"\n")
-    settings = json.loads(line)
+    settings, program = receive(0), sys.stdin.buffer.read()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -52,8 +50,8 @@ def main() -> None:
 
 
 def report(settings: Settings, **fields: Any) -> None:
-    """Write a line to the parent."""
-    os.write(settings["report"], json.dumps(fields).encode() + b"\n")
+    """Tell the parent."""
+    send(settings["report"], fields)
 
 
 def report_setup_error(settings: Settings, error: BaseException) -> None:
@@ -92,12 +90,15 @@ def supervise(libc: ctypes.CDLL, settings: Settings, program: bytes) -> None:
             os.waitpid(guards[1], 0)  # how the candidate ended decides
     finally:
         for guard in guards:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(guard, signal.SIGKILL)  # its child has asked to die with it
-        with contextlib.suppress(ChildProcessError):
+            except ProcessLookupError:
+                continue
+        try:
             while True:
                 os.waitpid(-1, 0)
-    os._exit(0)
+        except ChildProcessError:
+            os._exit(0)
 
 
 def start(libc: ctypes.CDLL, settings: Settings, name: str, descriptors: Iterable[int], side: Side) -> int:
@@ -177,7 +178,7 @@ def run_side(libc: ctypes.CDLL, settings: Settings, name: str, ids: tuple[int, i
     try:
         kernel.end_with_parent(libc)
         protection = shut_in(libc, settings, ids)
-        report(settings, ready=name, protection=protection)
+        report(settings, **{name: "ready"}, protection=protection)
         if name == "candidate":
             os.close(settings["report"])
     except BaseException as error:
@@ -201,7 +202,7 @@ def shut_in(libc: ctypes.CDLL, settings: Settings, ids: tuple[int, int]) -> list
         protection.append("namespaces")
     else:
         os.chdir(settings["folder"])
-    if os.geteuid() == 0 or settings["root"]:
+    if settings["root"]:
         if not isolated:
             os.chown(settings["folder"], *ids)
         protection.append("user nobody")

@@ -4,14 +4,13 @@ Each function does one step and raises SetupError, which names it, if the kernel
 because the sandboxed processes load it.
 """
 
-import contextlib
 import ctypes
 import errno
 import os
 import resource
 import signal
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 # sched.h: user, mount, process, network, IPC, host name and cgroup namespaces.
 NAMESPACES = 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000
@@ -57,13 +56,19 @@ def check(status: int, step: str) -> None:
         raise SetupError(step, ctypes.get_errno())
 
 
-@contextlib.contextmanager
-def attempt(step: str) -> Iterator[None]:
-    """Raise SetupError in place of OSError."""
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(f"{step}: {error.filename}" if error.filename else step, error.errno or 0) from error
+class attempt:
+    """Raise SetupError, which names the step, in place of OSError."""
+
+    def __init__(self, step: str):
+        self.step = step
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, OSError):
+            step = f"{self.step}: {error.filename}" if error.filename else self.step
+            raise SetupError(step, error.errno or 0) from error
 
 
 def unshare(libc: ctypes.CDLL) -> None:
@@ -145,8 +150,7 @@ def build_root(libc: ctypes.CDLL, folder: str, readable: Sequence[str], size: in
         for name in ("/proc", WORK):
             os.makedirs(folder + name, exist_ok=True)
     flags = NO_SET_UID | NO_DEVICES | NO_EXECUTION
-    with contextlib.suppress(SetupError):  # a container may not mount it; then it stays empty
-        mount(libc, "proc", f"{folder}/proc", "proc", flags, "subset=pid")
+    libc.mount(b"proc", os.fsencode(f"{folder}/proc"), b"proc", flags, b"subset=pid")  # stays empty in some containers
     attributes = struct.pack("<QQQQ", READ_ONLY | NO_SET_UID, 0, 0, 0)
     status = libc.syscall(MOUNT_SETATTR, AT_CWD, os.fsencode(folder), AT_RECURSIVE, attributes, len(attributes))
     check(status, "make the root read-only (mount_setattr, Linux 5.12 or later)")
@@ -245,8 +249,10 @@ def set_limits(seconds: float, memory: int, file_size: int, threads: int) -> Non
         if kind is not None:
             _, hard = resource.getrlimit(kind)
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            with contextlib.suppress(ValueError, OSError):  # macOS cannot limit the address space
+            try:
                 resource.setrlimit(kind, (value, value))
+            except (ValueError, OSError):  # macOS cannot limit the address space
+                continue
 
 
 def end_with_parent(libc: ctypes.CDLL) -> None:

@@ -7,8 +7,6 @@ the verdict another than "passed". Imports only the standard library.
 import _thread
 import builtins
 import errno
-import json
-import os
 import re
 import sys
 import types
@@ -285,7 +283,7 @@ def judge(report: int, tests: int, calls: int, answers: int) -> int:
 
     Args:
         report: Descriptor to write the verdict to.
-        tests: Descriptor of a file with JSON: prompt, test, and names of the functions.
+        tests: Descriptor of a file with a dict: prompt, test, and names of the functions.
         calls: Descriptor to write calls to.
         answers: Descriptor to read answers from.
 
@@ -293,8 +291,7 @@ def judge(report: int, tests: int, calls: int, answers: int) -> int:
         The exit status: ENDED if the candidate's end decides.
     """
     candidate = Candidate(calls, answers)
-    with open(tests, "rb") as file:
-        task = json.loads(file.read())
+    task = receive(tests)
     status, error = "passed", ""
     try:
         run_tests(candidate, **task)
@@ -307,8 +304,7 @@ def judge(report: int, tests: int, calls: int, answers: int) -> int:
     if candidate.verdict is not None:
         status, error = candidate.verdict
     flush()
-    line = json.dumps({"verdict": status, "error": error, "denied": candidate.denied})
-    os.write(report, line.encode() + b"\n")
+    send(report, {"verdict": status, "error": error, "denied": candidate.denied})
     return ENDED if status == "ended" else 0
 
 

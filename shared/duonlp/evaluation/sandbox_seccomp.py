@@ -9,7 +9,6 @@ the program. See seccomp(2) and linux/seccomp.h. Imports only the standard libra
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 # Name, number on x86_64, number on aarch64; from Linux' asm/unistd_64.h and asm-generic/unistd.h.
@@ -153,7 +152,7 @@ def install_filter(libc: ctypes.CDLL) -> int:
     Returns:
         0, or the error number; ENOSYS if the machine has no table above.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in ARCHITECTURES or struct.calcsize("P") != 8:
         return errno.ENOSYS
     code = build_filter(machine, os.getpid())

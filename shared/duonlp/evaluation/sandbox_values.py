@@ -176,6 +176,23 @@ def receive(descriptor: int) -> Any:
     return decode(_read(descriptor, length))
 
 
+def split(data: bytes) -> list[Any]:
+    """Return the values that `send` wrote one after the other, without an unfinished last one.
+
+    Raises:
+        ValueError: One of them is not a value.
+    """
+    values, position = [], 0
+    while position + COUNT.size <= len(data):
+        (length,) = COUNT.unpack_from(data, position)
+        end = position + COUNT.size + length
+        if end > len(data):
+            break
+        values.append(decode(data[position + COUNT.size : end]))
+        position = end
+    return values
+
+
 def _read(descriptor: int, length: int) -> bytes:
     data = bytearray()
     while len(data) < length:
