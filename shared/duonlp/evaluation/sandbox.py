@@ -40,8 +40,8 @@ from duonlp.errors import InputError
 from duonlp.evaluation.sandbox_values import send, split
 
 FOLDER = Path(__file__).parent
-STARTUP_SECONDS = 10.0
-"""Seconds, in addition to the program's, for the interpreter to start and restrict itself on a busy machine."""
+STARTUP_SECONDS = 20.0
+"""Seconds, before the program's begin, for the interpreter to start and restrict itself on a busy machine."""
 ATTEMPTS = 3
 """How often a sandbox is set up before its failure is an error: a busy machine may run out of processes for a moment."""
 
@@ -258,7 +258,7 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
     """Run a program once.
 
     Raises:
-        IsolationError: The kernel refused a step of the setup, before the program began.
+        IsolationError: The kernel refused a step of the setup, or it took too long, before the program began.
     """
     started, folder = time.monotonic(), tempfile.mkdtemp(prefix="program-")
     reader, writer = os.pipe()
@@ -337,7 +337,7 @@ def _read_until_exit(stdout: int, reader: int, seconds: float, output_size: int)
         The output, the report, and the status of the exceeded limit or "".
     """
     output, report, limit = bytearray(), bytearray(), ""
-    deadline, begun = time.monotonic() + seconds + STARTUP_SECONDS, False
+    deadline, begun = time.monotonic() + STARTUP_SECONDS, False
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ, output)
         selector.register(reader, selectors.EVENT_READ, report)
@@ -384,6 +384,8 @@ def _result(output: bytes, report: bytes, limit: str, isolated: bool, seconds: f
     fields = read_report(report)
     if "setup" in fields:
         raise IsolationError(explain_setup_error(fields["setup"], fields["number"], isolated))
+    if limit == "timed out" and not {"judge", "candidate"} <= fields.keys():
+        raise IsolationError(f"the sandbox did not start within {STARTUP_SECONDS:g} s; run fewer programs at once")
     status, code, error = fields.get("verdict"), fields.get("exit", 0), fields.get("error", "")
     if status == "passed":
         error = ""

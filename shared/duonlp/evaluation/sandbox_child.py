@@ -44,9 +44,10 @@ def main() -> None:
         if os.getppid() != settings["parent"]:
             os._exit(1)
         supervise(libc, settings, program)
-    except kernel.SetupError as error:
+    except Exception as error:
         report_setup_error(settings, error)
-        os._exit(1)
+    finally:
+        os._exit(0)
 
 
 def report(settings: Settings, **fields: Any) -> None:
@@ -98,7 +99,7 @@ def supervise(libc: ctypes.CDLL, settings: Settings, program: bytes) -> None:
             while True:
                 os.waitpid(-1, 0)
         except ChildProcessError:
-            os._exit(0)
+            pass
 
 
 def start(libc: ctypes.CDLL, settings: Settings, name: str, descriptors: Iterable[int], side: Side) -> int:
@@ -114,8 +115,8 @@ def start(libc: ctypes.CDLL, settings: Settings, name: str, descriptors: Iterabl
     Returns:
         The guard's process number.
     """
-    maps, user, group = kernel.choose_ids() if settings["isolated"] else ({}, kernel.NOBODY, kernel.NOBODY)
-    if not settings["isolated"] and os.geteuid():
+    maps, user, group = kernel.choose_ids()
+    if not settings["isolated"] and "setgroups" in maps:  # there is no other user to become
         user, group = os.geteuid(), os.getegid()
     unshared, tell_unshared = os.pipe()
     mapped, tell_mapped = os.pipe()
@@ -202,7 +203,7 @@ def shut_in(libc: ctypes.CDLL, settings: Settings, ids: tuple[int, int]) -> list
         protection.append("namespaces")
     else:
         os.chdir(settings["folder"])
-    if settings["root"]:
+    if settings["root"] and ids[0] == kernel.NOBODY:
         if not isolated:
             os.chown(settings["folder"], *ids)
         protection.append("user nobody")

@@ -173,10 +173,10 @@ def become(libc: ctypes.CDLL, user: int, group: int, readable: str) -> None:
         readable: A folder that the user must be able to read.
     """
     with attempt(f"become user {user}"):
-        if os.getresuid() != (user,) * 3 or os.getresgid() != (group,) * 3:
+        if (os.getuid(), os.geteuid(), os.getgid(), os.getegid()) != (user, user, group, group):
             os.setgroups([])
-            os.setresgid(group, group, group)
-            os.setresuid(user, user, user)
+            os.setgid(group)
+            os.setuid(user)
     if hasattr(libc, "prctl"):
         check(libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "give up new privileges (prctl)")
         header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
