@@ -47,6 +47,7 @@ class Settings:
         seconds: Time limit of a program.
         limit: Evaluate only the first N problems; 0 for all.
         record: JSONL file of finished problems, from which a second run resumes; "" for none.
+        unsafe: Whether to run programs even where the kernel cannot isolate them.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Settings:
     seconds: float = 3.0
     limit: int = 0
     record: str = ""
+    unsafe: bool = False
 
     def __post_init__(self) -> None:
         minimum = {"samples": 1, "max_new_tokens": 1, "batch_size": 1, "workers": 0, "limit": 0, "seed": 0}
@@ -119,6 +121,14 @@ def code(
     allow_code_execution: Annotated[
         bool, cli_option("--allow-code-execution", help="Run the programs the model writes (required).")
     ] = False,
+    unsafe: Annotated[
+        bool,
+        cli_option(
+            "--unsafe",
+            help="Run the programs even where the kernel cannot isolate them: they could then read and change your files, "
+            "use the network, stop your other processes and forge their verdicts.",
+        ),
+    ] = False,
     output: Annotated[str, cli_option(help="JSON file for all results.")] = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -130,10 +140,10 @@ def code(
     ks = parse_ks(k)
     settings = Settings(
         model, problems, ks, samples or max(ks), temperature, top_p, max_new_tokens, seed, batch_size, workers, seconds,
-        limit, record,
+        limit, record, unsafe,
     )  # fmt: skip
     check_output(output)
-    require_permission(allow_code_execution)
+    require_permission(allow_code_execution, unsafe)
     with quiet_stdout():
         package, name = load_package(framework)
         report = evaluate_code(package, name, settings)
@@ -150,12 +160,22 @@ def code(
 app.command()(summarization)
 
 
-def require_permission(allow_code_execution: bool) -> None:
-    """Raise InputError unless the user allowed running generated code; called before a model is loaded."""
+def require_permission(allow_code_execution: bool, unsafe: bool = False) -> None:
+    """Raise InputError unless generated code may and can be run; called before a model is loaded.
+
+    Args:
+        allow_code_execution: Whether the user allowed it.
+        unsafe: Whether the user allowed it even without isolation.
+    """
     from duonlp.evaluation.human_eval import DANGER
+    from duonlp.evaluation.sandbox import UNSAFE, IsolationError, require_isolation
 
     if not allow_code_execution:
         raise InputError(f"{DANGER}; pass --allow-code-execution if you want that")
+    try:
+        require_isolation(unsafe=unsafe)
+    except IsolationError as error:
+        raise InputError(f"{error.message}, or pass --unsafe: {UNSAFE}") from None
 
 
 def parse_ks(text: str) -> tuple[int, ...]:
@@ -200,7 +220,7 @@ def evaluate_code(package: "Engine", framework: str, settings: Settings) -> dict
         report = evaluate_problems(
             problems, complete, settings.k, samples=settings.samples, workers=settings.workers or os.cpu_count() or 1,
             seconds=settings.seconds, record=settings.record or None, label=f"{settings.label} framework={framework}",
-            allow_code_execution=True, progress=lambda done, _: bar.advance(done - bar.done),
+            allow_code_execution=True, unsafe=settings.unsafe, progress=lambda done, _: bar.advance(done - bar.done),
         )  # fmt: skip
     return {"model": settings.model, "framework": framework, "settings": asdict(settings), **report}
 

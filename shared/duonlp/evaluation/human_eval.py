@@ -21,7 +21,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.evaluation.pass_rate import pass_at_k
-from duonlp.evaluation.sandbox import Result, check_program
+from duonlp.evaluation.sandbox import UNSAFE, Result, check_solution, printable, require_isolation
 
 STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 """Starts of a new top-level block after a function's body, as in CodeParrot's evaluation."""
@@ -29,9 +29,10 @@ STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 BLOCK_END = re.compile("|".join(map(re.escape, STOP_STRINGS)))
 
 DANGER = (
-    "this evaluation executes untrusted, model-written code. It runs in a sandbox (see "
-    "docs/code-evaluation.md), which is weaker than a virtual machine: use a machine without valuable data"
+    "this evaluation executes untrusted, model-written code. The kernel isolates it (see docs/code-evaluation.md), "
+    "but a sandbox is weaker than a virtual machine: use a machine without valuable data"
 )
+UNSAFE_DANGER = f"this evaluation executes untrusted, model-written code, which is not isolated: {UNSAFE}"
 
 FIELDS = ("task_id", "prompt", "entry_point", "test")
 
@@ -55,8 +56,23 @@ class Problem:
     canonical_solution: str = ""
 
     def program(self, completion: str) -> str:
-        """Return the program that runs the tests on a completion."""
+        """Return a program that runs the tests on a completion in the same process, where the completion could reach them."""
         return f"{self.prompt}{completion}\n\n{self.test}\n\ncheck({self.entry_point})\n"
+
+
+def check_problem(problem: Problem, completion: str, **options: Any) -> Result:
+    """Judge a completion by the problem's tests, which run in another process, see `check_solution`.
+
+    Args:
+        problem: The problem, whose prompt and tests are trusted.
+        completion: Continuation of its prompt, untrusted.
+        **options: seconds, memory, file_size, output_size, namespaces, unsafe.
+
+    Raises:
+        InputError: An option is invalid, or the kernel cannot isolate programs and `unsafe` is not True.
+    """
+    test = f"{problem.test}\n\ncheck({problem.entry_point})\n"
+    return check_solution(problem.prompt + completion, test, [problem.entry_point], prompt=problem.prompt, **options)
 
 
 def read_problems(file: str | Path) -> list[Problem]:
@@ -140,7 +156,7 @@ def evaluate_problems(
         label: Identifies the completions (the model and the sampling options); a record with another label is rejected.
         allow_code_execution: Must be True to run anything; a warning is printed.
         progress: Called with (problems done, number of problems) after each problem.
-        **limits: Options of `check_program`: seconds, memory, file_size, output_size, namespaces.
+        **limits: Options of `check_solution`: seconds, memory, file_size, output_size, namespaces, unsafe.
 
     Returns:
         {"pass@k": {"pass@1": ..., ...}, "totals": {"problems", "solved", "samples", "passed", "statuses"},
@@ -149,7 +165,7 @@ def evaluate_problems(
 
     Raises:
         InputError: allow_code_execution is not True, a k exceeds samples, `complete` returned the wrong number of
-            completions, or the record is invalid.
+            completions, the record is invalid, or the kernel cannot isolate programs and `unsafe` is not True.
     """
     if not allow_code_execution:
         raise InputError(f"{DANGER}; pass allow_code_execution=True (--allow-code-execution) to accept the risk")
@@ -163,7 +179,8 @@ def evaluate_problems(
         raise InputError(
             f"samples is {samples}, but the largest k is {max(k)}; draw at least {max(k)} samples or lower k"
         )
-    print(f"WARNING: {DANGER}.", file=sys.stderr, flush=True)
+    isolated = require_isolation(limits.get("namespaces", True), limits.get("unsafe", False))
+    print(f"WARNING: {DANGER if isolated else UNSAFE_DANGER}.", file=sys.stderr, flush=True)
     done = _read_record(record, samples, label) if record is not None else {}
     rows = {p.task_id: done[p.task_id] for p in problems if _fingerprint(p) == done.get(p.task_id, {}).get("problem")}
     remaining = [problem for problem in problems if problem.task_id not in rows]
@@ -188,8 +205,7 @@ def evaluate_problems(
                 _check_completions(texts, len(batch), samples)
                 for problem, completions in zip(batch, texts, strict=True):
                     completions = [cut(problem.prompt, completion) for completion in completions]
-                    programs = map(problem.program, completions)
-                    futures = [pool.submit(check_program, program, **limits) for program in programs]
+                    futures = [pool.submit(check_problem, problem, completion, **limits) for completion in completions]
                     pending.append((problem, completions, futures))
                 while pending and all(future.done() for future in pending[0][2]):
                     finish(*pending.pop(0))
@@ -238,7 +254,10 @@ def _row(problem: Problem, completions: Sequence[str], results: Sequence[Result]
         "samples": len(results),
         "passed": sum(result.passed for result in results),
         "results": [
-            {"completion": text, **{name: value for name, value in result.to_dict().items() if name != "output"}}
+            {
+                "completion": printable(text),
+                **{name: value for name, value in result.to_dict().items() if name != "output"},
+            }
             for text, result in zip(completions, results, strict=True)
         ],
     }

@@ -7,6 +7,7 @@ import pytest
 from duonlp.cli import evaluate as cli_evaluate
 from duonlp.cli.evaluate import Settings, completer, parse_ks
 from duonlp.errors import InputError
+from duonlp.evaluation import isolation_error, sandbox
 from duonlp.util import frameworks
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
 
@@ -43,8 +44,12 @@ def engine(monkeypatch):
     return package
 
 
+UNSAFE = ["--unsafe"] if isolation_error() else []
+"""The programs of these tests are harmless: they run without isolation where the kernel has none."""
+
+
 def base(problems, *more):
-    return ["evaluate", "code", "-m", "m", "--problems", problems, "-f", "jax", "--seconds", "30", *more]
+    return ["evaluate", "code", "-m", "m", "--problems", problems, "-f", "jax", "--seconds", "30", *UNSAFE, *more]
 
 
 def test_the_report(run, engine, problems, tmp_path):  # noqa: F811
@@ -73,7 +78,7 @@ def test_greedy_completions_and_a_record(run, engine, problems, tmp_path):  # no
 @pytest.mark.skipif(not frameworks.installed("jax"), reason="no flax")
 def test_a_real_model(run, checkpoint, problems):  # noqa: F811
     arguments = ["evaluate", "code", "-m", checkpoint, "--problems", problems, "-f", "jax", "--limit", "1"]
-    arguments += ["--k", "1,2", "--max-new-tokens", "6", "--temperature", "1", "--seconds", "30", "--json"]
+    arguments += ["--k", "1,2", "--max-new-tokens", "6", "--temperature", "1", "--seconds", "30", "--json", *UNSAFE]
     status, out, err = run(*arguments, "--allow-code-execution")
     assert status == 0, err
     (row,) = json.loads(out)["problems"]
@@ -105,6 +110,15 @@ def test_usage_errors_are_one_line(run, engine, problems, arguments, parts):  # 
     status, out, err = run(*base(problems), *arguments)
     assert status == 2 and out == "" and err.count("\n") == 1 and engine.calls == [], err
     assert all(part in err for part in parts), err
+
+
+def test_nothing_runs_without_isolation(run, engine, problems, monkeypatch):  # noqa: F811
+    """The error comes before a model is loaded, names the step that failed, and says what --unsafe gives up."""
+    monkeypatch.setattr(sandbox, "isolation_error", lambda: "cannot create namespaces (unshare): errno 1")
+    arguments = [text for text in base(problems, "--allow-code-execution") if text != "--unsafe"]
+    status, out, err = run(*arguments)
+    assert status == 2 and out == "" and err.count("\n") == 1 and engine.calls == [] and engine.options is None
+    assert "unshare" in err and "--unsafe" in err and "your rights" in err and "unsafe=True" not in err
 
 
 def test_missing_arguments_and_files(run, engine, tmp_path):  # noqa: F811

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from duonlp.errors import InputError
+from duonlp.evaluation import isolation_error
 from duonlp.evaluation.human_eval import cut_at_first_block, evaluate_problems, read_problems
 from duonlp.evaluation.pass_rate import pass_at_k
+
+RUN = {"seconds": 20, "allow_code_execution": True, "unsafe": bool(isolation_error())}
+"""The programs of these tests are harmless: they run without isolation where the kernel has none."""
 
 PROMPT = 'def add(a, b):\n    """Sum of two numbers."""\n'
 TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
@@ -123,7 +127,7 @@ def test_nothing_runs_without_permission(problems, capsys):
 
 
 def test_an_evaluation_from_prompts_to_scores(problems, capsys):
-    report = evaluate_problems(problems, Model(), (1, 2), workers=2, seconds=20, allow_code_execution=True)
+    report = evaluate_problems(problems, Model(), (1, 2), workers=2, **RUN)
     assert "WARNING" in capsys.readouterr().err
     assert report["pass@k"] == pytest.approx({"pass@1": 0.5, "pass@2": 2 / 3})
     assert report["totals"] == {
@@ -137,7 +141,7 @@ def test_an_evaluation_from_prompts_to_scores(problems, capsys):
 
 def test_an_evaluation_resumes_from_its_record(problems, tmp_path):
     record, model = tmp_path / "record.jsonl", Model()
-    options = {"record": record, "label": "a", "seconds": 20, "allow_code_execution": True}
+    options = {"record": record, "label": "a", **RUN}
     first = evaluate_problems(problems[:2], model, (1,), **options)
     with record.open("a") as file:
         file.write('{"task_id": "t/2", "samp')  # an incomplete line, as left by a crash
@@ -153,7 +157,7 @@ def test_invalid_arguments(problems):
     with pytest.raises(InputError, match="samples is 1"):
         evaluate_problems(problems, Model(), (1, 10), samples=1, allow_code_execution=True)
     with pytest.raises(InputError, match=r"\[1\]"):
-        evaluate_problems(problems, lambda prompts, n: [["x"]], (2,), allow_code_execution=True)
+        evaluate_problems(problems, lambda prompts, n: [["x"]], (2,), **RUN)
     with pytest.raises(InputError, match="0 problems"):
         evaluate_problems([], Model(), (1,), allow_code_execution=True)
     with pytest.raises(InputError, match="workers"):
