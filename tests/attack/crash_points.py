@@ -22,6 +22,7 @@ import numpy as np
 from duonlp.architectures import config_from_hf
 from duonlp.checkpoints import atomic_folder
 from duonlp.checkpoints.checkpoint import Checkpoint, read_unchanged
+from duonlp.checkpoints.open_files import OpenFile
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, DuonlpError
 from tests.attack.harness import HELD, Budget, Outcome, attack
@@ -350,6 +351,14 @@ def loading_while_saving(budget: Budget) -> Iterator[Outcome]:
     code = "import pathlib, sys; from tests.attack.crash_points import save_forever; save_forever(pathlib.Path(sys.argv[1]))"
     process = subprocess.Popen([sys.executable, "-c", code, str(budget.folder)], stdin=subprocess.PIPE)
     assert process.stdin is not None
+    open_file = OpenFile.open
+
+    def open_slowly(path: Path) -> OpenFile | None:
+        if budget.rng.random() < 0.1:
+            time.sleep(0.02 * budget.rng.random())  # long enough for a save
+        return open_file(path)
+
+    OpenFile.open = open_slowly
     while versions(budget.folder / "exchanged") == {1} and process.poll() is None:
         time.sleep(0.01)  # until it has started
     try:
@@ -369,5 +378,6 @@ def loading_while_saving(budget: Budget) -> Iterator[Outcome]:
                 verdict, detail = "crash", "the process that saves ended"
             yield Outcome(f"load {number}, {place}", verdict, detail)
     finally:
+        OpenFile.open = open_file
         process.stdin.close()
         process.wait()

@@ -66,6 +66,8 @@ def open_checkpoint(
         if not path.exists():
             finish_save(path)  # may restore it
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except CheckpointError:
+        raise
     except PermissionError:
         raise CheckpointError(explain_denied(path)) from None
     except (OSError, ValueError):
