@@ -36,7 +36,7 @@ class AutoModelForPreTraining:
     ) -> heads.Model:
         """Load a checkpoint; see heads.Model.from_pretrained."""
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
-        return cls.class_for(checkpoint.transformer_config().model_type).from_pretrained(checkpoint.folder, **options)
+        return cls.class_for(checkpoint.transformer_config().model_type).from_pretrained(checkpoint, **options)
 
     @classmethod
     def from_config(cls, config: Any, **options: Any) -> heads.Model:

@@ -56,14 +56,15 @@ class Weight:
 
     Attributes:
         name: Name of the tensor in the checkpoint.
-        path: Path of our parameter. None marks a tensor that is recognized but not loaded: the name of a tied copy, or
-            fixed sinusoidal positions. The latter are written if their layout is ``positions`` or ``decoder_positions``.
+        path: Path of our parameter. None marks a tensor that is recognized but not loaded: a tied output (layout ``linear``) or
+            fixed sinusoidal positions (layouts that end in ``positions``), which are compared with what they copy, or an unused
+            tensor. Positions are written if their layout is ``positions`` or ``decoder_positions``.
         layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` has a leading axis of size 1 in the
             checkpoint; ``patches`` is a convolution [out, channels, height, width] in the checkpoint and [in, out] here;
             ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
             is loaded for another image size; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
         part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
-        aliases: Alternative names accepted when reading.
+        aliases: Alternative names accepted when reading. Tensors under several names of one row alone must be equal.
         copies: Additional names written when saving.
         shape: Shape in the checkpoint of a convolution; grid [rows, columns] of patches of an image's positions.
         optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.

@@ -241,9 +241,11 @@ def _stack(cfg: TransformerConfig, stack: str, ours: str, layout: str | None) ->
     if e.positions == "learned":
         rows = embedding(f"{theirs}.embed_positions", f"{ours}/position_embeddings")
     else:
-        rows = [Weight(f"{theirs}.embed_positions.weight", None, layout or "embedding")]
+        unwritten = f"unwritten_{stack}_positions"
+        rows = [Weight(f"{theirs}.embed_positions.weight", None, layout or unwritten)]
         # older versions of M2M100 saved these
-        rows += [Weight(f"{theirs}.embed_positions.{name}", None, "embedding") for name in ("weights", "_float_tensor")]
+        rows += [Weight(f"{theirs}.embed_positions.weights", None, unwritten)]
+        rows += [Weight(f"{theirs}.embed_positions._float_tensor", None, "embedding")]
     rows += [Weight(f"{theirs}.version", None, "vector")]  # saved by fairseq
     if e.norm:
         rows += norm(f"{theirs}.layernorm_embedding", f"{ours}/norm")

@@ -6,41 +6,48 @@ Only safetensors are read. Nothing is unpickled and no code from a checkpoint is
 import json
 import os
 import re
+import stat
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import DTypeLike
+from typing import Any, TypeVar
 
 from duonlp import architectures
-from duonlp.architectures._common import BUFFERS, Part, Weight
-from duonlp.checkpoints.layouts import is_readable, our_layout, resized_positions, stored_shape
-from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
+from duonlp.architectures._common import BUFFERS, Weight
+from duonlp.checkpoints.atomic_folder import finish_save, is_being_finished
+from duonlp.checkpoints.copies import check_float, check_same, check_tied, owners
+from duonlp.checkpoints.hub import PICKLES, download, no_safetensors_message
+from duonlp.checkpoints.layouts import is_readable, stored_shape
+from duonlp.checkpoints.open_files import OpenFile, OpenFolder
+from duonlp.checkpoints.safetensors_file import StoredTensor
+from duonlp.checkpoints.source import Source
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS, list_names, shard_names, stored_tensors
 from duonlp.config import TransformerConfig
-from duonlp.errors import CheckpointError, InputError, NewHeadWarning
-from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
+from duonlp.errors import CheckpointError, DuonlpError, InputError, NewHeadWarning
+from duonlp.parameters import HEAD_PREFIXES, Parameter, parameters
 from duonlp.typing import ImageProcessor, Tokenizer
 from duonlp.util import frameworks
+from duonlp.util.permissions import explain_denied
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-IMAGE_CONFIG = "preprocessor_config.json"
-DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+CONFIG, GENERATION_CONFIG, IMAGE_CONFIG = "config.json", "generation_config.json", "preprocessor_config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
+ATTEMPTS = 20
+"""How often a folder is opened again that another process replaces meanwhile."""
+
+T = TypeVar("T")
 
 
 def open_checkpoint(
-    name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
+    name_or_path: "str | os.PathLike[str] | Checkpoint", revision: str | None = None, local_files_only: bool = False
 ) -> "Checkpoint":
     """Open a local checkpoint, or one from the Hub, which is downloaded unless it is in the cache.
 
+    A folder whose last save was interrupted is first brought into the state before or after that save.
+
     Args:
-        name_or_path: A folder with config.json, or a Hub id such as ``"google-bert/bert-base-uncased"``.
+        name_or_path: A folder with config.json, a Hub id such as ``"google-bert/bert-base-uncased"``, or an open checkpoint,
+            which is returned.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never access the network; the environment variable ``HF_HUB_OFFLINE=1`` does the same.
 
@@ -48,141 +55,107 @@ def open_checkpoint(
         InputError: ``name_or_path`` is neither a string nor a path.
         CheckpointError: the folder or Hub id does not exist, or is not in the cache while offline.
     """
+    if isinstance(name_or_path, Checkpoint):
+        return name_or_path
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise InputError(
             f"the model is a {type(name_or_path).__name__}; pass a folder in Hugging Face layout or a Hub id such as org/name"
         )
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return Checkpoint(path)
-    text = str(name_or_path)
-    if path.exists():
+    path, text = Path(name_or_path).expanduser(), str(name_or_path)
+    try:
+        if not path.exists():
+            finish_save(path)  # may restore it
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except CheckpointError:
+        raise
+    except PermissionError:
+        raise CheckpointError(explain_denied(path)) from None
+    except (OSError, ValueError):
+        pass
+    else:
+        if is_folder:
+            return Checkpoint(path)
         raise CheckpointError(f"{text!r} is a file; pass the folder that contains it")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or text.startswith("."):
         raise CheckpointError(
             f"no folder {text!r}, and it is not a valid Hub id; pass a folder or an id such as org/model"
         )
     hub = (text, revision, local_files_only)
-    return Checkpoint(_download(*hub), hub)
+    return Checkpoint(download(*hub), hub)
 
 
-def _download(name: str, revision: str | None, local_files_only: bool) -> Path:
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
+def read_unchanged(
+    name_or_path: "str | os.PathLike[str] | Checkpoint", read: Callable[["Checkpoint"], T], revision: str | None = None,
+    local_files_only: bool = False,
+) -> "tuple[Checkpoint, T]":  # fmt: skip
+    """Open a checkpoint and read further files of its folder, again if another process replaces it meanwhile.
 
-    at = f" at revision {revision!r}" if revision else ""
-    try:
-        # Subfolders can hold other formats (onnx/, openvino/), but also the pooling of sentence-transformers.
-        patterns = [*DOWNLOAD, "1_Pooling/config.json"]
-        return Path(
-            snapshot_download(
-                name, revision=revision, local_files_only=local_files_only, allow_patterns=patterns,
-                ignore_patterns=["onnx/*", "openvino/*"],
-            )
-        )  # fmt: skip
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError) as error:
-        raise CheckpointError(
-            f"no accessible model {name!r}{at} on the Hub; check the name, or log in if it is private ({error})"
-        ) from None
-    except (OSError, hub.HTTPError) as error:
-        # An HTTPError with a response is also an OSError; one without a response means that the Hub was unreachable.
-        unreachable = (hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)  # includes OfflineModeIsEnabled
-        if isinstance(error, unreachable) or not isinstance(error, OSError):
-            raise CheckpointError(
-                f"no folder {name!r}, and the Hub model {name!r}{at} is not in the cache and the Hub is unreachable "
-                f"({type(error).__name__}); pass a folder, or go online once to download it"
-            ) from None
-        raise CheckpointError(f"the Hub model {name!r}{at} could not be downloaded: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a Hub id ({error})") from None
+    Args:
+        name_or_path: See :func:`open_checkpoint`.
+        read: Function that reads files by their paths, such as the tokenizer's.
+        revision: See :func:`open_checkpoint`.
+        local_files_only: See :func:`open_checkpoint`.
 
+    Returns:
+        The checkpoint and what `read` returned, both of one version of the folder.
 
-def _no_safetensors_message(name: str, revision: str | None, local_files_only: bool) -> str:
-    """Explain why a Hub model has no weights; pickles are not downloaded, so the folder alone does not show them."""
-    files = []
-    if not local_files_only:
-        from huggingface_hub import HfApi
-
-        with suppress(Exception):  # the list only improves the message
-            files = HfApi().list_repo_files(name, revision=revision)
-    weights = sorted(file for file in files if any(Path(file).match(pattern) for pattern in PICKLES))
-    has = f"it has {_list_names(weights)}, but " if weights else ""
-    return (
-        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}other formats are never downloaded or read: "
-        "convert it with Transformers' save_pretrained, or pass the revision of a conversion such as "
-        "revision='refs/pr/1' (see the model's pull requests)"
+    Raises:
+        CheckpointError: The checkpoint cannot be found or read, or is replaced again and again.
+    """
+    for _ in range(ATTEMPTS):
+        checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
+        try:
+            result = read(checkpoint)
+        except (DuonlpError, OSError):
+            if checkpoint.is_current():
+                raise
+        else:
+            if checkpoint.is_current():
+                return checkpoint, result
+    raise CheckpointError(
+        f"{name_or_path} is replaced again and again while it is being loaded; wait for the other process"
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Origin of one parameter's values: a stored tensor (or a part of one), or the initializer.
-
-    Attributes:
-        path: Path of the parameter.
-        parameter: Its shape and initializer.
-        tensor: The stored tensor, or None to initialize the parameter.
-        layout: Layout of the stored tensor, see ``Weight``.
-        part: Place of the parameter in the tensor, see ``Weight``.
-        grid: Rows and columns of patches, if the parameter is the position table of an image.
-        seed: Seed of the initializer.
-    """
-
-    path: str
-    parameter: Parameter
-    tensor: StoredTensor | None = None
-    layout: str = ""
-    part: Part | None = None
-    grid: tuple[int, ...] = ()
-    seed: int = 0
-
-    def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
-        """Return the values in the parameter's shape, possibly as a transposed view."""
-        if self.tensor is None:
-            return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
-        values = our_layout(self.layout, self.tensor.read())
-        values = values if self.part is None else self.part.of(values)
-        values = resized_positions(values, self.parameter.shape[0], self.grid) if self.grid else values
-        return values.astype(dtype, copy=False)
-
-    def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows) pairs that cover the parameter.
-
-        Embedding tables are split into chunks of about ``max_bytes``; other parameters are one chunk.
-        """
-        if self.tensor is None or self.layout != "embedding" or len(self.parameter.shape) < 2:
-            yield 0, self.read(dtype)
-            return
-        rows, width = self.parameter.shape
-        step = max(1, max_bytes // (width * self.tensor.dtype.itemsize))
-        for start in range(0, rows, step):
-            yield start, self.tensor.read(start, start + step).astype(dtype, copy=False)
-
-
 class Checkpoint:
-    """A folder in Hugging Face layout, read lazily: opening it reads only config.json.
+    """A folder in Hugging Face layout, read lazily, and as of one moment.
+
+    Opening it reads config.json and opens the other files of the model, which stay open: whatever another process saves to
+    the folder later, configuration and tensors are those of one version. Close it after the load; it also closes itself with
+    the last reference to it and its tensors.
 
     Args:
         folder: The folder.
         hub: Hub id, revision and ``local_files_only`` with which ``folder`` was downloaded.
 
     Raises:
-        CheckpointError: the folder has no valid config.json.
+        CheckpointError: the folder has no valid config.json, or files that may not be read.
     """
 
     def __init__(self, folder: Path, hub: tuple[str, str | None, bool] | None = None):
         self.folder, self._hub = Path(folder), hub
-        if not (self.folder / "config.json").is_file():
+        self._files = _open_files(self.folder, local=hub is None)
+        config = self._files.open(CONFIG)
+        if config is None:
             raise CheckpointError(
                 f"{self.folder} has no config.json; pass the folder of a model in Hugging Face layout"
             )
-        self.config: dict[str, Any] = _read_json(self.folder / "config.json")
+        self.config: dict[str, Any] = _read_json(config)
+
+    def is_current(self) -> bool:
+        """Return whether the folder still is as it was when it was opened."""
+        # In this order: whatever was opened while a save moved its files is not current after that.
+        return not is_being_finished(self.folder) and self._files.is_current()
+
+    def close(self) -> None:
+        """Close all files; tensors cannot be read any more."""
+        self._files.close()
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """Contents of generation_config.json, or {} if there is none."""
-        path = self.folder / "generation_config.json"
-        return _read_json(path) if path.is_file() else {}
+        file = self._files.open(GENERATION_CONFIG)
+        return {} if file is None else _read_json(file)
 
     @property
     def head(self) -> str:
@@ -203,18 +176,21 @@ class Checkpoint:
         AutoTokenizer = frameworks.transformers().AutoTokenizer
         try:
             # All files are local; a tokenizer must not download anything else.
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
+            self._check_current()
             raise CheckpointError(
                 f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "save a working one there, or pass tokenizer="
             ) from None
+        self._check_current()
+        return tokenizer
 
     @cached_property
     def image_config(self) -> str | None:
         """Text of preprocessor_config.json, or None if there is none."""
-        path = self.folder / IMAGE_CONFIG
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        file = self._files.open(IMAGE_CONFIG)
+        return None if file is None else file.read_text()
 
     def image_processor(self) -> ImageProcessor:
         """Load the image processor with Transformers' AutoImageProcessor, on Pillow whatever else is installed.
@@ -229,12 +205,15 @@ class Checkpoint:
         AutoImageProcessor = frameworks.transformers().AutoImageProcessor
         try:
             options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
-            return AutoImageProcessor.from_pretrained(self.folder, **options)
+            processor = AutoImageProcessor.from_pretrained(self.folder, **options)
         except Exception as error:
+            self._check_current()
             raise CheckpointError(
                 f"the image processor in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "save a working one there, or pass image_processor="
             ) from None
+        self._check_current()
+        return processor
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.
@@ -251,12 +230,11 @@ class Checkpoint:
         Raises:
             CheckpointError: there are no safetensors, a shard is missing or damaged, or the index is invalid.
         """
-        if (self.folder / WEIGHTS).is_file():
-            return list_tensors(self.folder / WEIGHTS)
-        if (self.folder / INDEX).is_file():
-            return self._sharded()
+        tensors = stored_tensors(self._files)
+        if tensors is not None:
+            return tensors
         if self._hub:
-            raise CheckpointError(_no_safetensors_message(*self._hub))
+            raise CheckpointError(no_safetensors_message(*self._hub))
         pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
         if pickles:
             raise CheckpointError(
@@ -264,27 +242,6 @@ class Checkpoint:
                 "convert it to model.safetensors with Transformers' save_pretrained"
             )
         raise CheckpointError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}; pass a folder with weights")
-
-    def _sharded(self) -> dict[str, StoredTensor]:
-        path = self.folder / INDEX
-        weight_map = _read_json(path).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-            raise CheckpointError(f"{path} has no weight_map from tensor names to file names; save the model again")
-        tensors: dict[str, StoredTensor] = {}
-        for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise CheckpointError(
-                    f"{path} refers to {shard!r}; a shard must be a .safetensors file in the same folder"
-                )
-            if not (self.folder / shard).is_file():
-                raise CheckpointError(f"{path} lists the shard {shard!r}, which is missing; download or copy it")
-            tensors |= list_tensors(self.folder / shard)
-        missing = sorted(set(weight_map) - set(tensors))
-        if missing:
-            raise CheckpointError(
-                f"{path} lists tensors that are in no shard: {_list_names(missing)}; download the checkpoint again"
-            )
-        return tensors
 
     def plan(
         self, cfg: TransformerConfig, head: str, seed: int = 0, ignore_mismatched_sizes: bool = False
@@ -307,13 +264,15 @@ class Checkpoint:
             CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
         spec = parameters(cfg, head)
-        rows = [row for row in architectures.get(cfg.model_type).weights(cfg, head) if row.path is not None]
+        table = architectures.get(cfg.model_type).weights(cfg, head)
+        rows = [row for row in table if row.path is not None]
         sources: dict[str, Source] = {}
         missing: list[Weight] = []
         mismatched: list[tuple[Weight, StoredTensor]] = []
         used: set[str] = set()
+        owned = owners(rows)
         for row in rows:
-            tensor = self._find(row, cfg)
+            tensor = self._find(row, cfg, owned)
             parameter = spec[row.path]
             if tensor is not None:
                 used.add(tensor.name)
@@ -329,11 +288,14 @@ class Checkpoint:
         if mismatched:
             self._check_shapes(mismatched, spec, ignore_mismatched_sizes)
         self._check_names(missing, rows, used, cfg)
+        copies = [row for row in table if row.path is None]
+        loaded = {path: source.tensor for path, source in sources.items()}
+        check_tied(copies, {row.name: self._names(row, cfg) for row in copies}, self.tensors, loaded, cfg)
         initialized = [_path(row) for row in (*missing, *(row for row, _ in mismatched))]
         if initialized:
             warnings.warn(
                 f"{self.folder.name}: the {head} head starts from random values because the checkpoint lacks "
-                f"{_list_names(initialized)}; fine-tune it before use",
+                f"{list_names(initialized)}; fine-tune it before use",
                 NewHeadWarning,
                 stacklevel=3,
             )
@@ -344,8 +306,24 @@ class Checkpoint:
         names = [row.name, *row.aliases]
         return names + [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
-    def _find(self, row: Weight, cfg: TransformerConfig) -> StoredTensor | None:
-        return next((self.tensors[name] for name in self._names(row, cfg) if name in self.tensors), None)
+    def _find(self, row: Weight, cfg: TransformerConfig, owned: Mapping[str, set[str]]) -> StoredTensor | None:
+        """Return the tensor of a row; raise CheckpointError if there are several that differ, or it holds integers."""
+        names = self._names(row, cfg)
+        present = [self.tensors[name] for name in dict.fromkeys((*names, *row.copies)) if name in self.tensors]
+        if not present or present[0].name not in names:
+            return None
+        check_float(present[0])
+        prefix = architectures.get(cfg.model_type).PREFIX
+        for other in present[1:]:
+            # A name that other rows read as well is a substitute, used only where a table of its own is missing.
+            full = other.name if other.name in owned else prefix + other.name
+            if owned.get(full) == {row.name}:
+                check_same(present[0], other, "remove the one that is wrong")
+        return present[0]
+
+    def _check_current(self) -> None:
+        if not self.is_current():
+            raise CheckpointError(f"{self.folder} was replaced while it was being loaded; load it again")
 
     def _check_shapes(
         self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
@@ -379,8 +357,8 @@ class Checkpoint:
         others = set(self.tensors) - used - recognized
         unexpected = [name for name in others if not any(re.search(pattern, name) for pattern in BUFFERS)]
         if lacking or unexpected:
-            parts = [f"missing {_list_names(sorted(set(lacking)))}"] if lacking else []
-            parts += [f"unexpected {_list_names(sorted(unexpected))}"] if unexpected else []
+            parts = [f"missing {list_names(sorted(set(lacking)))}"] if lacking else []
+            parts += [f"unexpected {list_names(sorted(unexpected))}"] if unexpected else []
             raise CheckpointError(
                 f"the tensors in {self.folder} do not match its config.json ({cfg.model_type}): {'; '.join(parts)}"
             )
@@ -408,7 +386,28 @@ def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     return out | dict(overrides)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _open_files(folder: Path, local: bool) -> OpenFolder:
+    """Open the files of a model, all of one version; finish an interrupted save first if the folder is `local`."""
+    for _ in range(ATTEMPTS):
+        if local:
+            finish_save(folder)
+        files = OpenFolder(folder)
+        try:
+            for name in (CONFIG, GENERATION_CONFIG, IMAGE_CONFIG, WEIGHTS):
+                files.open(name)
+            index = files.open(INDEX)
+            for name in shard_names(index) if index is not None else ():
+                files.open(name)
+            if not is_being_finished(folder) and files.is_current():
+                return files
+        except BaseException:
+            files.close()
+            raise
+        files.close()
+    raise CheckpointError(f"{folder} is replaced again and again while it is being loaded; wait for the other process")
+
+
+def _read_json(path: Path | OpenFile) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -433,8 +432,3 @@ def _of_head(row: Weight) -> bool:
 
 def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
     return stored_shape(row, parameter.shape)
-
-
-def _list_names(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

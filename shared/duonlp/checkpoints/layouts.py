@@ -5,7 +5,11 @@ import math
 import numpy as np
 
 from duonlp.architectures._common import Weight
-from duonlp.positions import interpolate_positions
+from duonlp.config import TransformerConfig
+from duonlp.positions import fixed_table, interpolate_positions
+
+WRITTEN_POSITIONS = ("positions", "decoder_positions")
+"""Layouts of fixed position tables that are written although they are not parameters."""
 
 
 def stored_shape(row: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -55,3 +59,8 @@ def resized_positions(values: np.ndarray, tokens: int, grid: tuple[int, ...]) ->
     if len(values) == tokens:
         return values
     return interpolate_positions(values, grid[0], grid[1], tokens - math.prod(grid))
+
+
+def fixed_positions(layout: str, cfg: TransformerConfig) -> np.ndarray:
+    """Return the computed position table float32 [max_positions, size] that a layout stands for, of encoder or decoder."""
+    return fixed_table((cfg.as_decoder() if "decoder" in layout else cfg).embedding)

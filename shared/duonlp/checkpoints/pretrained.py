@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from duonlp import architectures
-from duonlp.checkpoints.checkpoint import Source, open_checkpoint, override
+from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint, override
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
@@ -53,14 +53,14 @@ class PretrainedBase:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False,
+        cls, name_or_path: str | os.PathLike[str] | Checkpoint, *, revision: str | None = None, local_files_only: bool = False,
         dtype: Any = None, param_dtype: Any = "float32", seed: int = 0, ignore_mismatched_sizes: bool = False,
         **config_overrides: Any,
     ) -> Self:  # fmt: skip
         """Load a checkpoint in Hugging Face layout.
 
         Args:
-            name_or_path: A folder or a Hub id.
+            name_or_path: A folder, a Hub id, or an open checkpoint (see ``duonlp.checkpoints.open_checkpoint``).
             revision: Branch, tag or commit on the Hub.
             local_files_only: Never access the network.
             dtype: Compute dtype: float32, bfloat16 or float16. Default: float32 (in tfnlp, Keras' global dtype policy).
@@ -81,13 +81,18 @@ class PretrainedBase:
         _check_keywords(config_overrides)
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
-        cfg = checkpoint.transformer_config(**config_overrides)
-        check_head(cls, cfg)
-        plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
-        model = cls._from_plan(cfg, plan, dtype, param_dtype)
-        if checkpoint.generation_config:
-            model.generation_config = default_generation_config(cfg, checkpoint.generation_config)
-        model.folder, model.image_config = str(checkpoint.folder), checkpoint.image_config
+        try:
+            cfg = checkpoint.transformer_config(**config_overrides)
+            check_head(cls, cfg)
+            plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
+            model = cls._from_plan(cfg, plan, dtype, param_dtype)
+            stored, image_config = checkpoint.generation_config, checkpoint.image_config
+        finally:
+            if checkpoint is not name_or_path:
+                checkpoint.close()
+        if stored:
+            model.generation_config = default_generation_config(cfg, stored)
+        model.folder, model.image_config = str(checkpoint.folder), image_config
         return model
 
     @classmethod

@@ -1,10 +1,11 @@
-"""Read and write safetensors files one tensor at a time.
+"""Read and write safetensors files one tensor at a time, with plain file I/O.
 
-The safetensors library validates a file and lists its tensors. Values are read and written with plain file I/O, because
-the library memory-maps the whole file when reading and needs all tensors at once when writing.
+The safetensors library memory-maps the whole file when reading, opens it by its path, takes the last of several tensors of one
+name, and needs all tensors at once when writing.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from duonlp.checkpoints.open_files import OpenFile
 from duonlp.errors import CheckpointError
 
 DTYPES = {
@@ -28,6 +30,11 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+FLOATS = tuple(DTYPES[name] for name in ("F64", "F32", "F16", "BF16"))
+"""Dtypes that a parameter may be stored in."""
+
+MOST_HEADER_BYTES = 100_000_000
+"""Length of a header above which the safetensors library refuses a file, too."""
 
 
 def aligned_empty(count: int, dtype: np.dtype) -> np.ndarray:
@@ -43,14 +50,14 @@ class StoredTensor:
     """A tensor on disk, read on demand.
 
     Attributes:
-        file: The safetensors file.
+        file: The safetensors file, which is open.
         name: Name of the tensor.
         shape: Shape of the tensor.
         dtype: Stored dtype.
         offset: Position of the values in the file, in bytes.
     """
 
-    file: Path
+    file: OpenFile
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -60,50 +67,87 @@ class StoredTensor:
         """Read rows ``start:stop`` of the first axis, by default all, into a new array.
 
         Raises:
-            CheckpointError: the file ends early, because it is truncated or still being written.
+            CheckpointError: the file ends early, because it is truncated, or was overwritten since it was opened.
         """
         rows = self.shape[0] if self.shape else 1
         stop = rows if stop is None else min(stop, rows)
-        row = int(np.prod(self.shape[1:], dtype=np.int64))
-        count = (stop - start) * row
-        values = aligned_empty(count, self.dtype)
-        with open(self.file, "rb", buffering=0) as f:
-            f.seek(self.offset + start * row * self.dtype.itemsize)
-            num_read, view = 0, values.view(np.uint8).data
-            while num_read < len(view) and (num_bytes := f.readinto(view[num_read:])):
-                num_read += num_bytes
-        if num_read != len(view):
+        row = math.prod(self.shape[1:])
+        values = aligned_empty((stop - start) * row, self.dtype)
+        view = values.view(np.uint8).data
+        if self.file.read_into(view, self.offset + start * row * self.dtype.itemsize) != len(view):
             raise CheckpointError(f"{self.file} ends within tensor {self.name!r}; download or save it again")
         return values.reshape((stop - start, *self.shape[1:]) if self.shape else ())
 
 
-def list_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of one file by name, in file order.
+def list_tensors(file: Path | OpenFile) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name, in file order; they keep it open.
 
     Raises:
-        CheckpointError: the file is truncated or corrupt, or has a tensor of an unsupported dtype.
+        CheckpointError: the file is missing, truncated or corrupt, has two tensors of one name, or one of an unsupported dtype.
     """
-    from safetensors import SafetensorError, safe_open
-
+    opened = file if isinstance(file, OpenFile) else OpenFile.open(file)
+    if opened is None:
+        raise CheckpointError(f"{file} does not exist; pass the path of a safetensors file")
     try:
-        with safe_open(path, "numpy") as f:
-            slices = {name: f.get_slice(name) for name in f.offset_keys()}
-            described = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-    except SafetensorError as error:
+        header, start = _read_header(opened)
+        return _parse_header(opened, header, start)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a valid safetensors file ({error}); it is truncated or corrupt: download or save it again"
+            f"{file} is not a valid safetensors file ({str(error)[:200]}); it is truncated or corrupt: download or save it again"
         ) from None
-    with open(path, "rb") as f:
-        offset = 8 + int.from_bytes(f.read(8), "little")
-    tensors = {}
-    # The library has checked that the tensors are contiguous and in this order.
-    for name, (shape, dtype_name) in described.items():
-        if dtype_name not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype_name}; supported are {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype_name]
-        tensors[name] = StoredTensor(path, name, shape, dtype, offset)
-        offset += int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _read_header(file: OpenFile) -> tuple[dict[str, Any], int]:
+    """Return the header and where the values start; raise ValueError if it is invalid."""
+    length = int.from_bytes(file.read_bytes(0, 8), "little")
+    if file.size < 8 or length > min(MOST_HEADER_BYTES, file.size - 8):
+        raise ValueError(f"a header of {length} bytes in a file of {file.size}")
+    text = file.read_bytes(8, length)
+    if text[:1] != b"{":
+        raise ValueError("the header is not a JSON object")
+    return json.loads(text.decode(), object_pairs_hook=unique_keys), 8 + length
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the contents of a JSON object; raise ValueError if a key occurs twice or is not valid text."""
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        key.encode()  # raises for lone surrogates
+        if key in out:
+            raise ValueError(f"{key!r} occurs twice")
+        out[key] = value
+    return out
+
+
+def _parse_header(file: OpenFile, header: dict[str, Any], start: int) -> dict[str, StoredTensor]:
+    """Return the tensors of a header whose values start at byte `start`; raise ValueError if they do not fill the file."""
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("__metadata__ is not a map from names to texts")
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        if not _are_sizes(entry["shape"]) or not _are_sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
+            raise ValueError(f"tensor {name!r} has the shape {entry['shape']} and the offsets {entry['data_offsets']}")
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+        if dtype is None:
+            raise CheckpointError(
+                f"{file}: tensor {name!r} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}"
+            )
+        shape, first = tuple(entry["shape"]), end
+        end += math.prod(shape) * dtype.itemsize
+        if entry["data_offsets"] != [first, end]:
+            raise ValueError(f"tensor {name!r} is at {entry['data_offsets']}; expected {[first, end]}")
+        tensors[name] = StoredTensor(file, name, shape, dtype, start + first)
+    if start + end != file.size:
+        raise ValueError(f"the tensors end at byte {start + end} of {file.size}")
     return tensors
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 @dataclass(frozen=True)

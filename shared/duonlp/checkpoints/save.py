@@ -2,10 +2,7 @@
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,15 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
-from duonlp.checkpoints.checkpoint import IMAGE_CONFIG, INDEX, WEIGHTS
-from duonlp.checkpoints.layouts import stored_layout, stored_shape
+from duonlp.checkpoints.atomic_folder import atomic_folder
+from duonlp.checkpoints.checkpoint import IMAGE_CONFIG
+from duonlp.checkpoints.layouts import WRITTEN_POSITIONS, fixed_positions, stored_layout, stored_shape
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
-from duonlp.config import EmbeddingConfig, TransformerConfig
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.parameters import parameters
-from duonlp.positions import fixed_table
 from duonlp.typing import Tokenizer
 from duonlp.util.json_text import to_json
 
@@ -41,9 +39,11 @@ def save_checkpoint(
 ) -> None:
     """Write config.json, safetensors, and optionally the processor and its or the generation's configuration.
 
-    Tensors are read one at a time. Files are written to a temporary sibling folder that then replaces ``folder``, so an
-    interrupted save or a full disk leaves the previous contents intact. Other files in an existing ``folder`` are kept. If
-    ``folder`` cannot be renamed (it is the current directory or a mount point), the finished files are moved one by one.
+    Tensors are read one at a time. Files are written to a temporary folder that then replaces ``folder`` atomically, so an
+    interrupted save or a full disk leaves the previous contents intact; the next save removes what an interrupted one left.
+    Other files in an existing ``folder`` are kept, except the weights that its index lists. If ``folder`` cannot be renamed
+    (it is the current directory or a mount point), the finished files are moved one by one, and if the process is killed
+    meanwhile, loading the folder moves the rest.
 
     Args:
         folder: Folder to write to.
@@ -58,6 +58,7 @@ def save_checkpoint(
 
     Raises:
         InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
+        CheckpointError: ``folder`` cannot be written to.
     """
     limit = parse_size(max_shard_size)
     rows = _to_write(cfg, head, read, np.dtype(dtype))
@@ -108,17 +109,10 @@ def _to_write(
         shape = stored_shape(rows[0], spec[path].shape)
         out.append(TensorToWrite(name, shape, dtype, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
-        if row.path is None and row.layout in FIXED:
-            table = fixed_table(FIXED[row.layout](cfg))
+        if row.path is None and row.layout in WRITTEN_POSITIONS:
+            table = fixed_positions(row.layout, cfg)
             out.append(TensorToWrite(row.name.removeprefix(prefix), table.shape, dtype, lambda table=table: table))
     return out
-
-
-FIXED: dict[str, Callable[[Any], EmbeddingConfig]] = {
-    "positions": lambda cfg: cfg.embedding,
-    "decoder_positions": lambda cfg: cfg.decoder.embedding,
-}
-"""Layouts of fixed position tables, which are written although they are not parameters, and their embeddings."""
 
 
 def _value(rows: Sequence[Weight], read: Callable[[Any], np.ndarray]) -> Callable[[], np.ndarray]:
@@ -151,102 +145,6 @@ def parse_size(size: int | str) -> int:
     if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
         raise InputError(f"invalid size {size!r}; use '5GB', '200MB' or a positive number of bytes")
     return int(float(match[1]) * UNITS[match[2].upper()])
-
-
-@contextmanager
-def atomic_folder(folder: str | os.PathLike[str]) -> Generator[Path]:
-    """Yield a temporary folder that replaces ``folder`` when the block ends without an error.
-
-    The temporary folder starts with hard links to the existing files except the weights, so files that are not
-    overwritten are kept. If ``folder`` is a symbolic link, its target is replaced.
-
-    Raises:
-        InputError: ``folder`` is a file.
-    """
-    folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{str(folder)!r} is a file; pass a folder to save to")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    inside = os.path.ismount(folder) or (folder.exists() and not os.access(folder.parent, os.W_OK))
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.saving-", dir=folder if inside else folder.parent))
-    try:
-        os.chmod(new, 0o777 & ~_umask())  # mkdtemp makes the folder private
-        # Renaming the current directory would leave this process (and the shell) in a deleted one.
-        one_by_one = inside or _holds_current(folder)
-        if folder.exists() and not one_by_one:
-            stale = {path.name for path in _weights(folder)}
-            shutil.copytree(
-                folder, new, copy_function=_link, symlinks=True, dirs_exist_ok=True,
-                ignore=lambda parent, names: stale if Path(parent) == folder else (),
-            )  # fmt: skip
-        yield new
-        if not folder.exists():
-            os.rename(new, folder)
-        elif one_by_one:
-            _move_files(new, folder)
-        else:
-            _exchange(new, folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-
-
-def _exchange(new: Path, folder: Path) -> None:
-    """Replace ``folder`` by ``new``; if that fails, ``folder`` is restored."""
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
-    try:
-        os.rename(folder, old / folder.name)
-    except OSError:  # busy, on another file system, or not permitted
-        old.rmdir()
-        _move_files(new, folder)
-        return
-    try:
-        os.rename(new, folder)
-    except BaseException:
-        os.rename(old / folder.name, folder)
-        old.rmdir()
-        raise
-    shutil.rmtree(old)
-
-
-def _move_files(new: Path, folder: Path) -> None:
-    """Move the files of ``new`` into ``folder``, each atomically: weights first, index and config last."""
-    if new.parent != folder:
-        new = Path(shutil.move(new, folder / new.name))  # copies it if it is on another file system
-    try:
-        files = [path.relative_to(new) for path in new.rglob("*") if path.is_symlink() or not path.is_dir()]
-        for file in sorted(files, key=lambda f: (f.name == "config.json", f.name == INDEX, f.suffix != ".safetensors")):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(new / file, folder / file)
-        for stale in _weights(folder):
-            if Path(stale.name) not in files:
-                stale.unlink()
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _weights(folder: Path) -> list[Path]:
-    return [*folder.glob("model*.safetensors"), *folder.glob(INDEX)]
-
-
-def _holds_current(folder: Path) -> bool:
-    try:
-        return Path.cwd().is_relative_to(folder)
-    except FileNotFoundError:  # the current directory was deleted
-        return False
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

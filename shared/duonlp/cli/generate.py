@@ -141,7 +141,7 @@ def continue_prompt(package: "Engine", framework: str, settings: Settings, out: 
         InputError: An option is unknown or has an invalid value, or the prompt leaves no room for new tokens.
         CheckpointError: The checkpoint cannot be found or read.
     """
-    from duonlp.checkpoints.checkpoint import open_checkpoint
+    from duonlp.checkpoints.checkpoint import Checkpoint, read_unchanged
 
     loading = {name: settings.options[name] for name in LOADING if name in settings.options}
     options = {name: value for name, value in settings.options.items() if name not in LOADING}
@@ -149,9 +149,10 @@ def continue_prompt(package: "Engine", framework: str, settings: Settings, out: 
         raise InputError(f"--choices is {settings.choices}; it must be 0 or the number of tokens to list for each step")
     if settings.plot:
         check_plot(settings.plot, options)
-    checkpoint = open_checkpoint(settings.model, loading.pop("revision", None))
-    model = package.AutoModelForCausalLM.from_pretrained(checkpoint.folder, **loading)
-    pipe = package.pipeline("text-generation", model, tokenizer=checkpoint.tokenizer(), **options)
+    checkpoint, tokenizer = read_unchanged(settings.model, Checkpoint.tokenizer, loading.pop("revision", None))
+    model = package.AutoModelForCausalLM.from_pretrained(checkpoint, **loading)
+    checkpoint.close()
+    pipe = package.pipeline("text-generation", model, tokenizer=tokenizer, **options)
     config = pipe.options.resolved
     if config.do_sample and config.seed is None:
         options["seed"] = secrets.randbits(31)  # reported, so that the text can be reproduced

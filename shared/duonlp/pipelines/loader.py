@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from duonlp import architectures
-from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unchanged
 from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks import TASKS, Task, get_task, make_task
@@ -60,12 +60,20 @@ def load_pipeline(
             raise InputError(f"{task} has no use for {name}=; pass {needs}= instead, or leave it out")
     if model is None:
         raise InputError(f"pipeline({task!r}) needs a model; pass a folder, a Hub id or a loaded model")
+    task_object = None
     if not hasattr(model, "config"):
-        checkpoint = open_checkpoint(model, revision, local_files_only)
-        _check_head(task, task_class, checkpoint.transformer_config().model_type, heads)
-        processor = getattr(checkpoint, needs)() if processor is None else processor
-        model = heads[task_class.head].from_pretrained(checkpoint.folder, dtype=dtype, param_dtype=param_dtype)
+
+        def read(checkpoint: Checkpoint) -> tuple[Any, Task[Any] | None]:
+            """Return what is read by path: the processor and, as it may read files, the task, unless it generates."""
+            config = checkpoint.transformer_config()
+            _check_head(task, task_class, config.model_type, heads)
+            used = getattr(checkpoint, needs)() if processor is None else processor
+            return used, None if task_class.generates else make_task(task, used, config, checkpoint.folder)
+
+        checkpoint, (processor, task_object) = read_unchanged(model, read, revision, local_files_only)
+        model = heads[task_class.head].from_pretrained(checkpoint, dtype=dtype, param_dtype=param_dtype)
         folder = checkpoint.folder
+        checkpoint.close()
     elif model.head != task_class.head:
         _check_head(task, task_class, model.config.model_type, heads)
         raise InputError(
@@ -83,11 +91,12 @@ def load_pipeline(
             raise InputError(f"{name} is for loading a checkpoint, but this model is loaded; omit it")
     if processor is None:
         raise InputError(f"pipeline({task!r}) got a loaded model but no {needs}; pass {needs}=")
-    task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))
+    if task_object is None:
+        task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))
     if task_class.generates:
         if isinstance(assistant_model, (str, os.PathLike)):
             draft = open_checkpoint(assistant_model, local_files_only=local_files_only)
-            assistant_model = heads[task_class.head].from_pretrained(draft.folder, dtype=dtype, param_dtype=param_dtype)
+            assistant_model = heads[task_class.head].from_pretrained(draft, dtype=dtype, param_dtype=param_dtype)
         if stream is not None:
             stream = functools.partial(stream, model)
         return Pipeline(task_object, model.generate, stream=stream, assistant_model=assistant_model, **options)

@@ -15,6 +15,7 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
+from duonlp.util.permissions import explain_denied
 
 
 @dataclass(slots=True)
@@ -243,12 +244,14 @@ def read_json(path: Path) -> Any:
     """Return the contents of a JSON file, or None if it does not exist.
 
     Raises:
-        CheckpointError: the file is not valid JSON.
+        CheckpointError: the file is not valid JSON, or may not be read.
     """
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         return json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise CheckpointError(explain_denied(path)) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); download the checkpoint again") from error
 

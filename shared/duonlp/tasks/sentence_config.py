@@ -4,13 +4,15 @@ The files are modules.json, each module's config.json, sentence_bert_config.json
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
+from duonlp.checkpoints.copies import check_float
+from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.errors import CheckpointError
 from duonlp.tasks.base import read_json
 
@@ -40,6 +42,21 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Activations of a Dense module by their class names in torch.nn."""
 
 SUPPORTED_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+
+MODULE_TYPES = {
+    f"sentence_transformers.{package}.{name}": module
+    for package in ("models", "base.modules", "sentence_transformer.modules")
+    for module in SUPPORTED_MODULES
+    for name in (module, f"{module}.{module}", f"{module.lower()}.{module}")
+}
+"""Kind of each module by what sentence-transformers 2 to 6 write as its ``type``."""
+
+ACTIVATION_TYPES = {
+    f"{package}.{name}": name
+    for package in ("torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear")
+    for name in ACTIVATIONS
+}
+"""Names of the activations in a Dense module's config.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +121,12 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
     file = folder / "modules.json"
     settings: dict[str, Any] = {"from_files": True, "pooling": ()}
     steps: list[Callable[[np.ndarray], np.ndarray]] = []
-    for module in modules:
-        kind, module_folder = str(module.get("type", "")).rsplit(".", 1)[-1], folder / module.get("path", "")
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise CheckpointError(f"{file} is not a list of modules; download the checkpoint again")
+    kinds = [MODULE_TYPES.get(str(module.get("type"))) for module in modules]
+    check_order(kinds, modules, file)
+    for kind, module in zip(kinds, modules, strict=True):
+        module_folder = folder_of_module(folder, module.get("path", ""))
         if kind == "Transformer":
             saved = next((s for name in TRANSFORMER_FILES if (s := read_json(module_folder / name)) is not None), {})
             settings["max_length"] = saved.get("max_seq_length")
@@ -118,13 +139,6 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
             steps.append(read_dense(module_folder))
         elif kind == "Normalize":
             steps.append(l2_normalize)
-        elif kind != "Dropout":  # no effect in inference
-            raise CheckpointError(
-                f"{file} has an unsupported module, {module.get('type')!r}; use a checkpoint with only "
-                f"{', '.join(SUPPORTED_MODULES)}, or feature-extraction for token vectors"
-            )
-    if not settings["pooling"]:
-        raise CheckpointError(f"{file} has no Pooling module; use feature-extraction for token vectors")
     saved = read_json(folder / "config_sentence_transformers.json") or {}
     return SentenceConfig(
         **settings,
@@ -133,6 +147,48 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
         default_prompt=saved.get("default_prompt_name"),
         similarity=saved.get("similarity_fn_name") or "cosine",
     )
+
+
+def check_order(kinds: Sequence[str | None], modules: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Raise CheckpointError unless the modules are a Transformer, a Pooling, and then only modules that map vectors.
+
+    Args:
+        kinds: Kind of each module, None if it is unknown.
+        modules: The modules, for error messages.
+        file: Path of modules.json, for error messages.
+    """
+    for i, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
+        if kind is None:
+            raise CheckpointError(
+                f"{file} has an unsupported module, {module.get('type')!r}; use a checkpoint with only "
+                f"{', '.join(SUPPORTED_MODULES)} of sentence_transformers, or feature-extraction for token vectors"
+            )
+        if kind in kinds[:i] and kind in ("Transformer", "Pooling"):
+            raise CheckpointError(f"{file} has a second {kind} module; a checkpoint with one {kind} is expected")
+        needed = {"Transformer": None, "Pooling": "Transformer", "Dropout": "Transformer"}.get(kind, "Pooling")
+        if (needed is None and i > 0) or (needed is not None and needed in kinds and needed not in kinds[:i]):
+            raise CheckpointError(
+                f"{file} has {kind} as module {i}; expected are Transformer, Pooling and then the others, in this order"
+            )
+    for kind, remedy in (("Transformer", "download the checkpoint again"), ("Pooling", "use feature-extraction")):
+        if kind not in kinds:
+            raise CheckpointError(f"{file} has no {kind} module; {remedy} for token vectors")
+
+
+def folder_of_module(folder: Path, path: Any) -> Path:
+    """Return the folder of a module.
+
+    Raises:
+        CheckpointError: its path leads out of the checkpoint's folder.
+    """
+    parts = PureWindowsPath(path).parts if isinstance(path, str) else ("..",)
+    if ".." in parts or PureWindowsPath(path).anchor or PurePosixPath(path).anchor or "\0" in path:
+        raise CheckpointError(
+            f"{folder / 'modules.json'} has a module with path {path!r}; expected the name of a folder in {folder}"
+        )
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):  # through a link
+        raise CheckpointError(f"{folder / path} leads out of {folder}; replace the link by the folder itself")
+    return folder / path
 
 
 def read_required_json(path: Path) -> dict[str, Any]:
@@ -179,24 +235,30 @@ def read_dense(folder: Path) -> Dense:
         CheckpointError: a file is missing, or the activation or a residual connection is not supported.
     """
     saved, weights = read_required_json(folder / "config.json"), folder / "model.safetensors"
-    activation = str(saved.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
-    if activation not in ACTIVATIONS or saved.get("use_residual"):
-        unsupported = "residual connection" if activation in ACTIVATIONS else f"activation {activation!r}"
+    stored = saved.get("activation_function", "torch.nn.modules.activation.Tanh")
+    activation = ACTIVATION_TYPES.get(stored) if isinstance(stored, str) else None
+    if activation is None or saved.get("use_residual"):
+        unsupported = "residual connection" if activation else f"activation {stored!r}"
         raise CheckpointError(
-            f"{folder / 'config.json'} has an unsupported {unsupported}; supported are {', '.join(ACTIVATIONS)} without a "
-            "residual connection"
+            f"{folder / 'config.json'} has an unsupported {unsupported}; supported are {', '.join(ACTIVATIONS)} of torch.nn "
+            "without a residual connection"
         )
     if not weights.is_file():
         raise CheckpointError(
             f"{weights} is missing; convert the module's weights to safetensors, the only format that is read"
         )
-    from safetensors.numpy import load_file
-
-    tensors = load_file(weights)
+    tensors = list_tensors(weights)
+    if unexpected := set(tensors) - {"linear.weight", "linear.bias"}:
+        raise CheckpointError(f"{weights} has an unexpected {min(unexpected)}; expected linear.weight and linear.bias")
     if "linear.weight" not in tensors:
+        raise CheckpointError(f"{weights} has no linear.weight; download the checkpoint again")
+    for tensor in tensors.values():
+        check_float(tensor)
+    weight, bias = tensors["linear.weight"], tensors.get("linear.bias")
+    if len(weight.shape) != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         raise CheckpointError(
-            f"{weights} has {', '.join(tensors)}, but no linear.weight; download the checkpoint again"
+            f"{weights} has shapes {[list(t.shape) for t in tensors.values()]}; expected [out, in] and [out]"
         )
-    kernel = np.ascontiguousarray(tensors["linear.weight"].T, np.float32)
-    bias = np.asarray(tensors.get("linear.bias", np.zeros(kernel.shape[1])), np.float32)
-    return Dense(kernel, bias, ACTIVATIONS[activation])
+    kernel = np.ascontiguousarray(weight.read().T, np.float32)
+    offset = np.zeros(kernel.shape[1], np.float32) if bias is None else bias.read().astype(np.float32)
+    return Dense(kernel, offset, ACTIVATIONS[activation])

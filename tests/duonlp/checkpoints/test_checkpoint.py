@@ -376,7 +376,8 @@ def save_again(folder, source, **options):
 
 
 def fail_renames(monkeypatch, refused, number):
-    """Make os.rename fail with errno ``number`` if ``refused(source, target)``."""
+    """Make os.rename fail with errno ``number`` if ``refused(source, target)``; without the call that exchanges folders."""
+    monkeypatch.setattr("duonlp.checkpoints.atomic_folder.exchange", lambda first, second: False)
     rename = os.rename
 
     def rename_or_fail(source, target, **options):

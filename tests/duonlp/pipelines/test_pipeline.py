@@ -276,7 +276,12 @@ class Loaded:
 
 def test_a_loaded_model_remembers_its_checkpoint(tmp_path):
     (tmp_path / "modules.json").write_text(
-        json.dumps([{"type": f"models.{name}", "path": name} for name in ("Transformer", "Pooling", "Normalize")])
+        json.dumps(
+            [
+                {"type": f"sentence_transformers.models.{name}", "path": name}
+                for name in ("Transformer", "Pooling", "Normalize")
+            ]
+        )
     )
     (tmp_path / "Pooling").mkdir()
     (tmp_path / "Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
