@@ -97,7 +97,7 @@ def beside_checkpoint(name: str, content: Any = None, **keys: Any) -> Callable[[
     "layer_norm_eps": 1e-12, "is_decoder": False, "tie_word_embeddings": True, "type_vocab_size": 2, "max_length": 20,
     "num_beams": 1, "position_embedding_type": "absolute", "transformers_version": "5.0", "use_cache": True,
 }, head="sequence-classification", num_labels=3))  # fmt: skip
-def read_every_key(file: Path) -> None:  # noqa: D103
+def read_every_key(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -108,7 +108,7 @@ def read_every_key(file: Path) -> None:  # noqa: D103
         "original_max_position_embeddings": 40,
     }, "partial_rotary_factor": 1.0, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu",
 }, model_type="llama", head="causal-lm"))  # fmt: skip
-def read_rotary_scaling(file: Path) -> None:  # noqa: D103
+def read_rotary_scaling(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -118,7 +118,7 @@ LONGROPE = dict(cases.ROTARY[-1]) | {"factor": 2.0, "attention_factor": 1.1, "be
 @fuzzed("llama with longrope", "json", group="mutated configs", write=beside_checkpoint("config.json", {
     "model_type": "llama", **cases.SIZES["llama"], "architectures": ["LlamaForCausalLM"], "rope_parameters": LONGROPE,
 }, model_type="llama", head="causal-lm"))  # fmt: skip
-def read_longrope(file: Path) -> None:  # noqa: D103
+def read_longrope(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -128,7 +128,7 @@ def read_longrope(file: Path) -> None:  # noqa: D103
         "mscale": 1.5, "mscale_all_dim": 0.7, "truncate": False, "attention_factor": None,
     },
 }, model_type="llama", head="causal-lm"))  # fmt: skip
-def read_yarn(file: Path) -> None:  # noqa: D103
+def read_yarn(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -143,7 +143,9 @@ GENERATION = {
 }  # fmt: skip
 
 
-@fuzzed("generation_config.json", "json", write=beside_checkpoint("generation_config.json", GENERATION, model_type="gpt2"))
+@fuzzed(
+    "generation_config.json", "json", write=beside_checkpoint("generation_config.json", GENERATION, model_type="gpt2")
+)
 def read_generation_config(file: Path) -> None:
     """Use the options as well as reading them."""
     from duonlp.checkpoints import open_checkpoint
@@ -157,7 +159,7 @@ def read_generation_config(file: Path) -> None:
 
 
 @fuzzed("model.safetensors", "bytes", write=beside_checkpoint("model.safetensors"))
-def read_weights(file: Path) -> None:  # noqa: D103
+def read_weights(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -170,7 +172,7 @@ def write_shards(folder: Path) -> Path:
 
 
 @fuzzed("model.safetensors.index.json", "json", write=write_shards)
-def read_index(file: Path) -> None:  # noqa: D103
+def read_index(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
@@ -330,7 +332,10 @@ def read_tuning(file: Path) -> None:
     from duonlp.tuning.runs import RunSearch, TuneSettings
 
     table = merged(str(file))
-    search, options = _pop_table(table, "search"), build(TuneSettings, _pop_table(table, "tune"), "duonlp tune", "tune.")
+    search, options = (
+        _pop_table(table, "search"),
+        build(TuneSettings, _pop_table(table, "tune"), "duonlp tune", "tune."),
+    )
     RunSearch(table, search, options, str(file.parent / "out"))
 
 
@@ -403,7 +408,7 @@ def write_problems(folder: Path) -> Path:
 
 
 @fuzzed("problems of evaluate code", "jsonl", write=write_problems)
-def read_problem_file(file: Path) -> None:  # noqa: D103
+def read_problem_file(file: Path) -> None:
     from duonlp.evaluation.human_eval import _fingerprint, cut_at_first_block, read_problems
 
     for problem in read_problems(file):
@@ -423,7 +428,7 @@ def write_problem_record(folder: Path) -> Path:
 
 
 @fuzzed("record of evaluate code", "jsonl", write=write_problem_record)
-def read_problem_record(file: Path) -> None:  # noqa: D103
+def read_problem_record(file: Path) -> None:
     from duonlp.evaluation.human_eval import _read_record
 
     _read_record(file, 1, "model")
@@ -437,7 +442,7 @@ def write_prediction_file(folder: Path) -> Path:
 
 
 @fuzzed("predictions", "jsonl", write=write_prediction_file)
-def read_prediction_file(file: Path) -> None:  # noqa: D103
+def read_prediction_file(file: Path) -> None:
     from duonlp.metrics.predictions import read_predictions
 
     read_predictions(file, ["0", "1", "2"])

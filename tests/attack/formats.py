@@ -166,8 +166,7 @@ def _serve(connection: Connection) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    sys.stderr = open(os.devnull, "w")
-    os.dup2(sys.stderr.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a panic of Rust prints there
     load_attacks()
     warnings.simplefilter("ignore")
     seen: set[str] = set()
