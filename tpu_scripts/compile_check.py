@@ -31,6 +31,7 @@ from rich.table import Table
 from duonlp.errors import InputError
 from duonlp.training import PretrainingConfig
 from duonlp.training.config import OPTIMIZERS, REMAT
+from duonlp.util.reading import read_json_object
 from tpu_scripts._program import run
 
 if TYPE_CHECKING:
@@ -186,10 +187,7 @@ def load_model(name: str, dropout: bool) -> "LazyModel":
     from jaxnlp.training.model import LazyModel
 
     if Path(name).suffix == ".json" or os.sep in name:
-        try:
-            settings = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name} cannot be read ({error}); give a model's config.json") from error
+        settings = read_json_object(name, advice="give a model's config.json")
     else:
         settings = preset(name)
     config = resolve_config(settings, {})

@@ -96,19 +96,21 @@ def simple(expected: str, accepts: Callable[[Any], bool]) -> Kind:
 
 def integer(low: int, high: int) -> Kind:
     """Return the kind of integers in a closed range; true and false are none."""
-    return simple(
-        f"an integer from {low:,} to {high:,}",
-        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high,
-    )
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
+
+    return simple(f"an integer from {low:,} to {high:,}", accepts)
 
 
 def number(low: float, high: float, above: bool = False) -> Kind:
     """Return the kind of finite numbers in a closed range, or with `above` of those above its lower end."""
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+        if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        return math.isfinite(value) and not (above and value == low)
+        plain = value if isinstance(value, int) else float(value)  # a large integer is no float
+        return low <= plain <= high and math.isfinite(plain) and not (above and plain == low)
 
     start = f"above {low:g}, at most" if above else f"from {low:g} to"
     return simple(f"a number {start} {high:g}", accepts)
@@ -123,6 +125,11 @@ def _is_text(value: Any, longest: int) -> bool:
     if not isinstance(value, str) or len(value) > longest:
         return False
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def choice(*names: str) -> Kind:
+    """Return the kind of one of several texts."""
+    return simple(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
 
 
 def list_of(kind: Kind, shortest: int = 0, longest: int = 1 << 20) -> Kind:
@@ -186,7 +193,7 @@ LAYERS = integer(1, MOST_LAYERS)
 HEADS = integer(1, 1 << 16)
 WIDTH = integer(1, 1 << 20)
 VOCABULARY = integer(1, 1 << 26)
-POSITIONS = integer(1, 1 << 27)
+POSITIONS = integer(1, 1 << 30)
 LABELS = integer(0, MOST_LABELS)
 RATE = number(0, 1)
 EPSILON = number(0, 1)

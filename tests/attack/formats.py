@@ -15,7 +15,6 @@ this package. An architecture joins by being in ``architectures.families()``.
 Files are read in a process of their own, whose address space and time are limited, so that a case may exhaust either or die.
 """
 
-import gc
 import multiprocessing
 import os
 import reprlib
@@ -180,7 +179,6 @@ def _serve(connection: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         seen.add(name)
         answer = _judge(FORMATS[name], file)
-        gc.collect()
         connection.send(answer)
 
 

@@ -171,7 +171,7 @@ def check_supported(hf: Mapping[str, Any], supported: Mapping[str, Any]) -> None
     for key, value in supported.items():
         if key in hf and hf[key] != value and hf[key] is not None:
             raise ConfigError(
-                f"config option {key}={hf[key]!r} of {hf.get('model_type')} is not supported; only {value!r} is"
+                f"config option {key}={shorten(hf[key])} of {hf.get('model_type')} is not supported; only {value!r} is"
             )
 
 

@@ -3,7 +3,6 @@
 Only safetensors are read. Nothing is unpickled and no code from a checkpoint is run.
 """
 
-import json
 import os
 import re
 import warnings
@@ -20,17 +19,16 @@ from numpy.typing import DTypeLike
 from duonlp import architectures
 from duonlp.architectures._common import BUFFERS, Part, Weight
 from duonlp.checkpoints.layouts import is_readable, our_layout, resized_positions, stored_shape
+from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, initial_value, parameters
 from duonlp.typing import ImageProcessor, Tokenizer
-from duonlp.util import frameworks
+from duonlp.util.reading import read_json_object, why_unreadable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-IMAGE_CONFIG = "preprocessor_config.json"
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
 
 
@@ -195,26 +193,18 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder has no tokenizer, or it cannot be loaded.
         """
-        if not any(next(self.folder.glob(pattern), None) for pattern in VOCABULARIES):
-            # AutoTokenizer would create an empty tokenizer from config.json alone.
-            raise CheckpointError(
-                f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
-            )
-        AutoTokenizer = frameworks.transformers().AutoTokenizer
-        try:
-            # All files are local; a tokenizer must not download anything else.
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise CheckpointError(
-                f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "save a working one there, or pass tokenizer="
-            ) from None
+        return load_tokenizer(self.folder)
 
     @cached_property
     def image_config(self) -> str | None:
         """Text of preprocessor_config.json, or None if there is none."""
         path = self.folder / IMAGE_CONFIG
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        try:
+            return path.read_text(encoding="utf-8") if path.is_file() else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"cannot read {str(path)!r}: {why_unreadable(error)}; save or download the checkpoint again"
+            ) from None
 
     def image_processor(self) -> ImageProcessor:
         """Load the image processor with Transformers' AutoImageProcessor, on Pillow whatever else is installed.
@@ -223,18 +213,7 @@ class Checkpoint:
             CheckpointError: the folder has no image processor, or it cannot be loaded.
             MissingExtraError: Pillow is not installed.
         """
-        if self.image_config is None:
-            raise CheckpointError(f"{self.folder} has no {IMAGE_CONFIG}; save one there, or pass image_processor=")
-        frameworks.require_pillow()
-        AutoImageProcessor = frameworks.transformers().AutoImageProcessor
-        try:
-            options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
-            return AutoImageProcessor.from_pretrained(self.folder, **options)
-        except Exception as error:
-            raise CheckpointError(
-                f"the image processor in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "save a working one there, or pass image_processor="
-            ) from None
+        return load_image_processor(self.folder, self.image_config)
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.
@@ -242,7 +221,8 @@ class Checkpoint:
         Raises:
             InputError: an override is not a key of this family's config.json.
         """
-        return architectures.config_from_hf(override(self.config, overrides))
+        file = str(self.folder / "config.json")
+        return architectures.config_from_hf(override(self.config, overrides, file), file)
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -306,6 +286,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
+        self._check_depth(cfg)
         spec = parameters(cfg, head)
         rows = [row for row in architectures.get(cfg.model_type).weights(cfg, head) if row.path is not None]
         sources: dict[str, Source] = {}
@@ -347,6 +328,15 @@ class Checkpoint:
     def _find(self, row: Weight, cfg: TransformerConfig) -> StoredTensor | None:
         return next((self.tensors[name] for name in self._names(row, cfg) if name in self.tensors), None)
 
+    def _check_depth(self, cfg: TransformerConfig) -> None:
+        """Raise CheckpointError if there are fewer tensors than layers, before anything is made for each layer."""
+        layers = cfg.num_layer_weights + (0 if cfg.decoder is None else cfg.decoder.num_layer_weights)
+        if layers > len(self.tensors):
+            raise CheckpointError(
+                f"{self.folder} has {len(self.tensors)} tensors, but its config.json describes {layers} layers; config.json does "
+                "not match the weights"
+            )
+
     def _check_shapes(
         self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
     ) -> None:
@@ -356,8 +346,8 @@ class Checkpoint:
             return
         lines = [
             f"{row.name}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
-            for row, tensor in mismatched
-        ]
+            for row, tensor in mismatched[:8]
+        ] + [f"and {len(mismatched) - 8} more"] * (len(mismatched) > 8)
         advice = "config.json does not match the weights" if base else (
             "pass ignore_mismatched_sizes=True to initialize the head"
         )  # fmt: skip
@@ -386,8 +376,13 @@ class Checkpoint:
             )
 
 
-def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(hf: Mapping[str, Any], overrides: Mapping[str, Any], file: str = "config.json") -> dict[str, Any]:
     """Return config.json with some keys replaced, as in ``from_pretrained(..., num_labels=3)``.
+
+    Args:
+        hf: Contents of config.json.
+        overrides: New values by key.
+        file: Name of the file, for error messages.
 
     Raises:
         InputError: an override is not a key of this family's config.json.
@@ -395,7 +390,7 @@ def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     out = dict(hf)
     if not overrides:
         return out
-    cfg = architectures.config_from_hf(out)
+    cfg = architectures.config_from_hf(out, file)
     allowed = set(architectures.hf_config(cfg)) | {"num_labels", "problem_type"} | set(out)
     for key in overrides:
         if key not in allowed:
@@ -409,13 +404,7 @@ def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a JSON object")
-    return data
+    return read_json_object(path, error=CheckpointError, advice="save or download the checkpoint again")
 
 
 def _module(row: Weight) -> str:
@@ -437,4 +426,4 @@ def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
 
 def _list_names(names: list[str], limit: int = 8) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names[:limit]) + more

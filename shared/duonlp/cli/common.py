@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from duonlp.errors import DuonlpError, InputError
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import nearest
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
@@ -74,7 +75,7 @@ def parsed_options(pairs: Sequence[str], paths: bool = False) -> dict[str, Any]:
             raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option {example}")
         words = {"True": True, "False": False, "None": None}
         try:
-            options[key] = words[text] if text in words else json.loads(text)
+            options[key] = words[text] if text in words else parse_json(text)
         except ValueError:
             options[key] = text
     return options

@@ -1,7 +1,6 @@
 """``duonlp run``: a task's pipeline on texts from arguments, a file or standard input."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from duonlp.cli.common import (
 )
 from duonlp.errors import InputError
 from duonlp.util.frameworks import load_package, quiet_stdout
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import choice
 
 INPUT_WIDTH = 48
@@ -89,10 +89,10 @@ def read_inputs(texts: Sequence[str], input_file: str) -> list[Any]:
     lines = [line for line in content.splitlines() if line.strip()]
     try:
         if input_file.endswith(".json"):
-            items = json.loads(content)
+            items = parse_json(content)
             items = items if isinstance(items, list) else [items]
         elif input_file.endswith(".jsonl"):
-            items = [json.loads(line) for line in lines]
+            items = [parse_json(line) for line in lines]
         else:
             items = [parse_item(line) for line in lines]
     except ValueError as error:
@@ -109,7 +109,7 @@ def parse_item(text: str) -> Any:
     """Parse a JSON object, for tasks with inputs of several parts such as a question and its context; else return the text."""
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
-            return json.loads(text)
+            return parse_json(text)
     return text
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.errors import CheckpointError
+from duonlp.schema import BOOL, POSITIONS, TEXT, Kind, check, list_of, mapping_of, table, text
 from duonlp.tasks.base import read_json
 
 POOLINGS = {
@@ -39,6 +41,17 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 """Activations of a Dense module by their class names in torch.nn."""
 
+MODULES = {"modules": list_of(table({"type": TEXT, "path": TEXT}), longest=100)}
+TRANSFORMER_SCHEMA = {"max_seq_length": POSITIONS | None, "do_lower_case": BOOL | None}
+POOLING_SCHEMA = {"pooling_mode": TEXT | list_of(TEXT, longest=20) | None, "include_prompt": BOOL | None}
+DENSE_SCHEMA = {"activation_function": TEXT, "use_residual": BOOL | None}
+SENTENCE_SCHEMA = {
+    "prompts": mapping_of(text(1 << 20), longest=10_000) | None,
+    "default_prompt_name": TEXT | None,
+    "similarity_fn_name": TEXT | None,
+}
+"""Kinds of the keys that are read from each file."""
+
 SUPPORTED_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
 
@@ -57,6 +70,11 @@ class Dense:
     activation: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        if vectors.shape[1] != len(self.kernel):
+            raise CheckpointError(
+                f"a Dense module takes vectors of size {len(self.kernel)}, but it is given {vectors.shape[1]} values; "
+                "download the checkpoint again"
+            )
         return self.activation(vectors @ self.kernel + self.bias).astype(np.float32)
 
 
@@ -102,16 +120,18 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
     if folder is None or modules is None:
         return SentenceConfig()
     file = folder / "modules.json"
+    check(str(file), {"modules": modules}, MODULES, CheckpointError)
     settings: dict[str, Any] = {"from_files": True, "pooling": ()}
     steps: list[Callable[[np.ndarray], np.ndarray]] = []
     for module in modules:
         kind, module_folder = str(module.get("type", "")).rsplit(".", 1)[-1], folder / module.get("path", "")
         if kind == "Transformer":
-            saved = next((s for name in TRANSFORMER_FILES if (s := read_json(module_folder / name)) is not None), {})
+            files = (read_json(module_folder / name, TRANSFORMER_SCHEMA) for name in TRANSFORMER_FILES)
+            saved = next((values for values in files if values is not None), {})
             settings["max_length"] = saved.get("max_seq_length")
             settings["lower_case"] = bool(saved.get("do_lower_case", False))
         elif kind == "Pooling":
-            pooling = read_required_json(module_folder / "config.json")
+            pooling = read_required_json(module_folder / "config.json", POOLING_SCHEMA)
             settings["pooling"] = pooling_modes(pooling, module_folder / "config.json")
             settings["include_prompt"] = bool(pooling.get("include_prompt", True))
         elif kind == "Dense":
@@ -125,7 +145,7 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
             )
     if not settings["pooling"]:
         raise CheckpointError(f"{file} has no Pooling module; use feature-extraction for token vectors")
-    saved = read_json(folder / "config_sentence_transformers.json") or {}
+    saved = read_json(folder / "config_sentence_transformers.json", SENTENCE_SCHEMA) or {}
     return SentenceConfig(
         **settings,
         steps=tuple(steps),
@@ -135,13 +155,13 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
     )
 
 
-def read_required_json(path: Path) -> dict[str, Any]:
-    """Return the contents of a JSON file.
+def read_required_json(path: Path, schema: Mapping[str, Kind]) -> dict[str, Any]:
+    """Return the contents of a JSON file that holds an object with values of these kinds.
 
     Raises:
         CheckpointError: the file is missing or invalid.
     """
-    saved = read_json(path)
+    saved = read_json(path, schema)
     if saved is None:
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     return saved
@@ -178,7 +198,7 @@ def read_dense(folder: Path) -> Dense:
     Raises:
         CheckpointError: a file is missing, or the activation or a residual connection is not supported.
     """
-    saved, weights = read_required_json(folder / "config.json"), folder / "model.safetensors"
+    saved, weights = read_required_json(folder / "config.json", DENSE_SCHEMA), folder / "model.safetensors"
     activation = str(saved.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS or saved.get("use_residual"):
         unsupported = "residual connection" if activation in ACTIVATIONS else f"activation {activation!r}"
@@ -190,13 +210,16 @@ def read_dense(folder: Path) -> Dense:
         raise CheckpointError(
             f"{weights} is missing; convert the module's weights to safetensors, the only format that is read"
         )
-    from safetensors.numpy import load_file
-
-    tensors = load_file(weights)
+    tensors = {name: tensor.read() for name, tensor in list_tensors(weights).items()}
     if "linear.weight" not in tensors:
         raise CheckpointError(
             f"{weights} has {', '.join(tensors)}, but no linear.weight; download the checkpoint again"
         )
     kernel = np.ascontiguousarray(tensors["linear.weight"].T, np.float32)
-    bias = np.asarray(tensors.get("linear.bias", np.zeros(kernel.shape[1])), np.float32)
+    bias = np.asarray(tensors.get("linear.bias", np.zeros(kernel.shape[-1:])), np.float32)
+    if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
+        raise CheckpointError(
+            f"{weights} has a weight of shape {list(kernel.T.shape)} and a bias of shape {list(bias.shape)}; download the "
+            "checkpoint again"
+        )
     return Dense(kernel, bias, ACTIVATIONS[activation])

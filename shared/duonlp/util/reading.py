@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from duonlp.errors import DuonlpError, InputError
+from duonlp.errors import CheckpointError, DuonlpError, InputError
 
 MOST_LEVELS = 100
 """Nesting of a file or text; deeper values would exhaust the stack of whatever processes them, even of ``repr``."""
@@ -92,24 +92,29 @@ def why_unreadable(error: Exception) -> str:
     """Return why a file could not be read as text, from the error of the attempt."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message (its type if empty), at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _read(
     file: str | os.PathLike[str], parse: Callable[[bytes], Any], kind: str, error: type[DuonlpError], advice: str
 ) -> Any:
+    name = str(file) if issubclass(error, CheckpointError) else repr(str(file))
     try:
         with open(file, "rb") as stream:
             data = stream.read(MOST_BYTES + 1)
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
-        raise error(f"cannot read {str(file)!r}: {why_unreadable(problem)}; {advice}") from None
+        raise error(f"cannot read {name}: {why_unreadable(problem)}; {advice}") from None
     if len(data) > MOST_BYTES:
-        raise error(f"{str(file)!r} is not valid {kind}: it has more than {MOST_BYTES >> 20} MiB; {advice}")
+        raise error(f"{name} is not valid {kind}: it has more than {MOST_BYTES >> 20} MiB; {advice}")
     try:
         return parse(data)
     except ValueError as problem:
-        reason = (str(problem).splitlines() or [""])[0][:200]
-        raise error(f"{str(file)!r} is not valid {kind}: {reason}; {advice}") from None
+        raise error(f"{name} is not valid {kind}: {first_line(problem)}; {advice}") from None
 
 
 def _decode(data: bytes) -> str:
