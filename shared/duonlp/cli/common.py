@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,7 +124,8 @@ def need_model(model: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a report as JSON on standard output."""
-    print(json.dumps(value, default=plain_value, ensure_ascii=False, indent=2))
+    escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # the stream's own escapes are not JSON's
+    print(json.dumps(value, default=plain_value, ensure_ascii=escaped, indent=2))
 
 
 def plain_value(value: Any) -> Any:

@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.schema import shorten
+from duonlp.util.machine_info import physical_memory
 
 if TYPE_CHECKING:
     from duonlp.generation.config import GenerationConfig
@@ -143,6 +145,27 @@ def _check_combinations(config: "GenerationConfig") -> None:
             raise InputError(
                 f"{name}={shorten(getattr(c, name))} is also in suppress_tokens, which would leave no token; omit one of them"
             )
+
+
+def check_memory(config: "GenerationConfig", cfg: TransformerConfig, prompts: int, length: int, positions: int) -> None:
+    """Raise InputError if the cache of keys and values of a call cannot fit into any memory here.
+
+    Args:
+        config: The options.
+        cfg: The model, or an encoder-decoder's decoder.
+        prompts: Number of prompts, those that pad the batch and negative ones included.
+        length: Tokens of a prompt.
+        positions: Number of positions of the model.
+    """
+    rows = prompts * max(config.num_beams, config.num_return_sequences)
+    columns = length + config.new_tokens(length, positions)
+    needed = rows * columns * sum(8 * layer.attention.kv_size for layer in cfg.layers)  # keys and values in float32
+    memory = physical_memory()
+    if memory is not None and needed > 2 * memory:
+        raise InputError(
+            f"{rows:,} texts of up to {columns:,} tokens would take {needed / 2**30:,.1f} GiB for the cache of this model alone, "
+            f"and this machine has {memory / 2**30:,.1f} GiB of memory; reduce max_new_tokens, the beams or the batch"
+        )
 
 
 def check_vocabulary(config: "GenerationConfig", vocab_size: int) -> None:
