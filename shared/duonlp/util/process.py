@@ -17,6 +17,10 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 """Exit statuses of an error that the user can fix, and of Ctrl-C."""
 
 
+_ends_here: list[bool] = []
+"""Not empty if the process does nothing after :func:`run_program`."""
+
+
 def run_program(
     name: str, program: Callable[[], Any], *, describe: Callable[[DuonlpError], str] = str, debug: bool = False
 ) -> int:
@@ -35,14 +39,19 @@ def run_program(
         DuonlpError: With `debug`.
     """
     prepare_streams()
+    interrupted = False
     with _interruptible():
         try:
             status = program()
         except BaseException as error:
+            interrupted = isinstance(_cause(error), KeyboardInterrupt)
             status = _status_of(name, error, describe, debug)
             if status is None:
                 raise
-    return _flush(name, status if isinstance(status, int) else 0)
+    status = _flush(name, status if isinstance(status, int) else 0)
+    if interrupted and _ends_here:
+        os._exit(status)  # a framework's threads may still compile, and crash when the interpreter goes away under them
+    return status
 
 
 def prepare_streams() -> None:
@@ -79,6 +88,7 @@ def exit_on_interrupt(name: str) -> None:
             os.write(2, f"{name}: interrupted\n".encode())
         os._exit(INTERRUPTED)
 
+    _ends_here.append(True)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
 
@@ -176,10 +186,12 @@ def _interruptible() -> Generator[None, None, None]:
     hook = sys.unraisablehook
 
     def unraisable(event: Any) -> None:
-        if event.exc_type is KeyboardInterrupt:
-            _thread.interrupt_main()
-        else:
+        if event.exc_type is not KeyboardInterrupt:
             hook(event)
+            return
+        again = threading.Timer(0.05, _thread.interrupt_main)  # when this call is over, which would swallow it, too
+        again.daemon = True
+        again.start()
 
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.unraisablehook = unraisable
