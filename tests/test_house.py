@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import re
 import subprocess
 import sys
 from functools import cache
@@ -564,3 +565,31 @@ def test_neutral_modules_import_no_framework():
     ]
     loaded = modules_after("\n".join(f"import {name}" for name in names))
     assert not loaded & (TENSORFLOW | JAX | TORCH | {"tfnlp", "jaxnlp"})
+
+
+PARSERS = re.compile(r"\bjson\.loads?\((?!json\.dumps)|\btomllib\.")
+OWN_JSON = {
+    "shared/duonlp/util/reading.py": "the parser itself",
+    "shared/duonlp/generation/stop_strings.py": "a tokenizer's own description",
+    "shared/duonlp/tokenizers/report.py": "a tokenizer's own description",
+    "shared/duonlp/data/objectives/vocabulary.py": "a tokenizer's own description",
+    "shared/duonlp/data/rows/manifest.py": "a tokenizer's own description",
+    "shared/duonlp/benchmark/memory.py": "from a child process of ours",
+    "shared/duonlp/evaluation/sandbox.py": "from the sandbox, which has its own checks",
+    "shared/duonlp/evaluation/sandbox_child.py": "from the parent process",
+    "jaxnlp/training/distributed.py": "from another process of the run",
+}
+"""Files that parse JSON which no user wrote, and where it is from."""
+
+
+@pytest.mark.parametrize("file", sources("shared/duonlp", "tfnlp", "jaxnlp", "tpu_scripts"))
+def test_files_are_parsed_and_printed_in_one_place(file):
+    """A user's JSON or TOML is read by ``duonlp.util.reading``, and their texts are printed by ``plain_console``."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if file not in OWN_JSON:
+        assert not PARSERS.search(text), f"{file} parses a file by itself; use duonlp.util.reading"
+    if file != "shared/duonlp/util/console.py":
+        assert not re.search(r"\bConsole\(", text), (
+            f"{file} makes a rich Console; use duonlp.util.console.plain_console"
+        )
+        assert "rich.markup" not in text, f"{file} uses markup; use rich.text.Text"

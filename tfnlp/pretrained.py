@@ -19,6 +19,7 @@ from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
 from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
+from duonlp.util.reading import parse_json
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
 _Model = keras.Model if TYPE_CHECKING else object
@@ -147,8 +148,8 @@ def dtype_policy(dtype: str, param_dtype: str) -> keras.DTypePolicy:
 
 
 def _from_keras_config(cls: Any, config: dict[str, Any]) -> Any:
-    cfg = architectures.config_from_hf(json.loads(config.pop("hf_config")))
-    generation, quantized = json.loads(config.pop("generation_config")), config.pop("quantized")
+    cfg = architectures.config_from_hf(parse_json(config.pop("hf_config")))
+    generation, quantized = parse_json(config.pop("generation_config")), config.pop("quantized")
     model = cls(cfg, **config)
     model.generation_config = GenerationConfig.for_model(cfg, generation)
     for layer in model._flatten_layers():

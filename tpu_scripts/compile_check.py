@@ -8,7 +8,6 @@ The trainer's step is compiled ahead of time for the pod's chips (`pip install "
 if it fits, 1 if it does not, and 2 for invalid input.
 """
 
-import json
 import os
 import sys
 import time
@@ -31,7 +30,9 @@ from rich.table import Table
 from duonlp.errors import InputError
 from duonlp.training import PretrainingConfig
 from duonlp.training.config import OPTIMIZERS, REMAT
+from duonlp.util.console import plain_console
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import read_json_object
 from tpu_scripts._program import run
 
 if TYPE_CHECKING:
@@ -187,10 +188,7 @@ def load_model(name: str, dropout: bool) -> "LazyModel":
     from jaxnlp.training.model import LazyModel
 
     if Path(name).suffix == ".json" or os.sep in name:
-        try:
-            settings = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name} cannot be read ({error}); give a model's config.json") from error
+        settings = read_json_object(name, advice="give a model's config.json")
     else:
         settings = preset(name)
     config = resolve_config(settings, {})
@@ -234,14 +232,14 @@ def check(
 @contextmanager
 def progress(task: str) -> Generator[None, None, None]:
     """Show a task's elapsed time on standard error while it runs."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if not console.is_terminal:
         start = time.perf_counter()
         print(f"{task} ...", file=sys.stderr, flush=True)
         yield
         print(f"{task}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         bar.add_task(task, total=None)
         yield
@@ -305,7 +303,7 @@ def sweep_row(name: str, config: PretrainingConfig, report: "StepReport") -> lis
 
 def wide_console() -> Console:
     """Return a console on standard output that does not wrap lines of a file or pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    return plain_console(width=None if sys.stdout.isatty() else 150)
 
 
 def settings_of(config: PretrainingConfig) -> dict[str, Any]:

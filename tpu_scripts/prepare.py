@@ -17,7 +17,6 @@ if __package__ in (None, ""):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import typer
-from rich.console import Console
 
 from duonlp.util.json_text import to_json
 from tpu_scripts._program import run
@@ -40,13 +39,16 @@ def main(
     """Turn raw text into training blocks: clean, hold out, train a tokenizer, tokenize and pack."""
     from dataclasses import asdict
 
-    from duonlp.runs import load_run, prepare
+    from rich.text import Text
 
-    console = Console(stderr=True)
+    from duonlp.runs import load_run, prepare
+    from duonlp.util.console import plain_console
+
+    console = plain_console(stderr=True)
     with console.status("") as status:
 
         def say(text: str) -> None:
-            status.update(text)
+            status.update(Text(text))
             if not console.is_terminal:
                 print(text, file=sys.stderr, flush=True)
 

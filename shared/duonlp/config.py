@@ -61,6 +61,12 @@ adds relative biases (T5)."""
 POSITION_TABLES = POSITIONS[:3]
 """Those that add a table's rows to the embeddings."""
 
+MOST_PATCHES = 1 << 16
+"""Patches of an image, for which positions may be interpolated."""
+
+MOST_FIXED_POSITIONS = 1 << 28
+"""Values of a position table that is computed, not loaded: 1 GiB."""
+
 
 @dataclass(frozen=True)
 class PatchConfig:
@@ -69,7 +75,7 @@ class PatchConfig:
     See Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929.
 
     Raises:
-        ConfigError: The image is not a whole number of patches.
+        ConfigError: The image is not a whole number of patches, or has too many.
     """
 
     image_size: tuple[int, int]  # height and width that the position table is for
@@ -81,6 +87,10 @@ class PatchConfig:
         if any(size < 1 or patch < 1 or size % patch for size, patch in zip(self.image_size, self.patch_size)):
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; change one of them"
+            )
+        if self.num_tokens > MOST_PATCHES:
+            raise ConfigError(
+                f"an image of size {self.image_size} has {self.num_tokens:,} patches; at most {MOST_PATCHES:,} are supported"
             )
 
     @property
@@ -106,6 +116,9 @@ class EmbeddingConfig:
     """Embedding layer: words + positions + token types, then a norm, dropout and a projection.
 
     With ``patches``, image patches take the place of words.
+
+    Raises:
+        ConfigError: No position is left after the offset, or a table of fixed positions would be too large or too narrow.
     """
 
     vocab_size: int  # 0: no word table
@@ -123,6 +136,20 @@ class EmbeddingConfig:
     projection: bool = False
     dropout: float = 0.0
     patches: PatchConfig | None = None
+
+    def __post_init__(self):
+        if self.positions in POSITION_TABLES and not 0 <= self.position_offset < self.max_positions:
+            raise ConfigError(
+                f"the position table has {self.max_positions} rows and positions start at {self.position_offset}; use more "
+                "positions, or a smaller pad_token_id where they start after it"
+            )
+        if self.positions in POSITION_TABLES[1:] and self.max_positions * self.size > MOST_FIXED_POSITIONS:
+            raise ConfigError(
+                f"a table of {self.max_positions:,} fixed positions of width {self.size:,} would take "
+                f"{self.max_positions * self.size >> 28:,} GiB; use fewer positions"
+            )
+        if self.positions == "tensor2tensor" and self.size < 4:
+            raise ConfigError(f"tensor2tensor positions of width {self.size} are undefined; use at least 4")
 
 
 @dataclass(frozen=True)

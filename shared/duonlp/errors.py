@@ -6,9 +6,20 @@ one line and exits with status 2; any other exception is a bug in duonlp.
 
 from collections.abc import Mapping
 
+LONGEST = 4000
+"""Characters of a message, which may quote a value from a file."""
+
+
+def shorten_message(text: str) -> str:
+    """Return a message of at most LONGEST characters, without the middle of a longer one."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 4 :]}"
+
 
 class DuonlpError(Exception):
     """Base class of duonlp's errors."""
+
+    def __str__(self) -> str:
+        return shorten_message(super().__str__())
 
 
 class ConfigError(DuonlpError, ValueError):
@@ -30,7 +41,7 @@ class InputError(DuonlpError, ValueError):
 
     def __init__(self, message: object = "", *, remedy: str = "", argument: str = ""):
         super().__init__(message)
-        self.message, self.remedy, self.argument = str(message), remedy, argument
+        self.message, self.remedy, self.argument = shorten_message(str(message)), remedy, argument
 
     def __str__(self) -> str:
         return self.explain()

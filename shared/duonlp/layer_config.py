@@ -6,7 +6,10 @@ They are exported by :mod:`duonlp.config`.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from duonlp.errors import ConfigError
+from duonlp.schema import MOST_LAYERS, shorten
 
 PLACEMENTS = ("pre", "post", "both", "none")
 """Places of a layer's norms: before each block (GPT-2), after each residual sum (BERT), before each block and on its output
@@ -184,9 +187,10 @@ class LayerPattern:
 
     def __post_init__(self):
         length = len(self.prefix) + len(self.period)
-        if not self.period or self.depth < 1:
+        if not self.period or not 1 <= self.depth <= MOST_LAYERS:
             raise ConfigError(
-                f"a stack has {self.depth} layers and a period of {len(self.period)}; both must be at least 1"
+                f"a stack has {self.depth} layers and a period of {len(self.period)}; both must be at least 1, and the layers "
+                f"at most {MOST_LAYERS:,}"
             )
         if length > self.depth:
             raise ConfigError(
@@ -197,8 +201,8 @@ class LayerPattern:
             len(self.order) != self.depth or sorted(set(self.order)) != list(range(max(self.order) + 1))
         ):
             raise ConfigError(
-                f"layer_order is {list(self.order)}; it needs one number for each of the {self.depth} layers, counted from 0 "
-                "without gaps"
+                f"layer_order is {shorten(list(self.order))}; it needs one number for each of the {self.depth} layers, counted "
+                "from 0 without gaps"
             )
         if not self.shared:
             object.__setattr__(self, "order", None)  # so that equal patterns compare equal
@@ -217,14 +221,20 @@ class LayerPattern:
         Raises:
             ConfigError: The list is empty.
         """
+        if not layers:
+            raise ConfigError("a stack needs at least one layer")
         depth, kinds = len(layers), {layer: i for i, layer in enumerate(layers)}
-        ids = [kinds[layer] for layer in layers]  # cheaper to compare
-        for length in range(1, depth + 1):
-            for prefix in range(length):
-                period = length - prefix
-                if ids[length:] == ids[prefix : depth - period]:
-                    return cls(tuple(layers[:prefix]), tuple(layers[prefix:length]), depth)
-        raise ConfigError("a stack needs at least one layer")
+        ids = np.array([kinds[layer] for layer in layers])  # cheaper to compare
+
+        def prefix(period: int) -> int:
+            """Return the number of layers after which all others repeat with a period."""
+            different = np.flatnonzero(ids[period:] != ids[: depth - period])
+            return int(different[-1]) + 1 if different.size else 0
+
+        start, period = min(
+            ((prefix(period), period) for period in range(1, depth + 1)), key=lambda pair: (sum(pair), pair[0])
+        )
+        return cls(tuple(layers[:start]), tuple(layers[start : start + period]), depth)
 
     def __len__(self) -> int:
         return self.depth
@@ -252,8 +262,9 @@ class LayerPattern:
     @property
     def weights(self) -> tuple[LayerConfig, ...]:
         """Configuration of each set of layer weights; fewer than the steps where layers share weights."""
-        order = self.layer_order
-        return tuple(self[order.index(i)] for i in range(max(order) + 1))
+        if self.order is None:
+            return tuple(self)
+        return tuple(self[self.order.index(i)] for i in range(max(self.order) + 1))
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.run_file import first_line
+from duonlp.util.reading import parse_json
 from tfnlp.pretrained import parameter_tree
 
 FORMAT = 2
@@ -87,7 +88,7 @@ class Backups:
         for i, file in enumerate(files):
             try:
                 tensors = list_tensors(file)
-                state = json.loads(tensors.pop(STATE).read().tobytes())
+                state = parse_json(tensors.pop(STATE).read().tobytes())
             except (CheckpointError, OSError, KeyError, ValueError) as error:
                 warnings.warn(f"{file} cannot be read ({error}); falling back to the backup before it", stacklevel=2)
                 continue

@@ -6,7 +6,8 @@ A family is a module of this package with:
 - ``PREFIX``: prefix of the base model's tensor names in a checkpoint with a head;
 - ``heads(model_type) -> {head: Transformers class name}``;
 - ``config(hf) -> TransformerConfig`` and its inverse ``hf_config(cfg) -> dict``;
-- ``weights(cfg, head) -> list[Weight]``: the weight table, one row per tensor.
+- ``weights(cfg, head) -> list[Weight]``: the weight table, one row per tensor;
+- ``SCHEMA``: kinds and bounds of the keys that ``config`` reads (see :mod:`duonlp.schema`), checked before it is called.
 
 A module added here is discovered automatically: it loads, saves, is listed and is tested for parity without further code.
 """
@@ -18,9 +19,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from duonlp.architectures._common import COMMON_SCHEMA
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS as HEADS
+from duonlp.schema import check
 
 HINTS = {
     "causal-lm": (
@@ -80,15 +83,23 @@ def get(model_type: str) -> ModuleType:
     return registry[model_type]
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> TransformerConfig:
+def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> TransformerConfig:
     """Translate the contents of config.json to a TransformerConfig.
 
+    Args:
+        hf: The contents.
+        file: Name of the file, for error messages.
+
     Raises:
-        ConfigError: ``model_type`` is missing or unsupported, or an option changes the computation in an unsupported way.
+        ConfigError: ``model_type`` is missing or unsupported, a value is of the wrong kind or out of bounds, or an option
+            changes the computation in an unsupported way.
     """
+    check(file, hf, COMMON_SCHEMA)
     if not hf.get("model_type"):
-        raise ConfigError(f"config.json has no model_type; set it to one of {', '.join(families())}")
-    return get(hf["model_type"]).config(dict(hf))
+        raise ConfigError(f"{file} has no model_type; set it to one of {', '.join(families())}")
+    family = get(hf["model_type"])
+    check(file, hf, getattr(family, "SCHEMA", {}))
+    return family.config(dict(hf))
 
 
 def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
@@ -117,7 +128,12 @@ def class_name(model_type: str, head: str) -> str:
 
 
 def head_of(hf: Mapping[str, Any]) -> str:
-    """Return the head named by ``architectures`` in config.json, or "base" if it names none."""
+    """Return the head named by ``architectures`` in config.json, or "base" if it names none.
+
+    Raises:
+        ConfigError: ``architectures`` is not a list of names, or ``model_type`` is missing or unsupported.
+    """
+    check("config.json", hf, {key: COMMON_SCHEMA[key] for key in ("architectures", "model_type")})
     saved_class = (hf.get("architectures") or [""])[0]
-    names = get(hf["model_type"]).heads(hf["model_type"])
+    names = get(hf.get("model_type", "")).heads(hf["model_type"])
     return next((head for head, name in names.items() if name == saved_class), "base")

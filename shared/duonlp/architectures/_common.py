@@ -8,6 +8,20 @@ import numpy as np
 
 from duonlp.config import PROBLEM_TYPES, TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.schema import (
+    BOOL,
+    LABELS,
+    MOST_LABELS,
+    PADDING,
+    SCALE,
+    TEXT,
+    TOKEN,
+    integer,
+    is_class_id,
+    list_of,
+    mapping_of,
+    shorten,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,7 @@ def check_supported(hf: Mapping[str, Any], supported: Mapping[str, Any]) -> None
     for key, value in supported.items():
         if key in hf and hf[key] != value and hf[key] is not None:
             raise ConfigError(
-                f"config option {key}={hf[key]!r} of {hf.get('model_type')} is not supported; only {value!r} is"
+                f"config option {key}={shorten(hf[key])} of {hf.get('model_type')} is not supported; only {value!r} is"
             )
 
 
@@ -185,6 +199,22 @@ UNSUPPORTED = {
 
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
+COMMON_SCHEMA = {
+    "model_type": TEXT,
+    "architectures": list_of(TEXT, longest=100) | None,
+    "id2label": mapping_of(TEXT | integer(-(2**31), 2**31), is_class_id, "class numbers", MOST_LABELS) | None,
+    "num_labels": LABELS | None,
+    "problem_type": TEXT | None,
+    "is_encoder_decoder": BOOL | None,
+    "initializer_range": SCALE,
+    "pad_token_id": PADDING | None,
+    "bos_token_id": PADDING | None,
+    "eos_token_id": PADDING | list_of(TOKEN, longest=1000) | None,
+    "decoder_start_token_id": TOKEN | None,
+    "tie_word_embeddings": BOOL | None,
+}
+"""Kinds of the keys of config.json that all families share; a family's SCHEMA has those of its own keys."""
+
 
 def pop_common(
     hf: dict[str, Any], special_ids: Mapping[str, Any], *, num_labels: int = 2, encoder_decoder: bool = False
@@ -210,8 +240,9 @@ def pop_common(
         labels = tuple(f"LABEL_{i}" for i in range(num_labels if stored_num_labels is None else stored_num_labels))
     else:
         by_id = {int(k): v for k, v in id2label.items()}
-        if sorted(by_id) != list(range(len(by_id))):
-            raise ConfigError(f"id2label has the ids {sorted(by_id)}; expected 0 to {len(by_id) - 1} without gaps")
+        if len(by_id) < len(id2label) or sorted(by_id) != list(range(len(by_id))):
+            ids = shorten([int(k) for k in id2label])
+            raise ConfigError(f"id2label has the ids {ids}; expected 0 to {len(id2label) - 1} without gaps")
         labels = tuple(by_id[i] for i in range(len(by_id)))
     problem_type = hf.pop("problem_type", None)
     if problem_type not in (None, *PROBLEM_TYPES):

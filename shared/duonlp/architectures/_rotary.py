@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from duonlp.config import UNLIMITED
 from duonlp.errors import ConfigError
 from duonlp.layer_config import SCALINGS, RotaryConfig, RotaryScaling
+from duonlp.schema import ANY, BOOL, POSITIONS, RATE, TEXT, list_of, number, table
 
 NAMES = {"kind": "rope_type", "original_max_positions": "original_max_position_embeddings"}
 """Fields of RotaryScaling whose names differ in config.json."""
@@ -24,6 +26,23 @@ DEFAULT_BASE = 10_000.0
 
 HAS_ORIGINAL = ("yarn", "llama3", "longrope")
 """Kinds of scaling that depend on the number of positions of pretraining."""
+
+
+BASE = number(1, 1e30, above=True)
+_FACTOR, _ROTATIONS = number(-1e6, 1e6), number(1e-3, 1e6)
+_KINDS = {
+    "rope_type": TEXT, "type": TEXT, "rope_theta": BASE, "partial_rotary_factor": RATE, "factor": _FACTOR,
+    "original_max_position_embeddings": POSITIONS, "attention_factor": number(0, 1e6), "beta_fast": _ROTATIONS,
+    "beta_slow": _ROTATIONS, "mscale": number(0, 1e6), "mscale_all_dim": number(0, 1e6), "truncate": BOOL,
+    "short_factor": list_of(_FACTOR), "long_factor": list_of(_FACTOR), "low_freq_factor": number(-1e6, 1e6),
+    "high_freq_factor": number(-1e6, 1e6), "mrope_section": ANY,
+}  # fmt: skip
+_PARAMETERS = table({key: kind | None for key, kind in _KINDS.items()}) | None
+ROTARY_SCHEMA = {
+    "rope_scaling": _PARAMETERS, "rope_parameters": _PARAMETERS, "rope_theta": BASE | None, "partial_rotary_factor": RATE | None,
+    "original_max_position_embeddings": POSITIONS | None,
+}  # fmt: skip
+"""Kinds of the keys that :func:`pop_rotary` reads."""
 
 
 def pop_rotary(
@@ -98,9 +117,11 @@ def _check(kind: str, options: Mapping[str, Any], size: int) -> None:
     for name in REQUIRED[kind]:
         if name not in options:
             raise ConfigError(f"rope_type {kind!r} needs {name}; add it to rope_parameters")
-    if not options["factor"] > 0:
-        raise ConfigError(f"the factor of rope_type {kind!r} is {options['factor']}; use a positive number")
+    if not options["factor"] >= 1e-3:
+        raise ConfigError(f"the factor of rope_type {kind!r} is {options['factor']}; use at least 0.001")
     for name in ("short_factor", "long_factor"):
+        if kind == "longrope" and min(options[name], default=1) < 1e-3:
+            raise ConfigError(f"{name} holds {min(options[name])}; use numbers of at least 0.001")
         if kind == "longrope" and len(options[name]) != size // 2:
             raise ConfigError(f"{name} has {len(options[name])} numbers; use {size // 2}, one per rotated pair")
     if kind == "llama3" and not 0 < options["low_freq_factor"] < options["high_freq_factor"]:
@@ -108,6 +129,8 @@ def _check(kind: str, options: Mapping[str, Any], size: int) -> None:
             f"low_freq_factor is {options['low_freq_factor']} and high_freq_factor {options['high_freq_factor']}; the former "
             "must be positive and the latter above it"
         )
+    if kind == "longrope" and options["original_max_positions"] < 2:
+        raise ConfigError("rope_type 'longrope' needs at least 2 original_max_position_embeddings; this model has 1")
     if kind == "dynamic" and size < 4:
         raise ConfigError(f"rope_type 'dynamic' needs at least 4 rotated dimensions, but this model has {size}")
 
@@ -134,4 +157,4 @@ def longest_input(rotary: RotaryConfig) -> int:
     if rotary.scaling is None:
         return rotary.max_positions
     original = rotary.scaling.original_max_positions or rotary.max_positions
-    return max(rotary.max_positions, int(rotary.scaling.factor * original))
+    return max(rotary.max_positions, min(int(rotary.scaling.factor * original), UNLIMITED))

@@ -21,6 +21,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, HEADS, LAYERS, POSITIONS, RATE, SCALE, VOCABULARY, WIDTH
 
 PREFIX = "model."
 TABLE = "embeddings/word_embeddings/embedding"
@@ -45,6 +46,15 @@ DEFAULTS = {
     "tie_word_embeddings": True,
 }
 """Defaults of BartConfig."""
+
+SCHEMA = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "d_model": WIDTH, "hidden_size": WIDTH,
+    "encoder_layers": LAYERS, "num_hidden_layers": LAYERS, "encoder_ffn_dim": WIDTH, "encoder_attention_heads": HEADS,
+    "num_attention_heads": HEADS, "decoder_layers": LAYERS, "decoder_ffn_dim": WIDTH, "decoder_attention_heads": HEADS,
+    "activation_function": ACTIVATION, "dropout": RATE, "attention_dropout": RATE, "activation_dropout": RATE,
+    "classifier_dropout": RATE, "init_std": SCALE, "scale_embedding": BOOL | None,
+}  # fmt: skip
+"""Kinds of the keys of these families."""
 
 CLASSIFIER_DEFAULTS = {"classifier_dropout": 0.0}
 """Additional defaults of families with a sequence classification head."""

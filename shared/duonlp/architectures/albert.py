@@ -7,6 +7,7 @@ from duonlp.architectures import bert
 from duonlp.architectures._common import Weight, embedding, linear, lm_output, norm, pop_common, pop_options
 from duonlp.config import LayerPattern, TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.schema import LAYERS, MOST_LAYERS, RATE, WIDTH
 
 MODEL_TYPES = ("albert",)
 PREFIX = "albert."
@@ -29,6 +30,9 @@ DEFAULTS = {
     "classifier_dropout_prob": 0.1,
     "tie_word_embeddings": True,
 }
+SCHEMA = bert.SCHEMA | {
+    "embedding_size": WIDTH, "num_hidden_groups": LAYERS, "inner_group_num": LAYERS, "classifier_dropout_prob": RATE,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:
@@ -64,8 +68,12 @@ def layer_order(num_layers: int, num_groups: int, inner: int) -> tuple[int, ...]
     """Return the index of the layer weights that each step applies, out of ``num_groups * inner``.
 
     Raises:
-        ConfigError: ``num_groups`` is not between 1 and ``num_layers``.
+        ConfigError: ``num_groups`` is not between 1 and ``num_layers``, or there are too many steps.
     """
+    if num_layers * inner > MOST_LAYERS:
+        raise ConfigError(
+            f"num_hidden_layers={num_layers} times inner_group_num={inner} is more than {MOST_LAYERS} layers; reduce one of them"
+        )
     if not 1 <= num_groups <= num_layers:
         raise ConfigError(f"num_hidden_groups={num_groups} must be between 1 and num_hidden_layers={num_layers}")
     groups = [int(i / (num_layers / num_groups)) for i in range(num_layers)]

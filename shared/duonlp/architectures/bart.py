@@ -8,6 +8,7 @@ from duonlp.config import TransformerConfig
 MODEL_TYPES = ("bart",)
 PREFIX = _seq2seq.PREFIX
 SPARE_POSITIONS = 2  # fairseq's positions start after its padding id, 1, whatever the padding id is now
+SCHEMA = _seq2seq.SCHEMA
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, EPSILON, HEADS, LAYERS, POSITIONS, RATE, VOCABULARY, WIDTH, integer
 
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."
@@ -48,6 +49,12 @@ DEFAULTS = {
     "is_decoder": False,
     "tie_word_embeddings": True,
 }
+SCHEMA = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+    "intermediate_size": WIDTH, "hidden_act": ACTIVATION, "hidden_dropout_prob": RATE,
+    "attention_probs_dropout_prob": RATE, "max_position_embeddings": POSITIONS, "type_vocab_size": integer(0, 1 << 20),
+    "layer_norm_eps": EPSILON, "classifier_dropout": RATE | None, "is_decoder": BOOL, "tie_word_embeddings": BOOL,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, HEADS, LAYERS, POSITIONS, RATE, VOCABULARY, WIDTH
 
 MODEL_TYPES = ("distilbert",)
 PREFIX = "distilbert."
@@ -44,6 +45,11 @@ DEFAULTS = {
     "seq_classif_dropout": 0.2,
     "tie_word_embeddings": True,
 }
+SCHEMA = {
+    "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "sinusoidal_pos_embds": BOOL, "n_layers": LAYERS,
+    "n_heads": HEADS, "dim": WIDTH, "hidden_dim": WIDTH, "dropout": RATE, "attention_dropout": RATE,
+    "activation": ACTIVATION, "qa_dropout": RATE, "seq_classif_dropout": RATE, "tie_word_embeddings": BOOL,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from duonlp.architectures import bert
 from duonlp.architectures._common import Weight, linear, lm_output, norm, pop_common, pop_options
 from duonlp.config import PoolingConfig, TransformerConfig, activation_name
 from duonlp.errors import ConfigError
+from duonlp.schema import ACTIVATION, BOOL, RATE, TEXT, WIDTH
 
 MODEL_TYPES = ("electra",)
 PREFIX = "electra."
@@ -25,6 +26,10 @@ DEFAULTS = bert.DEFAULTS | {
     "summary_last_dropout": 0.1,
 }
 SUMMARY_TOKENS = {"first": "first", "last": "last", "mean": "mean_with_padding", "cls_index": "last"}
+SCHEMA = bert.SCHEMA | {
+    "embedding_size": WIDTH, "summary_type": TEXT, "summary_use_proj": BOOL, "summary_activation": ACTIVATION,
+    "summary_last_dropout": RATE, "summary_first_dropout": RATE, "summary_proj_to_labels": BOOL | None,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, EPSILON, HEADS, LAYERS, POSITIONS, RATE, VOCABULARY, WIDTH
 
 MODEL_TYPES = ("gpt2",)
 PREFIX = "transformer."
@@ -46,6 +47,13 @@ DEFAULTS = {
     "reorder_and_upcast_attn": False,
     "tie_word_embeddings": True,
 }
+SCHEMA = {
+    "vocab_size": VOCABULARY, "n_positions": POSITIONS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS,
+    "n_inner": WIDTH | None, "activation_function": ACTIVATION, "resid_pdrop": RATE, "embd_pdrop": RATE, "attn_pdrop": RATE,
+    "layer_norm_epsilon": EPSILON, "scale_attn_weights": BOOL, "scale_attn_by_inverse_layer_idx": BOOL,
+    "reorder_and_upcast_attn": BOOL, "tie_word_embeddings": BOOL, "classifier_dropout": RATE | None,
+    "hidden_dropout": RATE | None,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from duonlp.architectures._common import (
     pop_common,
     pop_options,
 )
-from duonlp.architectures._rotary import longest_input, pop_rotary, rotary_hf
+from duonlp.architectures._rotary import ROTARY_SCHEMA, longest_input, pop_rotary, rotary_hf
 from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -27,6 +27,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, EPSILON, HEADS, LAYERS, POSITIONS, RATE, VOCABULARY, WIDTH
 
 MODEL_TYPES = ("llama",)
 PREFIX = "model."
@@ -47,6 +48,12 @@ DEFAULTS = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
+SCHEMA = ROTARY_SCHEMA | {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "num_key_value_heads": HEADS | None, "head_dim": WIDTH | None, "hidden_act": ACTIVATION,
+    "max_position_embeddings": POSITIONS, "rms_norm_eps": EPSILON, "attention_bias": BOOL, "attention_dropout": RATE | None,
+    "mlp_bias": BOOL, "tie_word_embeddings": BOOL, "classifier_dropout": RATE | None, "hidden_dropout": RATE | None,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from duonlp.architectures import _seq2seq
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.schema import TOKEN
 
 MODEL_TYPES = ("m2m_100",)
 PREFIX = _seq2seq.PREFIX
@@ -19,6 +20,7 @@ DEFAULTS = {
     "attention_dropout": 0.1,
     "scale_embedding": True,
 }
+SCHEMA = _seq2seq.SCHEMA | {"pad_token_id": TOKEN | None}
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -9,9 +9,13 @@ from duonlp.architectures import _seq2seq
 from duonlp.architectures._common import Weight
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.schema import BOOL, VOCABULARY
 
 MODEL_TYPES = ("marian",)
 PREFIX = _seq2seq.PREFIX
+SCHEMA = _seq2seq.SCHEMA | {
+    "decoder_vocab_size": VOCABULARY | None, "share_encoder_decoder_embeddings": BOOL | None,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

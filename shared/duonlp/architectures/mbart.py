@@ -11,6 +11,7 @@ from duonlp.config import TransformerConfig
 
 MODEL_TYPES = ("mbart",)
 PREFIX = _seq2seq.PREFIX
+SCHEMA = _seq2seq.SCHEMA
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from duonlp.architectures._common import (
     pop_common,
     pop_options,
 )
+from duonlp.architectures._rotary import BASE
 from duonlp.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -30,6 +31,22 @@ from duonlp.config import (
     activation_name,
 )  # fmt: skip
 from duonlp.errors import ConfigError
+from duonlp.schema import (
+    ACTIVATION,
+    BOOL,
+    EPSILON,
+    HEADS,
+    MOST_LAYERS,
+    POSITIONS,
+    RATE,
+    TEXT,
+    VOCABULARY,
+    WIDTH,
+    integer,
+    list_of,
+    shorten,
+    table,
+)
 
 MODEL_TYPES = ("modernbert",)
 PREFIX = "model."
@@ -59,6 +76,19 @@ DEFAULTS = {
     "classifier_activation": "gelu",
     "tie_word_embeddings": True,
 }
+ROPE_SCHEMA = table({"rope_type": TEXT, "rope_theta": BASE}) | None
+SCHEMA = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": integer(0, MOST_LAYERS),
+    "num_attention_heads": HEADS, "hidden_activation": ACTIVATION, "max_position_embeddings": POSITIONS, "norm_eps": EPSILON,
+    "norm_bias": BOOL, "attention_bias": BOOL, "attention_dropout": RATE,
+    "layer_types": list_of(TEXT, longest=MOST_LAYERS) | None,
+    "rope_parameters": table({"full_attention": ROPE_SCHEMA, "sliding_attention": ROPE_SCHEMA}) | None,
+    "local_attention": integer(-(1 << 27), 1 << 27), "embedding_dropout": RATE, "mlp_bias": BOOL,
+    "mlp_dropout": RATE, "decoder_bias": BOOL,
+    "classifier_pooling": TEXT, "classifier_dropout": RATE, "classifier_bias": BOOL, "classifier_activation": ACTIVATION,
+    "tie_word_embeddings": BOOL, "global_attn_every_n_layers": integer(-(1 << 31), 1 << 31), "global_rope_theta": BASE,
+    "local_rope_theta": BASE, "sparse_prediction": BOOL | None,
+}  # fmt: skip
 OLD_KEYS = {"global_attn_every_n_layers": 3, "global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
 """Keys that ``layer_types`` and ``rope_parameters`` replaced in Transformers 5, and their defaults."""
 
@@ -136,7 +166,7 @@ def _layers(o: dict[str, Any], old: dict[str, Any]) -> LayerPattern:
     types = o["layer_types"] or [LOCAL if i % every else GLOBAL for i in range(depth)]
     if len(types) != depth or set(types) - {GLOBAL, LOCAL}:
         raise ConfigError(
-            f"layer_types={types} of modernbert is not supported; list {GLOBAL} or {LOCAL} for {depth} layers"
+            f"layer_types={shorten(types)} of modernbert is not supported; list {GLOBAL} or {LOCAL} for {depth} layers"
         )
     thetas = {GLOBAL: old["global_rope_theta"], LOCAL: old["local_rope_theta"]}
     size = head_dim(o["hidden_size"], o["num_attention_heads"])

@@ -8,6 +8,7 @@ from duonlp.config import TransformerConfig
 
 MODEL_TYPES = ("pegasus",)
 PREFIX = _seq2seq.PREFIX
+SCHEMA = _seq2seq.SCHEMA
 
 
 def heads(model_type: str) -> dict[str, str]:

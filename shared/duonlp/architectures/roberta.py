@@ -10,11 +10,13 @@ from duonlp.architectures import bert
 from duonlp.architectures._common import Weight, linear, lm_output, norm, pop_common, pop_options
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
+from duonlp.schema import TOKEN
 
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 PREFIX = "roberta."
 
 CLASS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
+SCHEMA = bert.SCHEMA | {"pad_token_id": TOKEN | None}
 
 
 def heads(model_type: str) -> dict[str, str]:

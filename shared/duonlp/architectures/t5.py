@@ -19,6 +19,7 @@ from duonlp.config import (
     activation_name,
 )  # fmt: skip
 from duonlp.errors import ConfigError
+from duonlp.schema import BOOL, EPSILON, HEADS, LAYERS, RATE, SCALE, TEXT, VOCABULARY, WIDTH, integer
 
 MODEL_TYPES = ("t5",)
 PREFIX = ""
@@ -41,6 +42,12 @@ DEFAULTS = {
     "scale_decoder_outputs": True,
     "decoder_start_token_id": None,
 }
+SCHEMA = {
+    "vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": WIDTH, "d_ff": WIDTH, "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS | None, "num_heads": HEADS, "relative_attention_num_buckets": integer(0, 1 << 16),
+    "relative_attention_max_distance": integer(1, 1 << 20), "dropout_rate": RATE, "layer_norm_epsilon": EPSILON,
+    "initializer_factor": SCALE, "feed_forward_proj": TEXT, "scale_decoder_outputs": BOOL,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from duonlp.config import (
     TransformerConfig,
     activation_name,
 )  # fmt: skip
+from duonlp.schema import ACTIVATION, BOOL, EPSILON, HEADS, LAYERS, RATE, WIDTH, integer, list_of
 
 MODEL_TYPES = ("vit",)
 PREFIX = "vit."
@@ -46,6 +47,13 @@ DEFAULTS = {
     "pooler_output_size": None,
     "pooler_act": "tanh",
 }
+SIZES = WIDTH | list_of(WIDTH, 2, 2)
+SCHEMA = {
+    "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": WIDTH,
+    "hidden_act": ACTIVATION, "hidden_dropout_prob": RATE, "attention_probs_dropout_prob": RATE, "layer_norm_eps": EPSILON,
+    "image_size": SIZES, "patch_size": SIZES, "num_channels": integer(1, 1000), "qkv_bias": BOOL,
+    "pooler_output_size": WIDTH | None, "pooler_act": ACTIVATION,
+}  # fmt: skip
 
 
 def heads(model_type: str) -> dict[str, str]:

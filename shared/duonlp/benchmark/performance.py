@@ -26,6 +26,7 @@ from duonlp.parameters import count_parameters
 from duonlp.pipelines.pipeline import Pipeline, Progress
 from duonlp.tasks.base import check_int
 from duonlp.util.machine_info import machine
+from duonlp.util.reading import read_json_object
 
 Text = str | dict[str, str]
 """A text, or a pair of texts under the names of PAIR."""
@@ -348,8 +349,8 @@ def model_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
-        return [path for path in (folder / shard for shard in sorted(set(shards))) if path.is_file()]
+        shards = _shards(read_json_object(index, advice="save the model again"))
+        return [path for path in (folder / shard for shard in shards) if path.is_file()]
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     variables = [path for path in folder.rglob("variables.data-*") if path.is_file()]  # of a SavedModel
     if not files and not variables:
@@ -369,3 +370,10 @@ def quoted(names: Sequence[str], most: int = 5) -> str:
     """Return the first few names, quoted, and the number of the others."""
     shown = ", ".join(map(repr, names[:most]))
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shards(index: dict[str, Any]) -> list[str]:
+    """Return the file names of an index of shards; names of other folders do not count."""
+    names = index.get("weight_map")
+    values = names.values() if isinstance(names, dict) else ()
+    return sorted({name for name in values if isinstance(name, str) and Path(name).name == name})

@@ -1,6 +1,5 @@
 """Benchmark results as records of plain values, and the run file that stores them."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +12,7 @@ from duonlp.errors import InputError
 from duonlp.training.settings_file import build
 from duonlp.util.files import write_text
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import parse_json
 
 FORMAT = "duonlp benchmark 1"
 """Format of a run file; the number increases when older versions cannot read newer files."""
@@ -202,7 +202,7 @@ def read_records(file: str | os.PathLike) -> list[BenchmarkRecord]:
         InputError: The file cannot be read, is not a run file, or has no record.
     """
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = parse_json(Path(file).read_bytes(), unique=True)
     except OSError as error:
         raise InputError(f"cannot read {str(file)!r}: {error.strerror}; give a benchmark's run file") from None
     except ValueError as error:

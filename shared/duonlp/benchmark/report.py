@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from duonlp.benchmark.comparison import BETTER, WORSE, BenchmarkComparison, Difference
 from duonlp.benchmark.record import BenchmarkRecord
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 MEGABYTE = 1e6
@@ -152,7 +152,7 @@ def to_markdown(results: Sequence[BenchmarkRecord] | BenchmarkComparison) -> str
 
 def print_records(records: Sequence[BenchmarkRecord], console: Any = None) -> None:
     """Print two tables, scores and latency, then the rest, followed by the conditions of the measurements."""
-    console = console or _console()
+    console = console or plain_console()
     titles, rows = rows_of(records)
     cut = next(
         (i for i, title in enumerate(titles) if title.startswith((THROUGHPUT, "MB", "parameters", "peak"))), None
@@ -163,46 +163,38 @@ def print_records(records: Sequence[BenchmarkRecord], console: Any = None) -> No
         console.print(_table([titles[0], *titles[cut:]], [[row[0], *row[cut:]] for row in rows], left=1))
     console.print()
     for line in footer(records):
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(line, style="dim", markup=False, highlight=False, emoji=False)
     for note in busy(records):
-        console.print(f"Note: {note}.", style="yellow", markup=False, highlight=False)
+        console.print(f"Note: {note}.", style="yellow", markup=False, highlight=False, emoji=False)
 
 
 def print_comparison(comparison: BenchmarkComparison, console: Any = None) -> None:
     """Print a table for each pair of models, followed by notes."""
-    console = console or _console()
+    console = console or plain_console()
     titles, rows = rows_of_comparison(comparison)
     colors = {BETTER: "green", WORSE: "bold red"}
     starts = [i for i, row in enumerate(rows) if row[0]] + [len(rows)]
     for start, end in itertools.pairwise(starts):
-        console.print(rows[start][0], style="bold", markup=False, highlight=False)
+        console.print(rows[start][0], style="bold", markup=False, highlight=False, emoji=False)
         console.print(_table(titles[1:], [row[1:] for row in rows[start:end]], left=1, colors=colors))
         console.print()
     for note in comparison.notes:
-        console.print(f"Note: {note}.", style="yellow", markup=False, highlight=False)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
+        console.print(f"Note: {note}.", style="yellow", markup=False, highlight=False, emoji=False)
 
 
 def _table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], left: int, colors: Mapping[str, str] | None = None
 ) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for number, title in enumerate(titles):
         for unit in UNITS:  # units go on a second line, so that 80 columns are enough
             title = title.removesuffix(f" {unit}") + f"\n{unit}" if title.endswith(f" {unit}") else title
-        table.add_column(escape(title), justify="left" if number < left else "right", no_wrap=number >= left)
+        table.add_column(Text(title), justify="left" if number < left else "right", no_wrap=number >= left)
     for row in rows:
-        color = (colors or {}).get(row[-1])
-        cells = [escape(text) for text in row]
-        table.add_row(*cells[:-1], f"[{color}]{cells[-1]}[/]" if color else cells[-1])
+        table.add_row(*map(Text, row[:-1]), Text(row[-1], style=(colors or {}).get(row[-1], "")))
     return table
 
 

@@ -33,6 +33,7 @@ from duonlp.checkpoints.temporary_folders import (
 from duonlp.checkpoints.weight_files import INDEX, is_file_name, weight_files
 from duonlp.errors import CheckpointError, InputError
 from duonlp.util.permissions import DENIED, explain_denied
+from duonlp.util.reading import parse_json
 
 SAVING, SAVED = ".duonlp-saving", ".duonlp-saved"
 """Names of temporary folders inside the one to save to: unfinished (a prefix), and finished but not yet moved out."""
@@ -313,8 +314,8 @@ def _move_out(folder: Path) -> None:
 def _read_stale(file: Path) -> list[str]:
     """Return the names of weights in a list of stale files."""
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        names = parse_json(file.read_bytes())
+    except (FileNotFoundError, ValueError):
         return []
     valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return [name for name in names if name == INDEX or is_file_name(name)] if valid else []

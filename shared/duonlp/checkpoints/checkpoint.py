@@ -3,7 +3,6 @@
 Only safetensors are read. Nothing is unpickled and no code from a checkpoint is run.
 """
 
-import json
 import os
 import re
 import stat
@@ -20,6 +19,7 @@ from duonlp.checkpoints.copies import check_float, check_same, check_tied, owner
 from duonlp.checkpoints.hub import PICKLES, download, no_safetensors_message
 from duonlp.checkpoints.layouts import is_readable, stored_shape
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
+from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.checkpoints.source import Source
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS, list_names, shard_names, stored_tensors
@@ -27,11 +27,10 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, DuonlpError, InputError, NewHeadWarning
 from duonlp.parameters import HEAD_PREFIXES, Parameter, parameters
 from duonlp.typing import ImageProcessor, Tokenizer
-from duonlp.util import frameworks
 from duonlp.util.permissions import explain_denied
+from duonlp.util.reading import parse_json_object, why_unreadable
 
-CONFIG, GENERATION_CONFIG, IMAGE_CONFIG = "config.json", "generation_config.json", "preprocessor_config.json"
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 ATTEMPTS = 20
 """How often a folder is opened again that another process replaces meanwhile."""
 
@@ -168,29 +167,18 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder has no tokenizer, or it cannot be loaded.
         """
-        if not any(next(self.folder.glob(pattern), None) for pattern in VOCABULARIES):
-            # AutoTokenizer would create an empty tokenizer from config.json alone.
-            raise CheckpointError(
-                f"{self.folder} has no tokenizer (none of {', '.join(VOCABULARIES)}); save one there, or pass tokenizer="
-            )
-        AutoTokenizer = frameworks.transformers().AutoTokenizer
-        try:
-            # All files are local; a tokenizer must not download anything else.
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            self._check_current()
-            raise CheckpointError(
-                f"the tokenizer in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "save a working one there, or pass tokenizer="
-            ) from None
-        self._check_current()
-        return tokenizer
+        return self._load(lambda: load_tokenizer(self.folder))
 
     @cached_property
     def image_config(self) -> str | None:
         """Text of preprocessor_config.json, or None if there is none."""
         file = self._files.open(IMAGE_CONFIG)
-        return None if file is None else file.read_text()
+        try:
+            return None if file is None else file.read_text()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"cannot read {str(file)!r}: {why_unreadable(error)}; save or download the checkpoint again"
+            ) from None
 
     def image_processor(self) -> ImageProcessor:
         """Load the image processor with Transformers' AutoImageProcessor, on Pillow whatever else is installed.
@@ -199,21 +187,7 @@ class Checkpoint:
             CheckpointError: the folder has no image processor, or it cannot be loaded.
             MissingExtraError: Pillow is not installed.
         """
-        if self.image_config is None:
-            raise CheckpointError(f"{self.folder} has no {IMAGE_CONFIG}; save one there, or pass image_processor=")
-        frameworks.require_pillow()
-        AutoImageProcessor = frameworks.transformers().AutoImageProcessor
-        try:
-            options = {"local_files_only": True, "trust_remote_code": False, "backend": "pil"}
-            processor = AutoImageProcessor.from_pretrained(self.folder, **options)
-        except Exception as error:
-            self._check_current()
-            raise CheckpointError(
-                f"the image processor in {self.folder} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "save a working one there, or pass image_processor="
-            ) from None
-        self._check_current()
-        return processor
+        return self._load(lambda: load_image_processor(self.folder, self.image_config))
 
     def transformer_config(self, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.
@@ -221,7 +195,8 @@ class Checkpoint:
         Raises:
             InputError: an override is not a key of this family's config.json.
         """
-        return architectures.config_from_hf(override(self.config, overrides))
+        file = str(self.folder / "config.json")
+        return architectures.config_from_hf(override(self.config, overrides, file), file)
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -263,6 +238,7 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
+        self._check_depth(cfg)
         spec = parameters(cfg, head)
         table = architectures.get(cfg.model_type).weights(cfg, head)
         rows = [row for row in table if row.path is not None]
@@ -321,9 +297,22 @@ class Checkpoint:
                 check_same(present[0], other, "remove the one that is wrong")
         return present[0]
 
-    def _check_current(self) -> None:
-        if not self.is_current():
-            raise CheckpointError(f"{self.folder} was replaced while it was being loaded; load it again")
+    def _load(self, load: Callable[[], T]) -> T:
+        """Return what `load` reads by the paths of files; raise CheckpointError if the folder was replaced meanwhile."""
+        try:
+            return load()
+        finally:
+            if not self.is_current():
+                raise CheckpointError(f"{self.folder} was replaced while it was being loaded; load it again")
+
+    def _check_depth(self, cfg: TransformerConfig) -> None:
+        """Raise CheckpointError if there are fewer tensors than layers, before anything is made for each layer."""
+        layers = cfg.num_layer_weights + (0 if cfg.decoder is None else cfg.decoder.num_layer_weights)
+        if layers > len(self.tensors):
+            raise CheckpointError(
+                f"{self.folder} has {len(self.tensors)} tensors, but its config.json describes {layers} layers; config.json does "
+                "not match the weights"
+            )
 
     def _check_shapes(
         self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
@@ -334,8 +323,8 @@ class Checkpoint:
             return
         lines = [
             f"{row.name}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
-            for row, tensor in mismatched
-        ]
+            for row, tensor in mismatched[:8]
+        ] + [f"and {len(mismatched) - 8} more"] * (len(mismatched) > 8)
         advice = "config.json does not match the weights" if base else (
             "pass ignore_mismatched_sizes=True to initialize the head"
         )  # fmt: skip
@@ -364,8 +353,13 @@ class Checkpoint:
             )
 
 
-def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override(hf: Mapping[str, Any], overrides: Mapping[str, Any], file: str = "config.json") -> dict[str, Any]:
     """Return config.json with some keys replaced, as in ``from_pretrained(..., num_labels=3)``.
+
+    Args:
+        hf: Contents of config.json.
+        overrides: New values by key.
+        file: Name of the file, for error messages.
 
     Raises:
         InputError: an override is not a key of this family's config.json.
@@ -373,7 +367,7 @@ def override(hf: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     out = dict(hf)
     if not overrides:
         return out
-    cfg = architectures.config_from_hf(out)
+    cfg = architectures.config_from_hf(out, file)
     allowed = set(architectures.hf_config(cfg)) | {"num_labels", "problem_type"} | set(out)
     for key in overrides:
         if key not in allowed:
@@ -407,14 +401,9 @@ def _open_files(folder: Path, local: bool) -> OpenFolder:
     raise CheckpointError(f"{folder} is replaced again and again while it is being loaded; wait for the other process")
 
 
-def _read_json(path: Path | OpenFile) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a JSON object")
-    return data
+def _read_json(file: OpenFile) -> dict[str, Any]:
+    advice = "save or download the checkpoint again"
+    return parse_json_object(file.read_bytes(), str(file), error=CheckpointError, advice=advice)
 
 
 def _module(row: Weight) -> str:

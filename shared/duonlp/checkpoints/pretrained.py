@@ -13,6 +13,7 @@ from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS, PRETRAINING
 from duonlp.parameters import count_parameters, parameters
+from duonlp.util.machine_info import physical_memory
 from duonlp.util.processes import check_process
 
 ADVICE = {
@@ -120,7 +121,9 @@ class PretrainedBase:
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         cfg = resolve_config(config, config_overrides)
         check_head(cls, cfg)
-        return cls._from_plan(cfg, fresh_plan(cfg, cls.head, seed), dtype, param_dtype)
+        plan = fresh_plan(cfg, cls.head, seed)
+        check_memory(sum(source.parameter.size for source in plan) * (4 if param_dtype == "float32" else 2))
+        return cls._from_plan(cfg, plan, dtype, param_dtype)
 
     @classmethod
     def _from_plan(cls, cfg: TransformerConfig, plan: list[Source], dtype: str, param_dtype: str) -> Self:
@@ -149,6 +152,16 @@ def default_generation_config(cfg: TransformerConfig, stored: Mapping[str, Any] 
         origin = "generation_config.json" if stored else "config.json"
         warnings.warn(f"all generation settings of {origin} are ignored: {error}", stacklevel=4)
         return GenerationConfig.for_model(cfg.replace(extra={}))
+
+
+def check_memory(parameter_bytes: int) -> None:
+    """Raise ConfigError if parameters cannot fit into any memory here: twice this machine's is more than an accelerator's."""
+    memory = physical_memory()
+    if memory is not None and parameter_bytes > 2 * memory:
+        raise ConfigError(
+            f"the model's parameters take {parameter_bytes / 2**30:,.1f} GiB and this machine has {memory / 2**30:,.1f} GiB of "
+            "memory; reduce its sizes"
+        )
 
 
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:

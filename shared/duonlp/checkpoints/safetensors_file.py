@@ -17,6 +17,7 @@ import numpy as np
 
 from duonlp.checkpoints.open_files import OpenFile
 from duonlp.errors import CheckpointError
+from duonlp.util.reading import parse_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -91,7 +92,7 @@ def list_tensors(file: Path | OpenFile) -> dict[str, StoredTensor]:
     try:
         header, start = _read_header(opened)
         return _parse_header(opened, header, start)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{file} is not a valid safetensors file ({str(error)[:200]}); it is truncated or corrupt: download or save it again"
         ) from None
@@ -105,18 +106,7 @@ def _read_header(file: OpenFile) -> tuple[dict[str, Any], int]:
     text = file.read_bytes(8, length)
     if text[:1] != b"{":
         raise ValueError("the header is not a JSON object")
-    return json.loads(text.decode(), object_pairs_hook=unique_keys), 8 + length
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the contents of a JSON object; raise ValueError if a key occurs twice or is not valid text."""
-    out: dict[str, Any] = {}
-    for key, value in pairs:
-        key.encode()  # raises for lone surrogates
-        if key in out:
-            raise ValueError(f"{key!r} occurs twice")
-        out[key] = value
-    return out
+    return parse_json(text, unique=True), 8 + length
 
 
 def _parse_header(file: OpenFile, header: dict[str, Any], start: int) -> dict[str, StoredTensor]:
@@ -125,6 +115,7 @@ def _parse_header(file: OpenFile, header: dict[str, Any], start: int) -> dict[st
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ is not a map from names to texts")
     for name, entry in header.items():
+        name.encode()  # raises for lone surrogates
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
         if not _are_sizes(entry["shape"]) or not _are_sizes(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:

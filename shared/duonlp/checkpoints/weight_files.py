@@ -1,14 +1,14 @@
 """The files that hold the weights of a checkpoint: one, or shards and an index."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
-from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors, unique_keys
+from duonlp.checkpoints.safetensors_file import StoredTensor, list_tensors
 from duonlp.errors import CheckpointError
+from duonlp.util.reading import parse_json, parse_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -23,9 +23,9 @@ def is_file_name(name: str) -> bool:
 def shard_names(index: Any) -> list[str]:
     """Return the valid names of shards in an index, which may be damaged; `index` has a method ``read_bytes``."""
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = parse_json(index.read_bytes())["weight_map"]
         return sorted(name for name in set(weight_map.values()) if isinstance(name, str) and is_file_name(name))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
@@ -84,13 +84,9 @@ def _sharded(files: OpenFolder, index: OpenFile) -> dict[str, StoredTensor]:
 
 
 def _weight_map(index: OpenFile) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_bytes(), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{index} is not readable JSON ({str(error)[:200]}); download the checkpoint again"
-        ) from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    advice = "download the checkpoint again"
+    content = parse_json_object(index.read_bytes(), str(index), error=CheckpointError, advice=advice)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names; save the model again")
     return weight_map
@@ -99,4 +95,4 @@ def _weight_map(index: OpenFile) -> dict[str, str]:
 def list_names(names: list[str], limit: int = 8) -> str:
     """Return names for an error message, at most `limit` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names[:limit]) + more

@@ -4,7 +4,6 @@ Commands import what is heavy themselves, so that ``duonlp --help`` is fast and 
 can fix is one line on standard error and exit status 2; ``--debug`` shows its traceback.
 """
 
-import os
 import sys
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from duonlp.cli.parity import parity
 from duonlp.cli.run import run
 from duonlp.cli.summarize import summarize
 from duonlp.cli.tune import tune
-from duonlp.errors import DuonlpError
+from duonlp.util.process import run_program
 
 app = typer.Typer(
     name="duonlp",
@@ -60,28 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command-line arguments; None for those of this process.
 
     Raises:
-        SystemExit: Always: 0 for success, 1 if a comparison found a difference, 2 for an error the user can fix.
+        SystemExit: Always: 0 for success, 1 if a comparison found a difference, 2 for an error the user can fix, 130 if
+            Ctrl-C stopped it.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        app(args=arguments, prog_name="duonlp")
-    except DuonlpError as error:
-        if "--debug" in arguments:
-            raise
-        print(f"duonlp: {describe_error(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-    except OSError as error:  # from writing; a failed read raises a DuonlpError
-        if "--debug" in arguments or error.strerror is None:
-            raise
-        file = repr(error.filename) if error.filename else "standard output"
-        print(
-            f"duonlp: cannot write {file}: {error.strerror}; free some space or write elsewhere",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+    given = sys.argv[1:] if arguments is None else arguments
+    status = run_program(
+        "duonlp", lambda: app(args=given, prog_name="duonlp"), describe=describe_error, debug="--debug" in given
+    )
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from duonlp.errors import DuonlpError, InputError
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import nearest
 
 PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
@@ -74,7 +75,7 @@ def parsed_options(pairs: Sequence[str], paths: bool = False) -> dict[str, Any]:
             raise InputError(f"--option {pair!r} is not KEY=VALUE; write for example --option {example}")
         words = {"True": True, "False": False, "None": None}
         try:
-            options[key] = words[text] if text in words else json.loads(text)
+            options[key] = words[text] if text in words else parse_json(text)
         except ValueError:
             options[key] = text
     return options
@@ -122,4 +123,5 @@ def need_model(model: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a report as JSON on standard output."""
-    print(to_json(value, indent=2))
+    escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # the stream's own escapes are not JSON's
+    print(to_json(value, ensure_ascii=escaped, indent=2))

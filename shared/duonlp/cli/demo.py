@@ -17,6 +17,7 @@ import typer
 from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
+from duonlp.util.console import plain_console
 from duonlp.util.json_text import to_json
 from duonlp.util.tokenization import tokenize
 
@@ -122,11 +123,9 @@ def run_demo(settings: Settings) -> dict[str, Any]:
     if settings.output.exists() and not settings.output.is_dir():
         raise InputError(f"--output {str(settings.output)!r} is a file; give a folder")
     settings.output.mkdir(parents=True, exist_ok=True)
-    from rich.console import Console
-
     from duonlp.parity import compare
 
-    console = Console(stderr=True) if sys.stdout is sys.stderr else Console()
+    console = plain_console(stderr=sys.stdout is sys.stderr)
     start = time.perf_counter()
 
     run = run_config(settings)
@@ -199,8 +198,10 @@ def prepare(run: "RunConfig", folder: Path, console: "Console") -> "Prepared":
     from duonlp.runs.preparation import prepare as prepare_run
 
     start = time.perf_counter()
+    from rich.text import Text
+
     with console.status("") as status:
-        prepared = prepare_run(run, folder, on_progress=status.update)
+        prepared = prepare_run(run, folder, on_progress=lambda text: status.update(Text(text)))
     kept, tokens = prepared.corpus["kept"]["documents"], prepared.training.manifest.tokens
     dropped = ", ".join(
         f"{reason} {counts['documents']}" for reason, counts in list(prepared.corpus["dropped"].items())[:3]
@@ -209,7 +210,6 @@ def prepare(run: "RunConfig", folder: Path, console: "Console") -> "Prepared":
         f"corpus: {run.corpus}, kept {kept} of {prepared.corpus['documents']} files (dropped: {dropped}, ...), held out "
         f"{prepared.held_out.manifest.documents}; tokenizer: byte-level BPE with {len(prepared.tokenizer)} tokens; "
         f"{tokens / 1e6:.1f}M training tokens in blocks; {time.perf_counter() - start:.1f} s",
-        highlight=False,
         soft_wrap=True,
     )
     return prepared
@@ -234,7 +234,6 @@ def pretrain(run: "RunConfig", prepared: "Prepared", folder: Path, output: Path,
         f"model: GPT-2 with {config['n_layer']} layers of width {config['n_embd']}, {count / 1e6:.1f}M parameters, randomly "
         f"initialized; training in jaxnlp on {mesh.size} {mesh.devices.flat[0].platform} device{'s' * (mesh.size > 1)}, "
         "data-parallel",
-        highlight=False,
         soft_wrap=True,
     )
     result = training.pretrain_run(run, prepared, folder, log={"console": console, "console_seconds": 20.0})
@@ -286,18 +285,15 @@ def plot(folder: Path) -> None:
 
 def print_figures(figures: dict[str, Any], console: "Console") -> None:
     """Print the completions, up to their last whole line, and the figures."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     for number, prompt in enumerate(figures["prompts"]):
         texts = {name: figures["completions"][name][number] for name in figures["completions"]}
         for name, text in texts.items() if len(set(texts.values())) > 1 else [("both", texts["jax"])]:
-            console.print(f"\n[bold]{name}[/] complete{'s' * (name != 'both')} the prompt [dim](in bold)[/]:")
-            console.print(
-                f"[bold]{escape(prompt)}[/]{escape(whole_lines(text.removeprefix(prompt)))}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            verb = f" complete{'s' * (name != 'both')} the prompt "
+            console.print(Text.assemble("\n", (name, "bold"), verb, ("(in bold)", "dim"), ":"))
+            console.print(Text.assemble((prompt, "bold"), whole_lines(text.removeprefix(prompt))), soft_wrap=True)
     speeds = figures["generated_tokens_per_second"]
     table = Table("", "jaxnlp", "tfnlp", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:]:
@@ -314,9 +310,7 @@ def print_figures(figures: dict[str, Any], console: "Console") -> None:
         f"(relative {figures['relative_logit_difference']:.1e}); "
         f"texts are {'identical' if figures['same_text'] else 'DIFFERENT'}\n"
         f"model: {figures['model']}   loss curve: {figures['loss_curve']}   total time: {figures['seconds']:.0f} s",
-        highlight=False,
         soft_wrap=True,
-        markup=False,
     )
 
 

@@ -16,6 +16,7 @@ import typer
 from duonlp.cli.common import Debug, Framework, Json, Model, cli_option, need_model, print_json
 from duonlp.cli.evaluate_summarization import summarization
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.files import write_text
 from duonlp.util.frameworks import load_package, quiet_stdout
 from duonlp.util.json_text import to_json
@@ -273,12 +274,10 @@ def write_json(report: dict[str, Any], output: str) -> None:
 
 def print_report(report: dict[str, Any], out: TextIO) -> None:
     """Print pass@k and the outcomes of the programs as a table."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console, totals = Console(file=out), report["totals"]
-    console.print(f"{report['model']}  ({report['framework']})", style="bold", markup=False, highlight=False)
+    console, totals = plain_console(file=out), report["totals"]
+    console.print(f"{report['model']}  ({report['framework']})", style="bold")
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -286,12 +285,12 @@ def print_report(report: dict[str, Any], out: TextIO) -> None:
         table.add_row(name, f"{value:.1%}", style="bold")
     table.add_row("problems solved", f"{totals['solved']} of {totals['problems']}")
     for status, count in totals["statuses"].items():
-        table.add_row(escape(status), f"{count} of {totals['samples']}")
+        table.add_row(status, f"{count} of {totals['samples']}")
     console.print(table)
-    console.print(f"sandbox: {', '.join(report['protection'])}", highlight=False)
+    console.print(f"sandbox: {', '.join(report['protection'])}")
     unsolved = [row for row in report["problems"] if not row["passed"]]
     for row in unsolved[:UNSOLVED_SHOWN]:
         first = row["results"][0]
-        console.print(f"{row['task_id']}: {first['status']}, {first['error']}"[:200], markup=False, highlight=False)
+        console.print(f"{row['task_id']}: {first['status']}, {first['error']}"[:200])
     if len(unsolved) > UNSOLVED_SHOWN:
-        console.print(f"... and {len(unsolved) - UNSOLVED_SHOWN} more unsolved problems", highlight=False)
+        console.print(f"... and {len(unsolved) - UNSOLVED_SHOWN} more unsolved problems")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, print_json
 from duonlp.cli.summarization_systems import Settings, list_systems, run_systems
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import quiet_stdout
 from duonlp.util.json_text import to_json
 
@@ -253,12 +254,10 @@ def versions(framework: str | None) -> dict[str, str]:
 
 def print_report(report: dict[str, Any], comparison: "Comparison", out: TextIO) -> None:
     """Print the tables, the mean lengths of summaries, and the folder with results."""
-    from rich.console import Console
-
-    console = Console(file=out)
+    console = plain_console(file=out)
     console.print(comparison.table())
     lengths = ", ".join(f"{name} {system['words']:g}" for name, system in report["systems"].items())
     words = f"\nwords per summary: references {report['reference_words']:g}, {lengths}"
-    console.print(words, markup=False, highlight=False)
+    console.print(words)
     if report["command"]["output"]:
-        console.print(f"Results: {report['command']['output']}", markup=False, highlight=False)
+        console.print(f"Results: {report['command']['output']}")

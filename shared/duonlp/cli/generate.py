@@ -22,6 +22,7 @@ from duonlp.cli.common import (
     suggest_options,
 )
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import load_package, quiet_stdout
 
 if TYPE_CHECKING:
@@ -240,8 +241,6 @@ def generate_texts(
 
 def write_texts(texts: Sequence[Mapping[str, Any]], choices: Sequence[list[dict[str, Any]]], out: TextIO) -> None:
     """Write each text in full, followed by the table of its choices if there is one."""
-    from rich.console import Console
-
     from duonlp.generation.choices import choices_table
 
     for number, text in enumerate(texts):
@@ -249,7 +248,7 @@ def write_texts(texts: Sequence[Mapping[str, Any]], choices: Sequence[list[dict[
             print(f"--- text {number + 1} of {len(texts)} ---", file=out)
         print(text["generated_text"], file=out, flush=True)
         if choices:
-            console = Console(file=out)
+            console = plain_console(file=out)
             console.print()
             console.print(choices_table(choices[number]))
             score = f", beam score {text['sequences_score']:.4f}" if "sequences_score" in text else ""

@@ -7,6 +7,7 @@ import typer
 
 from duonlp.cli.common import Debug, Json, print_json
 from duonlp.errors import ConfigError
+from duonlp.util.console import plain_console
 
 if TYPE_CHECKING:
     from duonlp.config import TransformerConfig
@@ -80,7 +81,6 @@ def _heads(config: "TransformerConfig") -> dict[str, dict[str, Any]]:
 
 def print_families(families: Mapping[str, Any]) -> None:
     """Print :func:`describe_families` as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -90,17 +90,17 @@ def print_families(families: Mapping[str, Any]) -> None:
     for name, heads in families.items():
         size = heads["base"]["parameters"] if "base" in heads else max(h["parameters"] for h in heads.values())
         table.add_row(name, format_count(size), ", ".join(heads))
-    console = Console()
+    console = plain_console()
     console.print(table)
     console.print("Parameters of the base model at the family's default sizes.", style="dim")
 
 
 def print_checkpoint(description: Mapping[str, Any]) -> None:
     """Print :func:`describe_checkpoint` as text and a table."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    console = plain_console()
     console.print(
         f"{description['checkpoint']}: {description['model_type']}, {description['layers']} layers of width "
         f"{description['hidden_size']} with {description['attention_heads']} attention heads, "
@@ -109,8 +109,6 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
             if description["vocab_size"]
             else "reads " + ", ".join(f"{name} {axes}" for name, axes in description["inputs"].items())
         ),
-        markup=False,
-        highlight=False,
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -118,7 +116,7 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     for head, row in description["heads"].items():
-        name = f"[bold]{head} (saved)[/]" if description["head"] == head else head
+        name = Text(f"{head} (saved)", style="bold") if description["head"] == head else head
         table.add_row(name, row["class"], format_count(row["parameters"]))
     console.print(table)
 

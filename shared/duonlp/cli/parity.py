@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from duonlp.cli.common import Debug, Json, cli_option, print_json
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import calm_frameworks, quiet_stdout
 from duonlp.util.suggestions import choice
 
@@ -43,29 +44,29 @@ def parity(
 
 def print_report(report: "Report") -> None:
     """Print a parity report as tables."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    console.print(f"{report.checkpoint}  ({report.model_type}, {report.head})", style="bold", markup=False)
+    console = plain_console()
+    console.print(f"{report.checkpoint}  ({report.model_type}, {report.head})", style="bold")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("output", "shape", "compared"):
         table.add_column(name, no_wrap=True)
     for name in ("largest difference", "relative", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
-        verdict = "[green]ok[/]" if row.ok else "[bold red]differs[/]"
+        verdict = Text("ok", "green") if row.ok else Text("differs", "bold red")
         compared = f"{row.framework} - {row.reference}"
         shape = " x ".join(map(str, row.shape))
         table.add_row(row.output, shape, compared, f"{row.difference:.2e}", f"{row.relative:.2e}", verdict)
     console.print(table)
     if report.generated:
-        verdict = "[green]identical[/]" if report.same_ids else "[bold red]different[/]"
+        same = ("identical", "green") if report.same_ids else ("different", "bold red")
         count = max(map(len, report.generated.values()))
-        console.print(f"{count} tokens generated greedily: {verdict} in {', '.join(report.generated)}")
+        console.print(Text.assemble(f"{count} tokens generated greedily: ", same, f" in {', '.join(report.generated)}"))
     for name, seconds in report.forward_seconds.items():
         console.print(f"{name}: loaded in {report.load_seconds[name]:.1f} s, forward pass in {1000 * seconds:.1f} ms")
     for name, reason in report.skipped.items():
-        console.print(f"{name} skipped: {reason}", style="yellow", markup=False)
-    verdict = "[green]agree[/]" if report.ok else "[bold red]differ[/]"
-    console.print(f"The frameworks {verdict} (tolerance {report.tolerance:g}).")
+        console.print(f"{name} skipped: {reason}", style="yellow")
+    same = ("agree", "green") if report.ok else ("differ", "bold red")
+    console.print(Text.assemble("The frameworks ", same, f" (tolerance {report.tolerance:g})."))

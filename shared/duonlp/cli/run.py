@@ -1,7 +1,6 @@
 """``duonlp run``: a task's pipeline on texts from arguments, a file or standard input."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,9 @@ from duonlp.cli.common import (
     suggest_options,
 )
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import load_package, quiet_stdout
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import choice
 
 INPUT_WIDTH = 48
@@ -86,13 +87,18 @@ def read_inputs(texts: Sequence[str], input_file: str) -> list[Any]:
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"cannot read --input {input_file!r}: {why}; give a text, .json or .jsonl file") from None
+    if "\0" in content:
+        raise InputError(
+            f"--input {input_file!r} is binary: it has a NUL character at {content.index(chr(0))}; give a text, .json or "
+            ".jsonl file"
+        )
     lines = [line for line in content.splitlines() if line.strip()]
     try:
         if input_file.endswith(".json"):
-            items = json.loads(content)
+            items = parse_json(content)
             items = items if isinstance(items, list) else [items]
         elif input_file.endswith(".jsonl"):
-            items = [json.loads(line) for line in lines]
+            items = [parse_json(line) for line in lines]
         else:
             items = [parse_item(line) for line in lines]
     except ValueError as error:
@@ -109,28 +115,26 @@ def parse_item(text: str) -> Any:
     """Parse a JSON object, for tasks with inputs of several parts such as a question and its context; else return the text."""
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
-            return json.loads(text)
+            return parse_json(text)
     return text
 
 
 def print_results(items: Sequence[Any], results: Sequence[Any]) -> None:
     """Print all results as one table, or as plain text if a model wrote them."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     rows = [(item, row) for item, result in zip(items, results, strict=True) for row in _rows(result)]
     if rows and all(len(row) == 1 and WRITTEN.issuperset(row) for _, row in rows):
         for _, row in rows:
-            console.print(*row.values(), markup=False, highlight=False, soft_wrap=True)
+            console.print(*row.values(), soft_wrap=True)
         return
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
     table = Table("input", *columns, box=None, pad_edge=False, header_style="bold")
     previous = None
     for item, row in rows:
-        label = "" if item is previous else escape(_shorten(item))
-        table.add_row(label, *(escape(_format(row[key])) if key in row else "" for key in columns))
+        label = "" if item is previous else _shorten(item)
+        table.add_row(label, *(_format(row[key]) if key in row else "" for key in columns))
         previous = item
     console.print(table)
 

@@ -11,6 +11,7 @@ import typer
 from duonlp.cli.common import cli_option, print_json
 from duonlp.cli.settings import settings_from
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import calm_frameworks, chosen_framework, load_package, quiet_stdout
 
 if TYPE_CHECKING:
@@ -149,7 +150,6 @@ def run_training(
 
 def print_results(report: Mapping[str, Any]) -> None:
     """Print the scores as a table, and the run's figures below it."""
-    from rich.console import Console
     from rich.table import Table
 
     columns = {"best model": report["metrics"]}
@@ -157,7 +157,7 @@ def print_results(report: Mapping[str, Any]) -> None:
         columns[f"at threshold {report['at_threshold']['threshold']:.3f}"] = report["at_threshold"]
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
-    console = Console()
+    console = plain_console()
     unsorted = dict.fromkeys(name for scores in columns.values() for name in scores if name != "threshold")
     names = sorted(unsorted, key=lambda name: SCORES_FIRST.index(name) if name in SCORES_FIRST else len(SCORES_FIRST))
     if names:
@@ -180,7 +180,7 @@ def print_results(report: Mapping[str, Any]) -> None:
     if report["preempted"]:
         lines.insert(0, "stopped by a signal; run the same command to resume")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from duonlp.cli.common import Debug, Framework, Json, SettingsOption, cli_option
 from duonlp.cli.settings import merged
 from duonlp.cli.training import STOPPED
 from duonlp.errors import InputError
+from duonlp.util.console import plain_console
 from duonlp.util.frameworks import chosen_framework, load_package, quiet_stdout
 
 
@@ -92,14 +93,13 @@ def _pop_table(settings: dict[str, Any], name: str) -> dict[str, Any]:
 
 def print_result(report: Mapping[str, Any], out: TextIO) -> None:
     """Print the best trial or the Pareto front as a table, and the files of the search."""
-    from rich.console import Console
     from rich.table import Table
 
     from duonlp.tuning.progress import short
 
-    console, names = Console(file=out), [objective["name"] for objective in report["objectives"]]
+    console, names = plain_console(file=out), [objective["name"] for objective in report["objectives"]]
     states = ", ".join(f"{report[state]} {state}" for state in ("complete", "pruned", "failed"))
-    console.print(f"{report['finished']} trials: {states}", highlight=False)
+    console.print(f"{report['finished']} trials: {states}")
     if report["best"]:
         parameters = list(report["best"][0]["parameters"])
         last = [name.rpartition(".")[2] for name in parameters]  # short names, where they are unique
@@ -111,11 +111,11 @@ def print_result(report: Mapping[str, Any], out: TextIO) -> None:
         console.print(table)
     for objective, shares in report["importance"].items():
         text = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        console.print(f"importance for {objective}: {text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"importance for {objective}: {text}", soft_wrap=True)
     for note in report["notes"]:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     if report["models"]:
         name = "best model" if len(report["models"]) == 1 else "models"
-        console.print(f"{name}: {', '.join(report['models'])}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name}: {', '.join(report['models'])}", soft_wrap=True)
     files = f"{report['output']}: {', '.join(Path(file).name for file in report['files'].values())}"
-    console.print(files, highlight=False, markup=False, soft_wrap=True)
+    console.print(files, soft_wrap=True)

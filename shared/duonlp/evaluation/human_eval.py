@@ -22,6 +22,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.evaluation.pass_rate import pass_at_k
 from duonlp.evaluation.sandbox import UNSAFE, Result, check_solution, printable, require_isolation
+from duonlp.util.reading import parse_json
 
 STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
 """Starts of a new top-level block after a function's body, as in CodeParrot's evaluation."""
@@ -93,12 +94,14 @@ def read_problems(file: str | Path) -> list[Problem]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, Mapping):
                 raise ValueError("it is not an object")
             invalid = [name for name in FIELDS if not isinstance(row.get(name), str)]
             if invalid:
                 raise ValueError(f"it has no text for {', '.join(invalid)}")
+            if not isinstance(row.get("canonical_solution") or "", str):
+                raise ValueError("its canonical_solution is not a text")
             if not row["entry_point"].isidentifier():
                 raise ValueError(f"its entry_point {row['entry_point']!r} is not an identifier")
             if row["task_id"] in problems:
@@ -284,7 +287,7 @@ def _read_record(record: str | Path, samples: int, label: str) -> dict[str, dict
     rows = {}
     for number, line in enumerate(complete_lines.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows[row["task_id"]] = row
             row_label = row["label"]
         except (ValueError, KeyError, TypeError):

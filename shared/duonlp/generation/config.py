@@ -8,6 +8,7 @@ from typing import Any
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.validation import as_ids, check_config
+from duonlp.schema import shorten
 from duonlp.typing import Array
 
 DEFAULT_NEW_TOKENS = 20
@@ -111,7 +112,7 @@ class GenerationConfig:
             if f.name == "sequence_bias":
                 value = _normalize_bias(value)
             elif f.name == "stop_strings":
-                value = (value,) if isinstance(value, str) else tuple(value or ())
+                value = (value,) if isinstance(value, str) else _freeze(value or ())
             elif f.name != "extra":
                 value = _freeze(value)
             object.__setattr__(self, f.name, value)
@@ -138,7 +139,9 @@ class GenerationConfig:
             defaults["decoder_start_token_id"] = cfg.decoder.start_token_id
         stored = stored or {name: value for name, value in cfg.extra.items() if name in OPTIONS}
         options = {name: value for name, value in stored.items() if value is not None}
-        dropped = [f"{name}={options[name]!r}" for name in UNSUPPORTED if not _is_neutral(name, options.get(name))]
+        dropped = [
+            f"{name}={shorten(options[name])}" for name in UNSUPPORTED if not _is_neutral(name, options.get(name))
+        ]
         if dropped:
             warnings.warn(
                 f"generation_config.json sets {', '.join(dropped)}, which is unsupported and ignored", stacklevel=4
@@ -281,8 +284,10 @@ def _thaw(value: Any) -> Any:
 
 def _normalize_bias(value: Any) -> tuple:
     """Convert Transformers' two notations, {(ids): bias} and [[ids, bias]], to the second one, as tuples."""
-    pairs = value.items() if isinstance(value, Mapping) else value or ()
     try:
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
         return tuple((tuple(int(i) for i in ids), float(bias)) for ids, bias in pairs)
-    except (TypeError, ValueError):
-        raise InputError(f"sequence_bias={value!r} must be [[ids, bias], ...], such as [[[12, 7], -2.0]]") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"sequence_bias={shorten(value)} must be [[ids, bias], ...], such as [[[12, 7], -2.0]]"
+        ) from None

@@ -16,6 +16,7 @@ from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
+from duonlp.generation.validation import check_memory
 from duonlp.util.processes import check_process
 
 LOOP_ONLY = ("cache", "draft_cache", "hidden")
@@ -138,6 +139,7 @@ def prepare(
 
     def make_call(prompt: Prompt, source: Source | None) -> Call:
         custom = tuple(extras.logits_processor or ())
+        check_memory(config, cfg, len(prompt.input_ids), int(prompt.original.shape[1]), positions)
         plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops, source)
         return Call(model, draft, config, prompt, plan, values)
 

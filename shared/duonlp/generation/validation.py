@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.schema import shorten
+from duonlp.util.machine_info import physical_memory
 
 if TYPE_CHECKING:
     from duonlp.generation.config import GenerationConfig
@@ -40,47 +43,63 @@ ID_OPTIONS = (
 """Options that hold one or several token ids."""
 
 
+BOOLEANS = (
+    "do_sample", "renormalize_logits", "remove_invalid_values", "return_dict_in_generate", "output_scores", "output_logits",
+)  # fmt: skip
+"""Options that are true or false."""
+
+MOST = 1 << 31
+"""Numbers of tokens, beams and texts, and token ids, are below this."""
+
+
 def check_config(config: "GenerationConfig") -> None:
     """Raise InputError for invalid values or combinations of options; every new GenerationConfig is checked."""
     for name, minimum in MIN_INTEGERS.items():
         value = getattr(config, name)
         if value is not None and (not is_number(value, whole=True) or value < minimum):
             kind = "a positive integer" if minimum else "an integer, 0 or more"
-            raise InputError(f"{name}={value!r} must be {kind}")
+            raise InputError(f"{name}={shorten(value)} must be {kind}")
+        if value is not None and value >= (2**64 if name == "seed" else MOST):
+            raise InputError(f"{name}={shorten(value)} is too large; use less than 2**{64 if name == 'seed' else 31}")
     if not is_number(config.temperature, whole=False) or config.temperature <= 0:
         hint = "; for greedy decoding pass do_sample=False" if config.temperature == 0 else ""
-        raise InputError(f"temperature={config.temperature!r} must be above 0{hint}")
+        raise InputError(f"temperature={shorten(config.temperature)} must be above 0{hint}")
     for name, (allowed, is_allowed) in RANGES.items():
         value = getattr(config, name)
         if value is not None and not (is_number(value, whole=False) and is_allowed(value)):
-            raise InputError(f"{name}={value!r} must be {allowed}")
-    if config.early_stopping not in (True, False, "never"):
-        raise InputError(f"early_stopping={config.early_stopping!r} must be True, False or 'never'")
-    for name in ("do_sample", "renormalize_logits", "remove_invalid_values"):
+            raise InputError(f"{name}={shorten(value)} must be {allowed}")
+    if not (isinstance(config.early_stopping, bool) or config.early_stopping == "never"):
+        raise InputError(f"early_stopping={shorten(config.early_stopping)} must be True, False or 'never'")
+    for name in BOOLEANS:
         if not isinstance(getattr(config, name), bool):
-            raise InputError(f"{name}={getattr(config, name)!r} must be True or False")
+            raise InputError(f"{name}={shorten(getattr(config, name))} must be True or False")
     _check_ids(config)
     _check_combinations(config)
 
 
 def _check_ids(config: "GenerationConfig") -> None:
     for name in ID_OPTIONS:
-        for token in as_ids(getattr(config, name)):
-            if not is_number(token, whole=True):
-                raise InputError(f"{name}={getattr(config, name)!r} must be token ids, that is, integers")
-    biased = [ids for ids, _ in config.sequence_bias]
-    for name, sequences in (("bad_words_ids", config.bad_words_ids), ("sequence_bias", biased)):
-        if not all(
-            isinstance(ids, tuple) and ids and all(is_number(i, True) and i >= 0 for i in ids) for ids in sequences
+        value = getattr(config, name)
+        if isinstance(value, str) or not all(
+            is_number(token, whole=True) and -MOST <= token < MOST for token in as_ids(value)
         ):
-            raise InputError(f"{name}={getattr(config, name)!r} must contain non-empty lists of token ids")
+            raise InputError(f"{name}={shorten(value)} must be token ids, that is, integers")
+    biased = tuple(ids for ids, _ in config.sequence_bias)
+    for name, sequences in (("bad_words_ids", config.bad_words_ids), ("sequence_bias", biased)):
+        if not isinstance(sequences, tuple) or not all(
+            isinstance(ids, tuple) and ids and all(is_number(i, True) and 0 <= i < MOST for i in ids)
+            for ids in sequences
+        ):
+            raise InputError(f"{name}={shorten(getattr(config, name))} must contain non-empty lists of token ids")
     decay: Any = config.exponential_decay_length_penalty
     if decay is not None and not (
         isinstance(decay, tuple) and len(decay) == 2 and is_number(decay[0], True) and is_number(decay[1], False)
     ):
-        raise InputError(f"exponential_decay_length_penalty={decay!r} must be (start, factor), such as (10, 1.05)")
-    if not all(isinstance(text, str) and text for text in config.stop_strings):
-        raise InputError(f"stop_strings={config.stop_strings!r} must be non-empty strings")
+        raise InputError(
+            f"exponential_decay_length_penalty={shorten(decay)} must be (start, factor), such as (10, 1.05)"
+        )
+    if not isinstance(config.stop_strings, tuple) or not all(isinstance(t, str) and t for t in config.stop_strings):
+        raise InputError(f"stop_strings={shorten(config.stop_strings)} must be non-empty strings")
 
 
 def _check_combinations(config: "GenerationConfig") -> None:
@@ -125,8 +144,29 @@ def _check_combinations(config: "GenerationConfig") -> None:
         forced = as_ids(getattr(c, name))
         if forced and set(forced) <= set(c.suppress_tokens):
             raise InputError(
-                f"{name}={getattr(c, name)!r} is also in suppress_tokens, which would leave no token; omit one of them"
+                f"{name}={shorten(getattr(c, name))} is also in suppress_tokens, which would leave no token; omit one of them"
             )
+
+
+def check_memory(config: "GenerationConfig", cfg: TransformerConfig, prompts: int, length: int, positions: int) -> None:
+    """Raise InputError if the cache of keys and values of a call cannot fit into any memory here.
+
+    Args:
+        config: The options.
+        cfg: The model, or an encoder-decoder's decoder.
+        prompts: Number of prompts, those that pad the batch and negative ones included.
+        length: Tokens of a prompt.
+        positions: Number of positions of the model.
+    """
+    rows = prompts * max(config.num_beams, config.num_return_sequences)
+    columns = length + config.new_tokens(length, positions)
+    needed = rows * columns * sum(8 * layer.attention.kv_size for layer in cfg.layers)  # keys and values in float32
+    memory = physical_memory()
+    if memory is not None and needed > 2 * memory:
+        raise InputError(
+            f"{rows:,} texts of up to {columns:,} tokens would take {needed / 2**30:,.1f} GiB for the cache of this model alone, "
+            f"and this machine has {memory / 2**30:,.1f} GiB of memory; reduce max_new_tokens, the beams or the batch"
+        )
 
 
 def check_vocabulary(config: "GenerationConfig", vocab_size: int) -> None:
@@ -158,4 +198,6 @@ def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def is_number(value: Any, whole: bool) -> bool:
     """Return whether a value is a finite number (not a bool), and an integer if ``whole``."""
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)

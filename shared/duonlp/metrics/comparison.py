@@ -92,31 +92,32 @@ class Comparison:
 
     def scores_table(self) -> "Table":
         """Return a rich table of the systems' scores in percent, each above its interval."""
-        from rich.markup import escape
+        from rich.text import Text
 
         table = self._columns("system")
         for system, scores in self.scores.items():
             cells = []
             for kind, score in scores.items():
                 low, value, high = self._percentages(kind, score)
-                cells.append(f"{value:.2f}\n[dim]{low:.1f}-{high:.1f}[/dim]")
-            table.add_row(escape(system), *cells)
+                cells.append(Text.assemble(f"{value:.2f}\n", (f"{low:.1f}-{high:.1f}", "dim")))
+            table.add_row(Text(system), *cells)
         return table
 
     def differences_table(self) -> "Table":
         """Return a rich table of the differences in percent, each above its corrected p-value."""
-        from rich.markup import escape
+        from rich.text import Text
 
-        rows: dict[tuple[str, str], list[str]] = {}
+        rows: dict[tuple[str, str], list[Text]] = {}
         for difference in self.differences:
             _, percent, _ = self._percentages(difference.kind, difference.difference)
-            value = f"{percent:+.2f}"
-            value = f"[bold]{value}*[/bold]" if difference.significant else f"{value} "
+            value = (f"{percent:+.2f}*", "bold") if difference.significant else (f"{percent:+.2f} ", "")
             p = "<0.001" if difference.corrected_p_value < 0.001 else f"{difference.corrected_p_value:.3f}"
-            rows.setdefault((difference.first, difference.second), []).append(f"{value}\n[dim]{p} [/dim]")
+            rows.setdefault((difference.first, difference.second), []).append(
+                Text.assemble(value, "\n", (f"{p} ", "dim"))
+            )
         table = self._columns("systems")
         for (first, second), cells in rows.items():
-            table.add_row(f"{escape(first)}\n- {escape(second)}", *cells)
+            table.add_row(Text(f"{first}\n- {second}"), *cells)
         return table
 
     def _columns(self, first: str) -> "Table":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.util.reading import parse_json
 
 FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "summary", "text")
 """Keys that may hold the text in an object of a JSONL file; the first that exists is used."""
@@ -70,7 +71,7 @@ def _match_by_id(path: Path, texts: list[str], names: list[str], ids: Sequence[s
 def _parse_row(path: Path, number: int, line: str) -> tuple[str, str | None]:
     """Return the text and the id of a line of JSON."""
     try:
-        row: Any = json.loads(line)
+        row: Any = parse_json(line)
     except ValueError as error:
         raise InputError(f"line {number} of {str(path)!r} is not valid JSON ({error}); fix it") from None
     if isinstance(row, str):

@@ -18,6 +18,7 @@ from duonlp.tasks.base import Example, Task, check_int, describe
 from duonlp.tasks.generation import GenerationTask
 from duonlp.typing import Tokenizer
 from duonlp.util.buckets import bucket
+from duonlp.util.console import plain_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -343,14 +344,13 @@ class Progress:
             self.bar.update(self.task, completed=done)
 
     def _open(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         last = TimeElapsedColumn() if self.total is None else TimeRemainingColumn()
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), last
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), last
         # The caller can print results of an iterator meanwhile: above the bar on a terminal, unchanged into a file.
-        self.bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+        self.bar = Bar(*columns, console=plain_console(stderr=True), redirect_stdout=sys.stdout.isatty())
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
 

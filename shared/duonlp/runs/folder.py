@@ -21,6 +21,7 @@ from duonlp.training.result import FitResult
 from duonlp.training.run_file import RUN_FILE
 from duonlp.training.settings_file import as_table, read_toml, without_nones, write_toml
 from duonlp.typing import Engine
+from duonlp.util.console import plain_console
 from duonlp.util.files import locked_folder, write_text
 from duonlp.util.frameworks import PACKAGES
 from duonlp.util.json_text import to_json
@@ -223,7 +224,5 @@ def make_printer(console: Any) -> Callable[[str], None]:
     """Return a function that prints a line on a rich Console, on standard error (True), or nowhere (False)."""
     if not console:
         return lambda line: None
-    from rich.console import Console
-
-    target = console if isinstance(console, Console) else Console(stderr=True)
-    return lambda line: target.print(line, markup=False, highlight=False)
+    target = plain_console(stderr=True) if console is True else console
+    return lambda line: target.print(line, markup=False, highlight=False, emoji=False)

@@ -21,6 +21,7 @@ from duonlp.tokenizers.train import train_tokenizer
 from duonlp.util import frameworks
 from duonlp.util.files import write_text
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import read_json_object
 
 CORPUS, TOKENIZER, BLOCKS, DONE = "corpus", "tokenizer", "blocks", "stage.json"
 SIDES = ("training", "held_out")
@@ -140,7 +141,7 @@ def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], di
 def _read_stage(folder: Path) -> dict[str, Any] | None:
     """Return the "settings" and the "result" of a complete stage, else None."""
     file = folder / DONE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json_object(file, advice="delete it to prepare the data again") if file.is_file() else None
 
 
 def _corpus_settings(run: RunConfig) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from duonlp.data.objectives.language_modelling import CausalLM, MaskedLM, check_
 from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS, standard_library_folder
 from duonlp.errors import ConfigError, InputError
 from duonlp.training.config import PretrainingConfig
-from duonlp.training.settings_file import set_path
+from duonlp.training.settings_file import build, set_path
+from duonlp.util.reading import parse_json, read_json
 from duonlp.util.suggestions import unknown_setting
 
 SENTINELS = 100
@@ -86,8 +87,10 @@ class RunConfig:
         if isinstance(settings.get("cleaning"), Mapping):
             settings["cleaning"] = _build_cleaning(settings["cleaning"])
         if isinstance(settings.get("training"), Mapping):
-            settings["training"] = PretrainingConfig.of(settings["training"])
-        return cls(**settings)
+            for key in settings["training"]:
+                _check_key(key, [f.name for f in fields(PretrainingConfig)], PretrainingConfig.settings_for)
+            settings["training"] = build(PretrainingConfig, settings["training"], "a run", "training.")
+        return build(cls, settings, "a run")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON-compatible values, for :meth:`of`."""
@@ -200,10 +203,7 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not file.is_file():
         raise InputError(f"{str(file)!r} does not exist; give the .py or .json file of a run")
     if file.suffix == ".json":
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{str(file)!r} is not valid JSON: {error}; fix that line") from error
+        settings = read_json(file, advice="fix that line")
     else:
         settings = _execute(file).get("CONFIG")
     if not isinstance(settings, Mapping):
@@ -214,7 +214,7 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if not equals:
             raise InputError(f"override {override!r} is not KEY=VALUE; write for example training.steps=100")
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             value = text
         set_path(settings, path, value)
@@ -238,9 +238,8 @@ def _build_cleaning(settings: Mapping[str, Any]) -> CleaningConfig:
         if key in PARTS and isinstance(value, Mapping):
             for name in value:
                 _check_key(name, [f.name for f in fields(PARTS[key])], f"cleaning.{key}")
-            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-            settings[key] = PARTS[key](**values)
-    return CleaningConfig(**settings)
+            settings[key] = build(PARTS[key], value, f"cleaning.{key}", f"cleaning.{key}.")
+    return build(CleaningConfig, settings, "cleaning", "cleaning.")
 
 
 def _check_key(key: str, allowed: Sequence[str], what: str) -> None:

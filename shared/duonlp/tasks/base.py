@@ -4,7 +4,6 @@ A task contains no model. :class:`duonlp.pipelines.Pipeline` batches the rows of
 pass on them, calls :meth:`Task.reduce` to keep what is needed of each batch, and :meth:`Task.decode` to build the results.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,8 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError
+from duonlp.schema import Kind, check
+from duonlp.util import reading
 from duonlp.util.permissions import explain_denied
 
 
@@ -240,20 +241,27 @@ class Task(Generic[OptionsT]):
         return self.config.hidden_size
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, schema: Mapping[str, Kind] | None = None) -> Any:
     """Return the contents of a JSON file, or None if it does not exist.
 
+    Args:
+        path: The file.
+        schema: Kinds of the values of an object; None for a file that may hold anything.
+
     Raises:
-        CheckpointError: the file is not valid JSON, or may not be read.
+        CheckpointError: the file is not valid JSON, may not be read, or a value is of the wrong kind.
     """
+    advice = "download the checkpoint again"
     try:
         if not path.is_file():
             return None
-        return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
         raise CheckpointError(explain_denied(path)) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); download the checkpoint again") from error
+    if schema is None:
+        return reading.read_json(path, error=CheckpointError, advice=advice)
+    values = reading.read_json_object(path, error=CheckpointError, advice=advice)
+    check(str(path), values, schema, CheckpointError)
+    return values
 
 
 def describe(value: Any) -> str:
@@ -271,6 +279,8 @@ def check_text(value: Any, where: str) -> str:
     """
     if not isinstance(value, str):
         raise InputError(f"{where} is {describe(value)}; expected a text (str)")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{where} is {describe(value)}, which is not valid Unicode; decode it with its own encoding")
     if not value or value.isspace():
         raise InputError(f"{where} is an empty text, {value!r}; remove it, or add some words")
     return str(value)

@@ -14,6 +14,7 @@ import numpy as np
 from duonlp.checkpoints.copies import check_float
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.errors import CheckpointError
+from duonlp.schema import BOOL, POSITIONS, TEXT, Kind, check, list_of, mapping_of, table, text
 from duonlp.tasks.base import read_json
 
 POOLINGS = {
@@ -40,6 +41,17 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "GELU": lambda x: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float32])(x / math.sqrt(2))),
 }
 """Activations of a Dense module by their class names in torch.nn."""
+
+MODULES = {"modules": list_of(table({"type": TEXT, "path": TEXT}), longest=100)}
+TRANSFORMER_SCHEMA = {"max_seq_length": POSITIONS | None, "do_lower_case": BOOL | None}
+POOLING_SCHEMA = {"pooling_mode": TEXT | list_of(TEXT, longest=20) | None, "include_prompt": BOOL | None}
+DENSE_SCHEMA = {"activation_function": TEXT, "use_residual": BOOL | None}
+SENTENCE_SCHEMA = {
+    "prompts": mapping_of(text(1 << 20), longest=10_000) | None,
+    "default_prompt_name": TEXT | None,
+    "similarity_fn_name": TEXT | None,
+}
+"""Kinds of the keys that are read from each file."""
 
 SUPPORTED_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 
@@ -74,6 +86,11 @@ class Dense:
     activation: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
+        if vectors.shape[1] != len(self.kernel):
+            raise CheckpointError(
+                f"a Dense module takes vectors of size {len(self.kernel)}, but it is given {vectors.shape[1]} values; "
+                "download the checkpoint again"
+            )
         return self.activation(vectors @ self.kernel + self.bias).astype(np.float32)
 
 
@@ -119,27 +136,27 @@ def read_sentence_config(folder: Path | None) -> SentenceConfig:
     if folder is None or modules is None:
         return SentenceConfig()
     file = folder / "modules.json"
+    check(str(file), {"modules": modules}, MODULES, CheckpointError)
     settings: dict[str, Any] = {"from_files": True, "pooling": ()}
     steps: list[Callable[[np.ndarray], np.ndarray]] = []
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise CheckpointError(f"{file} is not a list of modules; download the checkpoint again")
     kinds = [MODULE_TYPES.get(str(module.get("type"))) for module in modules]
     check_order(kinds, modules, file)
     for kind, module in zip(kinds, modules, strict=True):
         module_folder = folder_of_module(folder, module.get("path", ""))
         if kind == "Transformer":
-            saved = next((s for name in TRANSFORMER_FILES if (s := read_json(module_folder / name)) is not None), {})
+            files = (read_json(module_folder / name, TRANSFORMER_SCHEMA) for name in TRANSFORMER_FILES)
+            saved = next((values for values in files if values is not None), {})
             settings["max_length"] = saved.get("max_seq_length")
             settings["lower_case"] = bool(saved.get("do_lower_case", False))
         elif kind == "Pooling":
-            pooling = read_required_json(module_folder / "config.json")
+            pooling = read_required_json(module_folder / "config.json", POOLING_SCHEMA)
             settings["pooling"] = pooling_modes(pooling, module_folder / "config.json")
             settings["include_prompt"] = bool(pooling.get("include_prompt", True))
         elif kind == "Dense":
             steps.append(read_dense(module_folder))
         elif kind == "Normalize":
             steps.append(l2_normalize)
-    saved = read_json(folder / "config_sentence_transformers.json") or {}
+    saved = read_json(folder / "config_sentence_transformers.json", SENTENCE_SCHEMA) or {}
     return SentenceConfig(
         **settings,
         steps=tuple(steps),
@@ -191,13 +208,13 @@ def folder_of_module(folder: Path, path: Any) -> Path:
     return folder / path
 
 
-def read_required_json(path: Path) -> dict[str, Any]:
-    """Return the contents of a JSON file.
+def read_required_json(path: Path, schema: Mapping[str, Kind]) -> dict[str, Any]:
+    """Return the contents of a JSON file that holds an object with values of these kinds.
 
     Raises:
         CheckpointError: the file is missing or invalid.
     """
-    saved = read_json(path)
+    saved = read_json(path, schema)
     if saved is None:
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     return saved
@@ -234,9 +251,9 @@ def read_dense(folder: Path) -> Dense:
     Raises:
         CheckpointError: a file is missing, or the activation or a residual connection is not supported.
     """
-    saved, weights = read_required_json(folder / "config.json"), folder / "model.safetensors"
+    saved, weights = read_required_json(folder / "config.json", DENSE_SCHEMA), folder / "model.safetensors"
     stored = saved.get("activation_function", "torch.nn.modules.activation.Tanh")
-    activation = ACTIVATION_TYPES.get(stored) if isinstance(stored, str) else None
+    activation = ACTIVATION_TYPES.get(stored)
     if activation is None or saved.get("use_residual"):
         unsupported = "residual connection" if activation else f"activation {stored!r}"
         raise CheckpointError(

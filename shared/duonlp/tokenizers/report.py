@@ -284,13 +284,13 @@ ROWS = {
 
 
 def _build_table(reports: Mapping[str, TokenizerReport]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name in reports:
-        table.add_column(escape(name), justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for row, show in ROWS.items():
-        table.add_row(row, *(escape(show(report)) for report in reports.values()))
+        table.add_row(row, *(Text(show(report)) for report in reports.values()))
     return table

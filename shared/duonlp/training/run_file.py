@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import CheckpointError, InputError
+from duonlp.schema import check, integer, table
 from duonlp.training.settings import Settings
 from duonlp.util.files import write_text
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import first_line as first_line
+from duonlp.util.reading import parse_json, why_unreadable
 
 RUN_FILE = "run.json"
 
 FORMAT = 2
 """Format of run.json and of the checkpoints beside it. Files without a number have format 1."""
+
+SCHEMA = {"format": integer(1, 1000), "config": table({})}
 
 
 def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> bool:
@@ -68,16 +73,13 @@ def read_run(folder: str | os.PathLike) -> dict[str, Any]:
     """
     file = Path(folder).expanduser() / RUN_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        stored = parse_json(file.read_bytes(), unique=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"cannot read {str(file)!r}: {first_line(error)}; give the folder of a training run"
+            f"cannot read {str(file)!r}: {why_unreadable(error)}; give the folder of a training run"
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message (its type if empty), at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    check("cannot read", {str(file): stored}, {str(file): table(SCHEMA)}, CheckpointError)
+    return stored
 
 
 def _difference(stored: Any, now: Any) -> str:

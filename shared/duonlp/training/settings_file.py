@@ -7,7 +7,6 @@ null, so None is written as "none", and "none" is read as None wherever a settin
 import json
 import math
 import os
-import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -17,6 +16,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from duonlp.errors import InputError
 from duonlp.training.settings import Settings
 from duonlp.util.files import write_text
+from duonlp.util.reading import read_toml as read_toml
 from duonlp.util.suggestions import unknown_setting
 
 T = TypeVar("T")
@@ -32,21 +32,6 @@ TYPE_NAMES = {
     list: "a list",
     dict: "a table",
 }
-
-
-def read_toml(file: str | os.PathLike) -> dict[str, Any]:
-    """Return the tables of a TOML file.
-
-    Raises:
-        InputError: The file cannot be read or is not valid TOML.
-    """
-    try:
-        return tomllib.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {str(file)!r}: {reason}; give a TOML file of settings") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{str(file)!r} is not valid TOML: {error}; fix that line") from None
 
 
 def build(cls: type[T], settings: Mapping[str, Any], what: str = "a run", path: str = "") -> T:

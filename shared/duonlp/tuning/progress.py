@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from duonlp.training.log.console import format_duration
 from duonlp.tuning.search_space import Objective
 from duonlp.tuning.study import TrialRecord
+from duonlp.util.console import plain_console
 
 
 class TuningProgress:
@@ -23,7 +24,11 @@ class TuningProgress:
     """
 
     def __init__(self, total: int, objectives: Sequence[Objective], shown: bool = True, console: Console | None = None):
-        self.total, self.objectives, self.console = total, objectives, console or Console(stderr=True, quiet=not shown)
+        self.total, self.objectives, self.console = (
+            total,
+            objectives,
+            console or plain_console(stderr=True, quiet=not shown),
+        )
         self.bar: Progress | None = None
         self.task: TaskID | None = None
         self.ran, self.start_time = 0, time.monotonic()
@@ -33,7 +38,7 @@ class TuningProgress:
                 TextColumn("search"),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
             self.task = self.bar.add_task("", total=total, note="")
@@ -100,7 +105,7 @@ class TuningProgress:
 
     def _print(self, text: str) -> None:
         (self.bar.console if self.bar is not None else self.console).print(
-            text, highlight=False, markup=False, soft_wrap=True
+            text, highlight=False, markup=False, emoji=False, soft_wrap=True
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.tuning.search_space import Objective, Space
+from duonlp.util.reading import first_line
 
 TRIALS = "trials"
 """Folder of the trials' own folders, trials/0007 and so on."""
@@ -104,8 +105,6 @@ def open_study(
     Raises:
         InputError: The folder holds a different search (the differences are named), or the file is not a study.
     """
-    import sqlalchemy.exc
-
     optuna = require_optuna()
     file = folder / STUDY_FILE
     description = plain(
@@ -133,8 +132,9 @@ def open_study(
                 study.set_metric_names([objective.name for objective in objectives])
                 study.set_user_attr(DESCRIPTION, description)
                 stored = description
-        except (sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError, RuntimeError) as error:
-            why = str(getattr(error, "orig", None) or error).splitlines()[0]
+            finished(study, space)  # raises if a value in the file is damaged
+        except Exception as error:  # a damaged value can raise anything, in SQLite, SQLAlchemy, Optuna or here
+            why = first_line(getattr(error, "orig", None) or error)
             raise InputError(f"cannot resume the study {str(file)!r} ({why}); use another folder") from error
         if stored is None:
             raise InputError(f"the study in {str(file)!r} was not created by `duonlp tune`; use another folder")

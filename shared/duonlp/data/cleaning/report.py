@@ -94,7 +94,7 @@ class CleaningReport:
         table.add_column("for example", style="dim")
         for reason, entry in self._by_frequency():
             example = Text(entry.examples[0] if entry.examples else "", no_wrap=True, overflow="ellipsis")
-            table.add_row(reason, *self._format_counts(entry.documents, entry.bytes), example)
+            table.add_row(Text(reason), *self._format_counts(entry.documents, entry.bytes), example)
         table.add_row("kept", *self._format_counts(self.kept, self.kept_bytes), "", style="bold")
         if self.masked_documents:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.masked.items()))

@@ -1,7 +1,6 @@
 """Open the sources of labeled texts (files, folders, JSON with splits, saved datasets, the Hub) as tables of rows."""
 
 import itertools
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from duonlp.data.reading import document_files, documents
 from duonlp.data.reading import tables as summary_files
 from duonlp.data.reading.tables import ALL, SPLIT_NAMES
 from duonlp.errors import InputError
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import nearest
 
 HUB_NAMES = {"clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos"}
@@ -206,8 +206,8 @@ def read_json_splits(file: Path) -> dict[str, list] | None:
 def _parse(data: bytes) -> Any:
     """Return the value of a JSON text; None if it is invalid."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except ValueError:
         return None
 
 
@@ -311,9 +311,9 @@ def _file_features(file: Path, kind: str) -> Mapping[str, Any]:
                 is_file = source.read(6) == b"ARROW1"
                 source.seek(0)
                 schema = (ipc.open_file if is_file else ipc.open_stream)(source).schema
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         return metadata.get("info", {}).get("features") or {}
-    except (pyarrow.ArrowException, OSError, ValueError):
+    except (pyarrow.ArrowException, OSError, ValueError, AttributeError):  # the last: not an object
         return {}
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import importlib
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.reading import parse_json
 
 ROWS_PER_BATCH = 1024
 
@@ -84,10 +84,10 @@ def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
                 continue
             place = f"{file}:{number}"
             try:
-                value = json.loads(line.decode("utf-8"))
+                value = parse_json(line.decode("utf-8"))
             except UnicodeDecodeError as error:
                 problems.note("invalid UTF-8", place, _undecodable(line, error), len(line))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except ValueError as error:
                 problems.note("corrupt line", place, f"not JSON: {error}", len(line))
             else:
                 yield place, value

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from duonlp.data.reading import document_files
 from duonlp.errors import InputError
+from duonlp.util.reading import parse_json
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
@@ -304,8 +304,8 @@ def json_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[s
         problems.note("invalid UTF-8", str(file), f"byte 0x{data[error.start]:02x} at {error.start}", len(data))
         return
     try:
-        entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        entries = parse_json(text)
+    except ValueError as error:
         problems.note("corrupt file", str(file), f"not JSON: {error}", len(data))
         return
     yield from ((f"{file}:{number}", entry) for number, entry in enumerate(entries, 1))

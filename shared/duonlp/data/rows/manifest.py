@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -160,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{str(folder)!r} is not a folder of blocks: it has no {MANIFEST_FILE}; create one with write_blocks"
         )
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json_object(path, advice="write the blocks again")
         if stored.get("format") != FORMAT:
             raise InputError(
                 f"{str(path)!r} has format {stored.get('format')!r}, but this version reads {FORMAT}; write the blocks again"

@@ -10,6 +10,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from duonlp.util.console import plain_console
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -90,7 +92,7 @@ class ConsoleDisplay:
         self, console: Console | None, total_steps: int, every_seconds: float = 30.0, description: str = "pretraining",
         unit: str = "tokens",
     ):  # fmt: skip
-        self.console = console or Console(stderr=True)
+        self.console = console or plain_console(stderr=True)
         self.total_steps, self.every_seconds, self.unit = total_steps, every_seconds, unit
         self.curve = Curve()
         self.bar: Progress | None = None
@@ -101,9 +103,9 @@ class ConsoleDisplay:
         if self.console.is_terminal:
             columns = (
                 SpinnerColumn(),
-                TextColumn(description),
+                TextColumn(description, markup=False),
                 BarColumn(bar_width=16),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
             # Redrawing takes time from short steps, so keep the rate low.
             self.bar = Progress(
@@ -148,7 +150,7 @@ class ConsoleDisplay:
     def print(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
         (self.bar.console if self.bar is not None else self.console).print(
-            text, highlight=False, markup=False, soft_wrap=True
+            text, highlight=False, markup=False, emoji=False, soft_wrap=True
         )
 
     def close(self) -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.schema import integer, shorten
+from duonlp.util.reading import parse_json
 
 FILE = "metrics.jsonl"
 STEP, EVALUATION = "step", "evaluation"
 """Values of a record's "kind"."""
+
+STEP_NUMBER = integer(0, 1 << 53)
 
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """Strings that stand for the numbers JSON lacks."""
@@ -33,9 +37,12 @@ def to_line(record: Mapping[str, Any]) -> bytes:
 
 def from_line(line: bytes) -> dict[str, Any]:
     """Parse a line of the file; raise ValueError if it is not a record."""
-    record = json.loads(line)
+    record = parse_json(line)
     if not isinstance(record, dict):
         raise ValueError("not an object")
+    fault = STEP_NUMBER.fault(record.get("step", 0))
+    if fault is not None:
+        raise ValueError(f"step is {shorten(fault.value)}; it must be {fault.expected}")
     return {key: NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
 
 
