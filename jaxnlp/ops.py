@@ -51,6 +51,11 @@ def repeat(x: jax.Array, n: int, axis: int) -> jax.Array:
     return jnp.repeat(x, n, axis=axis)
 
 
+def all_below_infinity(x: jax.Array) -> jax.Array:
+    """Return whether no value of the last axis is NaN or +infinity."""
+    return jnp.max(x, axis=-1) < jnp.inf  # a maximum with a NaN is NaN; it costs nothing beside an argmax
+
+
 def cumsum(x: jax.Array) -> jax.Array:
     """Return the cumulative sum along the last axis."""
     return jnp.cumsum(x, axis=-1)

@@ -68,6 +68,11 @@ def repeat(x: tf.Tensor, n: int, axis: int) -> tf.Tensor:
     return tf.repeat(x, n, axis=axis)
 
 
+def all_below_infinity(x: tf.Tensor) -> tf.Tensor:
+    """Return whether no value of the last axis is NaN or +infinity."""
+    return tf.reduce_all(x < float("inf"), axis=-1)  # in TensorFlow's XLA, a maximum with a NaN may be a number
+
+
 def cumsum(x: tf.Tensor) -> tf.Tensor:
     """Return the cumulative sum along the last axis."""
     return tf.cumsum(x, axis=-1)

@@ -15,6 +15,7 @@ from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of, targe
 from duonlp.inputs import TEACHER, check_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
+from duonlp.util.processes import check_process
 from tfnlp import losses, ops
 from tfnlp.steps.step import TrainStep
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss
@@ -83,6 +84,7 @@ class TrainerMixin(TrainStep):
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Train the model; see keras.Model.fit."""
+        check_process()
         x = self._distribute(x)
         callbacks = args[3] if len(args) > 3 else options.get("callbacks")
         if "validation_data" in options:
@@ -92,6 +94,7 @@ class TrainerMixin(TrainStep):
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
         """Evaluate the loss and the metrics; see keras.Model.evaluate."""
+        check_process()
         x = self._distribute(x)
         with self._validated_data(x, y), ExitStack() as stack:
             if hasattr(x, "source"):

@@ -20,6 +20,7 @@ from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
 from duonlp.training.stream import Position, Stream
 from duonlp.typing import Batch, Tokenizer
+from duonlp.util.processes import check_process
 from jaxnlp.pretrained import Params, update
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption, is_main, run_on_main
@@ -145,6 +146,7 @@ class Loop:
             NonFiniteLossError: The loss or a gradient is not finite; what is saved precedes that step.
             CheckpointError: A checkpoint cannot be read or written.
         """
+        check_process()
         with ExitStack() as stack:
             checkpoints = None if folder is None else Checkpoints(folder, self.config, description)
             checkpoints = checkpoints and stack.enter_context(checkpoints)

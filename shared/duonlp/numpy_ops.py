@@ -145,6 +145,11 @@ def all(x: Array, axis: int | None = None, keepdims: bool = False) -> np.ndarray
     return np.all(x, axis=axis, keepdims=keepdims)
 
 
+def all_below_infinity(x: Array) -> np.ndarray:
+    """Return whether no value of the last axis is NaN or +infinity."""
+    return np.max(x, axis=-1) < np.inf
+
+
 def cumsum(x: Array) -> np.ndarray:
     """Return the cumulative sum along the last axis, in the dtype of x."""
     return np.cumsum(x, axis=-1, dtype=np.asarray(x).dtype)

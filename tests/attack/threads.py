@@ -208,7 +208,7 @@ def threads_on_a_pipeline(budget: Budget) -> Iterator[Outcome]:
     """Call all tasks of an engine from eight threads, first with cold pipelines, which compile in all threads at once."""
     paths = write_checkpoints(budget.folder)
     jobs = make_jobs(np.random.default_rng(5))  # few shapes, whatever the seed: every one of them compiles
-    jobs = jobs if budget.cases > 100 else jobs[::5]
+    jobs = jobs if budget.cases > 100 else jobs[::9]
     pipes: dict[str, dict[str, Any]] = {}
     expected: dict[str, dict[int, Any]] = {package: {} for package in PACKAGES}
     numbers = {id(job): number for number, job in enumerate(jobs)}
@@ -237,6 +237,84 @@ def threads_on_a_pipeline(budget: Budget) -> Iterator[Outcome]:
             yield Outcome(case, *fault)
     finally:
         sys.setswitchinterval(interval)
+
+
+def model_works(package: str, path: Path, model: Any) -> dict[str, Callable[[int], Any]]:
+    """Return what a thread may do with a model and a number, which decides the arguments; results are plain values."""
+    import importlib
+
+    engine = importlib.import_module(package)
+    forward = engine.compiled(model)
+    config = {"num_labels": 3} | json.loads((path / "config.json").read_text())
+
+    def ids(n: int) -> np.ndarray:
+        return np.random.default_rng(n % 4).integers(3, 50, (1 + n % 2, 4 + n % 4 // 2 * 4)).astype(np.int32)
+
+    def outputs(out: Any) -> list[Any]:
+        return [np.asarray(value, np.float32) for value in out.values() if not isinstance(value, (tuple, dict))]
+
+    return {
+        "model": lambda n: outputs(model(ids(n))),
+        "compiled": lambda n: outputs(forward(input_ids=ids(n))),
+        "new compiled": lambda n: outputs(engine.compiled(model)(input_ids=ids(n))),
+        "greedy": lambda n: model.generate(ids(n), max_new_tokens=3 + n % 3),
+        "beams": lambda n: model.generate(ids(n), max_new_tokens=3, num_beams=2, length_penalty=0.5 * (n % 3)),
+        "sample": lambda n: model.generate(ids(n), max_new_tokens=3, do_sample=True, seed=n, top_k=5 + n % 2),
+        "time": lambda n: model.generate(ids(n), max_new_tokens=3, max_time=60.0 + n),
+        "stream": lambda n: list(engine.generation.stream(model, ids(0), max_new_tokens=4)),
+        "logprob": lambda n: engine.generation.sequence_logprob(model, ids(n)),
+        "load": lambda n: outputs(engine.AutoModelForCausalLM.from_pretrained(path)(ids(n))),
+        "random model": lambda n: outputs(
+            engine.AutoModelForSequenceClassification.from_config(config, seed=n % 3)(ids(n))
+        ),
+    }
+
+
+@attack("threads on a model")
+def threads_on_a_model(budget: Budget) -> Iterator[Outcome]:
+    """Run, decode with, load and build models in eight threads, first with nothing compiled."""
+    import importlib
+
+    path = write_checkpoints(budget.folder)["text-generation"]
+    works: dict[str, dict[str, Callable[[int], Any]]] = {}
+    expected: dict[tuple[str, str, int], Any] = {}
+    numbers = 6 if budget.cases > 100 else 1  # each compiles for itself
+
+    def attempt(work: Callable[[int], Any], number: int) -> Any:
+        try:
+            return work(number)
+        except Exception as error:
+            return error
+
+    for n in budget:
+        package = PACKAGES[n % 2]
+        if package not in works:
+            model = importlib.import_module(package).AutoModelForCausalLM.from_pretrained(path)
+            works[package] = model_works(package, path, model)
+        drawn = [
+            (str(budget.rng.choice(list(works[package]))), int(budget.rng.integers(numbers))) for _ in range(THREADS)
+        ]
+        results: list[tuple[str, int, Any]] = []
+
+        def caller(name: str, number: int, work: Callable[[int], Any], results: list[Any]) -> Callable[[], None]:
+            return lambda: results.append((name, number, attempt(work, number)))
+
+        callers = [caller(name, number, works[package][name], results) for name, number in drawn]
+        finished = run_threads(callers)
+        case = f"case {n} of {package}: {THREADS} threads on a model"
+        if not finished:
+            yield Outcome(case, "hang", "threads did not end in five minutes")
+            return
+        fault = HELD, ""
+        for name, number, result in results:
+            key = package, name, number
+            if key not in expected:
+                expected[key] = attempt(works[package][name], number)
+            if isinstance(result, Exception) or isinstance(expected[key], Exception):
+                fault = "traceback", f"{name} {number}: {result!r}"
+            elif text := difference(result, expected[key]):
+                fault = "wrong", f"{name} {number}: {text}"
+        yield Outcome(case, *fault)
 
 
 ACTIONS = ("pipeline", "new pipeline", "model", "compiled", "generate", "stream", "logprob", "load", "random model")

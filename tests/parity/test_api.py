@@ -4,12 +4,14 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from duonlp.errors import ConfigError, InputError
+from duonlp.errors import ConfigError, InputError, NonFiniteOutputError
 from duonlp.generation import GenerationConfig
 from duonlp.parity import compare
 from tests.cases import Case, cases
 from tests.engines import difference
+from tests.reference import record_pipelines as reference
 
 BERT, GPT2, SCORE = (
     next(c for c in cases() if c.name == name)
@@ -135,3 +137,49 @@ def test_compare_supports_encoder_decoders(tmp_path):
     assert report.ok and report.same_ids
     assert {row.output for row in report.rows} == {"logits", "encoder_last_hidden_state"}
     assert len(report.generated["jax"]) == 4 and len(report.generated_together["tf"]) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True, "seed": 1, "top_k": 3}, {"num_beams": 2}, {"penalty_alpha": 0.5}], ids=str
+)
+def test_logits_that_are_not_finite_are_an_error(nlp, options, tmp_path):
+    """One NaN in the table of embeddings makes one logit NaN, whatever a framework's maximum of a NaN is."""
+    model = nlp.AutoModelForCausalLM.from_config(GPT2.hf | {"eos_token_id": None}, seed=3)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("wte.weight"))
+    tensors[name][57] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    broken = nlp.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = np.array([[7, 8, 9]])
+    with pytest.raises(NonFiniteOutputError, match="prompt 0: the model's logits are not finite"):
+        broken.generate(ids, max_new_tokens=3, **options)
+    assert np.isfinite(np.asarray(broken(ids)["logits"])).sum() == 3 * 60  # only that one
+    assert broken.generate(ids, max_new_tokens=3, remove_invalid_values=True, **options).shape == (1, 6)
+    assert model.generate(ids, max_new_tokens=3, **options).shape == (1, 6)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+def test_generation_ends_when_time_is_up(nlp, gpt2, options):
+    ids = np.array([[7, 8, 9]])
+    expected = gpt2.generate(ids, max_new_tokens=12, **options)
+    assert np.array_equal(gpt2.generate(ids, max_new_tokens=12, max_time=600.0, **options), expected)
+    short = gpt2.generate(ids, max_new_tokens=12, max_time=0.0, **options)
+    assert 4 <= short.shape[1] <= 5
+    assert len(list(nlp.generation.stream(gpt2, ids, max_new_tokens=12, max_time=0.0))) == 1
+
+
+def test_a_pipeline_names_the_input_whose_output_is_not_finite(nlp, tmp_path):
+    tokenizer = reference.load_tokenizer("wordpiece")
+    hf = BERT.hf | {"vocab_size": len(tokenizer)}
+    nlp.AutoModelForSequenceClassification.from_config(hf).save_pretrained(tmp_path, tokenizer)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
+    tensors[name][tokenizer("London")["input_ids"][1]] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    pipe = nlp.pipeline("text-classification", tmp_path)
+    assert pipe(["Ada", "the loom"])
+    with pytest.raises(
+        NonFiniteOutputError, match=r"input 1: the model's logits are not finite .*check its weights.*float16"
+    ):
+        pipe(["Ada", "in London", "the loom"])

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 LOADING = ("dtype", "param_dtype", "revision")
 """Options that decide how the checkpoint is loaded."""
 
+FORMATTING = ("return_full_text", "return_tensors", "clean_up_tokenization_spaces")
+"""Options of the pipeline that only change its results, which the command does not print."""
+
 TITLE_WIDTH = 60
 """Characters of a prompt shown in a figure's title."""
 
@@ -146,6 +149,11 @@ def continue_prompt(package: "Engine", framework: str, settings: Settings, out: 
 
     loading = {name: settings.options[name] for name in LOADING if name in settings.options}
     options = {name: value for name, value in settings.options.items() if name not in LOADING}
+    for name in FORMATTING:
+        if options.get(name) is not None:
+            raise InputError(
+                f"{name} has no effect on what this command prints; omit it (--json lists ids and new text)"
+            )
     if settings.choices < 0:
         raise InputError(f"--choices is {settings.choices}; it must be 0 or the number of tokens to list for each step")
     if settings.plot:

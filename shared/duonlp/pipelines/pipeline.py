@@ -4,6 +4,7 @@ import itertools
 import operator
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -308,7 +309,9 @@ class Progress:
         self.total, self.show, self.label = total, show, label
         self.done, self.start = 0, 0.0
         self.bar: RichProgress | None = None
-        if show is None and not sys.stderr.isatty():
+        # A bar redirects standard output, which threads cannot do each for itself.
+        self.may_redirect = threading.current_thread() is threading.main_thread()
+        if show is None and not (sys.stderr.isatty() and self.may_redirect):
             self.show = False
 
     def __enter__(self) -> Self:
@@ -350,7 +353,9 @@ class Progress:
         last = TimeElapsedColumn() if self.total is None else TimeRemainingColumn()
         columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), last
         # The caller can print results of an iterator meanwhile: above the bar on a terminal, unchanged into a file.
-        self.bar = Bar(*columns, console=plain_console(stderr=True), redirect_stdout=sys.stdout.isatty())
+        self.bar = Bar(
+            *columns, console=plain_console(stderr=True), redirect_stdout=self.may_redirect and sys.stdout.isatty()
+        )
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
 

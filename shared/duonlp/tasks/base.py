@@ -118,6 +118,7 @@ class Task(Generic[OptionsT]):
                 )
         options = self.Options(**changes) if base is None else replace(base, **changes)
         self.check_options(options)
+        self.check_changes(options, changes, of_call=base is not None)
         return options
 
     def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +127,15 @@ class Task(Generic[OptionsT]):
 
     def check_options(self, options: OptionsT) -> None:
         """Raise InputError if the options do not suit this model or tokenizer."""
+
+    def check_changes(self, options: OptionsT, changes: Mapping[str, Any], of_call: bool) -> None:
+        """Raise InputError if a change has no effect; one of the constructor may have its effect in later calls.
+
+        Args:
+            options: The options with the changes applied.
+            changes: Options that the caller passed together.
+            of_call: Whether they were passed to a call, not to the constructor.
+        """
 
     # -- inputs ----------------------------------------------------------------------------------------------------
 

@@ -73,11 +73,6 @@ class GenerationOptions(_AllGenerationOptions):
         check_bool("skip_special_tokens", self.skip_special_tokens)
         check_bool("clean_up_tokenization_spaces", self.clean_up_tokenization_spaces, optional=True)
         check_string("prefix", self.prefix, optional=True)
-        if self.return_tensors and (self.clean_up_tokenization_spaces or not self.skip_special_tokens):
-            name = "skip_special_tokens" if not self.skip_special_tokens else "clean_up_tokenization_spaces"
-            raise InputError(
-                f"{name}={getattr(self, name)} has no effect with return_tensors=True, which returns ids; omit one of them"
-            )
         if not isinstance(self.logits_processor, (list, tuple, type(None))):
             raise InputError(
                 f"logits_processor is {describe(self.logits_processor)}; expected a list of functions "
@@ -211,6 +206,13 @@ class GenerationTask(TextTask[GenerationOptionsT]):
                 "return_dict_in_generate=True, output_scores=True)"
             )
         object.__setattr__(options, "resolved", self.finalize_config(config, options))
+
+    def check_changes(self, options: GenerationOptionsT, changes: Mapping[str, Any], of_call: bool) -> None:
+        for name, value in (("skip_special_tokens", False), ("clean_up_tokenization_spaces", True)):
+            if options.return_tensors and name in changes and changes[name] is value:
+                raise InputError(
+                    f"{name}={value} has no effect with return_tensors=True, which returns ids; omit one of them"
+                )
 
     def finalize_config(self, config: GenerationConfig, options: GenerationOptionsT) -> GenerationConfig:
         """Return the settings of ``generate``, adapted to other options of the task."""

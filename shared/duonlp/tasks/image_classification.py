@@ -1,7 +1,6 @@
 """Image classification: labels with scores for an image."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +139,6 @@ def load_image(image: Any, where: str) -> np.ndarray:
     if is_path and not Path(image).is_file():
         raise InputError(f"{name} is not a file; pass the path of an image (download it first if it is a URL)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return np.array(ImageOps.exif_transpose(Image.open(image) if is_path else image).convert("RGB"))
+        return np.array(ImageOps.exif_transpose(Image.open(image) if is_path else image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise InputError(f"{name} cannot be read as an image ({error}); save it as PNG or JPEG") from None

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,12 +33,6 @@ class LongDocumentOptions(Text2TextGenerationOptions):
         super().__post_init__()
         check_bool("return_chunks", self.return_chunks)
         check_string("language", self.language, optional=True)
-        for name in ("return_chunks", "language"):
-            if getattr(self, name) and self.long_documents != "chunk":
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} has no effect with long_documents={self.long_documents!r}; pass "
-                    'long_documents="chunk", or omit it'
-                )
 
 
 LongDocumentOptionsT = TypeVar("LongDocumentOptionsT", bound=LongDocumentOptions)
@@ -54,6 +48,15 @@ class LongDocumentTask(Text2TextGenerationTask[LongDocumentOptionsT]):
     Options = LongDocumentOptions
     remedy = 'shorten it, or pass long_documents="truncate" or "chunk"'
     recursive = False
+
+    def check_changes(self, options: LongDocumentOptionsT, changes: Mapping[str, Any], of_call: bool) -> None:
+        super().check_changes(options, changes, of_call)
+        for name in ("return_chunks", "language"):
+            if of_call and changes.get(name) and options.long_documents != "chunk":
+                raise InputError(
+                    f"{name}={changes[name]!r} has no effect with long_documents={options.long_documents!r}; pass "
+                    'long_documents="chunk", or omit it'
+                )
 
     def make_examples(
         self, ids: list[int], source: Source, options: LongDocumentOptionsT, new: int, seen: Counter[tuple[int, ...]]

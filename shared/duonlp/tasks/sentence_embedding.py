@@ -84,12 +84,12 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
         # The sentence-transformers setting takes precedence over the tokenizer's.
         return min(self.config.max_length, self.sentence.max_length)
 
-    def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
-        if changes.get("prompt") is not None and changes.get("prompt_name") is not None:
+    def check_changes(self, options: SentenceEmbeddingOptions, changes: Mapping[str, Any], of_call: bool) -> None:
+        super().check_changes(options, changes, of_call)
+        if changes.get("prompt_name") is not None and options.prompt is not None:
             raise InputError(
-                f"prompt={changes['prompt']!r} and prompt_name={changes['prompt_name']!r} both give a prompt; pass one of them"
+                f"prompt_name={options.prompt_name!r} has no effect with prompt={options.prompt!r}; pass one of them"
             )
-        return changes
 
     def check_options(self, options: SentenceEmbeddingOptions) -> None:
         self.prompt(options)

@@ -30,11 +30,6 @@ class TruncationOptions(Options):
     def __post_init__(self) -> None:
         check_choice("truncation", self.truncation, (True, False, None, *TRUNCATIONS))
         check_int("max_length", self.max_length, minimum=1, optional=True)
-        if self.max_length is not None and not self.truncates:
-            raise InputError(
-                f"max_length={self.max_length} has no effect with truncation={self.truncation!r}; omit one of them, or pass "
-                "max_length=None"
-            )
 
     @property
     def truncates(self) -> bool:
@@ -104,6 +99,12 @@ class TextTask(Task[TextOptionsT]):
         if not left and not self.generates:
             batch["position_ids"] = position_ids(self.config, batch["input_ids"], batch["attention_mask"])
         return batch
+
+    def check_changes(self, options: TextOptionsT, changes: Mapping[str, Any], of_call: bool) -> None:
+        if isinstance(options, TruncationOptions) and not options.truncates and changes.get("max_length") is not None:
+            raise InputError(
+                f"max_length={options.max_length} has no effect with truncation={options.truncation!r}; omit one of them"
+            )
 
     # -- helpers for subclasses ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Text generation: continue prompts with a causal language model, with all options of GenerationConfig."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,6 @@ class TextGenerationOptions(GenerationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bool("return_full_text", self.return_full_text)
-        if self.return_tensors and not self.return_full_text:
-            raise InputError(
-                "return_full_text=False applies to texts, but return_tensors=True returns ids, those of the prompt included; "
-                "omit one of them"
-            )
         check_bool("add_special_tokens", self.add_special_tokens, optional=True)
         object.__setattr__(self, "prefix", self.prefix or "")
         check_choice("handle_long_generation", self.handle_long_generation, (None, "hole"))
@@ -73,6 +68,14 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
     @property
     def accepted_inputs(self) -> str:
         return "a prompt, a list of prompts or an iterator of prompts"
+
+    def check_changes(self, options: TextGenerationOptions, changes: Mapping[str, Any], of_call: bool) -> None:
+        super().check_changes(options, changes, of_call)
+        if options.return_tensors and changes.get("return_full_text") is False:
+            raise InputError(
+                "return_full_text=False applies to texts, but return_tensors=True returns ids, those of the prompt included; "
+                "omit one of them"
+            )
 
     # -- encoding --------------------------------------------------------------------------------------------------
 

@@ -113,14 +113,12 @@ class TokenClassificationTask(TextTask[TokenClassificationOptions]):
     def accepted_inputs(self) -> str:
         return "a text, a list of texts or an iterator of texts (lists of words with is_split_into_words=True)"
 
-    def options(self, base: TokenClassificationOptions | None = None, **changes: Any) -> TokenClassificationOptions:
-        options = super().options(base, **changes)
-        if base is not None and changes.get("delimiter") not in (None, " ") and not options.is_split_into_words:
+    def check_changes(self, options: TokenClassificationOptions, changes: Mapping[str, Any], of_call: bool) -> None:
+        if of_call and changes.get("delimiter") not in (None, " ") and not options.is_split_into_words:
             raise InputError(
                 f"delimiter={options.delimiter!r} joins words, so it has no effect on texts; pass is_split_into_words=True, or "
                 "omit it"
             )
-        return options
 
     def check_options(self, options: TokenClassificationOptions) -> None:
         limit = self.limit()

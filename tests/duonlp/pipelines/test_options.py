@@ -202,3 +202,25 @@ def test_outputs_that_are_not_finite_are_an_error(task, value, tmp_path):
         NonFiniteOutputError, match=rf"{task}: input 1: the model's \w+ are not finite.*check its weights"
     ):
         pipe([long, short, long])
+
+
+def test_options_of_the_constructor_may_have_their_effect_in_a_call(tmp_path):
+    tokenizer = reference.load_tokenizer("wordpiece")
+    config = config_from_hf(HF | {"vocab_size": len(tokenizer)})
+    pipe = make_pipeline("feature-extraction", reference.NumpyModel(len(tokenizer)), tokenizer, config, max_length=3)
+    assert np.shape(pipe(TEXT))[1] == 3 < np.shape(pipe(TEXT, truncation=False))[1]
+    pipe = make_pipeline(
+        "token-classification", reference.NumpyModel(len(tokenizer)).tag, tokenizer, config, delimiter="-"
+    )
+    assert pipe(WORDS, is_split_into_words=True, ignore_labels=[]) and pipe(TEXT, ignore_labels=[])
+    pipe, _ = make_text2text("summarization", language="de", return_chunks=True, skip_special_tokens=False)
+    assert "chunks" in pipe("w1 w2", long_documents="chunk")[0] and pipe("w1 w2", return_tensors=True)
+
+
+def test_ids_have_no_part_of_a_text():
+    tokenizer = reference.load_tokenizer("gpt2")
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    config = config_from_hf({"model_type": "gpt2", **sizes})
+    pipe = make_pipeline("text-generation", reference.NumpyModel(len(tokenizer)).generate, tokenizer, config)
+    with pytest.raises(InputError, match="return_full_text=False applies to texts"):
+        pipe("Ada", return_full_text=False, return_tensors=True)

@@ -199,7 +199,7 @@ class Search:
 
     def are_valid(self, logits: Array) -> Array:
         """Return whether no raw logit [..., V] is NaN or infinity, bool [...]; -inf is a token that cannot occur."""
-        return self.ops.max(logits, axis=-1) < float("inf")  # a maximum with a NaN is NaN, and XLA computes it anyway
+        return self.ops.all_below_infinity(logits)
 
     def repeat_samples(self, x: Array) -> Array:
         """Repeat every row once per sample of its prompt; positive and negative prompts stay separate halves."""
