@@ -6,22 +6,15 @@ import struct
 
 PROMPT = 'def add(a, b):\n    """Sum of two values, which it leaves as they are."""\n'
 TEST = """
-import math
-
 def check(candidate):
     assert candidate(2, 3) == 5
-    assert candidate(0.5, 0.25) == 0.75 and not candidate(1, 1) != 2
-    assert candidate("a", "b") == "ab" and candidate("a", "b")[1] == "b"
+    assert candidate(0.5, 0.25) == 0.75
+    assert candidate("a", "b") == "ab"
     data = [3, 1]
-    assert candidate(data, [2]) == [3, 1, 2] and data == [3, 1]
-    assert math.isclose(candidate(1e9, 1), 1000000001)
-    assert type(candidate(1, 2)) is int
-    try:
-        candidate(1, "a")
-        assert False, "TypeError expected"
-    except TypeError:
-        pass
+    assert candidate(data, [2]) == [3, 1, 2]
+    assert data == [3, 1]
 """
+# Nothing but comparisons, which is what an object that equals everything, or a patched builtin, would pass in the same process.
 HONEST = "    return list(a) + list(b) if isinstance(a, list) else a + b\n"
 
 # What the following programs share. `everything` are the values that a program can reach from its own frames.
@@ -89,8 +82,8 @@ LINES = [VERDICT, '{"status": "passed"}', '{"ready": "candidate", "protection": 
 FORGERIES: dict[str, str] = {
     # The verdict in memory, and in the pipes.
     "walk the frames for a token or verdict": function(
-        "for f in frames():\n    for name, value in list(f.f_locals.items()):\n        if name in ('token', 'verdict', 'status'):\n"
-        "            flood(str(value).encode() + b'\\n')\nos._exit(0)"
+        "for f in frames():\n    for name, value in list(f.f_locals.items()):\n        if isinstance(value, (bytes, str)) and len(value) < 99:\n"
+        "            flood(b'\\n' + (value if isinstance(value, bytes) else value.encode()) + b'\\n')\nos._exit(0)"
     ),
     "walk a traceback's frames": function(
         "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    f = e.__traceback__.tb_frame\n    while f:\n"

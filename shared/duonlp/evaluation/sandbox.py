@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
-from duonlp.evaluation.sandbox_values import send, split
+from duonlp.evaluation.sandbox_values import UnsupportedValueError, send, split
 
 FOLDER = Path(__file__).parent
 STARTUP_SECONDS = 20.0
@@ -190,7 +190,10 @@ def _check(
             raise InputError(f"{name} is {value}; it must be positive, and finite")
     isolated = require_isolation(namespaces, unsafe)
     task = {"prompt": prompt, "test": test, "names": list(names)}
-    return _set_up_and_run(program, task, limits, isolated)
+    try:
+        return _set_up_and_run(program, task, limits, isolated)
+    except UnsupportedValueError as error:
+        raise InputError(f"prompt and tests cannot be passed on: {error}; give shorter ones") from None
 
 
 def _set_up_and_run(program: str, task: dict[str, Any], limits: dict[str, float], isolated: bool) -> Result:
@@ -260,7 +263,7 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
     Raises:
         IsolationError: The kernel refused a step of the setup, or it took too long, before the program began.
     """
-    started, folder = time.monotonic(), tempfile.mkdtemp(prefix="program-")
+    started, folder, size = time.monotonic(), tempfile.mkdtemp(prefix="program-"), int(limits["output_size"])
     reader, writer = os.pipe()
     try:
         with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as tests:
@@ -275,17 +278,9 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
             send(tests.fileno(), task)
             source.seek(0)
             tests.seek(0)
-            options = [
-                "-I",
-                "-S",
-                "-X",
-                "utf8",
-                *(["-B"] if sys.dont_write_bytecode else []),
-                "-c",
-                start_code(str(FOLDER)),
-            ]
+            options = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else []), "-X", "utf8"]
             process = subprocess.Popen(
-                [sys.executable, *options], cwd=folder, env={}, stdin=source,
+                [sys.executable, *options, "-c", start_code(str(FOLDER))], cwd=folder, env={}, stdin=source,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(writer, tests.fileno()), start_new_session=True,
             )  # fmt: skip
         os.close(writer)
@@ -293,14 +288,10 @@ def _run(program: str, task: dict[str, Any], limits: dict[str, float], isolated:
         assert process.stdout is not None
         with process.stdout:
             try:
-                output, report, limit = _read_until_exit(
-                    process.stdout.fileno(), reader, limits["seconds"], int(limits["output_size"])
-                )
+                output, report, limit = _read_until_exit(process.stdout.fileno(), reader, limits["seconds"], size)
             finally:
                 _end_session(process)
-            output = (output + _drain(process.stdout.fileno(), int(limits["output_size"])))[
-                : int(limits["output_size"])
-            ]
+            output = (output + _drain(process.stdout.fileno(), size))[:size]
     finally:
         os.close(reader)
         if writer >= 0:
@@ -371,11 +362,10 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     """Have the supervisor kill and await its processes, and then kill whatever is left of its session."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(1.0)
+        if process.wait(1.0) == 0 and sys.platform.startswith("linux"):
+            return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        process.kill()
     process.wait()
 
 

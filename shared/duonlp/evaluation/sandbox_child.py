@@ -211,7 +211,7 @@ def shut_in(libc: ctypes.CDLL, settings: Settings, ids: tuple[int, int]) -> list
     kernel.end_with_parent(libc)  # cleared by the change of user
     kernel.set_limits(settings["seconds"], settings["memory"], settings["file_size"], THREADS if isolated else 0)
     if sys.platform.startswith("linux"):
-        if kernel.restrict_paths(libc, [*readable, *(["/proc"] if isolated else [])], os.getcwd()):
+        if kernel.restrict_paths(libc, [*readable, *(["/proc"] if isolated else [])], "."):
             protection.append("Landlock")
         number = install_filter(libc)
         if not number:

@@ -249,10 +249,10 @@ def test_one_program_does_not_change_the_next(program):
     assert run("print(1)").protection == result.protection
 
 
-def test_the_folder_is_removed():
-    before = set(os.listdir(tempfile.gettempdir()))
+def test_the_folder_is_removed(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("open('a', 'w').write('x')", not isolation_error())
-    assert not [name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith("program-")]
+    assert not list(tmp_path.iterdir())
 
 
 def descendants(process):

@@ -120,6 +120,8 @@ def test_helpers_of_the_prompt_and_lists_of_assertions():
         assert run("def f(x): return 2 * x", "assert f(2) == 4", prompt=header).passed, header
     with pytest.raises(InputError, match="names"):
         check_solution("", "", [])
+    with pytest.raises(InputError, match="shorter"):
+        check_solution("", "#" * (17 << 20), ["f"])
 
 
 def test_a_bad_completion_does_not_end_an_evaluation(tmp_path):
