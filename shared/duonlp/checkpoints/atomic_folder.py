@@ -86,7 +86,6 @@ def _replaced(folder: Path) -> Generator[Path]:
     _remove_leftovers(folder)
     new, lock = locked_folder(folder, SAVING) if one_by_one else locked_folder(folder.parent, f".{folder.name}.saving")
     try:
-        os.chmod(new, 0o777 & ~_umask())  # mkdtemp makes the folder private
         if exists and not one_by_one:
             _link_files(folder, new)
         yield new
@@ -332,9 +331,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -168,6 +168,8 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder has no tokenizer, or it cannot be loaded.
         """
+        if not os.access(self.folder, os.R_OK):
+            raise CheckpointError(explain_denied(self.folder))
         if not any(next(self.folder.glob(pattern), None) for pattern in VOCABULARIES):
             # AutoTokenizer would create an empty tokenizer from config.json alone.
             raise CheckpointError(
