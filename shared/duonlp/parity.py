@@ -324,7 +324,7 @@ def _tokenize(checkpoint: Checkpoint, config: TransformerConfig, texts: list[str
 
 def _load(name: str, checkpoint: Checkpoint, head: str) -> Runner:
     package = available.package(name)
-    model = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint.folder, local_files_only=True)
+    model = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint)
     call = package.compiled(model)
 
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

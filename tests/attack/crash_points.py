@@ -330,27 +330,27 @@ def crash_points(budget: Budget) -> Iterator[Outcome]:
 PLACES = {"exchanged": "", "renamed twice": "exchange", "current folder": "", "busy folder": "folder"}
 
 
-def save_forever(root: Path) -> None:
-    """Save versions 1, 2, ... to one folder per place in turn, until the parent closes standard input."""
-    rename, swap, version = os.rename, atomic_folder.exchange, 1
+def save_forever(folder: str, version: int) -> None:
+    """Save every second version from `version` on to one folder per place in turn, until the parent closes standard input."""
+    root, rename, swap = Path(folder), os.rename, atomic_folder.exchange
     os.set_blocking(0, False)
     while sys.stdin.buffer.read(1) != b"":
-        version += 1
+        version += 2
         for place, refuses in PLACES.items():
             os.rename, atomic_folder.exchange = rename, swap
             refuse_renames(Scenario(0, 0, refuses=refuses), root / place)
             os.chdir(root / place if place == "current folder" else root)
-            save(root / place, version, WHOLE if version % 2 else SHARDS)
+            save(root / place, version, WHOLE if version % 4 < 2 else SHARDS)
 
 
 @attack("loading while saving")
 def loading_while_saving(budget: Budget) -> Iterator[Outcome]:
-    """Load checkpoints that another process replaces all the time: all files of a load must be of one version."""
+    """Load checkpoints that two processes replace all the time: all files of a load must be of one version."""
     for place in PLACES:
         save(budget.folder / place, 1)
-    code = "import pathlib, sys; from tests.attack.crash_points import save_forever; save_forever(pathlib.Path(sys.argv[1]))"
-    process = subprocess.Popen([sys.executable, "-c", code, str(budget.folder)], stdin=subprocess.PIPE)
-    assert process.stdin is not None
+    code = "import sys; from tests.attack.crash_points import save_forever; save_forever(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(budget.folder)]
+    processes = [subprocess.Popen([*command, str(first)], stdin=subprocess.PIPE) for first in (1, 2)]
     open_file = OpenFile.open
 
     def open_slowly(path: Path) -> OpenFile | None:
@@ -359,7 +359,7 @@ def loading_while_saving(budget: Budget) -> Iterator[Outcome]:
         return open_file(path)
 
     OpenFile.open = open_slowly
-    while versions(budget.folder / "exchanged") == {1} and process.poll() is None:
+    while versions(budget.folder / "exchanged") == {1} and processes[0].poll() is None:
         time.sleep(0.01)  # until it has started
     try:
         for number in budget:
@@ -374,10 +374,12 @@ def loading_while_saving(budget: Budget) -> Iterator[Outcome]:
                 verdict, detail = "lost", str(error)
             except Exception as error:
                 verdict, detail = "traceback", f"{type(error).__name__}: {error}"
-            if process.poll() is not None:
-                verdict, detail = "crash", "the process that saves ended"
+            if any(process.poll() is not None for process in processes):
+                verdict, detail = "crash", "a process that saves ended"
             yield Outcome(f"load {number}, {place}", verdict, detail)
     finally:
         OpenFile.open = open_file
-        process.stdin.close()
-        process.wait()
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()

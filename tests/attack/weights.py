@@ -215,7 +215,8 @@ def tensors(folder: Path, rng: np.random.Generator) -> bool:
         gamma = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         stored[gamma if gamma != name else "foreign"] = value + 1
     elif action == 4:  # tied copies and computed positions
-        copy = choose(rng, [name for name in COPIES if name not in stored or "positions" in name])
+        computed = json.loads((folder / "config.json").read_text())["model_type"] == "pegasus"
+        copy = choose(rng, [name for name in COPIES if name not in stored or (computed and "positions" in name)])
         table = choose(rng, [v for v in stored.values() if v.ndim == 2] or [value])
         stored[copy] = choose(
             rng, (table + 1, np.zeros_like(table), np.full_like(table, np.nan), table.astype(np.int64))

@@ -78,8 +78,9 @@ class Weight:
             ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
             is loaded for another image size; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
         part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
-        aliases: Alternative names accepted when reading. Tensors under several names of one row alone must be equal.
-        copies: Additional names written when saving.
+        aliases: Alternative names accepted when reading. Tensors under several names of one row alone must be equal, except
+            those of ``copies``.
+        copies: Additional names written when saving: parameters that Transformers has and does not use.
         shape: Shape in the checkpoint of a convolution; grid [rows, columns] of patches of an image's positions.
         optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.
     """

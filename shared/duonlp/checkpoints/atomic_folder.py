@@ -38,8 +38,8 @@ from duonlp.util.reading import parse_json
 SAVING, SAVED = ".duonlp-saving", ".duonlp-saved"
 """Names of temporary folders inside the one to save to: unfinished (a prefix), and finished but not yet moved out."""
 
-STALE = ".duonlp-stale.json"
-"""File of a finished folder: a JSON list of the weights to remove."""
+MANIFEST = ".duonlp-manifest.json"
+"""File of a finished folder: names of the weights in it ("new"), and of those to remove ("stale")."""
 
 ATTEMPTS = 20
 """How often to start again if another process gets in the way."""
@@ -87,7 +87,6 @@ def _replaced(folder: Path) -> Generator[Path]:
     _remove_leftovers(folder)
     new, lock = locked_folder(folder, SAVING) if one_by_one else locked_folder(folder.parent, f".{folder.name}.saving")
     try:
-        os.chmod(new, 0o777 & ~_umask())  # mkdtemp makes the folder private
         if exists and not one_by_one:
             _link_files(folder, new)
         yield new
@@ -115,12 +114,12 @@ def finish_save(folder: Path) -> None:
             when_unlocked(folder / SAVED, lambda: _move_out(folder))
         elif not os.path.exists(folder):
             _restore(Path(os.path.realpath(folder)))
+    except CheckpointError:
+        raise
     except OSError as error:
-        if error.errno not in DENIED or isinstance(error, CheckpointError):
-            raise
+        denied = explain_denied(error.filename or folder, "written") if error.errno in DENIED else error
         raise CheckpointError(
-            f"a save to {folder} was interrupted, and this process may not finish it: "
-            f"{explain_denied(error.filename or folder, 'written')}"
+            f"a save to {folder} was interrupted, and this process cannot finish it: {denied}"
         ) from error
 
 
@@ -134,22 +133,30 @@ def is_being_finished(folder: Path) -> bool:
 
 def _restore(folder: Path) -> None:
     """Rename the old folder back that a save killed between its two renames left."""
-    places = [path for path in temporary_folders(folder.parent, f".{folder.name}.old") if (path / folder.name).is_dir()]
-    if len(places) > 1:
-        raise CheckpointError(
-            f"{folder} is missing after interrupted saves, and its contents are in {' or '.join(map(str, places))}; move "
-            "one of them back"
-        )
+
+    def places() -> list[Path]:
+        olds = temporary_folders(folder.parent, f".{folder.name}.old")
+        return [path for path in olds if (path / folder.name).is_dir()]
 
     def rename() -> None:
         with suppress(FileNotFoundError):
-            os.rename(places[0] / folder.name, folder)
+            os.rename(old / folder.name, folder)
         if folder.exists():
-            remove_folder(places[0])
+            remove_folder(old)
         fsync_folder(folder.parent)
 
-    if places:
-        when_unlocked(places[0], rename)
+    for place in places():
+        when_unlocked(place, lambda: None)  # the second rename of a process that lives
+    if os.path.lexists(folder):
+        return
+    left = places()
+    if len(left) > 1:
+        raise CheckpointError(
+            f"{folder} is missing after interrupted saves, and its contents are in {' or '.join(map(str, left))}; move one of "
+            "them back"
+        )
+    for old in left:
+        when_unlocked(old, rename)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -193,34 +200,42 @@ def _renameat2() -> Any:
 
 def _rename(new: Path, folder: Path) -> bool:
     """Replace ``folder`` by ``new``, which is gone or holds the old contents afterwards; return False if it cannot be renamed."""
-    if not os.path.lexists(folder):
-        try:
-            os.rename(new, folder)
-            return True
-        except OSError:
-            if not os.path.lexists(folder):  # otherwise, another process has just created it
-                raise
-    try:
-        if exchange(new, folder):
-            return True
-    except OSError:  # two renames will fail, too, or find the folder gone
-        pass
-    return _rename_twice(new, folder)
+    for _ in range(ATTEMPTS):
+        if not os.path.lexists(folder):
+            try:
+                os.rename(new, folder)
+                return True
+            except OSError:
+                if not os.path.lexists(folder):  # otherwise, another process has just created it
+                    raise
+        with suppress(OSError):  # two renames will fail, too, or find the folder gone
+            if exchange(new, folder):
+                return True
+        renamed = _rename_twice(new, folder)
+        if renamed is not None:
+            return renamed
+    raise CheckpointError(f"{folder} is replaced again and again while it is being saved; wait for the other process")
 
 
-def _rename_twice(new: Path, folder: Path) -> bool:
-    """Replace ``folder`` by ``new`` without exchanging them; if the second rename fails, ``folder`` is restored."""
+def _rename_twice(new: Path, folder: Path) -> bool | None:
+    """Replace ``folder`` by ``new`` without exchanging them.
+
+    Returns:
+        Whether ``folder`` can be renamed; None if another process has replaced it between the two renames.
+    """
     old, lock = locked_folder(folder.parent, f".{folder.name}.old")
     try:
         try:
             os.rename(folder, old / folder.name)
-        except FileNotFoundError:  # another process has just removed it
+        except FileNotFoundError:  # another process has just renamed it
             pass
         except OSError:  # busy, on another file system, or not permitted
             return False
         try:
             os.rename(new, folder)
-        except BaseException:
+        except BaseException as error:
+            if getattr(error, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
             with suppress(FileNotFoundError):
                 os.rename(old / folder.name, folder)
             raise
@@ -265,8 +280,8 @@ def _move_files(new: Path, folder: Path) -> None:
             fsync_files(inside)
         new = inside
     try:
-        stale = [name for name in weight_files(folder) if not (new / name).exists()]
-        (new / STALE).write_text(json.dumps(stale), encoding="utf-8")
+        manifest = {"new": weight_files(new), "stale": weight_files(folder)}
+        (new / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         fsync_files(new)
         for attempt in range(ATTEMPTS):
             finish_save(folder)
@@ -289,11 +304,11 @@ def _move_out(folder: Path) -> None:
     It may be called again after a kill at any point.
     """
     saved = folder / SAVED
-    stale = _read_stale(saved / STALE)
+    stale = _stale_files(saved, folder)
     files = [path.relative_to(saved) for path in saved.rglob("*") if path.is_symlink() or not path.is_dir()]
     parents = {folder}
     for file in sorted(files, key=lambda f: (f.name == "config.json", f.name == INDEX, f.suffix != ".safetensors")):
-        if file == Path(STALE):
+        if file == Path(MANIFEST):
             continue
         parent = (folder / file).parent
         parents.add(parent)
@@ -306,19 +321,23 @@ def _move_out(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for parent in parents:
         fsync_folder(parent)
-    (saved / STALE).unlink(missing_ok=True)
+    (saved / MANIFEST).unlink(missing_ok=True)
     remove_folder(saved)
     fsync_folder(folder)
 
 
-def _read_stale(file: Path) -> list[str]:
-    """Return the names of weights in a list of stale files."""
+def _stale_files(saved: Path, folder: Path) -> list[str]:
+    """Return the names of the weights to remove: those there before the save and now, without the new ones.
+
+    The list may come from a stranger, so that only names of weights count.
+    """
     try:
-        names = parse_json(file.read_bytes())
-    except (FileNotFoundError, ValueError):
+        manifest = parse_json((saved / MANIFEST).read_bytes())
+        new, stale = set(manifest["new"]), [*manifest["stale"], *weight_files(folder)]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
-    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return [name for name in names if name == INDEX or is_file_name(name)] if valid else []
+    names = [name for name in stale if isinstance(name, str) and name not in new]
+    return [name for name in names if name == INDEX or is_file_name(name)]
 
 
 def _holds_current(folder: Path) -> bool:
@@ -333,9 +352,3 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -167,6 +167,8 @@ class Checkpoint:
         Raises:
             CheckpointError: the folder has no tokenizer, or it cannot be loaded.
         """
+        if not os.access(self.folder, os.R_OK):
+            raise CheckpointError(explain_denied(self.folder))
         return self._load(lambda: load_tokenizer(self.folder))
 
     @cached_property
@@ -285,15 +287,16 @@ class Checkpoint:
     def _find(self, row: Weight, cfg: TransformerConfig, owned: Mapping[str, set[str]]) -> StoredTensor | None:
         """Return the tensor of a row; raise CheckpointError if there are several that differ, or it holds integers."""
         names = self._names(row, cfg)
-        present = [self.tensors[name] for name in dict.fromkeys((*names, *row.copies)) if name in self.tensors]
-        if not present or present[0].name not in names:
+        present = [self.tensors[name] for name in dict.fromkeys(names) if name in self.tensors]
+        if not present:
             return None
         check_float(present[0])
         prefix = architectures.get(cfg.model_type).PREFIX
         for other in present[1:]:
-            # A name that other rows read as well is a substitute, used only where a table of its own is missing.
+            # A name that other rows read as well, or that Transformers saves without using it, is a substitute for a tensor
+            # that is missing, and may differ from one that is not.
             full = other.name if other.name in owned else prefix + other.name
-            if owned.get(full) == {row.name}:
+            if owned.get(full) == {row.name} and full not in row.copies:
                 check_same(present[0], other, "remove the one that is wrong")
         return present[0]
 

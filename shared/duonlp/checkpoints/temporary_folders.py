@@ -4,9 +4,9 @@ import functools
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,7 +56,8 @@ def remove_if_dead(folder: Path) -> None:
 def locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
     """Create a temporary folder and lock it; return it and the descriptor to pass to unlock."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=f"{prefix}-{_host()}-", dir=parent))
+        path = parent / f"{prefix}-{_host()}-{secrets.token_hex(4)}"
+        path.mkdir()
         with suppress(FileNotFoundError):
             descriptor, free = _lock(path)
             if free is not False and _is_at(path, descriptor):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from duonlp.checkpoints import atomic_folder as module
-from duonlp.checkpoints.atomic_folder import SAVED, SAVING, STALE, atomic_folder, exchange, finish_save
+from duonlp.checkpoints.atomic_folder import MANIFEST, SAVED, SAVING, atomic_folder, exchange, finish_save
 from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, read_unchanged
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.checkpoints.save import save_checkpoint
@@ -122,7 +122,8 @@ def interrupted(folder, tmp_path):
     """Leave `folder` as a save that was killed while moving files: single file 1 -> shards 2."""
     save(folder, 1)
     save(tmp_path / "new", 2, max_shard_size="10KB")
-    (tmp_path / "new" / STALE).write_text(json.dumps([WEIGHTS]))
+    new = [INDEX, *(path.name for path in (tmp_path / "new").glob("model-*"))]
+    (tmp_path / "new" / MANIFEST).write_text(json.dumps({"new": new, "stale": [WEIGHTS]}))
     shutil.move(tmp_path / "new", folder / SAVED)
     shutil.move(next((folder / SAVED).glob("model-*")), folder)
 
@@ -130,7 +131,7 @@ def interrupted(folder, tmp_path):
 def test_a_load_moves_the_files_of_a_finished_save(folder, tmp_path):
     interrupted(folder, tmp_path)
     assert value(folder) == 2
-    assert WEIGHTS not in names(folder) and SAVED not in names(folder) and not (folder / STALE).exists()
+    assert WEIGHTS not in names(folder) and SAVED not in names(folder) and not (folder / MANIFEST).exists()
 
 
 def test_a_load_follows_no_links_out_of_the_folder(folder, tmp_path):
@@ -138,15 +139,17 @@ def test_a_load_follows_no_links_out_of_the_folder(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "precious.safetensors").write_text("precious")
     (folder / "sub").symlink_to(tmp_path / "elsewhere")
-    (folder / SAVED / STALE).write_text(json.dumps(["../precious.safetensors", "notes.txt", 5]))
+    manifest = json.loads((folder / SAVED / MANIFEST).read_text())
+    manifest["stale"] += ["../precious.safetensors", str(tmp_path / "precious.safetensors"), "notes.txt", 5]
+    (folder / SAVED / MANIFEST).write_text(json.dumps(manifest))
+    (folder / "notes.txt").write_text("mine")
     (folder / SAVED / "sub").mkdir()
     (folder / SAVED / "sub/evil.txt").write_text("evil")
     with pytest.raises(CheckpointError, match="leads out of"):
         open_checkpoint(folder)
     assert not list((tmp_path / "elsewhere").iterdir())
     shutil.rmtree(folder / SAVED / "sub")
-    (folder / SAVED / STALE).write_text(json.dumps(["../precious.safetensors", WEIGHTS]))
-    assert value(folder) == 2 and (tmp_path / "precious.safetensors").exists()
+    assert value(folder) == 2 and (tmp_path / "precious.safetensors").exists() and (folder / "notes.txt").exists()
 
 
 def test_a_load_waits_for_a_save_that_moves_files(folder, tmp_path, monkeypatch):

@@ -92,6 +92,16 @@ def test_tables_of_two_stacks_may_differ_from_the_shared_one(tmp_path):
     assert all(np.array_equal(v, expected[k]) for k, v in values(folder, case).items())
 
 
+def test_the_bias_that_transformers_does_not_use_may_differ(tmp_path):
+    """An untied model has two, of which only the one of the decoder is trained."""
+    untied = Case(BERT.name, BERT.hf | {"tie_word_embeddings": False}, BERT.head)
+    expected = values(untied.write(tmp_path / "expected"), untied)
+    folder = with_tensors(
+        tmp_path, untied, **{"cls/predictions/bias": lambda tensors: tensors["cls.predictions.bias"] + 1}
+    )
+    assert all(np.array_equal(v, expected[k]) for k, v in values(folder, untied).items())
+
+
 def test_stored_positions_must_be_those_that_are_computed(tmp_path):
     name = "model.encoder.embed_positions.weight"
     half = with_tensors(tmp_path, PEGASUS, **{name: lambda tensors: tensors[name].astype(np.float16)})

@@ -186,6 +186,108 @@ def test_unsupported_checkpoints(tmp_path, modules, pooling, message):
         make(write(tmp_path, modules, pooling=pooling))
 
 
+def change_modules(folder, change):
+    """Rewrite modules.json after ``change(modules)``."""
+    modules = json.loads((folder / "modules.json").read_text())
+    change(modules)
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (2, "evil.module.Dense"),
+        (2, "Dense"),
+        (2, "sentence_transformers.models.evil.Dense"),
+        (2, "sentence_transformers.models.Dense.evil"),
+        (1, "evil.Pooling"),
+        (0, None),
+        (0, ["sentence_transformers.models.Transformer"]),
+    ],
+)
+def test_modules_that_sentence_transformers_does_not_have(tmp_path, number, kind):
+    write(tmp_path, ("Transformer", "Pooling", "Normalize"))
+    change_modules(tmp_path, lambda modules: modules[number].update(type=kind))
+    with pytest.raises(CheckpointError, match="has an unsupported module, "):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["base.modules.dense.Dense", "models.Dense.Dense", "sentence_transformer.modules.Dense"]
+)
+def test_every_version_of_a_module_is_known(tmp_path, name):
+    from duonlp.tasks.sentence_config import MODULE_TYPES
+
+    assert MODULE_TYPES[f"sentence_transformers.{name}"] == "Dense"
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [
+        (("Transformer", "Pooling", "Pooling"), "has a second Pooling module"),
+        (("Transformer", "Transformer", "Pooling"), "has a second Transformer module"),
+        (
+            ("Transformer", "Normalize", "Pooling"),
+            "has Normalize as module 1; expected are Transformer, Pooling and then",
+        ),
+        (("Transformer", "Dense", "Pooling"), "has Dense as module 1"),
+        (("Pooling", "Transformer"), "has Pooling as module 0"),
+        (("Pooling",), "has no Transformer module"),
+        ((), "has no Transformer module"),
+    ],
+)
+def test_modules_in_another_order(tmp_path, modules, message):
+    with pytest.raises(CheckpointError, match=message):
+        make(write(tmp_path, modules))
+
+
+@pytest.mark.parametrize("path", ["..", "../other", "a/../../b", "/etc", "C:\\x", "..\\x", "a\0b", None, 5, ["x"]])
+def test_paths_of_modules_stay_in_the_folder(tmp_path, path):
+    write(tmp_path)
+    change_modules(tmp_path, lambda modules: modules[1].update(path=path))
+    with pytest.raises(
+        CheckpointError, match=r"modules.json has a module with path .*; expected the name of a folder in"
+    ):
+        make(tmp_path)
+
+
+def test_links_of_modules_stay_in_the_folder(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "model").mkdir()
+    write(tmp_path / "model")
+    (tmp_path / "model/1_Pooling").rename(tmp_path / "other/pooling")
+    (tmp_path / "model/1_Pooling").symlink_to(tmp_path / "other/pooling")
+    with pytest.raises(CheckpointError, match="leads out of"):
+        make(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "message"),
+    [
+        ({"activation_function": "evil.Tanh"}, {}, "unsupported activation 'evil.Tanh'"),
+        ({"activation_function": ["x"]}, {}, "unsupported activation"),
+        ({}, {"linear.weight": np.ones((3, 16), np.int32)}, "has dtype int32"),
+        (
+            {},
+            {"linear.weight": np.ones((3, 16), np.float32), "other": np.ones(1, np.float32)},
+            "has an unexpected other",
+        ),
+        ({}, {"linear.bias": np.ones(3, np.float32)}, "has no linear.weight"),
+        (
+            {},
+            {"linear.weight": np.ones((3, 16), np.float32), "linear.bias": np.ones(4, np.float32)},
+            "expected .out, in. and .out.",
+        ),
+    ],
+)
+def test_dense_layers_that_are_refused(tmp_path, settings, tensors, message):
+    write(tmp_path, ("Transformer", "Pooling", "Dense"))
+    (tmp_path / "2_Dense/config.json").write_text(json.dumps(settings))
+    save_file(tensors, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        make(tmp_path)
+
+
 def test_broken_and_missing_files(tmp_path):
     write(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
