@@ -158,7 +158,12 @@ class TextTask(Task[TextOptionsT]):
         columns = [encoded[name] for name in names]
         rows = []
         for i, values in enumerate(zip(*columns, strict=True)):
-            row = {name: np.array(value, np.int32) for name, value in zip(names, values, strict=True)}
+            try:
+                row = {name: np.array(value, np.int32) for name, value in zip(names, values, strict=True)}
+            except OverflowError:
+                raise InputError(
+                    f"{self.name}: the tokenizer gives ids of 2**31 or more, which no model has; use the model's own tokenizer"
+                ) from None
             self.check_length(len(row["input_ids"]), first + (i if items is None else items[i]))
             rows.append(row)
         return rows

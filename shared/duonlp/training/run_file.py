@@ -54,6 +54,8 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
                 f"{str(folder)!r} holds a run with different {name} ({_difference(stored.get(name), value)}); use the same "
                 "to resume it, or another folder"
             )
+    if "config" not in stored:
+        raise CheckpointError(f"{str(folder / RUN_FILE)!r} has no config; give the folder of a training run")
     config.check_resumable(stored["config"])
     return True
 

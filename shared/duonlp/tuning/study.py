@@ -115,11 +115,11 @@ def open_study(
             "settings": dict(settings),
         }
     )
-    storage = None
+    storage, connections = None, []
     try:
         try:
             # connect ourselves: a path in a URL must not contain ? or #
-            engine = {"creator": lambda: _connect(file)}
+            engine = {"creator": lambda: connections.append(_connect(file)) or connections[-1]}
             storage = optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=engine)
             study = _create(storage, objectives)
             stored = study.user_attrs.get(DESCRIPTION)
@@ -149,6 +149,8 @@ def open_study(
         if storage is not None:
             storage.remove_session()
             storage.engine.dispose()
+        for connection in connections:  # one that a damaged file kept from closing would lock the file
+            connection.close()
 
 
 def _create(storage: Any, objectives: Sequence[Objective]) -> Any:

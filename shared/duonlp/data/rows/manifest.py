@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util.json_text import to_json
-from duonlp.util.reading import read_json_object
+from duonlp.util.reading import first_line, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -161,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{str(folder)!r} is not a folder of blocks: it has no {MANIFEST_FILE}; create one with write_blocks"
         )
     try:
-        stored = read_json_object(path, advice="write the blocks again")
+        stored = parse_json(path.read_bytes(), unique=True)
         if stored.get("format") != FORMAT:
             raise InputError(
                 f"{str(path)!r} has format {stored.get('format')!r}, but this version reads {FORMAT}; write the blocks again"
@@ -171,8 +171,8 @@ def read_manifest(folder: Path) -> Manifest:
         return _build_checked(Manifest, {**stored, "shards": shards})
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{str(path)!r} is corrupt ({error}); write the blocks again") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} is corrupt ({first_line(error)}); write the blocks again") from error
 
 
 Record = TypeVar("Record", Shard, Manifest)
