@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from duonlp.training.flops import pair_flops, token_flops
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
 from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.training.backups import Backups, is_main_worker, newest_backup, sum_over_workers, training_variables
+from tfnlp.training.backups import (
+    Backups,
+    is_main_worker,
+    locked_run,
+    newest_backup,
+    sum_over_workers,
+    training_variables,
+)
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -40,7 +48,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             same program again does nothing.
 
     Raises:
-        InputError: save_freq or keep is below 1, or the backup is of another model, optimizer or batch size.
+        InputError: save_freq or keep is below 1, the backup is of another model, optimizer or batch size, or another process or
+            thread is training with the folder.
         CheckpointError: No backup in the folder is readable.
     """
 
@@ -68,6 +77,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._logs: dict[str, Any] = {}
         self._metrics: list[np.ndarray] | None = None  # values to restore at the beginning of the epoch
         self._callback_states: list[dict[str, Any]] = []
+        self._lock = ExitStack()
 
     def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, TrainerMixin):
@@ -82,6 +92,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         model, progress = self.model, self.model.progress
         self._epoch = self._batch = 0
         self._saved, self._logs, self._metrics, self._callback_states = None, {}, None, []
+        self._lock.enter_context(locked_run(self.folder, model, "backups"))
         backup = newest_backup(self.backups, model)
         if backup is None:
             return
@@ -128,6 +139,10 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         elif _is_finite(self._logs) and is_main_worker(self.model):
             for file in self.backups.files():
                 file.unlink()
+
+    def close(self) -> None:
+        """Release the folder; tfnlp's ``fit`` calls this, also after an error."""
+        self._lock.close()
 
     def _save_model(self) -> None:
         model, source = self.model, self.model.progress.source
@@ -247,7 +262,8 @@ class PretrainingLog(keras.callbacks.Callback):
         options: Options of MetricsLog: console, tensorboard, wandb, peak_flops, ...
 
     Raises:
-        InputError: log_every is below 1, or the data is neither from block_dataset nor from batch_dataset.
+        InputError: log_every is below 1, the data is neither from block_dataset nor from batch_dataset, or another process or
+            thread is logging to the folder.
     """
 
     # Set by fit before training.
@@ -261,6 +277,7 @@ class PretrainingLog(keras.callbacks.Callback):
         self.folder, self.log_every, self.options = folder, log_every, options
         self._log: MetricsLog | NullLog | None = None
         self._step = self._total = 0
+        self._lock = ExitStack()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._log is not None:
@@ -270,6 +287,7 @@ class PretrainingLog(keras.callbacks.Callback):
         if progress.source is None:
             raise InputError("PretrainingLog cannot count this data; train on a block_dataset or a batch_dataset")
         self._total = self._step + (self.params["epochs"] - epoch) * self.params["steps"] - progress.first_batch
+        self._lock.enter_context(locked_run(self.folder, self.model, "log"))
         log_class = MetricsLog if is_main_worker(self.model) else NullLog
         options: dict[str, Any] = {
             "unit": progress.source.unit,
@@ -295,6 +313,7 @@ class PretrainingLog(keras.callbacks.Callback):
         if self._log is not None:
             self._log.close()
         self._log = None
+        self._lock.close()
 
 
 def _flops_per_token(model: Any) -> float | None:

@@ -24,6 +24,7 @@ from duonlp.cli.run import run
 from duonlp.cli.summarize import summarize
 from duonlp.cli.tune import tune
 from duonlp.errors import DuonlpError
+from duonlp.util.files import storage_remedy
 
 app = typer.Typer(
     name="duonlp",
@@ -73,14 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
-    except OSError as error:  # from writing; a failed read raises a DuonlpError
+    except OSError as error:
         if "--debug" in arguments or error.strerror is None:
             raise
-        file = repr(error.filename) if error.filename else "standard output"
-        print(
-            f"duonlp: cannot write {file}: {error.strerror}; free some space or write elsewhere",
-            file=sys.stderr,
-        )
+        if error.filename is None:  # readers and writers of files name them
+            message = f"cannot write standard output: {error.strerror}; {storage_remedy(error)} or write elsewhere"
+        else:
+            message = f"cannot read or write {error.filename!r}: {error.strerror}; {storage_remedy(error)}"
+        print(f"duonlp: {message}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

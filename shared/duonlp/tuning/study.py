@@ -16,6 +16,7 @@ from typing import Any
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.tuning.search_space import Objective, Space
+from duonlp.util.files import storage_error
 
 TRIALS = "trials"
 """Folder of the trials' own folders, trials/0007 and so on."""
@@ -149,6 +150,19 @@ def open_study(
         if storage is not None:
             storage.remove_session()
             storage.engine.dispose()
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of writing the study, such as of a full disk, into a StorageError."""
+    import sqlalchemy.exc
+
+    optuna = require_optuna()
+    try:
+        yield
+    except (sqlalchemy.exc.OperationalError, sqlite3.OperationalError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        raise storage_error(folder / STUDY_FILE, getattr(cause, "orig", None) or cause) from error
 
 
 def _create(storage: Any, objectives: Sequence[Objective]) -> Any:
