@@ -78,6 +78,23 @@ class Checkpoints:
             ),
         )
 
+        self._remove_superseded(config)
+
+    def _remove_superseded(self, config: PretrainingConfig | FitConfig) -> None:
+        """Remove the checkpoints that a process was about to remove when it was killed."""
+        steps = sorted(self._manager.all_steps())
+        keep = {
+            *steps[-config.keep_last :],
+            *(step for step in steps if config.keep_every and not step % config.keep_every),
+        }
+        if config.keep_best:
+            losses = {step: (self._manager.metrics(step) or {}).get(LOSS) for step in steps}
+            ranked = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+            keep |= {-step for _, step in ranked[: config.keep_best]}
+        for step in steps:
+            if step not in keep:
+                self._write(lambda step=step: self._manager.delete(step))
+
     @property
     def latest(self) -> int | None:
         """Step of the last complete checkpoint; None if there is none."""

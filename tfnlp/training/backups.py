@@ -139,6 +139,17 @@ def is_main_worker(model: keras.Model) -> bool:
     return resolver is None or resolver.task_id in (None, 0)
 
 
+def was_preempted(callback: Any, batches: int) -> bool:
+    """Return whether SIGTERM ended an epoch after `batches` batches, so that a resumed run completes it.
+
+    Args:
+        callback: Callback whose ``on_epoch_end`` asks.
+        batches: Batches of the epoch that are done.
+    """
+    callbacks = getattr(getattr(callback.model, "progress", None), "callbacks", ())
+    return batches != callback.params.get("steps") and any(getattr(other, "received", False) for other in callbacks)
+
+
 def sum_over_workers(model: keras.Model, value: int) -> int:
     """Return the sum over the model's replicas of a number that each worker has; all workers must call this."""
     strategy = model.distribute_strategy
