@@ -9,14 +9,24 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.attack._works import run_duonlp
+
 KINDS = {"tfnlp": ("fit", "distill", "Pretrainer"), "jaxnlp": ("fit", "distill", "pretrain")}
 """Engine -> its kinds of run."""
+
+REFUSED = 75
+"""Exit status of a process that another one keeps from using its folder."""
 
 GPT2 = {
     "model_type": "gpt2", "vocab_size": 32, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "resid_pdrop": 0.1,
@@ -168,14 +178,21 @@ class FileEvents:
 
 def child(engine: str, request: dict[str, Any]) -> int:
     """Run in this process, interrupted as requested; write the digest of the parameters; return the exit status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     events = FileEvents(request["folder"], *request["interrupt"])
     sys.addaudithook(events)
-    run: Callable[..., Any] = run_tfnlp if engine == "tfnlp" else run_jaxnlp
+    from duonlp.errors import InputError
+
+    run: Callable[..., Any] = {"tfnlp": run_tfnlp, "jaxnlp": run_jaxnlp, "duonlp": run_duonlp}[engine]
     try:
         parameters, stopped = run(request["kind"], Path(request["folder"]))
     except KeyboardInterrupt:
         return 130
+    except InputError as error:
+        if "is being written by another process or thread" not in str(error):
+            raise
+        return REFUSED
     if stopped:
         return 143
     digest = hashlib.sha256()
@@ -194,7 +211,7 @@ def serve(engine: str) -> None:
 
         import tfnlp.distillation
         import tfnlp.training  # noqa: F401
-    else:
+    elif engine == "jaxnlp":
         import jax
         import orbax.checkpoint  # noqa: F401
 
@@ -204,23 +221,47 @@ def serve(engine: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     for line in sys.stdin:
-        request = json.loads(line)
+        answers.write(json.dumps(answer(engine, json.loads(line))) + "\n")
+        answers.flush()
+
+
+def answer(engine: str, request: dict[str, Any]) -> list[int]:
+    """Run once for each of the request's "delays" at the same time, each in a child or all in one's "threads".
+
+    Returns:
+        The statuses that the children ended with, negative for a signal; or those of the threads.
+    """
+    delays = request["delays"]
+    groups = [delays] if request["threads"] else [[delay] for delay in delays]
+    pids = []
+    for number, group in enumerate(groups):
         pid = os.fork()
         if pid == 0:
-            log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            log = os.open(f"{request['log']}{number or ''}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             os.dup2(log, 1), os.dup2(log, 2)
-            status = 1
-            try:
-                status = child(engine, request)
-            except BaseException:
-                import traceback
+            with ThreadPoolExecutor(len(group)) if len(group) > 1 else nullcontext() as pool:
+                apply = map if pool is None else pool.map
+                statuses = list(apply(lambda delay: _status(engine, request, delay), group))
+            sys.stderr.flush()
+            os._exit(sum(status << (4 * place) for place, status in enumerate(map(CODES.index, statuses))))
+        pids.append(pid)
+    exits = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    if request["threads"]:
+        return [CODES[exits[0] >> (4 * place) & 15] if exits[0] >= 0 else exits[0] for place in range(len(delays))]
+    return [CODES[code] if code >= 0 else code for code in exits]
 
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
-        answers.flush()
+
+CODES = [0, 1, REFUSED, 130, 143]
+"""Statuses of a run, in 4 bits of the exit status of a child."""
+
+
+def _status(engine: str, request: dict[str, Any], delay: float) -> int:
+    time.sleep(delay)
+    try:
+        return child(engine, request)
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Server:
     """Runs each request in a child forked from a process that has imported the engine.
 
     Args:
-        engine: "tfnlp" or "jaxnlp".
+        engine: "tfnlp", "jaxnlp", or "duonlp" for work without a framework.
         folder: An empty folder for the runs.
     """
 
@@ -46,11 +46,19 @@ class Server:
 
     def run(self, kind: str, folder: Path, interrupt: tuple[int, int, float] = (0, 0, 0.0)) -> int:
         """Run, interrupted at a file event, and return the exit status, negative for a signal."""
+        return self.run_all(kind, folder, interrupt)[0]
+
+    def run_all(
+        self, kind: str, folder: Path, interrupt: tuple[int, int, float] = (0, 0, 0.0), delays: Sequence[float] = (0.0,),
+        threads: bool = False,
+    ) -> list[int]:  # fmt: skip
+        """Run once after each delay, at the same time, in children or in threads of one; return their exit statuses."""
         files = {"folder": str(folder), "result": f"{folder}.json", "log": f"{folder}.log"}
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"kind": kind, "interrupt": interrupt, **files}) + "\n")
+        request = {"kind": kind, "interrupt": interrupt, "delays": delays, "threads": threads, **files}
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
 
     def outcome(self, folder: Path) -> dict[str, Any]:
         """Return all of a finished run that must not depend on interruptions, and its number of file "events"."""

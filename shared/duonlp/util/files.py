@@ -22,6 +22,9 @@ except ImportError:  # Windows
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exceeded quota and a limit on the size of a file."""
 
+FULL_MESSAGES = ("No space left", "disk is full", "were full", "too large", " written")
+"""Parts of the messages of libraries that do not pass on the number: SQLite, ArrayRecord, tokenizers, NumPy."""
+
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 """Error numbers of missing permissions."""
 
@@ -140,10 +143,11 @@ def storage_errors(path: str | os.PathLike) -> Generator[None, None, None]:
     except DuonlpError:
         raise
     except OSError as error:
-        own, other = os.path.abspath(path), error.filename
+        own, other = Path(os.path.abspath(path)), error.filename
         if isinstance(other, (str, os.PathLike)):
-            other = os.path.abspath(other)
-            if own not in (other, os.path.dirname(other)) and other != os.path.dirname(own):
+            other = Path(os.path.abspath(other))
+            partial = other.parent == own.parent and other.name.startswith(f".{own.name}.")  # see unfinished
+            if not (partial or own in (other, other.parent) or other == own.parent):
                 raise
         elif type(error) is not OSError and error.errno is None:  # such as gzip's BadGzipFile, from reading
             raise
@@ -161,7 +165,7 @@ def storage_error(path: str | os.PathLike, error: BaseException) -> StorageError
 def storage_remedy(error: BaseException) -> str:
     """Return what to do about an error of writing a file."""
     number, message = getattr(error, "errno", None), str(error)
-    if number in FULL or any(words in message for words in ("No space left", "disk is full", "were full", "written")):
+    if number in FULL or any(words in message for words in FULL_MESSAGES):
         return "free disk space"
     return "change the permissions" if number in DENIED or "denied" in message else "check the disk"
 
