@@ -46,6 +46,19 @@ class FitProgress:
     first_logs: dict[str, float] = field(default_factory=dict)
 
 
+def _backups_last(callbacks: list[Any]) -> list[Any]:
+    """Return callbacks with a BackupAndRestore after those whose state or records belong to its backup.
+
+    Otherwise a run killed right after a backup would lack what they would have done next.
+    """
+    owners = [
+        i for i, callback in enumerate(callbacks) if hasattr(callback, "get_state") or hasattr(callback, "log_every")
+    ]
+    end = max(owners, default=-1) + 1
+    moved = [callback for callback in callbacks[:end] if hasattr(callback, "backups")]
+    return [callback for callback in callbacks[:end] if callback not in moved] + moved + callbacks[end:]
+
+
 class TrainerMixin(TrainStep):
     """Mixin of the models that train: tfnlp's own, ``Pretrainer`` and ``Distiller``.
 
@@ -87,6 +100,12 @@ class TrainerMixin(TrainStep):
         check_process()
         x = self._distribute(x)
         callbacks = args[3] if len(args) > 3 else options.get("callbacks")
+        if isinstance(callbacks, (list, tuple)):
+            callbacks = _backups_last(tf.nest.flatten(callbacks))
+            if len(args) > 3:
+                args = (*args[:3], callbacks, *args[4:])
+            else:
+                options["callbacks"] = callbacks
         if "validation_data" in options:
             options["validation_data"] = self._distribute(options["validation_data"])
         with self._validated_data(x, y, options.get("validation_data")), self._fitting(x, callbacks):

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,8 @@ from duonlp.errors import CheckpointError, InputError
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.run_file import check_run, first_line, write_run
-from jaxnlp.training.distributed import barrier, is_main
+from duonlp.util.files import locked_folder, storage_remedy
+from jaxnlp.training.distributed import barrier, is_main, run_on_main
 from jaxnlp.training.mesh import PyTree
 
 FOLDER, STATE, META = "checkpoints", "state", "meta"
@@ -25,7 +27,7 @@ class Checkpoints:
     """Checkpoints of a run in ``folder/checkpoints``, next to the ``run.json`` that identifies the run.
 
     Orbax writes to a temporary folder and renames it when it is complete, so a kill never damages earlier checkpoints. A
-    context manager: leaving it waits for pending writes.
+    context manager: leaving it waits for pending writes, and releases the folder, which process 0 locks.
 
     Args:
         folder: Local folder of the run; created if missing.
@@ -37,7 +39,8 @@ class Checkpoints:
         resumes: Whether the folder held this run before, possibly without a checkpoint yet.
 
     Raises:
-        InputError: The folder is a URL, or holds a run with another model, other data or incompatible settings.
+        InputError: The folder is a URL, holds a run with another model, other data or incompatible settings, or is in use by
+            another process or thread.
     """
 
     def __init__(
@@ -48,6 +51,13 @@ class Checkpoints:
                 f"{str(folder)!r} is a URL, not a local folder; mount the bucket and pass the folder it is mounted at"
             )
         self.folder = Path(folder).expanduser().resolve()
+        with ExitStack() as stack:
+            run_on_main(lambda: stack.enter_context(locked_folder(self.folder, "training")))
+            self._open(config, description)
+            self._lock = stack.pop_all()
+
+    def _open(self, config: PretrainingConfig | FitConfig, description: Mapping[str, Any]) -> None:
+        """Check or write run.json and open the checkpoints."""
         self.resumes = check_run(self.folder, config, description)
         barrier("run.json was read")
         if is_main():
@@ -67,6 +77,23 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
             ),
         )
+
+        self._remove_superseded(config)
+
+    def _remove_superseded(self, config: PretrainingConfig | FitConfig) -> None:
+        """Remove the checkpoints that a process was about to remove when it was killed."""
+        steps = sorted(self._manager.all_steps())
+        keep = {
+            *steps[-config.keep_last :],
+            *(step for step in steps if config.keep_every and not step % config.keep_every),
+        }
+        if config.keep_best:
+            losses = {step: (self._manager.metrics(step) or {}).get(LOSS) for step in steps}
+            ranked = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+            keep |= {-step for _, step in ranked[: config.keep_best]}
+        for step in steps:
+            if step not in keep:
+                self._write(lambda step=step: self._manager.delete(step))
 
     @property
     def latest(self) -> int | None:
@@ -128,7 +155,7 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(
                 f"a checkpoint could not be written to {str(self.folder)!r} ({first_line(error)}); earlier checkpoints are "
-                "intact: free disk space and resume"
+                f"intact: {storage_remedy(error)} and resume"
             ) from error
 
     def __enter__(self) -> Self:
@@ -139,4 +166,5 @@ class Checkpoints:
             if kind is None:
                 self.wait()
         finally:
-            self._manager.close()
+            with self._lock:
+                self._manager.close()

@@ -60,7 +60,8 @@ def fit(
         log: Options of MetricsLog: console, tensorboard, wandb, description.
 
     Raises:
-        InputError: Settings, batches, evaluation and model are incompatible, or the folder holds another run.
+        InputError: Settings, batches, evaluation and model are incompatible, or the folder holds another run or is in use by
+            another process or thread.
         NonFiniteLossError: The loss or a gradient is not finite; the best model and the last checkpoint precede that step.
         CheckpointError: A checkpoint cannot be read or written.
     """

@@ -142,7 +142,7 @@ class Loop:
             make_log: Step the run resumes from, or None for a new run -> its log; called in process 0 alone.
 
         Raises:
-            InputError: The folder holds another run, or the evaluation fails before the first step.
+            InputError: The folder holds another run or is in use, or the evaluation fails before the first step.
             NonFiniteLossError: The loss or a gradient is not finite; what is saved precedes that step.
             CheckpointError: A checkpoint cannot be read or written.
         """

@@ -86,7 +86,8 @@ def pretrain(
         log: Options of MetricsLog: console, tensorboard, wandb, peak_flops, description.
 
     Raises:
-        InputError: Settings, mesh, data and model are incompatible, or the folder holds another run.
+        InputError: Settings, mesh, data and model are incompatible, or the folder holds another run or is in use by another
+            process or thread.
         NonFiniteLossError: The loss or a gradient is not finite; the last checkpoint precedes that step.
         CheckpointError: A checkpoint cannot be read or written.
         MissingExtraError: grain is not installed.

@@ -56,6 +56,10 @@ class InputError(DuonlpError, ValueError):
         return f"{self.message}; {remedy}"
 
 
+class StorageError(InputError, OSError):
+    """A file or folder that cannot be written, for example because the disk is full; what it held before is intact."""
+
+
 class MissingExtraError(DuonlpError, ImportError):
     """A feature whose optional dependency is not installed."""
 

@@ -69,7 +69,7 @@ def test_unsupported_options_are_refused_by_name(hf, message):
         config_from_hf(hf)
 
 
-def test_a_family_without_the_head_says_what_it_has():
+def test_a_missing_head_lists_the_available_ones():
     with pytest.raises(ConfigError, match=r"gpt2 has no 'masked-lm' head; available heads are base, causal-lm"):
         class_name("gpt2", "masked-lm")
 

@@ -3,7 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.run_file import first_line
+from duonlp.util.files import locked_folder, storage_remedy
 from duonlp.util.reading import parse_json
 from tfnlp.pretrained import parameter_tree
 
@@ -71,8 +73,8 @@ class Backups:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise CheckpointError(
-                f"cannot write a checkpoint to {str(self.folder)!r}: {first_line(error)}; earlier checkpoints are intact, "
-                "so free disk space and resume"
+                f"cannot write a checkpoint to {str(self.folder)!r}: {first_line(error)}; earlier checkpoints are intact, so "
+                f"{storage_remedy(error)} and resume"
             ) from error
         for old in (*self.files()[self.keep :], *self.folder.glob(f"step-*{PARTIAL}")):
             old.unlink(missing_ok=True)
@@ -138,12 +140,42 @@ def is_main_worker(model: keras.Model) -> bool:
     return resolver is None or resolver.task_id in (None, 0)
 
 
+def was_preempted(callback: Any, batches: int) -> bool:
+    """Return whether SIGTERM ended an epoch after `batches` batches, so that a resumed run completes it.
+
+    Args:
+        callback: Callback whose ``on_epoch_end`` asks.
+        batches: Batches of the epoch that are done.
+    """
+    callbacks = getattr(getattr(callback.model, "progress", None), "callbacks", ())
+    return batches != callback.params.get("steps") and any(getattr(other, "received", False) for other in callbacks)
+
+
 def sum_over_workers(model: keras.Model, value: int) -> int:
     """Return the sum over the model's replicas of a number that each worker has; all workers must call this."""
     strategy = model.distribute_strategy
     if strategy.cluster_resolver is None:
         return value * strategy.num_replicas_in_sync
     return int(strategy.reduce("SUM", strategy.run(lambda: tf.constant(value, tf.int64)), axis=None))
+
+
+@contextmanager
+def locked_run(folder: str | os.PathLike, model: keras.Model, use: str = "training") -> Generator[None, None, None]:
+    """Hold the lock of a run's folder in the first worker; all workers must enter.
+
+    Raises:
+        InputError: Another process or thread holds the lock, or the folder cannot be used; in all workers.
+    """
+    error: InputError | None = None
+    with ExitStack() as stack:
+        if is_main_worker(model):
+            try:
+                stack.enter_context(locked_folder(folder, use))
+            except InputError as raised:
+                error = raised
+        if sum_over_workers(model, int(error is not None)):
+            raise error or InputError(f"the first worker cannot use the folder {str(folder)!r}; see its error")
+        yield
 
 
 def newest_backup(backups: Backups, trainer: keras.Model) -> tuple[dict[str, StoredTensor], dict[str, Any]] | None:

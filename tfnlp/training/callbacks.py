@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,20 @@ import numpy as np
 
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.training.flops import pair_flops, token_flops
+from duonlp.training.log.metrics_file import FILE, read_metrics
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
+from duonlp.util.files import may_read
 from tfnlp.trainer_mixin import TrainerMixin
-from tfnlp.training.backups import Backups, is_main_worker, newest_backup, sum_over_workers, training_variables
+from tfnlp.training.backups import (
+    Backups,
+    is_main_worker,
+    locked_run,
+    newest_backup,
+    sum_over_workers,
+    training_variables,
+    was_preempted,
+)
 
 
 class BackupAndRestore(keras.callbacks.BackupAndRestore):
@@ -29,8 +40,9 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
     every run: pass ``shuffle=False``.
 
     Each backup is one file, ``step-000001200.safetensors``, written under a temporary name, flushed to disk and renamed;
-    older ones are removed only after that. Nothing is saved once the loss is not finite. Under a
-    MultiWorkerMirroredStrategy the first worker writes and all workers read, so they must share the folder.
+    older ones are removed only after that. Wherever it is in the list, it comes after a PretrainingLog and callbacks with a
+    state, so that a run killed right after a backup has their work up to the same step. Nothing is saved once the loss is not
+    finite. Under a MultiWorkerMirroredStrategy the first worker writes and all workers read, so they must share the folder.
 
     Args:
         backup_dir: Folder used for the backups of this run alone.
@@ -40,7 +52,8 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
             same program again does nothing.
 
     Raises:
-        InputError: save_freq or keep is below 1, or the backup is of another model, optimizer or batch size.
+        InputError: save_freq or keep is below 1, the backup is of another model, optimizer or batch size, or another process or
+            thread is training with the folder.
         CheckpointError: No backup in the folder is readable.
     """
 
@@ -68,6 +81,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         self._logs: dict[str, Any] = {}
         self._metrics: list[np.ndarray] | None = None  # values to restore at the beginning of the epoch
         self._callback_states: list[dict[str, Any]] = []
+        self._lock = ExitStack()
 
     def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, TrainerMixin):
@@ -82,6 +96,7 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         model, progress = self.model, self.model.progress
         self._epoch = self._batch = 0
         self._saved, self._logs, self._metrics, self._callback_states = None, {}, None, []
+        self._lock.enter_context(locked_run(self.folder, model, "backups"))
         backup = newest_backup(self.backups, model)
         if backup is None:
             return
@@ -128,6 +143,14 @@ class BackupAndRestore(keras.callbacks.BackupAndRestore):
         elif _is_finite(self._logs) and is_main_worker(self.model):
             for file in self.backups.files():
                 file.unlink()
+
+    def first_step(self, steps_per_epoch: int) -> int:
+        """Return the step of a run's first backup."""
+        return steps_per_epoch if self._every is None else self._every
+
+    def close(self) -> None:
+        """Release the folder; tfnlp's ``fit`` calls this, also after an error."""
+        self._lock.close()
 
     def _save_model(self) -> None:
         model, source = self.model, self.model.progress.source
@@ -186,11 +209,15 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._batches = 0
-        self._last_finite = self._step()
+        self._last_finite: int | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches += 1
         step = self._step()
+        if (
+            self._last_finite is None
+        ):  # not in on_train_begin, when a later BackupAndRestore has not restored the step yet
+            self._last_finite = step - 1
         if not _is_finite(logs or {}):
             loss = (logs or {}).get("step_loss", (logs or {}).get("loss"))
             raise NonFiniteLossError(
@@ -239,7 +266,7 @@ class PretrainingLog(keras.callbacks.Callback):
 
     It logs loss, throughput and validation loss, for blocks also the perplexity, and prints the console line; pass
     ``verbose=0`` to fit, or there are two progress bars. With a BackupAndRestore, the log resumes from the same step. With
-    several workers, only the first one logs.
+    several workers, only the first one logs. A run that was killed before its first backup starts over, and so does its log.
 
     Args:
         folder: Folder of the run, in which metrics.jsonl is written.
@@ -247,7 +274,8 @@ class PretrainingLog(keras.callbacks.Callback):
         options: Options of MetricsLog: console, tensorboard, wandb, peak_flops, ...
 
     Raises:
-        InputError: log_every is below 1, or the data is neither from block_dataset nor from batch_dataset.
+        InputError: log_every is below 1, the data is neither from block_dataset nor from batch_dataset, or another process or
+            thread is logging to the folder.
     """
 
     # Set by fit before training.
@@ -260,7 +288,8 @@ class PretrainingLog(keras.callbacks.Callback):
             raise InputError(f"log_every is {log_every}; it must be at least 1 step")
         self.folder, self.log_every, self.options = folder, log_every, options
         self._log: MetricsLog | NullLog | None = None
-        self._step = self._total = 0
+        self._step = self._total = self._batches = 0
+        self._lock = ExitStack()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._log is not None:
@@ -270,24 +299,36 @@ class PretrainingLog(keras.callbacks.Callback):
         if progress.source is None:
             raise InputError("PretrainingLog cannot count this data; train on a block_dataset or a batch_dataset")
         self._total = self._step + (self.params["epochs"] - epoch) * self.params["steps"] - progress.first_batch
+        self._lock.enter_context(locked_run(self.folder, self.model, "log"))
         log_class = MetricsLog if is_main_worker(self.model) else NullLog
         options: dict[str, Any] = {
             "unit": progress.source.unit,
             "flops_per_token": _flops_per_token(self.model),
             **self.options,
         }
-        self._log = log_class(self.folder, total_steps=self._total, resumed_from=self._step or None, **options)
+        resumed_from = 0 if not self._step and self._was_killed_before_a_backup() else self._step or None
+        self._log = log_class(self.folder, total_steps=self._total, resumed_from=resumed_from, **options)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         assert self._log is not None and logs is not None
-        self._step += 1
+        self._step, self._batches = self._step + 1, batch + 1
         if due(self._step, self.log_every, self._total):
             rate, source = self.model.optimizer.learning_rate, self.model.progress.source
             record = {"step": self._step, "loss": logs.get("step_loss", logs["loss"]), source.unit: source.seen}
             self._log.step(record | {"learning_rate": float(keras.ops.convert_to_numpy(rate))})
 
+    def _was_killed_before_a_backup(self) -> bool:
+        """Return whether the folder's records may be those of this run, killed before its first backup."""
+        backups = [
+            c for c in self.model.progress.callbacks if isinstance(c, BackupAndRestore) and not c.delete_checkpoint
+        ]
+        if not backups or not may_read(Path(self.folder) / FILE):
+            return False
+        first = backups[0].first_step(self.params["steps"])
+        return all(record.get("step", 0) <= first for record in read_metrics(self.folder))
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._log is not None and logs and "val_loss" in logs:
+        if self._log is not None and logs and "val_loss" in logs and not was_preempted(self, self._batches):
             self._log.evaluation({"step": self._step, "loss": logs["val_loss"]})
 
     def close(self) -> None:
@@ -295,6 +336,7 @@ class PretrainingLog(keras.callbacks.Callback):
         if self._log is not None:
             self._log.close()
         self._log = None
+        self._lock.close()
 
 
 def _flops_per_token(model: Any) -> float | None:

@@ -12,7 +12,7 @@ from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import EPOCH, check_every
 from duonlp.training.generated import GenerationScorer
-from tfnlp.training.backups import is_main_worker
+from tfnlp.training.backups import is_main_worker, was_preempted
 
 MODES = {"auto": None, "max": True, "min": False}
 """Values of `mode`, and whether greater values are better."""
@@ -54,7 +54,7 @@ class GenerationEvaluation(keras.callbacks.Callback):
         self.scorer = GenerationScorer(batches, tokenizer, metric, most_batches=most_batches, **options)
         self.every, self.prefix = every, prefix
         self.history: list[dict[str, float]] = []
-        self._step = 0
+        self._step = self._batches = 0
         self._latest: dict[str, float] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -62,11 +62,13 @@ class GenerationEvaluation(keras.callbacks.Callback):
         self.scorer.dry_run(self.model.trained_model())
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._step += 1
+        self._step, self._batches = self._step + 1, batch + 1
         if isinstance(self.every, int) and self.every and self._step % self.every == 0:
             self._evaluate(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if was_preempted(self, self._batches):
+            return
         if self.every == EPOCH:
             self._evaluate(logs)
         elif logs is not None:
@@ -123,15 +125,17 @@ class SaveBest(keras.callbacks.Callback):
             raise InputError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
         self.folder, self.tokenizer = Path(folder), tokenizer
         self.best = Best(monitor, MODES[mode], min_delta=min_delta)
-        self._step = 0
+        self._step = self._batches = 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._step += 1
+        self._step, self._batches = self._step + 1, batch + 1
         # Training batches log metrics of their own, which are not those of an evaluation.
         if logs and self.best.name.startswith("val_") and self.best.name in logs:
             self._update(logs)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if was_preempted(self, self._batches):
+            return
         if logs and self.best.name in logs:
             self._update(logs)
         else:

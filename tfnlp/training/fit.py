@@ -1,6 +1,7 @@
 """Fine-tuning a model with any head with Keras' compile and fit, from the first step or from the last checkpoint."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
-from tfnlp.training.backups import is_main_worker
+from tfnlp.training.backups import is_main_worker, locked_run
 from tfnlp.training.callbacks import StopAtSigterm
 from tfnlp.training.fit_callback import Run
 from tfnlp.training.input import epoch_source
@@ -69,7 +70,8 @@ def fit(
         log: Options of MetricsLog: console, tensorboard, wandb, description.
 
     Raises:
-        InputError: Settings, batches, evaluation and model are incompatible, or the folder holds another run.
+        InputError: Settings, batches, evaluation and model are incompatible, or the folder holds another run or is in use by
+            another process or thread.
         NonFiniteLossError: The loss is not finite; the best model and the last checkpoint precede that step.
         CheckpointError: A checkpoint cannot be read or written.
     """
@@ -112,38 +114,39 @@ def train(
     about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
     about["data"] = describe_batches(batches) if data is None else dict(data)
     folder = None if folder is None else Path(folder).expanduser()
-    resumes = folder is not None and check_run(folder, config, about)
+    with nullcontext() if folder is None else locked_run(folder, trainer):
+        resumes = folder is not None and check_run(folder, config, about)
 
-    trainer.compile(
-        _make_optimizer(model, config, total), accumulation=config.accumulation, seed=config.seed,
-        label_smoothing=config.label_smoothing,
-        jit_compile=strategy.num_replicas_in_sync == 1 if jit_compile == "auto" else bool(jit_compile), **options,
-    )  # fmt: skip
-    with strategy.scope():
-        trainer.optimizer.build(trainer.trainable_variables)
-    sigterm = StopAtSigterm()
-    run = Run(trainer, config, total, best, folder, tokenizer, sigterm)
-    step, is_main = run.position["step"], is_main_worker(trainer)
-    if folder is not None and is_main:
-        write_run(folder, config, about)
+        trainer.compile(
+            _make_optimizer(model, config, total), accumulation=config.accumulation, seed=config.seed,
+            label_smoothing=config.label_smoothing,
+            jit_compile=strategy.num_replicas_in_sync == 1 if jit_compile == "auto" else bool(jit_compile), **options,
+        )  # fmt: skip
+        with strategy.scope():
+            trainer.optimizer.build(trainer.trainable_variables)
+        sigterm = StopAtSigterm()
+        run = Run(trainer, config, total, best, folder, tokenizer, sigterm)
+        step, is_main = run.position["step"], is_main_worker(trainer)
+        if folder is not None and is_main:
+            write_run(folder, config, about)
 
-    if evaluates(config, validation, evaluate):
+        if evaluates(config, validation, evaluate):
 
-        def run_evaluation() -> dict[str, float]:
-            metrics = {} if validation is None else _validation_losses(trainer, validation)
-            return metrics if evaluate is None else {**metrics, **evaluate(model)}
+            def run_evaluation() -> dict[str, float]:
+                metrics = {} if validation is None else _validation_losses(trainer, validation)
+                return metrics if evaluate is None else {**metrics, **evaluate(model)}
 
-        run.evaluation, run.on_evaluation = run_evaluation, on_evaluation
-        if step == 0 and hasattr(evaluate, "dry_run"):
-            check_evaluation(cast(Scorer, evaluate), model, best, validation is not None)
-    with fit_log(folder if is_main else None, total, step if resumes else None, log) as run.log:
-        if resumes and step:
-            run.log.message(f"resuming from step {step}")
-        if step < total and not best.out_of_patience:
-            dataset = epoch_source(batches, None, *(run.position["data"] or (0, 0))).dataset()
-            callbacks = [sigterm, run]
-            trainer.fit(dataset, steps_per_epoch=total - step, shuffle=False, verbose=0, callbacks=callbacks)
-    return run.result()
+            run.evaluation, run.on_evaluation = run_evaluation, on_evaluation
+            if step == 0 and hasattr(evaluate, "dry_run"):
+                check_evaluation(cast(Scorer, evaluate), model, best, validation is not None)
+        with fit_log(folder if is_main else None, total, step if resumes else None, log) as run.log:
+            if resumes and step:
+                run.log.message(f"resuming from step {step}")
+            if step < total and not best.out_of_patience:
+                dataset = epoch_source(batches, None, *(run.position["data"] or (0, 0))).dataset()
+                callbacks = [sigterm, run]
+                trainer.fit(dataset, steps_per_epoch=total - step, shuffle=False, verbose=0, callbacks=callbacks)
+        return run.result()
 
 
 def _check_dtype(model: Any) -> None:

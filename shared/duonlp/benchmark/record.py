@@ -10,7 +10,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.training.settings_file import build
-from duonlp.util.files import write_text
+from duonlp.util.files import updating, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import parse_json
 
@@ -226,13 +226,15 @@ def write_records(file: str | os.PathLike, records: Sequence[BenchmarkRecord]) -
 
     Raises:
         InputError: The file exists but is not a run file, or its folder does not exist.
+        StorageError: The file cannot be written.
     """
     file = Path(file)
     check_run_file(file)
-    stored = {record.name: record for record in (read_records(file) if file.exists() else ())}
-    stored |= {record.name: record for record in records}
-    content = {"format": FORMAT, "records": [record.to_dict() for record in stored.values()]}
-    write_text(file, to_json(content, indent=1) + "\n")
+    with updating(file):  # so that no record of another process is lost
+        stored = {record.name: record for record in (read_records(file) if file.exists() else ())}
+        stored |= {record.name: record for record in records}
+        content = {"format": FORMAT, "records": [record.to_dict() for record in stored.values()]}
+        write_text(file, to_json(content, indent=1) + "\n")
     return list(stored.values())
 
 

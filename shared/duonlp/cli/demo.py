@@ -18,6 +18,7 @@ from duonlp.cli.common import Debug, Json, cli_option, print_json
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.util import frameworks
 from duonlp.util.console import plain_console
+from duonlp.util.files import locked_folder, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.tokenization import tokenize
 
@@ -115,14 +116,21 @@ def run_demo(settings: Settings) -> dict[str, Any]:
         The figures in ``demo.json``; "agree" is whether the frameworks gave the same logits and texts.
 
     Raises:
-        InputError: The corpus does not exist or is too small, or the output is a file or holds a different demo.
+        InputError: The corpus does not exist or is too small, or the output is a file, holds a different demo or is in use by
+            another process.
+        StorageError: A file cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
     check_plotting()
     frameworks.keep_heap()
     if settings.output.exists() and not settings.output.is_dir():
         raise InputError(f"--output {str(settings.output)!r} is a file; give a folder")
-    settings.output.mkdir(parents=True, exist_ok=True)
+    with locked_folder(settings.output, "demo"):
+        return _run_demo(settings)
+
+
+def _run_demo(settings: Settings) -> dict[str, Any]:
+    """Run the demo in its locked folder."""
     from duonlp.parity import compare
 
     console = plain_console(stderr=sys.stdout is sys.stderr)
@@ -154,7 +162,7 @@ def run_demo(settings: Settings) -> dict[str, Any]:
         "loss_curve": str(settings.output / "loss.png"),
         "seconds": time.perf_counter() - start,
     }
-    (settings.output / "demo.json").write_text(to_json(figures, indent=2) + "\n", encoding="utf-8")
+    write_text(settings.output / "demo.json", to_json(figures, indent=2) + "\n")
     print_figures(figures, console)
     return figures
 

@@ -1,5 +1,6 @@
 """``duonlp evaluate summarization``: models, baselines and prediction files against references, with intervals."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, print_json
-from duonlp.cli.summarization_systems import Settings, list_systems, run_systems
+from duonlp.cli.summarization_systems import Settings, System, list_systems, run_systems
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
+from duonlp.util.files import locked_folder
 from duonlp.util.frameworks import quiet_stdout
 from duonlp.util.json_text import to_json
 
@@ -100,17 +102,15 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
         CheckpointError: A checkpoint cannot be found or read.
         MissingExtraError: A library is not installed.
     """
-    from duonlp.metrics.bleu import Bleu
     from duonlp.metrics.bootstrap import check_settings
-    from duonlp.metrics.comparison import check_resamples, check_systems, compare
+    from duonlp.metrics.comparison import check_resamples, check_systems
     from duonlp.metrics.predictions import read_predictions
     from duonlp.metrics.rouge import Rouge
-    from duonlp.pipelines.pipeline import Progress
 
     check_settings(settings.confidence, settings.resamples, settings.seed)
     systems = list_systems(settings)
     check_resamples(len(systems), settings.resamples)
-    metrics = [Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None), Bleu()]
+    Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None)  # raises before a model runs
     output = check_output(settings.output)
     pairs = read_examples(settings)
     ids = [pair.id for pair in pairs]
@@ -121,8 +121,29 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
         for system in systems if system.kind == "file"
     }  # fmt: skip
     files = file_names([system.name for system in systems])
-    if output:
-        make_output(output)
+    with contextlib.ExitStack() as stack:
+        if output:
+            stack.enter_context(locked_folder(output))
+            check_output(settings.output)  # again, because another process may have finished since
+            make_output(output)
+        report, comparison = _compare_systems(settings, systems, pairs, predictions, output, files)
+        if output:
+            write_scores(output, report, comparison, settings)
+    return report, comparison
+
+
+def _compare_systems(
+    settings: Settings, systems: Sequence[System], pairs: list["Pair"], predictions: dict[str, list[str]],
+    output: Path | None, files: dict[str, str],
+) -> tuple[dict[str, Any], "Comparison"]:  # fmt: skip
+    """Let every system summarize the documents, and return the report and the Comparison."""
+    from duonlp.metrics.bleu import Bleu
+    from duonlp.metrics.comparison import compare
+    from duonlp.metrics.rouge import Rouge
+    from duonlp.pipelines.pipeline import Progress
+
+    metrics = [Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None), Bleu()]
+    references = [list(pair.summaries) for pair in pairs]
     texts, seconds, framework = run_systems(systems, settings, pairs, predictions, output, files)
     with Progress(len(pairs) * len(systems) * len(metrics), None, "scoring") as bar:
         comparison = compare(
@@ -144,8 +165,6 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
         "command": asdict(settings),
         "versions": versions(framework),
     }  # fmt: skip
-    if output:
-        write_scores(output, report, comparison, settings)
     return report, comparison
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import label_order
 from duonlp.errors import InputError
 from duonlp.typing import Batch
+from duonlp.util.files import replacing, storage_errors
 from duonlp.util.processes import check_process
 
 NAME = "teacher_logits"
@@ -139,6 +138,7 @@ def load_or_compute_logits(
 
     Raises:
         InputError: As for :func:`collect_in_text_order`.
+        StorageError: The file cannot be written.
     """
     folder = Path(folder).expanduser()
     file = folder / f"{_cache_key(batches, model, parameters)}.npy"
@@ -146,16 +146,10 @@ def load_or_compute_logits(
         return TeacherLogits(batches, np.load(file, mmap_mode="r", allow_pickle=False), model.config)
     except (OSError, ValueError, EOFError):  # missing or damaged (InputError is a ValueError)
         logits = predict(model, batches)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{file.stem}.", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, logits, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as stream:
+        np.save(stream, logits, allow_pickle=False)
     return TeacherLogits(batches, logits, model.config)
 
 

@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.evaluation.pass_rate import pass_at_k
 from duonlp.evaluation.sandbox import UNSAFE, Result, check_solution, printable, require_isolation
+from duonlp.util.files import locked_file, storage_errors
 from duonlp.util.reading import parse_json
 
 STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif")
@@ -168,7 +170,9 @@ def evaluate_problems(
 
     Raises:
         InputError: allow_code_execution is not True, a k exceeds samples, `complete` returned the wrong number of
-            completions, the record is invalid, or the kernel cannot isolate programs and `unsafe` is not True.
+            completions, the record is invalid or being written by another process or thread, or the kernel cannot isolate
+            programs and `unsafe` is not True.
+        StorageError: The record cannot be written.
     """
     if not allow_code_execution:
         raise InputError(f"{DANGER}; pass allow_code_execution=True (--allow-code-execution) to accept the risk")
@@ -184,23 +188,26 @@ def evaluate_problems(
         )
     isolated = require_isolation(limits.get("namespaces", True), limits.get("unsafe", False))
     print(f"WARNING: {DANGER if isolated else UNSAFE_DANGER}.", file=sys.stderr, flush=True)
-    done = _read_record(record, samples, label) if record is not None else {}
-    rows = {p.task_id: done[p.task_id] for p in problems if _fingerprint(p) == done.get(p.task_id, {}).get("problem")}
-    remaining = [problem for problem in problems if problem.task_id not in rows]
-    lock, count = threading.Lock(), len(rows)
+    lock, count = threading.Lock(), 0
 
     def finish(problem: Problem, completions: Sequence[str], futures: Sequence[Future[Result]]) -> None:
         nonlocal count
         rows[problem.task_id] = row = _row(problem, completions, [future.result() for future in futures], label)
         count += 1
         if record is not None:
-            with lock, Path(record).open("a", encoding="utf-8") as file:
+            with lock, storage_errors(record), Path(record).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if progress is not None:
             progress(count, len(problems))
 
     pending: list[tuple[Problem, list[str], list[Future[Result]]]] = []
-    with ThreadPoolExecutor(workers) as pool:
+    with nullcontext() if record is None else locked_file(record), ThreadPoolExecutor(workers) as pool:
+        done = _read_record(record, samples, label) if record is not None else {}
+        rows = {
+            p.task_id: done[p.task_id] for p in problems if _fingerprint(p) == done.get(p.task_id, {}).get("problem")
+        }
+        remaining = [problem for problem in problems if problem.task_id not in rows]
+        count = len(rows)
         try:
             for start in range(0, len(remaining), prompts_at_once):
                 batch = remaining[start : start + prompts_at_once]

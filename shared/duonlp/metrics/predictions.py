@@ -1,6 +1,5 @@
 """Read and write prediction files: one text per line, or JSON Lines."""
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.util.files import replacing
 from duonlp.util.reading import parse_json
 
 FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "summary", "text")
@@ -88,7 +88,7 @@ def write_predictions(file: str | os.PathLike, ids: Sequence[str], texts: Sequen
     """Write one {"id", "prediction"} object per line, atomically.
 
     Raises:
-        InputError: The file cannot be written.
+        StorageError: The file cannot be written.
     """
     rows = (
         json.dumps({"id": name, "prediction": text}, ensure_ascii=False) for name, text in zip(ids, texts, strict=True)
@@ -100,17 +100,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     Raises:
-        InputError: The file cannot be written, for example because the disk is full.
+        StorageError: The file cannot be written, for example because the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as stream:
         # A model may write an unpaired surrogate, which UTF-8 cannot encode.
-        partial.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {str(path)!r}: {error.strerror}; free some space, or choose a writable folder"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        stream.write(text.encode("utf-8", errors="replace"))

@@ -22,7 +22,7 @@ from duonlp.training.run_file import RUN_FILE
 from duonlp.training.settings_file import as_table, read_toml, without_nones, write_toml
 from duonlp.typing import Engine
 from duonlp.util.console import plain_console
-from duonlp.util.files import locked_folder, write_text
+from duonlp.util.files import locked_folder, may_read, unreadable, write_text
 from duonlp.util.frameworks import PACKAGES
 from duonlp.util.json_text import to_json
 
@@ -39,7 +39,12 @@ def check_output(settings: LabelledRunSettings, framework: str) -> None:
         framework: "tf" or "jax".
     """
     folder = settings.folder
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:  # a folder on the way cannot be entered
+        raise unreadable(folder, error) from None
+    if existing == folder:
+        may_read(folder)
     if not existing.is_dir():
         raise InputError(f"output is {str(folder)!r}, but {str(existing)!r} is a file; give a folder")
     file = folder / SETTINGS_FILE
@@ -90,7 +95,7 @@ def training_module(package: Engine) -> Any:
 
 def read_evaluations(folder: Path) -> list[dict[str, float]]:
     """Return the scores of every evaluation of a run, each with its "step", including those before a resume."""
-    if not (folder / FILE).is_file():
+    if not may_read(folder / FILE):
         return []
     records = [record for record in read_metrics(folder) if record.get("kind") == EVALUATION]
     return [{key: value for key, value in record.items() if key not in ("kind", "name")} for record in records]
@@ -149,7 +154,9 @@ def train_and_report(
         The report that is also written to results.json.
 
     Raises:
-        InputError: Another process is using the folder. Errors of `train` pass through.
+        InputError: Another process or thread is using the folder, or has started a different run in it. Errors of `train`
+            pass through.
+        StorageError: A file of the run cannot be written.
     """
     from duonlp.util.machine_info import machine
 
@@ -157,9 +164,9 @@ def train_and_report(
     settings = replace(settings, framework=framework)
     scorer = data.scorer(package)
     folder = settings.folder
-    folder.mkdir(parents=True, exist_ok=True)
     heading = f"Repeat or resume this run: {settings.program} --config {folder / SETTINGS_FILE}"
-    with locked_folder(folder):
+    with locked_folder(folder, "run"):
+        check_output(settings, framework)  # again, because another process may have started a run since
         write_toml(folder / SETTINGS_FILE, settings, heading)
         result = train(
             scorer,
@@ -168,41 +175,41 @@ def train_and_report(
             validation=data.validation if settings.fit.best_metric == "loss" else None,
             tokenizer=tokenizer,
         )
-    best = folder / BEST
-    if result.best is None:  # nothing was evaluated, so fit saved no best model
-        result.model.save_pretrained(best, tokenizer)
-    history = read_evaluations(folder) or list(result.history)
-    scores = next((row for row in history if result.best and row["step"] == result.best["step"]), None)
-    threshold = None
-    if scorer is not None and result.best is not None:
-        last = result.history[-1]["step"] if result.history else None
-        if last != result.best["step"] or scores is None:  # the scorer holds another model's predictions
-            scores = scorer(package.AutoModelForSequenceClassification.from_pretrained(best, dtype=settings.dtype))
-        threshold = scores_at_threshold(scorer)
-    report = {
-        "framework": framework,
-        "output": str(folder),
-        "model": str(best),
-        "metrics": {name: value for name, value in (scores or {}).items() if name not in ("step", "examples")},
-        "at_threshold": threshold,
-        "best": result.best,
-        "steps": result.steps,
-        "examples": result.examples,
-        "seconds": result.seconds,
-        "examples_per_second": result.examples / result.seconds if result.seconds else None,
-        "loss": result.loss,
-        "stopped_early": result.stopped_early,
-        "preempted": result.preempted,
-        "history": history,
-        "data": data.describe(),
-        "parameters": result.model.num_parameters(),
-        "bytes": weight_bytes(best),
-        **(extra or {}),
-        "settings": as_table(settings),
-        "machine": machine(),
-    }
-    write_text(folder / RESULTS_FILE, to_json(report, indent=2) + "\n")
-    return report
+        best = folder / BEST
+        if result.best is None:  # nothing was evaluated, so fit saved no best model
+            result.model.save_pretrained(best, tokenizer)
+        history = read_evaluations(folder) or list(result.history)
+        scores = next((row for row in history if result.best and row["step"] == result.best["step"]), None)
+        threshold = None
+        if scorer is not None and result.best is not None:
+            last = result.history[-1]["step"] if result.history else None
+            if last != result.best["step"] or scores is None:  # the scorer holds another model's predictions
+                scores = scorer(package.AutoModelForSequenceClassification.from_pretrained(best, dtype=settings.dtype))
+            threshold = scores_at_threshold(scorer)
+        report = {
+            "framework": framework,
+            "output": str(folder),
+            "model": str(best),
+            "metrics": {name: value for name, value in (scores or {}).items() if name not in ("step", "examples")},
+            "at_threshold": threshold,
+            "best": result.best,
+            "steps": result.steps,
+            "examples": result.examples,
+            "seconds": result.seconds,
+            "examples_per_second": result.examples / result.seconds if result.seconds else None,
+            "loss": result.loss,
+            "stopped_early": result.stopped_early,
+            "preempted": result.preempted,
+            "history": history,
+            "data": data.describe(),
+            "parameters": result.model.num_parameters(),
+            "bytes": weight_bytes(best),
+            **(extra or {}),
+            "settings": as_table(settings),
+            "machine": machine(),
+        }
+        write_text(folder / RESULTS_FILE, to_json(report, indent=2) + "\n")
+        return report
 
 
 def scores_at_threshold(scorer: ClassificationScorer) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ from duonlp.runs.pretraining import RunConfig
 from duonlp.tokenizers.report import tokenizer_report
 from duonlp.tokenizers.train import train_tokenizer
 from duonlp.util import frameworks
-from duonlp.util.files import write_text
+from duonlp.util.files import locked_folder, may_read, storage_error, storage_errors, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import read_json_object
 
@@ -60,23 +60,28 @@ def prepare(
         on_progress: Called with a line of text when something starts.
 
     Raises:
-        InputError: The corpus is empty, a stage was made with other settings, or a stage rejects its settings.
+        InputError: The corpus is empty, a stage was made with other settings, a stage rejects its settings, or another process
+            or thread is preparing the folder.
+        StorageError: A file cannot be written; what is complete stays.
     """
     folder = Path(folder)
-    corpus = _run_stage(
-        folder / CORPUS, _corpus_settings(run), lambda output: _make_corpus(run, output, workers, on_progress)
-    )
-    report = _run_stage(
-        folder / TOKENIZER, _tokenizer_settings(run), lambda output: _make_tokenizer(run, folder, output, on_progress)
-    )
-    tokenizer = load_tokenizer(folder)
-    for side in SIDES:
-        on_progress(f"tokenizing and packing the {side.replace('_', '-')} texts")
-        write_blocks(
-            _texts(folder, side), tokenizer, folder / BLOCKS / side, block_length=run.block_length,
-            segment_ids=run.segment_ids,
-        )  # fmt: skip
-    return open_prepared(folder, tokenizer, corpus, report)
+    with locked_folder(folder, "prepare"):
+        corpus = _run_stage(
+            folder / CORPUS, _corpus_settings(run), lambda output: _make_corpus(run, output, workers, on_progress)
+        )
+        report = _run_stage(
+            folder / TOKENIZER,
+            _tokenizer_settings(run),
+            lambda output: _make_tokenizer(run, folder, output, on_progress),
+        )
+        tokenizer = load_tokenizer(folder)
+        for side in SIDES:
+            on_progress(f"tokenizing and packing the {side.replace('_', '-')} texts")
+            write_blocks(
+                _texts(folder, side), tokenizer, folder / BLOCKS / side, block_length=run.block_length,
+                segment_ids=run.segment_ids,
+            )  # fmt: skip
+        return open_prepared(folder, tokenizer, corpus, report)
 
 
 def open_prepared(
@@ -114,7 +119,9 @@ def open_prepared(
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load the tokenizer of a prepared folder."""
+    """Load the tokenizer of a prepared folder; raise InputError if its files cannot be read."""
+    for file in (Path(folder) / TOKENIZER).glob("*.json"):
+        may_read(file)
     return frameworks.transformers().AutoTokenizer.from_pretrained(Path(folder) / TOKENIZER, local_files_only=True)
 
 
@@ -132,7 +139,8 @@ def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], di
         raise InputError(
             f"{str(folder)!r} was made with other settings; use another folder, or delete it and what was made from it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(make(folder)))
     write_text(folder / DONE, to_json({"settings": settings, "result": result}, indent=2) + "\n")
     return result
@@ -141,7 +149,7 @@ def _run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], di
 def _read_stage(folder: Path) -> dict[str, Any] | None:
     """Return the "settings" and the "result" of a complete stage, else None."""
     file = folder / DONE
-    return read_json_object(file, advice="delete it to prepare the data again") if file.is_file() else None
+    return read_json_object(file, advice="delete it to prepare the data again") if may_read(file) else None
 
 
 def _corpus_settings(run: RunConfig) -> dict[str, Any]:
@@ -176,7 +184,10 @@ def _make_tokenizer(run: RunConfig, folder: Path, output: Path, on_progress: Cal
         on_progress("training a tokenizer")
         options.setdefault("max_length", run.block_length)
         tokenizer = train_tokenizer(_texts(folder, "training"), **options)
-    tokenizer.save_pretrained(output)
+    try:
+        tokenizer.save_pretrained(output)
+    except Exception as error:  # of tokenizers' own, also for a full disk
+        raise storage_error(output, error) from error
     return tokenizer_report(tokenizer, list(_texts(folder, "held_out"))).to_dict()
 
 

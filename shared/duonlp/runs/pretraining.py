@@ -21,6 +21,7 @@ from duonlp.data.reading.corpus import STANDARD_LIBRARY_SKIPS, standard_library_
 from duonlp.errors import ConfigError, InputError
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.settings_file import build, set_path
+from duonlp.util.files import may_read
 from duonlp.util.reading import parse_json, read_json
 from duonlp.util.suggestions import unknown_setting
 
@@ -197,11 +198,14 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: ``training.steps=100``, ``training.mesh={"fsdp": 4}``: a path of keys, and a value as JSON or plain text.
 
     Raises:
-        InputError: The file does not exist, is not valid JSON or does not define CONFIG; or a key is not a setting.
+        InputError: The file does not exist, cannot be read, is not valid JSON or does not define CONFIG; or a key is not a
+            setting.
     """
     file = Path(file)
-    if not file.is_file():
+    if not may_read(file):
         raise InputError(f"{str(file)!r} does not exist; give the .py or .json file of a run")
+    if file.is_dir():
+        raise InputError(f"{str(file)!r} is a folder; give the .py or .json file of a run")
     if file.suffix == ".json":
         settings = read_json(file, advice="fix that line")
     else:

@@ -22,6 +22,7 @@ from duonlp.tasks.base import (
     ranked_labels,
 )
 from duonlp.typing import ImageProcessor
+from duonlp.util.files import may_read
 from duonlp.util.frameworks import require_pillow
 
 
@@ -136,7 +137,7 @@ def load_image(image: Any, where: str) -> np.ndarray:
     from PIL import Image, ImageOps
 
     name = f"{where}, {os.fspath(image)!r}," if is_path else where
-    if is_path and not Path(image).is_file():
+    if is_path and not (may_read(image) and Path(image).is_file()):
         raise InputError(f"{name} is not a file; pass the path of an image (download it first if it is a URL)")
     try:
         return np.array(ImageOps.exif_transpose(Image.open(image) if is_path else image).convert("RGB"))

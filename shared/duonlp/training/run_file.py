@@ -9,7 +9,7 @@ from typing import Any
 from duonlp.errors import CheckpointError, InputError
 from duonlp.schema import check, integer, table
 from duonlp.training.settings import Settings
-from duonlp.util.files import write_text
+from duonlp.util.files import may_read, storage_errors, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import first_line as first_line
 from duonlp.util.reading import parse_json, why_unreadable
@@ -31,14 +31,14 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
         description: Everything else that identifies the run: model, head, data.
 
     Raises:
-        InputError: The folder is a file, or holds a run of another version, with another model, other data or incompatible
-            settings.
+        InputError: The folder is a file or cannot be read, or holds a run of another version, with another model, other data or
+            incompatible settings.
         CheckpointError: run.json is damaged.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if may_read(folder) and not folder.is_dir():
         raise InputError(f"{str(folder)!r} is a file; give a folder for the run")
-    if not (folder / RUN_FILE).exists():
+    if not may_read(folder / RUN_FILE):
         return False
     stored = read_run(folder)
     version = stored.get("format", 1)
@@ -61,9 +61,10 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
 
 
 def write_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> None:
-    """Write run.json atomically, creating the folder if needed."""
+    """Write run.json atomically, creating the folder if needed; raise StorageError if it cannot be written."""
     file = Path(folder) / RUN_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, to_json({"format": FORMAT, **description, "config": config.to_dict()}, indent=2) + "\n")
 
 

@@ -23,7 +23,7 @@ from duonlp.tuning.search import Interrupted, Report, TuningResult, tune
 from duonlp.tuning.search_space import Space, read_objectives, read_space
 from duonlp.tuning.study import TRIALS, TrialRecord, trial_folder
 from duonlp.typing import Engine
-from duonlp.util.files import write_text
+from duonlp.util.files import locked_folder, write_text
 from duonlp.util.suggestions import nearest
 
 RUNS = {"distill": "DistillSettings", "finetune": "FinetuneSettings"}
@@ -270,12 +270,13 @@ def tune_runs(
         if not options.keep_all:
             clear_trials(runs.folder, [trial.number for trial in best])
 
-    result = tune(
-        objective, runs.space, runs.folder, objectives=options.objective, trials=options.trials,
-        seconds=None if options.minutes is None else options.minutes * 60, seed=options.seed, prune=options.prune,
-        settings=runs.describe(framework_name(package)), on_trial=on_trial, console=console,
-    )  # fmt: skip
-    return replace(result, files={**result.files, **runs.write_best(result.best)})
+    with locked_folder(runs.folder, "runs"):
+        result = tune(
+            objective, runs.space, runs.folder, objectives=options.objective, trials=options.trials,
+            seconds=None if options.minutes is None else options.minutes * 60, seed=options.seed, prune=options.prune,
+            settings=runs.describe(framework_name(package)), on_trial=on_trial, console=console,
+        )  # fmt: skip
+        return replace(result, files={**result.files, **runs.write_best(result.best)})
 
 
 def measure_latency(package: Engine, settings: Any, model: Path, options: TuneSettings) -> dict[str, float]:

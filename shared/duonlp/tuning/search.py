@@ -35,6 +35,7 @@ from duonlp.tuning.study import (
     quiet_optuna,
     records,
     require_optuna,
+    study_errors,
     trial_folder,
 )  # fmt: skip
 from duonlp.util.files import locked_folder, write_text
@@ -162,7 +163,8 @@ def tune(
 
     Raises:
         InputError: The space, the objectives or a number is invalid, the results lack an objective, or the folder holds a
-            different search.
+            different search or is in use by another process or thread.
+        StorageError: The study cannot be written, for example because the disk is full; call again to resume.
         MissingExtraError: Optuna is not installed.
     """
     optuna = require_optuna()
@@ -172,11 +174,11 @@ def tune(
             raise InputError(f"{name} is {value}; it must be positive")
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed is {seed!r}; it must be a non-negative integer")
-    folder.mkdir(parents=True, exist_ok=True)
     start, interrupted = time.monotonic(), False
     with ExitStack() as stack:
-        stack.enter_context(locked_folder(folder))
+        stack.enter_context(locked_folder(folder, "search"))
         stack.enter_context(quiet_optuna())
+        stack.enter_context(study_errors(folder))
         study, storage = stack.enter_context(open_study(folder, dimensions, targets, seed, settings or {}))
         progress = stack.enter_context(TuningProgress(trials, targets, console))
         # n_warmup_steps=1: epochs count from 1, so the first evaluation may already be pruned
@@ -259,7 +261,7 @@ def _trial(
             if isinstance(error, InputError):
                 values_text = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
                 message = f"{error.message} (trial {trial.number}: {values_text})"
-                raise InputError(message, remedy=error.remedy, argument=error.argument) from error
+                raise type(error)(message, remedy=error.remedy, argument=error.argument) from error
             raise
         # stored as pruned, so that the estimator avoids this region
         state, outcome = states.PRUNED, {"outcome": FAILED, "reason": _reason(error)}

@@ -16,6 +16,7 @@ from typing import Any
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.tuning.search_space import Objective, Space
+from duonlp.util.files import storage_error
 from duonlp.util.reading import first_line
 
 TRIALS = "trials"
@@ -151,6 +152,19 @@ def open_study(
             storage.engine.dispose()
         for connection in connections:  # one that a damaged file kept from closing would lock the file
             connection.close()
+
+
+@contextmanager
+def study_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of writing the study, such as of a full disk, into a StorageError."""
+    import sqlalchemy.exc
+
+    optuna = require_optuna()
+    try:
+        yield
+    except (sqlalchemy.exc.OperationalError, sqlite3.OperationalError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ or error
+        raise storage_error(folder / STUDY_FILE, getattr(cause, "orig", None) or cause) from error
 
 
 def _create(storage: Any, objectives: Sequence[Objective]) -> Any:

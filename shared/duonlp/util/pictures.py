@@ -2,13 +2,13 @@
 
 import importlib.util
 import math
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,13 +33,9 @@ def check_picture_file(path: Path) -> None:
 
 
 def save_picture(figure: "Figure", path: Path) -> None:
-    """Save a matplotlib figure atomically."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(unfinished, format=path.suffix[1:].lower())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Save a matplotlib figure atomically; raise StorageError if it cannot be written."""
+    with replacing(path) as stream:
+        figure.savefig(stream, format=path.suffix[1:].lower())
 
 
 def require_matplotlib(what: str) -> None:

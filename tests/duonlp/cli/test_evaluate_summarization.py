@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -207,12 +208,12 @@ def test_usage_errors_are_one_line_before_a_model_runs(run, engine, data, tmp_pa
     assert all(part in err for part in parts), err
 
 
-@pytest.mark.parametrize("call", ["write_text", "mkdir"])
-def test_a_full_disk(run, data, tmp_path, monkeypatch, call):  # noqa: F811
+@pytest.mark.parametrize(("owner", "call"), [(os, "replace"), (Path, "mkdir")])
+def test_a_full_disk(run, data, tmp_path, monkeypatch, owner, call):  # noqa: F811
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, call, full)
+    monkeypatch.setattr(owner, call, full)
     status, out, err = run(*base(data, "--baseline", "lead-3", "--output", tmp_path / "out"))
     assert status == 2 and out == "" and err.count("\n") == 1, err
     assert "No space left on device; " in err and str(tmp_path / "out") in err

@@ -25,6 +25,7 @@ from duonlp.data.rows.manifest import (
     vocab_size,
 )
 from duonlp.errors import InputError
+from duonlp.util.files import may_read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ class Blocks:
             InputError: If one differs; the message names the shard.
         """
         for shard in self.manifest.shards:
-            digest = file_sha256(self.folder / shard.file)
+            digest = file_sha256(self.folder / shard.file)  # `open_blocks` has checked that it can be read
             if digest != shard.sha256:
                 raise InputError(
                     f"{str(self.folder / shard.file)!r} is corrupt: its SHA-256 is {digest[:12]}..., but the manifest says "
@@ -173,6 +174,8 @@ class Blocks:
         try:
             reader = import_array_record().ArrayRecordReader(str(path), READER_OPTIONS)
         except RuntimeError as error:
+            if not may_read(path):
+                raise InputError(f"{str(path)!r} is missing; restore it, or write the blocks again") from error
             raise InputError(f"{str(path)!r} cannot be opened: {error}") from error
         if reader.num_records() != self.manifest.shards[shard].blocks:
             raise InputError(

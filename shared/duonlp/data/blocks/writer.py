@@ -1,7 +1,8 @@
 """Tokenize texts and pack them into blocks on disk, resumably."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from duonlp.data.rows.manifest import (
     write_manifest,
 )
 from duonlp.errors import InputError
-from duonlp.util.files import locked_folder
+from duonlp.util.files import locked_folder, storage_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,8 +73,10 @@ def write_blocks(
     Raises:
         InputError: If a number is out of range; the tokenizer is slow, random (BPE dropout) or without
             a separator; a text is not a string of valid Unicode; the texts do not fill one block; or
-            the folder is corrupt, locked by another process, or was started with other settings,
-            another tokenizer or other texts.
+            the folder is corrupt, locked by another process or thread, or was started with other
+            settings, another tokenizer or other texts.
+        StorageError: If the folder cannot be written, for example because the disk is full; repeat the
+            call to resume after the last complete shard.
         MissingExtraError: If array-record is not installed.
     """
     import_array_record()
@@ -91,7 +94,6 @@ def write_blocks(
         complete=False,
     )  # fmt: skip
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         manifest = _resume_or_start(fresh, folder)
         texts = iter(texts)
@@ -267,10 +269,12 @@ class _Packer:
         return self.manifest
 
     def close(self) -> None:
-        """Close the writer of the current shard."""
+        """Discard the current shard, if any; the folder keeps the finished ones."""
         writer, self.writer = self.writer, None
         if writer is not None:
-            writer.close()
+            with suppress(RuntimeError, OSError):  # what cannot be flushed is discarded anyway
+                writer.close()
+        (self.folder / (self.file + PARTIAL)).unlink(missing_ok=True)
 
     @property
     def file(self) -> str:
@@ -279,30 +283,28 @@ class _Packer:
 
     def _write(self, tokens: np.ndarray, begins: np.ndarray) -> None:
         """Write a block of tokens, [block_length], and the offsets in it where a document begins."""
-        if self.writer is None:
-            self.writer = import_array_record().ArrayRecordWriter(
-                str(self.folder / (self.file + PARTIAL)), WRITER_OPTIONS
-            )
         record = tokens.tobytes()
         if self.manifest.segment_ids:
             record += np.unique(begins[begins > 0]).astype(border_dtype(len(tokens))).tobytes()
-        self.writer.write(record)
+        with self._storage_errors() as partial:
+            if self.writer is None:
+                self.writer = import_array_record().ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+            self.writer.write(record)
         self.written += 1
 
     def _end_shard(self, leftover: int, complete: bool = False) -> None:
         """Finish the current shard and record it, with `leftover` tokens of its documents in no block so far."""
-        self.close()
-        path = self.folder / self.file
-        partial = self.folder / (self.file + PARTIAL)
-        # Read the file back, because a full disk may only show here.
-        reader = import_array_record().ArrayRecordReader(str(partial))
-        if reader.num_records() != self.written:
-            raise OSError(
-                f"{str(partial)!r} has {reader.num_records()} of {self.written} records; check that the disk is not full"
-            )
-        reader.close()
-        shard = Shard(self.file, self.written, partial.stat().st_size, file_sha256(partial))
-        fsync_and_rename(partial, path)
+        with self._storage_errors() as partial:
+            writer, self.writer = self.writer, None
+            writer.close()
+            # Read the file back, because a full disk may only show here.
+            reader = import_array_record().ArrayRecordReader(str(partial))
+            count = reader.num_records()
+            reader.close()
+            if count != self.written:
+                raise OSError(f"it has {count} of {self.written} records, as if the disk were full")
+            shard = Shard(self.file, self.written, partial.stat().st_size, file_sha256(partial))
+            fsync_and_rename(partial, self.folder / self.file)
         blocks = self.manifest.blocks + self.written
         self.written = 0
         self._write_manifest(
@@ -311,6 +313,15 @@ class _Packer:
                 shards=(*self.manifest.shards, shard), complete=complete,
             )
         )  # fmt: skip
+
+    @contextmanager
+    def _storage_errors(self) -> Generator[Path, None, None]:
+        """Yield the unfinished file of the current shard, and turn errors of writing it into a StorageError."""
+        partial = self.folder / (self.file + PARTIAL)
+        try:
+            yield partial
+        except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
+            raise storage_error(partial, error) from error
 
     def _write_manifest(self, manifest: Manifest) -> None:
         self.manifest = self.counts.updated(manifest)

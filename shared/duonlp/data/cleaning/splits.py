@@ -11,6 +11,7 @@ from typing import IO, Any
 from duonlp.data.reading.corpus import is_held_out
 from duonlp.data.reading.documents import Document
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.files import fsync_folder, locked_folder, storage_errors, unfinished
 from duonlp.util.json_text import to_json
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -41,18 +42,21 @@ def write_split(
         {"training": file, "held_out": file}.
 
     Raises:
-        InputError: If an argument is out of range, or one side of the split is empty.
+        InputError: If an argument is out of range, one side of the split is empty, or another process or
+            thread is writing to the folder.
+        StorageError: If the files cannot be written; existing ones are unchanged.
         MissingExtraError: If `ending` is .jsonl.zst and zstandard is not installed.
     """
     if ending not in ENDINGS:
         raise InputError(f"ending is {ending!r}; it must be one of {', '.join(ENDINGS)}")
     is_held_out("", held_out)  # validates held_out before anything is read
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     files = {side: folder / f"{side}{ending}" for side in ("training", "held_out")}
-    partial = {side: file.with_name(f".{file.name}.partial") for side, file in files.items()}
     counts = dict.fromkeys(files, 0)
-    try:
+    with ExitStack() as locks:
+        locks.enter_context(locked_folder(folder))
+        locks.enter_context(storage_errors(folder))
+        partial = {side: locks.enter_context(unfinished(file)) for side, file in files.items()}
         with ExitStack() as stack:
             streams = {side: stack.enter_context(_writer(file, ending)) for side, file in partial.items()}
             for document in documents:
@@ -66,9 +70,7 @@ def write_split(
             )
         for side, file in files.items():
             os.replace(partial[side], file)
-    finally:
-        for file in partial.values():
-            file.unlink(missing_ok=True)
+        fsync_folder(folder)
     return files
 
 

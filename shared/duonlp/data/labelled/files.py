@@ -12,6 +12,7 @@ from duonlp.data.reading import document_files, documents
 from duonlp.data.reading import tables as summary_files
 from duonlp.data.reading.tables import ALL, SPLIT_NAMES
 from duonlp.errors import InputError
+from duonlp.util.files import may_read
 from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import nearest
 
@@ -77,9 +78,9 @@ def open_source(source: Any, config: str | None = None) -> SplitOpener:
     path = _expand(source)
     name = str(source).removeprefix(documents.HUB_PREFIX)
     on_hub = name.partition("@")[0].partition("#")[0] in HUB_NAMES or config is not None
-    if str(source).startswith(documents.HUB_PREFIX) or (on_hub and not path.exists()):
+    if str(source).startswith(documents.HUB_PREFIX) or (on_hub and not may_read(path)):
         return _open_hub(name, config)
-    if not path.exists():
+    if not may_read(path):
         raise InputError(
             f"no file or folder {str(source)!r}; for a dataset on the Hub, write {documents.HUB_PREFIX}owner/name"
         )
@@ -122,7 +123,7 @@ def is_one_table(source: str | Path) -> bool:
         InputError: A folder has files of several kinds, or no readable file.
     """
     path = _expand(source)
-    if not path.exists():  # on the Hub
+    if not may_read(path):  # on the Hub
         return False
     if path.is_file():
         return summary_files.ending_kind(path) != "json" or read_json_splits(path) is None
@@ -199,7 +200,8 @@ def read_json_splits(file: Path) -> dict[str, list] | None:
             return None
         value = _parse(b"".join([first, *document_files.lines_of(file)][1:]))
     except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{str(file)!r} cannot be read: {error or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise InputError(f"{str(file)!r} cannot be read: {reason}; give a readable JSON file") from error
     return _find_splits(value)
 
 

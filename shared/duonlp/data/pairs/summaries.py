@@ -11,6 +11,7 @@ from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.reading import document_files, documents
 from duonlp.data.reading import tables as summary_files
 from duonlp.errors import InputError
+from duonlp.util.files import may_read
 
 KINDS = ("stories", "json", "jsonl", "csv", "parquet", "arrow", "saved", "hub", "rows")
 HUB_CONFIGURATIONS = {
@@ -173,7 +174,7 @@ def _kind(source: Any, kind: str | None) -> str:
     name = str(source).removeprefix(documents.HUB_PREFIX)
     if kind == "hub" or str(source).startswith(documents.HUB_PREFIX):
         return "hub"
-    if not path.exists():
+    if not may_read(path):
         if re.split("[@#]", name)[0] in HUB_CONFIGURATIONS:
             return "hub"
         raise InputError(

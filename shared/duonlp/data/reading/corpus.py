@@ -1,10 +1,13 @@
 """Find text files below a folder, and split documents by a hash of their names."""
 
 import hashlib
+import os
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from duonlp.errors import InputError
+from duonlp.util.files import may_read, unreadable
 
 # Tests, lookup tables and Tk's call lists are large and unlike hand-written code; site-packages is not
 # part of the library.
@@ -14,20 +17,34 @@ STANDARD_LIBRARY_SKIPS = frozenset(
 )
 
 
-def text_files(root: str | Path, pattern: str = "*.py", skip: frozenset[str] = frozenset()) -> list[Path]:
+def text_files(
+    root: str | Path,
+    pattern: str = "*.py",
+    skip: frozenset[str] = frozenset(),
+    on_error: Callable[[OSError], None] | None = None,
+) -> list[Path]:
     """Return the files below `root` whose names match `pattern`, sorted by path.
 
     Args:
         root: Folder to search recursively.
         pattern: Glob for the file name.
         skip: Names of folders to leave out at any depth below `root`.
+        on_error: Called with the error of each folder that cannot be read; by default it is raised.
 
     Raises:
-        InputError: If `root` is not a folder or no file matches.
+        InputError: If `root` is not a folder, no file matches, or a folder cannot be read.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not may_read(root) or not root.is_dir():
         raise InputError(f"corpus root {str(root)!r} is not a folder; give an existing folder of text files")
+
+    def raise_or_note(error: OSError) -> None:
+        if on_error is None:
+            raise unreadable(error.filename, error) from error
+        on_error(error)
+
+    for _, folders, _ in os.walk(root, onerror=raise_or_note):  # rglob passes over what it cannot read
+        folders[:] = [name for name in folders if name not in skip]
     files = [
         path for path in root.rglob(pattern) if path.is_file() and not skip.intersection(path.relative_to(root).parts)
     ]

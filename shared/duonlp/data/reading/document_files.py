@@ -41,6 +41,23 @@ class Problems:
             raise InputError(f"{place}: {reason}: {detail}", remedy=remedy, argument="report")
         self.report.drop(reason, f"{place}: {detail}", byte_count)
 
+    def note_file(self, file: str | Path, error: Exception, last: str = "") -> None:
+        """Count a file that cannot be read, or not beyond a point.
+
+        Args:
+            file: The file.
+            error: What reading it raised. With an error number it comes from the system, otherwise from the contents.
+            last: Last part that was read, as in "line 7"; "" for none of it.
+
+        Raises:
+            InputError: If there is no report.
+        """
+        reason, after = getattr(error, "strerror", None), f"; unreadable after {last}" if last else ""
+        if reason:
+            self.note("unreadable", str(file), f"{reason}{after}")
+        else:
+            self.note("corrupt archive", str(file), f"{error or type(error).__name__}{after}")
+
 
 def is_readable(text: str, place: str, problems: Problems) -> bool:
     """Return whether a text is free of NUL characters and can be encoded as UTF-8; note it if not."""
@@ -92,8 +109,7 @@ def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
             else:
                 yield place, value
     except (EOFError, OSError, zlib.error) as error:
-        detail = f"{error or type(error).__name__}; unreadable after line {number}"
-        problems.note("corrupt archive", str(file), detail)
+        problems.note_file(file, error, f"line {number}")
 
 
 def lines_of(file: Path) -> Iterator[bytes]:
@@ -155,7 +171,7 @@ def parquet_rows(
                 yield from _batch_rows(batch, file, number, problems)
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        problems.note("corrupt archive", str(file), f"{error}; unreadable after row {number}")
+        problems.note_file(file, error, f"row {number}")
 
 
 def arrow_rows(
@@ -187,7 +203,7 @@ def arrow_rows(
                     yield from _batch_rows(piece, file, number, problems)
                     number += piece.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        problems.note("corrupt archive", str(file), f"{error}; unreadable after row {number}")
+        problems.note_file(file, error, f"row {number}")
 
 
 def _batch_rows(batch: Any, file: Path, rows_before: int, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:

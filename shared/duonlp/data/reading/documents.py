@@ -9,6 +9,7 @@ from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.reading import document_files, tables
 from duonlp.data.reading.corpus import text_files
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.files import may_read, unreadable
 
 KINDS = ("jsonl", "parquet", "arrow", "tree", "hub", "dataset")
 _ENDINGS = {
@@ -164,7 +165,7 @@ def _documents(
 ) -> Iterator[Document]:
     for source, kind in zip(sources, kinds):
         if kind == "tree":
-            for path in text_files(source, pattern, skip):
+            for path in text_files(source, pattern, skip, lambda error: problems.note_file(error.filename, error)):
                 text = document_files.read_text(path, problems)
                 if text is not None:
                     yield Document(text, path.relative_to(source).as_posix())
@@ -191,7 +192,7 @@ def _detect_kind(source: Any, kind: str | None, pattern: str) -> str:
     if kind == "hub" or str(source).startswith(HUB_PREFIX):
         return "hub"
     path = Path(source)
-    if not path.exists():
+    if not may_read(path):
         raise InputError(
             f"source {str(source)!r} does not exist; give a file, a folder, or {HUB_PREFIX}owner/name for a dataset on the Hub"
         )
@@ -308,7 +309,7 @@ def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> 
 
     Raises:
         MissingExtraError: If `datasets` is not installed.
-        InputError: If the dataset or the split does not exist.
+        InputError: If the dataset or the split does not exist, or cannot be read.
     """
     if kind == "dataset" and not isinstance(source, (str, Path)):
         return source, str(getattr(source, "builder_name", None) or "rows")
@@ -320,7 +321,15 @@ def dataset_rows(source: Any, kind: str, split: str | None, streaming: bool) -> 
         ) from error
     loaded: Any
     if kind == "dataset":
-        loaded = datasets.load_from_disk(str(source))
+        may_read(source)
+        try:
+            loaded = datasets.load_from_disk(str(source))
+        except OSError as error:
+            if error.errno is None:
+                raise InputError(
+                    f"{str(source)!r} cannot be read as a saved dataset: {error}; save it again"
+                ) from error
+            raise unreadable(error.filename or source, error) from error
         if isinstance(loaded, datasets.DatasetDict) and split is not None:
             if split not in loaded:
                 raise InputError(f"{str(source)!r} has no split {split!r}; it has {', '.join(map(str, loaded))}")

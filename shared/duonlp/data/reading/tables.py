@@ -10,6 +10,7 @@ from typing import Any
 
 from duonlp.data.reading import document_files
 from duonlp.errors import InputError
+from duonlp.util.files import may_read
 from duonlp.util.reading import parse_json
 
 SPLITS = ("train", "validation", "test")
@@ -147,13 +148,20 @@ def _data_files(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and ending_kind(file))
     if split := [file for file in files if split_of(file.name)]:
         return split
-    nested = {}
+    nested, problem = {}, None
     for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        try:
+            may_read(subfolder)
+        except InputError as error:
+            problem = error
+            continue
         split = sorted(
             file for file in subfolder.iterdir() if file.is_file() and ending_kind(file) and split_of(file.name)
         )
         if split:
             nested[subfolder.name] = split
+    if problem is not None and not (nested or files):
+        raise problem
     if len(nested) > 1:
         raise InputError(f"{str(folder)!r} has splits in several folders ({', '.join(nested)}); give one of them")
     return next(iter(nested.values()), files)
@@ -187,10 +195,10 @@ class StoryFolder:
     @staticmethod
     def folders_in(folder: Path) -> list[Path]:
         """Return those of cnn/stories, dailymail/stories, the folder itself and stories that hold stories."""
-        if not folder.is_dir():
+        if not may_read(folder) or not folder.is_dir():
             return []
         candidates = (folder / "cnn" / "stories", folder / "dailymail" / "stories", folder, folder / "stories")
-        return [path for path in candidates if path.is_dir() and next(path.glob(f"*{STORY}"), None)]
+        return [path for path in candidates if may_read(path) and path.is_dir() and next(path.glob(f"*{STORY}"), None)]
 
     def lists(self) -> dict[str, Path]:
         """Return {split: URL list} from all_train.txt etc., in the folder, its `url_lists` or its parents."""
@@ -293,7 +301,7 @@ def json_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[s
         if first.lstrip(b" \t\xef\xbb\xbf")[:1] == b"[":
             data = b"\n".join([first, *lines])
     except (EOFError, OSError, zlib.error) as error:
-        problems.note("corrupt archive", str(file), str(error) or type(error).__name__)
+        problems.note_file(file, error)
         return
     if not data:
         yield from document_files.jsonl_rows(file, problems)
@@ -339,5 +347,4 @@ def csv_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[st
     except csv.Error as error:
         problems.note("corrupt row", f"{file}:{number}", f"{error}; unreadable from here on")
     except (EOFError, OSError, zlib.error) as error:
-        detail = f"{error or type(error).__name__}; unreadable after line {number - 1}"
-        problems.note("corrupt archive", str(file), detail)
+        problems.note_file(file, error, f"line {number - 1}")

@@ -1,10 +1,9 @@
 """Batch rows of similar lengths in an order given by seed and epoch, and cache token ids on disk."""
 
+import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import numpy as np
 from duonlp.data.rows.order import SEED_LIMIT, check_seed, permuted
 from duonlp.data.rows.token_rows import TokenRows
 from duonlp.errors import InputError
+from duonlp.util.files import fsync_folder, storage_errors, unfinished
 
 TOKENIZER_BATCH = 1024
 """Number of texts tokenized at a time."""
@@ -177,9 +177,10 @@ def load_or_build_rows(
 
     Raises:
         InputError: If what was just written cannot be read back, or `build` returned another number of rows.
+        StorageError: If the cache cannot be written.
     """
 
-    def load() -> tuple[TokenRows, ...]:
+    def load(folder: Path) -> tuple[TokenRows, ...]:
         loaded = tuple(TokenRows.open(folder, name) for name in names)
         counts = sorted({len(rows) for rows in loaded})
         if counts != [count]:
@@ -190,25 +191,43 @@ def load_or_build_rows(
         return loaded
 
     with suppress(InputError):  # suppressed before `build` runs, whose errors must not be chained to a cache miss
-        return load()
-    _write_atomically(folder, names, build())
-    return load()
+        return _load_unmixed(folder, load)
+    built = build()
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(folder, folder=True) as partial:
+            for name, rows in zip(names, built, strict=True):
+                rows.save(partial, name)
+            loaded = load(partial)  # mapped before the rename, after which another process may replace the folder
+            while True:
+                try:
+                    os.rename(partial, folder)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                else:
+                    fsync_folder(folder.parent)
+                    return loaded
+                with suppress(InputError):  # another process has just written the same rows
+                    return _load_unmixed(folder, load)
+                with unfinished(folder, folder=True) as damaged, suppress(FileNotFoundError):
+                    os.rename(folder, damaged / "damaged")
 
 
-def _write_atomically(folder: Path, names: Sequence[str], all_rows: Sequence[TokenRows]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for name, rows in zip(names, all_rows, strict=True):
-            rows.save(partial, name)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process has just written the same rows
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _load_unmixed(folder: Path, load: Callable[[Path], tuple[TokenRows, ...]]) -> tuple[TokenRows, ...]:
+    """Load from a folder; raise InputError if it was replaced meanwhile, so that its files may not belong together."""
+    before = _identity(folder)
+    loaded = load(folder)
+    if _identity(folder) != before:
+        raise InputError(f"{str(folder)!r} was replaced while it was read")
+    return loaded
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = folder.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def cache_key(settings: Any, texts: Iterable[Any]) -> str:

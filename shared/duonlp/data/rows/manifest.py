@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.util.files import fsync_folder, may_read, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import first_line, parse_json
 
@@ -134,29 +135,23 @@ def fsync_and_rename(partial: Path, path: Path) -> None:
         os.replace(partial, path)
     finally:
         os.close(descriptor)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(path.parent)
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write the manifest of a folder atomically, replacing any existing one."""
-    partial = folder / (MANIFEST_FILE + PARTIAL)
-    partial.write_text(to_json({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n", encoding="utf-8")
-    fsync_and_rename(partial, folder / MANIFEST_FILE)
+    """Write the manifest of a folder atomically, replacing any existing one; raise StorageError if it cannot be written."""
+    write_text(folder / MANIFEST_FILE, to_json({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        InputError: If it is missing, has another format version, or has a key that is missing, unknown
-            or of the wrong type.
+        InputError: If it is missing or unreadable, has another format version, or has a key that is missing,
+            unknown or of the wrong type.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not may_read(folder) or not may_read(path):
         raise InputError(
             f"{str(folder)!r} is not a folder of blocks: it has no {MANIFEST_FILE}; create one with write_blocks"
         )
@@ -208,7 +203,7 @@ def check_shards(folder: Path, manifest: Manifest) -> None:
         )
     for shard in shards:
         path = folder / shard.file
-        if not path.is_file():
+        if not may_read(path):
             raise InputError(f"{str(path)!r} is missing; restore it, or write the blocks again")
         if path.stat().st_size != shard.size:
             raise InputError(

@@ -1,5 +1,6 @@
 """Read and write metrics.jsonl: the records of a run, one JSON object per line, in the order of its steps."""
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 from duonlp.errors import InputError
 from duonlp.schema import integer, shorten
+from duonlp.util.files import may_read, replacing, unreadable
 from duonlp.util.reading import parse_json
 
 FILE = "metrics.jsonl"
@@ -53,11 +55,11 @@ def read_metrics(file: str | os.PathLike) -> list[dict[str, Any]]:
         file: The file, or the folder that contains it.
 
     Raises:
-        InputError: The file does not exist, or a line other than the last is invalid.
+        InputError: The file does not exist or cannot be read, or a line other than the last is invalid.
     """
     file = Path(file)
-    file = file / FILE if file.is_dir() else file
-    if not file.is_file():
+    file = file / FILE if may_read(file) and file.is_dir() else file
+    if not may_read(file):
         raise InputError(f"{str(file)!r} does not exist; give a {FILE}, or the folder of a run that has one")
     with open(file, "rb") as lines:
         return [record for _, record in _records(lines, file)]
@@ -69,21 +71,20 @@ def remove_after(file: Path, step: int) -> int:
     The file is replaced atomically, or left alone if nothing has to be removed.
 
     Raises:
-        InputError: A line other than the last is invalid.
+        InputError: A line other than the last is invalid, or the file cannot be read.
+        StorageError: The file cannot be written.
     """
-    unfinished, removed = file.with_name(f".{file.name}.{os.getpid()}.part"), 0
     try:
-        with open(file, "rb") as lines, open(unfinished, "wb") as output:
-            for line, record in _records(lines, file):
-                if record.get("step", 0) > step:
-                    removed += 1
-                else:
-                    output.write(line.rstrip(b"\n") + b"\n")
-        if unfinished.stat().st_size != file.stat().st_size:
-            os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return removed
+        content = file.read_bytes()
+    except OSError as error:
+        raise unreadable(file, error) from None
+    records = list(_records(io.BytesIO(content), file))
+    lines = [line.rstrip(b"\n") + b"\n" for line, record in records if record.get("step", 0) <= step]
+    kept = b"".join(lines)
+    if kept != content:
+        with replacing(file) as stream:
+            stream.write(kept)
+    return len(records) - len(lines)
 
 
 def _records(lines: Iterable[bytes], file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -1,13 +1,16 @@
 """The log of a training run: console, metrics.jsonl, TensorBoard and Weights & Biases."""
 
+import errno
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +19,7 @@ from duonlp.training.flops import mfu
 from duonlp.training.log.console import ConsoleDisplay
 from duonlp.training.log.metrics_file import EVALUATION, FILE, STEP, remove_after, to_line, to_plain
 from duonlp.training.log.trackers import TensorBoard, Tracker, WeightsAndBiases
+from duonlp.util.files import locked_folder, storage_errors
 
 TRAINING_GROUP = "train"
 """Prefix of a training step's metrics in TensorBoard and Weights & Biases: train/loss."""
@@ -43,7 +47,9 @@ class MetricsLog:
             anything else, such as "examples", has none.
 
     Raises:
-        InputError: A new run in a folder that has metrics already, a damaged metrics.jsonl, or an argument out of range.
+        InputError: A new run in a folder that has metrics already or that another process or thread is writing, a damaged
+            metrics.jsonl, or an argument out of range.
+        StorageError: metrics.jsonl cannot be written; also raised by the methods, which leave it without a part of a record.
         MissingExtraError: tensorboardX or wandb is requested and not installed.
     """
 
@@ -74,18 +80,24 @@ class MetricsLog:
         self._marks: deque[tuple[int, int, float, float]] = deque(maxlen=window + 1)
         self._start, self._last_step = time.perf_counter(), resumed_from or 0
         self._last_count: int | None = None  # tokens or examples at the last step
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / FILE
-        if resumed_from is None and file.exists() and file.stat().st_size:
-            raise InputError(f"{str(file)!r} has the records of an earlier run; resume that run, or use another folder")
-        if file.exists():
-            remove_after(file, resumed_from or 0)
-        self._trackers: list[Tracker] = [TensorBoard(self.folder, resumed_from)] if tensorboard else []
-        if wandb is not None:
-            self._trackers.append(WeightsAndBiases(self.folder, wandb, resumed_from))
-        self._file = open(file, "ab")  # noqa: SIM115 (closed by close())
+        with ExitStack() as stack:
+            stack.enter_context(locked_folder(self.folder, "metrics"))
+            if resumed_from is None and file.exists() and file.stat().st_size:
+                raise InputError(
+                    f"{str(file)!r} has the records of an earlier run; resume that run, or use another folder"
+                )
+            if file.exists():
+                remove_after(file, resumed_from or 0)
+            with storage_errors(file):
+                # Unbuffered, so that no part of a record is left to be written after a full disk.
+                self._file = stack.enter_context(open(file, "ab", buffering=0))
+            self._trackers: list[Tracker] = [TensorBoard(self.folder, resumed_from)] if tensorboard else []
+            if wandb is not None:
+                self._trackers.append(WeightsAndBiases(self.folder, wandb, resumed_from))
+            self._opened = stack.pop_all()
         self._display: ConsoleDisplay | None = None
         if console:
             target = console if isinstance(console, Console) else None
@@ -188,12 +200,12 @@ class MetricsLog:
         """Close the log. Closing it again does nothing."""
         if self._file is None:
             return
-        self._file.close()
         self._file = None
         if self._display is not None:
             self._display.close()
-        for tracker in self._trackers:
-            tracker.close(failed)
+        with self._opened:
+            for tracker in self._trackers:
+                tracker.close(failed)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -206,8 +218,14 @@ class MetricsLog:
     def _write(self, group: str, record: Mapping[str, Any]) -> None:
         if self._file is None:
             raise InputError(f"the log in {str(self.folder)!r} is closed; create a new one")
-        self._file.write(to_line(record))
-        self._file.flush()  # to the operating system, so that it survives a kill of this process
+        line, size = to_line(record), self._file.seek(0, os.SEEK_END)
+        with storage_errors(self.folder / FILE):
+            try:  # straight to the operating system, so that it survives a kill of this process
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._file.truncate(size)
+                raise
         numbers = {
             key: value
             for key, value in record.items()
