@@ -11,8 +11,7 @@ from flax import nnx
 
 from duonlp.inputs import check_inputs
 from duonlp.typing import Array
-from duonlp.util.frameworks import keep_heap
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process, keep_heap
 from jaxnlp.layers import Attention, Linear
 from jaxnlp.pretrained import merge, split
 

@@ -16,7 +16,7 @@ from duonlp.heads import loss_terms, outputs_of
 from duonlp.inputs import check_inputs, main_input
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 from jaxnlp import losses, ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.encoder_decoder import EncoderDecoder

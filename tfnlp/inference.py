@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from duonlp.inputs import check_inputs, input_specs, num_tokens
 from duonlp.typing import Array
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 
 if TYPE_CHECKING:
     from tfnlp.model import Model

@@ -13,7 +13,7 @@ from duonlp.generation.strategies.cache import check_cache
 from duonlp.inputs import check_inputs, main_input, named_inputs
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler

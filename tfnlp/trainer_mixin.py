@@ -15,7 +15,7 @@ from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of, targe
 from duonlp.inputs import TEACHER, check_inputs, named_inputs
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
 from tfnlp.steps.step import TrainStep
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss

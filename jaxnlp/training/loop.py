@@ -20,7 +20,7 @@ from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
 from duonlp.training.stream import Position, Stream
 from duonlp.typing import Batch, Tokenizer
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 from jaxnlp.pretrained import Params, update
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption, is_main, run_on_main

@@ -98,9 +98,11 @@ def test_refused_images(inputs, message):
 
 
 def test_refused_sizes():
-    for options in ({"image_size": 13}, {"image_size": [12, 10]}, {"patch_size": 24}, {"patch_size": 0}):
+    for options in ({"image_size": 13}, {"image_size": [12, 10]}, {"patch_size": 24}):
         with pytest.raises(ConfigError, match="is not a multiple of patch_size"):
             config("vit", **options)
+    with pytest.raises(ConfigError, match="patch_size is 0; it must be an integer from 1"):
+        config("vit", patch_size=0)
     with pytest.raises(ConfigError, match="pooler_output_size=7"):
         config("vit", pooler_output_size=7)
 

@@ -12,7 +12,6 @@ Temporary folders are locked while their process lives. The next save removes th
 import ctypes
 import errno
 import functools
-import json
 import os
 import shutil
 from collections.abc import Generator
@@ -22,8 +21,7 @@ from typing import Any
 
 from duonlp.checkpoints.temporary_folders import (
     fsync_files,
-    fsync_folder,
-    locked_folder,
+    make_locked_folder,
     remove_folder,
     remove_if_dead,
     temporary_folders,
@@ -32,6 +30,8 @@ from duonlp.checkpoints.temporary_folders import (
 )
 from duonlp.checkpoints.weight_files import INDEX, is_file_name, weight_files
 from duonlp.errors import CheckpointError, InputError
+from duonlp.util.files import fsync_folder
+from duonlp.util.json_text import to_json
 from duonlp.util.permissions import DENIED, explain_denied
 from duonlp.util.reading import parse_json
 
@@ -85,7 +85,11 @@ def _replaced(folder: Path) -> Generator[Path]:
     # Renaming the current directory would leave this process (and the shell) in a deleted one.
     one_by_one = inside or (exists and _holds_current(folder))
     _remove_leftovers(folder)
-    new, lock = locked_folder(folder, SAVING) if one_by_one else locked_folder(folder.parent, f".{folder.name}.saving")
+    new, lock = (
+        make_locked_folder(folder, SAVING)
+        if one_by_one
+        else make_locked_folder(folder.parent, f".{folder.name}.saving")
+    )
     try:
         if exists and not one_by_one:
             _link_files(folder, new)
@@ -223,7 +227,7 @@ def _rename_twice(new: Path, folder: Path) -> bool | None:
     Returns:
         Whether ``folder`` can be renamed; None if another process has replaced it between the two renames.
     """
-    old, lock = locked_folder(folder.parent, f".{folder.name}.old")
+    old, lock = make_locked_folder(folder.parent, f".{folder.name}.old")
     try:
         try:
             os.rename(folder, old / folder.name)
@@ -272,7 +276,7 @@ def _move_files(new: Path, folder: Path) -> None:
     """Move the files of ``new`` into ``folder``, in a way that a kill cannot leave a mixture of old and new ones."""
     lock = None
     if new.parent != folder:
-        inside, lock = locked_folder(folder, SAVING)
+        inside, lock = make_locked_folder(folder, SAVING)
         try:
             os.rename(new, inside)  # keeps the lock of `new`
         except OSError:  # another file system
@@ -281,7 +285,7 @@ def _move_files(new: Path, folder: Path) -> None:
         new = inside
     try:
         manifest = {"new": weight_files(new), "stale": weight_files(folder)}
-        (new / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        (new / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
         fsync_files(new)
         for attempt in range(ATTEMPTS):
             finish_save(folder)

@@ -13,8 +13,8 @@ from duonlp.errors import ConfigError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS, PRETRAINING
 from duonlp.parameters import count_parameters, parameters
+from duonlp.util.frameworks import check_process
 from duonlp.util.machine_info import physical_memory
-from duonlp.util.processes import check_process
 
 ADVICE = {
     "cache_dir": "set the environment variable HF_HOME",

@@ -9,6 +9,7 @@ from duonlp.typing import ImageProcessor, Tokenizer
 from duonlp.util import frameworks
 from duonlp.util.panics import without_panics
 from duonlp.util.reading import first_line, parse_json
+from duonlp.util.tokenization import tokenize
 
 IMAGE_CONFIG = "preprocessor_config.json"
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -46,7 +47,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         with without_panics(f"{where} is damaged"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             with suppress(Exception):  # a small vocabulary may lack the letter
-                tokenizer("a", verbose=False)  # panics if a template names tokens that are not there
+                tokenize(tokenizer, "a", verbose=False)  # panics if a template names tokens that are not there
     except Exception as error:
         raise CheckpointError(
             f"{where} cannot be loaded ({type(error).__name__}: {first_line(error)}); save a working one there, or pass "

@@ -11,14 +11,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from duonlp.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl: Any = None
+from duonlp.util.files import fsync_folder, try_lock
 
 SECONDS = 30.0
 """How long to wait for another process that is moving files."""
@@ -53,7 +48,7 @@ def remove_if_dead(folder: Path) -> None:
         unlock(descriptor)
 
 
-def locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
+def make_locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
     """Create a temporary folder and lock it; return it and the descriptor to pass to unlock."""
     while True:
         path = parent / f"{prefix}-{_host()}-{secrets.token_hex(4)}"
@@ -67,20 +62,14 @@ def locked_folder(parent: Path, prefix: str) -> tuple[Path, int | None]:
 
 def _lock(path: Path) -> tuple[int | None, bool | None]:
     """Lock a folder; return a descriptor to unlock, and whether it is locked: False if by another, None without locks."""
-    if fcntl is None:
+    if os.name == "nt":  # which opens no folders
         return None, None
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return descriptor, False
-    except OSError:  # the file system has no locks
-        return descriptor, None
-    return descriptor, True
+    return descriptor, try_lock(descriptor)
 
 
 def unlock(descriptor: int | None) -> None:
-    """Release the lock of :func:`locked_folder`."""
+    """Release the lock of :func:`make_locked_folder`."""
     if descriptor is not None:
         os.close(descriptor)
 
@@ -111,16 +100,6 @@ def when_unlocked(path: Path, act: Callable[[], None]) -> None:
         if waited > SECONDS:
             raise CheckpointError(f"another process has been saving to {path.parent} for {SECONDS:.0f} s; wait for it")
         time.sleep(0.01)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; do nothing where folders cannot be synchronized."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def fsync_files(folder: Path) -> None:

@@ -13,7 +13,7 @@ from duonlp.distillation.pair import label_order
 from duonlp.errors import InputError
 from duonlp.typing import Batch
 from duonlp.util.files import replacing, storage_errors
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 
 NAME = "teacher_logits"
 """Key of the logits in a batch."""

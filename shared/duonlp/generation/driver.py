@@ -17,7 +17,7 @@ from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.validation import check_memory
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 
 LOOP_ONLY = ("cache", "draft_cache", "hidden")
 """Entries of a state that ``result`` does not read."""

@@ -9,7 +9,7 @@ from duonlp.generation.prompt import as_mask
 from duonlp.inputs import check_inputs
 from duonlp.positions import generation_position_ids
 from duonlp.util.buckets import bucket
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 
 
 def pad_texts(

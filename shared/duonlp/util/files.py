@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from duonlp.errors import DuonlpError, InputError, StorageError
+from duonlp.util.permissions import DENIED, explain_denied
 
 try:
     import fcntl
@@ -24,9 +25,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 FULL_MESSAGES = ("No space left", "disk is full", "were full", "too large", " written")
 """Parts of the messages of libraries that do not pass on the number: SQLite, ArrayRecord, tokenizers, NumPy."""
-
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""Error numbers of missing permissions."""
 
 UNFINISHED = ".part"
 """Suffix of the temporary files and folders of :func:`unfinished`."""
@@ -80,7 +78,7 @@ def unfinished(path: Path, *, folder: bool = False) -> Generator[Path, None, Non
             descriptor = os.open(partial, os.O_RDONLY)
         except FileNotFoundError:  # another process cleaned up before it was locked
             continue
-        if _lock(descriptor) is not False and partial.exists():
+        if try_lock(descriptor) is not False and partial.exists():
             break
         os.close(descriptor)
     try:
@@ -95,7 +93,7 @@ def _remove_if_dead(path: Path) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            if _lock(descriptor):
+            if try_lock(descriptor):
                 _remove(path)
         finally:
             os.close(descriptor)
@@ -109,7 +107,7 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int) -> bool | None:
     """Lock an open file or folder; return False if another holder has it, None where there are no locks."""
     if fcntl is None:
         return None
@@ -194,15 +192,10 @@ def may_read(path: str | os.PathLike) -> bool:
 
 def unreadable(path: str | os.PathLike, error: OSError) -> InputError:
     """Return the InputError for a file or folder that exists but cannot be read."""
+    if error.errno in DENIED:
+        return InputError(explain_denied(path))
     what, reason = "folder" if os.path.isdir(path) else "file", error.strerror or str(error) or type(error).__name__
-    if error.errno not in DENIED:
-        return InputError(f"the {what} {os.fspath(path)!r} cannot be read: {reason}")
-    effective = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
-    for folder in reversed(Path(path).absolute().parents):
-        if os.path.isdir(folder) and not os.access(folder, os.X_OK, **effective):
-            reason += f" to enter {str(folder)!r}"
-            return InputError(f"{os.fspath(path)!r} cannot be read: {reason}; change the permissions of that folder")
-    return InputError(f"the {what} {os.fspath(path)!r} cannot be read: {reason}; change its permissions")
+    return InputError(f"the {what} {os.fspath(path)!r} cannot be read: {reason}")
 
 
 class _Held(threading.local):
@@ -262,7 +255,7 @@ def locked_folder(folder: str | os.PathLike, use: str = "") -> Generator[None, N
         status = os.fstat(descriptor)
         key = status.st_dev, status.st_ino
         is_shared = key in locks and {use, ""}.isdisjoint(locks[key][1]) and use != ""
-        if not is_shared and (key in locks or _lock(descriptor) is False):
+        if not is_shared and (key in locks or try_lock(descriptor) is False):
             os.close(descriptor)
             raise _in_use(path)
         if not is_shared and os.path.isdir(path) and os.path.samestat(os.stat(path), status):
@@ -332,7 +325,7 @@ def locked_file(file: str | os.PathLike) -> Generator[None, None, None]:
     with storage_errors(file):
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
-        if _lock(descriptor) is False:
+        if try_lock(descriptor) is False:
             raise _in_use(file)
         _DESCRIPTORS.add(descriptor)
         try:

@@ -139,7 +139,7 @@ def _object(value: Any, file: str, error: type[DuonlpError], advice: str) -> dic
 
 def _decode(data: bytes) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start})") from None
 

@@ -18,7 +18,7 @@ from duonlp.checkpoints.atomic_folder import MANIFEST, SAVED, SAVING, atomic_fol
 from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, read_unchanged
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.checkpoints.save import save_checkpoint
-from duonlp.checkpoints.temporary_folders import ABANDONED_SECONDS, locked_folder, unlock
+from duonlp.checkpoints.temporary_folders import ABANDONED_SECONDS, make_locked_folder, unlock
 from duonlp.errors import CheckpointError
 from duonlp.util.permissions import explain_denied
 from tests.cases import cases
@@ -72,15 +72,15 @@ def test_files_of_the_user_are_kept_and_those_of_the_index_are_removed(folder):
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_are_kept(folder, tmp_path):
-    dead, lock = locked_folder(tmp_path, ".bert.saving")
+    dead, lock = make_locked_folder(tmp_path, ".bert.saving")
     unlock(lock)
-    old, lock = locked_folder(tmp_path, ".bert.old")
+    old, lock = make_locked_folder(tmp_path, ".bert.old")
     unlock(lock)
-    inside, lock = locked_folder(folder, SAVING)
+    inside, lock = make_locked_folder(folder, SAVING)
     unlock(lock)
     for path in (dead, old, inside):
         (path / WEIGHTS).write_text("half")
-    live, lock = locked_folder(tmp_path, ".bert.saving")
+    live, lock = make_locked_folder(tmp_path, ".bert.saving")
     other = tmp_path / ".bert.saving-00000000-abcdefgh"  # of another host
     other.mkdir()
     unrelated = tmp_path / ".bert.saving-of-mine"
@@ -100,7 +100,7 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_are_kept
 @pytest.mark.parametrize("through_link", [False, True])
 def test_a_load_restores_the_folder_between_two_renames(folder, tmp_path, through_link):
     save(folder, 3)
-    old, lock = locked_folder(tmp_path, ".bert.old")
+    old, lock = make_locked_folder(tmp_path, ".bert.old")
     os.rename(folder, old / "bert")
     unlock(lock)
     (tmp_path / "latest").symlink_to("bert")
@@ -110,7 +110,7 @@ def test_a_load_restores_the_folder_between_two_renames(folder, tmp_path, throug
 
 def test_two_old_folders_are_ambiguous(folder, tmp_path):
     for _ in range(2):
-        old, lock = locked_folder(tmp_path, ".bert.old")
+        old, lock = make_locked_folder(tmp_path, ".bert.old")
         shutil.copytree(folder, old / "bert")
         unlock(lock)
     shutil.rmtree(folder)

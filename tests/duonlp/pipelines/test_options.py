@@ -81,7 +81,9 @@ def make_pipe(task: str, tmp_path):
     folder = None
     if task == "sentence-embedding":
         folder = tmp_path
-        modules = [{"type": f"models.{name}", "path": name} for name in ("Transformer", "Pooling")]
+        modules = [
+            {"type": f"sentence_transformers.models.{name}", "path": name} for name in ("Transformer", "Pooling")
+        ]
         (folder / "modules.json").write_text(json.dumps(modules))
         (folder / "Pooling").mkdir()
         (folder / "Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import os, sys
-from duonlp.util.processes import check_process
+from duonlp.util.frameworks import check_process
 if sys.argv[1] == "used":
     check_process()
 child = os.fork()
