@@ -372,7 +372,7 @@ def test_an_unreadable_file_or_folder_is_named_as_such(tmp_path, name):
     with suppress(DuonlpError):
         READERS[name](path)  # so that everything is imported
     for denied in (path, path.parent):
-        with without_permission(denied), pytest.raises(DuonlpError, match="[Pp]ermission denied") as error:
+        with without_permission(denied), pytest.raises(DuonlpError, match=r"[Pp]ermission denied") as error:
             READERS[name](path)
         assert not any(words in str(error.value) for words in ("No such file", "does not exist", "no file", "\n"))
     path.unlink()
