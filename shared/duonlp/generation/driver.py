@@ -16,6 +16,7 @@ from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
+from duonlp.generation.strategies.search import INVALID
 from duonlp.generation.validation import check_memory
 from duonlp.util.frameworks import check_process
 
@@ -82,10 +83,9 @@ def collect(call: Call, out: Mapping[str, Any], first: int = 0) -> GenerationOut
 
 def _check_logits(call: Call, out: Mapping[str, Any], first: int) -> None:
     """Raise NonFiniteOutputError if the logits of a prompt's text were NaN or infinite."""
-    rows = len(call.prompt.original) * call.plan.samples
-    invalid = np.flatnonzero(~np.asarray(out["valid"])[:rows])
-    if len(invalid) and not call.config.remove_invalid_values:
-        row = first + int(invalid[0]) // call.plan.samples
+    invalid = np.asarray(out["ids"])[: len(call.prompt.original) * call.plan.returned] == INVALID
+    if invalid.any():
+        row = first + int(invalid.any(axis=1).argmax()) // call.plan.returned
         raise NonFiniteOutputError(f"prompt {row}", "logits", row)
 
 

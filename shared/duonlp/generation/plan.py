@@ -58,6 +58,11 @@ class Plan:
     logits: bool = False  # record raw logits
     logprobs: bool = False  # record the log probability of each chosen token
 
+    @property
+    def removes_invalid(self) -> bool:
+        """Whether logits that are NaN or infinite are replaced rather than reported."""
+        return any(name == "remove_invalid_values" for name, _ in self.processors)
+
     def for_loop(self) -> "Plan":
         """Return the plan of the loop, without fields that only ``result`` reads and that would compile the loop again."""
         return replace(self, returned=1) if self.strategy == "beam" else self

@@ -64,13 +64,13 @@ def step(search: Search, state: State) -> State:
     for i in range(count + 1):
         text = ops.where(position < search.columns + n + i, ids, -1)
         choice, logprob, scores = sample.select_tokens(search, text, logits[:, i], n + i, v.get("keys"))
+        choice = search.mark_invalid(choice, logits[:, i])
         counts = accepted & ~done[0] & (n + i < v["new_tokens"])  # the choice becomes part of the text
         ended, next_stop_state = search.detect_ends(choice, stop_state)
         done = ops.where(counts, done | ended, done)
         stop_state = ops.where(counts, next_stop_state, stop_state)
         token = ops.where(counts, choice, token)
         added = added + ops.cast(counts, "int32")
-        state["valid"] = ops.where(counts, state["valid"] & search.are_valid(logits[:, i]), state["valid"])
         choices.append(choice)
         # Only choices that count are recorded; ids of the others are masked below.
         for name, value in search.record(state, n + i, scores, logits[:, i]).items():

@@ -10,7 +10,7 @@ of an earlier group that chose it.
 """
 
 from duonlp.generation import threefry
-from duonlp.generation.strategies.search import Search, State
+from duonlp.generation.strategies.search import INVALID, Search, State
 from duonlp.typing import Array
 
 EXCLUDED = -1.0e9
@@ -25,7 +25,6 @@ def start(search: Search) -> State:
 
         - n: int32 [], number of new tokens.
         - cache: the model's cache, room * beams slots after the prompt.
-        - valid: bool [prompts], whether the model's logits were numbers.
         - ancestors: int32 [prompts, beams, room], the beam whose slot at each step a beam descends from; -1
           for steps to come.
         - groups: the state of each beam group, as "group_0", "group_1", ...
@@ -74,7 +73,6 @@ def start(search: Search) -> State:
     state = {
         "n": ops.cast(0, "int32"),
         "cache": cache,
-        "valid": ops.full((prompts,), True, "bool"),
         "ancestors": ops.full((prompts, plan.beams, plan.room), -1, "int32"),
         "groups": {f"group_{g}": dict(group) for g in range(plan.groups)},
     } | search.empty_records(prompts * plan.beams, logits.shape[-1])
@@ -118,17 +116,27 @@ def extend_beams(search: Search, state: State, logits: Array) -> State:
         scores = search.process(ids, ops.reshape(scores, (prompts * size, vocabulary)), search.columns + n)
         scores = ops.reshape(scores, (prompts, size, vocabulary))
         groups[name], parent = extend_group(search, group, scores, n, g * size)
+        groups[name] |= _mark_invalid(search, groups[name], group["running"], logits)
         parents.append(parent + g * size)
         processed.append(scores)
         for j in range(size if plan.groups > 1 else 0):
             is_token = ops.expand_dims(ops.arange(vocabulary), 0) == groups[name]["token"][:, j : j + 1]
             chosen_by_earlier = chosen_by_earlier + ops.cast(is_token, "float32")
     ancestors = ops.take_along(state["ancestors"], ops.concat(parents, 1), 1)
-    valid = state["valid"] & ops.all(search.are_valid(logits), axis=1)
-    new = {"n": n + 1, "groups": groups, "ancestors": ancestors, "valid": valid}
+    new = {"n": n + 1, "groups": groups, "ancestors": ancestors}
     flat = (prompts * beams, vocabulary)
     scores = ops.reshape(ops.concat(processed, 1), flat)
     return state | new | search.record(state, n, scores, ops.reshape(logits, flat))
+
+
+def _mark_invalid(search: Search, group: State, was_running: Array, logits: Array) -> State:
+    """Return a group's ids and ended_ids, all INVALID for prompts with a raw logit [prompts, beams, V] that is no number."""
+    ops = search.ops
+    if search.plan.removes_invalid:
+        return {}
+    invalid = ~ops.all(ops.all_below_infinity(logits), axis=1) & was_running
+    invalid = ops.reshape(invalid, (search.prompts, 1, 1))
+    return {name: ops.where(invalid, INVALID, group[name]) for name in ("ids", "ended_ids")}
 
 
 def extend_group(search: Search, group: State, scores: Array, n: Array, first_beam: int) -> tuple[State, Array]:
@@ -274,11 +282,11 @@ def result(search: Search, state: State) -> State:
     lengths = ops.sum(ops.cast(parents >= 0, "int32"), axis=1)
     real = ops.repeat(~search.values["filler"], plan.returned, 0)
     out = {
-        "ids": ops.where(new < 0, search.values["padding"], new),
+        "ids": ops.where(new == -1, search.values["padding"], new),
         "steps": ops.max(ops.where(real, lengths, 0), axis=0),
         "sequences_scores": ops.reshape(scores, (search.prompts * plan.returned,)),
         "beam_indices": parents,
     }
     if plan.logprobs:
         out["logprobs"] = best("logprobs")
-    return out | {name: state[name] for name in ("valid", "scores", "logits") if name in state}
+    return out | {name: state[name] for name in ("scores", "logits") if name in state}

@@ -18,10 +18,9 @@ def start(search: Search) -> State:
         The state, with these entries:
 
         - n: int32 [], number of new tokens.
-        - ids: int32 [texts, columns + room], -1 on padding and on tokens to come.
+        - ids: int32 [texts, columns + room], -1 on padding and on tokens to come, INVALID where the logits were no numbers.
         - token: int32 [texts], the last token, not yet fed to the model.
         - done: bool [texts], whether the text has ended.
-        - valid: bool [texts], whether the model's logits were numbers until the text ended.
         - stop_state: int32 [texts], state of the stop string automaton.
         - cache: the model's cache, room slots after the prompt.
         - logprobs: float32 [texts, room], if recorded.
@@ -43,7 +42,6 @@ def initial_state(search: Search, logits: Array, cache: Cache) -> State:
         "n": ops.cast(0, "int32"),
         "ids": search.initial_ids(rows),
         "done": search.repeat_samples(search.values["filler"]),
-        "valid": ops.full((rows,), True, "bool"),
         "stop_state": search.initial_stop_states(rows),
         "cache": cache,
     } | search.empty_records(rows, logits.shape[-1])
@@ -90,13 +88,12 @@ def append_tokens(
         The appended tokens, padding for texts that had ended, and the updated state.
     """
     ops, plan, n, done = search.ops, search.plan, state["n"], state["done"]
-    token = ops.where(done, search.values["padding"], token)
+    token = ops.where(done, search.values["padding"], search.mark_invalid(token, logits))
     ended, stop_state = search.detect_ends(token, state["stop_state"])
     new = {
         "n": n + 1,
         "ids": ops.update(state["ids"], ops.expand_dims(token, 1), (0, search.columns + n)),
         "done": done | ended,
-        "valid": state["valid"] & (done | search.are_valid(logits)),
         "stop_state": stop_state,
     }
     if plan.logprobs:
@@ -143,5 +140,5 @@ def result(search: Search, state: State) -> State:
     """Return new ids [texts, room], the number of steps, and what was recorded."""
     ops = search.ops
     new = state["ids"][:, search.columns :]
-    out = {"ids": ops.where(new < 0, search.values["padding"], new), "steps": state["n"]}
-    return out | {name: state[name] for name in ("valid", "logprobs", "scores", "logits") if name in state}
+    out = {"ids": ops.where(new == -1, search.values["padding"], new), "steps": state["n"]}
+    return out | {name: state[name] for name in ("logprobs", "scores", "logits") if name in state}

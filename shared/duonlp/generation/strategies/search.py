@@ -30,6 +30,10 @@ State = dict[str, Any]
 """Loop state of a strategy, whose ``start`` documents the keys, or the outputs of its ``result``."""
 
 
+INVALID = -2
+"""Id in place of a token whose logits were NaN or infinite. It is among the results, so that the loop carries no flag."""
+
+
 class DecoderModel(Protocol):
     """What decoding needs of a model.
 
@@ -197,9 +201,11 @@ class Search:
         positive, negative = logits[:texts], logits[texts:]
         return self.values["guidance_scale"] * (positive - negative) + negative
 
-    def are_valid(self, logits: Array) -> Array:
-        """Return whether no raw logit [..., V] is NaN or infinity, bool [...]; -inf is a token that cannot occur."""
-        return self.ops.all_below_infinity(logits)
+    def mark_invalid(self, tokens: Array, logits: Array) -> Array:
+        """Return tokens int32 [...], INVALID where a raw logit [..., V] is NaN or infinity; -inf is a token that cannot occur."""
+        if self.plan.removes_invalid:
+            return tokens
+        return self.ops.where(self.ops.all_below_infinity(logits), tokens, INVALID)
 
     def repeat_samples(self, x: Array) -> Array:
         """Repeat every row once per sample of its prompt; positive and negative prompts stay separate halves."""
