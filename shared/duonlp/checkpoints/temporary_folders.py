@@ -107,7 +107,7 @@ def fsync_files(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for file in (Path(parent, name) for name in names):
             if not file.is_symlink() and file.stat().st_nlink == 1:
-                with open(file, "rb") as stream:
+                with open(file, "r+b" if os.name == "nt" else "rb") as stream:  # Windows needs the right to write
                     os.fsync(stream.fileno())
         fsync_folder(Path(parent))
 

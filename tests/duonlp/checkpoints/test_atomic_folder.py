@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -306,11 +307,15 @@ def run(code, *arguments):
     return done.stdout.strip()
 
 
-def reachable(tmp_path):
-    """Let every user enter the folders down to `tmp_path`, which pytest makes private."""
-    for path in (tmp_path, *tmp_path.parents):
-        if path.owner() != "root" or str(path).startswith("/tmp/pytest"):
-            path.chmod(path.stat().st_mode | 0o055)
+@pytest.fixture
+def public():
+    """Return a folder that every user may enter, unlike those of pytest."""
+    path = Path(tempfile.mkdtemp(prefix="duonlp-test-"))
+    path.chmod(0o755)
+    yield path
+    for parent, _, _ in os.walk(path):
+        os.chmod(parent, 0o755)
+    shutil.rmtree(path)
 
 
 READ = """
@@ -325,8 +330,8 @@ READ = """
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, ""])
-def test_an_unreadable_file_or_folder_says_so(folder, tmp_path, name):
-    reachable(tmp_path)
+def test_an_unreadable_file_or_folder_says_so(public, name):
+    folder = BERT.write(public / "bert")
     assert run(READ, folder) == "read"
     mode = (folder / name).stat().st_mode
     (folder / name).chmod(0)
@@ -350,51 +355,50 @@ WRITE = """
 
 
 @pytest.mark.parametrize("place", ["folder", "parent"])
-def test_a_read_only_target_says_so_and_keeps_no_leftovers(folder, tmp_path, place):
-    reachable(tmp_path)
+def test_a_read_only_target_says_so_and_keeps_no_leftovers(public, place):
+    folder = BERT.write(public / "bert")
     (folder / "notes.txt").write_text("mine")
-    tmp_path.chmod(0o777 if place == "folder" else 0o555)
+    public.chmod(0o777 if place == "folder" else 0o555)
     folder.chmod(0o555)
-    target = folder if place == "folder" else tmp_path / "new"
-    before = (names(tmp_path), names(folder))
+    target = folder if place == "folder" else public / "new"
+    before = (names(public), names(folder))
     message = run(WRITE, target)
-    tmp_path.chmod(0o755)
+    public.chmod(0o755)
     assert (
         message.startswith("CheckpointError")
         and "cannot be written: permission denied; the folder belongs to" in message
     )
-    assert (names(tmp_path), names(folder)) == before and (folder / "notes.txt").stat().st_nlink == 1
+    assert (names(public), names(folder)) == before and (folder / "notes.txt").stat().st_nlink == 1
 
 
-def test_read_only_folders_inside_are_replaced_without_leftovers(folder, tmp_path):
-    reachable(tmp_path)
+def test_read_only_folders_inside_are_replaced_without_leftovers(public):
+    folder = BERT.write(public / "bert")
     (folder / "sub").mkdir()
     (folder / "sub/mine.txt").write_text("mine")
     (folder / "sub").chmod(0o555)
-    for path in (tmp_path, folder, folder / "sub", *folder.iterdir(), folder / "sub/mine.txt"):
+    for path in (public, folder, folder / "sub", *folder.iterdir(), folder / "sub/mine.txt"):
         os.chown(path, *(65534, 65534) if os.geteuid() == 0 else (-1, -1))
     assert run(WRITE, folder) == "written"
-    assert (folder / "sub/mine.txt").read_text() == "mine" and names(tmp_path) == ["bert"]
+    assert (folder / "sub/mine.txt").read_text() == "mine" and names(public) == ["bert"]
     assert stat.S_IMODE((folder / "sub").stat().st_mode) == 0o555
 
 
-def test_a_folder_whose_parent_is_read_only_is_written_from_inside(folder, tmp_path):
-    reachable(tmp_path)
+def test_a_folder_whose_parent_is_read_only_is_written_from_inside(public):
+    folder = BERT.write(public / "bert")
     for path in (folder, *folder.iterdir()):
         os.chown(path, *(65534, 65534) if os.geteuid() == 0 else (-1, -1))
-    tmp_path.chmod(0o555)
+    public.chmod(0o555)
     assert run(WRITE, folder) == "written"
-    tmp_path.chmod(0o755)
-    assert (folder / "config.json").read_text() == "{}" and names(tmp_path) == ["bert"]
+    public.chmod(0o755)
+    assert (folder / "config.json").read_text() == "{}" and names(public) == ["bert"]
 
 
-def test_the_folder_on_the_way_is_named(tmp_path):
-    reachable(tmp_path)
-    (tmp_path / "closed/model").mkdir(parents=True)
-    (tmp_path / "closed").chmod(0o600)
-    message = run(READ, tmp_path / "closed/model")
-    (tmp_path / "closed").chmod(0o700)
-    assert f"(in {tmp_path / 'closed'}) cannot be read: permission denied" in message
+def test_the_folder_on_the_way_is_named(public):
+    (public / "closed/model").mkdir(parents=True)
+    (public / "closed").chmod(0o600)
+    message = run(READ, public / "closed/model")
+    (public / "closed").chmod(0o700)
+    assert f"(in {public / 'closed'}) cannot be read: permission denied" in message
 
 
 def test_a_read_only_file_system_is_named(tmp_path, monkeypatch):

@@ -301,6 +301,39 @@ def test_a_loaded_model_remembers_its_checkpoint(tmp_path):
         load(folder=None)
 
 
+def test_model_and_tokenizer_are_of_one_version(tmp_path, monkeypatch):
+    from duonlp.checkpoints import Checkpoint, save_checkpoint
+    from duonlp.parameters import parameters
+
+    tokenizer = reference.load_tokenizer("wordpiece")
+    config = config_from_hf(HF | {"vocab_size": len(tokenizer)})
+    spec, load, later = parameters(config, "base"), Checkpoint.tokenizer, [2, 3]
+
+    def save(version):
+        tokenizer.model_max_length = version
+        values = {path: np.full(parameter.shape, version, np.float32) for path, parameter in spec.items()}
+        save_checkpoint(tmp_path / "m", config, "base", values.__getitem__, np.float32, tokenizer)
+
+    def load_while_another_saves(checkpoint):
+        result = load(checkpoint)
+        if later:
+            save(later.pop(0))
+        return result
+
+    class Engine:
+        @staticmethod
+        def from_pretrained(checkpoint, **options):
+            save(4)  # too late: the files are open
+            sources = checkpoint.plan(checkpoint.transformer_config(), "base")
+            return Loaded("base", config, values={float(v) for source in sources for v in source.read().flat})
+
+    save(1)
+    monkeypatch.setattr(Checkpoint, "tokenizer", load_while_another_saves)
+    models = []
+    pipe = load_pipeline({"base": Engine}, models.append, "feature-extraction", tmp_path / "m")
+    assert models[0].values == {3.0} and pipe.tokenizer.model_max_length == 3 and not later
+
+
 def test_a_loaded_model_generates_as_its_own_configuration_says():
     tokenizer = reference.load_tokenizer("gpt2")
     config = config_from_hf({"model_type": "gpt2", "vocab_size": len(tokenizer), "n_embd": 16, "n_head": 2})
