@@ -80,9 +80,8 @@ def check_config(config: "GenerationConfig") -> None:
 def _check_ids(config: "GenerationConfig") -> None:
     for name in ID_OPTIONS:
         value = getattr(config, name)
-        if isinstance(value, str) or not all(
-            is_number(token, whole=True) and -MOST <= token < MOST for token in as_ids(value)
-        ):
+        is_single = isinstance(value, str) or (name.endswith("suppress_tokens") and isinstance(value, int))
+        if is_single or not all(is_number(token, whole=True) and -MOST <= token < MOST for token in as_ids(value)):
             raise InputError(f"{name}={shorten(value)} must be token ids, that is, integers")
     biased = tuple(ids for ids, _ in config.sequence_bias)
     for name, sequences in (("bad_words_ids", config.bad_words_ids), ("sequence_bias", biased)):
@@ -142,7 +141,7 @@ def _check_combinations(config: "GenerationConfig") -> None:
         )
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         forced = as_ids(getattr(c, name))
-        if forced and set(forced) <= set(c.suppress_tokens):
+        if forced and set(forced) <= set(as_ids(c.suppress_tokens)):
             raise InputError(
                 f"{name}={shorten(getattr(c, name))} is also in suppress_tokens, which would leave no token; omit one of them"
             )
