@@ -13,6 +13,7 @@ import tfnlp
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.run_file import read_run
+from duonlp.util.files import locked_folder
 from tfnlp.training import (
     FitConfig,
     SaveBest,
@@ -154,6 +155,14 @@ def test_a_run_killed_during_a_save_resumes(tmp_path, whole, monkeypatch):
         fitted(run, FitConfig(**config.to_dict() | {"layer_decay": 0.9}))
     with pytest.raises(InputError, match=r"different data \(batches: stored 3, now 2\)"):
         fitted(run, config, batches=BATCHES[:2])
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with locked_folder(tmp_path, "training"), pytest.raises(InputError, match="is being written by another process or"):
+        fitted(tmp_path, FitConfig(steps=1))
+    assert not list(tmp_path.iterdir())
+    with locked_folder(tmp_path, "run"):  # of duonlp.runs, which calls fit
+        assert fitted(tmp_path, FitConfig(steps=1)).steps == 1
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):

@@ -18,17 +18,20 @@ from duonlp.data.objectives.language_modelling import CausalLM
 from duonlp.errors import CheckpointError, InputError, NonFiniteLossError
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.schedules import learning_rate_at
+from duonlp.util.files import locked_folder
 from tfnlp.training import (
     AdamW,
     BackupAndRestore,
     Pretrainer,
     PretrainingLog,
+    SaveBest,
     Schedule,
     StopAtNonFiniteLoss,
     block_dataset,
     make_optimizer,
     model_inputs,
 )
+from tfnlp.training.backups import Backups
 
 ROOT = Path(__file__).parents[2]
 LENGTH, VOCABULARY = 16, 32
@@ -357,6 +360,43 @@ def test_the_log_resumes_with_the_backup(tmp_path, interrupted):
     assert (step["step"], step["tokens"], evaluation["step"]) == (8, 8 * 8 * LENGTH, 8)
     assert step["loss"] == steps[8] and step["perplexity"] == pytest.approx(np.exp(steps[8]))
     assert step["learning_rate"] == pytest.approx(0.1) and evaluation["loss"] < step["loss"] + 1
+
+
+def test_killed_around_backups_the_log_has_every_step_once(tmp_path, monkeypatch):
+    """Whatever the order of the callbacks: before the first backup, and right after the second."""
+    trainer, write, steps = pretrainer(optimizer=sgd), Backups.write, []
+
+    def run(*others):
+        backups, log = (
+            BackupAndRestore(tmp_path / "backups", save_freq=2),
+            PretrainingLog(tmp_path, log_every=1, console=False),
+        )
+        callbacks = [*others, backups, log, SaveBest(tmp_path / "best", "loss")]
+        trainer.fit(block_dataset(counting(), steps=3), epochs=2, callbacks=callbacks, verbose=0)
+
+    def write_and_die(self, step, *arguments):
+        write(self, step, *arguments)
+        steps.append(step)
+        if step == 4:
+            raise Interrupted
+
+    with locked_folder(tmp_path, "metrics"), pytest.raises(InputError, match="is being written by another process or"):
+        run()
+    with pytest.raises(Interrupted):
+        run(AfterStep(2, interrupt))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        trainer.step.assign(0)
+        patch.setattr(Backups, "write", write_and_die)
+        run()
+    run()
+    assert steps == [2, 4]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    with locked_folder(tmp_path / "backups", "backups"), pytest.raises(InputError, match="is being written by another"):
+        run()
+    trainer.step.assign(0)
+    (tmp_path / "backups").rename(tmp_path / "elsewhere")  # so its 6 steps are not those of a run killed before step 2
+    with pytest.raises(InputError, match="has the records of an earlier run"):
+        run()
 
 
 def test_xla_compiles_the_step_by_default():

@@ -14,6 +14,7 @@ pytest.importorskip("orbax.checkpoint")
 import jaxnlp
 from duonlp.errors import CheckpointError, InputError, NonFiniteLossError
 from duonlp.training.log.metrics_file import read_metrics
+from duonlp.util.files import locked_folder
 from jaxnlp.training import LazyModel, export, make_mesh, pretrain
 from tests.jaxnlp.training.runs import GPT2, LENGTH, ROWS, CountingBlocks, batches, run, settings
 
@@ -120,6 +121,16 @@ def test_sigterm_saves_and_the_run_resumes(finished, tmp_path):
     whole = tmp_path / "whole"
     pretrain(LazyModel.from_config(GPT2, seed=1), batches(**unshuffled), config, whole, **options)
     assert losses(folder) == losses(whole)
+
+
+def test_a_folder_in_use_is_refused_and_superseded_checkpoints_are_removed(tmp_path):
+    folder, options = tmp_path / "run", {"steps": 4, "save_every": 2, "keep_best": 0, "mesh": one_device()}
+    run(folder, **options)
+    assert sorted(os.listdir(folder / "checkpoints")) == ["2", "4"]
+    with locked_folder(folder, "training"), pytest.raises(InputError, match="is being written by another process or"):
+        run(folder, **options)
+    run(folder, **options, keep_last=1)  # as after a kill between a save and the removal of the checkpoint before
+    assert os.listdir(folder / "checkpoints") == ["4"]
 
 
 def test_a_non_finite_loss_stops_before_it_is_saved(finished, tmp_path):
