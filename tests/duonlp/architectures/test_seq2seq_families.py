@@ -156,10 +156,10 @@ def test_saved_constants_are_recognized(name, tmp_path):
     made = case(name)
     tensors = saved(tmp_path, made)
     once = values(tmp_path, made)
-    for stack in ("encoder", "decoder"):
+    for stack, e in (("encoder", made.config.embedding), ("decoder", made.config.decoder.embedding)):
         tensors[f"model.{stack}.version"] = np.zeros(1, np.float32)
         for constant in ("weight", "weights"):
-            tensors[f"model.{stack}.embed_positions.{constant}"] = np.zeros((20, 24), np.float32)
+            tensors[f"model.{stack}.embed_positions.{constant}"] = fixed_table(e)[:20].copy()
     rewrite(tmp_path, tensors)
     assert same(values(tmp_path, made), once)
 
