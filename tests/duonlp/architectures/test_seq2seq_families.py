@@ -5,7 +5,6 @@ import pytest
 
 from duonlp.architectures import config_from_hf, hf_config
 from duonlp.checkpoints.checkpoint import WEIGHTS, open_checkpoint
-from duonlp.checkpoints.layouts import fixed_positions
 from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import ConfigError
 from duonlp.parameters import parameters
@@ -157,11 +156,10 @@ def test_saved_constants_are_recognized(name, tmp_path):
     made = case(name)
     tensors = saved(tmp_path, made)
     once = values(tmp_path, made)
-    for stack in ("encoder", "decoder"):
+    for stack, e in (("encoder", made.config.embedding), ("decoder", made.config.decoder.embedding)):
         tensors[f"model.{stack}.version"] = np.zeros(1, np.float32)
-        positions = fixed_positions("decoder_positions" if stack == "decoder" else "positions", made.config)
         for constant in ("weight", "weights"):
-            tensors[f"model.{stack}.embed_positions.{constant}"] = positions[:20]
+            tensors[f"model.{stack}.embed_positions.{constant}"] = fixed_table(e)[:20].copy()
     rewrite(tmp_path, tensors)
     assert same(values(tmp_path, made), once)
 
