@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from duonlp.errors import ConfigError, DuonlpError
+from duonlp.util.reading import is_unicode
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def text(longest: int = 1000) -> Kind:
 def _is_text(value: Any, longest: int) -> bool:
     if not isinstance(value, str) or len(value) > longest:
         return False
-    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    return is_unicode(value)
 
 
 def choice(*names: str) -> Kind:

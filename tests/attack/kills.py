@@ -64,8 +64,7 @@ class Server:
         """Return all of a finished run that must not depend on interruptions, and its number of file "events"."""
         records = [{name: r[name] for name in COMPARED if name in r} for r in read_metrics(folder)]
         paths = [path.relative_to(folder) for path in folder.rglob("*")]
-        # What a killed save of the best model leaves is for the next save to remove, which may never come.
-        files = sorted(str(path) for path in paths if len(path.parts) <= 2 and not path.parts[0].startswith(".best."))
+        files = sorted(str(path) for path in paths if len(path.parts) <= 2)
         best = folder / "best" / "model.safetensors"
         result = json.loads(Path(f"{folder}.json").read_text())
         return {**result, "metrics": records, "files": files, "best": best.read_bytes() if best.exists() else b""}

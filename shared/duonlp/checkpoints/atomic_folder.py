@@ -84,7 +84,7 @@ def _replaced(folder: Path) -> Generator[Path]:
     inside = os.path.ismount(folder) or (exists and not os.access(folder.parent, os.W_OK))
     # Renaming the current directory would leave this process (and the shell) in a deleted one.
     one_by_one = inside or (exists and _holds_current(folder))
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     new, lock = (
         make_locked_folder(folder, SAVING)
         if one_by_one
@@ -163,7 +163,7 @@ def _restore(folder: Path) -> None:
         when_unlocked(old, rename)
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders of killed saves to a folder, beside it and inside it."""
     olds = temporary_folders(folder.parent, f".{folder.name}.old") if folder.exists() else []
     saving = temporary_folders(folder.parent, f".{folder.name}.saving")

@@ -289,7 +289,7 @@ def check_text(value: Any, where: str) -> str:
     """
     if not isinstance(value, str):
         raise InputError(f"{where} is {describe(value)}; expected a text (str)")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not reading.is_unicode(value):
         raise InputError(f"{where} is {describe(value)}, which is not valid Unicode; decode it with its own encoding")
     if not value or value.isspace():
         raise InputError(f"{where} is an empty text, {value!r}; remove it, or add some words")

@@ -4,10 +4,12 @@ import inspect
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from duonlp.checkpoints.atomic_folder import remove_leftovers
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.training.best import Best
@@ -139,7 +141,7 @@ def check_evaluation(evaluate: Scorer, model: Any, best: Best, has_loss: bool) -
 def fit_log(
     folder: str | os.PathLike | None, total: int, resumed: int | None, options: Mapping[str, Any] | None
 ) -> MetricsLog | NullLog:
-    """Return the log of a fine-tuning run, which counts examples.
+    """Return the log of a fine-tuning run, which counts examples; remove what a killed save of the best model left.
 
     Args:
         folder: Folder of the run; None for a log that does nothing.
@@ -149,5 +151,6 @@ def fit_log(
     """
     if folder is None:
         return NullLog()
+    remove_leftovers((Path(folder) / BEST).resolve())
     defaults: dict[str, Any] = {"description": "fine-tuning", "unit": "examples"}
     return MetricsLog(folder, total_steps=total, resumed_from=resumed, **{**defaults, **(options or {})})

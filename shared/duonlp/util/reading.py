@@ -96,6 +96,15 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
     return _read(Path(file).expanduser(), parse_toml, "TOML", InputError, "give a TOML file of settings")
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no unpaired surrogates, which neither files nor tokenizers take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def why_unreadable(error: Exception) -> str:
     """Return why a file could not be read as text, from the error of the attempt."""
     if isinstance(error, UnicodeDecodeError):
