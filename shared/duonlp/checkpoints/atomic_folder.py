@@ -25,12 +25,11 @@ from duonlp.checkpoints.temporary_folders import (
     remove_folder,
     remove_if_dead,
     temporary_folders,
-    unlock,
     when_unlocked,
 )
 from duonlp.checkpoints.weight_files import INDEX, is_file_name, weight_files
 from duonlp.errors import CheckpointError, InputError
-from duonlp.util.files import fsync_folder
+from duonlp.util.files import fsync_folder, unlock
 from duonlp.util.json_text import to_json
 from duonlp.util.permissions import DENIED, explain_denied
 from duonlp.util.reading import parse_json

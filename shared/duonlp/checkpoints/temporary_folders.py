@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from duonlp.errors import CheckpointError
-from duonlp.util.files import fsync_folder, try_lock
+from duonlp.util.files import fsync_folder, try_lock, unlock
 
 SECONDS = 30.0
 """How long to wait for another process that is moving files."""
@@ -66,12 +66,6 @@ def _lock(path: Path) -> tuple[int | None, bool | None]:
         return None, None
     descriptor = os.open(path, os.O_RDONLY)
     return descriptor, try_lock(descriptor)
-
-
-def unlock(descriptor: int | None) -> None:
-    """Release the lock of :func:`make_locked_folder`."""
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def _is_at(path: Path, descriptor: int | None) -> bool:

@@ -85,7 +85,7 @@ def unfinished(path: Path, *, folder: bool = False) -> Generator[Path, None, Non
         yield partial
     finally:
         _remove(partial)
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 def _remove_if_dead(path: Path) -> None:
@@ -118,6 +118,20 @@ def try_lock(descriptor: int) -> bool | None:
     except OSError:  # the file system has no locks
         return None
     return True
+
+
+def unlock(descriptor: int | None) -> None:
+    """Release a lock and close its descriptor, of which a child that has just been forked may still hold a copy.
+
+    Args:
+        descriptor: The descriptor; None where folders cannot be locked.
+    """
+    if descriptor is None:
+        return
+    with contextlib.suppress(OSError):
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -278,7 +292,7 @@ def locked_folder(folder: str | os.PathLike, use: str = "") -> Generator[None, N
                     with contextlib.suppress(OSError):  # it is not empty
                         os.rmdir(path)
                 _DESCRIPTORS.discard(held)
-                os.close(held)
+                unlock(held)
 
 
 def _in_use(path: str | os.PathLike) -> InputError:
@@ -310,7 +324,7 @@ def updating(file: str | os.PathLike) -> Generator[None, None, None]:
     finally:
         with contextlib.suppress(OSError):
             turn.unlink()
-        os.close(descriptor)
+        unlock(descriptor)
 
 
 @contextmanager
@@ -335,4 +349,4 @@ def locked_file(file: str | os.PathLike) -> Generator[None, None, None]:
                 Path(file).unlink(missing_ok=True)
     finally:
         _DESCRIPTORS.discard(descriptor)
-        os.close(descriptor)
+        unlock(descriptor)

@@ -19,8 +19,9 @@ from duonlp.checkpoints.atomic_folder import MANIFEST, SAVED, SAVING, atomic_fol
 from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, read_unchanged
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.checkpoints.save import save_checkpoint
-from duonlp.checkpoints.temporary_folders import ABANDONED_SECONDS, make_locked_folder, unlock
+from duonlp.checkpoints.temporary_folders import ABANDONED_SECONDS, make_locked_folder
 from duonlp.errors import CheckpointError
+from duonlp.util.files import unlock
 from duonlp.util.permissions import explain_denied
 from tests.cases import cases
 
