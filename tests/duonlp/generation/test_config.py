@@ -91,6 +91,7 @@ def test_strategies(options, strategy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"seed": 1}, "seed=1 has no effect without do_sample=True"),
         ({"temperature": 0.7}, "temperature=0.7 has no effect without do_sample=True"),
         ({"top_p": 0.7}, "top_p=0.7 has no effect"),
         ({"top_k": 5}, "top_k=5 has no effect"),
