@@ -253,7 +253,7 @@ def register_sentence_file(name: str) -> None:
             vectors = step(vectors)
         assert config.max_length is None or min(config.max_length, 3) > 0
         assert config.prompts is None or all(prompt + "text" for prompt in config.prompts.values())
-        assert config.default_prompt is None or config.default_prompt + ""
+        assert config.default_prompt is None or isinstance(config.default_prompt, str)
 
     fuzzed(name, "json", write=write)(read)
 

@@ -165,7 +165,8 @@ def _serve(connection: Connection) -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a panic of Rust prints there
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)  # where Transformers and panics of Rust print
     load_attacks()
     warnings.simplefilter("ignore")
     seen: set[str] = set()

@@ -1,5 +1,6 @@
 """Kinds of values, and the bounds of every architecture's sizes."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from duonlp import architectures
 from duonlp.architectures._common import COMMON_SCHEMA
 from duonlp.checkpoints import open_checkpoint
 from duonlp.errors import CheckpointError, ConfigError
+from duonlp.parameters import parameters
 from duonlp.schema import (
     BOOL,
     LAYERS,
@@ -134,3 +136,21 @@ def test_a_config_error_names_the_file(tmp_path):
     (folder / "config.json").write_text('{"model_type": "bert", "hidden_size": 1e400}')
     with pytest.raises(ConfigError, match=r"model/config\.json: hidden_size is inf; it must be an integer"):
         open_checkpoint(folder).transformer_config()
+
+
+@pytest.mark.parametrize("model_type", architectures.families())
+def test_tables_of_weights_follow_the_smallest_sizes(model_type):
+    """With any size 0 or any switch off, a weight table has no rows for parameters that the model lacks."""
+    family, sizes = (
+        architectures.get(model_type),
+        {"model_type": model_type, **cases.SIZES.get(model_type, cases.ENCODER)},
+    )
+    for key, value in itertools.product({**family.SCHEMA, **sizes}, (0, False, None)):
+        try:
+            cfg = architectures.config_from_hf(sizes | {key: value})
+            tables = {head: family.weights(cfg, head) for head in family.heads(model_type)}
+        except ConfigError:
+            continue
+        for head, rows in tables.items():
+            missing = {row.path for row in rows} - {None, *parameters(cfg, head)}
+            assert not missing, f"{key}={value!r}: {head} has rows for {missing}"

@@ -97,7 +97,8 @@ def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
     rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings")
     rows += embedding(f"{PREFIX}embeddings.position_embeddings", "embeddings/position_embeddings")
-    rows += embedding(f"{PREFIX}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")
+    if cfg.embedding.type_vocab_size:
+        rows += embedding(f"{PREFIX}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")
     rows += norm(f"{PREFIX}embeddings.LayerNorm", "embeddings/norm")
     rows += linear(f"{PREFIX}encoder.embedding_hidden_mapping_in", "embeddings/projection")
     inner = cfg.extra.get("inner_group_num", 1)
