@@ -7,6 +7,7 @@ and back.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 from duonlp.errors import ConfigError
@@ -298,7 +299,7 @@ class TransformerConfig(_HasLayers):
         """Longest sequence that the positions allow, special tokens included; UNLIMITED if they set no bound."""
         return _max_length(self.embedding)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Everything that the model reads: first its main input, then what goes with it."""
         e = self.embedding

@@ -93,7 +93,7 @@ SCENARIOS = {
 
 def save(folder: Path, version: int, limit: int = WHOLE, tokenizer: bool = True) -> None:
     """Save a model all of whose files hold the number of a version."""
-    cfg = config_from_hf({"model_type": "bert", **SIZES, "hidden_dropout_prob": version / 1000})
+    cfg = config_from_hf({"model_type": "bert", **SIZES, "hidden_dropout_prob": version / 10**6})
     shape = _shapes()
     save_checkpoint(
         folder, cfg, "base", lambda path: np.full(shape[path], version, np.float32), np.float32,
@@ -117,7 +117,7 @@ def versions(folder: Path, tokenizer: bool = True, pause: Callable[[], None] = l
     checkpoint, text = read_unchanged(folder, read)
     pause()
     cfg = checkpoint.transformer_config()
-    found = {round(checkpoint.config["hidden_dropout_prob"] * 1000), checkpoint.generation_config["max_length"]}
+    found = {round(checkpoint.config["hidden_dropout_prob"] * 10**6), checkpoint.generation_config["max_length"]}
     found |= {int(text)} if text else set()
     for source in checkpoint.plan(cfg, "base"):
         pause()

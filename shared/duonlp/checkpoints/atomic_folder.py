@@ -21,6 +21,7 @@ from typing import Any
 
 from duonlp.checkpoints.temporary_folders import (
     fsync_files,
+    is_temporary,
     make_locked_folder,
     remove_folder,
     remove_if_dead,
@@ -253,20 +254,23 @@ def _link_files(folder: Path, new: Path) -> None:
     """Fill ``new`` with links to the files of ``folder`` except the weights, all of one version."""
     for _ in range(ATTEMPTS):
         before = os.stat(folder)
-        skipped = {*weight_files(folder), SAVED, *(path.name for path in temporary_folders(folder, SAVING))}
+        skipped = {*weight_files(folder), SAVED}
+
+        def ignored(parent: str, names: list[str], skipped: set[str] = skipped) -> set[str]:
+            top = Path(parent) == folder
+            return skipped | {name for name in names if is_temporary(name, SAVING)} if top else set()
+
         try:
-            shutil.copytree(
-                folder, new, copy_function=_link, symlinks=True, dirs_exist_ok=True,
-                ignore=lambda parent, names, skipped=skipped: skipped if Path(parent) == folder else (),
-            )  # fmt: skip
+            shutil.copytree(folder, new, copy_function=_link, symlinks=True, dirs_exist_ok=True, ignore=ignored)
         except (shutil.Error, FileNotFoundError) as error:
-            if folder.exists() and os.path.samestat(before, os.stat(folder)):
-                source = Path(error.args[0][0][0]) if isinstance(error, shutil.Error) else Path(error.filename)
-                if source.exists() and not os.access(source, os.R_OK):
+            source = Path(error.args[0][0][0]) if isinstance(error, shutil.Error) else Path(error.filename)
+            if os.path.lexists(source):  # otherwise, another process has just moved or removed it
+                if not os.access(source, os.R_OK):
                     raise CheckpointError(explain_denied(source)) from error
                 raise
-        if folder.exists() and os.path.samestat(before, os.stat(folder)):
-            return
+        else:
+            if folder.exists() and os.path.samestat(before, os.stat(folder)):
+                return
         remove_folder(new, itself=False)
     raise CheckpointError(f"{folder} is replaced again and again while it is being saved; wait for the other process")
 

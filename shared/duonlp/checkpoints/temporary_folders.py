@@ -25,12 +25,16 @@ ABANDONED_SECONDS = 86400.0
 """Age from which a temporary folder of another host is removed: not all file systems show its lock."""
 
 
+def is_temporary(name: str, prefix: str) -> bool:
+    """Return whether a name is that of a temporary folder with a prefix; those of earlier versions do not name their host."""
+    return re.fullmatch(re.escape(prefix) + r"-([0-9a-f]{8}-)?[a-z0-9_]{8}", name) is not None
+
+
 def temporary_folders(parent: Path, prefix: str) -> list[Path]:
-    """Return the temporary folders with a prefix; those of earlier versions do not name their host."""
-    pattern = re.compile(re.escape(prefix) + r"-([0-9a-f]{8}-)?[a-z0-9_]{8}")
+    """Return the temporary folders with a prefix."""
     try:
         with os.scandir(parent) as entries:
-            found = [entry for entry in entries if pattern.fullmatch(entry.name)]
+            found = [entry for entry in entries if is_temporary(entry.name, prefix)]
             return sorted(Path(entry) for entry in found if entry.is_dir(follow_symlinks=False))
     except (OSError, ValueError):
         return []
