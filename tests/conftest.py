@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,14 @@ def clear_compiled_programs():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def public():
+    """Return a folder that every user may enter, unlike those of pytest."""
+    path = Path(tempfile.mkdtemp(prefix="duonlp-test-"))
+    path.chmod(0o755)
+    yield path
+    for parent, _, _ in os.walk(path):
+        os.chmod(parent, 0o755)
+    shutil.rmtree(path)

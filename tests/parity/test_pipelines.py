@@ -76,7 +76,10 @@ def folder(tmp_path_factory):
         path = Case(task, body | labels | {"vocab_size": len(tokenizer)}, get_task(task).head).write(root / task)
         tokenizer.save_pretrained(path)
         if task == "sentence-embedding":
-            modules = [{"type": f"models.{name}", "path": name} for name in ("Transformer", "Pooling", "Normalize")]
+            modules = [
+                {"type": f"sentence_transformers.models.{name}", "path": name}
+                for name in ("Transformer", "Pooling", "Normalize")
+            ]
             (path / "modules.json").write_text(json.dumps(modules))
             (path / "Pooling").mkdir()
             (path / "Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')

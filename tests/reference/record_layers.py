@@ -31,7 +31,7 @@ def run_torch(kind: "Kind") -> dict[str, np.ndarray]:
     import torch
     import transformers
 
-    from duonlp.checkpoints.checkpoint import our_layout
+    from duonlp.checkpoints.layouts import our_layout
     from tests.layer_kinds import cotangent, inputs
 
     cls = getattr(transformers, kind.model)

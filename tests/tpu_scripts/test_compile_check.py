@@ -208,7 +208,7 @@ def test_invalid_input_has_status_2(arguments, message, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "content, message",
-    [("no json", "cannot be read"), ('{"model_type": "nonesuch"}', "nonesuch"), (None, "cannot be read")],
+    [("no json", "is not valid JSON"), ('{"model_type": "nonesuch"}', "nonesuch"), (None, "cannot read")],
 )
 def test_an_unreadable_config_is_named(content, message, tmp_path):
     file = tmp_path / "config.json"

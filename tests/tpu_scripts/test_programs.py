@@ -47,7 +47,7 @@ def test_from_text_to_a_model(tmp_path):
     np.testing.assert_allclose(*outputs, atol=1e-5)
 
     wrong = program("pretrain", run, "training.learning_rate=1", *options, status=2)
-    assert "learning_rate=0.001 (now 1)" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
+    assert "learning_rate=0.001 (now 1.0)" in wrong.stderr and len(wrong.stderr.strip().splitlines()) == 1
 
 
 def test_usage_errors_are_one_line(tmp_path):

@@ -62,7 +62,7 @@ class Settings:
         """
         defaults = {f.name: f.default for f in fields(self)}
         for name, reason in unused.items():
-            if getattr(self, name) != defaults[name]:
+            if getattr(self, name) not in (defaults[name], 0, None):  # which turn something off that is off
                 raise InputError(f"{name} is {getattr(self, name)}, which has no effect with {reason}; omit it")
 
     def check_resumable(self, stored: Mapping[str, Any]) -> None:

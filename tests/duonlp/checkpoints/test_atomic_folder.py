@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -306,17 +305,6 @@ def run(code, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-@pytest.fixture
-def public():
-    """Return a folder that every user may enter, unlike those of pytest."""
-    path = Path(tempfile.mkdtemp(prefix="duonlp-test-"))
-    path.chmod(0o755)
-    yield path
-    for parent, _, _ in os.walk(path):
-        os.chmod(parent, 0o755)
-    shutil.rmtree(path)
 
 
 READ = """

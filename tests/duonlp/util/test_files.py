@@ -358,11 +358,9 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_an_unreadable_file_or_folder_is_named_as_such(tmp_path, name):
-    path = tmp_path / "folder" / name
+def test_an_unreadable_file_or_folder_is_named_as_such(public, name):
+    path = public / "folder" / name
     path.parent.mkdir(parents=True)
-    for folder in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        folder.chmod(0o755)
     text = (
         "text,label,document,summary\na,b,d,s\n"
         if path.suffix == ".csv"
@@ -379,10 +377,8 @@ def test_an_unreadable_file_or_folder_is_named_as_such(tmp_path, name):
     assert not may_read(path)
 
 
-def test_a_folder_that_may_not_be_written(tmp_path):
-    for folder in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        folder.chmod(0o755)
-    root, folder = os.geteuid() == 0, tmp_path / "folder"
+def test_a_folder_that_may_not_be_written(public):
+    root, folder = os.geteuid() == 0, public / "folder"
     folder.mkdir()
     folder.chmod(0o555)
     if root:
