@@ -186,11 +186,14 @@ def _connect(file: Path) -> sqlite3.Connection:
     After a power failure the last trial may be missing; it is repeated.
     """
     connection = sqlite3.connect(file, timeout=60, check_same_thread=False)
-    with contextlib.suppress(
-        sqlite3.OperationalError
-    ):  # a file system without shared memory: the default journal, slower
+    try:
         connection.execute("PRAGMA journal_mode=WAL").fetchone()
         connection.execute("PRAGMA synchronous=NORMAL")
+    except sqlite3.OperationalError:  # a file system without shared memory: the default journal, slower
+        pass
+    except BaseException:  # a damaged file, which would stay locked as long as the error is kept
+        connection.close()
+        raise
     return connection
 
 

@@ -400,6 +400,17 @@ def test_a_file_that_is_no_study(tmp_path):
         search(tmp_path)
 
 
+def test_a_damaged_study_is_not_left_locked(tmp_path):
+    search(tmp_path, trials=1)
+    file = tmp_path / "study.db"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 + 100])
+    with pytest.raises(InputError, match="cannot resume the study") as error:
+        search(tmp_path, trials=1)
+    file.write_bytes(b"")
+    assert len(search(tmp_path, trials=1).trials) == 1 and error.value  # which keeps the failed connection's frames
+
+
+
 def test_a_folder_may_have_any_name(tmp_path):
     assert len(search(tmp_path / "a b?c#d%20é", trials=2).trials) == 2
     assert (tmp_path / "a b?c#d%20é" / "study.db").is_file()
