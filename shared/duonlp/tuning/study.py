@@ -1,6 +1,5 @@
 """Storage of a search: an Optuna study in an SQLite file with a single writer, and its trials as plain values."""
 
-import contextlib
 import importlib.util
 import json
 import logging

@@ -10,6 +10,9 @@ from duonlp.errors import InputError
 from duonlp.evaluation import isolation_error, sandbox
 from duonlp.util import frameworks
 from tests.duonlp.cli.test_app import checkpoint, run  # noqa: F401  (fixtures)
+from tests.sandboxes import refusal
+
+pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())
 
 PROMPT = "def main():\n"
 ROW = {"task_id": "t/0", "prompt": PROMPT, "entry_point": "main", "test": "def check(c):\n    assert c() == 0\n"}

@@ -12,6 +12,9 @@ from duonlp.errors import InputError
 from duonlp.evaluation import isolation_error
 from duonlp.evaluation.human_eval import cut_at_first_block, evaluate_problems, read_problems
 from duonlp.evaluation.pass_rate import pass_at_k
+from tests.sandboxes import refusal
+
+pytestmark = pytest.mark.skipif(bool(refusal()), reason=refusal())
 
 RUN = {"seconds": 20, "allow_code_execution": True, "unsafe": bool(isolation_error())}
 """The programs of these tests are harmless: they run without isolation where the kernel has none."""

@@ -410,7 +410,6 @@ def test_a_damaged_study_is_not_left_locked(tmp_path):
     assert len(search(tmp_path, trials=1).trials) == 1 and error.value  # which keeps the failed connection's frames
 
 
-
 def test_a_folder_may_have_any_name(tmp_path):
     assert len(search(tmp_path / "a b?c#d%20é", trials=2).trials) == 2
     assert (tmp_path / "a b?c#d%20é" / "study.db").is_file()
