@@ -14,8 +14,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 from duonlp.errors import CheckpointError, InputError
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.run_file import check_run, first_line, write_run
+from duonlp.training.run_file import check_run, write_run
 from duonlp.util.files import locked_folder, storage_remedy
+from duonlp.util.reading import first_line
 from jaxnlp.training.distributed import barrier, is_main, run_on_main
 from jaxnlp.training.mesh import PyTree
 

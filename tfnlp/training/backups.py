@@ -14,9 +14,8 @@ import tensorflow as tf
 
 from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import CheckpointError, InputError
-from duonlp.training.run_file import first_line
 from duonlp.util.files import locked_folder, storage_remedy
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import first_line, parse_json
 from tfnlp.pretrained import parameter_tree
 
 FORMAT = 2

@@ -11,7 +11,6 @@ from duonlp.schema import check, integer, table
 from duonlp.training.settings import Settings
 from duonlp.util.files import may_read, storage_errors, write_text
 from duonlp.util.json_text import to_json
-from duonlp.util.reading import first_line as first_line
 from duonlp.util.reading import parse_json, why_unreadable
 
 RUN_FILE = "run.json"

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from duonlp.errors import DuonlpError, InputError, StorageError
 from duonlp.util.permissions import DENIED, explain_denied
+from duonlp.util.reading import first_line
 
 try:
     import fcntl
@@ -168,7 +169,7 @@ def storage_errors(path: str | os.PathLike) -> Generator[None, None, None]:
 
 def storage_error(path: str | os.PathLike, error: BaseException) -> StorageError:
     """Return the StorageError for an error of any type that kept a file from being written."""
-    reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    reason = getattr(error, "strerror", None) or first_line(error)
     result = StorageError(f"cannot write {os.fspath(path)!r}: {reason}; {storage_remedy(error)}, or use another folder")
     result.errno = getattr(error, "errno", None)
     return result

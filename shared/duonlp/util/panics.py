@@ -7,6 +7,11 @@ from duonlp.errors import DuonlpError, InputError
 from duonlp.util.reading import first_line
 
 
+def is_panic(error: BaseException) -> bool:
+    """Return whether an error is a panic; each extension module has a class of its own for them."""
+    return type(error).__name__ == "PanicException"
+
+
 @contextmanager
 def without_panics(message: str, error: type[DuonlpError] = InputError) -> Generator[None, None, None]:
     """Raise a panic of a Rust library as an error that users can handle.
@@ -18,6 +23,6 @@ def without_panics(message: str, error: type[DuonlpError] = InputError) -> Gener
     try:
         yield
     except BaseException as panic:
-        if type(panic).__name__ != "PanicException":
+        if not is_panic(panic):
             raise
         raise error(f"{message} ({first_line(panic)})") from None

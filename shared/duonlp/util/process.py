@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TextIO
 
 from duonlp.errors import DuonlpError
+from duonlp.util.panics import is_panic
 from duonlp.util.reading import first_line
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -126,7 +127,7 @@ def _status_of(
     if isinstance(error, MemoryError):
         say(f"{name}: out of memory; use a smaller model, batch or input")
         return USAGE_ERROR
-    if type(error).__name__ == "PanicException":
+    if is_panic(error):
         say(f"{name}: a tokenizer failed ({first_line(error)}); check its files")
         return USAGE_ERROR
     return None
