@@ -110,7 +110,7 @@ def number(low: float, high: float, above: bool = False) -> Kind:
     def accepts(value: Any) -> bool:
         if not isinstance(value, Real) or isinstance(value, bool):
             return False
-        plain = value if isinstance(value, int) else float(value)  # a large integer is no float
+        plain = value if isinstance(value, int) else float(value)  # a large integer would overflow
         return low <= plain <= high and math.isfinite(plain) and not (above and plain == low)
 
     start = f"above {low:g}, at most" if above else f"from {low:g} to"

@@ -37,7 +37,7 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one case of an attack found.
+    """Outcome of one case of an attack.
 
     Attributes:
         case: What was done, in enough detail to repeat it.

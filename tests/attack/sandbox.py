@@ -67,7 +67,7 @@ def forged_verdicts(budget: Budget) -> Iterator[Outcome]:
 
 
 class Targets:
-    """What programs try to reach outside the sandbox, and whether any of them did.
+    """Targets outside the sandbox, and whether a program reached any of them.
 
     Args:
         folder: Folder of the attack.

@@ -42,7 +42,7 @@ MANIFEST = ".duonlp-manifest.json"
 """File of a finished folder: names of the weights in it ("new"), and of those to remove ("stale")."""
 
 ATTEMPTS = 20
-"""How often to start again if another process gets in the way."""
+"""Maximum number of attempts while another process changes the same folder."""
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 

@@ -32,7 +32,7 @@ from duonlp.util.reading import parse_json_object, why_unreadable
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 ATTEMPTS = 20
-"""How often a folder is opened again that another process replaces meanwhile."""
+"""Maximum number of attempts to open a folder that another process keeps replacing."""
 
 T = TypeVar("T")
 

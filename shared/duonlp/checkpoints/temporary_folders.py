@@ -16,13 +16,13 @@ from duonlp.errors import CheckpointError
 from duonlp.util.files import fsync_folder, try_lock, unlock
 
 SECONDS = 30.0
-"""How long to wait for another process that is moving files."""
+"""Seconds to wait for another process that is moving files."""
 
 UNLOCKED_SECONDS = 2.0
-"""How long to wait for another process where the file system has no locks that would show whether it lives."""
+"""Seconds to wait where the file system has no locks, so that it is unknown whether the other process is alive."""
 
 ABANDONED_SECONDS = 86400.0
-"""Age from which a temporary folder of another host is removed: not all file systems show its lock."""
+"""Age in seconds after which a temporary folder of another host is removed: not all file systems share locks."""
 
 
 def is_temporary(name: str, prefix: str) -> bool:

@@ -1,8 +1,8 @@
-"""Run untrusted Python programs shut in by the kernel, and judge their functions from another process.
+"""Run untrusted Python programs isolated by the kernel, and judge their functions from another process.
 
 What judges a program is never in its process. `check_solution` runs the program in one process and the tests in another: the
 tests' calls reach the program's functions over a pipe, and what comes back is read as plain data, so a program passes only if its
-functions return what the tests expect. `check_program` has no tests to run elsewhere; its "passed" is the program's word.
+functions return what the tests expect. `check_program` runs no separate tests; its status "passed" is not verified.
 
 Python cannot contain Python, so both processes are contained by Linux. A Result's `protection` lists what was active:
 
@@ -120,8 +120,8 @@ def check_program(
 ) -> Result:
     """Run a whole Python program in the sandbox that the module describes.
 
-    The kernel guarantees that the program stayed inside, and the limits. That it "passed" is its own word: it says so at its last
-    line, and a program that means to deceive can say so too. Use `check_solution` for programs that are to be judged.
+    The kernel enforces the isolation and the limits. The status "passed" is not verified: the program reports it after its last
+    line, and a malicious program can report it, too. Use `check_solution` to judge programs.
 
     Args:
         program: Source code.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 MAX_BYTES = 16 << 20
 """Size limit of an encoded value."""
 MAX_DEPTH = 100
-"""How deeply containers may be nested."""
+"""Maximum nesting depth of containers."""
 
 COUNT, FLOAT = struct.Struct("<I"), struct.Struct("<d")
 SEQUENCES = {b"l": list, b"t": tuple, b"e": set, b"f": frozenset}

@@ -27,7 +27,7 @@ def run_program(
 ) -> int:
     """Run a program and return its exit status; errors that a user can fix become one line on standard error.
 
-    A reader of standard output that leaves, such as ``head``, is no error (status 0); a full disk is one. Ctrl-C at any
+    A closed pipe, as after ``| head``, is not an error (status 0); a full disk is. Ctrl-C at any
     moment is one line and status 130. An exception that is a bug is not caught.
 
     Args:
