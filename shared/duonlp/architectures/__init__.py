@@ -136,4 +136,6 @@ def head_of(hf: Mapping[str, Any]) -> str:
     check("config.json", hf, {key: COMMON_SCHEMA[key] for key in ("architectures", "model_type")})
     saved_class = (hf.get("architectures") or [""])[0]
     names = get(hf.get("model_type", "")).heads(hf["model_type"])
-    return next((head for head, name in names.items() if name == saved_class), "base")
+    # Transformers' Flax models are BertForCausalLM where those of PyTorch are BertLMHeadModel.
+    saved = (saved_class, saved_class.replace("ForCausalLM", "LMHeadModel"))
+    return next((head for head, name in names.items() if name in saved), "base")

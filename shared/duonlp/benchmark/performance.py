@@ -34,7 +34,7 @@ Text = str | dict[str, str]
 PAIR = "text", "text_pair"
 """Names of the two texts of a pair in a pipeline's input."""
 
-WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".tflite", ".keras", ".h5", ".pb")
+WEIGHTS = (".safetensors", ".onnx", ".onnx_data", ".data", ".tflite", ".keras", ".h5", ".msgpack", ".pb")
 """Suffixes of weight files, for folders without a model.safetensors."""
 
 

@@ -1,6 +1,7 @@
 """Open checkpoints in Hugging Face layout: find them, read config.json, match tensors with a model's parameters.
 
-Only safetensors are read. Nothing is unpickled and no code from a checkpoint is run.
+Weights are read from safetensors or, without them, from the files of Transformers 4's TensorFlow and Flax models. Nothing is
+unpickled and no code from a checkpoint is run.
 """
 
 import os
@@ -18,6 +19,7 @@ from duonlp.checkpoints.atomic_folder import finish_save, is_being_finished
 from duonlp.checkpoints.copies import check_float, check_same, check_tied, owners
 from duonlp.checkpoints.hub import PICKLES, download, no_safetensors_message
 from duonlp.checkpoints.layouts import is_readable, stored_shape
+from duonlp.checkpoints.legacy import LEGACY, is_foreign, legacy_tensors, translate
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
 from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor
@@ -204,10 +206,15 @@ class Checkpoint:
     def tensors(self) -> dict[str, StoredTensor]:
         """All tensors by name; only file headers are read.
 
+        Those of Transformers' TensorFlow and Flax models have the names and the layout of its PyTorch models.
+
         Raises:
-            CheckpointError: there are no safetensors, a shard is missing or damaged, or the index is invalid.
+            CheckpointError: there are no weights, a shard is missing or damaged, or the index is invalid.
         """
         tensors = stored_tensors(self._files)
+        if tensors is not None:
+            return translate(tensors, self.transformer_config()) if is_foreign(tensors) else tensors
+        tensors = legacy_tensors(self._files, self.transformer_config())
         if tensors is not None:
             return tensors
         if self._hub:
@@ -218,7 +225,10 @@ class Checkpoint:
                 f"{self.folder} has only {', '.join(pickles)}, which is never read because loading it can run code; "
                 "convert it to model.safetensors with Transformers' save_pretrained"
             )
-        raise CheckpointError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}; pass a folder with weights")
+        others = " or ".join(weight_format.weights for weight_format in LEGACY)
+        raise CheckpointError(
+            f"{self.folder} has neither {WEIGHTS} nor {INDEX}, and no {others}; pass a folder with weights"
+        )
 
     def plan(
         self, cfg: TransformerConfig, head: str, seed: int = 0, ignore_mismatched_sizes: bool = False
@@ -325,7 +335,7 @@ class Checkpoint:
         if ignore and not base:
             return
         lines = [
-            f"{row.name}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
+            f"{row.name}{_origin(tensor)}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
             for row, tensor in mismatched[:8]
         ] + [f"and {len(mismatched) - 8} more"] * (len(mismatched) > 8)
         advice = "config.json does not match the weights" if base else (
@@ -395,6 +405,12 @@ def _open_files(folder: Path, local: bool) -> OpenFolder:
             index = files.open(INDEX)
             for name in shard_names(index) if index is not None else ():
                 files.open(name)
+            if index is None and files.open(WEIGHTS) is None:
+                for weight_format in LEGACY:
+                    files.open(weight_format.weights)
+                    index = files.open(weight_format.index)
+                    for name in shard_names(index, weight_format.ending) if index is not None else ():
+                        files.open(name)
             if not is_being_finished(folder) and files.is_current():
                 return files
         except BaseException:
@@ -407,6 +423,10 @@ def _open_files(folder: Path, local: bool) -> OpenFolder:
 def _read_json(file: OpenFile) -> dict[str, Any]:
     advice = "save or download the checkpoint again"
     return parse_json_object(file.read_bytes(), str(file), error=CheckpointError, advice=advice)
+
+
+def _origin(tensor: StoredTensor) -> str:
+    return f" ({tensor.origin!r} in {tensor.file.path.name})" if tensor.origin else ""
 
 
 def _module(row: Weight) -> str:

@@ -1,5 +1,6 @@
 """Download checkpoints from the Hugging Face Hub."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -7,7 +8,10 @@ from duonlp.checkpoints.weight_files import INDEX, WEIGHTS, list_names
 from duonlp.errors import CheckpointError
 
 DOWNLOAD = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
+LEGACY = ("tf_model*.h5", "flax_model*.msgpack")
+"""Weights to download from a repository without safetensors: the first of these that it has."""
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def download(name: str, revision: str | None, local_files_only: bool) -> Path:
@@ -16,13 +20,25 @@ def download(name: str, revision: str | None, local_files_only: bool) -> Path:
     Raises:
         CheckpointError: the model does not exist, or is not in the cache while offline.
     """
+    # Subfolders can hold other formats (onnx/, openvino/), but also the pooling of sentence-transformers.
+    folder = _snapshot(name, revision, local_files_only, [*DOWNLOAD, "1_Pooling/config.json"])
+    for pattern in LEGACY:
+        if any(any(folder.glob(weights)) for weights in ("*.safetensors", *LEGACY)):
+            break
+        # The folder is named after the commit, which `revision` may no longer mean.
+        _snapshot(
+            name, folder.name if re.fullmatch("[0-9a-f]{40}", folder.name) else revision, local_files_only, [pattern]
+        )
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, local_files_only: bool, patterns: list[str]) -> Path:
+    """Return the folder of a Hub model after downloading the files that match a pattern; see :func:`download`."""
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
     at = f" at revision {revision!r}" if revision else ""
     try:
-        # Subfolders can hold other formats (onnx/, openvino/), but also the pooling of sentence-transformers.
-        patterns = [*DOWNLOAD, "1_Pooling/config.json"]
         return Path(
             snapshot_download(
                 name, revision=revision, local_files_only=local_files_only, allow_patterns=patterns,
@@ -54,10 +70,13 @@ def no_safetensors_message(name: str, revision: str | None, local_files_only: bo
 
         with suppress(Exception):  # the list only improves the message
             files = HfApi().list_repo_files(name, revision=revision)
-    weights = sorted(file for file in files if any(Path(file).match(pattern) for pattern in PICKLES))
+    weights = sorted(
+        file for file in files if any(Path(file).match(pattern) for pattern in (*PICKLES, "*.h5", "*.msgpack"))
+    )
     has = f"it has {list_names(weights)}, but " if weights else ""
     return (
-        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}other formats are never downloaded or read: "
+        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}, and no tf_model.h5 or flax_model.msgpack; {has}"
+        "other formats are never downloaded or read: "
         "convert it with Transformers' save_pretrained, or pass the revision of a conversion such as "
         "revision='refs/pr/1' (see the model's pull requests)"
     )

@@ -20,9 +20,9 @@ ADVICE = {
     "cache_dir": "set the environment variable HF_HOME",
     "device_map": "omit it: TensorFlow and JAX place arrays themselves",
     "force_download": "delete the model from the cache, or pass a revision",
-    "from_flax": "omit it: only safetensors are read",
+    "from_flax": "omit it: flax_model.msgpack is read if the checkpoint has no safetensors",
     "from_pt": "omit it: safetensors are read directly",
-    "from_tf": "omit it: only safetensors are read",
+    "from_tf": "omit it: tf_model.h5 is read if the checkpoint has no safetensors",
     "output_attentions": "pass it when calling the model",
     "output_hidden_states": "pass it when calling the model",
     "return_dict": "omit it: outputs are dicts",
@@ -30,7 +30,7 @@ ADVICE = {
     "token": "log in with `hf auth login`, or set the environment variable HF_TOKEN",
     "torch_dtype": "use dtype=",
     "trust_remote_code": "omit it: code from a checkpoint is never run",
-    "use_safetensors": "omit it: only safetensors are read",
+    "use_safetensors": "omit it: safetensors are read if the checkpoint has them",
 }
 """Alternatives to unsupported keywords of Transformers' from_pretrained."""
 

@@ -51,11 +51,12 @@ class StoredTensor:
     """A tensor on disk, read on demand.
 
     Attributes:
-        file: The safetensors file, which is open.
+        file: The file, which is open.
         name: Name of the tensor.
         shape: Shape of the tensor.
         dtype: Stored dtype.
         offset: Position of the values in the file, in bytes.
+        origin: Name in the file, if it is another: that of a TensorFlow or Flax model.
     """
 
     file: OpenFile
@@ -63,6 +64,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     offset: int
+    origin: str = ""
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows ``start:stop`` of the first axis, by default all, into a new array.

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,39 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 """Names of shards that this library, like Transformers, writes."""
 
 
-def is_file_name(name: str) -> bool:
-    """Return whether `name` is that of a safetensors file, without a folder."""
-    return Path(name).name == name and name.endswith(".safetensors") and not set(name) & {"\0", "\\"}
+@dataclass(frozen=True)
+class WeightFormat:
+    """A file format of weights.
+
+    Attributes:
+        weights: Name of a single file.
+        index: Name of the index of shards.
+        list_tensors: Return the tensors of a file by name without reading their values.
+    """
+
+    weights: str
+    index: str
+    list_tensors: Callable[[OpenFile], dict[str, StoredTensor]]
+
+    @property
+    def ending(self) -> str:
+        """Ending of the name of a file or shard."""
+        return Path(self.weights).suffix
 
 
-def shard_names(index: Any) -> list[str]:
+SAFETENSORS = WeightFormat(WEIGHTS, INDEX, list_tensors)
+
+
+def is_file_name(name: str, ending: str = ".safetensors") -> bool:
+    """Return whether `name` is that of a file of weights, without a folder."""
+    return Path(name).name == name and name.endswith(ending) and not set(name) & {"\0", "\\"}
+
+
+def shard_names(index: Any, ending: str = ".safetensors") -> list[str]:
     """Return the valid names of shards in an index, which may be damaged; `index` has a method ``read_bytes``."""
     try:
         weight_map = parse_json(index.read_bytes())["weight_map"]
-        return sorted(name for name in set(weight_map.values()) if isinstance(name, str) and is_file_name(name))
+        return sorted(name for name in set(weight_map.values()) if isinstance(name, str) and is_file_name(name, ending))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
@@ -35,48 +60,51 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(name for name in names if os.path.lexists(folder / name))
 
 
-def stored_tensors(files: OpenFolder) -> dict[str, StoredTensor] | None:
+def stored_tensors(files: OpenFolder, weight_format: WeightFormat = SAFETENSORS) -> dict[str, StoredTensor] | None:
     """Return all tensors of a checkpoint by name, or None if it has no weights; only headers are read.
 
     Raises:
         CheckpointError: it has two sets of weights, a shard is missing or damaged, or the index does not match the shards.
     """
-    weights, index = files.open(WEIGHTS), files.open(INDEX)
+    weights, index = files.open(weight_format.weights), files.open(weight_format.index)
     if weights is None:
-        return None if index is None else _sharded(files, index)
+        return None if index is None else _sharded(files, index, weight_format)
     # An index alone is what Transformers leaves when it saves one file over shards.
-    shards = [] if index is None else [name for name in shard_names(index) if name != WEIGHTS]
-    if present := [name for name in shards if files.open(name) is not None]:
+    shards = [] if index is None else shard_names(index, weight_format.ending)
+    if present := [name for name in shards if name != weight_format.weights and files.open(name) is not None]:
         raise CheckpointError(
-            f"{files.folder} has both {WEIGHTS} and {INDEX} with {present[0]!r}; only one of them is the model: remove the other"
+            f"{files.folder} has both {weight_format.weights} and {weight_format.index} with {present[0]!r}; only one of them is "
+            "the model: remove the other"
         )
-    return list_tensors(weights)
+    return weight_format.list_tensors(weights)
 
 
-def _sharded(files: OpenFolder, index: OpenFile) -> dict[str, StoredTensor]:
+def _sharded(files: OpenFolder, index: OpenFile, weight_format: WeightFormat) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     weight_map = _weight_map(index)
     for shard in sorted(set(weight_map.values())):
-        if not is_file_name(shard):
+        if not is_file_name(shard, weight_format.ending):
             raise CheckpointError(
-                f"{index} refers to {shard!r}; a shard must be a .safetensors file in the same folder"
+                f"{index} refers to {shard!r}; a shard must be a {weight_format.ending} file in the same folder"
             )
         file = files.open(shard)
         if file is None:
             raise CheckpointError(f"{index} lists the shard {shard!r}, which is missing; download or copy it")
-        stored = list_tensors(file)
+        stored = weight_format.list_tensors(file)
         if both := sorted(set(stored) & set(tensors)):
             raise CheckpointError(
                 f"{tensors[both[0]].file} and {file} both hold {list_names(both)}; download the checkpoint again"
             )
         tensors |= stored
-    missing = sorted(set(weight_map) - set(tensors))
+    # The index of a TensorFlow model has names with the model's scope, its shards mostly have them without.
+    names = {name: name if name in tensors else name.partition("/")[2] for name in weight_map}
+    missing = sorted(name for name, stored_name in names.items() if stored_name not in tensors)
     if missing:
         raise CheckpointError(
             f"{index} lists tensors that are in no shard: {list_names(missing)}; download the checkpoint again"
         )
     for name, shard in weight_map.items():
-        if (actual := tensors[name].file.path.name) != shard:
+        if (actual := tensors[names[name]].file.path.name) != shard:
             raise CheckpointError(
                 f"{index} lists {name!r} in {shard!r}, but it is in {actual!r}; download the checkpoint again"
             )

@@ -224,7 +224,10 @@ def scores_at_threshold(scorer: ClassificationScorer) -> dict[str, float] | None
 
 def weight_bytes(folder: Path) -> int:
     """Return the size of a model's weights on disk."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    for pattern in ("*.safetensors", "tf_model*.h5", "flax_model*.msgpack"):
+        if files := list(Path(folder).glob(pattern)):
+            return sum(file.stat().st_size for file in files)
+    return 0
 
 
 def make_printer(console: Any) -> Callable[[str], None]:
