@@ -12,12 +12,14 @@ a folder instead.
 """
 
 import argparse
+import io
 import json
 import lzma
 import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +69,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "xlm-roberta": ENCODER | {"pad_token_id": 1},
 }  # fmt: skip
 VARIANTS = {
-    ("bert", "masked-lm", "tf"): {"half": {}, "sharded": {}},
+    ("bert", "masked-lm", "tf"): {"half": {}, "sharded": {}, "safetensors": {}, "sharded-safetensors": {}},
     ("bert", "masked-lm", "flax"): {
         "half": {},
         "bfloat16": {},
         "sharded": {},
+        "safetensors": {},
         "untied": {"tie_word_embeddings": False},
     },
     ("t5", "seq2seq-lm", "tf"): {"v1.1": {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}},
@@ -79,7 +82,7 @@ VARIANTS = {
     ("gpt2", "causal-lm", "flax"): {"untied": {"tie_word_embeddings": False}},
     ("bart", "seq2seq-lm", "flax"): {"untied": {"tie_word_embeddings": False}},
 }
-"""Further models by name; "half", "bfloat16" and "sharded" are other ways to save the same one."""
+"""Further models by name; those without keys of config.json are other ways to save the same one."""
 
 COMMITTED = {
     "albert": "pretraining", "bart": "sequence-classification", "bert": "masked-lm", "distilbert": "masked-lm",
@@ -87,6 +90,28 @@ COMMITTED = {
     "mbart": "seq2seq-lm", "pegasus": "seq2seq-lm", "roberta": "masked-lm", "t5": "seq2seq-lm", "vit": "image-classification",
 }  # fmt: skip
 """The head of each family in the archive."""
+
+
+@cache
+def recorded_files() -> dict[str, dict[str, bytes]]:
+    """Return the files of the archive by folder and name."""
+    folders: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(ARCHIVE) as archive:
+        for member in archive:
+            stream = archive.extractfile(member)
+            assert stream is not None
+            folder, name = member.name.split("/")
+            folders.setdefault(folder, {})[name] = stream.read()
+    return folders
+
+
+def unpack(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Write a recorded model to a new folder and return its recorded arrays."""
+    folder.mkdir(parents=True)
+    for file, data in recorded_files()[name].items():
+        if file != "recorded.npz":
+            (folder / file).write_bytes(data)
+    return dict(np.load(io.BytesIO(recorded_files()[name]["recorded.npz"])))
 
 
 def class_of(framework: str, model_type: str, head: str) -> Any:
@@ -150,8 +175,8 @@ def write_tf(cls: Any, config: Any, folder: Path, inputs: dict[str, np.ndarray],
     for weight in model.weights:
         if fixed not in weight.name:
             weight.assign(random_value(weight.shape, rng))
-    sizes = {"max_shard_size": "3KB"} if how == "sharded" else {}
-    model.save_pretrained(folder, safe_serialization=how == "safetensors", **sizes)
+    sizes = {"max_shard_size": "3KB"} if how.startswith("sharded") else {}
+    model.save_pretrained(folder, safe_serialization=how.endswith("safetensors"), **sizes)
     if how == "half":  # what people made of it with h5py; TensorFlow's models save in float32
         with h5py.File(folder / "tf_model.h5", "r+") as file:
             names: list[str] = []
@@ -173,8 +198,8 @@ def write_flax(cls: Any, config: Any, folder: Path, inputs: dict[str, np.ndarray
     params = model.params
     if how in ("half", "bfloat16"):
         params = model.to_fp16(params) if how == "half" else model.to_bf16(params)
-    sizes = {"max_shard_size": "3KB"} if how == "sharded" else {}
-    model.save_pretrained(folder, params=params, **sizes, safe_serialization=how == "safetensors")
+    sizes = {"max_shard_size": "3KB"} if how.startswith("sharded") else {}
+    model.save_pretrained(folder, params=params, **sizes, safe_serialization=how.endswith("safetensors"))
     return model, outputs_of(model(**inputs, train=False))
 
 
@@ -205,8 +230,7 @@ def record(folder: Path, framework: str, model_type: str, head: str, keys: dict[
     arrays = {f"inputs/{k}": v for k, v in inputs.items()}
     model, outputs = write(cls, config, folder, inputs, how)
     arrays |= {f"outputs/{k}": v for k, v in outputs.items()}
-    if how not in ("half", "bfloat16"):
-        arrays |= {f"torch/{k}": v for k, v in torch_tensors(model, model_type, head, framework).items()}
+    arrays |= {f"torch/{k}": v for k, v in torch_tensors(model, model_type, head, framework).items()}
     np.savez_compressed(folder / "recorded.npz", **arrays)
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({k: v for k, v in written.items() if not k.startswith("_")}))
@@ -226,7 +250,7 @@ def models(everything: bool) -> Iterator[tuple[str, str, str, str, dict[str, Any
                 yield name, framework, model_type, head, {}, ""
                 for variant, keys in VARIANTS.get((model_type, head, framework), {}).items():
                     yield f"{name}-{variant}", framework, model_type, head, keys, "" if keys else variant
-                if everything:
+                if everything and "safetensors" not in VARIANTS.get((model_type, head, framework), {}):
                     yield f"{name}-safetensors", framework, model_type, head, {}, "safetensors"
 
 

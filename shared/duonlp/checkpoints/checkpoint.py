@@ -335,7 +335,8 @@ class Checkpoint:
         if ignore and not base:
             return
         lines = [
-            f"{row.name}{_origin(tensor)}: {list(tensor.shape)} in the checkpoint, {list(_stored_shape(row, spec[_path(row)]))} expected"
+            f"{row.name}{_origin(tensor)}: {list(tensor.shape)} in the checkpoint, "
+            f"{list(_stored_shape(row, spec[_path(row)]))} expected"
             for row, tensor in mismatched[:8]
         ] + [f"and {len(mismatched) - 8} more"] * (len(mismatched) > 8)
         advice = "config.json does not match the weights" if base else (

@@ -23,8 +23,12 @@ DATASPACE, LINK_INFO, DATATYPE, LINK, LAYOUT, FILTERS, CONTINUATION, SYMBOL_TABL
 """Types of the header messages that are read (section IV.A.2)."""
 
 FIXED_POINT, FLOATING_POINT = 0, 1
+IEEE = {2: (15, 10, 5, 0, 10, 15), 4: (31, 23, 8, 0, 23, 127), 8: (63, 52, 11, 0, 52, 1023)}
+"""Position of the sign, positions and sizes of exponent and mantissa in bits, and exponent bias, by bytes of a float."""
+
 COMPACT, CONTIGUOUS = 0, 1
-MOST_OBJECTS, MOST_DEPTH, MOST_DIMENSIONS = 200_000, 64, 32
+MOST_OBJECTS, MOST_DEPTH, MOST_DIMENSIONS, MOST_BLOCKS, MOST_BYTES = 200_000, 64, 32, 1000, 64 << 20
+"""Bounds of a file's structure, far above those of a model: also of the blocks of a header, and of the bytes of one."""
 
 
 def list_datasets(file: OpenFile) -> dict[str, StoredTensor]:
@@ -89,7 +93,7 @@ class _Reader:
 
     def block(self, address: int, size: int) -> _Bytes:
         """Return bytes of the file."""
-        if size < 0 or address < 0 or address + size > self.file.size:
+        if not 0 <= size <= MOST_BYTES or address < 0 or address + size > self.file.size:
             raise ValueError(f"{size} bytes at {address} of a file of {self.file.size}")
         return _Bytes(self.file.read_bytes(address, size), address)
 
@@ -109,12 +113,13 @@ class _Reader:
                 if name in names or not name or "/" in name or (count := count + 1) > MOST_OBJECTS:
                     raise ValueError(f"the name {name!r} in the group {path!r}")
                 names.add(name)
+                child = f"{path}/{name}".removeprefix("/")
+                if address in visited:
+                    raise ValueError(f"{child!r} is in two places")
+                visited.add(address)
                 messages = self.messages(address)
-                types, child = {kind for kind, _ in messages}, f"{path}/{name}".removeprefix("/")
+                types = {kind for kind, _ in messages}
                 if types & {SYMBOL_TABLE, LINK_INFO, LINK}:
-                    if address in visited:
-                        raise ValueError(f"the group {child!r} is in two places")
-                    visited.add(address)
                     groups.append((child, address))
                 elif DATATYPE in types and LAYOUT in types:
                     yield child, messages
@@ -147,7 +152,7 @@ class _Reader:
                     continue
                 start, size = self.address(data, 0), data.number(self.offset_size, self.length_size)
                 block = self.block(start, size)
-                if start in seen or (around and block.data[:4] != b"OCHK"):
+                if start in seen or len(seen) > MOST_BLOCKS or (around and block.data[:4] != b"OCHK"):
                     raise ValueError(f"a continuation of a header at {start}")
                 seen.add(start)
                 blocks.append(block.slice(around, size - 2 * around))
@@ -271,11 +276,10 @@ class _Reader:
         kind, bits, size = data.number(0, 1) & 15, data.number(1, 3), data.number(4, 4)
         if kind == FIXED_POINT and size in (1, 2, 4, 8) and data.number(10, 2) == 8 * size:
             return np.dtype(f"{'>' if bits & 1 else '<'}{'i' if bits & 8 else 'u'}{size}")
-        # Bit position of the sign, positions and sizes of exponent and mantissa, exponent bias.
-        fields = bits >> 8 & 255, *data.slice(12, 4).data, data.number(16, 4) if kind == FLOATING_POINT else ()
-        ieee = {2: (15, 10, 5, 0, 10, 15), 4: (31, 23, 8, 0, 23, 127), 8: (63, 52, 11, 0, 52, 1023)}
-        if kind == FLOATING_POINT and fields == ieee.get(size) and not bits & 64:
-            return np.dtype(f"{'>' if bits & 1 else '<'}f{size}")
+        if kind == FLOATING_POINT and size in IEEE and not bits & 64:
+            fields = bits >> 8 & 255, *data.slice(12, 4).data, data.number(16, 4)
+            if fields == IEEE[size]:
+                return np.dtype(f"{'>' if bits & 1 else '<'}f{size}")
         raise CheckpointError(
             f"{self.file}: the dataset {path!r} holds neither float16, float32, float64 nor integers; write it in one of these"
         )
