@@ -215,6 +215,24 @@ def test_kinds_of_datasets_and_files(tmp_path):
             np.testing.assert_array_equal(datasets[name].read(), array)
 
 
+def test_a_group_in_a_newer_form_says_how_to_write_it(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as writer:
+        for i in range(20):
+            writer[f"{i}"] = np.zeros(3, np.float32)
+    with pytest.raises(CheckpointError, match='libver="earliest"'):
+        list_datasets(OpenFile.open(tmp_path / "x.h5"))
+
+
+def test_many_datasets_in_a_group(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as writer:  # a B-tree of two levels
+        for i in range(1000):
+            writer[f"{i}"] = np.full(2, i, np.float32)
+    datasets = list_datasets(OpenFile.open(tmp_path / "x.h5"))
+    assert all(datasets[f"{i}"].read()[1] == i for i in range(1000)) and len(datasets) == 1000
+
+
 def test_links_are_not_followed(tmp_path):
     h5py = pytest.importorskip("h5py")
     for number, link in enumerate((h5py.SoftLink("/a"), h5py.ExternalLink("other.h5", "/a"))):

@@ -238,7 +238,9 @@ class _Reader:
     def dataset(self, path: str, messages: Messages) -> StoredTensor:
         """Return a dataset as a tensor; raise CheckpointError if it is of an unsupported kind."""
         parts = dict(messages)
-        if FILTERS in parts or DATASPACE not in parts:
+        if DATASPACE not in parts:
+            raise ValueError(f"the dataset {path!r} has no shape")
+        if FILTERS in parts:
             raise CheckpointError(
                 f"{self.file}: the dataset {path!r} is compressed; write the file again without, for instance with "
                 "`h5repack -l CONTI -f NONE`"
@@ -259,7 +261,7 @@ class _Reader:
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes == 0:
             start = size = 0
-        if size != nbytes or start + size > self.file.size:
+        if size != nbytes or start + size > self.file.size or max(shape, default=0) > self.file.size:
             raise ValueError(f"the dataset {path!r} of shape {list(shape)} has {size} bytes at {start}")
         return StoredTensor(self.file, path, shape, dtype, start)
 

@@ -183,7 +183,11 @@ def _array(scanner: _Scanner, length: int, name: str) -> StoredTensor:
         )
     size = scanner.expect("bytes")
     offset = scanner.skip(size)
-    if size != math.prod(shape) * dtype.itemsize or scanner.position != end:
+    if (
+        size != math.prod(shape) * dtype.itemsize
+        or scanner.position != end
+        or max(shape, default=0) > scanner.file.size
+    ):
         raise ValueError(f"{name[:200]!r} of shape {list(shape)} has {size} bytes")
     return StoredTensor(scanner.file, name, shape, dtype, offset)
 
@@ -206,8 +210,10 @@ def _chunked(scanner: _Scanner, name: str) -> StoredTensor:
     if set(sizes) != {str(i) for i in range(rank)} or set(chunks) != set(numbers) or not chunks:
         raise ValueError(f"{name[:200]!r} lacks a chunk")
     shape, pieces = tuple(sizes[str(i)] for i in range(rank)), [chunks[number] for number in numbers]
-    if len({piece.dtype for piece in pieces}) > 1 or math.prod(shape) != sum(
-        math.prod(piece.shape) for piece in pieces
+    if (
+        max(shape, default=0) > scanner.file.size
+        or len({piece.dtype for piece in pieces}) > 1
+        or math.prod(shape) != sum(math.prod(piece.shape) for piece in pieces)
     ):
         raise ValueError(f"{name[:200]!r} of shape {list(shape)} has chunks of other sizes")
     dtype = pieces[0].dtype

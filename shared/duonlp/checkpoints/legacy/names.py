@@ -54,7 +54,7 @@ class TransposedTensor(StoredTensor):
 
 def is_foreign(names: Mapping[str, object]) -> bool:
     """Return whether tensors of a safetensors file were saved by one of Transformers' TensorFlow or Flax models."""
-    return any(name.endswith((":0", ".kernel", ".scale", ".embedding")) for name in names)
+    return any(name.endswith((":0", ".kernel")) for name in names)
 
 
 def translate(tensors: Mapping[str, StoredTensor], cfg: TransformerConfig) -> dict[str, StoredTensor]:
