@@ -224,6 +224,19 @@ def test_a_group_in_a_newer_form_says_how_to_write_it(tmp_path):
         list_datasets(OpenFile.open(tmp_path / "x.h5"))
 
 
+def test_an_address_that_is_that_of_another_dataset(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as writer:
+        for name in "ab":
+            writer[name] = np.zeros(3, np.float32)
+        first, second = (writer[name].id.get_offset().to_bytes(8, "little") for name in "ab")
+    data = (tmp_path / "x.h5").read_bytes()
+    assert data.count(second) == 1
+    (tmp_path / "x.h5").write_bytes(data.replace(second, first))
+    with pytest.raises(CheckpointError, match="the datasets 'a' and 'b' overlap"):
+        list_datasets(OpenFile.open(tmp_path / "x.h5"))
+
+
 def test_many_datasets_in_a_group(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "x.h5", "w") as writer:  # a B-tree of two levels

@@ -9,7 +9,7 @@ Sections in the docstrings are those of the HDF5 File Format Specification, vers
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,11 +39,22 @@ def list_datasets(file: OpenFile) -> dict[str, StoredTensor]:
     """
     try:
         reader = _Reader(file)
-        return {path: reader.dataset(path, messages) for path, messages in reader.objects()}
+        datasets = {path: reader.dataset(path, messages) for path, messages in reader.objects()}
+        _check_apart(datasets.values())
+        return datasets
     except ValueError as error:
         raise CheckpointError(
             f"{file} is not a valid HDF5 file ({str(error)[:200]}); it is truncated or corrupt: download or save it again"
         ) from None
+
+
+def _check_apart(datasets: Iterable[StoredTensor]) -> None:
+    """Raise ValueError if two datasets share bytes: the format has no checksums that would reveal a wrong address."""
+    end, name = 0, ""
+    for tensor in sorted((t for t in datasets if 0 not in t.shape), key=lambda t: t.offset):
+        if tensor.offset < end:
+            raise ValueError(f"the datasets {name!r} and {tensor.name!r} overlap")
+        end, name = tensor.offset + math.prod(tensor.shape) * tensor.dtype.itemsize, tensor.name
 
 
 @dataclass(frozen=True)
