@@ -1,7 +1,7 @@
 """Preparation of prompts for a compiled decoding loop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,9 @@ def resolve_config(
         InputError: An option is unknown, a value is out of range, or options conflict.
     """
     if generation_config is None:
-        config = defaults
+        config, positions = defaults, cfg.as_decoder().max_length
+        if config.max_length is not None and config.max_length > positions:
+            config = replace(config, max_length=positions)  # a stored length, which no caller chose
     elif isinstance(generation_config, GenerationConfig):
         config = generation_config.with_special_ids_from(defaults)
     else:

@@ -1,7 +1,8 @@
 """Validation of GenerationConfig: value ranges, and combinations of options."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from duonlp.config import TransformerConfig
@@ -42,6 +43,8 @@ ID_OPTIONS = (
 )  # fmt: skip
 """Options that hold one or several token ids."""
 
+SINGLE_IDS = ("pad_token_id", "forced_bos_token_id", "decoder_start_token_id")
+"""Options that hold at most one token id."""
 
 BOOLEANS = (
     "do_sample", "renormalize_logits", "remove_invalid_values", "return_dict_in_generate", "output_scores", "output_logits",
@@ -52,99 +55,134 @@ MOST = 1 << 31
 """Numbers of tokens, beams and texts, and token ids, are below this."""
 
 
+@dataclass(frozen=True)
+class Conflict:
+    """Options that are invalid only together: what is wrong, and which of them to omit first."""
+
+    message: str
+    omit: tuple[str, ...]
+
+
 def check_config(config: "GenerationConfig") -> None:
     """Raise InputError for invalid values or combinations of options; every new GenerationConfig is checked."""
-    for name, minimum in MIN_INTEGERS.items():
-        value = getattr(config, name)
-        if value is not None and (not is_number(value, whole=True) or value < minimum):
-            kind = "a positive integer" if minimum else "an integer, 0 or more"
-            raise InputError(f"{name}={shorten(value)} must be {kind}")
-        if value is not None and value >= (2**64 if name == "seed" else MOST):
+    for f in fields(config):
+        if f.name != "extra":
+            check_option(f.name, getattr(config, f.name))
+    conflict = next(conflicts(config), None)
+    if conflict is not None:
+        raise InputError(conflict.message)
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raise InputError if the value of an option, as freeze_option returns it, is invalid whatever the others are."""
+    if value is not None and name in MIN_INTEGERS:
+        minimum = MIN_INTEGERS[name]
+        if not is_number(value, whole=True) or value < minimum:
+            raise InputError(f"{name}={shorten(value)} must be {'a positive integer' if minimum else 'an integer, 0 or more'}")
+        if value >= (2**64 if name == "seed" else MOST):
             raise InputError(f"{name}={shorten(value)} is too large; use less than 2**{64 if name == 'seed' else 31}")
-    if not is_number(config.temperature, whole=False) or config.temperature <= 0:
-        hint = "; for greedy decoding pass do_sample=False" if config.temperature == 0 else ""
-        raise InputError(f"temperature={shorten(config.temperature)} must be above 0{hint}")
-    for name, (allowed, is_allowed) in RANGES.items():
-        value = getattr(config, name)
-        if value is not None and not (is_number(value, whole=False) and is_allowed(value)):
+    elif name == "temperature" and not (is_number(value, whole=False) and value > 0):
+        hint = "; for greedy decoding pass do_sample=False" if value == 0 else ""
+        raise InputError(f"temperature={shorten(value)} must be above 0{hint}")
+    elif value is not None and name in RANGES:
+        allowed, is_allowed = RANGES[name]
+        if not (is_number(value, whole=False) and is_allowed(value)):
             raise InputError(f"{name}={shorten(value)} must be {allowed}")
-    if not (isinstance(config.early_stopping, bool) or config.early_stopping == "never"):
-        raise InputError(f"early_stopping={shorten(config.early_stopping)} must be True, False or 'never'")
-    for name in BOOLEANS:
-        if not isinstance(getattr(config, name), bool):
-            raise InputError(f"{name}={shorten(getattr(config, name))} must be True or False")
-    _check_ids(config)
-    _check_combinations(config)
+    elif name == "early_stopping" and not (isinstance(value, bool) or value == "never"):
+        raise InputError(f"early_stopping={shorten(value)} must be True, False or 'never'")
+    elif name in BOOLEANS and not isinstance(value, bool):
+        raise InputError(f"{name}={shorten(value)} must be True or False")
+    else:
+        _check_ids(name, value)
 
 
-def _check_ids(config: "GenerationConfig") -> None:
-    for name in ID_OPTIONS:
-        value = getattr(config, name)
-        is_single = isinstance(value, str) or (name.endswith("suppress_tokens") and isinstance(value, int))
-        if is_single or not all(is_number(token, whole=True) and -MOST <= token < MOST for token in as_ids(value)):
-            raise InputError(f"{name}={shorten(value)} must be token ids, that is, integers")
-    biased = tuple(ids for ids, _ in config.sequence_bias)
-    for name, sequences in (("bad_words_ids", config.bad_words_ids), ("sequence_bias", biased)):
+def _check_ids(name: str, value: Any) -> None:
+    """Raise InputError for invalid token ids, lists of them, or stop strings."""
+    if name in ID_OPTIONS:
+        wrong_rank = isinstance(value, str) or (name.endswith("suppress_tokens") and isinstance(value, int))
+        wrong_rank = wrong_rank or (name in SINGLE_IDS and isinstance(value, tuple))
+        if wrong_rank or not all(is_number(token, whole=True) and -MOST <= token < MOST for token in as_ids(value)):
+            expected = "a token id, that is, an integer" if name in SINGLE_IDS else "token ids, that is, integers"
+            raise InputError(f"{name}={shorten(value)} must be {expected}")
+    elif name in ("bad_words_ids", "sequence_bias"):
+        sequences = tuple(ids for ids, _ in value) if name == "sequence_bias" else value
         if not isinstance(sequences, tuple) or not all(
             isinstance(ids, tuple) and ids and all(is_number(i, True) and 0 <= i < MOST for i in ids)
             for ids in sequences
         ):
-            raise InputError(f"{name}={shorten(getattr(config, name))} must contain non-empty lists of token ids")
-    decay: Any = config.exponential_decay_length_penalty
-    if decay is not None and not (
-        isinstance(decay, tuple) and len(decay) == 2 and is_number(decay[0], True) and is_number(decay[1], False)
-    ):
-        raise InputError(
-            f"exponential_decay_length_penalty={shorten(decay)} must be (start, factor), such as (10, 1.05)"
-        )
-    if not isinstance(config.stop_strings, tuple) or not all(isinstance(t, str) and t for t in config.stop_strings):
-        raise InputError(f"stop_strings={shorten(config.stop_strings)} must be non-empty strings")
+            raise InputError(f"{name}={shorten(value)} must contain non-empty lists of token ids")
+    elif name == "exponential_decay_length_penalty" and value is not None:
+        if not (isinstance(value, tuple) and len(value) == 2 and is_number(value[0], True) and is_number(value[1], False)):
+            raise InputError(f"{name}={shorten(value)} must be (start, factor), such as (10, 1.05)")
+    elif name == "stop_strings":
+        if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
+            raise InputError(f"stop_strings={shorten(value)} must be non-empty strings")
 
 
-def _check_combinations(config: "GenerationConfig") -> None:
+def conflicts(config: Any) -> Iterator[Conflict]:
+    """Yield the conflicts between the options of a GenerationConfig whose values are valid each alone."""
     c = config
     if c.num_return_sequences > 1:
         if c.num_beams == 1 and not c.do_sample:
-            raise InputError(
+            yield Conflict(
                 f"num_return_sequences={c.num_return_sequences} without sampling or beams would return identical texts; "
-                "pass do_sample=True, or num_beams"
+                "pass do_sample=True, or num_beams",
+                ("num_return_sequences",),
             )
         if 1 < c.num_beams < c.num_return_sequences:
-            raise InputError(
+            yield Conflict(
                 f"num_return_sequences={c.num_return_sequences} is more than num_beams={c.num_beams}; pass "
-                f"num_beams={c.num_return_sequences} or more, or request fewer sequences"
+                f"num_beams={c.num_return_sequences} or more, or request fewer sequences",
+                ("num_return_sequences",),
             )
     if c.num_beams % c.num_beam_groups:
-        raise InputError(
-            f"num_beams={c.num_beams} is not divisible by num_beam_groups={c.num_beam_groups}; groups must be of equal size"
+        yield Conflict(
+            f"num_beams={c.num_beams} is not divisible by num_beam_groups={c.num_beam_groups}; groups must be of equal size",
+            ("num_beam_groups", "diversity_penalty"),
         )
     if c.num_beam_groups > 1 and c.do_sample:
-        raise InputError(
-            f"num_beam_groups={c.num_beam_groups} is diverse beam search, which does not sample; pass do_sample=False"
+        yield Conflict(
+            f"num_beam_groups={c.num_beam_groups} is diverse beam search, which does not sample; pass do_sample=False",
+            ("num_beam_groups", "diversity_penalty"),
         )
     if c.diversity_penalty and c.num_beam_groups == 1:
-        raise InputError(
-            f"diversity_penalty={c.diversity_penalty} applies between groups of beams; pass num_beam_groups=2 or more"
+        yield Conflict(
+            f"diversity_penalty={c.diversity_penalty} applies between groups of beams; pass num_beam_groups=2 or more",
+            ("diversity_penalty",),
         )
-    if c.penalty_alpha and (c.num_beams > 1 or c.do_sample):
-        raise InputError(
-            f"penalty_alpha={c.penalty_alpha} is contrastive search, which supports neither beams nor sampling; pass "
-            "num_beams=1 and do_sample=False, or omit it"
-        )
-    if c.penalty_alpha and c.top_k < 2:
-        raise InputError(f"contrastive search needs several candidates, but top_k={c.top_k}; pass top_k=2 or more")
-    lookup = c.prompt_lookup_num_tokens is not None
-    if lookup and (c.num_beams > 1 or c.penalty_alpha or c.num_return_sequences > 1):
-        raise InputError(
-            f"prompt_lookup_num_tokens={c.prompt_lookup_num_tokens} is speculative decoding, which supports only greedy "
-            "decoding and sampling of one sequence; pass num_beams=1, num_return_sequences=1 and no penalty_alpha"
-        )
+    yield from _strategy_conflicts(c)
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         forced = as_ids(getattr(c, name))
         if forced and set(forced) <= set(as_ids(c.suppress_tokens)):
-            raise InputError(
-                f"{name}={shorten(getattr(c, name))} is also in suppress_tokens, which would leave no token; omit one of them"
+            yield Conflict(
+                f"{name}={shorten(getattr(c, name))} is also in suppress_tokens, which would leave no token; omit one of them",
+                (name,),
             )
+
+
+def _strategy_conflicts(c: Any) -> Iterator[Conflict]:
+    """Yield the conflicts of contrastive search and prompt lookup with other strategies."""
+    if c.penalty_alpha and (c.num_beams > 1 or c.do_sample):
+        yield Conflict(
+            f"penalty_alpha={c.penalty_alpha} is contrastive search, which supports neither beams nor sampling; pass "
+            "num_beams=1 and do_sample=False, or omit it",
+            ("penalty_alpha",),
+        )
+    if c.penalty_alpha and c.top_k < 2:
+        yield Conflict(
+            f"contrastive search needs several candidates, but top_k={c.top_k}; pass top_k=2 or more", ("penalty_alpha",)
+        )
+    lookup = c.prompt_lookup_num_tokens
+    if lookup is not None and (c.num_beams > 1 or c.penalty_alpha or c.num_return_sequences > 1):
+        yield Conflict(
+            f"prompt_lookup_num_tokens={lookup} is speculative decoding, which supports only greedy "
+            "decoding and sampling of one sequence; pass num_beams=1, num_return_sequences=1 and no penalty_alpha",
+            ("prompt_lookup_num_tokens",),
+        )
+    if lookup is not None and c.guidance_scale != 1.0:
+        yield Conflict(
+            "guidance_scale and prompt_lookup_num_tokens cannot be combined; omit one of them", ("prompt_lookup_num_tokens",)
+        )
 
 
 def check_memory(config: "GenerationConfig", cfg: TransformerConfig, prompts: int, length: int, positions: int) -> None:
@@ -174,12 +212,18 @@ def check_vocabulary(config: "GenerationConfig", vocab_size: int) -> None:
     Special ids are exempt: some Transformers configurations have ids beyond the vocabulary, which are never
     generated.
     """
-    for name in ID_OPTIONS:
-        if name in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"):
-            continue
-        _check_range(name, as_ids(getattr(config, name)), vocab_size)
-    _check_range("bad_words_ids", [i for ids in config.bad_words_ids for i in ids], vocab_size)
-    _check_range("sequence_bias", [i for ids, _ in config.sequence_bias for i in ids], vocab_size)
+    for name in (*ID_OPTIONS, "bad_words_ids", "sequence_bias"):
+        check_ids_exist(name, getattr(config, name), vocab_size)
+
+
+def check_ids_exist(name: str, value: Any, vocab_size: int) -> None:
+    """Raise InputError if an option's valid value names a token outside the vocabulary; see check_vocabulary."""
+    if name == "bad_words_ids":
+        _check_range(name, [i for ids in value for i in ids], vocab_size)
+    elif name == "sequence_bias":
+        _check_range(name, [i for ids, _ in value for i in ids], vocab_size)
+    elif name in ID_OPTIONS and name not in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"):
+        _check_range(name, as_ids(value), vocab_size)
 
 
 def _check_range(name: str, ids: Iterable[int], vocab_size: int) -> None:
@@ -200,3 +244,34 @@ def is_number(value: Any, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
     return isinstance(value, int) or math.isfinite(value)
+
+
+def freeze_option(name: str, value: Any) -> Any:
+    """Return the value of an option in the hashable form in which a GenerationConfig holds it.
+
+    Raises:
+        InputError: sequence_bias is in neither of its notations.
+    """
+    if name == "sequence_bias":
+        return _normalize_bias(value)
+    if name == "stop_strings":
+        return (value,) if isinstance(value, str) else freeze(value or ())
+    return freeze(value)
+
+
+def freeze(value: Any) -> Any:
+    """Convert lists and sets to tuples, recursively, and NumPy scalars to Python numbers."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(freeze(part) for part in value)
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def _normalize_bias(value: Any) -> tuple:
+    """Convert Transformers' two notations, {(ids): bias} and [[ids, bias]], to the second one, as tuples."""
+    try:
+        pairs = value.items() if isinstance(value, Mapping) else value or ()
+        return tuple((tuple(int(i) for i in ids), float(bias)) for ids, bias in pairs)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"sequence_bias={shorten(value)} must be [[ids, bias], ...], such as [[[12, 7], -2.0]]"
+        ) from None

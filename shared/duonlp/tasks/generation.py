@@ -165,7 +165,7 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     ) -> None:
         super().__init__(tokenizer, config, folder)
         self.name = task or self.name
-        self.generation_config = generation_config or GenerationConfig.for_model(config)
+        self.generation_config = generation_config or GenerationConfig.for_model(config, origin="config.json")
 
     def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
         parsed = super().parse_inputs(inputs, keywords)

@@ -13,6 +13,7 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, OPTIONS
+from duonlp.generation.stored import read_options
 from duonlp.tasks.base import Example, check_bool, check_choice, check_int, describe
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
 from duonlp.tasks.text import TRUNCATIONS
@@ -177,12 +178,12 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
             )
         if no_beams:
             params |= {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0}
-        if "max_length" in params:
-            params.setdefault("max_new_tokens", None)  # a length for this task overrides the general one
-        try:
-            return replace(config, **{key: value for key, value in params.items() if key in OPTIONS})
-        except InputError as error:
-            raise CheckpointError(f"task_specific_params of config.json for {name}: {error}") from error
+        if "max_length" in params and "max_new_tokens" not in params:
+            config = replace(config, max_new_tokens=None)  # a length for this task overrides the general one
+        read = read_options(params, {name: getattr(config, name) for name in OPTIONS})
+        for error in read.unusable.values():
+            raise CheckpointError(f"task_specific_params of config.json for {name}: {error}")
+        return replace(config, **read.usable)
 
     def task_params_name(self, options: Text2TextOptionsT) -> str:
         """Return the name of the task whose task_specific_params apply."""
