@@ -1,7 +1,6 @@
 """Load and initialize models: the part shared by both engines."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 

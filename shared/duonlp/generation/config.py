@@ -7,8 +7,8 @@ from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.generation.stored import BEAMS, SAMPLING, describe_unusable, read_options, unused_options
-from duonlp.generation.validation import as_ids, check_config, freeze_option
+from duonlp.generation.options.stored import BEAMS, SAMPLING, describe_unusable, read_options, unused_options
+from duonlp.generation.options.validation import as_ids, check_config, freeze_option
 from duonlp.schema import shorten
 from duonlp.typing import Array
 

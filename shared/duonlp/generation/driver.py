@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike
 
 from duonlp.errors import InputError, NonFiniteOutputError
 from duonlp.generation.config import DEFAULTS, GenerationConfig, Processor
+from duonlp.generation.options.validation import check_memory
 from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.strategies.search import INVALID
-from duonlp.generation.validation import check_memory
 from duonlp.util.frameworks import check_process
 
 LOOP_ONLY = ("cache", "draft_cache", "hidden")
@@ -175,7 +175,9 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
     if extras.token_type_ids is not None:
         for m in (model,) if draft is None else (model, draft):
             if "token_type_ids" not in {spec.name for spec in m.config.inputs}:
-                raise InputError(f"token_type_ids has no effect on a {m.config.model_type}, which has no token types; omit it")
+                raise InputError(
+                    f"token_type_ids has no effect on a {m.config.model_type}, which has no token types; omit it"
+                )
     if extras.decoder_attention_mask is not None and extras.decoder_input_ids is None:
         raise InputError("decoder_attention_mask needs decoder_input_ids; pass both or neither")
     for process in extras.logits_processor or ():

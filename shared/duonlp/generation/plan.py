@@ -12,11 +12,11 @@ import numpy as np
 
 from duonlp.generation import processors as factories
 from duonlp.generation.config import GenerationConfig, Processor
+from duonlp.generation.options.validation import as_ids, check_vocabulary
 from duonlp.generation.prompt import Prompt
 from duonlp.generation.source import Source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.threefry import row_keys
-from duonlp.generation.validation import as_ids, check_vocabulary
 from duonlp.typing import Array, Ops
 from duonlp.util.buckets import bucket
 

@@ -104,7 +104,9 @@ def prepare_prompt(
         check_inputs(cfg, "causal-lm", {"input_ids": original, "token_type_ids": token_type_ids}, cached=True)
         types = np.asarray(token_type_ids)
         if types.shape != original.shape:
-            raise InputError(f"token_type_ids has shape {types.shape} and input_ids {original.shape}; they must be the same")
+            raise InputError(
+                f"token_type_ids has shape {types.shape} and input_ids {original.shape}; they must be the same"
+            )
         if config.guidance_scale != 1.0:
             raise InputError("token_type_ids cannot be combined with guidance_scale; omit one of them")
     parts = [(original, mask)]

@@ -190,7 +190,9 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
         changes = dict(changes)
         if "stop_sequence" in changes:  # its name in Transformers' pipelines
-            changes.setdefault("stop_strings", changes.pop("stop_sequence"))
+            if "stop_strings" in changes:
+                raise InputError("stop_sequence and stop_strings are two names of one option; pass one of them")
+            changes["stop_strings"] = changes.pop("stop_sequence")
         if changes.get("max_length") is not None:
             changes.setdefault("max_new_tokens", UNSET)  # a length of the call overrides one of the constructor
         for name in [name for name in changes if name in IGNORED or name in UNSUPPORTED]:
@@ -296,7 +298,13 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         keywords = {}
         if options.clean_up_tokenization_spaces is not None:
             keywords["clean_up_tokenization_spaces"] = options.clean_up_tokenization_spaces
-        return self.tokenizer.decode(ids, skip_special_tokens=options.skip_special_tokens, **keywords)
+        return self.rewrite_text(
+            self.tokenizer.decode(ids, skip_special_tokens=options.skip_special_tokens, **keywords)
+        )
+
+    def rewrite_text(self, text: str) -> str:
+        """Return decoded text, or a piece of it that consists of whole tokens, as the reader expects it."""
+        return text
 
     def stream(
         self, forward: Callable[..., Iterable[Any]], example: Example, options: GenerationOptionsT
@@ -332,8 +340,8 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         end = self.end_detector(self.prompt_ids(example, options), options)
         for ids in steps:
             if piece := text.put(end.trim(np.asarray(ids)[0])):
-                yield piece
+                yield self.rewrite_text(piece)
             if end.ended:
                 break
         if rest := text.end():
-            yield rest
+            yield self.rewrite_text(rest)

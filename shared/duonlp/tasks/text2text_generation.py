@@ -13,12 +13,12 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, OPTIONS
-from duonlp.generation.stored import read_options
+from duonlp.generation.options.stored import read_options
 from duonlp.tasks.base import Example, check_bool, check_choice, check_int, describe
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
 from duonlp.tasks.text import TRUNCATIONS
 from duonlp.typing import Tokenizer
-from duonlp.util.tokenization import private_tokenizer
+from duonlp.util.tokenization import has_line_break_token, private_tokenizer, restore_line_breaks
 
 DEFAULT_BEAMS = 4
 """Default number of beams, as in the pipelines of Transformers 4.57."""
@@ -93,6 +93,7 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
     - ``num_beams`` in the model's generation config overrides the default of 4.
     - Warnings about max_length and input lengths refer to the effective settings.
     - Nested lists are an error; 4.57 processes only the first text of each.
+    - PEGASUS' token "<n>" is a line break in texts.
 
     The engine's ``generate`` takes right-padded sources and returns the decoder's ids, [texts, 1 + new tokens].
 
@@ -122,6 +123,7 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
                 f"{self.name} needs an encoder-decoder, loaded with AutoModelForSeq2SeqLM, but {config.model_type} is not one"
             )
         self.task_params(self.name)  # fails early if they are invalid
+        self.has_line_break_token = has_line_break_token(tokenizer)
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -337,6 +339,9 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
         if options.return_tensors:
             return {f"{self.result_name}_token_ids": [self.start_id(options), *new]}
         return {f"{self.result_name}_text": self.text(new, options)}
+
+    def rewrite_text(self, text: str) -> str:
+        return restore_line_breaks(text) if self.has_line_break_token else text
 
     def gather(self, results: list[Any], options: Text2TextOptionsT) -> list[Any]:
         return [result[0] for result in results] if all(len(result) == 1 for result in results) else results

@@ -117,6 +117,12 @@ class TranslationTask(LongDocumentTask[TranslationOptions]):
             )
         return super().finalize_config(config, options)
 
+    def text(self, ids: list[int], options: TranslationOptions) -> str:
+        if options.skip_special_tokens and self.languages:  # some tokenizers do not list their codes as special
+            codes = set(self.languages.values())
+            ids = [token for token in ids if token not in codes]
+        return super().text(ids, options)
+
     def prefix(self, options: TranslationOptions) -> str:
         target = self.language_pair(options)[1]
         return (f">>{target}<< " if target in self.targets else "") + super().prefix(options)

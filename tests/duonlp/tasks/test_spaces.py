@@ -28,7 +28,11 @@ def test_answers_are_not_spaces(name: str, align: bool):
         return {"start_logits": logits.astype(np.float32), "end_logits": logits.astype(np.float32)}
 
     pipe = make_pipeline(
-        "question-answering", forward, tokenizer, config_from_hf(SIZES | {"vocab_size": len(tokenizer)}), align_to_words=align
+        "question-answering",
+        forward,
+        tokenizer,
+        config_from_hf(SIZES | {"vocab_size": len(tokenizer)}),
+        align_to_words=align,
     )
     for options in ({}, {"max_answer_len": 1}, {"max_seq_len": 16, "doc_stride": 2}):
         for top_k in (1, 60):

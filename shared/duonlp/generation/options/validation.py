@@ -3,15 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.schema import shorten
 from duonlp.util.machine_info import physical_memory
-
-if TYPE_CHECKING:
-    from duonlp.generation.config import GenerationConfig
 
 MIN_INTEGERS = {
     "max_new_tokens": 1, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "num_return_sequences": 1,
@@ -63,8 +60,8 @@ class Conflict:
     omit: tuple[str, ...]
 
 
-def check_config(config: "GenerationConfig") -> None:
-    """Raise InputError for invalid values or combinations of options; every new GenerationConfig is checked."""
+def check_config(config: Any) -> None:
+    """Raise InputError for invalid values or combinations of options of a GenerationConfig; every new one is checked."""
     for f in fields(config):
         if f.name != "extra":
             check_option(f.name, getattr(config, f.name))
@@ -78,7 +75,9 @@ def check_option(name: str, value: Any) -> None:
     if value is not None and name in MIN_INTEGERS:
         minimum = MIN_INTEGERS[name]
         if not is_number(value, whole=True) or value < minimum:
-            raise InputError(f"{name}={shorten(value)} must be {'a positive integer' if minimum else 'an integer, 0 or more'}")
+            raise InputError(
+                f"{name}={shorten(value)} must be {'a positive integer' if minimum else 'an integer, 0 or more'}"
+            )
         if value >= (2**64 if name == "seed" else MOST):
             raise InputError(f"{name}={shorten(value)} is too large; use less than 2**{64 if name == 'seed' else 31}")
     elif name == "temperature" and not (is_number(value, whole=False) and value > 0):
@@ -112,11 +111,12 @@ def _check_ids(name: str, value: Any) -> None:
         ):
             raise InputError(f"{name}={shorten(value)} must contain non-empty lists of token ids")
     elif name == "exponential_decay_length_penalty" and value is not None:
-        if not (isinstance(value, tuple) and len(value) == 2 and is_number(value[0], True) and is_number(value[1], False)):
+        if not (
+            isinstance(value, tuple) and len(value) == 2 and is_number(value[0], True) and is_number(value[1], False)
+        ):
             raise InputError(f"{name}={shorten(value)} must be (start, factor), such as (10, 1.05)")
-    elif name == "stop_strings":
-        if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
-            raise InputError(f"stop_strings={shorten(value)} must be non-empty strings")
+    elif name == "stop_strings" and not (isinstance(value, tuple) and all(isinstance(t, str) and t for t in value)):
+        raise InputError(f"stop_strings={shorten(value)} must be non-empty strings")
 
 
 def conflicts(config: Any) -> Iterator[Conflict]:
@@ -170,7 +170,8 @@ def _strategy_conflicts(c: Any) -> Iterator[Conflict]:
         )
     if c.penalty_alpha and c.top_k < 2:
         yield Conflict(
-            f"contrastive search needs several candidates, but top_k={c.top_k}; pass top_k=2 or more", ("penalty_alpha",)
+            f"contrastive search needs several candidates, but top_k={c.top_k}; pass top_k=2 or more",
+            ("penalty_alpha",),
         )
     lookup = c.prompt_lookup_num_tokens
     if lookup is not None and (c.num_beams > 1 or c.penalty_alpha or c.num_return_sequences > 1):
@@ -181,11 +182,12 @@ def _strategy_conflicts(c: Any) -> Iterator[Conflict]:
         )
     if lookup is not None and c.guidance_scale != 1.0:
         yield Conflict(
-            "guidance_scale and prompt_lookup_num_tokens cannot be combined; omit one of them", ("prompt_lookup_num_tokens",)
+            "guidance_scale and prompt_lookup_num_tokens cannot be combined; omit one of them",
+            ("prompt_lookup_num_tokens",),
         )
 
 
-def check_memory(config: "GenerationConfig", cfg: TransformerConfig, prompts: int, length: int, positions: int) -> None:
+def check_memory(config: Any, cfg: TransformerConfig, prompts: int, length: int, positions: int) -> None:
     """Raise InputError if the cache of keys and values of a call cannot fit into any memory here.
 
     Args:
@@ -206,7 +208,7 @@ def check_memory(config: "GenerationConfig", cfg: TransformerConfig, prompts: in
         )
 
 
-def check_vocabulary(config: "GenerationConfig", vocab_size: int) -> None:
+def check_vocabulary(config: Any, vocab_size: int) -> None:
     """Raise InputError if an option names a token outside the vocabulary.
 
     Special ids are exempt: some Transformers configurations have ids beyond the vocabulary, which are never

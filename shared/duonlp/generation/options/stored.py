@@ -7,7 +7,14 @@ from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.generation.validation import ID_OPTIONS, MIN_INTEGERS, check_ids_exist, check_option, conflicts, freeze_option
+from duonlp.generation.options.validation import (
+    ID_OPTIONS,
+    MIN_INTEGERS,
+    check_ids_exist,
+    check_option,
+    conflicts,
+    freeze_option,
+)
 from duonlp.schema import shorten
 
 SAMPLING = ("seed", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -116,10 +123,13 @@ def _check_model(options: StoredOptions, cfg: TransformerConfig) -> None:
         for name in OF_SOURCES:
             if name in options.usable:
                 options.leave_out(
-                    name, f"{name}={options.usable[name]} applies to the source of an encoder-decoder, which this model is not"
+                    name,
+                    f"{name}={options.usable[name]} applies to the source of an encoder-decoder, which this model is not",
                 )
     elif "guidance_scale" in options.usable:
-        options.leave_out("guidance_scale", f"guidance_scale={options.usable['guidance_scale']} needs a model without an encoder")
+        options.leave_out(
+            "guidance_scale", f"guidance_scale={options.usable['guidance_scale']} needs a model without an encoder"
+        )
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if name in options.usable:  # tokens that do not exist need no suppression, as in Transformers
             options.usable[name] = tuple(i for i in options.usable[name] if 0 <= i < vocab_size)
