@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from duonlp.config import TransformerConfig
-from duonlp.errors import InputError
+from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, UNSUPPORTED
 from duonlp.generation.prompt import resolve_config
@@ -219,6 +219,23 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     def finalize_config(self, config: GenerationConfig, options: GenerationOptionsT) -> GenerationConfig:
         """Return the settings of ``generate``, adapted to other options of the task."""
         return config
+
+    def prefix(self, options: GenerationOptionsT) -> str:
+        """Return the text to prepend to every input, by default that of config.json.
+
+        Raises:
+            CheckpointError: the prefix in config.json is not a string.
+        """
+        prefix = self.stored_prefix(options) if options.prefix is None else options.prefix
+        if not isinstance(prefix, (str, type(None))):
+            raise CheckpointError(
+                f"the prefix in config.json is {describe(prefix)}; expected a string: fix config.json"
+            )
+        return prefix or ""
+
+    def stored_prefix(self, options: GenerationOptionsT) -> Any:
+        """Return the prefix of config.json that applies; it may be anything."""
+        return self.config.extra.get("prefix")
 
     def base_config(self, options: GenerationOptionsT) -> GenerationConfig:
         """Return the settings that apply to options that are not set."""

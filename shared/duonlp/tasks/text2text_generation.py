@@ -207,20 +207,8 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
             )
         return config
 
-    def prefix(self, options: Text2TextOptionsT) -> str:
-        """Return the text to prepend to every source.
-
-        Raises:
-            CheckpointError: the prefix in config.json is not a string.
-        """
-        prefix = options.prefix
-        if prefix is None:
-            prefix = self.task_params(self.task_params_name(options)).get("prefix", self.config.extra.get("prefix"))
-        if not isinstance(prefix, (str, type(None))):
-            raise CheckpointError(
-                f"the prefix in config.json is {describe(prefix)}; expected a string: fix config.json"
-            )
-        return prefix or ""
+    def stored_prefix(self, options: Text2TextOptionsT) -> Any:
+        return self.task_params(self.task_params_name(options)).get("prefix", super().stored_prefix(options))
 
     def needs_config(self, options: Text2TextOptionsT) -> bool:
         return True
