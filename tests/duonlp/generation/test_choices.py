@@ -147,7 +147,9 @@ def test_plot_labels(tmp_path, recwarn):
     assert not [w for w in recwarn if "Glyph" in str(w.message)]  # characters missing in the font are escaped
 
 
-@pytest.mark.parametrize("logits", [[0.0, -np.inf], [0.0, 0.0, 0.0], [0.0, -9999.0, -3.0], [2.0, 1.0, -60.0, -np.inf, -90.0]])
+@pytest.mark.parametrize(
+    "logits", [[0.0, -np.inf], [0.0, 0.0, 0.0], [0.0, -9999.0, -3.0], [2.0, 1.0, -60.0, -np.inf, -90.0]]
+)
 def test_the_histogram_counts_every_token(logits, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
@@ -158,7 +160,9 @@ def test_the_histogram_counts_every_token(logits, tmp_path):
         draw_histogram(axes, ranked, kept)
         assert sum(bar.get_height() for bar in axes.patches) == np.count_nonzero(ranked)
         assert axes.get_xscale() == axes.get_yscale() == "log" and bool(axes.lines) == (kept is not None)
-        widths = np.log10([bar.get_x() + bar.get_width() for bar in axes.patches]) - np.log10([b.get_x() for b in axes.patches])
+        widths = np.log10([bar.get_x() + bar.get_width() for bar in axes.patches]) - np.log10(
+            [b.get_x() for b in axes.patches]
+        )
         np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
     plot_next_token(np.array(logits), tmp_path / "next.svg", top_p=0.5)
     assert f"probabilities of all {np.count_nonzero(ranked)} tokens" in (tmp_path / "next.svg").read_text()

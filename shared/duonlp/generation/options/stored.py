@@ -130,9 +130,6 @@ def _check_model(options: StoredOptions, cfg: TransformerConfig) -> None:
         options.leave_out(
             "guidance_scale", f"guidance_scale={options.usable['guidance_scale']} needs a model without an encoder"
         )
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
-        if name in options.usable:  # tokens that do not exist need no suppression, as in Transformers
-            options.usable[name] = tuple(i for i in options.usable[name] if 0 <= i < vocab_size)
     for name, value in list(options.usable.items()):
         try:
             check_ids_exist(name, value, vocab_size)

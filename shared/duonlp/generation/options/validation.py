@@ -211,8 +211,8 @@ def check_memory(config: Any, cfg: TransformerConfig, prompts: int, length: int,
 def check_vocabulary(config: Any, vocab_size: int) -> None:
     """Raise InputError if an option names a token outside the vocabulary.
 
-    Special ids are exempt: some Transformers configurations have ids beyond the vocabulary, which are never
-    generated.
+    Special ids and suppressed tokens are exempt: some Transformers configurations have ids beyond the vocabulary, which
+    are never generated.
     """
     for name in (*ID_OPTIONS, "bad_words_ids", "sequence_bias"):
         check_ids_exist(name, getattr(config, name), vocab_size)
@@ -224,7 +224,7 @@ def check_ids_exist(name: str, value: Any, vocab_size: int) -> None:
         _check_range(name, [i for ids in value for i in ids], vocab_size)
     elif name == "sequence_bias":
         _check_range(name, [i for ids, _ in value for i in ids], vocab_size)
-    elif name in ID_OPTIONS and name not in ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"):
+    elif name in ("forced_bos_token_id", "forced_eos_token_id"):
         _check_range(name, as_ids(value), vocab_size)
 
 
