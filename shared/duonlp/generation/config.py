@@ -8,7 +8,7 @@ from typing import Any
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.options.stored import BEAMS, SAMPLING, describe_unusable, read_options, unused_options
-from duonlp.generation.options.validation import as_ids, check_config, freeze_option
+from duonlp.generation.options.validation import as_ids, check_config, freeze_option, is_valid
 from duonlp.schema import shorten
 from duonlp.typing import Array
 
@@ -215,6 +215,9 @@ class GenerationConfig:
             changes.setdefault("diversity_penalty", 0.0)
         if (changes.get("do_sample") or changes.get("num_beams", 1) != 1) and self.penalty_alpha:
             changes.setdefault("penalty_alpha", None)  # a strategy of this call overrides a stored one
+        if not changes.get("do_sample", self.do_sample) and not changes.get("penalty_alpha", self.penalty_alpha):
+            # As in Transformers, temperature=0 is a way to say do_sample=False; it warns below like any other value.
+            changes = {name: value for name, value in changes.items() if name not in SAMPLING or is_valid(name, value)}
         changed = replace(self, **changes)
         # Stored options that the others left without effect, whatever their values, may have one now.
         for _ in range(2):  # stored groups make a stored diversity count
@@ -230,7 +233,7 @@ class GenerationConfig:
             contrastive = name == "top_k" and changed.penalty_alpha is not None
             requested = options.get(name) not in (None, DEFAULTS[name])
             if requested and unused and not contrastive:
-                warnings.warn(f"{name}={changes[name]!r} has no effect without {condition}", stacklevel=7)
+                warnings.warn(f"{name}={options[name]!r} has no effect without {condition}", stacklevel=7)
         return changed
 
     @property

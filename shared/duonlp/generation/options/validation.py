@@ -95,6 +95,15 @@ def check_option(name: str, value: Any) -> None:
         _check_ids(name, value)
 
 
+def is_valid(name: str, value: Any) -> bool:
+    """Return whether the value of an option is valid whatever the others are."""
+    try:
+        check_option(name, freeze_option(name, value))
+    except InputError:
+        return False
+    return True
+
+
 def _check_ids(name: str, value: Any) -> None:
     """Raise InputError for invalid token ids, lists of them, or stop strings."""
     if name in ID_OPTIONS:
