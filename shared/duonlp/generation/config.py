@@ -167,7 +167,10 @@ class GenerationConfig:
         }  # fmt: skip
         if cfg.decoder is not None:
             defaults["decoder_start_token_id"] = cfg.decoder.start_token_id
-        stored = stored or {name: value for name, value in cfg.extra.items() if name in OPTIONS}
+        if not stored:
+            stored = {name: value for name, value in cfg.extra.items() if name in OPTIONS}
+            if cfg.extra.get("force_bos_token_to_be_generated"):  # the first versions of BART's config.json
+                stored["forced_bos_token_id"] = cfg.bos_token_id
         unsupported = {name: stored[name] for name in UNSUPPORTED if not _is_neutral(name, stored.get(name))}
         options = read_options(stored, DEFAULTS, None if origin is None else cfg)
         if origin is None:

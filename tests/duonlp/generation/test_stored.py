@@ -132,3 +132,9 @@ def test_inputs_of_models_are_refused(name, value):
     with pytest.raises(InputError, match=f"generate does not take {name}; "):
         GenerationConfig().with_options(**{name: value})
     assert GenerationConfig().with_options(**{name: None}) == GenerationConfig()
+
+
+def test_the_first_notation_of_a_forced_token():
+    config = BART.replace(extra=dict(BART.extra) | {"force_bos_token_to_be_generated": True, "num_beams": 4})
+    options = GenerationConfig.for_model(config)
+    assert options.forced_bos_token_id == config.bos_token_id is not None and options.num_beams == 4
