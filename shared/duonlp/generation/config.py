@@ -171,7 +171,7 @@ class GenerationConfig:
             stored = {name: value for name, value in cfg.extra.items() if name in OPTIONS}
             if cfg.extra.get("force_bos_token_to_be_generated"):  # the first versions of BART's config.json
                 stored["forced_bos_token_id"] = cfg.bos_token_id
-        unsupported = {name: stored[name] for name in UNSUPPORTED if not _is_neutral(name, stored.get(name))}
+        unsupported = {name: stored[name] for name in UNSUPPORTED if not is_neutral(name, stored.get(name))}
         options = read_options(stored, DEFAULTS, None if origin is None else cfg)
         if origin is None:
             if options.unusable:
@@ -202,7 +202,7 @@ class GenerationConfig:
         """
         changes = {}
         for name, value in options.items():
-            if name in UNSUPPORTED and not _is_neutral(name, value):
+            if name in UNSUPPORTED and not is_neutral(name, value):
                 raise InputError(f"{name}={value!r} is unsupported; {UNSUPPORTED[name]}")
             if name in OPTIONS:
                 reset = 0 if name == "top_k" else DEFAULTS[name]
@@ -312,7 +312,7 @@ Processor = Callable[[Array, Array, Array], Array]
 """(ids [rows, columns], logits [rows, V], step) -> logits; see duonlp.generation.processors."""
 
 
-def _is_neutral(name: str, value: Any) -> bool:
+def is_neutral(name: str, value: Any) -> bool:
     """Return whether a value of an unsupported option has no effect."""
     value = list(value) if isinstance(value, tuple) else value
     return value is None or any(value == neutral for neutral in NEUTRAL.get(name, ()))

@@ -12,7 +12,7 @@ import numpy as np
 from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
-from duonlp.generation.config import IGNORED, OPTIONS
+from duonlp.generation.config import IGNORED, OPTIONS, UNSUPPORTED, is_neutral
 from duonlp.generation.options.stored import read_options
 from duonlp.tasks.base import Example, check_bool, check_choice, check_int, describe
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
@@ -172,7 +172,8 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
             config = replace(config, num_beams=DEFAULT_BEAMS)
         name = self.task_params_name(options)
         params = {key: value for key, value in self.task_params(name).items() if value is not None}
-        unknown = sorted(set(params) - OPTIONS - {"prefix", *IGNORED})
+        neutral = {option for option in UNSUPPORTED if is_neutral(option, params.get(option))}
+        unknown = sorted(set(params) - OPTIONS - neutral - {"prefix", *IGNORED})
         if unknown:
             warnings.warn(
                 f"task_specific_params of config.json for {name} have unknown options, which are ignored: {', '.join(unknown)}",

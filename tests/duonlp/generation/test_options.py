@@ -177,7 +177,9 @@ def test_the_prompt_with_invalid_logits_is_named():
         list(driver.stream(load, [call]))
 
 
-@pytest.mark.parametrize("options", [{}, BEAMS, SAMPLE | {"num_return_sequences": 2}, {"penalty_alpha": 0.5}, LOOKUP], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, BEAMS, SAMPLE | {"num_return_sequences": 2}, {"penalty_alpha": 0.5}, LOOKUP], ids=str
+)
 def test_new_tokens_have_the_type_of_the_last_one(options):
     class Typed(Table):
         """A table that adds the token types to the last tokens that it looks up."""
