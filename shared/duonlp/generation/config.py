@@ -216,8 +216,12 @@ class GenerationConfig:
         if changes.get("num_beams") == 1:
             changes.setdefault("num_beam_groups", 1)
             changes.setdefault("diversity_penalty", 0.0)
-        if (changes.get("do_sample") or changes.get("num_beams", 1) != 1) and self.penalty_alpha:
-            changes.setdefault("penalty_alpha", None)  # a strategy of this call overrides a stored one
+        beams = changes.get("num_beams", 1) != 1
+        # A strategy of this call overrides a stored one.
+        if (beams or changes.get("do_sample")) and self.penalty_alpha:
+            changes.setdefault("penalty_alpha", None)
+        if (beams or changes.get("penalty_alpha")) and self.prompt_lookup_num_tokens:
+            changes.setdefault("prompt_lookup_num_tokens", None)
         if not changes.get("do_sample", self.do_sample) and not changes.get("penalty_alpha", self.penalty_alpha):
             # As in Transformers, temperature=0 is a way to say do_sample=False; it warns below like any other value.
             changes = {name: value for name, value in changes.items() if name not in SAMPLING or is_valid(name, value)}

@@ -168,7 +168,7 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
         explicit = options.explicit
         config = self.generation_config
         no_beams = options.assistant_model is not None or any(explicit.get(name) for name in OTHER_STRATEGIES)
-        if config.strategy == "greedy" and not no_beams:
+        if config.strategy == "greedy" and config.prompt_lookup_num_tokens is None and not no_beams:
             config = replace(config, num_beams=DEFAULT_BEAMS)
         name = self.task_params_name(options)
         params = {key: value for key, value in self.task_params(name).items() if value is not None}

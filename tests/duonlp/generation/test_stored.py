@@ -100,6 +100,17 @@ def test_stored_options_that_come_into_effect():
     assert (diverse.num_beam_groups, diverse.diversity_penalty, diverse.penalty_alpha) == (2, 0.5, None)
 
 
+def test_a_strategy_of_a_call_overrides_a_stored_one():
+    contrastive, lookup = GenerationConfig(penalty_alpha=0.6), GenerationConfig(prompt_lookup_num_tokens=3)
+    assert contrastive.with_options(num_beams=2).strategy == "beam"
+    assert contrastive.with_options(do_sample=True).strategy == "sample"
+    assert lookup.with_options(num_beams=2).prompt_lookup_num_tokens is None
+    assert lookup.with_options(penalty_alpha=0.6).strategy == "contrastive"
+    assert lookup.with_options(do_sample=True).prompt_lookup_num_tokens == 3
+    with pytest.raises(InputError, match="speculative decoding"):
+        lookup.with_options(num_beams=2, prompt_lookup_num_tokens=3)
+
+
 def test_a_stored_length_is_limited_by_the_positions():
     config, _ = read({"max_length": 1e9, "eos_token_id": 2}, GPT2)
     assert resolve_config(GPT2, config).new_tokens(3, GPT2.max_length) == GPT2.max_length - 3
