@@ -167,7 +167,7 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
         if new is not None and new < 1:
             raise InputError(
                 f"{self.name}: input {number} has {length} tokens, but max_length, which includes the prompt, is "
-                f"{length + new}; raise it, or pass max_new_tokens"
+                f"{options.resolved.max_length}; raise it, or pass max_new_tokens"
             )
         left = positions - length
         if left < (new or 1):
