@@ -316,8 +316,14 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         if options.clean_up_tokenization_spaces is not None:
             keywords["clean_up_tokenization_spaces"] = options.clean_up_tokenization_spaces
         return self.rewrite_text(
-            self.tokenizer.decode(ids, skip_special_tokens=options.skip_special_tokens, **keywords)
+            self.tokenizer.decode(
+                self.text_ids(ids, options), skip_special_tokens=options.skip_special_tokens, **keywords
+            )
         )
+
+    def text_ids(self, ids: list[int], options: GenerationOptionsT) -> list[int]:
+        """Return the ids without those that are no text although the tokenizer does not list them as special."""
+        return ids
 
     def rewrite_text(self, text: str) -> str:
         """Return decoded text, or a piece of it that consists of whole tokens, as the reader expects it."""
@@ -356,7 +362,7 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         text = TextStream(self.tokenizer, options.skip_special_tokens)
         end = self.end_detector(self.prompt_ids(example, options), options)
         for ids in steps:
-            if piece := text.put(end.trim(np.asarray(ids)[0])):
+            if piece := text.put(self.text_ids(end.trim(np.asarray(ids)[0]).tolist(), options)):
                 yield self.rewrite_text(piece)
             if end.ended:
                 break

@@ -117,11 +117,9 @@ class TranslationTask(LongDocumentTask[TranslationOptions]):
             )
         return super().finalize_config(config, options)
 
-    def text(self, ids: list[int], options: TranslationOptions) -> str:
-        if options.skip_special_tokens and self.languages:  # some tokenizers do not list their codes as special
-            codes = set(self.languages.values())
-            ids = [token for token in ids if token not in codes]
-        return super().text(ids, options)
+    def text_ids(self, ids: list[int], options: TranslationOptions) -> list[int]:
+        codes = set(self.languages.values()) if options.skip_special_tokens else ()
+        return [token for token in ids if token not in codes]
 
     def prefix(self, options: TranslationOptions) -> str:
         target = self.language_pair(options)[1]
