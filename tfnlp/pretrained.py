@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source
-from duonlp.checkpoints.pretrained import PretrainedBase
+from duonlp.checkpoints.pretrained import PretrainedBase, default_generation_config
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
@@ -151,7 +151,7 @@ def _from_keras_config(cls: Any, config: dict[str, Any]) -> Any:
     cfg = architectures.config_from_hf(parse_json(config.pop("hf_config")))
     generation, quantized = parse_json(config.pop("generation_config")), config.pop("quantized")
     model = cls(cfg, **config)
-    model.generation_config = GenerationConfig.for_model(cfg, generation)
+    model.generation_config = default_generation_config(cfg, generation)
     for layer in model._flatten_layers():
         policy = quantized.get((layer.path or "").removeprefix(f"{model.path}/"))
         if policy is not None:

@@ -37,7 +37,7 @@ class Decoder:
 
     def decode(
         self, input_ids: jax.Array, position_ids: jax.Array, visible: Sequence[jax.Array], cache: Cache,
-        index: Sequence[int | jax.Array],
+        index: Sequence[int | jax.Array], token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Run n tokens per text.
 
@@ -47,11 +47,12 @@ class Decoder:
             visible: For each of ``config.layers.windows``: bool [B, n, slots], the slots that each token attends to.
             cache: Cache with the keys and values of earlier tokens.
             index: For each of them: slot of the first of these tokens; the others follow.
+            token_type_ids: int [B, n], or None.
 
         Returns:
             Hidden states [B, n, D], and the cache with these tokens added.
         """
-        x = self.embeddings(input_ids, None, position_ids)
+        x = self.embeddings(input_ids, token_type_ids, position_ids)
         x, _, _, cache = getattr(self, self.config.stack)(x, _biases(visible), position_ids, cache, tuple(index))
         return x, cache
 
@@ -112,7 +113,7 @@ class Seq2SeqDecoder(Decoder):
 
     def decode(
         self, input_ids: jax.Array, position_ids: jax.Array, visible: Sequence[jax.Array], cache: Cache,
-        index: Sequence[int | jax.Array],
+        index: Sequence[int | jax.Array], token_type_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:  # fmt: skip
         """Run n tokens per text, see Decoder.decode."""
         embedding, updates = self.decoder.config.embedding, {}

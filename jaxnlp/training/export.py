@@ -12,9 +12,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from duonlp import architectures
+from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, InputError
-from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
 from duonlp.training.run_file import read_run
 from duonlp.typing import Tokenizer
@@ -59,7 +59,9 @@ def export(
         raise CheckpointError(f"{str(folder)!r} has no checkpoint; train at least until the first one is saved")
     if step is not None and step not in steps:
         raise InputError(f"there is no checkpoint of step {step}; choose from {', '.join(map(str, steps))}")
-    generation = GenerationConfig.for_model(cfg).to_dict() if HEADS[head].generates else None
+    generation = None
+    if HEADS[head].generates:
+        generation = run.get("generation_config") or default_generation_config(cfg).to_dict()
     read = _ParameterReader(folder / FOLDER / str(steps[-1] if step is None else step) / STATE)
     save_checkpoint(output, cfg, head, read, np.dtype(jax.numpy.dtype(dtype)), tokenizer, max_shard_size, generation)
     return Path(output)

@@ -105,7 +105,11 @@ class Evaluation:
 
 def with_parameters(step: Step, model: Any, params: Any) -> Any:
     """Return a model or LazyModel as a model with other parameters, from :meth:`Step.model_parameters`."""
-    return step.trainable.model(params) if isinstance(model, LazyModel) else update(model, params)
+    if not isinstance(model, LazyModel):
+        return update(model, params)
+    built = step.trainable.model(params)
+    built.generation_config = model.generation_config
+    return built
 
 
 class Loop:

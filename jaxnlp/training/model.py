@@ -23,8 +23,9 @@ from jax.typing import DTypeLike
 
 from duonlp import heads
 from duonlp.checkpoints.checkpoint import Source, open_checkpoint
-from duonlp.checkpoints.pretrained import check_head, fresh_plan, resolve_config
+from duonlp.checkpoints.pretrained import check_head, default_generation_config, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
+from duonlp.generation import GenerationConfig
 from duonlp.heads import outputs_of
 from duonlp.inputs import model_inputs
 from duonlp.seq2seq import shift_right
@@ -57,10 +58,18 @@ class LazyModel:
         config: Configuration of the model.
         head: Name of its head.
         plan: One source per parameter.
+        generation_config: Default generation settings, which are saved with what is trained; None for those of ``config``.
     """
 
-    def __init__(self, config: TransformerConfig, head: str, plan: Iterable[Source]):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        head: str,
+        plan: Iterable[Source],
+        generation_config: GenerationConfig | None = None,
+    ):
         self.config, self.head = config, head
+        self.generation_config = generation_config or default_generation_config(config)
         self._sources = {source.path: source for source in plan}
 
     @classmethod
@@ -101,7 +110,9 @@ class LazyModel:
         checkpoint = open_checkpoint(name_or_path, revision)
         cfg = checkpoint.transformer_config()
         check_head(HEADS[head], cfg)
-        return cls(cfg, head, checkpoint.plan(cfg, head, seed))
+        return cls(
+            cfg, head, checkpoint.plan(cfg, head, seed), default_generation_config(cfg, checkpoint.generation_config)
+        )
 
     def read(self, path: str) -> np.ndarray:
         """Return the values of one parameter, float32."""

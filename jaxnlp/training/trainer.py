@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from duonlp import architectures
+from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.data.objectives.language_modelling import check_model, head_of
 from duonlp.errors import InputError
@@ -106,6 +107,9 @@ def pretrain(
         **step.plan.objective.describe(),
         "data": dict(stream.describe() if data is None else data),
     }
+    generation = getattr(model, "generation_config", None)
+    if generation is not None and (generation.extra or generation != default_generation_config(model.config)):
+        description["generation_config"] = generation.to_dict()  # of a loaded model; `export` writes it back
 
     def make_log(resumed: int | None) -> MetricsLog:
         assert folder is not None

@@ -339,3 +339,61 @@ def equal_records(ours: np.ndarray, theirs: np.ndarray) -> bool:
         return False
     finite = np.isfinite(theirs)
     return float(np.abs(np.where(finite, ours, 0) - np.where(finite, theirs, 0)).max()) < 1e-4
+
+
+@pytest.mark.parametrize("framework", ["jax", "tf"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_token_types_continue_with_the_last_one(options: dict, framework: str):
+    """GPT-2 adds their word vectors, to new tokens too; speculative decoding adds them to proposals."""
+    import torch
+
+    ids, mask = prompts(0, BATCHES[3][0])
+    options = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": EOS} | options
+    model, plain = ours(framework, "gpt2")(0), theirs("gpt2", 0, ids, mask, options)["sequences"]
+    for kind in range(2):
+        types = (np.arange(ids.shape[1]) % 2 if kind else np.zeros_like(ids)) + np.array([[3], [0], [9]])
+        expected_ids = theirs("gpt2", 0, ids, mask, options | {"token_type_ids": torch.tensor(types)})["sequences"]
+        assert not np.array_equal(expected_ids, plain)
+        generated = model.generate(ids, mask, token_type_ids=types, **options)
+        np.testing.assert_array_equal(generated, expected_ids)
+        if "num_beams" not in options:
+            looked_up = model.generate(ids, mask, token_type_ids=types, prompt_lookup_num_tokens=3, **options)
+            np.testing.assert_array_equal(looked_up, expected_ids)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tf"])
+def test_token_types_of_bert(framework: str, tmp_path):
+    import torch
+
+    from tests.engines import torch_model
+
+    hf = {
+        "model_type": "bert", "is_decoder": True, "pad_token_id": 0, "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "intermediate_size": 40, "max_position_embeddings": 40, "type_vocab_size": 2,
+    }  # fmt: skip
+    folder = Case("bert-decoder", hf, "causal-lm").write(tmp_path / "m")
+    ids, mask = prompts(0, BATCHES[3][0])
+    options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    model = import_module(f"{framework}nlp").AutoModelForCausalLM.from_pretrained(folder)
+    reference_model = torch_model(folder, "causal-lm").eval()
+    for types in (np.zeros_like(ids), np.ones_like(ids)):
+        tensors = {"attention_mask": torch.tensor(mask), "token_type_ids": torch.tensor(types).long()}
+        expected_ids = reference_model.generate(torch.tensor(ids).long(), **tensors, do_sample=False, **options).numpy()
+        np.testing.assert_array_equal(model.generate(ids, mask, token_type_ids=types, **options), expected_ids)
+
+
+@pytest.mark.parametrize(("types", "message"), [
+    ([[0, 1]], "token_type_ids has shape"), ([[0, 99, 0]], "token types"), ([[[0, 0, 0]]], "token_type_ids has shape"),
+])  # fmt: skip
+def test_invalid_token_types_are_refused(types, message):
+    from duonlp.errors import InputError
+    from tests.generation import encoder_decoder
+
+    with pytest.raises(InputError, match=message):
+        ours("jax", "gpt2")(0).generate([[5, 6, 7]], token_type_ids=types, max_new_tokens=2)
+    with pytest.raises(InputError, match="token_type_ids has no effect on a llama"):
+        ours("jax", "llama")(0).generate([[5, 6, 7]], token_type_ids=[[0, 0, 0]])
+    with pytest.raises(InputError, match="token_type_ids has no effect on a t5"):
+        encoder_decoder("jax").generate([[5, 6, 7]], token_type_ids=[[0, 0, 0]])
+    with pytest.raises(InputError, match="cannot be combined with guidance_scale"):
+        ours("jax", "gpt2")(0).generate([[5, 6, 7]], token_type_ids=[[0, 0, 0]], guidance_scale=1.5)

@@ -37,7 +37,7 @@ class Decoder:
 
     def decode(
         self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: Sequence[tf.Tensor], cache: Cache,
-        index: Sequence[int | tf.Tensor],
+        index: Sequence[int | tf.Tensor], token_type_ids: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, Cache]:  # fmt: skip
         """Run n tokens per text.
 
@@ -47,11 +47,12 @@ class Decoder:
             visible: For each of ``config.layers.windows``: bool [B, n, slots], the slots that each token attends to.
             cache: Cache with the keys and values of earlier tokens.
             index: For each of them: slot of the first of these tokens; the others follow.
+            token_type_ids: int [B, n], or None.
 
         Returns:
             Hidden states [B, n, D], and the cache with these tokens added.
         """
-        x = self.embeddings(input_ids, None, position_ids, training=False)
+        x = self.embeddings(input_ids, token_type_ids, position_ids, training=False)
         stack = getattr(self, self.config.stack)
         x, _, _, cache = stack(x, _biases(visible), position_ids, cache=cache, cache_index=tuple(index), training=False)
         return x, cache
@@ -113,7 +114,7 @@ class Seq2SeqDecoder(Decoder):
 
     def decode(
         self, input_ids: tf.Tensor, position_ids: tf.Tensor, visible: Sequence[tf.Tensor], cache: Cache,
-        index: Sequence[int | tf.Tensor],
+        index: Sequence[int | tf.Tensor], token_type_ids: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, Cache]:  # fmt: skip
         """Run n tokens per text, see Decoder.decode."""
         embedding, updates = self.decoder.config.embedding, {}

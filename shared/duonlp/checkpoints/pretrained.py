@@ -1,7 +1,6 @@
 """Load and initialize models: the part shared by both engines."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -140,18 +139,13 @@ class PretrainedBase:
 
 
 def default_generation_config(cfg: TransformerConfig, stored: Mapping[str, Any] | None = None) -> GenerationConfig:
-    """Return a model's default generation settings, ignoring invalid stored ones with a warning.
+    """Return a model's default generation settings; one warning names stored ones that cannot be used.
 
     Args:
         cfg: The model, whose config.json may hold generation settings.
         stored: Contents of generation_config.json.
     """
-    try:
-        return GenerationConfig.for_model(cfg, stored)
-    except InputError as error:
-        origin = "generation_config.json" if stored else "config.json"
-        warnings.warn(f"all generation settings of {origin} are ignored: {error}", stacklevel=4)
-        return GenerationConfig.for_model(cfg.replace(extra={}))
+    return GenerationConfig.for_model(cfg, stored, origin="generation_config.json" if stored else "config.json")
 
 
 def check_memory(parameter_bytes: int) -> None:

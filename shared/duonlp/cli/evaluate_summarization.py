@@ -22,6 +22,7 @@ from duonlp.util.console import plain_console
 from duonlp.util.files import locked_folder
 from duonlp.util.frameworks import quiet_stdout
 from duonlp.util.json_text import to_json
+from duonlp.util.tokenization import restore_line_breaks
 
 if TYPE_CHECKING:
     from duonlp.data.pairs.summaries import Pair
@@ -143,8 +144,9 @@ def _compare_systems(
     from duonlp.pipelines.pipeline import Progress
 
     metrics = [Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None), Bleu()]
-    references = [list(pair.summaries) for pair in pairs]
     texts, seconds, framework = run_systems(systems, settings, pairs, predictions, output, files)
+    texts = {name: [restore_line_breaks(text) for text in column] for name, column in texts.items()}
+    references = [[restore_line_breaks(text) for text in pair.summaries] for pair in pairs]
     with Progress(len(pairs) * len(systems) * len(metrics), None, "scoring") as bar:
         comparison = compare(
             texts, references, metrics, confidence=settings.confidence, resamples=settings.resamples,

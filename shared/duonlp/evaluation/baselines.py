@@ -93,7 +93,8 @@ def tldr(
         defaults: dict[str, Any] = {"do_sample": True, "top_k": 2, "seed": 0}
         options = defaults | options
     limit = _context_length(pipe, options.get("assistant_model"))
-    prefix = str(options.get("prefix") or getattr(pipe.options, "prefix", None) or "")
+    task: Any = pipe.task  # a TextGenerationTask
+    prefix = task.prefix(pipe.options) if options.get("prefix") is None else str(options["prefix"])
     prompts = [
         _build_prompt(pipe.tokenizer, text, number, prefix, prompt, limit, new) for number, text in enumerate(texts)
     ]

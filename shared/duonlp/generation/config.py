@@ -7,7 +7,8 @@ from typing import Any
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.generation.validation import as_ids, check_config
+from duonlp.generation.options.stored import BEAMS, SAMPLING, describe_unusable, read_options, unused_options
+from duonlp.generation.options.validation import as_ids, check_config, freeze_option, is_valid
 from duonlp.schema import shorten
 from duonlp.typing import Array
 
@@ -21,25 +22,56 @@ UNSUPPORTED = {
     "watermarking_config": "use a logits processor for watermarking",
     "prefix_allowed_tokens_fn": "write it as a logits processor, (ids, logits, step) -> logits",
     "stopping_criteria": "use eos_token_id or stop_strings, or stream and stop reading",
+    "token_healing": "end the prompt before its last word",
+    "assistant_ensemble_weight": "omit it: speculative decoding is exact here",
+    "speculation_type": "pass a draft model as assistant_model, or set prompt_lookup_num_tokens",
+    "cache_implementation": "omit it: keys and values are stored in the compute dtype",
     "assistant_early_exit": "pass a draft model as assistant_model, or set prompt_lookup_num_tokens",
 }
 """Unsupported options of Transformers that would change the text, with alternatives."""
 
-NEUTRAL = {"constraints": [], "force_words_ids": [], "stopping_criteria": []}
-"""Values besides None for which an unsupported option has no effect."""
+NEUTRAL = {
+    "constraints": ([],), "force_words_ids": ([],), "stopping_criteria": ([],), "token_healing": (False,),
+    "cache_implementation": (
+        "dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid", "hybrid_chunked", "offloaded_hybrid",
+        "offloaded_hybrid_chunked", "sliding_window", "paged",
+    ),
+}  # fmt: skip
+"""Values besides None for which an unsupported option does not change the text."""
 
 IGNORED = (
-    "use_cache", "cache_implementation", "cache_config", "return_legacy_cache", "transformers_version",
-    "_from_model_config", "synced_gpus", "disable_compile", "compile_config", "low_memory", "token_type_ids",
+    "use_cache", "cache_config", "max_cache_len", "return_legacy_cache", "transformers_version", "_from_model_config",
+    "_commit_hash", "synced_gpus", "disable_compile", "compile_config", "low_memory", "prefill_chunk_size", "is_assistant",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold", "continuous_batching_config", "use_mtp",
 )  # fmt: skip
-"""Options of Transformers that do not change the text, accepted and ignored for compatibility."""
+"""Options of Transformers that do not change the text, accepted and ignored for compatibility: how keys and values are
+stored, how programs are compiled, and how many tokens speculative decoding proposes, since it is exact."""
+
+MODEL_INPUTS = {
+    "position_ids": "omit it: positions follow from attention_mask",
+    "decoder_position_ids": "omit it: positions follow from decoder_attention_mask",
+    "cache_position": "omit it",
+    "inputs_embeds": "pass input_ids",
+    "decoder_inputs_embeds": "pass decoder_input_ids",
+    "inputs": "pass input_ids",
+    "past_key_values": "omit it, and pass the whole text as input_ids",
+    "encoder_outputs": "omit it, and pass the source as input_ids",
+    "labels": "omit it: call the model for a loss",
+    "head_mask": "omit it: all heads take part",
+    "decoder_head_mask": "omit it: all heads take part",
+    "cross_attn_head_mask": "omit it: all heads take part",
+    "output_attentions": "call the model with the text that generate returned",
+    "output_hidden_states": "call the model with the text that generate returned",
+}
+"""Inputs of models, and outputs, that ``generate`` refuses although Transformers' takes them, with alternatives."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """Decoding options, with the names, meanings and defaults of Transformers 5.
 
-    ``extra`` holds keys of generation_config.json that duonlp does not read, so that saving writes them back.
+    ``extra`` holds entries of generation_config.json that are not used (unknown, null, defaults, unusable), so that saving
+    writes them back.
 
     Raises:
         InputError: A value is out of range, or options conflict.
@@ -108,46 +140,51 @@ class GenerationConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name == "sequence_bias":
-                value = _normalize_bias(value)
-            elif f.name == "stop_strings":
-                value = (value,) if isinstance(value, str) else _freeze(value or ())
-            elif f.name != "extra":
-                value = _freeze(value)
-            object.__setattr__(self, f.name, value)
+            if f.name != "extra":
+                object.__setattr__(self, f.name, freeze_option(f.name, getattr(self, f.name)))
         check_config(self)
 
     @classmethod
-    def for_model(cls, cfg: TransformerConfig, stored: Mapping[str, Any] | None = None) -> "GenerationConfig":
+    def for_model(
+        cls, cfg: TransformerConfig, stored: Mapping[str, Any] | None = None, origin: str | None = None
+    ) -> "GenerationConfig":
         """Return a model's generation options: its special ids, overridden by its generation_config.json.
 
-        Unsupported options in the file raise a warning.
+        Options that have no effect with the others may have any value. ``extra`` keeps what is not used.
 
         Args:
             cfg: Model configuration.
             stored: Contents of generation_config.json; without it, the generation options that old
                 checkpoints store in config.json apply.
+            origin: Name of the file, if unusable options are to be left out: one warning names them and says why, and null
+                means that there is no such special id, as in Transformers.
 
         Raises:
-            InputError: A stored value is out of range.
+            InputError: Without ``origin``, a stored value is invalid.
         """
         defaults: dict[str, Any] = {
             "eos_token_id": cfg.eos_token_id, "pad_token_id": cfg.pad_token_id, "bos_token_id": cfg.bos_token_id,
         }  # fmt: skip
         if cfg.decoder is not None:
             defaults["decoder_start_token_id"] = cfg.decoder.start_token_id
-        stored = stored or {name: value for name, value in cfg.extra.items() if name in OPTIONS}
-        options = {name: value for name, value in stored.items() if value is not None}
-        dropped = [
-            f"{name}={shorten(options[name])}" for name in UNSUPPORTED if not _is_neutral(name, options.get(name))
-        ]
-        if dropped:
-            warnings.warn(
-                f"generation_config.json sets {', '.join(dropped)}, which is unsupported and ignored", stacklevel=4
-            )
-        supported = {name: options.pop(name) for name in OPTIONS & set(options)}
-        return cls(**defaults | supported, extra=options)
+        if not stored:
+            stored = {name: value for name, value in cfg.extra.items() if name in OPTIONS}
+            if cfg.extra.get("force_bos_token_to_be_generated"):  # the first versions of BART's config.json
+                stored["forced_bos_token_id"] = cfg.bos_token_id
+        unsupported = {name: stored[name] for name in UNSUPPORTED if not is_neutral(name, stored.get(name))}
+        options = read_options(stored, DEFAULTS, None if origin is None else cfg)
+        if origin is None:
+            if options.unusable:
+                raise InputError(next(iter(options.unusable.values())))
+            if unsupported:
+                named = ", ".join(f"{name}={shorten(value)}" for name, value in unsupported.items())
+                warnings.warn(f"generation_config.json sets {named}, which is unsupported and ignored", stacklevel=4)
+        else:
+            defaults |= {name: None for name in defaults if name in stored and stored[name] is None}
+            if options.unusable or unsupported:
+                warnings.warn(describe_unusable(options, unsupported, origin), stacklevel=5)
+        extra = {name: value for name, value in stored.items() if name not in options.usable}
+        return cls(**defaults | options.usable, extra=extra)
 
     def with_special_ids_from(self, other: "GenerationConfig") -> "GenerationConfig":
         """Return a copy whose missing special ids are taken from another config."""
@@ -165,26 +202,45 @@ class GenerationConfig:
         """
         changes = {}
         for name, value in options.items():
-            if name in UNSUPPORTED and not _is_neutral(name, value):
+            if name in UNSUPPORTED and not is_neutral(name, value):
                 raise InputError(f"{name}={value!r} is unsupported; {UNSUPPORTED[name]}")
             if name in OPTIONS:
                 reset = 0 if name == "top_k" else DEFAULTS[name]
                 changes[name] = reset if value is None else value
-            elif name not in IGNORED and name not in UNSUPPORTED:
+            elif name in MODEL_INPUTS and value is not None and value is not False:
+                raise InputError(f"generate does not take {name}; {MODEL_INPUTS[name]}")
+            elif name not in (*IGNORED, *UNSUPPORTED, *MODEL_INPUTS):
                 raise InputError(f"unknown generation option {name!r}; options are {', '.join(sorted(OPTIONS))}")
         if changes.get("max_length") is not None and "max_new_tokens" not in changes:
             changes["max_new_tokens"] = None  # a length passed to this call overrides a stored one
         if changes.get("num_beams") == 1:
             changes.setdefault("num_beam_groups", 1)
             changes.setdefault("diversity_penalty", 0.0)
+        beams = changes.get("num_beams", 1) != 1
+        # A strategy of this call overrides a stored one.
+        if (beams or changes.get("do_sample")) and self.penalty_alpha:
+            changes.setdefault("penalty_alpha", None)
+        if (beams or changes.get("penalty_alpha")) and self.prompt_lookup_num_tokens:
+            changes.setdefault("prompt_lookup_num_tokens", None)
+        if not changes.get("do_sample", self.do_sample) and not changes.get("penalty_alpha", self.penalty_alpha):
+            # As in Transformers, temperature=0 is a way to say do_sample=False; it warns below like any other value.
+            changes = {name: value for name, value in changes.items() if name not in SAMPLING or is_valid(name, value)}
         changed = replace(self, **changes)
+        # Stored options that the others left without effect, whatever their values, may have one now.
+        for _ in range(2):  # stored groups make a stored diversity count
+            now_used = (unused_options(self) - unused_options(changed)) & set(self.extra) - set(options)
+            stored = {name: self.extra[name] for name in now_used if self.extra[name] is not None}
+            try:
+                changed = replace(changed, **stored)
+            except InputError as error:
+                raise InputError(f"{error} (it is stored with the model: pass another value)") from None
         conditions = (*((n, "do_sample=True") for n in SAMPLING), *((n, "num_beams=2 or more") for n in BEAMS))
         for name, condition in conditions:
             unused = not changed.do_sample if name in SAMPLING else changed.num_beams == 1
             contrastive = name == "top_k" and changed.penalty_alpha is not None
             requested = options.get(name) not in (None, DEFAULTS[name])
             if requested and unused and not contrastive:
-                warnings.warn(f"{name}={changes[name]!r} has no effect without {condition}", stacklevel=7)
+                warnings.warn(f"{name}={options[name]!r} has no effect without {condition}", stacklevel=7)
         return changed
 
     @property
@@ -256,38 +312,15 @@ OPTIONS = set(DEFAULTS)
 
 SPECIAL_IDS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id")
 
-SAMPLING = ("seed", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Options that have an effect only when sampling."""
-
-BEAMS = ("early_stopping", "length_penalty")
-"""Options that have an effect only in beam search."""
-
 Processor = Callable[[Array, Array, Array], Array]
 """(ids [rows, columns], logits [rows, V], step) -> logits; see duonlp.generation.processors."""
 
 
-def _is_neutral(name: str, value: Any) -> bool:
+def is_neutral(name: str, value: Any) -> bool:
     """Return whether a value of an unsupported option has no effect."""
-    return value is None or (isinstance(value, (list, tuple)) and list(value) == NEUTRAL.get(name))
-
-
-def _freeze(value: Any) -> Any:
-    """Convert lists and sets to tuples, recursively, and NumPy scalars to Python numbers."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return tuple(_freeze(part) for part in value)
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    value = list(value) if isinstance(value, tuple) else value
+    return value is None or any(value == neutral for neutral in NEUTRAL.get(name, ()))
 
 
 def _thaw(value: Any) -> Any:
     return [_thaw(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _normalize_bias(value: Any) -> tuple:
-    """Convert Transformers' two notations, {(ids): bias} and [[ids, bias]], to the second one, as tuples."""
-    try:
-        pairs = value.items() if isinstance(value, Mapping) else value or ()
-        return tuple((tuple(int(i) for i in ids), float(bias)) for ids, bias in pairs)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(
-            f"sequence_bias={shorten(value)} must be [[ids, bias], ...], such as [[[12, 7], -2.0]]"
-        ) from None

@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike
 
 from duonlp.errors import InputError, NonFiniteOutputError
 from duonlp.generation.config import DEFAULTS, GenerationConfig, Processor
+from duonlp.generation.options.validation import check_memory
 from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
 from duonlp.generation.source import Source, decoder_prompt, prepare_source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.strategies.search import INVALID
-from duonlp.generation.validation import check_memory
 from duonlp.util.frameworks import check_process
 
 LOOP_ONLY = ("cache", "draft_cache", "hidden")
@@ -38,6 +38,7 @@ class Extras:
     tokenizer: Any = None  # for stop_strings
     decoder_input_ids: ArrayLike | None = None  # int [B, U], decoder prompts of an encoder-decoder
     decoder_attention_mask: ArrayLike | None = None  # [B, U]
+    token_type_ids: ArrayLike | None = None  # int [B, T], of the prompts
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def prepare(
             cfg, config, len(input_ids), extras.decoder_input_ids, extras.decoder_attention_mask
         )
         cfg = cfg.as_decoder()
-    prompt = prepare_prompt(cfg, config, input_ids, attention_mask, *negatives)
+    prompt = prepare_prompt(cfg, config, input_ids, attention_mask, *negatives, extras.token_type_ids)
     stops = None
     vocab_size = cfg.embedding.vocab_size
     if config.stop_strings:
@@ -149,16 +150,13 @@ def prepare(
     # Texts accept different numbers of proposals, so each prompt runs alone.
     calls = []
     for i in range(len(prompt.original)):
-        single = prepare_prompt(cfg, config, prompt.original[i : i + 1], _mask_of(prompt, i))
+        types = None if extras.token_type_ids is None else np.asarray(extras.token_type_ids)[i : i + 1]
+        mask = prompt.attention_mask[i : i + 1, -prompt.original.shape[1] :]
+        single = prepare_prompt(cfg, config, prompt.original[i : i + 1], mask, token_type_ids=types)
         call = make_call(single, None if source is None else source.row(i))
         keys = {"keys": batch.values["keys"][i : i + 1]} if config.do_sample else {}
         calls.append(replace(call, values=call.values | keys))
     return calls
-
-
-def _mask_of(prompt: Prompt, row: int) -> np.ndarray:
-    """Return the mask [1, T] of one of the caller's prompts."""
-    return prompt.attention_mask[row : row + 1, -prompt.original.shape[1] :]
 
 
 def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
@@ -174,6 +172,12 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
             raise InputError("decoder_input_ids is only for encoder-decoders; pass the prompt as input_ids")
     elif config.guidance_scale != 1.0:
         raise InputError("guidance_scale is only for models without an encoder; omit it")
+    if extras.token_type_ids is not None:
+        for m in (model,) if draft is None else (model, draft):
+            if "token_type_ids" not in {spec.name for spec in m.config.inputs}:
+                raise InputError(
+                    f"token_type_ids has no effect on a {m.config.model_type}, which has no token types; omit it"
+                )
     if extras.decoder_attention_mask is not None and extras.decoder_input_ids is None:
         raise InputError("decoder_attention_mask needs decoder_input_ids; pass both or neither")
     for process in extras.logits_processor or ():
@@ -182,8 +186,6 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
     if config.stop_strings and extras.tokenizer is None:
         raise InputError("stop_strings needs the model's tokenizer; pass generate(..., tokenizer=tokenizer)")
     if draft is None:
-        if config.prompt_lookup_num_tokens and config.guidance_scale != 1.0:
-            raise InputError("guidance_scale and prompt_lookup_num_tokens cannot be combined; omit one of them")
         return
     if config.prompt_lookup_num_tokens:
         raise InputError("assistant_model and prompt_lookup_num_tokens both propose tokens; omit one of them")

@@ -12,11 +12,11 @@ import numpy as np
 
 from duonlp.generation import processors as factories
 from duonlp.generation.config import GenerationConfig, Processor
+from duonlp.generation.options.validation import as_ids, check_vocabulary
 from duonlp.generation.prompt import Prompt
 from duonlp.generation.source import Source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.threefry import row_keys
-from duonlp.generation.validation import as_ids, check_vocabulary
 from duonlp.typing import Array, Ops
 from duonlp.util.buckets import bucket
 
@@ -119,6 +119,7 @@ def make_plan(
 
         - processors: arrays of each logits processor, by :func:`values_key`.
         - input_ids, attention_mask, position_ids: int32 [rows, columns].
+        - token_type_ids: int32 [rows, columns], if the caller passed them.
         - known_ids: int32 [prompts, columns], -1 on padding.
         - next_position: int32 [rows], position of the first new token.
         - filler: bool [prompts], True on rows that only pad the batch.
@@ -183,6 +184,8 @@ def make_plan(
     }
     if source is not None:
         values |= {"source_ids": source.input_ids, "source_mask": source.attention_mask}
+    if prompt.token_type_ids is not None:
+        values["token_type_ids"] = prompt.token_type_ids
     if stops is not None:
         prompts = len(prompt.filler)
         start = stops.start(prompt.input_ids[:prompts], prompt.attention_mask[:prompts])

@@ -1,4 +1,4 @@
-"""Plots of a next-token distribution: the tokens that top-k and top-p keep, and the effect of the temperature."""
+"""Plots of a next-token distribution: all its probabilities, the tokens that top-k and top-p keep, and the temperature."""
 
 import os
 from collections.abc import Sequence
@@ -15,6 +15,11 @@ from duonlp.util.pictures import check_picture_file, picture, require_matplotlib
 BARS = 20
 """Number of tokens in the bar chart."""
 
+HISTOGRAM_BINS = 50
+
+LEAST_PROBABILITY = 1e-30
+"""Smaller probabilities are counted in the lowest bin of the histogram."""
+
 KEPT_COLOR, CUT_COLOR = "#1f4e8c", "#c3cad5"
 CUTOFF_COLORS = ("#c1440e", "#2e8b57")
 TEMPERATURE_COLORS = ("#1f4e8c", "#c1440e", "#2e8b57", "#8a5fb0", "#b8860b", "#5f6b7a")
@@ -30,11 +35,14 @@ def plot_next_token(
     top_p: float | None = None,
     title: str = "",
 ) -> None:
-    """Plot the distribution of one next token in three panels and save the figure.
+    """Plot the distribution of one next token in four panels and save the figure.
 
-    The panels show the most likely tokens, colored by whether top-k and top-p keep them; the cumulative
-    probability over ranks, with the cutoffs; and the sorted probabilities at each temperature. As in
-    Transformers, top-p applies to the distribution that top-k leaves.
+    The panels show the most likely tokens, colored by whether top-k and top-p keep them; a histogram of the
+    probabilities of all tokens, above their cumulative probability over ranks, with the cutoffs; and the sorted
+    probabilities at each temperature. As in Transformers, top-p applies to the distribution that top-k leaves.
+
+    The two panels in the middle are those of figure 5-6 of "Natural Language Processing with Transformers" (Tunstall,
+    von Werra and Wolf 2022).
 
     Args:
         logits: float [vocab]; -inf marks a token that was ruled out.
@@ -60,11 +68,15 @@ def plot_next_token(
     kept = count_kept(ranked, top_k, top_p)
     names = TokenNames(tokenizer)
     labels = [printable_label(token_label(names[i], i)) for i in order[:BARS].tolist()]
-    with picture(path, 15, 5.2, dpi=120) as figure:
-        panels = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
-        draw_bars(panels[0], ranked, labels, kept, top_k is not None or top_p is not None)
-        draw_cumulative(panels[1], ranked, kept, top_k, top_p)
-        draw_temperatures(panels[2], logits, temperatures)
+    cuts = top_k is not None or top_p is not None
+    with picture(path, 15, 6.4, dpi=120) as figure:
+        grid = figure.add_gridspec(2, 3, width_ratios=(1.1, 1, 1), height_ratios=(2, 3))
+        places = grid[:, 0], grid[0, 1], grid[1, 1], grid[:, 2]
+        panels = [figure.add_subplot(place) for place in places]
+        draw_bars(panels[0], ranked, labels, kept, cuts)
+        draw_histogram(panels[1], ranked, kept if cuts else None)
+        draw_cumulative(panels[2], ranked, kept, top_k, top_p)
+        draw_temperatures(panels[3], logits, temperatures)
         for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
         if title:
@@ -119,6 +131,33 @@ def draw_bars(axes: Any, ranked: np.ndarray, labels: list[str], kept: int, cuts:
         counts = (f"kept: {kept:,}", f"cut: {len(ranked) - kept:,}")
         patches = [Patch(color=color, label=label) for color, label in zip((KEPT_COLOR, CUT_COLOR), counts)]
         axes.legend(handles=patches, loc="lower right", frameon=False)
+
+
+def draw_histogram(axes: Any, ranked: np.ndarray, kept: int | None) -> None:
+    """Draw a histogram of the probabilities of all tokens that were not ruled out, in bins of equal width in logarithm.
+
+    Args:
+        axes: Axes to draw on.
+        ranked: float64 [vocab], probabilities in descending order.
+        kept: Number of tokens that a cutoff keeps; None without one.
+    """
+    positive = np.maximum(ranked[ranked > 0], LEAST_PROBABILITY)
+    low, high = np.log10(positive[-1]), np.log10(positive[0])
+    edges = np.logspace(low, max(high, low + 0.1), HISTOGRAM_BINS + 1)
+    edges[0], edges[-1] = min(edges[0], positive[-1]), max(edges[-1], positive[0])  # despite rounding
+    counts, _, _ = axes.hist(positive, edges, color=KEPT_COLOR)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 2 * counts.max())
+    if kept is not None:
+        least = positive[min(kept, len(positive)) - 1]
+        axes.axvline(least, color=CUTOFF_COLORS[1], linestyle="--", linewidth=1.3, label=f"kept: {least:.2g} and more")
+        axes.set_ylim(0.7, 2 * counts.max() ** 1.3)  # room for the legend
+        axes.legend(loc="upper right", frameon=False)
+    axes.set(title=f"probabilities of all {len(positive):,} tokens", xlabel="probability", ylabel="tokens")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
+    axes.grid(alpha=0.25)
 
 
 def draw_cumulative(axes: Any, ranked: np.ndarray, kept: int, top_k: int | None, top_p: float | None) -> None:

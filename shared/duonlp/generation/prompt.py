@@ -1,7 +1,7 @@
 """Preparation of prompts for a compiled decoding loop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Prompt:
     attention_mask: np.ndarray  # int32 [rows, columns], 0 on padding
     position_ids: np.ndarray  # int32 [rows, columns]
     next_position: np.ndarray  # int32 [rows], position of the first new token
+    token_type_ids: np.ndarray | None  # int32 [rows, columns], 0 on padding
     filler: np.ndarray  # bool [prompts], True on rows that only pad the batch to its bucket
     original: np.ndarray  # int [B, T], the caller's input_ids
 
@@ -58,7 +59,9 @@ def resolve_config(
         InputError: An option is unknown, a value is out of range, or options conflict.
     """
     if generation_config is None:
-        config = defaults
+        config, positions = defaults, cfg.as_decoder().max_length
+        if config.max_length is not None and config.max_length > positions:
+            config = replace(config, max_length=positions)  # a stored length, which no caller chose
     elif isinstance(generation_config, GenerationConfig):
         config = generation_config.with_special_ids_from(defaults)
     else:
@@ -76,6 +79,7 @@ def prepare_prompt(
     attention_mask: ArrayLike | None = None,
     negative_ids: ArrayLike | None = None,
     negative_mask: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
 ) -> Prompt:
     """Validate prompts and pad them to bucket sizes.
 
@@ -88,12 +92,23 @@ def prepare_prompt(
         negative_ids: int [B, U] or [1, U], negative prompts of classifier-free guidance; None uses each
             prompt's last token.
         negative_mask: [B, U] or [1, U], like attention_mask.
+        token_type_ids: int [B, T] or None; new tokens have the type of their prompt's last token.
 
     Raises:
-        InputError: A prompt is empty, consists of padding or ends in padding, or ids are outside the
-            vocabulary.
+        InputError: A prompt is empty, consists of padding or ends in padding, ids are outside the
+            vocabulary, or the model has no token types.
     """
     original, mask = _check_prompts(cfg, config, "input_ids", input_ids, attention_mask)
+    types = None
+    if token_type_ids is not None:
+        check_inputs(cfg, "causal-lm", {"input_ids": original, "token_type_ids": token_type_ids}, cached=True)
+        types = np.asarray(token_type_ids)
+        if types.shape != original.shape:
+            raise InputError(
+                f"token_type_ids has shape {types.shape} and input_ids {original.shape}; they must be the same"
+            )
+        if config.guidance_scale != 1.0:
+            raise InputError("token_type_ids cannot be combined with guidance_scale; omit one of them")
     parts = [(original, mask)]
     if config.guidance_scale != 1.0:
         if negative_ids is None:
@@ -114,12 +129,15 @@ def prepare_prompt(
     columns = bucket(max(ids.shape[1] for ids, _ in parts))
     padded = [_pad(ids, mask, rows, columns) for ids, mask in parts]
     ids, mask = (np.concatenate(arrays) for arrays in zip(*padded))
+    if types is not None:
+        types = np.pad(types, ((0, rows - len(types)), (columns - types.shape[1], 0))).astype(np.int32)
     return Prompt(
         input_ids=ids,
         attention_mask=mask,
         # Counted from 0 in every family, RoBERTa included, as in GenerationMixin of Transformers 5.
         position_ids=generation_position_ids(mask),
         next_position=mask.sum(axis=1).astype(np.int32),
+        token_type_ids=types,
         filler=np.arange(rows) >= len(original),
         original=original,
     )

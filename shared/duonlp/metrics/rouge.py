@@ -11,6 +11,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.metrics.base import Metric, missing_library_error
+from duonlp.util.tokenization import restore_line_breaks
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 KIND = re.compile(r"rouge([1-9]|L|Lsum)")
@@ -36,7 +37,7 @@ class Rouge(Metric):
 
     rougeL compares texts as single sequences. rougeLsum (the ROUGE-L of the summarization literature) compares sentences,
     and rouge-score splits sentences at line breaks: on texts without line breaks it equals rougeL. Pass ``sentences="en"``
-    if the sentences are not on separate lines.
+    if the sentences are not on separate lines. "<n>" in a text is a line break, as PEGASUS writes it.
 
     Args:
         kinds: Any of rouge1 to rouge9 (n-grams), rougeL and rougeLsum.
@@ -89,6 +90,7 @@ class Rouge(Metric):
                 "scores 0; give Rouge a tokenizer for this language",
                 stacklevel=4,
             )
+        prediction, references = restore_line_breaks(prediction), [restore_line_breaks(text) for text in references]
         language = self.language
         if language is not None:
             prediction = one_sentence_per_line(prediction, language)

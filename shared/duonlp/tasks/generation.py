@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 
 from duonlp.config import TransformerConfig
-from duonlp.errors import InputError
+from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
 from duonlp.generation.config import IGNORED, UNSUPPORTED
 from duonlp.generation.prompt import resolve_config
@@ -165,7 +165,7 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     ) -> None:
         super().__init__(tokenizer, config, folder)
         self.name = task or self.name
-        self.generation_config = generation_config or GenerationConfig.for_model(config)
+        self.generation_config = generation_config or GenerationConfig.for_model(config, origin="config.json")
 
     def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
         parsed = super().parse_inputs(inputs, keywords)
@@ -190,7 +190,9 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     def rewrite_options(self, changes: dict[str, Any]) -> dict[str, Any]:
         changes = dict(changes)
         if "stop_sequence" in changes:  # its name in Transformers' pipelines
-            changes.setdefault("stop_strings", changes.pop("stop_sequence"))
+            if "stop_strings" in changes:
+                raise InputError("stop_sequence and stop_strings are two names of one option; pass one of them")
+            changes["stop_strings"] = changes.pop("stop_sequence")
         if changes.get("max_length") is not None:
             changes.setdefault("max_new_tokens", UNSET)  # a length of the call overrides one of the constructor
         for name in [name for name in changes if name in IGNORED or name in UNSUPPORTED]:
@@ -217,6 +219,23 @@ class GenerationTask(TextTask[GenerationOptionsT]):
     def finalize_config(self, config: GenerationConfig, options: GenerationOptionsT) -> GenerationConfig:
         """Return the settings of ``generate``, adapted to other options of the task."""
         return config
+
+    def prefix(self, options: GenerationOptionsT) -> str:
+        """Return the text to prepend to every input, by default that of config.json.
+
+        Raises:
+            CheckpointError: the prefix in config.json is not a string.
+        """
+        prefix = self.stored_prefix(options) if options.prefix is None else options.prefix
+        if not isinstance(prefix, (str, type(None))):
+            raise CheckpointError(
+                f"the prefix in config.json is {describe(prefix)}; expected a string: fix config.json"
+            )
+        return prefix or ""
+
+    def stored_prefix(self, options: GenerationOptionsT) -> Any:
+        """Return the prefix of config.json that applies; it may be anything."""
+        return self.config.extra.get("prefix")
 
     def base_config(self, options: GenerationOptionsT) -> GenerationConfig:
         """Return the settings that apply to options that are not set."""
@@ -296,7 +315,19 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         keywords = {}
         if options.clean_up_tokenization_spaces is not None:
             keywords["clean_up_tokenization_spaces"] = options.clean_up_tokenization_spaces
-        return self.tokenizer.decode(ids, skip_special_tokens=options.skip_special_tokens, **keywords)
+        return self.rewrite_text(
+            self.tokenizer.decode(
+                self.text_ids(ids, options), skip_special_tokens=options.skip_special_tokens, **keywords
+            )
+        )
+
+    def text_ids(self, ids: list[int], options: GenerationOptionsT) -> list[int]:
+        """Return the ids without those that are no text although the tokenizer does not list them as special."""
+        return ids
+
+    def rewrite_text(self, text: str) -> str:
+        """Return decoded text, or a piece of it that consists of whole tokens, as the reader expects it."""
+        return text
 
     def stream(
         self, forward: Callable[..., Iterable[Any]], example: Example, options: GenerationOptionsT
@@ -331,9 +362,9 @@ class GenerationTask(TextTask[GenerationOptionsT]):
         text = TextStream(self.tokenizer, options.skip_special_tokens)
         end = self.end_detector(self.prompt_ids(example, options), options)
         for ids in steps:
-            if piece := text.put(end.trim(np.asarray(ids)[0])):
-                yield piece
+            if piece := text.put(self.text_ids(end.trim(np.asarray(ids)[0]).tolist(), options)):
+                yield self.rewrite_text(piece)
             if end.ended:
                 break
         if rest := text.end():
-            yield rest
+            yield self.rewrite_text(rest)

@@ -248,7 +248,8 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
             start = probabilities(output["start_logits"], window.allowed)
             end = probabilities(output["end_logits"], window.allowed)
             null_score = min(null_score, float(start[0] * end[0]))
-            spans = best_spans(start, end, window.context, candidates, options.max_answer_len)
+            visible = visible_tokens(window, context, options.align_to_words)
+            spans = best_spans(start, end, window.context, candidates, options.max_answer_len, visible)
             for first, last, score in spans:
                 a, b = characters(window.encoding, first, last, options.align_to_words)
                 text = context[a:b]
@@ -277,7 +278,7 @@ def probabilities(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def best_spans(
-    start: np.ndarray, end: np.ndarray, context: np.ndarray, count: int, longest: int
+    start: np.ndarray, end: np.ndarray, context: np.ndarray, count: int, longest: int, visible: np.ndarray | None = None
 ) -> list[tuple[int, int, float]]:
     """Return the most likely spans of context tokens, best first.
 
@@ -289,6 +290,7 @@ def best_spans(
         context: bool [tokens], tokens that can be part of a span.
         count: Maximum number of spans.
         longest: Maximum number of tokens in a span.
+        visible: bool [tokens], tokens of which a span has at least one (default: all).
 
     Returns:
         (first token, last token, start probability x end probability) of each span.
@@ -297,13 +299,31 @@ def best_spans(
     longest = min(longest, len(end))
     ends = np.lib.stride_tricks.sliding_window_view(np.pad(end, (0, longest - 1)), longest)  # [T, W]
     inside = np.lib.stride_tricks.sliding_window_view(np.pad(context, (0, longest - 1)), longest)
-    band = np.where(inside & context[:, None], start[:, None] * ends, -1).ravel()
+    inside = inside & context[:, None]
+    if visible is not None and not visible[context].all():
+        padded = np.lib.stride_tricks.sliding_window_view(np.pad(visible, (0, longest - 1)), longest)  # [T, W]
+        inside &= np.logical_or.accumulate(padded, axis=1)
+    band = np.where(inside, start[:, None] * ends, -1).ravel()
     count = min(count, len(band))
     best = np.argpartition(-band, count - 1)[:count]
     best = best[np.argsort(-band[best], kind="stable")]
     best = best[band[best] >= 0]
     firsts, widths = np.divmod(best, longest)
     return list(zip(firsts.tolist(), (firsts + widths).tolist(), band[best].tolist(), strict=True))
+
+
+def visible_tokens(window: Window, context: str, align_to_words: bool) -> np.ndarray:
+    """Return bool [tokens]: the tokens whose characters, or words if answers are aligned to words, are not only spaces.
+
+    Byte-level and SentencePiece tokenizers have tokens for spaces alone, which Transformers returns as empty answers.
+    """
+    visible = window.context.copy()
+    for token in np.flatnonzero(window.context).tolist():
+        a, b = window.encoding.offsets[token]
+        if not context[a:b].strip():
+            a, b = characters(window.encoding, token, token, align_to_words)
+            visible[token] = bool(context[a:b].strip())
+    return visible
 
 
 def characters(encoding: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:

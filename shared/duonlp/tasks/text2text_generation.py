@@ -12,12 +12,13 @@ import numpy as np
 from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.errors import CheckpointError, InputError
 from duonlp.generation import GenerationConfig
-from duonlp.generation.config import IGNORED, OPTIONS
+from duonlp.generation.config import IGNORED, OPTIONS, UNSUPPORTED, is_neutral
+from duonlp.generation.options.stored import read_options
 from duonlp.tasks.base import Example, check_bool, check_choice, check_int, describe
 from duonlp.tasks.generation import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationTask, Group
 from duonlp.tasks.text import TRUNCATIONS
 from duonlp.typing import Tokenizer
-from duonlp.util.tokenization import private_tokenizer
+from duonlp.util.tokenization import has_line_break_token, private_tokenizer, restore_line_breaks
 
 DEFAULT_BEAMS = 4
 """Default number of beams, as in the pipelines of Transformers 4.57."""
@@ -92,6 +93,7 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
     - ``num_beams`` in the model's generation config overrides the default of 4.
     - Warnings about max_length and input lengths refer to the effective settings.
     - Nested lists are an error; 4.57 processes only the first text of each.
+    - PEGASUS' token "<n>" is a line break in texts.
 
     The engine's ``generate`` takes right-padded sources and returns the decoder's ids, [texts, 1 + new tokens].
 
@@ -121,6 +123,7 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
                 f"{self.name} needs an encoder-decoder, loaded with AutoModelForSeq2SeqLM, but {config.model_type} is not one"
             )
         self.task_params(self.name)  # fails early if they are invalid
+        self.has_line_break_token = has_line_break_token(tokenizer)
 
     @property
     def decoder(self) -> DecoderConfig:
@@ -165,11 +168,12 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
         explicit = options.explicit
         config = self.generation_config
         no_beams = options.assistant_model is not None or any(explicit.get(name) for name in OTHER_STRATEGIES)
-        if config.strategy == "greedy" and not no_beams:
+        if config.strategy == "greedy" and config.prompt_lookup_num_tokens is None and not no_beams:
             config = replace(config, num_beams=DEFAULT_BEAMS)
         name = self.task_params_name(options)
         params = {key: value for key, value in self.task_params(name).items() if value is not None}
-        unknown = sorted(set(params) - OPTIONS - {"prefix", *IGNORED})
+        neutral = {option for option in UNSUPPORTED if is_neutral(option, params.get(option))}
+        unknown = sorted(set(params) - OPTIONS - neutral - {"prefix", *IGNORED})
         if unknown:
             warnings.warn(
                 f"task_specific_params of config.json for {name} have unknown options, which are ignored: {', '.join(unknown)}",
@@ -177,12 +181,12 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
             )
         if no_beams:
             params |= {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0}
-        if "max_length" in params:
-            params.setdefault("max_new_tokens", None)  # a length for this task overrides the general one
-        try:
-            return replace(config, **{key: value for key, value in params.items() if key in OPTIONS})
-        except InputError as error:
-            raise CheckpointError(f"task_specific_params of config.json for {name}: {error}") from error
+        if "max_length" in params and "max_new_tokens" not in params:
+            config = replace(config, max_new_tokens=None)  # a length for this task overrides the general one
+        read = read_options(params, {name: getattr(config, name) for name in OPTIONS})
+        for error in read.unusable.values():
+            raise CheckpointError(f"task_specific_params of config.json for {name}: {error}")
+        return replace(config, **read.usable)
 
     def task_params_name(self, options: Text2TextOptionsT) -> str:
         """Return the name of the task whose task_specific_params apply."""
@@ -204,20 +208,8 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
             )
         return config
 
-    def prefix(self, options: Text2TextOptionsT) -> str:
-        """Return the text to prepend to every source.
-
-        Raises:
-            CheckpointError: the prefix in config.json is not a string.
-        """
-        prefix = options.prefix
-        if prefix is None:
-            prefix = self.task_params(self.task_params_name(options)).get("prefix", self.config.extra.get("prefix"))
-        if not isinstance(prefix, (str, type(None))):
-            raise CheckpointError(
-                f"the prefix in config.json is {describe(prefix)}; expected a string: fix config.json"
-            )
-        return prefix or ""
+    def stored_prefix(self, options: Text2TextOptionsT) -> Any:
+        return self.task_params(self.task_params_name(options)).get("prefix", super().stored_prefix(options))
 
     def needs_config(self, options: Text2TextOptionsT) -> bool:
         return True
@@ -336,6 +328,9 @@ class Text2TextGenerationTask(GenerationTask[Text2TextOptionsT]):
         if options.return_tensors:
             return {f"{self.result_name}_token_ids": [self.start_id(options), *new]}
         return {f"{self.result_name}_text": self.text(new, options)}
+
+    def rewrite_text(self, text: str) -> str:
+        return restore_line_breaks(text) if self.has_line_break_token else text
 
     def gather(self, results: list[Any], options: Text2TextOptionsT) -> list[Any]:
         return [result[0] for result in results] if all(len(result) == 1 for result in results) else results

@@ -17,7 +17,8 @@ from duonlp.util.tokenization import tokenize
 class TextGenerationOptions(GenerationOptions):
     """The options of GenerationOptions, and the attributes below.
 
-    With ``return_tensors``, the result is "generated_token_ids", which include the prompt.
+    With ``return_tensors``, the result is "generated_token_ids", which include the prompt. ``prefix`` defaults to that of
+    config.json, and ``max_length`` and ``min_length`` do not count it, as in Transformers.
 
     Attributes:
         return_full_text: Whether the text includes the prompt.
@@ -33,7 +34,6 @@ class TextGenerationOptions(GenerationOptions):
         super().__post_init__()
         check_bool("return_full_text", self.return_full_text)
         check_bool("add_special_tokens", self.add_special_tokens, optional=True)
-        object.__setattr__(self, "prefix", self.prefix or "")
         check_choice("handle_long_generation", self.handle_long_generation, (None, "hole"))
 
 
@@ -82,14 +82,18 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
     def encode(self, items: Sequence[Any], options: TextGenerationOptions, first: int = 0) -> list[list[Example]]:
         prompts = [self.prompt(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         special = {} if options.add_special_tokens is None else {"add_special_tokens": options.add_special_tokens}
-        texts = [(options.prefix or "") + prompt for prompt in prompts]
-        encoded = tokenize(self.tokenizer, texts, verbose=False, **special)
+        prefix = self.prefix(options)
+        encoded = tokenize(self.tokenizer, [prefix + prompt for prompt in prompts], verbose=False, **special)
+        overhead = 0
+        if prefix:
+            of_prefix = tokenize(self.tokenizer, prefix, verbose=False, **{"add_special_tokens": False, **special})
+            overhead = len(of_prefix["input_ids"])
         examples: list[list[Example]] = []
         seen: Counter[tuple[int, ...]] = Counter()
         for i, (prompt, ids) in enumerate(zip(prompts, encoded["input_ids"], strict=True)):
-            ids = self.truncate(ids, options)
+            ids = self.truncate(ids, options, overhead)
             self.check_length(len(ids), first + i)
-            group = self.group(ids, options, first + i, seen)
+            group = self.group(ids, options, first + i, seen, overhead)
             ids = np.array(ids, np.int32)
             row = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
             examples.append([Example(row, state=Prompt(prompt, len(ids)), group=group)])
@@ -110,19 +114,25 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
             return str(item)  # whitespace is a valid prompt
         return check_text(item, where)
 
-    def requested_tokens(self, length: int, options: TextGenerationOptions) -> int | None:
-        """Return the requested number of new tokens after a prompt of ``length`` tokens, or None if there is none."""
+    def requested_tokens(self, length: int, options: TextGenerationOptions, overhead: int = 0) -> int | None:
+        """Return the requested number of new tokens after a prompt, or None if there is none.
+
+        Args:
+            length: Number of tokens of the prompt.
+            options: Options of the call.
+            overhead: How many of them are those of the prefix.
+        """
         config = options.resolved
         if config.max_new_tokens is not None or config.max_length is None:
             return config.max_new_tokens
-        return config.max_length - length
+        return config.max_length - length + overhead
 
     def max_positions(self, options: TextGenerationOptions) -> int:
         """Return the number of positions of the model, or of its assistant if that has fewer."""
         models = [self.config] + ([] if options.assistant_model is None else [options.assistant_model.config])
         return min(config.max_length for config in models)
 
-    def truncate(self, ids: list[int], options: TextGenerationOptions) -> list[int]:
+    def truncate(self, ids: list[int], options: TextGenerationOptions, overhead: int = 0) -> list[int]:
         """Truncate the beginning of a prompt to leave room for the new tokens, if the options say so.
 
         Raises:
@@ -131,7 +141,7 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
         if options.handle_long_generation != "hole":
             return ids
         limits = [n for n in (self.limit(), self.max_positions(options)) if n is not None]
-        limit, new = min(limits), self.requested_tokens(len(ids), options)
+        limit, new = min(limits), self.requested_tokens(len(ids), options, overhead)
         new = DEFAULT_NEW_TOKENS if new is None else new
         if len(ids) + new <= limit:
             return ids
@@ -141,22 +151,23 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
             )
         return ids[-(limit - new) :]
 
-    def new_tokens(self, length: int, options: TextGenerationOptions, number: int) -> int:
+    def new_tokens(self, length: int, options: TextGenerationOptions, number: int, overhead: int = 0) -> int:
         """Return the maximum number of new tokens for a prompt; the default is limited by the model's positions.
 
         Args:
             length: Number of tokens of the prompt.
             options: Options of the call.
             number: Index of the prompt, for error messages.
+            overhead: Number of tokens of the prefix.
 
         Raises:
             InputError: the requested number is not positive, or exceeds the positions.
         """
-        new, positions = self.requested_tokens(length, options), self.max_positions(options)
+        new, positions = self.requested_tokens(length, options, overhead), self.max_positions(options)
         if new is not None and new < 1:
             raise InputError(
                 f"{self.name}: input {number} has {length} tokens, but max_length, which includes the prompt, is "
-                f"{length + new}; raise it, or pass max_new_tokens"
+                f"{options.resolved.max_length}; raise it, or pass max_new_tokens"
             )
         left = positions - length
         if left < (new or 1):
@@ -167,7 +178,12 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
         return min(DEFAULT_NEW_TOKENS, left) if new is None else new
 
     def group(
-        self, ids: list[int], options: TextGenerationOptions, number: int, seen: Counter[tuple[int, ...]]
+        self,
+        ids: list[int],
+        options: TextGenerationOptions,
+        number: int,
+        seen: Counter[tuple[int, ...]],
+        overhead: int = 0,
     ) -> Group:
         """Return the group of a prompt.
 
@@ -176,11 +192,12 @@ class TextGenerationTask(GenerationTask[TextGenerationOptions]):
             options: Options of the call.
             number: Index of the prompt, for error messages.
             seen: Counts of equal prompts so far, which are updated.
+            overhead: Number of tokens of the prefix.
         """
         config, min_new_tokens, repetition = options.resolved, None, 0
-        new = self.new_tokens(len(ids), options, number)
+        new = self.new_tokens(len(ids), options, number, overhead)
         if config.min_length and config.min_new_tokens is None:
-            min_new_tokens = min(max(config.min_length - len(ids), 0), new)
+            min_new_tokens = min(max(config.min_length - len(ids) + overhead, 0), new)
         if config.do_sample and config.seed is not None:
             repetition = seen[tuple(ids)]
             seen[tuple(ids)] += 1

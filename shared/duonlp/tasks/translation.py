@@ -117,6 +117,10 @@ class TranslationTask(LongDocumentTask[TranslationOptions]):
             )
         return super().finalize_config(config, options)
 
+    def text_ids(self, ids: list[int], options: TranslationOptions) -> list[int]:
+        codes = set(self.languages.values()) if options.skip_special_tokens else ()
+        return [token for token in ids if token not in codes]
+
     def prefix(self, options: TranslationOptions) -> str:
         target = self.language_pair(options)[1]
         return (f">>{target}<< " if target in self.targets else "") + super().prefix(options)

@@ -10,6 +10,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.typing import Batch
+from duonlp.util.tokenization import has_line_break_token, restore_line_breaks
 
 ScoreFunction = Callable[[Sequence[str], Sequence[Any]], Mapping[str, Any]]
 """``(predictions, references) -> scores by name``; a reference is a text or a list of texts."""
@@ -102,7 +103,10 @@ class GenerationScorer:
             return None
 
     def _decode(self, ids: np.ndarray) -> list[str]:
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if has_line_break_token(self.tokenizer):
+            texts = map(restore_line_breaks, texts)
+        return [text.strip() for text in texts]
 
 
 def as_score_function(metric: Any) -> ScoreFunction:

@@ -17,6 +17,10 @@ from duonlp.typing import Tokenizer
 COMPONENTS = ("model", "normalizer", "pre_tokenizer", "post_processor")
 """Parts of a ``tokenizers.Tokenizer`` that private ones share with it, by reference."""
 
+LINE_BREAK = "<n>"
+"""PEGASUS' token for a line break, which its SentencePiece model would read as a space (Zhang et al. 2020, whose code puts it in
+place of line breaks before encoding and line breaks in place of it after decoding)."""
+
 _idle: WeakKeyDictionary[Any, list[tuple[int, Any]]] = WeakKeyDictionary()
 """By tokenizer: its private Rust objects that no call uses, each with the vocabulary size for which it was made."""
 
@@ -36,6 +40,17 @@ def tokenize(tokenizer: Tokenizer, *args: Any, **keywords: Any) -> Any:
     """
     with private_tokenizer(tokenizer) as own:
         return own(*args, **keywords)
+
+
+def has_line_break_token(tokenizer: Tokenizer) -> bool:
+    """Return whether the vocabulary has LINE_BREAK as one token, so that it stands for a line break."""
+    token_id = tokenizer.convert_tokens_to_ids(LINE_BREAK)
+    return token_id is not None and token_id != getattr(tokenizer, "unk_token_id", None)
+
+
+def restore_line_breaks(text: str) -> str:
+    """Return a text with line breaks in place of LINE_BREAK."""
+    return text.replace(LINE_BREAK, "\n")
 
 
 @contextmanager

@@ -294,3 +294,17 @@ def test_files_of_predictions(tmp_path):
 
 def test_lengths():
     assert cli_evaluate_summarization.mean_words(["a b c", "", "d"]) == 1.3
+
+
+def test_line_breaks_of_pegasus(run, tmp_path):  # noqa: F811
+    scores = []
+    for line_break in ("\n", "<n>"):
+        data, mine = tmp_path / "marked.jsonl", tmp_path / "mine.jsonl"
+        pairs = [{"id": i, "document": DOCUMENTS[0], "summary": f"He stays{line_break}It rains"} for i in "ab"]
+        data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        texts = [{"id": i, "prediction": f"It rains{line_break}He stays"} for i in "ab"]
+        mine.write_text("".join(json.dumps(text) + "\n" for text in texts))
+        status, out, err = run(*base(data, "--predictions", f"mine={mine}", "--json"))
+        assert status == 0, err
+        scores.append(json.loads(out)["scores"]["mine"])
+    assert scores[0] == scores[1] and scores[0]["rougeLsum"]["value"] > scores[0]["rougeL"]["value"]

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from duonlp.errors import InputError, MissingExtraError
-from duonlp.generation.choices import choices_table, top_choices
-from duonlp.generation.plots import count_kept, plot_next_token
+from duonlp.generation.choices import choices_table, log_softmax, top_choices
+from duonlp.generation.plots import count_kept, draw_histogram, plot_next_token
 
 LOGITS = np.log(np.array([[0.5, 0.2, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 WORDS = {"Ġthe": 0, "Ġcat": 1, "[x]": 2, "Ċ": 3}
@@ -145,6 +145,27 @@ def test_plot_labels(tmp_path, recwarn):
     for words in ("kept: 2", "cut: 2", "top-k = 2: 70.0%", "temperature 0.5", "$5 or $6", "$a$", r"\u5b57", "xx..."):
         assert words in text
     assert not [w for w in recwarn if "Glyph" in str(w.message)]  # characters missing in the font are escaped
+
+
+@pytest.mark.parametrize(
+    "logits", [[0.0, -np.inf], [0.0, 0.0, 0.0], [0.0, -9999.0, -3.0], [2.0, 1.0, -60.0, -np.inf, -90.0]]
+)
+def test_the_histogram_counts_every_token(logits, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    ranked = np.sort(np.exp(log_softmax(np.array(logits), "x")))[::-1]
+    for kept in (None, 1):
+        axes = Figure().subplots()
+        draw_histogram(axes, ranked, kept)
+        assert sum(bar.get_height() for bar in axes.patches) == np.count_nonzero(ranked)
+        assert axes.get_xscale() == axes.get_yscale() == "log" and bool(axes.lines) == (kept is not None)
+        widths = np.log10([bar.get_x() + bar.get_width() for bar in axes.patches]) - np.log10(
+            [b.get_x() for b in axes.patches]
+        )
+        np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
+    plot_next_token(np.array(logits), tmp_path / "next.svg", top_p=0.5)
+    assert f"probabilities of all {np.count_nonzero(ranked)} tokens" in (tmp_path / "next.svg").read_text()
 
 
 @pytest.mark.parametrize(

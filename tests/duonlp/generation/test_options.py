@@ -175,3 +175,31 @@ def test_the_prompt_with_invalid_logits_is_named():
     with np.errstate(all="ignore"), pytest.raises(NonFiniteOutputError, match="prompt 1"):
         driver._run(load, call, 0.0, 0)
         list(driver.stream(load, [call]))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, BEAMS, SAMPLE | {"num_return_sequences": 2}, {"penalty_alpha": 0.5}, LOOKUP], ids=str
+)
+def test_new_tokens_have_the_type_of_the_last_one(options):
+    class Typed(Table):
+        """A table that adds the token types to the last tokens that it looks up."""
+
+        def decode(self, input_ids, position_ids, visible, cache, index, token_type_ids):
+            assert token_type_ids.shape == input_ids.shape
+            seen.append(token_type_ids)
+            return super().decode((input_ids + token_type_ids) % VOCABULARY, position_ids, visible, cache, index)
+
+    seen: list[np.ndarray] = []
+    config = GenerationConfig(pad_token_id=0, max_new_tokens=4).with_options(**options)
+    ids = np.array([[3, 4, 5], [5, 4, 3]])[: 1 if options == LOOKUP else 2]
+    types = np.array([[0, 0, 1], [1, 0, 2]])[: len(ids)]
+    prepared = prepare_prompt(GPT2, config, ids, np.ones_like(ids), token_type_ids=types)
+    plan, values = make_plan(config, prepared, VOCABULARY, 32)
+    searching = search.Search(numpy_ops, Typed(1, VOCABULARY, 20), plan, values)
+    with np.errstate(all="ignore"):
+        decoding.advance(searching, decoding.start(searching), values["new_tokens"])
+    np.testing.assert_array_equal(seen[0][: len(ids), -3:], types)
+    assert len(seen) > 1
+    for later in seen[1:]:
+        rows = later.reshape(len(prepared.filler), -1)[: len(ids)]
+        np.testing.assert_array_equal(rows, np.broadcast_to(types[:, -1:], rows.shape))

@@ -236,3 +236,16 @@ def test_missing_libraries(make, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=r'pip install "duonlp\[summarization\]"'):
         make()
+
+
+def test_line_breaks_of_pegasus():
+    lines, marked = "the cat sat\nthe dog ran far", "the cat sat<n>the dog ran far"
+    reference = "the dog ran far\nthe cat sat"
+    for sentences in (None, "en"):
+        scores = []
+        for prediction, summary in ((lines, reference), (marked, reference), (lines, reference.replace("\n", "<n>"))):
+            metric = Rouge(sentences=sentences)
+            metric.add([prediction], [[summary]])
+            scores.append({name: score.value for name, score in metric.compute(resamples=10).items()})
+        assert scores[0] == scores[1] == scores[2]
+        assert scores[0]["rougeLsum"] > scores[0]["rougeL"]

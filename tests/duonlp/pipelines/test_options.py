@@ -226,3 +226,26 @@ def test_ids_have_no_part_of_a_text():
     pipe = make_pipeline("text-generation", reference.NumpyModel(len(tokenizer)).generate, tokenizer, config)
     with pytest.raises(InputError, match="return_full_text=False applies to texts"):
         pipe("Ada", return_full_text=False, return_tensors=True)
+
+
+def test_a_prefix_of_prompts():
+    """Lengths do not count it, as in Transformers' pipeline; config.json may have one."""
+    tokenizer = reference.load_tokenizer("gpt2")
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    config = config_from_hf({"model_type": "gpt2", **sizes, "prefix": "The engine "})
+    seen = []
+
+    def generate(ids, mask, **options):
+        seen.append((tokenizer.decode(np.asarray(ids)[0]), options["max_new_tokens"], options.get("min_new_tokens")))
+        return np.concatenate([np.asarray(ids), np.full((len(ids), 1), 40)], 1)
+
+    pipe = make_pipeline("text-generation", generate, tokenizer, config)
+    prompt = len(tokenizer("The engine Ada")["input_ids"])
+    prefix = len(tokenizer("The engine ")["input_ids"])
+    assert pipe("Ada", max_new_tokens=3)[0]["generated_text"].startswith("Ada")
+    pipe("Ada", max_length=prompt + 5, min_length=prompt + 1)
+    pipe("Ada", prefix="", max_length=prompt)
+    alone = len(tokenizer("Ada")["input_ids"])
+    assert seen == [
+        ("The engine Ada", 3, None), ("The engine Ada", 5 + prefix, 1 + prefix), ("Ada", prompt - alone, None),
+    ]  # fmt: skip

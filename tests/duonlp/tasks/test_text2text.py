@@ -418,3 +418,43 @@ def test_unsupported_models_and_tokenizers():
     assert get_task("translation_en_to_fr") is get_task("translation")
     with pytest.raises(InputError, match="unknown task 'translation_en'"):
         get_task("translation_en")
+
+
+def line_break_tokenizer():
+    """Return a tokenizer with PEGASUS' token for a line break."""
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["<n>"])
+    return tokenizer
+
+
+def test_line_breaks_of_pegasus():
+    line_break = line_break_tokenizer().convert_tokens_to_ids("<n>")
+
+    def texts(ids, mask, new, texts=1, forced=None):
+        return np.array([[recorded.START, 3, line_break, 4, recorded.END]] * len(ids))
+
+    for task, name in (("summarization", "summary_text"), ("text2text-generation", "generated_text")):
+        pipe, _ = make(task, line_break_tokenizer(), texts=texts)
+        (result,) = pipe("w1 w2 w3")
+        assert [line.strip() for line in result[name].split("\n")] == ["w0", "w1"]
+        (ids,) = pipe("w1 w2 w3", return_tensors=True)
+        assert line_break in ids[name.replace("_text", "_token_ids")]
+    pipe, _ = make("summarization", line_break_tokenizer(), texts=texts)
+    pipe._stream_ids = lambda ids, mask, **options: iter([np.array([[i]]) for i in (3, line_break, 4, recorded.END)])
+    assert [line.strip() for line in "".join(pipe.stream("w1 w2 w3")).split("\n")] == ["w0", "w1"]
+    pipe, _ = make("summarization")  # without that token, "<n>" is text like any other
+    assert pipe.task.rewrite_text("<n>") == "<n>"
+
+
+def test_targets_have_line_breaks_of_pegasus():
+    from duonlp.data.pairs.collator import token_ids
+
+    tokenizer = line_break_tokenizer()
+    ((*ids, _),) = token_ids(tokenizer, ["w0 \n w1"], targets=True)
+    assert ids == tokenizer.convert_tokens_to_ids(["w0", "<n>", "w1"])
+    assert token_ids(word_tokenizer(), ["w0 \n w1"], targets=True)[0] == [3, 4, 2]
+
+
+def test_stop_sequences():
+    with pytest.raises(InputError, match="two names of one option"):
+        make(stop_sequence="a", stop_strings="b")

@@ -54,6 +54,19 @@ def test_multilingual_models_get_both_languages():
     assert writer.calls[-1]["config"].forced_bos_token_id == 7
 
 
+def test_translations_have_no_language_codes():
+    """Not even if the tokenizer does not list them as special tokens."""
+    tokenizer = Multilingual()
+    tokenizer.all_special_ids = [0, 1, 2]
+    pipe, _ = make("translation", tokenizer, src_lang="fr", tgt_lang="de")
+    assert pipe("w1 w2") == [{"translation_text": "w1 w2"}]
+    assert pipe("w1 w2", skip_special_tokens=False)[0]["translation_text"] != "w1 w2"
+    pipe.task.tokenizer = word_tokenizer()
+    pipe._stream_ids = lambda ids, mask, **options: iter([np.array([[i]]) for i in (40, 4, 5, recorded.END)])
+    pipe.task.encode_sources = lambda texts, options, limit=None: [[38, 4, 2] for _ in texts]
+    assert "".join(pipe.stream("w1")).split() == ["w1", "w2"]
+
+
 def test_a_short_code_stands_for_the_only_long_one():
     codes = {"en_XX": 38, "fr_XX": 39, "fr_CA": 40}
     pipe, writer = make("translation_en_to_fr_CA", Multilingual(codes | {"en": 3}))

@@ -225,6 +225,22 @@ def test_a_checkpoint_is_trained_further(tmp_path):
     assert float(further(**first)["loss"]) < float(own)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_generation_settings_survive_training(tmp_path, lazy):
+    """A run on a loaded model exports its generation_config.json, with the options that are not used."""
+    jaxnlp.AutoModelForCausalLM.from_config(GPT2, seed=3).save_pretrained(tmp_path / "gpt2")
+    stored = {"num_beams": 3, "temperature": 0.0, "eos_token_id": [3, 4], "some_option": {"a": 1}}
+    (tmp_path / "gpt2" / "generation_config.json").write_text(json.dumps(stored))
+    load = LazyModel if lazy else jaxnlp.AutoModelForCausalLM
+    pretrain(
+        load.from_pretrained(tmp_path / "gpt2"), batches(), settings(steps=1, save_every=1), tmp_path / "run",
+        mesh=one_device(), log={"console": False},
+    )  # fmt: skip
+    export(tmp_path / "run", tmp_path / "further")
+    written = json.loads((tmp_path / "further" / "generation_config.json").read_text())
+    assert written.items() >= stored.items()
+
+
 def test_a_time_limit_ends_the_run_and_decays_the_rate(tmp_path):
     result = run(tmp_path / "run", mesh=one_device(), steps=10**6, seconds=0.5)
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run")]

@@ -13,7 +13,7 @@ from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.seq2seq import shift_right
 from duonlp.util.buckets import bucket
-from duonlp.util.tokenization import tokenize
+from duonlp.util.tokenization import LINE_BREAK, has_line_break_token, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -190,11 +190,14 @@ def token_ids(
         tokenizer: A `transformers` tokenizer.
         texts: Texts to tokenize.
         limit: Maximum number of tokens; longer texts are truncated.
-        targets: Whether to tokenize decoder targets. An end-of-text token is appended if the tokenizer adds none.
+        targets: Whether to tokenize decoder targets. An end-of-text token is appended if the tokenizer adds none, and line
+            breaks become PEGASUS' token for them if there is one.
     """
     if not texts:
         return []
     name = "text_target" if targets else "text"
+    if targets and has_line_break_token(tokenizer):
+        texts = [text.replace("\n", LINE_BREAK) for text in texts]
 
     def encode(texts: Sequence[str], limit: int | None) -> list[list[int]]:
         truncation = {} if limit is None else {"truncation": True, "max_length": limit}

@@ -64,6 +64,7 @@ class DecoderModel(Protocol):
         visible: tuple[Array, ...],
         cache: Cache,
         index: tuple[Array, ...],
+        token_type_ids: Array | None = None,
     ) -> tuple[Array, Cache]:
         """Run tokens and write their keys and values to slots index, index + 1, ...
 
@@ -74,6 +75,7 @@ class DecoderModel(Protocol):
                 the slots of these layers that each token attends to.
             cache: The cache.
             index: For each of them: int32, slot of the first token.
+            token_type_ids: int32 [rows, n] if the caller of generate passed any.
 
         Returns:
             Hidden states [rows, n, D] and the updated cache.
@@ -132,7 +134,8 @@ class Search:
         views = tuple(visible if s.window is None else visible & (distance < s.window) for s in self.slots)
         source = (v["source_ids"], v["source_mask"]) if self.plan.sourced else None
         cache = self.model.start_cache(rows, columns, source)
-        hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], views, cache, (0,) * len(views))
+        types = {name: v[name] for name in ("token_type_ids",) if name in v}
+        hidden, cache = self.model.decode(v["input_ids"], v["position_ids"], views, cache, (0,) * len(views), **types)
         logits = self.compute_logits(hidden[:, -1:])
         return logits[:, 0], hidden, extend_cache(ops, self.model.config.as_decoder().layers, cache, self.slots)
 
@@ -164,7 +167,11 @@ class Search:
         visible = ops.concat([prompt, visible], 2)  # [rows, n, columns + slots]
         views = tuple(s.visible(ops, visible, offsets) for s in self.slots)
         indices = tuple(s.index(index, offsets[0]) for s in self.slots)
-        hidden, cache = self.model.decode(tokens, positions, views, cache, indices)
+        types = {}
+        if "token_type_ids" in v:  # that of the prompt's last token
+            last = ops.repeat(v["token_type_ids"][:, -1:], rows // v["token_type_ids"].shape[0], 0)
+            types = {"token_type_ids": ops.broadcast_to(last, (rows, n))}
+        hidden, cache = self.model.decode(tokens, positions, views, cache, indices, **types)
         return self.compute_logits(hidden), hidden, cache
 
     def feed_in_order(self, tokens: Array, cache: Cache, first: Array, slots: int) -> tuple[Array, Cache]:
