@@ -111,7 +111,10 @@ def _to_write(
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in WRITTEN_POSITIONS:
             table = fixed_positions(row.layout, cfg)
-            out.append(TensorToWrite(row.name.removeprefix(prefix), table.shape, dtype, lambda table=table: table))
+            # Rounded ones would be read as a table of the checkpoint's own.
+            out.append(
+                TensorToWrite(row.name.removeprefix(prefix), table.shape, table.dtype, lambda table=table: table)
+            )
     return out
 
 
