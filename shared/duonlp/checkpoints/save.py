@@ -50,7 +50,7 @@ def save_checkpoint(
         cfg: The model.
         head: Its head.
         read: Function from a parameter path to its values.
-        dtype: Dtype in which parameters are stored.
+        dtype: Dtype in which parameters are stored; computed positions are in float32.
         tokenizer: Tokenizer or image processor to save.
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
