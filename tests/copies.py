@@ -106,6 +106,7 @@ OWN = [
             ("albert-masked-lm", "predictions.decoder.bias", "predictions.bias"),
         )
     ),
+    Own(CASES["marian-seq2seq-lm[share_encoder_decoder_embeddings=False,decoder_vocab_size=70]"], {L: (70, 24)}),
     *_stacks("bart-seq2seq-lm"),
     *_stacks("t5-seq2seq-lm", prefix=""),
     *_stacks("marian-seq2seq-lm")[::3],

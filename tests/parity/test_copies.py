@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_outputs_gradients_and_the_saved_checkpoint(own: Own, framework, tmp_pat
             assert np.abs(gradients[path] - values).max() / largest < 1e-4, path
         else:
             assert not gradients[path].any()
-    heads = __import__(f"{framework}nlp.heads", fromlist=["HEADS"]).HEADS
+    heads = import_module(f"{framework}nlp.heads").HEADS
     heads[own.case.head].from_pretrained(folder).save_pretrained(saved)
     torch_model(saved, own.case.head)  # nothing is missing or unexpected
     for loader in ("torch", framework):
@@ -53,3 +54,19 @@ def test_outputs_gradients_and_the_saved_checkpoint(own: Own, framework, tmp_pat
     config = json.loads((saved / "config.json").read_text())
     assert config["tie_word_embeddings"] is own.stays_tied
     assert (saved / WEIGHTS).exists() and architectures.config_from_hf(config)
+
+
+@pytest.mark.parametrize("framework", ["jax", "tf"])
+@pytest.mark.parametrize("case", ["pegasus-seq2seq-lm", "marian-seq2seq-lm", "bart-seq2seq-lm", "gpt2-causal-lm"])
+def test_decoding_with_a_cache(case, framework, tmp_path):
+    """Ids are those of Transformers with its own tables, whose rows a cache reads one at a time."""
+    own = next(
+        own for own in OWN[::-1] if own.case.name == case and (own.added.keys() == {"lm_head.weight"} or not own.warns)
+    )
+    folder = own.write(tmp_path / "model")
+    ids = np.random.default_rng(0).integers(5, 55, (2, 7))
+    options = {"max_new_tokens": 8, "num_beams": 2, "do_sample": False}
+    theirs = torch_model(folder, own.case.head).eval().generate(pytest.importorskip("torch").tensor(ids), **options)
+    heads = import_module(f"{framework}nlp.heads").HEADS
+    ours = heads[own.case.head].from_pretrained(folder).generate(ids, **options)
+    assert np.array_equal(np.asarray(ours), theirs.numpy())

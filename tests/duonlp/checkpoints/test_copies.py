@@ -40,11 +40,11 @@ def tie_weights(own: Own, tensors) -> dict[str, str]:
         tied = [(output, words)]
     else:
         shared, encoder, decoder = (f"{prefix}{name}.weight" for name in STACKS)
+        shared = shared if own.case.config.decoder.shares_words else decoder
         outputs = [(L, shared)] if head == "seq2seq-lm" else []
         t5 = own.case.hf["model_type"] == "t5"
-        tied = (
-            [(encoder, shared), (decoder, shared), *outputs] if t5 else [*outputs, (decoder, shared), (encoder, shared)]
-        )
+        stacks = [(encoder, shared), (decoder, shared)] if shared != decoder else []
+        tied = [*stacks, *outputs] if t5 else [*outputs, *stacks[::-1]]
     used = {name: name for name in tensors}
     for i, (target, source) in enumerate(tied):
         if source in used and target in used:
