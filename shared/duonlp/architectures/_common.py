@@ -100,6 +100,12 @@ class Weight:
     own_path: str = ""
     constant: str = ""
 
+    def __post_init__(self):
+        if self.path is None and bool(self.own_path) == bool(self.constant):
+            raise ConfigError(
+                f"the row {self.name!r} has no path; state what it equals, with one of own_path and constant"
+            )
+
 
 OUTPUT, BIAS = "lm_head/output/kernel", "lm_head/bias"
 """Paths of the parameters of an LM head's vocabulary projection."""

@@ -157,12 +157,13 @@ def _notes(
     """Return the text of the warning about tied tensors that differ, if there are any."""
     if not different:
         return ()
-    pairs = ", ".join(f"{second.name} differs from {first.name}" for first, second in different)
+    pairs = ", ".join(f"{second.name} from {first.name}" for first, second in different)
     old, new = architectures.hf_config(cfg), architectures.hf_config(resolved)
     keys = [f"{key} to {to_json(new[key])}" for key in new if new[key] != old.get(key) and key != "stored_positions"]
     remedy = f"set {' and '.join(keys)} in config.json" if keys else f"remove {different[0][0].name}"
+    remedy += ", pass tie_word_embeddings=False" if keys == ["tie_word_embeddings to false"] else ""
     return (
-        f"config.json says that these tensors are tied, but {pairs}: each is loaded as it is and not tied, as Transformers does; "
+        f"the configuration ties tensors that differ ({pairs}); they are loaded as they are and not tied, as Transformers does: "
         f"{remedy}, or save the model again, to silence this warning",
     )
 
