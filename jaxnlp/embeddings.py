@@ -62,6 +62,8 @@ class Embeddings(nnx.Module):
             self.word_embeddings = nnx.Embed(config.vocab_size, config.size, **options)
         if config.positions == "learned":
             self.position_embeddings = nnx.Embed(config.max_positions, config.size, **options)
+        if config.stored_positions:
+            self.position_table = nnx.Param(jnp.zeros((config.max_positions, config.size), param_dtype))
         if config.type_vocab_size:
             self.token_type_embeddings = nnx.Embed(config.type_vocab_size, config.size, **options)
         if config.norm:
@@ -106,7 +108,9 @@ class Embeddings(nnx.Module):
         if self.config.positions not in POSITION_TABLES:
             return jnp.zeros((), dtype)
         if self.config.positions != "learned":
-            return jnp.take(jnp.asarray(fixed_table(self.config), dtype), position_ids, axis=0)
+            stored = self.config.stored_positions
+            table = jax.lax.stop_gradient(self.position_table[...]) if stored else fixed_table(self.config)
+            return jnp.take(jnp.asarray(table, dtype), position_ids, axis=0)
         positions = self.position_embeddings
         return self._lookup(positions, position_ids) if self.config.positions_skip_padding else positions(position_ids)
 

@@ -89,6 +89,11 @@ class Embeddings(keras.layers.Layer):
             self.word_embeddings.build()
         if self.config.positions == "learned":
             self.position_embeddings.build()
+        if self.config.stored_positions:
+            shape = self.config.max_positions, self.config.size
+            self.position_table = self.add_weight(
+                name="position_table", shape=shape, initializer="zeros", trainable=False
+            )
         if self.config.type_vocab_size:
             self.token_type_embeddings.build()
         if self.config.norm:
@@ -133,7 +138,9 @@ class Embeddings(keras.layers.Layer):
         if self.config.positions not in POSITION_TABLES:
             return tf.zeros((), dtype)
         if self.config.positions != "learned":
-            return tf.gather(tf.constant(fixed_table(self.config), dtype), position_ids)
+            stored = self.config.stored_positions
+            table = tf.cast(self.position_table, dtype) if stored else tf.constant(fixed_table(self.config), dtype)
+            return tf.gather(table, position_ids)
         positions = self.position_embeddings
         return self._lookup(positions, position_ids) if self.config.positions_skip_padding else positions(position_ids)
 

@@ -108,7 +108,7 @@ class LazyModel:
             ConfigError: The configuration is unsupported, or the model cannot have the head.
         """
         checkpoint = open_checkpoint(name_or_path, revision)
-        cfg = checkpoint.transformer_config()
+        cfg = checkpoint.transformer_config(head)
         check_head(HEADS[head], cfg)
         return cls(
             cfg, head, checkpoint.plan(cfg, head, seed), default_generation_config(cfg, checkpoint.generation_config)

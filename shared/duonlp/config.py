@@ -128,6 +128,7 @@ class EmbeddingConfig:
     positions: str = "learned"  # one of POSITIONS
     position_offset: int = 0  # id of the first position (RoBERTa starts after its padding id)
     positions_skip_padding: bool = False  # padding gets position `padding_id` and is not counted
+    stored_positions: bool = False  # fixed positions are a table of the checkpoint, not the computed one
     sinusoidal_init: bool = False  # initialize the position table with sinusoids (DistilBERT)
     type_vocab_size: int = 0  # rows of the token type table; 0: no table
     token_types_from_words: bool = False  # look token type ids up in the word table (GPT-2)

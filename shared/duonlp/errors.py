@@ -88,5 +88,9 @@ class NonFiniteOutputError(DuonlpError, ArithmeticError):
         )
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint's tensors contradict its config.json, or are ignored although they are not what the model computes."""
+
+
 class NewHeadWarning(UserWarning):
     """A checkpoint lacks the requested head, which therefore starts from random values."""

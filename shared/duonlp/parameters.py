@@ -14,6 +14,7 @@ import numpy as np
 from duonlp.config import AttentionConfig, LayerConfig, NormConfig, PoolingConfig, TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS, SENTENCE_OUTPUTS
+from duonlp.positions import sinusoidal_table, split_sinusoidal_table
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Parameter:
 
     Attributes:
         shape: Shape of the parameter.
-        init: ``normal`` (with ``std``), ``zeros``, ``ones`` or ``sinusoidal``.
+        init: ``normal`` (with ``std``), ``zeros``, ``ones``, ``sinusoidal`` or ``split_sinusoidal``.
         std: Standard deviation of ``normal``.
     """
 
@@ -115,6 +116,8 @@ def _embeddings(tree: _Tree, cfg: TransformerConfig, path: str, words: bool = Tr
     if e.positions == "learned":
         init = "sinusoidal" if e.sinusoidal_init else "normal"
         tree.table(f"{path}/position_embeddings", e.max_positions, e.size, init)
+    if e.stored_positions:
+        tree.rows[f"{path}/position_table"] = Parameter((e.max_positions, e.size), "split_sinusoidal")
     if e.type_vocab_size:
         tree.table(f"{path}/token_type_embeddings", e.type_vocab_size, e.size)
     if e.norm:
@@ -256,13 +259,7 @@ def initial_value(path: str, parameter: Parameter, seed: int = 0) -> np.ndarray:
         return np.ones(parameter.shape, np.float32)
     if parameter.init == "sinusoidal":
         return sinusoidal_table(*parameter.shape)
+    if parameter.init == "split_sinusoidal":
+        return split_sinusoidal_table(*parameter.shape)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(path.encode())])))
     return generator.standard_normal(parameter.shape, np.float32) * np.float32(parameter.std)
-
-
-def sinusoidal_table(rows: int, width: int) -> np.ndarray:
-    """Return float32 [rows, width]: sines in even columns, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
-    angles = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
-    table = np.empty((rows, width), np.float32)
-    table[:, 0::2], table[:, 1::2] = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
-    return table

@@ -163,8 +163,8 @@ def compare(
         if name not in FRAMEWORKS:
             raise InputError(f"framework {name!r} is unknown; choose from {', '.join(FRAMEWORKS)}")
     opened = open_checkpoint(checkpoint, local_files_only=local_files_only)
-    config = opened.transformer_config()
     head = opened.head if head is None else head
+    config = opened.transformer_config(head)
     architectures.class_name(config.model_type, head)
     report = Report(str(checkpoint), config.model_type, head, tolerance)
 

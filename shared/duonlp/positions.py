@@ -43,6 +43,20 @@ def position_ids(
     return np.broadcast_to(row, ids.shape).copy()
 
 
+def sinusoidal_table(rows: int, width: int) -> np.ndarray:
+    """Return float32 [rows, width]: sines in even columns, cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
+    angles = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
+    table = np.empty((rows, width), np.float32)
+    table[:, 0::2], table[:, 1::2] = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
+    return table
+
+
+def split_sinusoidal_table(rows: int, width: int) -> np.ndarray:
+    """Return float32 [rows, width]: the columns of :func:`sinusoidal_table`, all sines before all cosines."""
+    table = sinusoidal_table(rows, width)
+    return np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1)
+
+
 @lru_cache(maxsize=16)
 def fixed_table(config: EmbeddingConfig) -> np.ndarray:
     """Return the position table of a model that does not learn one: sines in the first half of the columns,
@@ -55,12 +69,9 @@ def fixed_table(config: EmbeddingConfig) -> np.ndarray:
         float32 [max_positions, size].
     """
     rows, width = config.max_positions, config.size
-    half = (width + 1) // 2
     table = np.zeros((rows, width), np.float32)
     if config.positions == "sinusoidal":
-        angles = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(width) // 2) / width)
-        table[:, :half], table[:, half:] = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
-        return table
+        return split_sinusoidal_table(rows, width)
     # float32 like the reference; otherwise distant positions differ in the last digits
     steps = np.exp(np.arange(width // 2, dtype=np.float32) * np.float32(-np.log(10000) / (width // 2 - 1)))
     angles = np.arange(rows, dtype=np.float32)[:, None] * steps

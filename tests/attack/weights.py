@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from duonlp.architectures import config_from_hf
+from duonlp.architectures._common import DECODER_WORDS, OUTPUT, POSITION_TABLES, WORDS
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.checkpoints.safetensors_file import DTYPES, TensorToWrite, list_tensors, write_tensors
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
-from duonlp.errors import CheckpointError
+from duonlp.errors import CheckpointError, CheckpointWarning
 from duonlp.parameters import initial_value, parameters
 from tests.attack.harness import HELD, Budget, Outcome, attack
 
@@ -68,7 +70,8 @@ def read(folder: Path, name: str) -> dict[str, np.ndarray]:
     """Return all parameters of one of MODELS."""
     checkpoint = open_checkpoint(folder)
     try:
-        plan = checkpoint.plan(config_from_hf(dict(MODELS[name][0])), MODELS[name][1])
+        head = MODELS[name][1]
+        plan = checkpoint.plan(checkpoint.transformer_config(head), head)
         return {source.path: np.array(source.read()) for source in plan}
     finally:
         checkpoint.close()
@@ -196,8 +199,11 @@ def deep(folder: Path, rng: np.random.Generator) -> None:
     join(file, text, b"") if file.suffix == ".safetensors" else file.write_bytes(text)
 
 
-def tensors(folder: Path, rng: np.random.Generator) -> bool:
-    """Write the tensors anew: as integers, transposed, or under second names with other values; the latter must be refused."""
+def tensors(folder: Path, rng: np.random.Generator) -> bool | str:
+    """Write the tensors anew: as integers, transposed, or under second names with other values.
+
+    The latter must be refused, except for a tied copy or a table of positions, whose name is returned.
+    """
     file = weights_of(folder, rng)
     stored = {name: tensor.read() for name, tensor in list_tensors(file).items()}
     name = choose(rng, sorted(stored))
@@ -224,7 +230,7 @@ def tensors(folder: Path, rng: np.random.Generator) -> bool:
     else:
         stored[name] = value.astype(np.float64)  # the same values
     write_tensors(file, [TensorToWrite(n, v.shape, v.dtype, lambda v=v: v) for n, v in stored.items()])
-    return action in (2, 3, 4)
+    return copy if action == 4 else action in (2, 3)
 
 
 COPIES = (
@@ -302,10 +308,38 @@ def shards(folder: Path, rng: np.random.Generator) -> None:
             write_tensors(foreign, [TensorToWrite(n, v.shape, v.dtype, lambda v=v: v + 1) for n, v in stored.items()])
 
 
-DAMAGE: tuple[Callable[[Path, np.random.Generator], bool | None], ...] = (
+DAMAGE: tuple[Callable[[Path, np.random.Generator], bool | str | None], ...] = (
     cut, header_bytes, entry, names, duplicate_key, deep, tensors, index, shards,
 )  # fmt: skip
-"""Ways to damage the weights of a folder, which return True if no load may succeed; another one joins by being listed."""
+"""Ways to damage the weights of a folder, which return True if no load may succeed, or the name of a tensor that may be used
+for what it is taken to copy; another one joins by being listed."""
+
+
+def use_of_copy(
+    folder: Path, copy: str, found: dict[str, np.ndarray], expected: dict[str, np.ndarray], warned: int
+) -> str:
+    """Return what is wrong with parameters that were loaded from a folder with a forged copy, or "".
+
+    Args:
+        folder: The folder.
+        copy: Name of the forged copy.
+        found: The parameters.
+        expected: Those of the intact checkpoint.
+        warned: Number of warnings.
+    """
+    stored = {n: t for file in folder.glob("*.safetensors") for n, t in list_tensors(file).items()}
+    value, users = stored[copy].read(), []
+    for path, parameter in found.items():
+        intact = expected.get(path, expected[WORDS].T if path == OUTPUT else expected.get(WORDS))
+        if path in (WORDS, DECODER_WORDS, OUTPUT, *POSITION_TABLES) and np.array_equal(
+            parameter, value.T if path == OUTPUT else value, equal_nan=True
+        ):
+            users.append(path)
+        elif path not in POSITION_TABLES and not np.array_equal(parameter, intact):
+            return f"other values in {path}"
+    if not users:
+        return f"{copy} was accepted and is not used"
+    return "" if warned == (users[0] not in POSITION_TABLES) else f"{warned} warnings about {copy}"
 
 
 @attack("weights files")
@@ -324,14 +358,22 @@ def damaged_weights(budget: Budget) -> Iterator[Outcome]:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder)
         damage = DAMAGE[number % len(DAMAGE)]
-        must_fail = damage(folder, budget.rng)
+        result = damage(folder, budget.rng)
         verdict, detail = HELD, ""
         try:
-            found = read(folder, name)
+            with warnings.catch_warnings(record=True) as record:
+                warnings.simplefilter("always")
+                found = read(folder, name)
+            warned = sum(issubclass(w.category, CheckpointWarning) for w in record)
+            if isinstance(result, str):
+                detail = use_of_copy(folder, result, found, expected, warned)
+                verdict = "wrong" if detail else HELD
+                yield Outcome(f"case {number}: {name}, {result} forged", verdict, detail)
+                continue
             different = [path for path, value in expected.items() if not np.array_equal(found[path], value)]
             if different or set(found) != set(expected):
                 verdict, detail = "wrong", f"other values in {different[:3]}"
-            elif must_fail:
+            elif result:
                 verdict, detail = "wrong", "tensors that contradict each other were accepted"
         except CheckpointError:
             pass

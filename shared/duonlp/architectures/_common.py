@@ -70,9 +70,9 @@ class Weight:
 
     Attributes:
         name: Name of the tensor in the checkpoint.
-        path: Path of our parameter. None marks a tensor that is recognized but not loaded: a tied output (layout ``linear``) or
-            fixed sinusoidal positions (layouts that end in ``positions``), which are compared with what they copy, or an unused
-            tensor. Positions are written if their layout is ``positions`` or ``decoder_positions``.
+        path: Path of our parameter. None marks a tensor that is recognized but not loaded, because it equals another one or what
+            the model computes (then ``own_path`` or ``constant`` says what it is compared with), or because it is unused.
+            Computed positions are written if their layout is ``positions`` or ``decoder_positions``.
         layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` has a leading axis of size 1 in the
             checkpoint; ``patches`` is a convolution [out, channels, height, width] in the checkpoint and [in, out] here;
             ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
@@ -83,6 +83,10 @@ class Weight:
         copies: Additional names written when saving: parameters that Transformers has and does not use.
         shape: Shape in the checkpoint of a convolution; grid [rows, columns] of patches of an image's positions.
         optional: Whether a checkpoint may lack the tensor; the parameter is then initialized.
+        own_path: Of a tensor without a path that Transformers loads: path of the parameter that the model has for it if it
+            differs from what it copies. See :mod:`duonlp.checkpoints.copies`.
+        constant: Of a tensor without a path that Transformers ignores: name in ``duonlp.checkpoints.copies.CONSTANTS`` of the
+            values that it is compared with, or "unused" if no values could matter.
     """
 
     name: str
@@ -93,6 +97,73 @@ class Weight:
     copies: tuple[str, ...] = ()
     shape: tuple[int, ...] = ()
     optional: bool = False
+    own_path: str = ""
+    constant: str = ""
+
+    def __post_init__(self):
+        if self.path is None and bool(self.own_path) == bool(self.constant):
+            raise ConfigError(
+                f"the row {self.name!r} has no path; state what it equals, with one of own_path and constant"
+            )
+
+
+OUTPUT, BIAS = "lm_head/output/kernel", "lm_head/bias"
+"""Paths of the parameters of an LM head's vocabulary projection."""
+
+WORDS, DECODER_WORDS = (f"{stack}embeddings/word_embeddings/embedding" for stack in ("", "decoder_"))
+"""Paths of the word tables: the encoder's, or the only one; and the decoder's, if it has its own."""
+
+POSITION_TABLES = tuple(f"{stack}embeddings/position_table" for stack in ("", "decoder_"))
+"""Paths of tables of fixed positions that are not the computed ones, of encoder and decoder."""
+
+
+def output(name: str, tied: bool) -> list[Weight]:
+    """Return the row of an LM head's vocabulary projection without a bias, which may be tied to the words.
+
+    The row of the words has ``name`` among its aliases if they are tied: a checkpoint may hold the table under either name.
+    """
+    return [Weight(name, None, "linear", own_path=OUTPUT) if tied else Weight(name, OUTPUT, "linear")]
+
+
+def word_tables(
+    cfg: TransformerConfig, head: str, prefix: str = "", *, output_first: bool = True,
+    always_tied: bool = False, separate_shared: bool = True,
+) -> list[Weight]:  # fmt: skip
+    """Return the rows of the word tables of an encoder-decoder, which may be one, and of the output, which may be tied to them.
+
+    Where Transformers ties several tensors, it takes the first that a checkpoint has for all that are missing.
+
+    Args:
+        cfg: The model.
+        head: Its head.
+        prefix: Prefix of the names.
+        output_first: Whether Transformers takes the output, if the shared table is missing, before those of the stacks.
+        always_tied: Whether Transformers ties equal tables whatever the configuration says.
+        separate_shared: Whether a model whose stacks have their own tables has the shared table as well, and does not use it.
+    """
+    assert cfg.decoder is not None
+    shared, encoder, decoder = (
+        f"{prefix}{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    )
+    tied, logits = cfg.lm_head.tied, "lm_head.weight"
+    if cfg.decoder.shares_words:
+        stacks = (decoder, encoder) if output_first else (encoder, decoder)
+        first = output_first and head == "seq2seq-lm"
+        others = ((logits, *stacks) if first else (*stacks, logits)) if tied else stacks
+        copies = () if tied or always_tied else stacks  # where Transformers ties nothing, it has all three
+        rows = [Weight(shared, WORDS, "embedding", aliases=others, copies=copies)]
+        rows += [Weight(encoder, None, "embedding", own_path=WORDS)]
+        rows += [Weight(decoder, None, "embedding", own_path=DECODER_WORDS)]
+    else:
+        unused = (shared,) if separate_shared else ()  # Transformers ties a missing output to it
+        rows = [
+            Weight(encoder, WORDS, "embedding", aliases=(shared,), copies=() if tied else unused),
+            Weight(
+                decoder, DECODER_WORDS, "embedding", aliases=(logits, shared) if tied else (shared,),
+                copies=unused if tied else (),
+            ),
+        ]  # fmt: skip
+    return rows + (output(logits, tied) if head == "seq2seq-lm" else [])
 
 
 def linear(name: str, path: str, bias: bool = True, alias: str = "") -> list[Weight]:
@@ -149,15 +220,13 @@ def lm_output(weight: str, bias: str, tied: bool, bias_copy: str | None = None) 
         bias_copy: Second name that Transformers gives the bias. It ties the two biases only if the weight is tied, and
             then saves only one of them; otherwise it saves both.
     """
-    if tied:
-        copies = [Weight(weight, None, "linear")]
-        main, other = (bias_copy, bias) if bias_copy else (bias, None)
-        return [*copies, Weight(main, "lm_head/bias", "vector", aliases=(other,) if other else ())]
     also = (bias_copy,) if bias_copy else ()
-    return [
-        Weight(weight, "lm_head/output/kernel", "linear"),
-        Weight(bias, "lm_head/bias", "vector", aliases=also, copies=also),
-    ]
+    if not tied:
+        return [*output(weight, tied), Weight(bias, BIAS, "vector", aliases=also, copies=also)]
+    if bias_copy is None:
+        return [*output(weight, tied), Weight(bias, BIAS, "vector")]
+    used = Weight(bias, None, "vector", own_path=BIAS)
+    return [*output(weight, tied), Weight(bias_copy, BIAS, "vector", aliases=(bias,)), used]
 
 
 def pop_options(hf: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,10 +340,3 @@ def common_hf(cfg: TransformerConfig) -> dict[str, Any]:
         "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
         "tie_word_embeddings": cfg.lm_head.tied,
     } | ({"problem_type": cfg.problem_type} if cfg.problem_type else {})
-
-
-BUFFERS = (
-    r"(^|\.)position_ids$", r"(^|\.)token_type_ids$", r"\.(attn|crossattention)\.(masked_)?bias$",
-    r"\.rotary_emb\.inv_freq$",
-)  # fmt: skip
-"""Patterns of tensors saved by older Transformers versions that are constants derived from the configuration."""

@@ -7,7 +7,17 @@ Each family specifies where its norms are, where positions come from and what is
 from collections.abc import Mapping
 from typing import Any
 
-from duonlp.architectures._common import Weight, common_hf, embedding, head_dim, linear, norm, pop_common, pop_options
+from duonlp.architectures._common import (
+    Weight,
+    common_hf,
+    embedding,
+    head_dim,
+    linear,
+    norm,
+    pop_common,
+    pop_options,
+    word_tables,
+)
 from duonlp.config import (
     AttentionConfig,
     DecoderConfig,
@@ -24,7 +34,6 @@ from duonlp.config import (
 from duonlp.schema import ACTIVATION, BOOL, HEADS, LAYERS, POSITIONS, RATE, SCALE, VOCABULARY, WIDTH
 
 PREFIX = "model."
-TABLE = "embeddings/word_embeddings/embedding"
 
 DEFAULTS = {
     "vocab_size": 50265,
@@ -44,8 +53,11 @@ DEFAULTS = {
     "scale_embedding": False,
     "decoder_start_token_id": 2,
     "tie_word_embeddings": True,
+    "shared_word_embeddings": None,
+    "stored_positions": False,
 }
-"""Defaults of BartConfig."""
+"""Defaults of BartConfig. The last two are keys of this library: whether the stacks share their words although embeddings are
+not tied, or do not although they are; and whether fixed positions are not those that the family computes."""
 
 SCHEMA = {
     "vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "d_model": WIDTH, "hidden_size": WIDTH,
@@ -53,6 +65,7 @@ SCHEMA = {
     "num_attention_heads": HEADS, "decoder_layers": LAYERS, "decoder_ffn_dim": WIDTH, "decoder_attention_heads": HEADS,
     "activation_function": ACTIVATION, "dropout": RATE, "attention_dropout": RATE, "activation_dropout": RATE,
     "classifier_dropout": RATE, "init_std": SCALE, "scale_embedding": BOOL | None,
+    "shared_word_embeddings": BOOL | None, "stored_positions": BOOL,
 }  # fmt: skip
 """Kinds of the keys of these families."""
 
@@ -114,6 +127,8 @@ def config(
     common = pop_common(hf, special_ids, num_labels=num_labels, encoder_decoder=True)
     common["initializer_range"] = o["init_std"]
     tied = o["tie_word_embeddings"] is not False
+    # With untied embeddings, Transformers 5 gives each stack its own table, which may be equal copies.
+    shares_words = shares_words and (tied if o["shared_word_embeddings"] is None else o["shared_word_embeddings"])
 
     def layers(stack: str, cross_attention: bool) -> LayerPattern:
         heads, activation = o[f"{stack}_attention_heads"], activation_name(o["activation_function"])
@@ -128,6 +143,7 @@ def config(
             size=o["d_model"],
             max_positions=o["max_position_embeddings"] + spare_positions,
             positions=positions,
+            stored_positions=o["stored_positions"] and positions == "sinusoidal",
             position_offset=position_offset,
             positions_skip_padding=skip_padding,
             padding_id=common["pad_token_id"],
@@ -151,8 +167,7 @@ def config(
         decoder=DecoderConfig(
             layers=layers("decoder", cross_attention=True),
             embedding=embeddings(o["vocab_size"] if decoder_vocab_size is None else decoder_vocab_size),
-            # With untied embeddings, Transformers 5 gives each stack its own table.
-            shares_words=shares_words and tied,
+            shares_words=shares_words,
             start_token_id=o["decoder_start_token_id"],
             starts_with_last=starts_with_last,
             reads_source=reads_source,
@@ -168,6 +183,10 @@ def hf_config(cfg: TransformerConfig, spare_positions: int = 0) -> dict[str, Any
     common, decoder = common_hf(cfg), cfg.decoder
     assert decoder is not None
     common["init_std"] = common.pop("initializer_range")
+    if decoder.shares_words != cfg.lm_head.tied:
+        common["shared_word_embeddings"] = decoder.shares_words
+    if cfg.embedding.stored_positions:
+        common["stored_positions"] = True
     return common | {
         "vocab_size": cfg.embedding.vocab_size,
         "max_position_embeddings": cfg.embedding.max_positions - spare_positions,
@@ -208,7 +227,7 @@ def weights(
             writing them.
         always_shared: Whether a checkpoint holds the shared table even if each stack has its own.
     """
-    rows = _words(cfg, head, always_shared)
+    rows = word_tables(cfg, head, PREFIX, separate_shared=always_shared)
     rows += _stack(cfg, "encoder", "embeddings", positions[0]) + _stack(
         cfg.as_decoder(), "decoder", "decoder_embeddings", positions[1]
     )
@@ -222,41 +241,23 @@ def weights(
     return rows
 
 
-def _words(cfg: TransformerConfig, head: str, always_shared: bool) -> list[Weight]:
-    """Return the rows of the word embeddings and of the output, which may be tied to them."""
-    assert cfg.decoder is not None
-    shared, encoder, decoder = (
-        f"{PREFIX}{name}.weight" for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    )
-    output, tied = "lm_head.weight", cfg.lm_head.tied
-    if cfg.decoder.shares_words:
-        # A converted checkpoint may hold the table under any one of these names.
-        others = (encoder, decoder, output) if tied else (encoder, decoder)
-        rows = [Weight(shared, TABLE, "embedding", aliases=others)]
-        rows += [Weight(name, None, "embedding") for name in (encoder, decoder)]
-    else:
-        copies = (shared,) if always_shared else ()
-        others = (output, shared) if tied else (shared,)
-        rows = [
-            Weight(encoder, TABLE, "embedding", aliases=(shared,), copies=copies),
-            Weight(decoder, f"decoder_{TABLE}", "embedding", aliases=others),
-        ]
-    if head == "seq2seq-lm":
-        rows += [Weight(output, None if tied else "lm_head/output/kernel", "linear")]
-    return rows
-
-
 def _stack(cfg: TransformerConfig, stack: str, ours: str, layout: str | None) -> list[Weight]:
     theirs, e = f"{PREFIX}{stack}", cfg.embedding
     if e.positions == "learned":
         rows = embedding(f"{theirs}.embed_positions", f"{ours}/position_embeddings")
     else:
+        name, table, constant = f"{theirs}.embed_positions", f"{ours}/position_table", f"{stack}_positions"
         unwritten = f"unwritten_{stack}_positions"
-        rows = [Weight(f"{theirs}.embed_positions.weight", None, layout or unwritten)]
+        if e.stored_positions:
+            rows = [Weight(f"{name}.weight", table, "vector", optional=True)]
+        elif e.positions == "sinusoidal":
+            rows = [Weight(f"{name}.weight", None, layout or unwritten, own_path=table)]
+        else:
+            rows = [Weight(f"{name}.weight", None, unwritten, constant=constant)]
         # older versions of M2M100 saved these
-        rows += [Weight(f"{theirs}.embed_positions.weights", None, unwritten)]
-        rows += [Weight(f"{theirs}.embed_positions._float_tensor", None, "embedding")]
-    rows += [Weight(f"{theirs}.version", None, "vector")]  # saved by fairseq
+        rows += [Weight(f"{name}.weights", None, unwritten, constant=constant)]
+        rows += [Weight(f"{name}._float_tensor", None, "embedding", constant="unused")]
+    rows += [Weight(f"{theirs}.version", None, "vector", constant="unused")]  # saved by fairseq
     if e.norm:
         rows += norm(f"{theirs}.layernorm_embedding", f"{ours}/norm")
     for i in range(cfg.num_layers):

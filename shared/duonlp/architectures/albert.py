@@ -95,7 +95,8 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings")
+    tied_name = ("predictions.decoder.weight",) if cfg.lm_head.tied else ()
+    rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings", tied_name)
     rows += embedding(f"{PREFIX}embeddings.position_embeddings", "embeddings/position_embeddings")
     if cfg.embedding.type_vocab_size:
         rows += embedding(f"{PREFIX}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")

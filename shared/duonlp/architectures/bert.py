@@ -32,6 +32,7 @@ from duonlp.schema import ACTIVATION, BOOL, EPSILON, HEADS, LAYERS, POSITIONS, R
 
 MODEL_TYPES = ("bert",)
 PREFIX = "bert."
+OUTPUT_NAME = "cls.predictions.decoder.weight"
 
 DEFAULTS = {
     "vocab_size": 30522,
@@ -149,12 +150,12 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    rows = body(PREFIX, cfg)
+    rows = body(PREFIX, cfg, OUTPUT_NAME)
     if head in ("masked-lm", "causal-lm", "pretraining"):
         rows += linear("cls.predictions.transform.dense", "lm_head/transform")
         rows += norm("cls.predictions.transform.LayerNorm", "lm_head/norm")
-        names = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
-        rows += lm_output(*names, cfg.lm_head.tied, bias_copy="cls.predictions.bias")
+        bias, other = "cls.predictions.decoder.bias", "cls.predictions.bias"
+        rows += lm_output(OUTPUT_NAME, bias, cfg.lm_head.tied, bias_copy=other)
     if head in ("base", "sequence-classification", "multiple-choice", "next-sentence-prediction", "pretraining"):
         rows += linear(f"{PREFIX}pooler.dense", "pooler/dense")
     if head in ("next-sentence-prediction", "pretraining"):
@@ -166,10 +167,16 @@ def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     return rows
 
 
-def body(prefix: str, cfg: TransformerConfig) -> list[Weight]:
-    """Return the rows of a BERT-like encoder: embeddings and layers, without pooler and heads."""
-    words = f"{prefix}embeddings.word_embeddings"
-    rows = embedding(words, "embeddings/word_embeddings")
+def body(prefix: str, cfg: TransformerConfig, output_name: str) -> list[Weight]:
+    """Return the rows of a BERT-like encoder: embeddings and layers, without pooler and heads.
+
+    Args:
+        prefix: Prefix of the names.
+        cfg: The model.
+        output_name: Name of the matrix of an LM head, which may be tied to the words.
+    """
+    words, tied_name = f"{prefix}embeddings.word_embeddings", (output_name,) if cfg.lm_head.tied else ()
+    rows = embedding(words, "embeddings/word_embeddings", tied_name)
     rows += embedding(f"{prefix}embeddings.position_embeddings", "embeddings/position_embeddings")
     if cfg.embedding.type_vocab_size:
         rows += embedding(f"{prefix}embeddings.token_type_embeddings", "embeddings/token_type_embeddings")

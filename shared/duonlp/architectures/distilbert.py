@@ -121,7 +121,8 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings")
+    tied_name = ("vocab_projector.weight",) if cfg.lm_head.tied else ()
+    rows = embedding(f"{PREFIX}embeddings.word_embeddings", "embeddings/word_embeddings", tied_name)
     rows += embedding(f"{PREFIX}embeddings.position_embeddings", "embeddings/position_embeddings")
     rows += norm(f"{PREFIX}embeddings.LayerNorm", "embeddings/norm")
     for i in range(cfg.num_layer_weights):

@@ -93,7 +93,7 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    rows = bert.body(PREFIX, cfg)
+    rows = bert.body(PREFIX, cfg, "generator_lm_head.weight")
     if cfg.embedding.projection:
         rows += linear(f"{PREFIX}embeddings_project", "embeddings/projection")
     if head in ("masked-lm", "causal-lm"):

@@ -10,6 +10,7 @@ from duonlp.architectures._common import (
     head_dim,
     linear,
     norm,
+    output,
     pop_common,
     pop_options,
 )
@@ -153,7 +154,7 @@ def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
         rows += conv1d(f"{theirs}.mlp.c_proj", [f"{ours}/feed_forward/down"])
     rows += norm(f"{PREFIX}ln_f", "decoder/final_norm")
     if head == "causal-lm":
-        rows += [Weight("lm_head.weight", None if cfg.lm_head.tied else "lm_head/output/kernel", "linear")]
+        rows += output("lm_head.weight", cfg.lm_head.tied)
     if head == "sequence-classification":
         rows += linear("score", "classifier", bias=False)
     if head == "token-classification":

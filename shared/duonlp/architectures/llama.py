@@ -11,6 +11,7 @@ from duonlp.architectures._common import (
     head_dim,
     linear,
     norm,
+    output,
     pop_common,
     pop_options,
 )
@@ -163,7 +164,7 @@ def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
             rows += linear(f"{theirs}.mlp.{name}_proj", f"{ours}/feed_forward/{name}", layer.feed_forward.bias)
     rows += norm(f"{PREFIX}norm", "decoder/final_norm", bias=False)
     if head == "causal-lm":
-        rows += [Weight("lm_head.weight", None if cfg.lm_head.tied else "lm_head/output/kernel", "linear")]
+        rows += output("lm_head.weight", cfg.lm_head.tied)
     if head == "sequence-classification":
         rows += linear("score", "classifier", bias=False)
     if head == "token-classification":

@@ -49,7 +49,10 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
     """Translate a TransformerConfig to config.json."""
     decoder = cfg.decoder
     assert decoder is not None
-    return _seq2seq.hf_config(cfg) | {
+    out = _seq2seq.hf_config(cfg)
+    if not decoder.shares_words:
+        out.pop("shared_word_embeddings", None)  # the first key below says so
+    return out | {
         # Untied embeddings are never shared here; Transformers computes the same with either value.
         "share_encoder_decoder_embeddings": decoder.shares_words,
         "decoder_vocab_size": decoder.embedding.vocab_size,

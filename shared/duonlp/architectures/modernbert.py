@@ -13,6 +13,7 @@ from duonlp.architectures._common import (
     head_dim,
     linear,
     norm,
+    output,
     pop_common,
     pop_options,
 )
@@ -231,7 +232,8 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
     bias = cfg.norm.bias
-    rows = embedding(f"{PREFIX}embeddings.tok_embeddings", "embeddings/word_embeddings")
+    tied_name = ("decoder.weight",) if cfg.lm_head.tied else ()
+    rows = embedding(f"{PREFIX}embeddings.tok_embeddings", "embeddings/word_embeddings", tied_name)
     rows += norm(f"{PREFIX}embeddings.norm", "embeddings/norm", bias)
     for i, layer in enumerate(cfg.layers):
         theirs, ours, attention, block = (
@@ -251,7 +253,7 @@ def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     if head == "masked-lm":
         lm = cfg.lm_head
         rows += linear("head.dense", "lm_head/transform", lm.transform_bias) + norm("head.norm", "lm_head/norm", bias)
-        rows += [Weight("decoder.weight", None if lm.tied else "lm_head/output/kernel", "linear")]
+        rows += output("decoder.weight", lm.tied)
         rows += [Weight("decoder.bias", "lm_head/bias", "vector")] * lm.bias
     elif head != "base":
         dense_bias = cfg.classification.dense_bias

@@ -61,7 +61,7 @@ hf_config = bert.hf_config
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    rows = bert.body(PREFIX, cfg)
+    rows = bert.body(PREFIX, cfg, "lm_head.decoder.weight")
     if head in ("masked-lm", "causal-lm"):
         rows += linear("lm_head.dense", "lm_head/transform")
         rows += norm("lm_head.layer_norm", "lm_head/norm")

@@ -4,7 +4,16 @@ feed-forward layers and an untied output."""
 from dataclasses import replace
 from typing import Any
 
-from duonlp.architectures._common import Weight, common_hf, embedding, linear, pop_common, pop_options
+from duonlp.architectures._common import (
+    OUTPUT,
+    Weight,
+    common_hf,
+    embedding,
+    linear,
+    pop_common,
+    pop_options,
+    word_tables,
+)
 from duonlp.config import (
     AttentionConfig,
     DecoderConfig,
@@ -39,14 +48,16 @@ DEFAULTS = {
     "initializer_factor": 1.0,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
-    "scale_decoder_outputs": True,
+    "scale_decoder_outputs": None,
+    "shared_word_embeddings": True,
     "decoder_start_token_id": None,
 }
 SCHEMA = {
     "vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": WIDTH, "d_ff": WIDTH, "num_layers": LAYERS,
     "num_decoder_layers": LAYERS | None, "num_heads": HEADS, "relative_attention_num_buckets": integer(0, 1 << 16),
     "relative_attention_max_distance": integer(1, 1 << 20), "dropout_rate": RATE, "layer_norm_epsilon": EPSILON,
-    "initializer_factor": SCALE, "feed_forward_proj": TEXT, "scale_decoder_outputs": BOOL,
+    "initializer_factor": SCALE, "feed_forward_proj": TEXT, "scale_decoder_outputs": BOOL | None,
+    "shared_word_embeddings": BOOL,
 }  # fmt: skip
 
 
@@ -90,7 +101,9 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     )
     layers = o["num_layers"] if o["num_decoder_layers"] is None else o["num_decoder_layers"]
     # Transformers 5 marks every T5 as tied; scale_decoder_outputs is false for the ones that are not.
-    tied = o["tie_word_embeddings"] is not False and o["scale_decoder_outputs"]
+    scale = o["scale_decoder_outputs"]
+    scale = o["tie_word_embeddings"] is not False if scale is None else scale
+    tied = o["tie_word_embeddings"] is not False and scale
     unused = PoolingConfig(token="last_eos")
     return TransformerConfig(
         model_type="t5",
@@ -100,7 +113,7 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         norm=NormConfig(
             epsilon=o["layer_norm_epsilon"], rms=True, position="pre", final=True, final_dropout=o["dropout_rate"]
         ),
-        lm_head=LMHeadConfig(tied=tied, scale=tied),
+        lm_head=LMHeadConfig(tied=tied, scale=scale),
         pooler=None,
         classification=unused,
         multiple_choice=unused,
@@ -109,6 +122,7 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
                 LayerConfig(attention, feed_forward, replace(attention, relative_buckets=0)), layers
             ),
             embedding=words,
+            shares_words=o["shared_word_embeddings"],
             start_token_id=o["decoder_start_token_id"],
         ),
         hidden_dropout=o["dropout_rate"],
@@ -127,6 +141,10 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
     common["initializer_factor"] = common.pop("initializer_range")
     decoder = cfg.decoder
     assert decoder is not None
+    if cfg.lm_head.scale != cfg.lm_head.tied:
+        common["scale_decoder_outputs"] = cfg.lm_head.scale
+    if not decoder.shares_words:
+        common["shared_word_embeddings"] = False
     return common | {
         "vocab_size": cfg.embedding.vocab_size,
         "d_model": cfg.hidden_size,
@@ -156,15 +174,15 @@ def _feed_forward(name: str) -> tuple[str, bool]:
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table."""
-    copies = [Weight(f"{stack}.embed_tokens.weight", None, "embedding") for stack in ("encoder", "decoder")]
-    rows = embedding("shared", "embeddings/word_embeddings", aliases=tuple(row.name for row in copies)) + copies
+    # A newly initialized v1.1 saved by Transformers 5 has no separate output: it was the embedding table.
+    rows = [
+        replace(row, aliases=("shared.weight",)) if row.path == OUTPUT else row
+        for row in word_tables(cfg, head, output_first=False, always_tied=True)
+    ]
     rows += _stack(cfg, cross=False) + _stack(cfg.as_decoder(), cross=True)
-    if head == "seq2seq-lm":
-        # A newly initialized v1.1 saved by Transformers 5 has no separate output: it was the embedding table.
-        path, other = (None, ()) if cfg.lm_head.tied else ("lm_head/output/kernel", ("shared.weight",))
-        rows += [Weight("lm_head.weight", path, "linear", aliases=other)]
     # Old checkpoints contain an unused bias table for cross-attention.
-    return [*rows, Weight("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None, "embedding")]
+    table = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    return [*rows, Weight(table, None, "embedding", constant="unused")]
 
 
 def _stack(cfg: TransformerConfig, cross: bool) -> list[Weight]:

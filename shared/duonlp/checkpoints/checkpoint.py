@@ -7,32 +7,33 @@ unpickled and no code from a checkpoint is run.
 import os
 import re
 import stat
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from duonlp import architectures
-from duonlp.architectures._common import BUFFERS, Weight
 from duonlp.checkpoints.atomic_folder import finish_save, is_being_finished
-from duonlp.checkpoints.copies import check_float, check_same, check_tied, owners
+from duonlp.checkpoints.copies import Equality, Resolution, resolve
 from duonlp.checkpoints.hub import PICKLES, download, no_safetensors_message
-from duonlp.checkpoints.layouts import is_readable, stored_shape
 from duonlp.checkpoints.legacy import LEGACY, is_foreign, legacy_tensors, translate
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
+from duonlp.checkpoints.planner import Planner, check_depth
 from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.checkpoints.source import Source
-from duonlp.checkpoints.weight_files import INDEX, WEIGHTS, list_names, shard_names, stored_tensors
+from duonlp.checkpoints.weight_files import INDEX, SAFETENSORS, WEIGHTS, shard_names, stored_tensors
 from duonlp.config import TransformerConfig
-from duonlp.errors import CheckpointError, DuonlpError, InputError, NewHeadWarning
-from duonlp.parameters import HEAD_PREFIXES, Parameter, parameters
+from duonlp.errors import CheckpointError, DuonlpError, InputError
 from duonlp.typing import ImageProcessor, Tokenizer
 from duonlp.util.permissions import explain_denied
 from duonlp.util.reading import parse_json_object, why_unreadable
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+WEIGHT_FORMATS = (SAFETENSORS, *LEGACY)
+"""In the order in which they are looked for."""
+
 ATTEMPTS = 20
 """Maximum number of attempts to open a folder that another process keeps replacing."""
 
@@ -142,6 +143,8 @@ class Checkpoint:
                 f"{self.folder} has no config.json; pass the folder of a model in Hugging Face layout"
             )
         self.config: dict[str, Any] = _read_json(config)
+        self._equal = Equality()
+        self._resolution: Resolution | None = None
 
     def is_current(self) -> bool:
         """Return whether the folder still is as it was when it was opened."""
@@ -193,12 +196,32 @@ class Checkpoint:
         """
         return self._load(lambda: load_image_processor(self.folder, self.image_config))
 
-    def transformer_config(self, **overrides: Any) -> TransformerConfig:
+    def transformer_config(self, head: str | None = None, /, **overrides: Any) -> TransformerConfig:
         """Return config.json as a TransformerConfig, with some keys overridden.
+
+        Where the tensors contradict it, the configuration is what Transformers makes of both: tensors that it says are tied and
+        that differ are not, and a table of fixed positions replaces the computed one; :meth:`plan` warns about the former.
+
+        Args:
+            head: The head that will be loaded; by default, the configuration is right for all heads.
+            overrides: Keys of config.json to replace.
 
         Raises:
             InputError: an override is not a key of this family's config.json.
         """
+        cfg = self._config(overrides)
+        names = (name for weight_format in WEIGHT_FORMATS for name in (weight_format.weights, weight_format.index))
+        if self._hub and all(self._files.open(name) is None for name in names):
+            return cfg
+        try:
+            check_depth(self.folder, self.tensors, cfg)
+            self._resolution = resolve(cfg, head, self.tensors, self._equal)
+        except CheckpointError:  # no weights, or damaged ones, which `plan` reports
+            return cfg
+        return self._resolution.cfg
+
+    def _config(self, overrides: Mapping[str, Any] = MappingProxyType({})) -> TransformerConfig:
+        """Return config.json as a TransformerConfig, whatever the tensors are."""
         file = str(self.folder / "config.json")
         return architectures.config_from_hf(override(self.config, overrides, file), file)
 
@@ -213,8 +236,8 @@ class Checkpoint:
         """
         tensors = stored_tensors(self._files)
         if tensors is not None:
-            return translate(tensors, self.transformer_config()) if is_foreign(tensors) else tensors
-        tensors = legacy_tensors(self._files, self.transformer_config())
+            return translate(tensors, self._config()) if is_foreign(tensors) else tensors
+        tensors = legacy_tensors(self._files, self._config())
         if tensors is not None:
             return tensors
         if self._hub:
@@ -250,65 +273,8 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
-        self._check_depth(cfg)
-        spec = parameters(cfg, head)
-        table = architectures.get(cfg.model_type).weights(cfg, head)
-        rows = [row for row in table if row.path is not None]
-        sources: dict[str, Source] = {}
-        missing: list[Weight] = []
-        mismatched: list[tuple[Weight, StoredTensor]] = []
-        used: set[str] = set()
-        owned = owners(rows)
-        for row in rows:
-            tensor = self._find(row, cfg, owned)
-            parameter = spec[row.path]
-            if tensor is not None:
-                used.add(tensor.name)
-            if tensor is not None and is_readable(row, parameter.shape, tensor.shape):
-                grid = row.shape if row.layout == "image_positions" else ()
-                sources[row.path] = Source(row.path, parameter, tensor, row.layout, row.part, grid)
-                continue
-            sources[row.path] = Source(row.path, parameter, seed=seed)
-            if tensor is not None:
-                mismatched.append((row, tensor))
-            elif not row.optional:
-                missing.append(row)
-        if mismatched:
-            self._check_shapes(mismatched, spec, ignore_mismatched_sizes)
-        self._check_names(missing, rows, used, cfg)
-        copies = [row for row in table if row.path is None]
-        loaded = {path: source.tensor for path, source in sources.items()}
-        check_tied(copies, {row.name: self._names(row, cfg) for row in copies}, self.tensors, loaded, cfg)
-        initialized = [_path(row) for row in (*missing, *(row for row, _ in mismatched))]
-        if initialized:
-            warnings.warn(
-                f"{self.folder.name}: the {head} head starts from random values because the checkpoint lacks "
-                f"{list_names(initialized)}; fine-tune it before use",
-                NewHeadWarning,
-                stacklevel=3,
-            )
-        return sorted(sources.values(), key=lambda s: -s.parameter.size)
-
-    def _names(self, row: Weight, cfg: TransformerConfig) -> list[str]:
-        prefix = architectures.get(cfg.model_type).PREFIX
-        names = [row.name, *row.aliases]
-        return names + [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-    def _find(self, row: Weight, cfg: TransformerConfig, owned: Mapping[str, set[str]]) -> StoredTensor | None:
-        """Return the tensor of a row; raise CheckpointError if there are several that differ, or it holds integers."""
-        names = self._names(row, cfg)
-        present = [self.tensors[name] for name in dict.fromkeys(names) if name in self.tensors]
-        if not present:
-            return None
-        check_float(present[0])
-        prefix = architectures.get(cfg.model_type).PREFIX
-        for other in present[1:]:
-            # A name that other rows read as well, or that Transformers saves without using it, is a substitute for a tensor
-            # that is missing, and may differ from one that is not.
-            full = other.name if other.name in owned else prefix + other.name
-            if owned.get(full) == {row.name} and full not in row.copies:
-                check_same(present[0], other, "remove the one that is wrong")
-        return present[0]
+        planner = Planner(self.folder, self.tensors, cfg, head, self._resolution, self._equal)
+        return planner.plan(seed, ignore_mismatched_sizes)
 
     def _load(self, load: Callable[[], T]) -> T:
         """Return what `load` reads by the paths of files; raise CheckpointError if the folder was replaced meanwhile."""
@@ -317,54 +283,6 @@ class Checkpoint:
         finally:
             if not self.is_current():
                 raise CheckpointError(f"{self.folder} was replaced while it was being loaded; load it again")
-
-    def _check_depth(self, cfg: TransformerConfig) -> None:
-        """Raise CheckpointError if there are fewer tensors than layers, before anything is made for each layer."""
-        layers = cfg.num_layer_weights + (0 if cfg.decoder is None else cfg.decoder.num_layer_weights)
-        if layers > len(self.tensors):
-            raise CheckpointError(
-                f"{self.folder} has {len(self.tensors)} tensors, but its config.json describes {layers} layers; config.json does "
-                "not match the weights"
-            )
-
-    def _check_shapes(
-        self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
-    ) -> None:
-        """Raise CheckpointError for mismatched shapes, unless they are to be ignored and only concern the head."""
-        base = [row for row, _ in mismatched if not _of_head(row)]
-        if ignore and not base:
-            return
-        lines = [
-            f"{row.name}{_origin(tensor)}: {list(tensor.shape)} in the checkpoint, "
-            f"{list(_stored_shape(row, spec[_path(row)]))} expected"
-            for row, tensor in mismatched[:8]
-        ] + [f"and {len(mismatched) - 8} more"] * (len(mismatched) > 8)
-        advice = "config.json does not match the weights" if base else (
-            "pass ignore_mismatched_sizes=True to initialize the head"
-        )  # fmt: skip
-        raise CheckpointError(f"{self.folder}: mismatched shapes; {advice}:\n  " + "\n  ".join(lines))
-
-    def _check_names(self, missing: list[Weight], rows: list[Weight], used: set[str], cfg: TransformerConfig) -> None:
-        """Raise CheckpointError if tensors of the base model or parts of a layer are missing, or any are unexpected."""
-        # An untrained head lacks whole layers; a partial layer, or anything missing in the base model, is damage.
-        present = {_module(row) for row in rows if row not in missing}
-        lacking = [row.name for row in missing if not _of_head(row) or _module(row) in present]
-        family = architectures.get(cfg.model_type)
-        recognized = {
-            name
-            for tied in (True, False)
-            for head in family.heads(cfg.model_type)
-            for row in family.weights(cfg.replace(lm_head__tied=tied), head)
-            for name in (*self._names(row, cfg), *row.copies)
-        }
-        others = set(self.tensors) - used - recognized
-        unexpected = [name for name in others if not any(re.search(pattern, name) for pattern in BUFFERS)]
-        if lacking or unexpected:
-            parts = [f"missing {list_names(sorted(set(lacking)))}"] if lacking else []
-            parts += [f"unexpected {list_names(sorted(unexpected))}"] if unexpected else []
-            raise CheckpointError(
-                f"the tensors in {self.folder} do not match its config.json ({cfg.model_type}): {'; '.join(parts)}"
-            )
 
 
 def override(hf: Mapping[str, Any], overrides: Mapping[str, Any], file: str = "config.json") -> dict[str, Any]:
@@ -401,17 +319,14 @@ def _open_files(folder: Path, local: bool) -> OpenFolder:
             finish_save(folder)
         files = OpenFolder(folder)
         try:
-            for name in (CONFIG, GENERATION_CONFIG, IMAGE_CONFIG, WEIGHTS):
+            for name in (CONFIG, GENERATION_CONFIG, IMAGE_CONFIG):
                 files.open(name)
-            index = files.open(INDEX)
-            for name in shard_names(index) if index is not None else ():
-                files.open(name)
-            if index is None and files.open(WEIGHTS) is None:
-                for weight_format in LEGACY:
-                    files.open(weight_format.weights)
-                    index = files.open(weight_format.index)
-                    for name in shard_names(index, weight_format.ending) if index is not None else ():
-                        files.open(name)
+            for weight_format in WEIGHT_FORMATS:
+                weights, index = files.open(weight_format.weights), files.open(weight_format.index)
+                for name in shard_names(index, weight_format.ending) if index is not None else ():
+                    files.open(name)
+                if weights is not None or index is not None:
+                    break
             if not is_being_finished(folder) and files.is_current():
                 return files
         except BaseException:
@@ -424,24 +339,3 @@ def _open_files(folder: Path, local: bool) -> OpenFolder:
 def _read_json(file: OpenFile) -> dict[str, Any]:
     advice = "save or download the checkpoint again"
     return parse_json_object(file.read_bytes(), str(file), error=CheckpointError, advice=advice)
-
-
-def _origin(tensor: StoredTensor) -> str:
-    return f" ({tensor.origin!r} in {tensor.file.path.name})" if tensor.origin else ""
-
-
-def _module(row: Weight) -> str:
-    return _path(row).rpartition("/")[0]
-
-
-def _path(row: Weight) -> str:
-    assert row.path is not None  # rows without a path are not loaded
-    return row.path
-
-
-def _of_head(row: Weight) -> bool:
-    return _path(row).split("/")[0] in HEAD_PREFIXES
-
-
-def _stored_shape(row: Weight, parameter: Parameter) -> tuple[int, ...]:
-    return stored_shape(row, parameter.shape)

@@ -62,5 +62,5 @@ def resized_positions(values: np.ndarray, tokens: int, grid: tuple[int, ...]) ->
 
 
 def fixed_positions(layout: str, cfg: TransformerConfig) -> np.ndarray:
-    """Return the computed position table float32 [max_positions, size] that a layout stands for, of encoder or decoder."""
+    """Return the computed position table float32 [max_positions, size] that a layout or a path stands for, of either stack."""
     return fixed_table((cfg.as_decoder() if "decoder" in layout else cfg).embedding)

@@ -82,7 +82,7 @@ class PretrainedBase:
         dtype, param_dtype = cls._dtypes(dtype, param_dtype)
         checkpoint = open_checkpoint(name_or_path, revision, local_files_only)
         try:
-            cfg = checkpoint.transformer_config(**config_overrides)
+            cfg = checkpoint.transformer_config(cls.head, **config_overrides)
             check_head(cls, cfg)
             plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
             model = cls._from_plan(cfg, plan, dtype, param_dtype)

@@ -50,7 +50,7 @@ def save_checkpoint(
         cfg: The model.
         head: Its head.
         read: Function from a parameter path to its values.
-        dtype: Dtype in which parameters are stored.
+        dtype: Dtype in which parameters are stored; computed positions are in float32.
         tokenizer: Tokenizer or image processor to save.
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
@@ -111,7 +111,10 @@ def _to_write(
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in WRITTEN_POSITIONS:
             table = fixed_positions(row.layout, cfg)
-            out.append(TensorToWrite(row.name.removeprefix(prefix), table.shape, dtype, lambda table=table: table))
+            # Rounded ones would be read as a table of the checkpoint's own.
+            out.append(
+                TensorToWrite(row.name.removeprefix(prefix), table.shape, table.dtype, lambda table=table: table)
+            )
     return out
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from duonlp import architectures
-from duonlp.checkpoints.copies import check_same
+from duonlp.checkpoints.copies import Equality, check_same
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.config import TransformerConfig
 
@@ -81,7 +81,7 @@ def translate(tensors: Mapping[str, StoredTensor], cfg: TransformerConfig) -> di
         if name != origin:
             tensor = _torch_layout(tensor, name, origin)
         if name in translated:
-            check_same(translated[name], tensor, "remove the one that is wrong")
+            check_same(translated[name], tensor, "remove the one that is wrong", Equality())
         else:
             translated[name] = tensor
     return translated
