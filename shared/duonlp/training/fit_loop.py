@@ -173,8 +173,9 @@ def evaluation_results(
             raise InputError(f"evaluate returned {name}={shorten(value)}; it must return numbers by name") from None
         new = f"{EVALUATE}{name}" if name in taken else str(name)
         if new in renamed or new in own:
+            old = new.removeprefix(EVALUATE)
             raise InputError(
-                f"evaluate returned {name!r} and {new!r}, and the run uses {name!r} itself; rename one of them"
+                f"evaluate returned {old!r}, which the run uses itself, and also {new!r}; rename one of them"
             )
         renamed[new] = number
     return {**own, **renamed}
