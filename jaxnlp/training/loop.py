@@ -90,6 +90,7 @@ class Evaluation:
         metrics: dict[str, float] = {}
         if self.batches is not None:
             metrics = self.step.evaluate(state["params"], self.batches())
+            metrics.pop(self.unit, None)  # those of the held-out batches: records have those of the training so far
         # Gathering the model takes part of every process, using it does not.
         params, evaluate = None, self.evaluate
         if evaluate is not None:
