@@ -46,10 +46,12 @@ def fit(
             batch is one optimizer step. Without ``len()``, set ``config.steps``. An optional ``sample_weight`` [B] multiplies
             the terms of the loss but not their count, which is the divisor.
         config: Settings of the run; the defaults of FitConfig if None.
-        folder: Folder for the best model (``best/``), checkpoints, run.json and metrics.jsonl. None writes nothing.
+        folder: Folder for the best model (``best/``), checkpoints, run.json, metrics.jsonl and learning_curve.json. None
+            writes nothing.
         validation: Batches for the validation loss, "loss" in the evaluations; every label weighs the same.
         evaluate: ``(model) -> {name: number}``, further metrics of the evaluations, such as the ROUGE of a GenerationScorer.
-            Called in process 0 alone; it may only use the model during the call, since training reuses its memory.
+            One whose name the run uses itself, such as "loss" beside validation batches, is named "evaluate_loss". Called in
+            process 0 alone; it may only use the model during the call, since training reuses its memory.
         on_evaluation: Called with the number of steps done and the metrics after each evaluation; an exception it raises ends
             the training.
         tokenizer: Tokenizer to save with the best model.
@@ -103,4 +105,5 @@ def train(
         trained, done["step"], done["count"], done["seconds"], done["loss"],
         [] if evaluation is None else evaluation.history, result,
         None if folder is None or result is None else folder / BEST, best.out_of_patience, loop.preempted,
+        loop.curve.records,
     )  # fmt: skip

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
 
-from duonlp.errors import NonFiniteLossError
+from duonlp.errors import DuonlpError, NonFiniteLossError
 from duonlp.training.best import Best
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig, fit_event_due
-from duonlp.training.fit_loop import BEST, Scorer, check_evaluation
+from duonlp.training.fit_loop import BEST, Scorer, check_evaluation, evaluation_results
+from duonlp.training.log.learning_curve import LearningCurve
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
 from duonlp.training.stream import Position, Stream
@@ -38,6 +39,7 @@ class Progress(TypedDict):
         loss: Loss of the last logged step.
         position: Position of the next batch in the stream.
         best: State of the Best tracker; None without one.
+        learning_curve: State of the LearningCurve.
     """
 
     step: int
@@ -46,6 +48,7 @@ class Progress(TypedDict):
     loss: float
     position: Position
     best: dict[str, Any] | None
+    learning_curve: NotRequired[dict[str, Any]]
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Evaluation:
         on_evaluation: Called in every process with the steps done and the metrics; or None.
         best: Tracker of the best evaluation, whose model is saved with the tokenizer in the folder; or None.
         labels: Further entries of the log records.
+        unit: What the run counts: "examples" or "tokens".
         history: Metrics of each evaluation, with its "step".
     """
 
@@ -72,6 +76,7 @@ class Evaluation:
     folder: Path | None = None
     tokenizer: Tokenizer | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "examples"
     history: list[dict[str, float]] = field(default_factory=list)
 
     def check(self, state: State) -> None:
@@ -84,12 +89,14 @@ class Evaluation:
         """Evaluate the state after `number` steps."""
         metrics: dict[str, float] = {}
         if self.batches is not None:
-            metrics |= self.step.evaluate(state["params"], self.batches())
+            metrics = self.step.evaluate(state["params"], self.batches())
+            metrics.pop(self.unit, None)  # those of the held-out batches: records have those of the training so far
         # Gathering the model takes part of every process, using it does not.
         params, evaluate = None, self.evaluate
         if evaluate is not None:
             params = self.step.model_parameters(state["params"])
-            metrics |= run_on_main(lambda: {name: float(value) for name, value in evaluate(self._with(params)).items()})
+            reserved = (self.unit, *(("perplexity",) if self.unit == "tokens" and "loss" in metrics else ()))
+            metrics = run_on_main(lambda: evaluation_results(metrics, evaluate(self._with(params)), reserved))
         self.history.append({"step": number, **metrics})
         log.evaluation({**self.labels, **self.history[-1]})
         if self.best is not None and self.best.update(number, metrics) and self.folder is not None:
@@ -120,11 +127,13 @@ class Loop:
         always_saves: Whether the last step is saved even if ``config.save_every`` is 0.
         state: Last state.
         progress: How far the run is.
+        curve: The learning curve.
         preempted: Whether the run was asked to stop.
     """
 
     state: State
     progress: Progress
+    curve: LearningCurve
     preempted = False
 
     def __init__(
@@ -154,6 +163,7 @@ class Loop:
         with ExitStack() as stack:
             checkpoints = None if folder is None else Checkpoints(folder, self.config, description)
             checkpoints = checkpoints and stack.enter_context(checkpoints)
+            self.curve = LearningCurve(self.stream.unit, Path(folder) if folder is not None and is_main() else None)
             self._restore_or_init(checkpoints)
             resumed = self.progress["step"] if checkpoints is not None and checkpoints.resumes else None
             log = stack.enter_context(NullLog() if folder is None or not is_main() else make_log(resumed))
@@ -171,20 +181,21 @@ class Loop:
             self.progress = cast(Progress, progress)
             if self.best is not None and self.progress["best"] is not None:
                 self.best.restore(self.progress["best"])
+            self.curve.restore(self.progress.get("learning_curve"))
         else:
             self.state, start = self.step.init_state(), self.stream.start
             self.progress = Progress(step=0, count=0, seconds=0.0, loss=math.nan, position=start, best=None)
 
     def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
         config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
-        pending = _PendingSteps(log, progress["loss"])
+        pending = _PendingSteps(log, progress["loss"], self.curve)
         on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
         clock = time.perf_counter() - progress["seconds"]
         is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
         for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
-            self.state, metrics = self.step(self.state, self.step.put(read.batch), rate)
+            self.state, metrics, terms = self.step.with_terms(self.state, self.step.put(read.batch), rate)
             number = progress["step"] + 1
             if on_cpu:
                 # One step in flight. Not even one over several devices: collectives can deadlock over the host's threads.
@@ -198,22 +209,31 @@ class Loop:
             progress["seconds"] = time.perf_counter() - clock
             record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
             pending.steps.append((record | {"progress": self._share()}, metrics))
+            pending.terms.append(terms)
             last, self.preempted = self._share() >= 1, preemption.requested(number)
             events = config.evaluate_every, config.save_every
             evaluates, saves = (fit_event_due(every, number, read.ends_epoch, last) for every in events)
             saves = saves or self.preempted or (last and self.always_saves)
             if due(number, config.log_every, number if last else None) or evaluates or saves or last:
                 progress["loss"] = pending.write()  # raises before a non-finite state is evaluated or saved
-            held_out_loss = None
+            held_out, results = None, None
             if self.evaluation is not None and evaluates:
                 began = time.perf_counter()
-                self.evaluation.run(number, self.state, log)
-                held_out_loss = self.evaluation.history[-1].get("loss")
+                try:
+                    self.evaluation.run(number, self.state, log)
+                except DuonlpError:
+                    self._save(checkpoints)  # so that the training is not lost with the evaluation
+                    raise
+                results = self.evaluation.history[-1]
+                held_out = results.get("loss")
                 clock += time.perf_counter() - began if config.seconds is None else 0.0
-            progress["best"] = None if best is None else best.to_dict()
+            if read.ends_epoch or last or results is not None:
+                pending.add_terms()
+                epoch = self.stream.epoch_before(read.position)
+                self.curve.record(number, epoch, progress["count"], rate, results, read.ends_epoch)
             stops_early = best is not None and best.out_of_patience
-            if checkpoints is not None and (saves or stops_early):
-                checkpoints.save(number, self.state, progress, held_out_loss)
+            if saves or stops_early:
+                self._save(checkpoints, held_out)
             if best is not None and stops_early:
                 log.message(
                     f"stopped early: {best.name} has not improved on {best.value} (step {best.step}) in {best.since} evaluations"
@@ -223,6 +243,13 @@ class Loop:
             if last or stops_early or self.preempted:
                 break
         self.preempted = self.preempted and progress["step"] < self.total
+
+    def _save(self, checkpoints: Checkpoints | None, held_out_loss: float | None = None) -> None:
+        """Save the state and the progress, where the run has a folder."""
+        self.progress["best"] = None if self.best is None else self.best.to_dict()
+        self.progress["learning_curve"] = self.curve.state()
+        if checkpoints is not None:
+            checkpoints.save(self.progress["step"], self.state, self.progress, held_out_loss)
 
     def _share(self) -> float:
         """Return the share of the run that is done, by steps or by time, whichever is greater."""
@@ -234,11 +261,20 @@ class _PendingSteps:
     """Metrics of steps that may still be running; fetching them waits for the devices, so it is done in groups.
 
     last_loss: loss of the last step before; it is replaced as steps are written.
+    curve: Gets the terms of the steps.
     """
 
-    def __init__(self, log: MetricsLog | NullLog, last_loss: float):
-        self.log, self.last_loss = log, last_loss
+    def __init__(self, log: MetricsLog | NullLog, last_loss: float, curve: LearningCurve):
+        self.log, self.last_loss, self.curve = log, last_loss, curve
+        self.terms: list[dict[str, tuple[jax.Array, jax.Array]]] = []  # of the steps that are not in the curve yet
         self.steps: list[tuple[dict[str, float], Metrics]] = []  # what is logged of a step, and its metrics
+
+    def add_terms(self) -> None:
+        """Add the terms of the pending steps to the learning curve."""
+        for terms in jax.device_get(self.terms):
+            counts = {name: float(count) for name, (_, count) in terms.items()}
+            self.curve.add({name: (float(mean) * counts[name], counts[name]) for name, (mean, _) in terms.items()})
+        self.terms.clear()
 
     def write(self) -> float:
         """Log the pending steps as one record with their mean metrics, per token if they count tokens; return the last loss.
@@ -248,6 +284,7 @@ class _PendingSteps:
         """
         if not self.steps:
             return self.last_loss
+        self.add_terms()
         records, fetched = [record for record, _ in self.steps], jax.device_get([metrics for _, metrics in self.steps])
         for record, metrics in zip(records, fetched):
             # A non-finite gradient has already corrupted the parameters, even if the loss was finite.

@@ -86,7 +86,15 @@ class Plan:
         return tree if self.axes is None else jax.lax.psum(tree, self.axes)
 
     def step(self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any) -> tuple[State, Metrics]:
-        """Return the state after a step and its metrics; this is the function that is compiled.
+        """Return the state after a step and its metrics; see :meth:`step_with_terms`."""
+        return self.step_with_terms(state, frozen, batch, rate, seed)[:2]
+
+    def step_with_terms(
+        self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any
+    ) -> tuple[State, Metrics, dict[str, tuple[jax.Array, jax.Array]]]:
+        """Return the state after a step, its metrics, and (mean times factor, count) of each term of its loss.
+
+        This is the function that is compiled.
 
         Args:
             state: State before the step.
@@ -104,7 +112,7 @@ class Plan:
             # The counts of the whole batch; XLA removes the forward pass, which they do not depend on.
             counts = {name: count for name, (_, count, _) in self.summed_terms(params, frozen, batch).items()}
 
-        def loss(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, dict[str, Any]]:
+        def loss(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, tuple[Any, Any]]:
             terms = self.terms(params, frozen, piece, key)
             # At least 1: masked language modeling may have masked no token, and then has a loss of 0.
             means = {
@@ -112,9 +120,10 @@ class Plan:
                 for name, (total, count, factor) in terms.items()
             }
             value = cast(jax.Array, sum(factor * mean for mean, _, factor in means.values()))
-            return value, self.objective.metrics(means)
+            parts = {name: (factor * mean, jnp.float32(count)) for name, (mean, count, factor) in means.items()}
+            return value, (self.objective.metrics(means), parts)
 
-        value, metrics, gradients = self._over_devices(
+        value, (metrics, parts), gradients = self._over_devices(
             accumulate_gradients(loss, params, batch, key, pieces, partial(shard_rows, mesh=mesh))
         )
         if mesh is not None:
@@ -122,7 +131,7 @@ class Plan:
         updates, moments = self.optimizer.update(gradients, state["moments"], params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
-        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics
+        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics, parts
 
 
 def accumulate_gradients(
@@ -169,7 +178,7 @@ def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tupl
     """
     state, frozen = jax.tree.unflatten(*flat_shardings)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
-    step, terms = plan.step, plan.summed_terms
+    step, terms = plan.step_with_terms, plan.summed_terms
     if plan.axes is not None:  # what jax.pmap does: each device runs the program on its own rows
         over_devices = partial(jax.shard_map, mesh=mesh, out_specs=everywhere.spec, check_vma=False)
         arrays, scalars = (everywhere.spec, everywhere.spec, rows.spec), (everywhere.spec, everywhere.spec)
@@ -177,7 +186,7 @@ def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tupl
     inputs = state, frozen, rows, everywhere, everywhere
     return (
         jax.jit(plan.fresh, out_shardings=state, donate_argnums=0),
-        jax.jit(step, in_shardings=inputs, out_shardings=(state, everywhere), donate_argnums=0),
+        jax.jit(step, in_shardings=inputs, out_shardings=(state, everywhere, everywhere), donate_argnums=0),
         jax.jit(terms, out_shardings=everywhere),
     )
 
@@ -269,6 +278,12 @@ class Step:
 
     def __call__(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics]:
         """Take one step at a learning rate with a batch from :meth:`put`; `state` is donated."""
+        return self.with_terms(state, batch, rate)[:2]
+
+    def with_terms(
+        self, state: State, batch: Batch, rate: float
+    ) -> tuple[State, Metrics, dict[str, tuple[jax.Array, jax.Array]]]:
+        """Take one step, and return (mean times factor, count) of each term of its loss too."""
         return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
 
     def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Pretraining on blocks: their stream, the cross-entropy of their labels, and evaluation on held-out blocks."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Result:
         held_out_loss: Loss of the last evaluation; None without one.
         preempted: Whether the run was asked to stop before its end; it can be resumed.
         params: Parameters on their devices, nested dicts.
+        learning_curve: Training loss beside the held-out results, a record at each evaluation and at the end; see
+            duonlp.training.log.LearningCurve.
     """
 
     steps: int
@@ -50,6 +52,7 @@ class Result:
     held_out_loss: float | None
     preempted: bool
     params: dict[str, Any]
+    learning_curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def pretrain(
@@ -76,9 +79,10 @@ def pretrain(
             `loss`, the head may be any.
         batches: This host's rows of every step.
         config: Settings of the run.
-        folder: Folder for checkpoints, run.json and metrics.jsonl. None writes nothing.
+        folder: Folder for checkpoints, run.json, metrics.jsonl and learning_curve.json. None writes nothing.
         held_out: Batches to evaluate on every ``config.evaluate_every`` steps, from duonlp.data.held_out_batches.
-        evaluate: ``(model) -> {name: number}``, further metrics of the evaluations. It is called in process 0 alone, with the
+        evaluate: ``(model) -> {name: number}``, further metrics of the evaluations; "loss" and "perplexity" are named
+            "evaluate_loss" and "evaluate_perplexity". It is called in process 0 alone, with the
             whole model on one device, which it may only use during the call.
         loss: ``(outputs, batch) -> Terms`` in place of the cross-entropy of the labels: (sum, count) of each term.
         step: Step in place of the model's own on the labels, such as a DistillStep or a ReplacedTokensStep of this `config`.
@@ -99,7 +103,9 @@ def pretrain(
     step = make_step(model, config, mesh, loss=loss) if step is None else step
     stream, evaluation = BlockStream(batches, read_ahead), None
     if config.evaluate_every and held_out is not None:
-        evaluation = Evaluation(step, model, lambda: _spaced(held_out, config.evaluate_batches), evaluate)
+        evaluation = Evaluation(
+            step, model, lambda: _spaced(held_out, config.evaluate_batches), evaluate, unit=stream.unit
+        )
     loop = Loop(step, stream, config, config.steps, evaluation=evaluation, always_saves=True)
     description = {
         "model": architectures.hf_config(model.config, model.head),
@@ -123,7 +129,7 @@ def pretrain(
     progress, history = loop.progress, [] if evaluation is None else evaluation.history
     return Result(
         progress["step"], progress["count"], progress["seconds"], progress["loss"],
-        history[-1]["loss"] if history else None, loop.preempted, loop.state["params"],
+        history[-1]["loss"] if history else None, loop.preempted, loop.state["params"], loop.curve.records,
     )  # fmt: skip
 
 

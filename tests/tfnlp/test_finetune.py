@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 import tfnlp
 from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.log.learning_curve import read_learning_curve
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.training.run_file import read_run
 from duonlp.util.files import locked_folder
@@ -109,6 +111,41 @@ def test_results_and_files_of_a_run(whole):
     assert FitConfig.of(read_run(folder)["config"]) == CONFIG
 
 
+def test_the_learning_curve_has_the_training_loss_of_each_epoch(whole):
+    folder, result, _ = whole
+    curve, counts = result.learning_curve, [int(np.sum(batch["labels"] >= 0)) for batch in BATCHES]
+    steps = [record["loss"] for record in read_metrics(folder) if record["kind"] == "step"]
+    expected = [np.average(steps[i : i + 3], weights=counts) for i in (0, 3)]
+    assert len(set(counts)) > 1 and [record["train_loss"] for record in curve] == pytest.approx(expected, rel=1e-5)
+    assert [{"step": r["step"], "loss": r["loss"], "accuracy": r["accuracy"]} for r in curve] == result.history
+    assert [(record["epoch"], record["examples"]) for record in curve] == [(1, 21), (2, 42)]
+    assert read_learning_curve(folder) == curve
+
+
+def test_results_of_an_evaluation_never_replace_each_other(tmp_path):
+    evaluations = []
+    scores = {"loss": 99.0, "step": 7, "accuracy": np.float32(0.5)}
+    config = replace(CONFIG, epochs=1, save_every=0)
+
+    def run(folder, best="loss", **changes):
+        return fitted(
+            folder, replace(config, best_metric=best), validation=VALIDATION, evaluate=lambda model: scores | changes,
+            on_evaluation=lambda *evaluation: evaluations.append(evaluation), jit_compile=False,
+        )  # fmt: skip
+
+    result = run(tmp_path / "run")
+    (record,) = result.history
+    assert record["loss"] < 9 and record["loss"] == result.best["value"] and record["step"] == 3
+    assert (record["evaluate_loss"], record["evaluate_step"], record["accuracy"]) == (99, 7, 0.5)
+    assert result.learning_curve[0]["evaluate_loss"] == 99 and evaluations[0][1]["loss"] == record["loss"]
+    assert run(None, "evaluate_loss").best["value"] == 99 and run(None, "step").best["value"] == 7
+    with pytest.raises(InputError, match="rename one of them"):
+        run(tmp_path / "bad", evaluate_loss=1.0)
+    again = run(tmp_path / "bad")  # its training is kept
+    assert again.steps == 3
+    assert_same(weights(again.model), weights(result.model), rtol=0, atol=0)
+
+
 @pytest.mark.representative
 def test_fit_matches_compile_and_model_fit(whole, compiled):
     """Compiled with XLA, against the eager run of fit."""
@@ -124,12 +161,12 @@ def test_fit_matches_compile_and_model_fit(whole, compiled):
 
 def stopped_at_backup(number, monkeypatch):
     """Interrupt a run as if it were killed while writing a backup, before the rename."""
-    replace, count = os.replace, iter(range(1, 100))
+    os_replace, count = os.replace, iter(range(1, 100))
 
     def stop(source, target):
         if str(target).endswith(".safetensors") and next(count) == number:
             raise KeyboardInterrupt
-        replace(source, target)
+        os_replace(source, target)
 
     monkeypatch.setattr(backups.os, "replace", stop)
 

@@ -125,6 +125,35 @@ def test_evaluation_every_two_batches(tmp_path):
     assert history["val_score"] == [0.1, 0.3] and (best.best.value, best.best.step) == (0.9, 4)
 
 
+def test_scores_never_replace_other_logs():
+    model, validation = compiled(), pair_batches(8, shuffle=False)
+
+    def fit(*metrics, **options):
+        evaluations = [
+            GenerationEvaluation(validation, tokenizer(), metric, most_batches=1, max_new_tokens=2, **options)
+            for metric in metrics
+        ]
+        data = batch_dataset(pair_batches(), epochs=1)
+        model.fit(
+            data,
+            epochs=1,
+            steps_per_epoch=1,
+            shuffle=False,
+            verbose=0,
+            validation_data=data.take(1),
+            callbacks=evaluations,
+        )
+
+    for name, prefix in (("loss", "val_"), ("loss", ""), ("val_loss", "")):
+        with pytest.raises(InputError, match="another prefix"):  # before training
+            fit(lambda *_, name=name: {name: 9.0}, prefix=prefix)
+    assert int(model.step.numpy()) == 0
+    with pytest.raises(InputError, match="val_words have names that the logs have already"):
+        fit(lambda *_: {"words": 1.0}, lambda *_: {"words": 2.0})
+    with pytest.raises(InputError, match="'generated_length'; rename"):
+        fit(lambda *_: {"generated_length": 1.0})
+
+
 def test_a_schedule_counts_steps_instead_of_batches():
     model = model_of()
     rate = Schedule(4, 1.0, schedule="linear", warmup_share=0.0, final_share=0.0)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class GenerationEvaluation(keras.callbacks.Callback):
         scorer: The GenerationScorer, which holds the last evaluation's ``predictions`` and ``references``.
 
     Raises:
-        InputError: `every` is invalid, or as :class:`duonlp.training.GenerationScorer`.
+        InputError: `every` is invalid, a score has the name of another log, or as
+            :class:`duonlp.training.GenerationScorer`.
     """
 
     # Set by fit before training.
@@ -59,7 +60,9 @@ class GenerationEvaluation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._step, self._latest = 0, {}
-        self.scorer.dry_run(self.model.trained_model())
+        names = [f"{self.prefix}{name}" for name in self.scorer.dry_run(self.model.trained_model())]
+        keras_names = {"loss", *self.model.metrics_names}
+        self._check_names(names, keras_names | {f"val_{name}" for name in keras_names})
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step, self._batches = self._step + 1, batch + 1
@@ -71,15 +74,27 @@ class GenerationEvaluation(keras.callbacks.Callback):
             return
         if self.every == EPOCH:
             self._evaluate(logs)
-        elif logs is not None:
-            logs |= self._latest
+        else:
+            self._add_to(logs)
 
     def _evaluate(self, logs: dict[str, Any] | None) -> None:
         scores = self.scorer(self.model.trained_model())
         self._latest = {f"{self.prefix}{name}": value for name, value in scores.items()}
         self.history.append({"step": self._step, **self._latest})
+        self._add_to(logs)
+
+    def _add_to(self, logs: dict[str, Any] | None) -> None:
+        """Add the latest scores to Keras' logs, where no other callback or metric may have put another value."""
         if logs is not None:
-            logs |= self._latest
+            self._check_names([n for n, value in self._latest.items() if not _same(logs.get(n, value), value)], logs)
+            logs.update(self._latest)
+
+    def _check_names(self, names: Iterable[str], taken: Container[str]) -> None:
+        if both := [name for name in names if name in taken]:
+            raise InputError(
+                f"the scores {', '.join(both)} have names that the logs have already; give this GenerationEvaluation another "
+                f"prefix than {self.prefix!r}, or name the metric's scores otherwise"
+            )
 
     def get_state(self) -> dict[str, Any]:
         """Return the state that a BackupAndRestore stores."""
@@ -88,6 +103,10 @@ class GenerationEvaluation(keras.callbacks.Callback):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state that :meth:`get_state` returned."""
         self._step, self._latest, self.history = state["step"], state["latest"], state["history"]
+
+
+def _same(first: Any, second: Any) -> bool:
+    return first == second or (first != first and second != second)
 
 
 class SaveBest(keras.callbacks.Callback):

@@ -11,7 +11,15 @@ from duonlp import architectures
 from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.fit_loop import Scorer, check_evaluation, describe_batches, evaluates, fit_log, total_steps
+from duonlp.training.fit_loop import (
+    Scorer,
+    check_evaluation,
+    describe_batches,
+    evaluates,
+    evaluation_results,
+    fit_log,
+    total_steps,
+)
 from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
@@ -55,10 +63,12 @@ def fit(
             batch is one optimizer step. Without ``len()``, set ``config.steps``. An optional ``sample_weight`` [B] multiplies
             the terms of the loss but not their count, which is the divisor.
         config: Settings of the run; the defaults of FitConfig if None.
-        folder: Folder for the best model (``best/``), checkpoints, run.json and metrics.jsonl. None writes nothing.
+        folder: Folder for the best model (``best/``), checkpoints, run.json, metrics.jsonl and learning_curve.json. None
+            writes nothing.
         validation: Batches for the validation loss, "loss" in the evaluations; every label weighs the same.
         evaluate: ``(model) -> {name: number}``, further metrics of the evaluations, such as the accuracy of a
-            ClassificationScorer.
+            ClassificationScorer. One whose name the run uses itself, such as "loss" beside validation batches, is named
+            "evaluate_loss".
         on_evaluation: Called with the number of steps done and the metrics after each evaluation; an exception it raises ends
             the training.
         tokenizer: Tokenizer to save with the best model.
@@ -134,7 +144,7 @@ def train(
 
             def run_evaluation() -> dict[str, float]:
                 metrics = {} if validation is None else _validation_losses(trainer, validation)
-                return metrics if evaluate is None else {**metrics, **evaluate(model)}
+                return metrics if evaluate is None else evaluation_results(metrics, evaluate(model))
 
             run.evaluation, run.on_evaluation = run_evaluation, on_evaluation
             if step == 0 and hasattr(evaluate, "dry_run"):

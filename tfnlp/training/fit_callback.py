@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from duonlp.errors import NonFiniteLossError
+from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig, fit_event_due
 from duonlp.training.fit_loop import BEST
+from duonlp.training.log.learning_curve import LearningCurve
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.result import FitResult
 from duonlp.training.schedules import due
@@ -47,6 +48,7 @@ class Run(keras.callbacks.Callback):
         evaluation: Returns the metrics of the model; None if nothing is evaluated. Set before training.
         on_evaluation: Called with the steps done and the metrics after each evaluation. Set before training.
         history: Metrics of each evaluation, with its "step".
+        curve: The learning curve.
         preempted: Whether the run was asked to stop.
 
     Raises:
@@ -69,6 +71,7 @@ class Run(keras.callbacks.Callback):
         self.on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None
         self.history: list[dict[str, float]] = []
         self.preempted = False
+        self.curve = LearningCurve("examples", folder if self._writes else None)
         self._window: list[Mapping[str, float]] = []  # logs of the steps since the last record
         self._backups = None if folder is None else Backups(folder / CHECKPOINTS, config.keep_last, writes=self._writes)
         newest = None if self._backups is None else newest_backup(self._backups, trainer)
@@ -76,6 +79,7 @@ class Run(keras.callbacks.Callback):
             self._backups.restore(training_variables(trainer), newest[0])
             self.position = dict(newest[1]["at"])
             self.best.restore(newest[1]["best"])
+            self.curve.restore(newest[1].get("learning_curve"))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._clock = time.perf_counter() - self.position["seconds"]
@@ -96,6 +100,9 @@ class Run(keras.callbacks.Callback):
         position |= {"step": step, "data": source.position, "examples": source.seen, "loss": metrics["loss"]}
         position["seconds"] = time.perf_counter() - self._clock
         self._window.append(metrics)
+        tracker = self.trainer._loss_tracker  # of this batch alone
+        sums = zip(np.asarray(tracker.totals).tolist(), np.asarray(tracker.counts).tolist())
+        self.curve.add({str(number): pair for number, pair in enumerate(sums) if pair[1]})
         last, ends_epoch, self.preempted = step == self.total, source.ended_epoch, self.sigterm.received
         evaluates = self.evaluation is not None and fit_event_due(config.evaluate_every, step, ends_epoch, last)
         saves = fit_event_due(config.save_every, step, ends_epoch, last) or self.preempted
@@ -110,9 +117,17 @@ class Run(keras.callbacks.Callback):
             norm = float(tf.linalg.global_norm(self.trainer.trainable_variables))
             self._check_finite(step, norm, rate, "parameter norm")
         if evaluates:
-            self._evaluate(step)
-        if self._backups is not None and self._writes and (saves or self.best.out_of_patience):
-            self._backups.write(step, {"at": position, "best": self.best.to_dict()}, training_variables(self.trainer))
+            try:
+                self._evaluate(step)
+            except InputError:
+                self._save(step)  # so that the training is not lost with the evaluation
+                raise
+        if evaluates or ends_epoch or last:
+            results = self.history[-1] if evaluates else None
+            count, epoch = position["examples"], source.position[0] + (source.position[1] > 0)
+            self.curve.record(step, epoch, count, rate, results, ends_epoch)
+        if saves or self.best.out_of_patience:
+            self._save(step)
         if self.best.out_of_patience:
             best = self.best
             self.log.message(
@@ -121,6 +136,12 @@ class Run(keras.callbacks.Callback):
             self.trainer.stop_training = True
         if self.preempted:
             self.log.message(f"preempted: {'saved' if self._backups else 'stopped'} after step {step}")
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint, where the run has a folder."""
+        if self._backups is not None and self._writes:
+            state = {"at": self.position, "best": self.best.to_dict(), "learning_curve": self.curve.state()}
+            self._backups.write(step, state, training_variables(self.trainer))
 
     def _evaluate(self, step: int) -> None:
         assert self.evaluation is not None
@@ -151,5 +172,5 @@ class Run(keras.callbacks.Callback):
         return FitResult(
             self.trainer.trained_model(), *done, self.history, best_result,
             self.folder / BEST if self.folder is not None and best_result is not None else None,
-            best.out_of_patience, self.preempted and position["step"] < self.total,
+            best.out_of_patience, self.preempted and position["step"] < self.total, self.curve.records,
         )  # fmt: skip

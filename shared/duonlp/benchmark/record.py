@@ -225,10 +225,12 @@ def write_records(file: str | os.PathLike, records: Sequence[BenchmarkRecord]) -
         All records in the file.
 
     Raises:
-        InputError: The file exists but is not a run file, or its folder does not exist.
+        InputError: Two records have one name, the file exists but is not a run file, or its folder does not exist.
         StorageError: The file cannot be written.
     """
-    file = Path(file)
+    file, names = Path(file), [record.name for record in records]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise InputError(f"two records are named {repeated[0]!r}; give each a unique name")
     check_run_file(file)
     with updating(file):  # so that no record of another process is lost
         stored = {record.name: record for record in (read_records(file) if file.exists() else ())}

@@ -181,6 +181,17 @@ def print_results(report: Mapping[str, Any]) -> None:
         lines.insert(0, "stopped by a signal; run the same command to resume")
     for line in lines:
         console.print(line, soft_wrap=True)
+    if report["learning_curve"]:
+        from duonlp.training.log.learning_curve import learning_curve_table
+
+        console.print()
+        console.print(learning_curve_table([_losses_of(record) for record in report["learning_curve"]]))
+
+
+def _losses_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in record.items() if name in ("epoch", "step", "train_loss", "loss", "accuracy")
+    }
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:

@@ -6,19 +6,33 @@ from duonlp.metrics.bootstrap import Score
 from duonlp.metrics.classification import ClassificationScorer, classification_scores, threshold_scores
 from duonlp.metrics.comparison import Comparison, Difference, compare
 from duonlp.metrics.predictions import read_predictions, write_predictions
+from duonlp.metrics.report import (
+    ClassificationReport,
+    ClassScores,
+    classification_report,
+    entity_report,
+    regression_scores,
+    tags_of_ids,
+)
 from duonlp.metrics.rouge import Rouge
 
 __all__ = [
     "Bleu",
+    "ClassScores",
+    "ClassificationReport",
     "ClassificationScorer",
     "Comparison",
     "Difference",
     "Metric",
     "Rouge",
     "Score",
+    "classification_report",
     "classification_scores",
     "compare",
+    "entity_report",
     "read_predictions",
+    "regression_scores",
+    "tags_of_ids",
     "threshold_scores",
     "write_predictions",
 ]

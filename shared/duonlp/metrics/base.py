@@ -90,6 +90,11 @@ class Metric(ABC):
         bounds = {kind: interval(samples[kind], confidence) for kind in self.kinds}
         return {kind: Score(bounds[kind][0], float(values[kind][0]), bounds[kind][1]) for kind in self.kinds}
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Further numbers that the scores of all examples come from, by name; {} if there are none."""
+        return {}
+
     @abstractmethod
     def example_statistics(self, prediction: str, references: Sequence[str]) -> Sequence[float]:
         """Return the statistics of one example, of length k."""

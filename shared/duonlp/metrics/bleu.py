@@ -1,11 +1,38 @@
 """BLEU (Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002), by sacrebleu."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.metrics.base import Metric, missing_library_error
+from duonlp.metrics.bootstrap import Score
+
+
+class BleuScore(Score):
+    """BLEU with its interval and its parts, named as sacrebleu and ``evaluate`` name them.
+
+    Attributes:
+        counts: Matched n-grams of each order, list of int; with smoothing by "add-k", k is added, as in sacrebleu.
+        totals: N-grams of each order in the predictions, likewise.
+        precisions: Smoothed precision of each order in percent, list of float.
+        bp: Brevity penalty in [0, 1].
+        sys_len: Number of tokens in the predictions.
+        ref_len: Number of tokens in the references, of each example in the one of the closest length.
+    """
+
+    counts: list[float]
+    totals: list[float]
+    precisions: list[float]
+    bp: float
+    sys_len: int
+    ref_len: int
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The parts by name, for JSON."""
+        return dict(self.__dict__)
 
 
 class Bleu(Metric):
@@ -16,6 +43,8 @@ class Bleu(Metric):
 
     References are grouped by example: `references[i]` holds the text or texts for `predictions[i]`. (sacrebleu's functions
     take the transpose, one stream per reference.)
+
+    ``compute()["bleu"]`` is a :class:`BleuScore`, which has the counts, precisions, brevity penalty and lengths too.
 
     Args:
         lowercase: Whether to ignore case.
@@ -76,16 +105,32 @@ class Bleu(Metric):
         """Return the corpus BLEU of each row of counts, {"bleu": float64 [r]}."""
         return {"bleu": self._bleu(sums, self.options["effective_order"])}
 
+    def compute(self, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> dict[str, Score]:
+        """Return {"bleu": BleuScore}; see :meth:`Metric.compute`."""
+        score = BleuScore(*super().compute(confidence, resamples, seed)["bleu"])
+        score.__dict__.update(self.parts)
+        return {"bleu": score}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Parts of the corpus BLEU by name, as :class:`BleuScore` documents them."""
+        (row,) = np.rint(self.statistics.sum(axis=0, keepdims=True)).astype(np.int64).tolist()
+        score = self._bleu_of(row, self.options["effective_order"])
+        lengths = {"bp": float(score.bp), "sys_len": int(score.sys_len), "ref_len": int(score.ref_len)}
+        ngrams = {"counts": list(score.counts), "totals": list(score.totals)}  # smoothed by "add-k", as in sacrebleu
+        return {**ngrams, "precisions": list(map(float, score.precisions)), **lengths}
+
     def _bleu(self, sums: np.ndarray, effective_order: bool) -> np.ndarray:
+        rows = np.rint(sums).astype(np.int64).tolist()
+        return np.array([self._bleu_of(row, effective_order).score for row in rows], np.float64)
+
+    def _bleu_of(self, row: list[int], effective_order: bool) -> Any:
+        """Return sacrebleu's BLEUScore of one row of counts."""
         order = self.options["max_ngram_order"]
-        return np.array([
-            self.scorer.compute_bleu(
-                row[2 : 2 + order], row[2 + order :], row[0], row[1], effective_order=effective_order,
-                smooth_method=self.options["smooth_method"], smooth_value=self.options["smooth_value"],
-                max_ngram_order=order,
-            ).score
-            for row in np.rint(sums).astype(np.int64).tolist()
-        ], np.float64)  # fmt: skip
+        return self.scorer.compute_bleu(
+            row[2 : 2 + order], row[2 + order :], row[0], row[1], effective_order=effective_order,
+            smooth_method=self.options["smooth_method"], smooth_value=self.options["smooth_value"], max_ngram_order=order,
+        )  # fmt: skip
 
     @property
     def per_example(self) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
+from duonlp.metrics.report import ClassificationReport, classification_report
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class ClassificationScorer:
     With one label per text: "loss" (mean cross-entropy in nats), "accuracy" and "macro_f1"; with an out-of-scope label also
     "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision" and "out_of_scope_f1" (scores without any text to
     compute them on are left out). Multi-label: "loss" (mean binary cross-entropy), "accuracy" (fraction of texts with all
-    labels right), "micro_f1" and "macro_f1".
+    labels right), "micro_f1" and "macro_f1" (over all labels; that of a label without any is 0).
 
     Args:
         batches: Batches of labeled validation texts.
@@ -97,6 +98,26 @@ class ClassificationScorer:
                 "a threshold needs an out_of_scope label and predictions; pass out_of_scope and call the scorer first"
             )
         return threshold_scores(softmax(self.logits), self.labels, self.out_of_scope, maximise=maximise)
+
+    def report(
+        self, *, classes: Sequence[int | str] | None = None, zero_division: float | str = 0.0
+    ) -> ClassificationReport:
+        """Return precision, recall, F1 and support of each label in the last call's predictions.
+
+        Args:
+            classes: As in :func:`duonlp.metrics.classification_report`, like ``zero_division``.
+            zero_division: Value of a ratio whose denominator is 0.
+
+        Raises:
+            InputError: The scorer was not called yet, or an argument is invalid.
+        """
+        if self.logits is None:
+            raise InputError("a report needs predictions; call the scorer with a model first")
+        predicted = self.logits.argmax(axis=1) if self.labels.ndim == 1 else self.logits > 0
+        names = list(self.batches.label_names)
+        return classification_report(
+            predicted, self.labels, label_names=names, classes=classes, zero_division=zero_division
+        )
 
     def _check(self, model: Any) -> None:
         config = getattr(model, "config", None)
@@ -266,7 +287,7 @@ def _multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
         "loss": float(loss.mean()),
         "accuracy": float(np.mean((true == predicted).all(axis=1))),
         "micro_f1": 2 * both / total if total else 0.0,
-        "macro_f1": _macro_f1(predicted, true),
+        "macro_f1": _macro_f1(predicted, true, all_classes=True),
     }
 
 
@@ -274,7 +295,8 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels[:, None] == np.arange(classes)
 
 
-def _macro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Return the mean F1 over the classes that occur, true or predicted, as in scikit-learn."""
+def _macro_f1(predicted: np.ndarray, true: np.ndarray, all_classes: bool = False) -> float:
+    """Return the mean F1 as scikit-learn's: over all columns of multi-label texts, else over the classes that occur."""
     both, total = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
-    return float(np.mean(2 * both[total > 0] / total[total > 0])) if total.any() else 0.0
+    f1 = 2 * both / np.maximum(total, 1)
+    return float(f1.mean() if all_classes else f1[total > 0].mean())

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.metrics.base import Metric, References, check_predictions, check_references
 from duonlp.metrics.bootstrap import ROUNDING, Score, check_settings, holm, interval, p_value, resampled_sums, win_rate
+from duonlp.names import merge_named
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -65,6 +66,7 @@ class Comparison:
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
         level: Significance level.
+        parts: {system: {name: numbers}}, what BLEU comes from: counts, totals, precisions, bp, sys_len and ref_len.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -76,6 +78,7 @@ class Comparison:
     resamples: int
     seed: int
     level: float
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def table(self) -> "Group":
         """Return a rich renderable of the scores with intervals and, below, the differences, with * if significant."""
@@ -85,6 +88,9 @@ class Comparison:
         parts: list[RenderableType] = [
             Text(f"{self.examples} examples; scores in percent, with {self.confidence:.0%} intervals"),
             self.scores_table(),
+        ]
+        parts += [
+            Text(_bleu_line(system, numbers)) for system, numbers in self.parts.items() if "precisions" in numbers
         ]
         if self.differences:
             parts += [Text("\ndifferences, with their p-values"), self.differences_table(), Text(self.note)]
@@ -158,6 +164,7 @@ class Comparison:
             "scores": {
                 system: {kind: score._asdict() for kind, score in scores.items()} for system, scores in self.scores.items()
             },
+            "parts": self.parts,
             "differences": [
                 {
                     "first": row.first, "second": row.second, "kind": row.kind, **row.difference._asdict(),
@@ -208,6 +215,13 @@ class Comparison:
                 figure.suptitle(title, fontsize=12)
 
 
+def _bleu_line(system: str, parts: Mapping[str, Any]) -> str:
+    """Format the parts of a BLEU much as sacrebleu does."""
+    precisions = "/".join(f"{value:.1f}" for value in parts["precisions"])
+    lengths = f"hyp_len = {parts['sys_len']}, ref_len = {parts['ref_len']}"
+    return f"BLEU of {system}: {precisions}, BP = {parts['bp']:.3f}, {lengths}"
+
+
 def compare(
     systems: Mapping[str, Iterable[str]] | Sequence[tuple[str, Iterable[str]]],
     references: References,
@@ -254,8 +268,10 @@ def compare(
     scores: dict[str, dict[str, Score]] = {name: {} for name in texts}
     differences: dict[tuple[str, str], list[Difference]] = {pair: [] for pair in pairs}
     signatures: dict[str, str] = {}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in texts}
     for metric in metrics:
-        full, resampled, signature = measure_systems(metric, texts, reference_lists, resamples, seed, progress)
+        full, resampled, signature, numbers = measure_systems(metric, texts, reference_lists, resamples, seed, progress)
+        parts = {name: merge_named(parts[name], numbers[name], "the parts of two metrics") for name in texts}
         for kind in metric.kinds:
             signatures[kind] = signature
             for name in texts:
@@ -278,7 +294,7 @@ def compare(
     return Comparison(
         scores, tuple(row for pair in pairs for row in differences[pair]),
         {kind: metric.highest for metric in metrics for kind in metric.kinds}, signatures, len(reference_lists),
-        confidence, resamples, seed, level,
+        confidence, resamples, seed, level, {name: numbers for name, numbers in parts.items() if numbers},
     )  # fmt: skip
 
 
@@ -365,7 +381,7 @@ def measure_systems(
     resamples: int,
     seed: int,
     progress: Callable[[int], None] | None,
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]], str]:
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, np.ndarray]], str, dict[str, dict[str, Any]]]:
     """Compute a metric for every system, on all examples and on resamples of them.
 
     Args:
@@ -377,9 +393,9 @@ def measure_systems(
         progress: Called with the number of examples scored since the last call.
 
     Returns:
-        {system: {kind: score}}, {system: {kind: float64 [resamples]}}, and the metric's signature.
+        {system: {kind: score}}, {system: {kind: float64 [resamples]}}, the metric's signature, and {system: its parts}.
     """
-    full, resampled, signature = {}, {}, ""
+    full, resampled, signature, parts = {}, {}, "", {}
     for name, predictions in texts.items():
         system = metric.fresh()
         for start in range(0, len(predictions), BATCH):
@@ -387,9 +403,9 @@ def measure_systems(
             system.add(batch, references[start : start + BATCH])
             if progress is not None:
                 progress(len(batch))
-        rows, signature = system.statistics, system.signature
+        rows, signature, parts[name] = system.statistics, system.signature, system.parts
         full[name] = {
             kind: float(value[0]) for kind, value in system.scores(rows.sum(axis=0, keepdims=True), len(rows)).items()
         }
         resampled[name] = system.scores(resampled_sums(rows, resamples, seed), len(rows))
-    return full, resampled, signature
+    return full, resampled, signature, parts

@@ -116,9 +116,9 @@ def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: i
     batches, fit, scorer = len(data.batches), settings.fit, None
     if data.validation is not None:
         scorer = ClassificationScorer(data.validation, cannot_predict, out_of_scope=data.out_of_scope)
-    steps = total_steps(data.batches, fit, data.validation, scorer, any_layout=framework == "jax")
-    if scorer is not None and evaluates(fit, data.validation, scorer):
-        check_evaluation(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=True)
+    steps = total_steps(data.batches, fit, None, scorer, any_layout=framework == "jax")
+    if scorer is not None and evaluates(fit, None, scorer):
+        check_evaluation(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=False)
     return {
         "data": data.describe(),
         "parameters": parameters,
@@ -171,8 +171,6 @@ def train_and_report(
         result = train(
             scorer,
             on_evaluation=on_evaluation,
-            # The scorer computes the loss too, but fit needs batches if the loss selects the best model.
-            validation=data.validation if settings.fit.best_metric == "loss" else None,
             tokenizer=tokenizer,
         )
         best = folder / BEST
@@ -201,6 +199,7 @@ def train_and_report(
             "stopped_early": result.stopped_early,
             "preempted": result.preempted,
             "history": history,
+            "learning_curve": result.learning_curve,
             "data": data.describe(),
             "parameters": result.model.num_parameters(),
             "bytes": weight_bytes(best),

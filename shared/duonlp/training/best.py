@@ -9,6 +9,9 @@ from duonlp.errors import InputError
 SMALLER_IS_BETTER = ("loss", "error", "perplexity")
 """A metric whose name contains one of these is minimized."""
 
+EVALUATE = "evaluate_"
+"""Prefix of a result of `evaluate` whose name the run uses itself, see duonlp.training.fit_loop.evaluation_results."""
+
 
 def greater_is_better(name: str) -> bool:
     """Return whether a metric is maximized, judging by its name (see :data:`SMALLER_IS_BETTER`)."""
@@ -56,17 +59,22 @@ class Best:
         Raises:
             InputError: `results` lacks the metric.
         """
-        if self.name not in results:
+        name = self.find(results)
+        if name is None:
             raise InputError(
                 f"the evaluation has no metric {self.name!r}; choose one of {', '.join(results) or '(none)'}"
             )
-        value = float(results[self.name])
+        value = float(results[name])
         gain = math.inf if self.value is None else (value - self.value) * (1 if self.greater else -1)
         if math.isfinite(value) and gain > self.min_delta:
             self.value, self.step, self.since = value, step, 0
             return True
         self.since += 1
         return False
+
+    def find(self, results: Mapping[str, float]) -> str | None:
+        """Return the metric's name in an evaluation: its own, or with :data:`EVALUATE` if the run uses that itself; or None."""
+        return next((name for name in (self.name, f"{EVALUATE}{self.name}") if name in results), None)
 
     @property
     def out_of_patience(self) -> bool:

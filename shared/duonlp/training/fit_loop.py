@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,15 @@ import numpy as np
 from duonlp.checkpoints.atomic_folder import remove_leftovers
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
-from duonlp.training.best import Best
+from duonlp.schema import shorten
+from duonlp.training.best import EVALUATE, Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.typing import Batch
+
+RESERVED = ("kind", "name", "step", "epoch", "learning_rate", "train_loss")
+"""Entries of a run's records, which no result of an evaluation replaces."""
 
 BEST = "best"
 """Subfolder of a run for its best model."""
@@ -55,7 +59,8 @@ def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any,
     if not any_layout:
         config.check_default_layout()
     evaluated = evaluates(config, validation, evaluate)
-    if evaluated and config.best_metric == "loss" and validation is None:
+    # An evaluation with a dry run shows before training whether it has a loss.
+    if evaluated and config.best_metric == "loss" and validation is None and not hasattr(evaluate, "dry_run"):
         raise InputError("best_metric is 'loss' but there are no validation batches; pass some, or name another metric")
     if evaluated and config.best_metric != "loss" and evaluate is None:
         raise InputError(f"best_metric is {config.best_metric!r} but nothing computes it; pass evaluate, or use 'loss'")
@@ -131,11 +136,49 @@ def check_evaluation(evaluate: Scorer, model: Any, best: Best, has_loss: bool) -
     Raises:
         InputError: The evaluation does not compute the best metric. Errors of the evaluation itself pass through.
     """
-    metrics = {**({"loss": 0.0} if has_loss else {}), **evaluate.dry_run(model)}
-    if best.name not in metrics:
+    metrics = evaluation_results({"loss": 0.0} if has_loss else {}, evaluate.dry_run(model))
+    if best.find(metrics) is None:
         raise InputError(
             f"best_metric is {best.name!r} but the evaluation computes only {', '.join(metrics)}; name one of these"
         )
+
+
+def evaluation_results(
+    own: Mapping[str, float], results: Mapping[str, Any], reserved: Sequence[str] = ("examples",)
+) -> dict[str, float]:
+    """Return the results of one evaluation: those of the validation batches, and those of `evaluate`.
+
+    The two never replace each other. A result of `evaluate` keeps its name unless the run uses it itself: in `own`, such as
+    "loss" with validation batches, or in the records of a run ("step", "epoch", "learning_rate", "train_loss", ...). It is
+    then named "evaluate_loss", "evaluate_step", ...
+
+    Args:
+        own: Losses of the validation batches; {} without any.
+        results: What `evaluate` returned.
+        reserved: Further names that the run uses.
+
+    Raises:
+        InputError: `results` is not numbers by name, or has a name with and without "evaluate_".
+    """
+    if not isinstance(results, Mapping):
+        raise InputError(
+            f"evaluate returned {shorten(results)}; it must return numbers by name, such as {{'accuracy': 0.5}}"
+        )
+    taken = {*own, *RESERVED, *reserved}
+    renamed: dict[str, float] = {}
+    for name, value in results.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"evaluate returned {name}={shorten(value)}; it must return numbers by name") from None
+        new = f"{EVALUATE}{name}" if name in taken else str(name)
+        if new in renamed or new in own:
+            old = new.removeprefix(EVALUATE)
+            raise InputError(
+                f"evaluate returned {old!r}, which the run uses itself, and also {new!r}; rename one of them"
+            )
+        renamed[new] = number
+    return {**own, **renamed}
 
 
 def fit_log(

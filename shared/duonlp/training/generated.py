@@ -9,6 +9,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
+from duonlp.names import merge_named
 from duonlp.typing import Batch
 from duonlp.util.tokenization import has_line_break_token, restore_line_breaks
 
@@ -91,7 +92,7 @@ class GenerationScorer:
                 scores[name] = float(value)
             except (TypeError, ValueError):
                 raise InputError(f"the metric returned {name}={value!r}; it must return numbers") from None
-        return {**scores, "generated_length": float(np.mean(lengths))}
+        return merge_named(scores, {"generated_length": float(np.mean(lengths))}, "the metric and GenerationScorer")
 
     def _stored_references(self) -> tuple[Sequence[Sequence[str]], np.ndarray] | None:
         """Return the batches' own references and the example of each row; None if they have none."""

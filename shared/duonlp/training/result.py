@@ -1,6 +1,6 @@
 """The result of a fine-tuning run, shared by both frameworks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class FitResult:
         best_folder: Folder of the best model, in Hugging Face layout; None without a run folder or an evaluation.
         stopped_early: Whether patience ran out.
         preempted: Whether the process was asked to stop; the run can be resumed.
+        learning_curve: Training loss ("train_loss") beside the results of the evaluations, a record at each evaluation and at the
+            end of each epoch, see duonlp.training.log.LearningCurve. Includes the records before a resume, unlike `history`.
     """
 
     model: Any
@@ -32,3 +34,4 @@ class FitResult:
     best_folder: Path | None
     stopped_early: bool
     preempted: bool
+    learning_curve: list[dict[str, Any]] = field(default_factory=list)

@@ -46,6 +46,10 @@ class Stream(ABC):
         """Return at most `most` batches from a position on."""
 
     @abstractmethod
+    def epoch_before(self, position: Position) -> int:
+        """Return the epoch, from 1, of the batch before a position."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what identifies the data in run.json: a run can only be resumed on the same stream."""
 
@@ -69,6 +73,10 @@ class BlockStream(Stream):
         first, tokens = position["step"], self.batches.batch_size * self.batches.blocks.block_length
         for step, batch in enumerate(self.read_ahead(self.batches, first, first + most), first):
             yield Read(batch, tokens, False, {"step": step + 1, "block": self.batches.next_block(step)})
+
+    def epoch_before(self, position: Position) -> int:
+        """Return the pass over the blocks, from 1, that the last block before a position belongs to."""
+        return max(1, -(-position["block"] // len(self.batches.blocks)))
 
     def describe(self) -> dict[str, Any]:
         """Return what determines the batches."""
@@ -113,6 +121,10 @@ class EpochStream(Stream):
     def first_epoch(self) -> Iterable[Batch]:
         """Return the batches of epoch 0, for evaluation."""
         return epoch_batches(self.batches)
+
+    def epoch_before(self, position: Position) -> int:
+        """Return the epoch, from 1, of the batch before a position."""
+        return position["epoch"] + (position["batch"] > 0)
 
     def describe(self) -> dict[str, Any]:
         """Return the number of batches per epoch."""

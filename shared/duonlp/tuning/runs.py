@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from duonlp.errors import CheckpointError, InputError
+from duonlp.names import merge_named
 from duonlp.runs.folder import BEST, RUN_MARKERS, SETTINGS_FILE, framework_name
 from duonlp.training.settings_file import as_table, build, set_path, to_toml
 from duonlp.tuning.search import Interrupted, Report, TuningResult, tune
@@ -258,9 +259,10 @@ def tune_runs(
             outcome = run(package, settings, on_evaluation=on_evaluation, console=False)
             if outcome["preempted"]:  # its results are incomplete
                 raise Interrupted("SIGTERM")
-            results = {**outcome["metrics"], **{name: outcome[name] for name in ("parameters", "bytes", "seconds")}}
+            measured = {name: outcome[name] for name in ("parameters", "bytes", "seconds")}
+            results = merge_named(outcome["metrics"], measured, "the metrics and the run")
             if any(name.startswith("latency") for name in names):
-                results |= latency(settings, Path(outcome["model"]))
+                results = merge_named(results, latency(settings, Path(outcome["model"])), "the run and the latency")
             return results
         finally:
             free_memory()

@@ -10,13 +10,14 @@ import hashlib
 import importlib.util
 import io
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.tuning.progress import TuningProgress
@@ -33,6 +34,7 @@ from duonlp.tuning.study import (
     open_study,
     plain,
     quiet_optuna,
+    record_of,
     records,
     require_optuna,
     study_errors,
@@ -185,25 +187,27 @@ def tune(
         study.pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_PRUNING, n_warmup_steps=1)
         interrupted_trials = close_running(study, storage, KILLED)
         done = finished(study, dimensions)
-        progress.begin(done, best_of(done, targets), interrupted_trials)
+        best, files = best_of(done, targets), _TrialFiles(folder, study, dimensions, targets)
+        progress.begin(done, best, interrupted_trials)
         try:
             while len(done) < trials and (seconds is None or time.monotonic() - start < seconds):
                 record = _trial(study, storage, objective, dimensions, targets, folder, seed, prune, done, progress)
-                done = finished(study, dimensions)
-                best = best_of(done, targets)
-                _write_trials(folder, study, dimensions, targets, best)
+                done.append(record)
+                best = best_of([*best, record], targets)
+                files.write_if_due(best)
                 progress.trial(record, best)
                 if on_trial is not None:
                     on_trial(record, best)
         except (KeyboardInterrupt, Interrupted):
             interrupted = True
             close_running(study, storage, STOPPED)
-            done = finished(study, dimensions)
-        best = best_of(done, targets)
-        files = _write_trials(folder, study, dimensions, targets, best)
+        finally:
+            files.write(best)
         importance, notes = importances(study, targets, len(done))
-        files |= _plot(folder, done, best, targets, dimensions, importance, notes)
-    return TuningResult(best, done, targets, interrupted, time.monotonic() - start, importance, files, notes)
+        plots = _plot(folder, done, best, targets, dimensions, importance, notes)
+    return TuningResult(
+        best, done, targets, interrupted, time.monotonic() - start, importance, files.paths | plots, notes
+    )  # fmt: skip
 
 
 def best_of(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
@@ -233,6 +237,7 @@ def _trial(
     # one seed per trial, so that a resumed search makes the same proposals
     study.sampler = optuna.samplers.TPESampler(seed=_seed(seed, len(done)), n_startup_trials=STARTUP_TRIALS)
     trial = study.ask({name: dimension.distribution() for name, dimension in space.items()})
+    storage.write_started(trial._trial_id)  # so that it is repeated if the process is killed
     parameters = {name: dimension.value(trial.params[name]) for name, dimension in space.items()}
     twin = next((old for old in done if old.parameters == parameters and old.same_as is None), None)
     progress.start(trial.number, parameters, twin)
@@ -268,7 +273,7 @@ def _trial(
     for key, value in outcome.items():
         trial.set_user_attr(key, value)
     study.tell(trial, values, state=state)
-    return next(record for record in reversed(records(study, space)) if record.number == trial.number)
+    return record_of(storage.get_trial(trial._trial_id), space)
 
 
 def _values(results: Mapping[str, Any], objectives: Sequence[Objective]) -> list[float]:
@@ -316,7 +321,8 @@ def importances(
         return {}, [
             f"importances need {LEAST_FOR_IMPORTANCE} completed trials; {len(complete)} of {count} are complete"
         ]
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(complete))))
+    library = _importance_library()
+    evaluator = library.PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(complete))))
     importance = {}
     for index, target in enumerate(objectives):
         sign = -1 if target.greater else 1
@@ -324,35 +330,71 @@ def importances(
             # it warns that it assumes minimization, which the sign provides
             warnings.filterwarnings("ignore", message=".*computes the importances of params to achieve low.*")
             warnings.filterwarnings("ignore", message=".*Parameter importances will be equal.*")
-            shares = optuna.importance.get_param_importances(
+            shares = library.get_param_importances(
                 study, evaluator=evaluator, target=lambda trial, i=index, s=sign: s * trial.values[i]
             )
         importance[target.name] = {name: float(share) for name, share in shares.items()}
     return importance, []
 
 
-def _write_trials(
-    folder: Path, study: Any, space: Space, objectives: Sequence[Objective], best: Sequence[TrialRecord]
-) -> dict[str, Path]:
-    """Write trials.json and trials.csv atomically."""
-    rows = records(study, space)
-    report = {
-        "objectives": [objective.to_dict() for objective in objectives],
-        "search": {name: dimension.to_dict() for name, dimension in space.items()},
-        "best": [trial.number for trial in best],
-        "trials": [trial.to_dict() for trial in rows],
-    }
-    write_text(folder / "trials.json", to_json(report, indent=2) + "\n")
-    results = list(dict.fromkeys(name for row in rows for name, value in row.results.items() if _is_cell(value)))
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["number", "state", "seconds", *space, *results, "epochs reported", "same as", "reason"])
-    for row in rows:
-        cells = [row.parameters.get(name, "") for name in space] + [row.results.get(name, "") for name in results]
-        same = "" if row.same_as is None else row.same_as
-        table.writerow([row.number, row.state, f"{row.seconds:.1f}", *cells, len(row.evaluations), same, row.reason])
-    write_text(folder / "trials.csv", text.getvalue())
-    return {"trials.json": folder / "trials.json", "trials.csv": folder / "trials.csv"}
+def _importance_library() -> Any:
+    """Import ``optuna.importance``; where it is not loaded yet, without scikit-learn, which takes a second.
+
+    PED-ANOVA does not need it. The modules are forgotten again, so that another import gets them with scikit-learn.
+    """
+    modules, name, optuna = cast(dict[str, Any], sys.modules), "optuna.importance", require_optuna()
+    if name in modules or "sklearn" in modules:
+        return importlib.import_module(name)
+    modules["sklearn"], before = None, optuna.importance  # an object that imports the module when it is used
+    try:
+        return importlib.import_module(name)
+    finally:
+        for module in [entry for entry in modules if entry == "sklearn" or f"{entry}.".startswith(f"{name}.")]:
+            del modules[module]
+        vars(optuna)["importance"] = before
+
+
+class _TrialFiles:
+    """The files trials.json and trials.csv, each written atomically.
+
+    They repeat what the study has, so they may be behind: writing them takes at most a twentieth of the time of a search.
+    """
+
+    def __init__(self, folder: Path, study: Any, space: Space, objectives: Sequence[Objective]):
+        self.folder, self.study, self.space, self.objectives = folder, study, space, objectives
+        self.paths = {name: folder / name for name in ("trials.json", "trials.csv")}
+        self._due = 0.0
+
+    def write_if_due(self, best: Sequence[TrialRecord]) -> None:
+        """Write the files unless that would take too large a share of the time."""
+        if (began := time.perf_counter()) >= self._due:
+            self.write(best)
+            ended = time.perf_counter()
+            self._due = ended + 20 * (ended - began)
+
+    def write(self, best: Sequence[TrialRecord]) -> None:
+        """Write the files."""
+        rows = records(self.study, self.space)
+        report = {
+            "objectives": [objective.to_dict() for objective in self.objectives],
+            "search": {name: dimension.to_dict() for name, dimension in self.space.items()},
+            "best": [trial.number for trial in best],
+            "trials": [trial.to_dict() for trial in rows],
+        }
+        write_text(self.paths["trials.json"], to_json(report, indent=2) + "\n")
+        results = list(dict.fromkeys(name for row in rows for name, value in row.results.items() if _is_cell(value)))
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["number", "state", "seconds", *self.space, *results, "epochs reported", "same as", "reason"])
+        for row in rows:
+            cells = [row.parameters.get(name, "") for name in self.space] + [
+                row.results.get(name, "") for name in results
+            ]
+            same = "" if row.same_as is None else row.same_as
+            table.writerow(
+                [row.number, row.state, f"{row.seconds:.1f}", *cells, len(row.evaluations), same, row.reason]
+            )
+        write_text(self.paths["trials.csv"], text.getvalue())
 
 
 def _is_cell(value: Any) -> bool:

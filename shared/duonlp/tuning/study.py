@@ -100,12 +100,16 @@ def open_study(
 ) -> Iterator[tuple[Any, Any]]:
     """Open or create the study of a folder, as (study, storage), and close the file at the end.
 
+    The study is in memory, and every change is written to the file at once.
+
     A different search without any finished trial is replaced, so that a typo in the settings can be fixed.
 
     Raises:
         InputError: The folder holds a different search (the differences are named), or the file is not a study.
     """
     optuna = require_optuna()
+    from duonlp.tuning.storage import WriteThroughStorage
+
     file = folder / STUDY_FILE
     description = plain(
         {
@@ -132,6 +136,9 @@ def open_study(
                 study.set_metric_names([objective.name for objective in objectives])
                 study.set_user_attr(DESCRIPTION, description)
                 stored = description
+            connections.append(_connect(file))
+            memory = WriteThroughStorage(storage, STUDY_NAME, connections[-1])
+            study = optuna.load_study(study_name=STUDY_NAME, storage=memory)
             finished(study, space)  # raises if a value in the file is damaged
         except Exception as error:  # a damaged value can raise anything, in SQLite, SQLAlchemy, Optuna or here
             why = first_line(getattr(error, "orig", None) or error)
@@ -144,7 +151,7 @@ def open_study(
                 f"{str(folder)!r} holds a different search: {'; '.join(differences)}; use the same settings to resume it, "
                 "or another folder for a new search"
             )
-        yield study, storage
+        yield study, memory
     finally:
         if storage is not None:
             storage.remove_session()

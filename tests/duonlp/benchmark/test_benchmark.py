@@ -275,6 +275,8 @@ def test_records_go_through_json(tmp_path):
     assert write_records(file, [other]) == [record, other] == read_records(file)
     newer = replace(record, size=6)
     assert write_records(file, [newer]) == [newer, other] == read_records(file)
+    with pytest.raises(InputError, match=f"two records are named {record.name!r}"):
+        write_records(file, [record, newer])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

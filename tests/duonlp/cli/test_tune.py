@@ -126,6 +126,16 @@ def test_accuracy_and_latency(table, tmp_path):
     assert kept == [f"{best.number:04d}"]
 
 
+def test_a_latency_never_replaces_a_metric(table, tmp_path):
+    options = TuneSettings(trials=1, objective=("accuracy", "latency"))
+
+    def latency(settings, model):
+        return {"latency": 1.0, "accuracy": 1.0}
+
+    with pytest.raises(InputError, match="the run and the latency both have 'accuracy'"):
+        tune_runs(Tuned(), table, SEARCH, tmp_path, options, latency=latency, console=False)
+
+
 @pytest.mark.parametrize("max_length", [None, 5])
 def test_a_measured_latency(table, tmp_path, max_length):
     table["max_length"] = max_length

@@ -61,7 +61,7 @@ def test_multi_label_scores():
     logits = np.array([[2.0, -1.0, -3.0], [-1.0, -2.0, -1.0]])
     scores = classification_scores(logits, labels)
     assert scores["accuracy"] == 0.5
-    assert scores["micro_f1"] == pytest.approx(2 / 3) and scores["macro_f1"] == pytest.approx((1 + 0) / 2)
+    assert scores["micro_f1"] == pytest.approx(2 / 3) and scores["macro_f1"] == pytest.approx((1 + 0 + 0) / 3)
     p = 1 / (1 + np.exp(-logits))
     assert scores["loss"] == pytest.approx(-np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p)))
 

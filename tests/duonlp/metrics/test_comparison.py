@@ -110,6 +110,7 @@ def test_to_dict(comparison):
     }  # fmt: skip
     assert plain["scores"]["good"]["bleu"]["value"] == comparison.scores["good"]["bleu"].value
     assert plain["metrics"]["bleu"]["highest"] == 100 and "tok:13a" in plain["metrics"]["bleu"]["signature"]
+    assert plain["parts"]["good"] == comparison.parts["good"] and len(plain["parts"]["good"]["precisions"]) == 4
     row = plain["differences"][0]
     assert row["first"] == "good" and row["second"] == "like it" and row["low"] < row["value"] < row["high"]
 
@@ -124,6 +125,7 @@ def printed(comparison, width=80):
 
 def test_table(comparison):
     text = printed(comparison)
+    assert f"hyp_len = {comparison.parts['good']['sys_len']}, ref_len = 480" in " ".join(text.split())
     assert "40 examples" in text and "95% intervals" in text and "corrected for 3 pairs (Holm)" in text
     value = 100 * comparison.scores["good"]["rouge1"].value
     assert f"{value:.2f}" in text and f"{comparison.scores['bad']['bleu'].value:.2f}" in text

@@ -107,6 +107,9 @@ def test_bleu_equals_sacrebleu(options):
         theirs = BLEU(**options)
         assert metric.compute(resamples=0)["bleu"].value == theirs.corpus_score(PREDICTIONS, streams).score
         assert metric.signature == str(theirs.get_signature())
+        whole, score = theirs.corpus_score(PREDICTIONS, streams), metric.compute(resamples=0)["bleu"]
+        for name in ("counts", "totals", "precisions", "bp", "sys_len", "ref_len"):
+            assert getattr(score, name) == score.parts[name] == metric.parts[name] == getattr(whole, name)
         one = BLEU(**(options | {"effective_order": True}))
         sentences = [one.sentence_score(text, texts).score for text, texts in zip(PREDICTIONS, lists, strict=True)]
         np.testing.assert_array_equal(metric.per_example["bleu"], sentences)

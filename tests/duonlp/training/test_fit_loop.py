@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from duonlp.errors import CheckpointError, InputError
+from duonlp.names import merge_named
+from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.fit_loop import count_examples, endless_batches, total_steps
+from duonlp.training.fit_loop import check_evaluation, count_examples, endless_batches, evaluation_results, total_steps
 from duonlp.training.run_file import RUN_FILE, check_run, read_run, write_run
 
 
@@ -73,6 +75,48 @@ def test_total_steps():
     assert total_steps(iter([]), FitConfig(steps=7), None, None) == 7
     with pytest.raises(InputError, match="set steps in the FitConfig"):
         total_steps(iter([]), FitConfig(), None, None)
+
+
+def test_results_of_an_evaluation_never_replace_each_other():
+    scores = {"loss": 9, "accuracy": np.float32(0.5), "step": 3, "student_loss": 1, "train_loss": 2, "examples": 4}
+    own = {"loss": 0.1, "student_loss": 0.2}
+    merged = evaluation_results(own, scores)
+    assert merged == own | {
+        "evaluate_loss": 9, "accuracy": 0.5, "evaluate_step": 3, "evaluate_student_loss": 1, "evaluate_train_loss": 2,
+        "evaluate_examples": 4,
+    }  # fmt: skip
+    assert evaluation_results({}, {"loss": 9.0}) == {"loss": 9.0} and type(merged["accuracy"]) is float
+    best = Best("step")
+    assert best.update(1, merged) and best.value == 3  # a metric that a run has always been able to name
+    loss = Best("loss")
+    assert loss.update(1, merged) and loss.value == 0.1
+    for wrong, message in (
+        ({"loss": 1, "evaluate_loss": 2}, "'loss', which the run uses itself, and also 'evaluate_loss'"),
+        ({"a": "x"}, "a='x'; it must return numbers"), ([1], r"evaluate returned \[1\]"), (None, "evaluate returned None"),
+        ({"a": None}, "a=None"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            evaluation_results(own, wrong)
+    assert merge_named({"a": 1}, {"b": 2}, "x and y") == {"a": 1, "b": 2}
+    with pytest.raises(InputError, match="x and y both have 'a'; rename"):
+        merge_named({"a": 1}, {"a": 1}, "x and y")
+
+
+class Scorer:
+    """An evaluation with a loss of its own, which can be checked before training."""
+
+    def dry_run(self, model):
+        return {"loss": 0.0, "accuracy": 0.0}
+
+
+def test_the_best_metric_may_be_the_loss_of_an_evaluation():
+    assert total_steps([{}], FitConfig(epochs=2), None, Scorer()) == 2
+    for name, has_loss in (("loss", True), ("loss", False), ("evaluate_loss", True), ("accuracy", False)):
+        check_evaluation(Scorer(), None, Best(name), has_loss)
+    with pytest.raises(InputError, match="computes only loss, accuracy"):
+        check_evaluation(Scorer(), None, Best("evaluate_loss"), False)
+    with pytest.raises(InputError, match="there are no validation batches"):
+        total_steps([{}], FitConfig(), None, lambda model: {"loss": 0.0})
 
 
 def test_a_folder_holds_a_single_run(tmp_path):

@@ -93,6 +93,20 @@ def test_evaluations(tmp_path):
     assert kinds == [("step", None), ("evaluation", None), ("evaluation", "human_eval")]
 
 
+def test_a_record_never_replaces_what_the_log_adds(tmp_path):
+    with quiet(tmp_path) as log:
+        for record, name in (({"perplexity": 1.0}, "perplexity"), ({"mfu": 1.0}, "mfu"), ({"kind": "step"}, "kind")):
+            with pytest.raises(InputError, match=f"the record has {name}, which the log adds"):
+                log.step({"step": 1, "loss": 2.0, "tokens": 10} | record)
+        with pytest.raises(InputError, match="the record has perplexity"):
+            log.evaluation({"step": 1, "loss": 2.0, "perplexity": 3.0})
+        with pytest.raises(InputError, match="named 'train'"):
+            log.evaluation({"step": 1, "name": "train"})
+        assert log.evaluation({"step": 1, "perplexity": 3.0})["perplexity"] == 3.0
+    with quiet(tmp_path / "examples", unit="examples") as log:
+        assert log.evaluation({"step": 1, "loss": 2.0, "perplexity": 3.0})["perplexity"] == 3.0
+
+
 def test_each_record_is_written_at_once(tmp_path):
     log = quiet(tmp_path)
     log_steps(log, [1, 2])

@@ -12,6 +12,7 @@ pytest.importorskip("orbax.checkpoint")
 
 import jaxnlp
 from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.training.log.learning_curve import read_learning_curve
 from duonlp.training.log.metrics_file import read_metrics
 from jaxnlp.heads import HEADS
 from jaxnlp.training import FitConfig, FitStep, GenerationScorer, fit, loss_terms, make_mesh
@@ -93,6 +94,38 @@ def test_it_learns_and_logs_steps_and_evaluations(finished):
     assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 3e-2
 
 
+def test_the_learning_curve_has_the_training_loss_of_each_epoch(finished):
+    folder, result = finished
+    curve, steps = result.learning_curve, np.reshape(losses(folder), (4, 3))
+    assert [record["train_loss"] for record in curve] == pytest.approx(steps.mean(axis=1), rel=1e-6)
+    assert [record["loss"] for record in curve] == [record["loss"] for record in result.history]
+    assert [(record["epoch"], record["step"], record["examples"]) for record in curve] == [
+        (i, 3 * i, 24 * i) for i in range(1, 5)
+    ]
+    assert read_learning_curve(folder) == curve
+
+
+def test_results_of_an_evaluation_never_replace_each_other(tmp_path):
+    evaluations = []
+    scores = {"loss": 99.0, "step": 7, "accuracy": np.float32(0.5)}
+    options = {"epochs": 1, "on_evaluation": lambda *evaluation: evaluations.append(evaluation)}
+    result = run(tmp_path / "run", evaluate=lambda model: scores, **options)
+    (record,) = result.history
+    assert record["loss"] < 9 and record["loss"] == result.best["value"] and record["step"] == 3
+    assert (record["evaluate_loss"], record["evaluate_step"], record["accuracy"]) == (99, 7, 0.5)
+    assert result.learning_curve[0]["evaluate_loss"] == 99 and evaluations[0][1]["loss"] == record["loss"]
+    by_name = run(tmp_path / "by", evaluate=lambda model: scores, best_metric="evaluate_loss", **options)
+    assert (
+        by_name.best["value"]
+        == 99
+        == run(evaluate=lambda model: scores, best_metric="step", **options).best["value"] + 92
+    )
+    with pytest.raises(InputError, match="rename one of them"):
+        run(tmp_path / "bad", evaluate=lambda model: scores | {"evaluate_loss": 1.0}, save_every=0, **options)
+    again = run(tmp_path / "bad", save_every=0, **options)  # its training is kept
+    assert again.steps == 3 and losses(tmp_path / "bad") == losses(tmp_path / "run")
+
+
 @pytest.mark.representative
 def test_the_best_model_is_in_hugging_face_layout(finished):
     folder, result = finished
@@ -127,6 +160,7 @@ def test_resuming_is_bit_identical(finished, tmp_path, monkeypatch, stop):
     second = run(tmp_path / "run")
     assert second.steps == 12 and second.examples == 96 and second.best == finished[1].best
     assert losses(tmp_path / "run") == losses(finished[0])
+    assert second.learning_curve == finished[1].learning_curve == read_learning_curve(tmp_path / "run")
     third = run(tmp_path / "run")
     assert third.steps == 12 and not third.history
     for path, value in values(third.model).items():

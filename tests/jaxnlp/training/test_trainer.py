@@ -48,9 +48,15 @@ def test_a_run_logs_steps_and_evaluations(finished):
     folder, result = finished
     assert (result.steps, result.tokens, result.preempted) == (12, 12 * ROWS * LENGTH, False)
     records = read_metrics(folder)
-    assert [r["step"] for r in records if r["kind"] == "evaluation"] == [4, 8, 12]
+    evaluations = [(r["step"], r["tokens"]) for r in records if r["kind"] == "evaluation"]
+    assert evaluations == [(n, n * ROWS * LENGTH) for n in (4, 8, 12)]
     assert records[-1]["loss"] == pytest.approx(result.held_out_loss)
     assert losses(folder)[-1] == pytest.approx(result.loss) and len(losses(folder)) == 12
+    expected = np.reshape(losses(folder), (3, 4)).mean(axis=1)  # of the steps since the evaluation before
+    curve = result.learning_curve
+    assert [record["train_loss"] for record in curve] == pytest.approx(expected, rel=1e-6)
+    assert [(record["step"], record["tokens"]) for record in curve] == [(n, n * ROWS * LENGTH) for n in (4, 8, 12)]
+    assert curve[-1]["loss"] == result.held_out_loss and curve[0]["epoch"] == 1
     stored = json.loads((folder / "run.json").read_text())
     assert stored["model"]["n_embd"] == 16 and stored["config"]["steps"] == 12
 
@@ -58,8 +64,8 @@ def test_a_run_logs_steps_and_evaluations(finished):
 @pytest.mark.representative
 def test_resuming_is_bit_identical(finished, tmp_path):
     folder = copy(finished, tmp_path, without=[12])
-    run(folder, mesh=one_device(), **FINISHED)
-    assert losses(folder) == losses(finished[0])
+    result = run(folder, mesh=one_device(), **FINISHED)
+    assert losses(folder) == losses(finished[0]) and result.learning_curve == finished[1].learning_curve
 
 
 def test_fewer_devices_continue_the_curve(finished, tmp_path):

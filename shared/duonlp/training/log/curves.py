@@ -1,9 +1,12 @@
 """Plots of a fine-tuning or distillation run: losses and evaluation scores over the steps."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.training.log.learning_curve import read_learning_curve
 from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
 from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib
 
@@ -64,3 +67,38 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
                 axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
         if title:
             figure.suptitle(title, fontsize=12)
+
+
+def plot_learning_curve(
+    run: str | os.PathLike | Sequence[Mapping[str, Any]], file: str | os.PathLike, title: str = ""
+) -> None:
+    """Plot the training loss of a run beside its validation loss, a point for each record of its learning curve.
+
+    Args:
+        run: Folder of the run, or the ``learning_curve`` of its result.
+        file: Output file: .png, .svg or .pdf, in an existing folder.
+        title: Title of the plot.
+
+    Raises:
+        InputError: The run has no learning curve, or `file` is invalid.
+        MissingExtraError: matplotlib is not installed.
+    """
+    check_plot(file)
+    from matplotlib.ticker import MaxNLocator
+
+    records = read_learning_curve(run) if isinstance(run, (str, os.PathLike)) else list(run)
+    if not records:
+        raise InputError("the learning curve has no records to plot; train for an epoch")
+    with picture(Path(file), 6, 4) as figure:
+        axes = figure.add_subplot()
+        for name, label, color in (("train_loss", "training", COLOURS[0]), ("loss", "validation", COLOURS[1])):
+            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points), "o-", color=color, label=label, markeredgecolor="white")
+        axes.set(xlabel="steps", ylabel="loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+        if title:
+            axes.set_title(title, fontsize=12)

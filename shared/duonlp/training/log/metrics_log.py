@@ -123,7 +123,8 @@ class MetricsLog:
             "eta_seconds", which is not written.
 
         Raises:
-            InputError: A required key is missing, or the step is not greater than the previous one.
+            InputError: A required key is missing, the step is not greater than the previous one, or a key is one that the log
+                adds itself.
         """
         record = {key: to_plain(value) for key, value in record.items()}
         missing = [key for key in ("step", "loss", self.unit) if record.get(key) is None]
@@ -131,6 +132,7 @@ class MetricsLog:
             raise InputError(
                 f"the record of a step lacks {', '.join(missing)}; it has only {', '.join(record) or 'no keys'}"
             )
+        self._check_names(record, "kind", "smoothed_loss", "step_seconds", "mfu", f"{self.unit}_per_second")
         step, loss, count = record["step"], record["loss"], record[self.unit]
         if step <= self._last_step:
             raise InputError(f"step {step} was logged after step {self._last_step}; steps must increase")
@@ -176,11 +178,14 @@ class MetricsLog:
             The record as written, with the "perplexity" of a loss per token.
 
         Raises:
-            InputError: "step" is missing.
+            InputError: "step" is missing, a key is one that the log adds itself, or the name is that of the training steps.
         """
         record = {key: to_plain(value) for key, value in record.items()}
         if record.get("step") is None:
             raise InputError(f"the record of an evaluation lacks step; it has only {', '.join(record) or 'no keys'}")
+        self._check_names(record, "kind")
+        if record.get("name") == TRAINING_GROUP:
+            raise InputError(f"an evaluation is named {TRAINING_GROUP!r}, like the training steps; name it otherwise")
         if self._last_count is not None:
             record.setdefault(self.unit, self._last_count)
         record = {"kind": EVALUATION, **record}
@@ -190,6 +195,12 @@ class MetricsLog:
         if self._display is not None:
             self._display.evaluation(record)
         return record
+
+    def _check_names(self, record: Mapping[str, Any], *names: str) -> None:
+        """Raise InputError for a record with a name that the log adds."""
+        added = (*names, "perplexity") if self.unit == "tokens" and "loss" in record else names
+        if both := [name for name in added if name in record]:
+            raise InputError(f"the record has {', '.join(both)}, which the log adds itself; rename it")
 
     def message(self, text: str) -> None:
         """Print a line on the console, above the bar."""
