@@ -13,7 +13,15 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.labels import IGNORED, WEIGHTS, check_against_logits, dtype_of, is_integral, standard_labels, standard_weights
+from duonlp.labels import (
+    IGNORED,
+    WEIGHTS,
+    check_against_logits,
+    dtype_of,
+    is_integral,
+    standard_labels,
+    standard_weights,
+)
 from duonlp.typing import Array, Batch, Ops
 
 NO_POSITION = 2**30

@@ -73,7 +73,14 @@ def concrete_array(values: Any) -> np.ndarray | None:
 
 
 def static_shape(name: str, values: Any) -> Shape | None:
-    """Return the shape with None for each unknown size; None if even the rank is unknown."""
+    """Return the shape with None for each unknown size; None if even the rank is unknown.
+
+    Raises:
+        InputError: Rows differ in length, or the tensor is ragged or sparse.
+    """
+    form = type(values).__name__
+    if "Ragged" in form or "Sparse" in form:
+        raise InputError(f"{name} is a {form}; pass a dense tensor, padded with {IGNORED} where there is no label")
     if not hasattr(values, "shape"):
         return np.shape(array_of(name, values))
     if getattr(values.shape, "rank", 0) is None:
@@ -99,7 +106,9 @@ def class_ids(labels: Array, ops: Ops, name: str = "labels") -> Array:
         InputError: They are not integers.
     """
     if not is_integral(dtype_of(labels)):
-        raise InputError(f"{name} must be integers, got {dtype_of(labels)}; pass class ids, such as {name}.astype('int32')")
+        raise InputError(
+            f"{name} must be integers, got {dtype_of(labels)}; pass class ids, such as {name}.astype('int32')"
+        )
     return ops.cast(labels, "int32")
 
 
@@ -115,9 +124,7 @@ def check_form(output: "Output", config: TransformerConfig, labels: Array, class
     Raises:
         InputError: The loss does not take labels of this form.
     """
-    name, form = output.labels, type(labels).__name__
-    if "Ragged" in form or "Sparse" in form:
-        raise InputError(f"{name} is a {form}; pass a dense tensor, padded with {IGNORED}")
+    name = output.labels
     dtype, shape = dtype_of(labels), static_shape(name, labels)
     if dtype is not None and not is_number(dtype):
         raise InputError(
@@ -205,7 +212,7 @@ def check_values(
     if array is None:
         return
     if kind == "span":
-        expected = "but positions are 0 or more; use 0, the first token, for no answer, or one beyond the sequence to ignore the row"
+        expected = "but positions are 0 or more; use 0, the first token, for no answer, or one beyond the sequence"
         _refuse(name, array, array < 0, expected)
     elif kind == "softmax":
         size = choices if output.over == "choices" else output.classes(config)
@@ -216,11 +223,10 @@ def check_values(
     else:
         array = array.astype(np.float64)
         _refuse(name, array, ~np.isfinite(array), "but a loss needs finite numbers; drop the row or fill in its label")
-        mask = None if not output.counts_attended else concrete_array(attended)
-        if output.counts_attended and array.ndim == 2 and (attended is None or np.shape(mask) == array.shape):
-            counted = np.ones(array.shape, bool) if mask is None else mask != 0
+        mask = np.ones(array.shape) if attended is None else concrete_array(attended)
+        if output.counts_attended and mask is not None and mask.shape == array.shape:
             expected = "but a replaced token has the label 1 and others 0; leave padding out with attention_mask"
-            _refuse(name, array, counted & ((array < 0) | (array > 1)), expected)
+            _refuse(name, array, (mask != 0) & ((array < 0) | (array > 1)), expected)
 
 
 def _refuse(name: str, array: np.ndarray, invalid: np.ndarray, expected: str) -> None:
@@ -281,7 +287,9 @@ def check_against_logits(output: "Output", kind: str, labels: Array, logits: Arr
         return
     expected = sizes[:-1] if kind == "softmax" else sizes[: len(shape)]
     if not _match(shape, expected):
-        raise InputError(f"{output.labels} has shape {shape} but {output.logits} {sizes}; pass labels [{', '.join(map(str, expected))}]")
+        raise InputError(
+            f"{output.labels} has shape {shape} but {output.logits} {sizes}; pass labels of shape {expected}"
+        )
 
 
 def _match(shape: Shape, other: Shape) -> bool:

@@ -93,6 +93,10 @@ class TrainStep(_Model):
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
         check_label_smoothing(self.head, self.config, label_smoothing)
+        self._compile_loss = self._compile_metrics = (
+            None  # Keras keeps those of an earlier compile that are not replaced
+        )
+        self.__dict__.pop("loss", None)
         with self.distribute_strategy.scope():
             super().compile(optimizer, *args, **options)
             # Not by assignment, since Keras would then count it among the layer's metrics as well.
