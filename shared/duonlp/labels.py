@@ -131,12 +131,12 @@ def check_form(output: "Output", config: TransformerConfig, labels: Array, class
             f"{name} must be numbers, got {'text' if dtype.kind in 'US' else dtype}; map names to ids with "
             "model.config.label2id, and leave no value out"
         )
-    if shape is None:
-        raise InputError(f"{name} has an unknown rank; set its shape, for example with tf.ensure_shape")
     kind = output.kind_for(config, None if dtype is None else labels)
     rank = label_rank(output, config, kind)
     if kind in ("softmax", "span") and not is_integral(dtype):
         raise InputError(f"{name} must be integers, got {dtype}; pass class ids, such as {name}.astype('int32')")
+    if shape is None:  # only known when a graph runs, which then fails
+        return kind
     width = 1 if len(shape) > rank else None if output.per_token or rank == 1 else classes
     if len(shape) in (rank, 2) and (width is None or shape[-1] in (None, width)):
         return kind
@@ -187,8 +187,9 @@ def standard_labels(ops: Ops, output: "Output", config: TransformerConfig, label
     """
     kind = check_form(output, config, labels)
     rank = label_rank(output, config, kind)
-    if len(labels.shape) > rank:  # [B, 1], or a size that is only known when a graph runs
-        labels = ops.reshape(labels, tuple(ops.size(labels, axis) for axis in range(rank)))
+    shape = static_shape(output.labels, labels)
+    if shape is None or len(shape) > rank:  # [B, 1], or a shape that is only known when a graph runs
+        labels = ops.reshape(labels, (-1,) if rank == 1 else (ops.size(labels, 0), -1))
     return ops.cast(labels, "int32" if kind in ("softmax", "span") else "float32")
 
 
@@ -253,10 +254,13 @@ def standard_weights(ops: Ops, output: "Output", labels: Array, weights: Any) ->
     if weights is None:
         return None
     check_weight_form(output, labels, weights)
-    weights, rank = ops.cast(weights, "float32"), len(labels.shape)
-    if len(weights.shape) == 2 and (rank == 1 or weights.shape[1] == 1):  # [B, 1]
-        return ops.reshape(weights, (ops.size(weights, 0),))
-    if len(weights.shape) == 2:  # [B, 1] if only a graph knows its size
+    weights, shape = ops.cast(weights, "float32"), static_shape(WEIGHTS, weights)
+    if shape is not None and len(shape) == 1:
+        return weights
+    if len(labels.shape) == 1 or (shape is not None and shape[1:] == (1,)):  # [B, 1]
+        return ops.reshape(weights, (-1,))
+    if shape is None or len(shape) == 2:  # perhaps [B, 1], which only a graph knows
+        weights = weights if shape is not None else ops.reshape(weights, (ops.size(weights, 0), -1))
         return ops.broadcast_to(weights, (ops.size(labels, 0), ops.size(labels, 1)))
     return weights
 
@@ -268,7 +272,7 @@ def check_weight_form(output: "Output", labels: Array, weights: Any) -> None:
     if dtype is not None and not is_number(dtype):
         raise InputError(f"{WEIGHTS} must be numbers, got {dtype}; pass one per row")
     if shape is None or of_labels is None:
-        raise InputError(f"{WEIGHTS} or {output.labels} has an unknown rank; set it, for example with tf.ensure_shape")
+        return
     column = len(shape) == 2 and shape[1] == 1
     leading = shape[:1] if column else shape
     if not leading or len(leading) > len(of_labels) or not _match(leading, of_labels):

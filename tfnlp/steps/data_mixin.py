@@ -7,10 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from duonlp import numpy_ops
 from duonlp.errors import InputError
 from duonlp.heads import outputs_of, standard_batch, targets_of
 from duonlp.inputs import named_inputs
-from duonlp.labels import WEIGHTS, standard_weights
+from duonlp.labels import WEIGHTS, standard_labels, standard_weights
 from duonlp.typing import Array
 from tfnlp import ops
 from tfnlp.steps import keras_data
@@ -72,7 +73,18 @@ class DataMixin(TrainStep):
         if y is None and weights is not None:
             x, weights = {**named_inputs(self.config, x), WEIGHTS: weights}, None
         self.check_batch(x if weights is None else {**named_inputs(self.config, x), WEIGHTS: weights}, y)
-        return x, y, weights
+        # In one form, since TensorFlow compiles a step once more for each rank, and then for an unknown one.
+        outputs = {output.labels: output for output in outputs_of(self._loss_head, self.config)}
+        convert = keras_data.loose_labels if self._compile_loss is not None else standard_labels
+
+        def standard(name: str, values: Any) -> Any:
+            if name == WEIGHTS:
+                return keras_data.map_labels(self.targets, values, lambda _, part: keras_data.standard_array(part))
+            return convert(numpy_ops, outputs[name], self.config, values) if name in outputs else values
+
+        if isinstance(x, Mapping):
+            x = {name: standard(name, values) for name, values in x.items()}
+        return x, keras_data.map_labels(self.targets, y, standard), standard(WEIGHTS, weights)
 
     def _read_tensors(self, x: Any, y: Any, weights: Any) -> tuple[Any, Any, Any]:
         x, y, weights = self._read(x, y, weights)
@@ -150,7 +162,7 @@ class DataMixin(TrainStep):
         if self._compile_loss is None:
             return standard_batch(ops, self._loss_head, self.config, batch)
         outputs = [output for output in outputs_of(self._loss_head, self.config) if output.labels in batch]
-        return batch | {o.labels: keras_data.loose_labels(o, self.config, batch[o.labels]) for o in outputs}
+        return batch | {o.labels: keras_data.loose_labels(ops, o, self.config, batch[o.labels]) for o in outputs}
 
     def _labels(self, x: Any, y: Any) -> dict[str, Any]:
         """Return labels by name, from ``y`` and, for those not in it, from the inputs."""

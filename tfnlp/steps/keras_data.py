@@ -18,6 +18,7 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import Output
 from duonlp.labels import WEIGHTS, array_of, check_form, dtype_of, is_integral, is_number, static_shape
+from duonlp.typing import Ops
 
 Read = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
 """``(x, y, sample_weight) -> (x, y, sample_weight)``."""
@@ -232,15 +233,51 @@ def labels_to_check(output: Output, config: TransformerConfig, labels: Any) -> n
     return labels
 
 
-def loose_labels(output: Output, config: TransformerConfig, labels: tf.Tensor) -> tf.Tensor:
-    """Return labels for a Keras loss, which may take other forms than the head's own: only class ids [B, 1] become [B]."""
-    labels = tf.convert_to_tensor(labels)
-    if not is_integral(dtype_of(labels)) or labels.shape.rank is None:
+def loose_labels(ops: Ops, output: Output, config: TransformerConfig, labels: Any) -> Any:
+    """Return labels for a Keras loss, which may take other forms than the head's own: only class ids [B, 1] become [B].
+
+    Args:
+        ops: Array operations of the framework.
+        output: Output of the model's head.
+        config: Configuration of the model.
+        labels: Labels of the batch.
+
+    Raises:
+        InputError: Whether they are class ids cannot be seen, because their rank is unknown.
+    """
+    if not is_integral(dtype_of(labels)):
         return labels
-    is_column = labels.shape.rank == 2 and labels.shape[1] == 1 and not output.per_token
-    if is_column and output.kind_for(config, labels) in ("softmax", "span"):
-        labels = tf.reshape(labels, (-1,))
-    return tf.cast(labels, tf.int32)
+    shape, is_id = static_shape(output.labels, labels), output.kind_for(config, labels) in ("softmax", "span")
+    if shape is None and is_id:
+        raise InputError(
+            f"{output.labels} has an unknown rank; set it with tf.ensure_shape, and compile again before passing other shapes"
+        )
+    if is_id and not output.per_token and shape is not None and shape[1:] == (1,):
+        labels = ops.reshape(labels, (-1,))
+    return ops.cast(labels, "int32")
+
+
+def map_labels(targets: Mapping[str, str], y: Any, function: Callable[[str, Any], Any]) -> Any:
+    """Return ``function(name of the label, array)`` for each array of labels, or of their weights, in their structure.
+
+    Args:
+        targets: Names of the model's labels and of the outputs they train.
+        y: An array, a dict by label or output, a tuple in the order of the labels, or None.
+        function: The function.
+    """
+    if y is None or not targets:
+        return y
+    outputs = {output: name for name, output in targets.items()}
+    if isinstance(y, Mapping):
+        return {name: function(outputs.get(name, name), value) for name, value in y.items()}
+    if isinstance(y, tuple):
+        return tuple(function(name, value) for name, value in zip(targets, y))
+    return function(next(iter(targets)), y)
+
+
+def standard_array(weights: np.ndarray) -> np.ndarray:
+    """Return weights in memory as float32, and [B, 1] as [B]."""
+    return (weights[:, 0] if weights.shape[1:] == (1,) else weights).astype(np.float32)
 
 
 def class_weight_table(

@@ -45,6 +45,8 @@ class TrainStep(_Model):
 
     # Created by keras.Model.compile.
     _loss_tracker: Any
+    _compile_loss: Any
+    _compile_metrics: Any
     optimizer: Any
 
     def trained_model(self) -> Any:
