@@ -70,15 +70,17 @@ class TrainerMixin(DataMixin):
     shifted, as for the head's own loss. Without ``decoder_input_ids``, the decoder of an encoder-decoder reads
     the labels shifted to the right.
 
-    A ``sample_weight`` [B] may also be passed either as an argument or inside the inputs; the argument takes precedence.
-    Rows whose ``row_mask`` [B] is 0 count for nothing.
+    Labels may have any form of :mod:`duonlp.labels`, and inputs be the BatchEncoding of a tokenizer. A ``sample_weight``, [B]
+    or of the labels' shape, or a dict of these by output, may be passed either as an argument or inside the inputs; the argument
+    takes precedence. It multiplies the terms of the loss, whose mean divides by their number, as Keras' losses do.
+    ``class_weight`` multiplies it wherever the labels are. Rows whose ``row_mask`` [B] is 0 count for nothing.
 
     The ``loss`` of an epoch weighs every label the same, whatever batch and replica it was in.
 
-    ``fit`` and ``evaluate`` validate NumPy arrays before the first step and each batch of a
+    ``fit`` and ``evaluate`` validate arrays before the first step and each batch of a generator, PyDataset or
     ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes.
-    In any other tf.data.Dataset, TensorFlow itself raises an error for a label outside the classes; with
-    ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
+    In any other tf.data.Dataset, dtypes and shapes are checked, and TensorFlow itself raises an error for a label
+    outside the classes; with ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
 
     Attributes:
         progress: Where the running ``fit`` is; None outside of it.

@@ -45,6 +45,8 @@ def array_of(name: str, value: Any) -> Array:
     Raises:
         InputError: Rows differ in length, or the values cannot be read.
     """
+    if isinstance(value, Mapping):
+        raise InputError(f"{name} is a dict of {', '.join(map(str, value))}; pass an array")
     if type(value).__module__.split(".")[0] in ARRAY_PACKAGES:
         return value
     try:
