@@ -69,7 +69,7 @@ def labels(budget: Budget) -> Iterator[Outcome]:
     from duonlp.errors import InputError
     from duonlp.heads import outputs_of
 
-    count = 2 if budget.cases <= 20 else len(HEADS)  # the first call of a model takes seconds
+    count = 1 if budget.cases <= 20 else len(HEADS)  # the first call of a model takes seconds
     for _ in budget:
         rng, head = budget.rng, HEADS[budget.rng.integers(count)]
         ids, config = rng.integers(1, 30, (ROWS, LENGTH)), _models(head)["tfnlp"].config
