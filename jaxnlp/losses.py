@@ -53,7 +53,7 @@ def cross_entropy_sum(
     Raises:
         InputError: The labels are not integers.
     """
-    labels = class_ids(labels, ops)
+    labels = class_ids(ops, labels)
     losses = _negative_log_likelihood(logits, labels, label_smoothing)
     return jnp.sum(_apply_weights(losses, sample_weight)), jnp.sum(labels != IGNORED, dtype=jnp.float32)
 

@@ -61,7 +61,7 @@ def cross_entropy_sum(
     Raises:
         InputError: The labels are not integers.
     """
-    labels = class_ids(labels, ops)
+    labels = class_ids(ops, labels)
     is_labeled = tf.not_equal(labels, IGNORED)
     losses = _negative_log_likelihood(logits, tf.where(is_labeled, labels, tf.zeros_like(labels)), label_smoothing)
     mask = tf.cast(is_labeled, tf.float32)

@@ -101,7 +101,7 @@ def is_integral(dtype: np.dtype | None) -> bool:
     return dtype is None or dtype.kind in "iub"
 
 
-def class_ids(labels: Array, ops: Ops, name: str = "labels") -> Array:
+def class_ids(ops: Ops, labels: Array, name: str = "labels") -> Array:
     """Return class ids, token ids or positions as int32.
 
     Raises:
@@ -215,8 +215,10 @@ def check_values(
     if array is None:
         return
     if kind == "span":
-        expected = "but positions are 0 or more; use 0, the first token, for no answer, or one beyond the sequence"
-        _refuse(name, array, array < 0, expected)
+        expected = (
+            "but positions are 0 to 2147483647; use 0, the first token, for no answer, or one beyond the sequence"
+        )
+        _refuse(name, array, (array < 0) | (array > 2**31 - 1), expected)
     elif kind == "softmax":
         size = choices if output.over == "choices" else output.classes(config)
         if size is not None:
