@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from duonlp.heads import IGNORED
+from duonlp.labels import class_ids
+from jaxnlp import ops
 
 
 def cross_entropy(
@@ -47,7 +49,11 @@ def cross_entropy_sum(
 
     Returns:
         Sum over labeled positions in nats, float32; number of labeled positions, float32.
+
+    Raises:
+        InputError: The labels are not integers.
     """
+    labels = class_ids(ops, labels)
     losses = _negative_log_likelihood(logits, labels, label_smoothing)
     return jnp.sum(_apply_weights(losses, sample_weight)), jnp.sum(labels != IGNORED, dtype=jnp.float32)
 

@@ -12,8 +12,9 @@ from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.strategies.cache import check_cache
-from duonlp.heads import loss_terms, outputs_of
+from duonlp.heads import loss_terms, outputs_of, standard_batch
 from duonlp.inputs import check_inputs, main_input
+from duonlp.labels import array_of
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
@@ -100,14 +101,15 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
             cache_index: Number of positions in the cache.
             rngs: Random streams with ``dropout`` for training with dropout; None for no dropout.
             further: Other inputs of ``config.inputs``, such as ``pixel_values`` float [B, channels, height, width]; and
-                labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the outputs.
+                labels of the head (``labels``, ``start_positions``, ...) in any form of :mod:`duonlp.labels`, which add
+                ``loss`` to the outputs.
 
         Returns:
             Dict of arrays, and of the cache and tuples of arrays where requested.
 
         Raises:
-            InputError: Ids are outside the vocabulary, a sequence is longer than the positions, or shapes do
-                not match.
+            InputError: Ids are outside the vocabulary, a sequence is longer than the positions, shapes do not match, or
+                the loss does not take the labels.
         """
         check_process()
         inputs = {
@@ -118,7 +120,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         check_inputs(self.config, self.head, inputs, cached=cache is not None)
         if cache is not None:
             check_cache(self.config.layers, cache, inputs["input_ids"], cache_index)
-        inputs = {name: None if value is None else jnp.asarray(value) for name, value in inputs.items()}
+        arrays = {name: None if value is None else jnp.asarray(array_of(name, value)) for name, value in inputs.items()}
+        inputs = standard_batch(ops, self.head, self.config, arrays)
         hidden_states, outputs = self._body(inputs, output_hidden_states, output_attentions, cache, cache_index, rngs)
         pooling = pooling_of(self.config, self.head)
         if pooling is not None and pooling.token == "all":

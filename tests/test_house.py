@@ -53,6 +53,8 @@ ONE_SIDED = {
     "tfnlp/training/fit_callback.py": "implements fit as a callback; jaxnlp's fit has its own loop",
     "tfnlp/training/pretrainer.py": "the model that compile and fit train",
     "tfnlp/steps/__init__.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
+    "tfnlp/steps/data_mixin.py": "reads the data of Keras' fit, evaluate and predict",
+    "tfnlp/steps/keras_data.py": "the forms of data that Keras' fit takes",
     "tfnlp/steps/step.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",

@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
+from duonlp.labels import class_ids
+from tfnlp import ops
 
 
 def cross_entropy(
@@ -55,7 +57,11 @@ def cross_entropy_sum(
 
     Returns:
         Sum over labeled positions in nats, float32; number of labeled positions, float32.
+
+    Raises:
+        InputError: The labels are not integers.
     """
+    labels = class_ids(ops, labels)
     is_labeled = tf.not_equal(labels, IGNORED)
     losses = _negative_log_likelihood(logits, tf.where(is_labeled, labels, tf.zeros_like(labels)), label_smoothing)
     mask = tf.cast(is_labeled, tf.float32)

@@ -10,10 +10,13 @@ import tensorflow as tf
 from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
 from duonlp.generation.strategies.cache import check_cache
+from duonlp.heads import standard_batch
 from duonlp.inputs import check_inputs, main_input, named_inputs
+from duonlp.labels import array_of
 from duonlp.parameters import pooling_of
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
+from tfnlp import ops
 from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
@@ -116,14 +119,15 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
             cache_index: Number of positions in the cache.
             training: Whether to apply dropout.
             further: Other inputs of ``config.inputs``, such as ``pixel_values`` float [B, channels, height, width]; and
-                labels of the head (``labels``, ``start_positions``, ...), which add ``loss`` to the outputs.
+                labels of the head (``labels``, ``start_positions``, ...) in any form of :mod:`duonlp.labels`, which add
+                ``loss`` to the outputs.
 
         Returns:
             Dict of tensors, and of the cache and tuples of tensors where requested.
 
         Raises:
-            InputError: Ids are outside the vocabulary, a sequence is longer than the positions, or shapes do
-                not match.
+            InputError: Ids are outside the vocabulary, a sequence is longer than the positions, shapes do not match, or
+                the loss does not take the labels.
         """
         check_process()
         other = {
@@ -142,7 +146,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         if cache is not None:
             check_cache(self.config.layers, cache, inputs["input_ids"], cache_index)
         dtypes = {spec.name: np.dtype(spec.dtype) for spec in self.config.inputs}
-        inputs = {name: _to_tensor(value, dtypes.get(name)) for name, value in inputs.items()}
+        inputs = {name: _to_tensor(name, value, dtypes.get(name)) for name, value in inputs.items()}
         return super().__call__(
             inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions, cache=cache,
             cache_index=cache_index, training=training,
@@ -153,6 +157,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         cache: Cache | None = None, cache_index: int | tf.Tensor | None = None, training: bool | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Run the model on a dict of tensors, see :meth:`__call__`."""
+        inputs = standard_batch(ops, self.head, self.config, inputs)
         hidden_states, outputs = self._body(
             inputs, output_hidden_states, output_attentions, cache, cache_index, training
         )
@@ -209,11 +214,11 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         return tf.argmax(columns * tf.cast(is_candidate, tf.int32), axis=-1, output_type=tf.int32)
 
 
-def _to_tensor(value: Array, dtype: np.dtype | None) -> tf.Tensor | keras.KerasTensor:
+def _to_tensor(name: str, value: Array, dtype: np.dtype | None) -> tf.Tensor | keras.KerasTensor:
     """Convert an array or nested lists to a tensor, of a dtype if that is of its kind; symbolic inputs stay as they are."""
     if tf.is_tensor(value) or isinstance(value, keras.KerasTensor):
         return value
-    value = np.asarray(value)
+    value = np.asarray(array_of(name, value))
     if dtype is not None and (value.dtype.kind in "iu" if dtype.kind == "i" else value.dtype.kind in "iuf"):
         value = value.astype(dtype, copy=False)
     return tf.convert_to_tensor(value)

@@ -7,17 +7,18 @@ from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of, targets_of
-from duonlp.inputs import TEACHER, check_inputs, named_inputs
+from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of
+from duonlp.inputs import TEACHER, check_inputs, check_weights, named_inputs
+from duonlp.labels import WEIGHTS, standard_weights
 from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
-from tfnlp.steps.step import TrainStep
+from tfnlp.steps import keras_data
+from tfnlp.steps.data_mixin import DataMixin
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss
 
 ADDED = "added"
@@ -59,7 +60,7 @@ def _backups_last(callbacks: list[Any]) -> list[Any]:
     return [callback for callback in callbacks[:end] if callback not in moved] + moved + callbacks[end:]
 
 
-class TrainerMixin(TrainStep):
+class TrainerMixin(DataMixin):
     """Mixin of the models that train: tfnlp's own, ``Pretrainer`` and ``Distiller``.
 
     Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
@@ -69,15 +70,17 @@ class TrainerMixin(TrainStep):
     shifted, as for the head's own loss. Without ``decoder_input_ids``, the decoder of an encoder-decoder reads
     the labels shifted to the right.
 
-    A ``sample_weight`` [B] may also be passed either as an argument or inside the inputs; the argument takes precedence.
-    Rows whose ``row_mask`` [B] is 0 count for nothing.
+    Labels may have any form of :mod:`duonlp.labels`, and inputs be the BatchEncoding of a tokenizer. A ``sample_weight``, [B]
+    or of the labels' shape, or a dict of these by output, may be passed either as an argument or inside the inputs; the argument
+    takes precedence. It multiplies the terms of the loss, whose mean divides by their number, as Keras' losses do.
+    ``class_weight`` multiplies it wherever the labels are. Rows whose ``row_mask`` [B] is 0 count for nothing.
 
     The ``loss`` of an epoch weighs every label the same, whatever batch and replica it was in.
 
-    ``fit`` and ``evaluate`` validate NumPy arrays before the first step and each batch of a
+    ``fit`` and ``evaluate`` validate arrays before the first step and each batch of a generator, PyDataset or
     ``tfnlp.training.batch_dataset`` before it is used, and raise InputError for invalid labels, ids or shapes.
-    In any other tf.data.Dataset, TensorFlow itself raises an error for a label outside the classes; with
-    ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
+    In any other tf.data.Dataset, dtypes and shapes are checked, and TensorFlow itself raises an error for a label
+    outside the classes; with ``jit_compile`` the loss becomes NaN, which ``tfnlp.training.StopAtNonFiniteLoss`` detects.
 
     Attributes:
         progress: Where the running ``fit`` is; None outside of it.
@@ -85,46 +88,27 @@ class TrainerMixin(TrainStep):
 
     progress: FitProgress | None = None
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """Label name to the name of the output that its loss is computed from."""
-        return targets_of(self.head, self.config)
-
-    @property
-    def _loss_head(self) -> str:
-        """Head that describes how outputs and labels compare."""
-        return self.head
-
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Train the model; see keras.Model.fit."""
         check_process()
-        x = self._distribute(x)
-        callbacks = args[3] if len(args) > 3 else options.get("callbacks")
+        options = keras_data.name_arguments("fit", x, y, *args, **options)
+        callbacks = options.get("callbacks")
         if isinstance(callbacks, (list, tuple)):
-            callbacks = _backups_last(tf.nest.flatten(callbacks))
-            if len(args) > 3:
-                args = (*args[:3], callbacks, *args[4:])
-            else:
-                options["callbacks"] = callbacks
-        if "validation_data" in options:
-            options["validation_data"] = self._distribute(options["validation_data"])
-        with self._validated_data(x, y, options.get("validation_data")), self._fitting(x, callbacks):
-            return super().fit(_with_weights(x, y, options), y, *args, **options)
+            callbacks = options["callbacks"] = _backups_last(tf.nest.flatten(callbacks))
+        self._set_class_weights(options.pop("class_weight", None))
+        with self._read_data(options), self._fitting(options["x"], callbacks):
+            return super().fit(**options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
         """Evaluate the loss and the metrics; see keras.Model.evaluate."""
         check_process()
-        x = self._distribute(x)
-        with self._validated_data(x, y), ExitStack() as stack:
-            if hasattr(x, "source"):
-                stack.enter_context(x.source.evaluating())
-            return super().evaluate(_with_weights(x, y, options), y, *args, **options)
-
-    def _distribute(self, data: Any) -> Any:
-        """Give each replica its rows of a ``batch_dataset``; return other data unchanged."""
-        if isinstance(data, tf.data.Dataset) and hasattr(data, "source") and self._replicas() > 1:
-            return data.source.dataset(self.distribute_strategy)
-        return data
+        options = keras_data.name_arguments("evaluate", x, y, *args, **options)
+        with ExitStack() as stack:
+            if not options.get("_use_cached_eval_dataset"):  # otherwise fit has read the data
+                stack.enter_context(self._read_data(options))
+            if hasattr(options["x"], "source"):
+                stack.enter_context(options["x"].source.evaluating())
+            return super().evaluate(**options)
 
     @contextmanager
     def _fitting(self, x: Any, callbacks: Any) -> Generator[None]:
@@ -150,13 +134,16 @@ class TrainerMixin(TrainStep):
             batch: Inputs, optionally with labels and ``sample_weight``; a teacher's inputs are ignored.
             y: Labels, as fit takes them.
         """
-        inputs, others = named_inputs(self.config, batch), ("sample_weight", ROW_MASK)
+        inputs, others = named_inputs(self.config, batch), (WEIGHTS, ROW_MASK)
+        weights = keras_data.name_weights(self.targets, inputs.get(WEIGHTS))
         inputs = {n: v for n, v in inputs.items() if n not in others and not n.startswith(TEACHER)}
         inputs |= self._labels(inputs, y)
         if self._compile_loss is None:
             self._check_labels(inputs)
-        elif np.asarray(inputs.get("labels")).dtype.kind not in "iu":
-            inputs.pop("labels", None)  # a custom loss may take another form of labels
+        check_weights(self.config, self.head, {**inputs, WEIGHTS: weights})
+        for output in outputs_of(self._loss_head, self.config) if self._compile_loss is not None else ():
+            if output.labels in inputs:
+                inputs[output.labels] = keras_data.labels_to_check(output, self.config, inputs[output.labels])
         check_inputs(self.config, self.head, inputs)
 
     def _check_labels(self, labels: Mapping[str, Any]) -> None:
@@ -166,22 +153,6 @@ class TrainerMixin(TrainStep):
             raise InputError(
                 f"no {', '.join(missing) or 'labels'} to learn from; pass them to this {self.head} model as y or inside x"
             )
-
-    @contextmanager
-    def _validated_data(self, x: Any, y: Any = None, validation_data: Any = None) -> Generator[None]:
-        """Check NumPy arrays now, and batches of a batch_dataset while the context is active."""
-        if all(isinstance(value, np.ndarray) for value in tf.nest.flatten(x if y is None else [x, y])):
-            self.check_batch(x, y)
-        with ExitStack() as stack:
-            for data in (x, validation_data):
-                source: Any = getattr(data, "source", None)  # set by batch_dataset
-                if not hasattr(source, "errors"):
-                    continue
-                stack.enter_context(source.errors())
-                if source.check is None:
-                    source.check = self.check_batch
-                    stack.callback(setattr, source, "check", None)
-            yield
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Build what the first step would have to create; Keras calls this before fit and evaluate."""
@@ -226,7 +197,7 @@ class TrainerMixin(TrainStep):
     def make_train_function(self, force: bool = False) -> None:
         """Set the function that fit calls with its iterator."""
         if force or self.train_function is None:
-            run = self._make_function(self.train_step)
+            run = self._make_function(lambda data: self.train_step(self._weigh_classes(data)))
 
             def run_and_advance(iterator: Any) -> dict[str, Any]:
                 logs = run(iterator)
@@ -299,11 +270,13 @@ class TrainerMixin(TrainStep):
         if y is not None:
             has_names = self.targets or (isinstance(y, Mapping) and OTHER_TARGETS in y)
             batch |= self._labels(batch, y) if has_names else {OTHER_TARGETS: y}
-        return batch if sample_weight is None else {**batch, "sample_weight": sample_weight}
+        if sample_weight is not None:
+            batch[WEIGHTS] = sample_weight
+        return self._standard_batch(batch)
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the model reads of a batch; a decoder reads the labels shifted to the right by default."""
-        others = *self.targets, OTHER_TARGETS, "sample_weight", ROW_MASK
+        others = *self.targets, OTHER_TARGETS, WEIGHTS, ROW_MASK
         inputs = {n: value for n, value in batch.items() if n not in others and not n.startswith(TEACHER)}
         if HEADS[self.head].shifts_labels and "decoder_input_ids" not in inputs and "labels" in batch:
             inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], self.config)
@@ -314,23 +287,9 @@ class TrainerMixin(TrainStep):
         terms = loss_terms(ops, losses, self.head, self.config, out, inputs)
         return tf.add_n([losses.mean(total, count) for total, count in terms.values()])
 
-    def _labels(self, x: Any, y: Any) -> dict[str, Any]:
-        """Return labels by name, from ``y`` and, for those not in it, from the inputs."""
-        labels = {name: x[name] for name in self.targets if isinstance(x, Mapping) and name in x}
-        if isinstance(y, Mapping):
-            names = {output: name for name, output in self.targets.items()}
-            return labels | {names.get(name, name): value for name, value in y.items()}
-        if isinstance(y, (list, tuple)):
-            return labels | dict(zip(self.targets, y))
-        if y is not None:
-            if len(self.targets) > 1:
-                raise InputError(f"y is one array; pass this {self.head} model a dict with {', '.join(self.targets)}")
-            labels |= dict.fromkeys(self.targets, y)
-        return labels
-
     def _keras_arguments(self, batch: Mapping[str, Any], y_pred: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         """Return y, y_pred and sample_weight for a Keras loss or metric: tensors for one output, dicts for several."""
-        sample_weight = batch.get("sample_weight")
+        sample_weight = batch.get(WEIGHTS)
         if not self.targets:
             return batch.get(OTHER_TARGETS), y_pred, sample_weight
         y_true, outputs, weights = {}, {}, {}
@@ -339,7 +298,7 @@ class TrainerMixin(TrainStep):
             multi_label = not target_output.per_token and target_output.kind_for(self.config) == "bernoulli"
             if name in batch:
                 logits, target = target_output.align(y_pred[output], is_logits=True), target_output.align(batch[name])
-                weight = target_output.align(sample_weight)
+                weight = target_output.align(standard_weights(ops, target_output, batch[name], sample_weight))
                 if weight is not None and weight.shape.rank == 1 and target.shape.rank == logits.shape.rank - 1 > 1:
                     weight = tf.expand_dims(weight, 1)  # [B, 1]: each row's weight applies to all its labels
                 y_true[output], outputs[output] = _mask_labels(logits, target, batch.get(ROW_MASK), multi_label)
@@ -350,13 +309,6 @@ class TrainerMixin(TrainStep):
             (output,) = outputs
             return y_true.get(output), outputs[output], weights.get(output)
         return y_true or None, outputs, None if sample_weight is None else weights
-
-
-def _with_weights(x: Any, y: Any, options: dict[str, Any]) -> Any:
-    """Move the argument ``sample_weight`` into the inputs if there is no y, since Keras would drop it."""
-    if y is not None or not isinstance(x, Mapping) or options.get("sample_weight") is None:
-        return x
-    return {**x, "sample_weight": options.pop("sample_weight")}
 
 
 def _mask_labels(

@@ -60,7 +60,8 @@ class DistillationLoss(Objective):
         self, model: Trainable, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None
     ) -> NamedTerms:
         """Return the terms of the loss, the student's own first; ``params`` may have projections beside the student's."""
-        d, teacher, inputs = self.distillation, self.teacher, dict(batch)
+        d, teacher = self.distillation, self.teacher
+        inputs = heads.standard_batch(ops, model.head, model.config, batch)
         if HEADS[model.head].shifts_labels and "decoder_input_ids" not in inputs:  # the student's for the teacher too
             inputs["decoder_input_ids"] = shift_right(ops, inputs["labels"], model.config)
         outputs, terms = model.outputs(params, inputs, key), {}

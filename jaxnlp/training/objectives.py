@@ -13,7 +13,7 @@ import jax
 from duonlp import heads
 from duonlp.config import TransformerConfig
 from duonlp.heads import ROW_MASK
-from duonlp.inputs import check_inputs, model_inputs
+from duonlp.inputs import check_inputs, check_weights, model_inputs
 from duonlp.typing import Batch
 from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params
@@ -96,6 +96,7 @@ class Objective:
         """Raise InputError if the model does not take its inputs and labels in a batch of NumPy arrays."""
         labels = {name: batch[name] for name in model.labels if name in batch}
         check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
+        check_weights(model.config, model.head, batch)
 
     def describe(self) -> dict[str, Any]:
         """Return entries of run.json that must be the same to resume a run."""
@@ -121,6 +122,7 @@ class HeadLoss(Objective):
         """Raise InputError unless the batch is the model's inputs and labels, and perhaps weights and a mask of rows."""
         inputs = {name: value for name, value in batch.items() if name not in ("sample_weight", ROW_MASK)}
         check_inputs(model.config, model.head, inputs)
+        check_weights(model.config, model.head, batch)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, outputs_of
+from duonlp.labels import array_of
 from duonlp.training.config import AXES, PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
@@ -244,7 +245,7 @@ class Step:
         Raises:
             InputError: The model does not take the batch; or B does not divide, and rows cannot be masked.
         """
-        batch = {name: np.asarray(value) for name, value in batch.items()}
+        batch = {name: np.asarray(array_of(name, value)) for name, value in batch.items()}
         rows = batch_sharding(self.mesh)
         if self._own_rows:
             return {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}

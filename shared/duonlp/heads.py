@@ -13,10 +13,16 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.labels import (
+    IGNORED,
+    WEIGHTS,
+    check_against_logits,
+    dtype_of,
+    is_integral,
+    standard_labels,
+    standard_weights,
+)
 from duonlp.typing import Array, Batch, Ops
-
-IGNORED = -100
-"""Label that the loss ignores."""
 
 NO_POSITION = 2**30
 """Start and end position of padding rows: beyond every sequence, so that question answering ignores the row."""
@@ -68,16 +74,21 @@ class Output:
 
         Args:
             config: Configuration of the model.
-            labels: Labels of a batch, or None. Without a problem_type, integers mean one class per text and other
-                numbers several, as in Transformers.
+            labels: Labels of a batch, or None. Without a problem_type, integers and bool mean one class per text, and floats
+                several classes, as in Transformers.
         """
-        if self.kind != BY_PROBLEM_TYPE:
+        if not self.is_by_problem_type:
             return self.kind
         if config.problem_type is not None:
             return PROBLEM_KINDS[config.problem_type]
         if config.num_labels == 1:
             return "regression"
         return "softmax" if labels is None or are_class_ids(labels) else "bernoulli"
+
+    @property
+    def is_by_problem_type(self) -> bool:
+        """Whether its kind depends on ``config.problem_type``."""
+        return self.kind == BY_PROBLEM_TYPE
 
     def classes(self, config: TransformerConfig) -> int | None:
         """Return the number of classes that labels may name; None if it depends on the batch."""
@@ -198,6 +209,26 @@ def check_label_smoothing(head: str, config: TransformerConfig, label_smoothing:
             )
 
 
+def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch) -> dict[str, Any]:
+    """Return a batch with its labels, and weights [B, 1], in the form that losses take; see :mod:`duonlp.labels`.
+
+    Args:
+        ops: Array operations of the framework.
+        head: Head of the model.
+        config: Configuration of the model.
+        batch: Inputs, labels and ``sample_weight``; may be traced.
+
+    Raises:
+        InputError: The head's loss does not take labels of this form.
+    """
+    outputs = [output for output in outputs_of(head, config) if batch.get(output.labels) is not None]
+    batch = {**batch, **{o.labels: standard_labels(ops, o, config, batch[o.labels]) for o in outputs}}
+    weights = batch.get(WEIGHTS)
+    if outputs and weights is not None and tuple(getattr(weights, "shape", ())[1:]) == (1,):
+        batch[WEIGHTS] = standard_weights(ops, outputs[0], batch[outputs[0].labels], weights)
+    return batch
+
+
 def loss_terms(
     ops: Ops,
     losses: ModuleType,
@@ -215,25 +246,28 @@ def loss_terms(
         head: Head of the model.
         config: Configuration of the model.
         outputs: Outputs of the model for the inputs in `batch`.
-        batch: The head's labels; ``attention_mask`` where the head counts attended tokens; optionally ``sample_weight``
-            float [B] (or of the labels' shape), which multiplies the sums and leaves the counts unchanged, and
-            :data:`ROW_MASK`.
+        batch: The head's labels, in any form of :mod:`duonlp.labels`; ``attention_mask`` where the head counts attended
+            tokens; optionally ``sample_weight`` [B] (or of the labels' shape, or a dict of these by output), which
+            multiplies the sums and leaves the counts unchanged, and :data:`ROW_MASK`.
         label_smoothing: Label smoothing of every cross-entropy over classes.
 
     Returns:
         {output: (sum, count)}, float32 [] each; the loss is the total of sum / count. Counts depend on the labels only.
 
     Raises:
-        InputError: `label_smoothing` is not 0 and the loss is not a cross-entropy over classes.
+        InputError: `label_smoothing` is not 0 and the loss is not a cross-entropy over classes; or labels or weights have
+            another form.
     """
-    terms, rows = {}, batch.get(ROW_MASK)
+    terms, rows, batch = {}, batch.get(ROW_MASK), standard_batch(ops, head, config, batch)
     for output in outputs_of(head, config):
-        labels = output.align(batch[output.labels])
-        logits, weight = output.align(outputs[output.logits], True), output.align(batch.get("sample_weight"))
+        labels, weight = batch[output.labels], batch.get(WEIGHTS)
+        weight = output.align(standard_weights(ops, output, labels, weight))
+        labels, logits = output.align(labels), output.align(outputs[output.logits], True)
         kind = output.kind_for(config, labels)
+        check_against_logits(output, kind, labels, logits)
         if kind in ("softmax", "span"):
             if kind == "span":  # positions beyond the sequence are ignored
-                length, labels = ops.size(logits, 1), ops.cast(labels, "int32")
+                length = ops.size(logits, 1)
                 labels = ops.where(labels >= length, IGNORED, ops.maximum(labels, 0))
             if rows is not None:
                 labels = ops.where(_mask_rows(ops, rows, labels), labels, IGNORED)
@@ -258,6 +292,5 @@ def _mask_rows(ops: Ops, rows: Array, labels: Array) -> Array:
 
 
 def are_class_ids(labels: Array) -> bool:
-    """Return whether labels, an array of any framework, are integers."""
-    dtype = np.asarray(labels).dtype if not hasattr(labels, "dtype") else labels.dtype
-    return np.dtype(getattr(dtype, "as_numpy_dtype", dtype)).kind in "iu"
+    """Return whether labels, an array of any framework, are integers or bool."""
+    return is_integral(dtype_of(labels if hasattr(labels, "dtype") else np.asarray(labels)))

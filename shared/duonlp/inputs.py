@@ -8,13 +8,10 @@ import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.heads import HEADS, IGNORED, outputs_of
+from duonlp.heads import HEADS, outputs_of
 from duonlp.input_specs import InputSpec
+from duonlp.labels import WEIGHTS, Shape, array_of, check_values, check_weight_form, concrete_array, static_shape
 from duonlp.typing import Array
-
-Shape = tuple[int | None, ...]
-"""A shape with None for each unknown size."""
-
 
 TEACHER = "teacher_"
 """Prefix of the inputs in a batch that only a teacher with its own tokenizer reads."""
@@ -88,16 +85,16 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
             raise InputError(f"unknown input {name!r}; a {head} model takes {', '.join(allowed)}")
     if main.name not in present:
         raise InputError(f"the inputs are {', '.join(present) or 'empty'}; a model needs {main.name}")
-    shape = _shape(main.name, present[main.name])
+    shape = static_shape(main.name, present[main.name])
     _check_main(cfg, head, main, shape, cached)
     target = _check_decoder(cfg, head, present, shape, cached) if cfg.decoder is not None else {}
     for name in present.keys() - target.keys() - {main.name}:
         follows_main = name in specs or any(o.per_token and o.labels == name for o in HEADS[head].outputs)
-        _check_shape(name, _shape(name, present[name]), main.name, shape, follows_main, head, cached)
+        _check_shape(name, static_shape(name, present[name]), main.name, shape, follows_main, head, cached)
     for name, spec in specs.items():
         if name in present and spec.limit is not None:
             _check_range(name, present[name], spec.limit, spec.kind)
-    _check_labels(cfg, head, present)
+    _check_labels(cfg, head, present, shape)
 
 
 def _check_main(cfg: TransformerConfig, head: str, spec: InputSpec, shape: Shape | None, cached: bool) -> None:
@@ -129,7 +126,7 @@ def _check_decoder(
     names = [spec.name for spec in cfg.inputs if "target_length" in spec.axes]
     names += HEADS[head].label_names if HEADS[head].shifts_labels else ()
     target = {name: inputs[name] for name in names if name in inputs}
-    shapes = {name: _shape(name, value) for name, value in target.items()}
+    shapes = {name: static_shape(name, value) for name, value in target.items()}
     main, limit = main_input(cfg), cfg.decoder.max_length
     for name, shape in shapes.items():
         if shape is None:
@@ -148,7 +145,7 @@ def _check_decoder(
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"decoder inputs and labels differ in length: {listing}; pad them to one length")
-    ids = _concrete(inputs[main])
+    ids = concrete_array(inputs[main])
     if HEADS[head].pooling == "classification" and cfg.classification.token == "last_eos" and ids is not None:
         without_eos = np.flatnonzero(~(ids == cfg.eos_token_id).any(axis=-1))
         if without_eos.size:
@@ -157,18 +154,6 @@ def _check_decoder(
                 f"{cfg.model_type} classifies; tokenize with add_special_tokens=True"
             )
     return target
-
-
-def _shape(name: str, values: Any) -> Shape | None:
-    """Return the shape with None for each unknown size; None if even the rank is unknown."""
-    if not hasattr(values, "shape"):
-        try:
-            return np.shape(values)
-        except ValueError:
-            raise InputError(f"{name}: rows differ in length; pass padding=True to the tokenizer") from None
-    if getattr(values.shape, "rank", 0) is None:
-        return None
-    return tuple(size if isinstance(size, int) else None for size in values.shape)
 
 
 def _check_shape(
@@ -201,44 +186,46 @@ def _check_shape(
         raise InputError(f"{name} has shape {shape} and {main} {main_shape}; they must {requirement}")
 
 
-def _check_labels(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array]) -> None:
-    """Raise InputError if class or token ids among the labels are out of range."""
+def _check_labels(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array], main: Shape | None) -> None:
+    """Raise InputError for labels whose form or values the head's loss does not take."""
+    choices = main[1] if HEADS[head].has_choices and main is not None else None
     for output in outputs_of(head, cfg):
-        labels, classes = _concrete(inputs.get(output.labels)), output.classes(cfg)
-        if labels is None or classes is None or output.over in ("pair", "order"):
-            continue
-        if output.kind_for(cfg, labels) == "softmax":
-            kind = "token ids" if output.over == "vocabulary" else "class ids"
-            _check_range(output.labels, labels, classes, kind, IGNORED)
+        if output.labels in inputs:
+            check_values(output, cfg, inputs[output.labels], choices, inputs.get("attention_mask"))
 
 
-def _concrete(values: Any) -> np.ndarray | None:
-    """Return the values as an array; None if they are missing, traced, symbolic, or on other processes' devices."""
-    if values is None:
-        return None
-    kinds = {kind.__name__ for kind in type(values).__mro__}
-    if kinds & {"Tracer", "KerasTensor", "SymbolicTensor"} or not getattr(values, "is_fully_addressable", True):
-        return None
-    try:
-        return np.asarray(values)
-    except NotImplementedError:  # a TensorFlow variable inside a graph
-        return None
+def check_weights(cfg: TransformerConfig, head: str, batch: Mapping[str, Any]) -> None:
+    """Raise InputError unless a batch's ``sample_weight``, if it has one, fits its rows or its labels.
+
+    Args:
+        cfg: Model configuration.
+        head: Name of the model's head.
+        batch: Inputs, labels and weights by name.
+    """
+    weights = batch.get(WEIGHTS)
+    if weights is None:
+        return
+    labels = {o: batch[o.labels] for o in outputs_of(head, cfg) if batch.get(o.labels) is not None}
+    if isinstance(weights, Mapping):
+        names = {name for output in outputs_of(head, cfg) for name in (output.labels, output.logits)}
+        if unknown := weights.keys() - names:
+            raise InputError(f"{WEIGHTS} has {sorted(unknown)}; it may have {', '.join(sorted(names))}")
+    for output, values in labels.items():
+        own = weights.get(output.labels, weights.get(output.logits)) if isinstance(weights, Mapping) else weights
+        if own is not None:
+            check_weight_form(output, array_of(output.labels, values), own)
 
 
-def _check_range(name: str, values: Any, size: int, kind: str, ignored: int | None = None) -> None:
-    """Raise InputError unless all concrete values are integers from 0 to ``size`` - 1, or ``ignored``."""
-    array = _concrete(values)
+def _check_range(name: str, values: Any, size: int, kind: str) -> None:
+    """Raise InputError unless all concrete values are integers from 0 to ``size`` - 1."""
+    array = concrete_array(values)
     if array is None:
         return
     if array.dtype.kind not in "iu":
         raise InputError(f"{name} must be integers, got {array.dtype}")
-    if ignored is not None:
-        array = array[array != ignored]
     if array.size and (array.min() < 0 or array.max() >= size):
         invalid = array.max() if array.max() >= size else array.min()
-        if name == "labels":
-            advice = f"use {ignored} where there is no label"
-        elif kind == "positions":
+        if kind == "positions":
             advice = "pass positions in this range"
         else:
             advice = "check that the tokenizer belongs to the model"

@@ -16,6 +16,7 @@ from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, Output, outputs_of
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs
+from duonlp.labels import WEIGHTS
 from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
@@ -213,7 +214,8 @@ class Distiller(TrainerMixin, keras.Model):
         batch = named_inputs(self.config, batch)
         inputs = model_inputs(self.config, batch)
         if self._uses_labels(self.distillation):
-            super().check_batch(inputs | self._labels(batch, y))
+            weights = {name: batch[name] for name in (WEIGHTS,) if name in batch}
+            super().check_batch(inputs | weights | self._labels(batch, y))
         else:
             check_inputs(self.config, self.head, inputs)
         main = main_input(self.config)
@@ -272,7 +274,7 @@ class Distiller(TrainerMixin, keras.Model):
         added = teacher_terms(
             d, self.student, self.teacher, outputs, batch[TEACHER_OUTPUTS], batch, label_order=order,
             projections={name: {"kernel": kernel.value} for name, kernel in self._untracked.projections.items()},
-            sample_weight=batch.get("sample_weight"),
+            sample_weight=batch.get(WEIGHTS),
         )  # fmt: skip
         terms |= {name: (factor * total, count) for name, (total, count, factor) in added.items()}
         return terms | self._added_terms(self.student.losses, self._share(training)), outputs

@@ -45,6 +45,8 @@ class TrainStep(_Model):
 
     # Created by keras.Model.compile.
     _loss_tracker: Any
+    _compile_loss: Any
+    _compile_metrics: Any
     optimizer: Any
 
     def trained_model(self) -> Any:
@@ -93,6 +95,10 @@ class TrainStep(_Model):
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
         check_label_smoothing(self.head, self.config, label_smoothing)
+        self._compile_loss = self._compile_metrics = (
+            None  # Keras keeps those of an earlier compile that are not replaced
+        )
+        self.__dict__.pop("loss", None)
         with self.distribute_strategy.scope():
             super().compile(optimizer, *args, **options)
             # Not by assignment, since Keras would then count it among the layer's metrics as well.

@@ -60,8 +60,9 @@ def fit(
         model: A tfnlp model with float32 parameters and a head with a loss; it is compiled anew.
         batches: Dicts of NumPy arrays [B, ...], the model's inputs and labels: ``LabelledBatches`` or ``PairBatches`` of
             duonlp.data, or another object with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
-            batch is one optimizer step. Without ``len()``, set ``config.steps``. An optional ``sample_weight`` [B] multiplies
-            the terms of the loss but not their count, which is the divisor.
+            batch is one optimizer step. Without ``len()``, set ``config.steps``. Labels may have any form of
+            :mod:`duonlp.labels`. An optional ``sample_weight``, [B] or of the labels' shape, multiplies the terms of the loss but
+            not their count, which is the divisor.
         config: Settings of the run; the defaults of FitConfig if None.
         folder: Folder for the best model (``best/``), checkpoints, run.json, metrics.jsonl and learning_curve.json. None
             writes nothing.

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
+from duonlp.labels import array_of
 from duonlp.training.fit_loop import count_examples, endless_batches
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
@@ -140,7 +141,7 @@ class Source:
 
     def _split(self, batch: Batch, parts: int) -> list[dict[str, np.ndarray]]:
         """Split a batch into parts with equally many rows."""
-        arrays = {name: narrow_dtype(value) for name, value in batch.items()}
+        arrays = {name: narrow_dtype(array_of(name, value)) for name, value in batch.items()}
         if parts == 1:
             return [arrays]
         rows = len(next(iter(arrays.values())))

@@ -44,7 +44,7 @@ def distillation_terms(
         batch: Inputs of the student and labels, which determine the tokens and rows that count.
         projections: As from :func:`init_projections`, if the widths differ.
         label_order: As from :func:`check_pair`.
-        sample_weight: [B], or [B, T] where every token has an output.
+        sample_weight: [B], or [B, T] where every token has an output; or a dict of these by the names of labels or outputs.
 
     Returns:
         {name: (sum, count, factor)}; the loss is the total of factor * sum / count. A loss over several pairs of layers sums
@@ -61,7 +61,10 @@ def distillation_terms(
         pair = tuple(output.align(logits, is_logits=True) for logits in pair)
         if label_order is not None:
             pair = pair[0], losses.reorder_labels(pair[1], label_order)
-        mask, weights = _logits_mask(ops, distillation, student.head, output, batch), output.align(sample_weight)
+        mask, weights = _logits_mask(ops, distillation, student.head, output, batch), sample_weight
+        if isinstance(weights, Mapping):
+            weights = weights.get(output.labels, weights.get(output.logits))
+        weights = output.align(weights)
         if kind == "span" and batch.get("attention_mask") is not None:
             pair = tuple(_without_padding(ops, logits, batch["attention_mask"]) for logits in pair)
         factor = (1 - distillation.alpha) * output.share
@@ -74,6 +77,8 @@ def distillation_terms(
         terms[next(names)] = total, count, factor
     if distillation.losses:
         mask = _token_mask(ops, student, batch)
+        if isinstance(sample_weight, Mapping):  # by output, of which a text's hidden states have the mean
+            sample_weight = sum(sample_weight.values()) / len(sample_weight)
         layers = student.config.as_decoder().num_layers, teacher.config.as_decoder().num_layers
         models = (student, student_outputs), (teacher, teacher_outputs)
         for loss, name in zip(distillation.losses, names):

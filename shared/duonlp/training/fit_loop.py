@@ -11,7 +11,7 @@ import numpy as np
 
 from duonlp.checkpoints.atomic_folder import remove_leftovers
 from duonlp.errors import InputError
-from duonlp.heads import IGNORED
+from duonlp.labels import IGNORED, WEIGHTS, array_of
 from duonlp.schema import shorten
 from duonlp.training.best import EVALUATE, Best
 from duonlp.training.fit_config import FitConfig
@@ -111,11 +111,11 @@ def _batches_from(batches: Any, epoch: int, first: int) -> Iterable[Batch]:
 def count_examples(batch: Batch) -> int:
     """Return the number of rows of a batch except padding rows, whose labels are all -100 or whose weight is 0."""
     rows = len(next(iter(batch.values())))
-    labels, real = np.asarray(batch.get("labels", 0)), np.ones(rows, bool)
+    labels, real = np.asarray(array_of("labels", batch.get("labels", 0))), np.ones(rows, bool)
     if labels.ndim and (labels.ndim > 1 or labels.dtype.kind in "iu"):
         real &= (labels != IGNORED).reshape(rows, -1).any(axis=1)
-    if "sample_weight" in batch:
-        real &= (np.asarray(batch["sample_weight"]) != 0).reshape(rows, -1).any(axis=1)
+    if WEIGHTS in batch:
+        real &= (np.asarray(array_of(WEIGHTS, batch[WEIGHTS])) != 0).reshape(rows, -1).any(axis=1)
     return int(real.sum())
 
 

@@ -320,3 +320,24 @@ def test_an_unusable_metric_fails_before_the_first_step(metric, options, message
             validation=pair_batches(8), mesh=one_device(),
             evaluate=GenerationScorer(pair_batches(8), tokenizer(), metric, max_new_tokens=4, **options),
         )  # fmt: skip
+
+
+def test_labels_and_weights_of_other_forms_train_alike():
+    """As in tfnlp; see tests/duonlp/test_labels.py for what is refused."""
+    (batch,) = Sentences(8).epoch(0)
+    ids, labels, weights = batch["input_ids"], batch["labels"], np.arange(8, dtype=np.float32)
+    step = FitStep(classifier(), settings(), one_device())
+    logits = np.asarray(classifier()(ids)["logits"], np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(8), labels]
+    for form in (labels, labels[:, None].astype("uint8"), labels.tolist(), labels.astype(bool)):
+        for row_weights in (weights, weights[:, None], weights.tolist()):
+            one = {"input_ids": ids, "labels": form, "sample_weight": row_weights}
+            loss = step.evaluate(step.init_state()["params"], [one])["loss"]
+            assert loss == pytest.approx((losses * weights).mean(), rel=1e-5)
+    for name, value in (
+        ("labels", labels.astype("f4")),
+        ("labels", np.eye(3, dtype=int)[labels]),
+        ("sample_weight", np.ones(3)),
+    ):
+        with pytest.raises(InputError, match=f"{name} "):
+            step.put(batch | {name: value})
