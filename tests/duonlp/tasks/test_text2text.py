@@ -458,3 +458,12 @@ def test_targets_have_line_breaks_of_pegasus():
 def test_stop_sequences():
     with pytest.raises(InputError, match="two names of one option"):
         make(stop_sequence="a", stop_strings="b")
+
+
+def test_evaluations_of_training_see_line_breaks_of_pegasus():
+    from duonlp.training.generated import GenerationScorer
+
+    tokenizer = line_break_tokenizer()
+    evaluation = GenerationScorer([], tokenizer, lambda predictions, references: {})
+    (text,) = evaluation._decode(np.array([tokenizer.convert_tokens_to_ids(["w0", "<n>", "w1", "</s>"])]))
+    assert [line.strip() for line in text.split("\n")] == ["w0", "w1"]
