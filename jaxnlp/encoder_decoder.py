@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from duonlp.config import DecoderConfig, TransformerConfig
-from duonlp.inputs import main_input
-from duonlp.seq2seq import decoder_input_ids
+from duonlp.inputs import decoder_input_ids, main_input
 from jaxnlp import ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.transformer import Stack, StackOutput, attention_bias, attention_biases

@@ -6,8 +6,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import DecoderConfig, TransformerConfig
-from duonlp.inputs import main_input
-from duonlp.seq2seq import decoder_input_ids
+from duonlp.inputs import decoder_input_ids, main_input
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.transformer import Stack, StackOutput, attention_bias, attention_biases

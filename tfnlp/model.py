@@ -111,7 +111,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
             output_attentions: Whether to add ``attentions``, a tuple of [B, N, T, S]; for an encoder-decoder
                 ``encoder_attentions``, ``decoder_attentions`` and ``cross_attentions``.
             decoder_input_ids: int [B, U], input of an encoder-decoder's decoder. By default the labels shifted
-                to the right (duonlp.seq2seq.shift_right), or the source for families that do so.
+                to the right (duonlp.inputs.shift_right), or the source for families that do so.
             decoder_attention_mask: [B, U], or None if all tokens are real.
             decoder_position_ids: int [B, U], or None for the family's default.
             cache: Keys and values of earlier positions, see transformer.init_cache. Every layer has a slot for each

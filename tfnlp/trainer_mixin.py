@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of
-from duonlp.inputs import TEACHER, check_inputs, check_weights, named_inputs
+from duonlp.inputs import TEACHER, check_inputs, check_weights, named_inputs, shift_right
 from duonlp.labels import WEIGHTS, standard_weights
-from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops

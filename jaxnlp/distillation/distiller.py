@@ -17,8 +17,7 @@ from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
-from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs
-from duonlp.seq2seq import shift_right
+from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, shift_right
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches

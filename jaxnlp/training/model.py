@@ -27,8 +27,7 @@ from duonlp.checkpoints.pretrained import check_head, default_generation_config,
 from duonlp.config import TransformerConfig
 from duonlp.generation import GenerationConfig
 from duonlp.heads import outputs_of
-from duonlp.inputs import model_inputs
-from duonlp.seq2seq import shift_right
+from duonlp.inputs import model_inputs, shift_right
 from duonlp.typing import Batch
 from jaxnlp import ops
 from jaxnlp.heads import HEADS

@@ -15,9 +15,8 @@ from duonlp.distillation.pair import Distillation, check_block_labels, check_pai
 from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, Output, outputs_of
-from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs
+from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs, shift_right
 from duonlp.labels import WEIGHTS
-from duonlp.seq2seq import shift_right
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
 from duonlp.typing import BatchStream

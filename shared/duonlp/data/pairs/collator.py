@@ -11,7 +11,7 @@ from duonlp.data.pairs.summaries import Pair, has_text
 from duonlp.data.rows.token_rows import TokenRows
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
-from duonlp.seq2seq import shift_right
+from duonlp.inputs import shift_right
 from duonlp.util.buckets import bucket
 from duonlp.util.tokenization import LINE_BREAK, has_line_break_token, tokenize
 
