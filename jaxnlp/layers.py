@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
+from duonlp.dtypes import FLOAT16_BOUND
 from jaxnlp.products import matmul, matmul_transposed
 
 KeyValues: TypeAlias = dict[str, jax.Array]
@@ -225,6 +226,11 @@ def _keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
             group = i // 4 + 1
             x, y = x + keys[group % 3], y + keys[(group + 1) % 3] + jnp.uint32(group)
     return x >= jnp.uint32(round(rate * 2**32))
+
+
+def clamp(x: jax.Array) -> jax.Array:
+    """Clamp float16 values to FLOAT16_BOUND; return other dtypes unchanged."""
+    return jnp.clip(x, -FLOAT16_BOUND, FLOAT16_BOUND) if x.dtype == jnp.float16 else x
 
 
 def rotate(x: jax.Array, rotation: Rotation, config: RotaryConfig) -> jax.Array:

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
+from duonlp.dtypes import FLOAT16_BOUND
 
 KeyValues: TypeAlias = dict[str, tf.Tensor]
 """Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
@@ -63,6 +64,11 @@ def dense(size: int, name: str, dtype: keras.DTypePolicy, bias: bool = True) -> 
     return keras.layers.Dense(size, use_bias=bias, kernel_initializer="zeros", dtype=dtype, name=name)
 
 
+def clamp(x: tf.Tensor) -> tf.Tensor:
+    """Clamp float16 values to FLOAT16_BOUND; return other dtypes unchanged."""
+    return tf.clip_by_value(x, -FLOAT16_BOUND, FLOAT16_BOUND) if x.dtype == tf.float16 else x
+
+
 def flatten_tokens(x: tf.Tensor) -> tf.Tensor:
     """Reshape [..., D] to [tokens, D]: TensorFlow fuses matmul, bias and activation for matrices only."""
     return tf.reshape(x, [-1, x.shape[-1]])
@@ -74,6 +80,10 @@ class Dropout(keras.layers.Dropout):
     Draws 16 random bits per element, where Keras draws 32 and converts them to floats. On a CPU, Keras' way
     takes up to a quarter of a training step under XLA.
     """
+
+    def __init__(self, rate: float, **options: Any):
+        # Keras would cast float32 inputs of a float16 model, which may exceed 65504.
+        super().__init__(rate, autocast=False, **options)
 
     def call(self, inputs: tf.Tensor, training: bool | None = False) -> tf.Tensor:
         """Apply dropout to inputs of any shape and dtype."""
@@ -98,7 +108,8 @@ class LayerNorm(keras.layers.LayerNormalization):
     def __init__(
         self, size: int, epsilon: float, *, bias: bool = True, dtype: keras.DTypePolicy, name: str | None = None
     ):
-        super().__init__(epsilon=epsilon, center=bias, dtype=dtype, name=name)
+        # Without autocast, the parameters stay in float32, and so do inputs that float16 cannot hold.
+        super().__init__(epsilon=epsilon, center=bias, dtype=dtype, name=name, autocast=False)
         self.size = size
 
     def build(self, input_shape: Any = None) -> None:
