@@ -28,11 +28,15 @@ Rotation: TypeAlias = tuple[tf.Tensor, tf.Tensor]
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
     """Apply exact gelu, 0.5 x (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+    if x.dtype == tf.float16:  # in which 1 + erf(x) has few digits for negative x
+        return 0.5 * x * tf.math.erfc(x * -math.sqrt(0.5))
     return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
     """Apply the tanh approximation of gelu that GPT-2 uses."""
+    if x.dtype == tf.float16:  # in which 1 + tanh(x) has few digits for negative x
+        return x * tf.sigmoid(x * (2 * math.sqrt(2 / math.pi) * (1.0 + 0.044715 * x * x)))
     return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -52,7 +56,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "sigmoid": tf.sigmoid,
     "tanh": tf.tanh,
     "leaky_relu": lambda x: tf.nn.leaky_relu(x, alpha=0.01),
-    "hardswish": lambda x: x * tf.nn.relu6(x + 3.0) / 6.0,
+    "hardswish": lambda x: x * (tf.nn.relu6(x + 3.0) / 6.0),
     "laplace": lambda x: 0.5 * (1.0 + tf.math.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "linear": lambda x: x,
 }
