@@ -45,7 +45,9 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
-        options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {
+            "use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs
+        }  # fmt: skip
         if config.gated:
             self.gate = Linear(hidden_size, config.size, **options)
         self.up = Linear(hidden_size, config.size, **options)
