@@ -13,6 +13,7 @@ from tests.engines import difference
 from tests.overflows import case, large_attention, large_blocks, large_last_encoder_layer
 from tfnlp.head_layers import Pooler
 from tfnlp.layers import ACTIVATIONS, Dropout, LayerNorm
+from tfnlp.steps.terms import MeanOfTerms
 from tfnlp.training import Schedule, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("eagerly")
@@ -134,3 +135,14 @@ def test_training_parameters_stored_in_half_precision():
     brain = tfnlp.AutoModelForSequenceClassification.from_config(one.hf, dtype="bfloat16", param_dtype="bfloat16")
     brain.compile(make_optimizer("adamw", 1e-3, brain))
     assert np.isfinite(brain.fit(one.inputs(), verbose=0).history["loss"]).all()
+
+
+def test_losses_are_summed_in_float32_whatever_floatx_is():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float16")
+    try:
+        metric = MeanOfTerms()
+        metric.update_state({"logits": (tf.constant(80_000.0), tf.constant(40_001.0))})
+        assert metric.result() == np.float32(80_000) / np.float32(40_001)
+    finally:
+        keras.config.set_floatx(before)
