@@ -6,6 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
+from duonlp.dtypes import without_float16
 from jaxnlp.layers import ACTIVATIONS, Linear, dropout, make_norm
 from jaxnlp.products import matmul_transposed
 
@@ -44,8 +45,9 @@ class Pooler(nnx.Module):
         elif token == "mean_with_padding" or (token == "mean" and attention_mask is None):
             x = hidden_states.mean(axis=1)
         elif token == "mean":
-            mask = jnp.expand_dims(attention_mask != 0, -1).astype(hidden_states.dtype)  # [B, T, 1]
-            x = (hidden_states * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+            wide = hidden_states.astype(without_float16(hidden_states.dtype))  # the sum may exceed 65504
+            mask = jnp.expand_dims(attention_mask != 0, -1).astype(wide.dtype)  # [B, T, 1]
+            x = ((wide * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)).astype(hidden_states.dtype)
         elif token in ("last_non_padding", "last_eos"):
             assert last_index is not None, f"pooling {token!r} needs last_index"
             x = jnp.take_along_axis(hidden_states, last_index.reshape(-1, 1, 1), axis=1)[:, 0]

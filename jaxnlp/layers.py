@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
+from duonlp.dtypes import FLOAT16_BOUND, without_float16
 from jaxnlp.products import matmul, matmul_transposed
 
 KeyValues: TypeAlias = dict[str, jax.Array]
@@ -28,6 +29,8 @@ Rotation: TypeAlias = tuple[jax.Array, jax.Array]
 
 def gelu(x: jax.Array) -> jax.Array:
     """Apply exact gelu, 0.5 x (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+    if x.dtype == jnp.float16:  # in which 1 + erf(x) has few digits for negative x
+        return 0.5 * x * jax.lax.erfc(x * -math.sqrt(0.5))
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -42,7 +45,13 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     An exponential is cheaper than a tanh and keeps its precision for very negative x. Only x is saved for the
     gradient.
     """
-    return x * _gelu_gate(x)
+    wide = _without_float16(x)
+    return (wide * _gelu_gate(wide)).astype(x.dtype)
+
+
+def _without_float16(x: jax.Array) -> jax.Array:
+    """Return float16 values as float32, where x * x * x does not overflow."""
+    return x.astype(without_float16(x.dtype))
 
 
 def _gelu_gate(x: jax.Array) -> jax.Array:
@@ -52,8 +61,7 @@ def _gelu_gate(x: jax.Array) -> jax.Array:
 
 def _gelu_tanh_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     slope, cubic = GELU_TANH
-    dtype = x.dtype
-    x = x.astype(jnp.promote_types(dtype, jnp.bfloat16))  # x * x * x overflows in float16
+    dtype, x = x.dtype, _without_float16(x)
     gate = _gelu_gate(x)
     return ((cotangent * gate * (1 + (1 - gate) * x * (x * x * (3 * slope * cubic) + slope))).astype(dtype),)
 
@@ -225,6 +233,11 @@ def _keep_mask(key: jax.Array, rate: float, shape: Sequence[int]) -> jax.Array:
             group = i // 4 + 1
             x, y = x + keys[group % 3], y + keys[(group + 1) % 3] + jnp.uint32(group)
     return x >= jnp.uint32(round(rate * 2**32))
+
+
+def clamp(x: jax.Array) -> jax.Array:
+    """Clamp float16 values to FLOAT16_BOUND; return other dtypes unchanged."""
+    return jnp.clip(x, -FLOAT16_BOUND, FLOAT16_BOUND) if x.dtype == jnp.float16 else x
 
 
 def rotate(x: jax.Array, rotation: Rotation, config: RotaryConfig) -> jax.Array:

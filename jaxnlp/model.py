@@ -34,7 +34,7 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
 
     Args:
         config: Architecture and sizes of the model.
-        dtype: Compute dtype; norms, softmax and losses stay in float32.
+        dtype: Compute dtype; norms, softmax, pooling and losses stay in float32, and in float16 what LayerConfig says.
         param_dtype: Storage dtype of the parameters.
         rngs: Random streams that initialize the parameters.
     """

@@ -61,11 +61,10 @@ class Pretrained(PretrainedBase, _Module):
         expected = {source.path for source in plan}
         if set(leaves) != expected:
             raise ConfigError(f"model and parameter table differ in {sorted(set(leaves) ^ expected)}")
-        numpy_dtype = np.dtype(jnp.dtype(param_dtype))
         for source in plan:
             leaf = leaves[source.path]
             # Blocks, so that the host copy is freed before the next tensor is read.
-            value = jax.block_until_ready(jnp.asarray(source.read(numpy_dtype)))
+            value = jax.block_until_ready(jnp.asarray(source.read(np.dtype(leaf.dtype))))
             if value.shape != leaf.shape:
                 raise ConfigError(
                     f"{source.path} has shape {leaf.shape} in the model and {value.shape} in the parameter table"

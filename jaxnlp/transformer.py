@@ -8,11 +8,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from duonlp.config import FeedForwardConfig, LayerConfig, LayerPattern, RotaryConfig, TransformerConfig
+from duonlp.dtypes import without_float16
 from duonlp.parameters import layer_blocks, norm_names
 from duonlp.positions import rotary_tables
 from jaxnlp import ops
 from jaxnlp.embeddings import RelativeAttention
-from jaxnlp.layers import ACTIVATIONS, Attention, KeyValues, Linear, Rotation, dropout, make_norm
+from jaxnlp.layers import ACTIVATIONS, Attention, KeyValues, Linear, Rotation, clamp, dropout, make_norm
 
 MASKED = -1e30
 """Bias for masked keys: softmax gives exactly 0, and fully masked rows stay finite."""
@@ -44,16 +45,24 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         self.config = config
-        options = {"use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options: dict[str, Any] = {
+            "use_bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs
+        }  # fmt: skip
         if config.gated:
             self.gate = Linear(hidden_size, config.size, **options)
         self.up = Linear(hidden_size, config.size, **options)
+        if config.float32_output:
+            options |= {"dtype": without_float16(dtype), "param_dtype": without_float16(param_dtype)}
         self.down = Linear(config.size, hidden_size, **options)
 
     def __call__(self, hidden_states: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Apply the block to [B, T, D]."""
         activation, x = ACTIVATIONS[self.config.activation], self.up(hidden_states)
-        x = activation(self.gate(hidden_states)) * x if self.config.gated else activation(x)
+        if self.config.gated:
+            gate = activation(self.gate(hidden_states))
+            x = gate.astype(self.down.dtype) * x.astype(self.down.dtype)  # in float16, the product may overflow
+        else:
+            x = activation(x)
         return self.down(dropout(x, self.config.dropout, rngs))
 
 
@@ -127,8 +136,11 @@ class Layer(nnx.Module):
     def _add(self, hidden_states: jax.Array, x: jax.Array, block: str, rngs: nnx.Rngs | None) -> jax.Array:
         """Add a block's output [B, T, D] to the hidden states, with the norms that follow it and dropout."""
         output_norm, sum_norm = getattr(self, f"{block}_output_norm", None), getattr(self, f"{block}_norm", None)
-        x = hidden_states + dropout(x if output_norm is None else output_norm(x), self.dropout_rate, rngs)
-        return sum_norm(x) if self.post_norm and sum_norm is not None else x
+        bound = clamp if block in self.config.clamped else lambda x: x
+        x = bound(x if output_norm is None else output_norm(x))
+        x = bound(hidden_states + dropout(x, self.dropout_rate, rngs))
+        x = bound(sum_norm(x)) if self.post_norm and sum_norm is not None else x
+        return x.astype(hidden_states.dtype)
 
 
 class Stack(nnx.Module):
@@ -165,8 +177,9 @@ class Stack(nnx.Module):
             Last hidden states [B, T, D]; all hidden states, the input first and the last one normed if so configured; the
             attention probabilities of each step; the updated cache.
         """
+        layers, dtype = self.config.layers, hidden_states.dtype
+        hidden_states = widen(layers, hidden_states)
         states, attentions, new_cache = [hidden_states], [], {}
-        layers = self.config.layers
         positions = layer_positions(layers, bias, position_ids)
         slots = dict(zip(layers.windows, cache_index or ()))
         for step, i in enumerate(self.config.layer_order):
@@ -182,7 +195,7 @@ class Stack(nnx.Module):
         if self.config.norm.final:
             hidden_states = dropout(self.final_norm(hidden_states), self.config.norm.final_dropout, rngs)
             states[-1] = hidden_states if self.config.norm.final_in_hidden_states else states[-1]
-        return hidden_states, states, attentions, None if cache is None else new_cache
+        return hidden_states.astype(dtype), states, attentions, None if cache is None else new_cache
 
     def keys_and_values(self, source: jax.Array) -> dict[str, KeyValues]:
         """Return each step's keys and values of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
@@ -199,6 +212,11 @@ class Stack(nnx.Module):
         if not self.config.attention.relative_buckets:
             return 0.0
         return self.relative_attention(query_positions, key_positions)
+
+
+def widen(layers: LayerPattern, hidden_states: jax.Array) -> jax.Array:
+    """Return the hidden states that enter the layers, in float32 instead of float16 if the layers' sums are float32."""
+    return hidden_states.astype(without_float16(hidden_states.dtype)) if layers.float32_sums else hidden_states
 
 
 def layer_positions(

@@ -5,6 +5,7 @@ changes.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,8 +237,8 @@ class Case:
         """Seed of the random weights and inputs, different for each case."""
         return zlib.crc32(self.name.encode())
 
-    def write(self, folder: Path) -> Path:
-        """Save the model with its random weights in Hugging Face layout."""
+    def write(self, folder: Path, factor: Callable[[str], float] = lambda path: 1.0) -> Path:
+        """Save the model with its random weights, each times a factor by its path, in Hugging Face layout."""
         cfg, spec = self.config, parameters(self.config, self.head)
         # Where attention does not divide scores by sqrt(head_dim) (T5), scale the queries down instead. Otherwise softmax
         # would be so steep that float32 probabilities are not accurate to five digits.
@@ -245,7 +246,7 @@ class Case:
 
         def value(path):
             scale = query_scale if path.endswith("query/kernel") else 1
-            return scale * _value(self.seed, path, spec[path])
+            return factor(path) * scale * _value(self.seed, path, spec[path])
 
         save_checkpoint(folder, cfg, self.head, value, np.float32)
         return folder

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
+from duonlp.dtypes import without_float16
 from tfnlp.layers import ACTIVATIONS, Dropout, dense, flatten_tokens, make_norm
 
 
@@ -52,11 +53,14 @@ class Pooler(keras.layers.Layer):
         token = self.config.token
         if token == "all":
             x = hidden_states
-        elif token == "mean_with_padding" or (token == "mean" and attention_mask is None):
-            x = tf.reduce_mean(hidden_states, axis=1)
-        elif token == "mean":
-            mask = tf.expand_dims(tf.cast(tf.not_equal(attention_mask, 0), hidden_states.dtype), -1)  # [B, T, 1]
-            x = tf.reduce_sum(hidden_states * mask, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1), 1)
+        elif token in ("mean", "mean_with_padding"):
+            wide = tf.cast(hidden_states, without_float16(hidden_states.dtype))  # the sum may exceed 65504
+            if token == "mean" and attention_mask is not None:
+                mask = tf.expand_dims(tf.cast(tf.not_equal(attention_mask, 0), wide.dtype), -1)  # [B, T, 1]
+                mean = tf.reduce_sum(wide * mask, axis=1) / tf.maximum(tf.reduce_sum(mask, axis=1), 1)
+            else:
+                mean = tf.reduce_mean(wide, axis=1)
+            x = tf.cast(mean, hidden_states.dtype)
         elif token in ("last_non_padding", "last_eos"):
             assert last_index is not None, f"pooling {token!r} needs last_index"
             x = tf.gather(hidden_states, last_index, axis=1, batch_dims=1)

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
+from duonlp.dtypes import FLOAT16_BOUND
 
 KeyValues: TypeAlias = dict[str, tf.Tensor]
 """Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
@@ -27,11 +28,15 @@ Rotation: TypeAlias = tuple[tf.Tensor, tf.Tensor]
 
 def gelu(x: tf.Tensor) -> tf.Tensor:
     """Apply exact gelu, 0.5 x (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
+    if x.dtype == tf.float16:  # in which 1 + erf(x) has few digits for negative x
+        return 0.5 * x * tf.math.erfc(x * -math.sqrt(0.5))
     return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
     """Apply the tanh approximation of gelu that GPT-2 uses."""
+    if x.dtype == tf.float16:  # in which 1 + tanh(x) has few digits for negative x
+        return x * tf.sigmoid(x * (2 * math.sqrt(2 / math.pi) * (1.0 + 0.044715 * x * x)))
     return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -51,7 +56,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "sigmoid": tf.sigmoid,
     "tanh": tf.tanh,
     "leaky_relu": lambda x: tf.nn.leaky_relu(x, alpha=0.01),
-    "hardswish": lambda x: x * tf.nn.relu6(x + 3.0) / 6.0,
+    "hardswish": lambda x: x * (tf.nn.relu6(x + 3.0) / 6.0),
     "laplace": lambda x: 0.5 * (1.0 + tf.math.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
     "linear": lambda x: x,
 }
@@ -61,6 +66,11 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 def dense(size: int, name: str, dtype: keras.DTypePolicy, bias: bool = True) -> keras.layers.Dense:
     """Create a plain keras.layers.Dense, which Keras' LoRA and quantization recognize."""
     return keras.layers.Dense(size, use_bias=bias, kernel_initializer="zeros", dtype=dtype, name=name)
+
+
+def clamp(x: tf.Tensor) -> tf.Tensor:
+    """Clamp float16 values to FLOAT16_BOUND; return other dtypes unchanged."""
+    return tf.clip_by_value(x, -FLOAT16_BOUND, FLOAT16_BOUND) if x.dtype == tf.float16 else x
 
 
 def flatten_tokens(x: tf.Tensor) -> tf.Tensor:
@@ -74,6 +84,10 @@ class Dropout(keras.layers.Dropout):
     Draws 16 random bits per element, where Keras draws 32 and converts them to floats. On a CPU, Keras' way
     takes up to a quarter of a training step under XLA.
     """
+
+    def __init__(self, rate: float, **options: Any):
+        # Keras would cast float32 inputs of a float16 model, which may exceed 65504.
+        super().__init__(rate, autocast=False, **options)
 
     def call(self, inputs: tf.Tensor, training: bool | None = False) -> tf.Tensor:
         """Apply dropout to inputs of any shape and dtype."""
@@ -98,7 +112,8 @@ class LayerNorm(keras.layers.LayerNormalization):
     def __init__(
         self, size: int, epsilon: float, *, bias: bool = True, dtype: keras.DTypePolicy, name: str | None = None
     ):
-        super().__init__(epsilon=epsilon, center=bias, dtype=dtype, name=name)
+        # Without autocast, the parameters stay in float32, and so do inputs that float16 cannot hold.
+        super().__init__(epsilon=epsilon, center=bias, dtype=dtype, name=name, autocast=False)
         self.size = size
 
     def build(self, input_shape: Any = None) -> None:

@@ -37,7 +37,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
 
     Args:
         config: Architecture and sizes of the model.
-        dtype: Compute dtype; norms, softmax and losses stay in float32.
+        dtype: Compute dtype; norms, softmax, pooling and losses stay in float32, and in float16 what LayerConfig says.
         param_dtype: Storage dtype of the parameters.
         seed: Seed of the initial parameters; None leaves them at zero, to be filled.
         options: Arguments of keras.Model, such as ``name``.

@@ -16,6 +16,7 @@ from tfnlp.layers import (
     Dropout,
     KeyValues,
     Rotation,
+    clamp,
     dense,
     flatten_tokens,
     make_norm,
@@ -54,7 +55,9 @@ class FeedForward(keras.layers.Layer):
         if config.gated:
             self.gate = dense(config.size, "gate", dtype, config.bias)
         self.up = dense(config.size, "up", dtype, config.bias)
-        self.down = dense(hidden_size, "down", dtype, config.bias)
+        is_half = "float16" in (dtype.compute_dtype, dtype.variable_dtype)
+        down_dtype = keras.DTypePolicy("float32") if config.float32_output and is_half else dtype
+        self.down = dense(hidden_size, "down", down_dtype, config.bias)
         self.dropout = Dropout(config.dropout, dtype=dtype, name="dropout")
 
     def build(self, input_shape: Any = None) -> None:
@@ -66,7 +69,11 @@ class FeedForward(keras.layers.Layer):
         """Apply the block to [B, T, D]."""
         tokens, activation = flatten_tokens(hidden_states), ACTIVATIONS[self.config.activation]
         x = self.up(tokens)
-        x = activation(self.gate(tokens)) * x if self.config.gated else activation(x)
+        if self.config.gated:
+            gate, dtype = activation(self.gate(tokens)), self.down.compute_dtype
+            x = tf.cast(gate, dtype) * tf.cast(x, dtype)  # in float16, the product may overflow
+        else:
+            x = activation(x)
         x = self.down(self.dropout(x, training=training))
         return tf.reshape(x, tf.shape(hidden_states))
 
@@ -154,8 +161,12 @@ class Layer(keras.layers.Layer):
     def _add(self, hidden_states: tf.Tensor, x: tf.Tensor, block: str, training: bool | None) -> tf.Tensor:
         """Add a block's output [B, T, D] to the hidden states, with the norms that follow it and dropout."""
         output_norm, sum_norm = getattr(self, f"{block}_output_norm", None), getattr(self, f"{block}_norm", None)
-        x = hidden_states + self.dropout(x if output_norm is None else output_norm(x), training=training)
-        return sum_norm(x) if self.post_norm and sum_norm is not None else x
+        bound = clamp if block in self.config.clamped else lambda x: x
+        x = bound(x if output_norm is None else output_norm(x))
+        x = self.dropout(x, training=training)
+        x = bound(hidden_states + tf.cast(x, hidden_states.dtype))
+        x = bound(sum_norm(x)) if self.post_norm and sum_norm is not None else x
+        return tf.cast(x, hidden_states.dtype)
 
 
 class Stack(keras.layers.Layer):
@@ -201,8 +212,9 @@ class Stack(keras.layers.Layer):
             Last hidden states [B, T, D]; all hidden states, the input first and the last one normed if so configured; the
             attention probabilities of each step; the updated cache.
         """
+        layers, dtype = self.config.layers, hidden_states.dtype
+        hidden_states = widen(layers, hidden_states)
         states, attentions, new_cache = [hidden_states], [], {}
-        layers = self.config.layers
         positions = layer_positions(layers, bias, position_ids)
         slots = dict(zip(layers.windows, cache_index or ()))
         for step, i in enumerate(self.config.layer_order):
@@ -217,7 +229,7 @@ class Stack(keras.layers.Layer):
         if self.config.norm.final:
             hidden_states = self.dropout(self.final_norm(hidden_states), training=training)
             states[-1] = hidden_states if self.config.norm.final_in_hidden_states else states[-1]
-        return hidden_states, states, attentions, None if cache is None else new_cache
+        return tf.cast(hidden_states, dtype), states, attentions, None if cache is None else new_cache
 
     def keys_and_values(self, source: tf.Tensor) -> dict[str, KeyValues]:
         """Return each step's keys and values of a source [B, S, D]: {"step_i": ...}, see Attention.keys_and_values."""
@@ -234,6 +246,12 @@ class Stack(keras.layers.Layer):
         if not self.config.attention.relative_buckets:
             return 0.0
         return self.relative_attention(query_positions, key_positions)
+
+
+def widen(layers: LayerPattern, hidden_states: tf.Tensor) -> tf.Tensor:
+    """Return the hidden states that enter the layers, in float32 instead of float16 if the layers' sums are float32."""
+    is_wide = layers.float32_sums and hidden_states.dtype == tf.float16
+    return tf.cast(hidden_states, tf.float32) if is_wide else hidden_states
 
 
 def layer_positions(

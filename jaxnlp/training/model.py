@@ -25,6 +25,7 @@ from duonlp import heads
 from duonlp.checkpoints.checkpoint import Source, open_checkpoint
 from duonlp.checkpoints.pretrained import check_head, default_generation_config, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
+from duonlp.dtypes import without_float16
 from duonlp.generation import GenerationConfig
 from duonlp.heads import outputs_of
 from duonlp.inputs import model_inputs, shift_right
@@ -34,7 +35,7 @@ from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.pretrained import Params, parameter_tree, split
 from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
-from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions
+from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions, widen
 
 STACKED = re.compile(r"/layers(?:_(\d+)_(\d+))?/")
 """The part of a path that marks stacked layers: ``/layers/`` holds all, ``/layers_1_3/`` layers 1, 4, 7 ..."""
@@ -183,7 +184,8 @@ class TrainingStack(nnx.Module):
         and that lists are empty unless they are among the outputs.
         """
         key = None if rngs is None else rngs.dropout()
-        pattern = self.config.layers
+        pattern, dtype = self.config.layers, hidden_states.dtype
+        hidden_states = widen(pattern, hidden_states)
         positions = layer_positions(pattern, bias, position_ids)
         x, kinds = shard_rows(hidden_states, self.mesh), {}
         outputs: list[LayerOutputs] = []
@@ -213,7 +215,8 @@ class TrainingStack(nnx.Module):
             x = dropout(self.final_norm(x), self.config.norm.final_dropout, rngs)
         has_states, has_attentions = self.outputs
         states = [hidden_states, *(state for state, _ in outputs[:-1]), x] if has_states else []
-        return x, states, [probabilities for _, probabilities in outputs] if has_attentions else [], None
+        attentions = [probabilities for _, probabilities in outputs] if has_attentions else []
+        return x.astype(dtype), states, attentions, None
 
     def _scan(
         self, layers: Sequence[tuple[Callable, PyTree]], hidden_states: jax.Array
@@ -245,7 +248,8 @@ class TrainingStack(nnx.Module):
 
     def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> tuple[jax.Array, LayerOutputs]:
         """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
-        layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype))
+        kept = ("feed_forward/down",) if self.config.layers.float32_sums else ()
+        layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype, kept))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
@@ -266,15 +270,18 @@ def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
-def gather_parameters(params: PyTree, mesh: Mesh | None, dtype: DTypeLike) -> PyTree:
+def gather_parameters(
+    params: PyTree, mesh: Mesh | None, dtype: DTypeLike, keeps_float32: tuple[str, ...] = ()
+) -> PyTree:
     """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
 
-    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype. Without a mesh nothing is gathered.
+    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype, and so do the layers in
+    `keeps_float32` if `dtype` is float16. Without a mesh nothing is gathered.
     """
 
     def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
         if leaf.ndim > 1:
-            leaf = leaf.astype(dtype)
+            leaf = leaf.astype(without_float16(dtype) if path_of(keys).startswith(keeps_float32) else dtype)
         if mesh is None or mesh.shape["fsdp"] == 1:
             return leaf
         path = "/" + path_of(keys)

@@ -10,6 +10,16 @@ TRAINING_DTYPES = ("float32", "bfloat16")
 """Dtypes of a training run. float16 underflows in gradients unless losses are scaled, as Keras' own fit does."""
 
 
+FLOAT16_BOUND = 64504.0
+"""Magnitude to which layers clamp their states in float16 where LayerConfig says so: 1000 below the largest number, as in
+Transformers."""
+
+
+def without_float16(dtype: Any) -> Any:
+    """Return float32 in place of float16, and any other dtype, of any framework, unchanged."""
+    return "float32" if check_dtype(dtype) == "float16" else dtype
+
+
 def check_dtype(dtype: Any, argument: str = "dtype", allowed: tuple[str, ...] = DTYPES) -> str:
     """Return the name of a dtype.
 

@@ -152,6 +152,9 @@ class FeedForwardConfig:
     bias: bool = True
     gated: bool = False  # activation(x @ gate) * (x @ up), then down
     dropout: float = 0.0  # before the down projection
+    # In float16, keep the down projection's parameters, its product and the sums that it is added to in float32, like
+    # Transformers' T5, whose states exceed 65504.
+    float32_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class LayerConfig:
     # Both blocks read the layer's input, and the layer adds their sum to it. Without a norm of its own, the feed-forward
     # block reads attention's normed input (GPT-J, Phi).
     parallel: bool = False
+    # Blocks ("attention", ...) whose outputs, and the sums with them, are clamped to FLOAT16_BOUND in float16.
+    clamped: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.parallel and self.cross_attention is not None:
@@ -275,6 +280,11 @@ class LayerPattern:
     def rotaries(self) -> tuple[RotaryConfig, ...]:
         """The distinct rotary position embeddings, in order of appearance."""
         return tuple(dict.fromkeys(c.rotary for c in (layer.attention for layer in self) if c.rotary is not None))
+
+    @property
+    def float32_sums(self) -> bool:
+        """Whether the states between the layers are float32 where the model computes in float16."""
+        return any(layer.feed_forward.float32_output for layer in self)
 
     def map(self, change: Callable[[LayerConfig], LayerConfig]) -> "LayerPattern":
         """Return the pattern with a function applied to every layer."""

@@ -8,10 +8,12 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from duonlp.config import AttentionConfig, LayerConfig, NormConfig, PoolingConfig, TransformerConfig
+from duonlp.dtypes import without_float16
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS, SENTENCE_OUTPUTS
 from duonlp.positions import sinusoidal_table, split_sinusoidal_table
@@ -25,16 +27,22 @@ class Parameter:
         shape: Shape of the parameter.
         init: ``normal`` (with ``std``), ``zeros``, ``ones``, ``sinusoidal`` or ``split_sinusoidal``.
         std: Standard deviation of ``normal``.
+        keeps_float32: Whether the parameter is stored in float32 beside others in float16.
     """
 
     shape: tuple[int, ...]
     init: str
     std: float = 0.0
+    keeps_float32: bool = False
 
     @property
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    def stored_dtype(self, dtype: Any) -> Any:
+        """Return the dtype in which the parameter is stored where most are stored in ``dtype``."""
+        return without_float16(dtype) if self.keeps_float32 else dtype
 
 
 HEAD_PREFIXES = ("lm_head", "pooler", "classifier", "qa_outputs", "next_sentence", "sentence_order", "discriminator")
@@ -88,12 +96,14 @@ class _Tree:
         self.rows: dict[str, Parameter] = {}
         self.std, self.fan_in, self.default_norm = std, fan_in, default_norm
 
-    def dense(self, path: str, size_in: int, size_out: int, bias: bool = True, std: float | None = None) -> None:
+    def dense(
+        self, path: str, size_in: int, size_out: int, bias: bool = True, std: float | None = None, wide: bool = False
+    ) -> None:
         if self.fan_in:
             std = self.std / math.sqrt(size_in) * (1 if std is None else std)
-        self.rows[f"{path}/kernel"] = Parameter((size_in, size_out), "normal", self.std if std is None else std)
+        self.rows[f"{path}/kernel"] = Parameter((size_in, size_out), "normal", self.std if std is None else std, wide)
         if bias:
-            self.rows[f"{path}/bias"] = Parameter((size_out,), "zeros")
+            self.rows[f"{path}/bias"] = Parameter((size_out,), "zeros", keeps_float32=wide)
 
     def table(self, path: str, rows: int, width: int, init: str = "normal", std: float | None = None) -> None:
         self.rows[f"{path}/embedding"] = Parameter((rows, width), init, self.std if std is None else std)
@@ -180,7 +190,7 @@ def _layer(tree: _Tree, cfg: TransformerConfig, layer: LayerConfig, path: str) -
     ff = layer.feed_forward
     for name in ("gate", "up") if ff.gated else ("up",):
         tree.dense(f"{path}/feed_forward/{name}", width, ff.size, ff.bias)
-    tree.dense(f"{path}/feed_forward/down", ff.size, width, ff.bias, residual_std)
+    tree.dense(f"{path}/feed_forward/down", ff.size, width, ff.bias, residual_std, ff.float32_output)
     norms("feed_forward")
 
 

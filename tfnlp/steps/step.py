@@ -154,7 +154,12 @@ class TrainStep(_Model):
         return run_steps
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Run one optimizer step on this replica's rows and return the logs."""
+        """Run one optimizer step on this replica's rows and return the logs.
+
+        Raises:
+            InputError: Trained parameters are stored in float16.
+        """
+        self._check_dtypes()
         batch, replica = self._as_batch(data), tf.distribute.get_replica_context()
         counts = None
         if self.accumulation * self._replicas() > 1:  # otherwise the only part of the batch has them
@@ -162,8 +167,17 @@ class TrainStep(_Model):
         self._seed_dropout(replica)
         terms, gradients = self._sum_over_replicas(self._gradients(batch, counts))
         scale = _unit(counts or counts_of(terms)) / _first(counts_of(terms))
-        self.optimizer.apply([gradient * scale for gradient in gradients], self.trainable_variables)
+        gradients = [tf.cast(gradient, tf.float32) * scale for gradient in gradients]
+        self.optimizer.apply(gradients, self.trainable_variables)
         return self._update_logs(terms)
+
+    def _check_dtypes(self) -> None:
+        """Raise InputError for trained parameters in float16, where moments and epsilons of optimizers become 0."""
+        if any(variable.dtype == "float16" for variable in self.trainable_variables):
+            raise InputError(
+                "parameters stored in float16 cannot be trained, since optimizers underflow; load the model with "
+                "dtype='float16' and param_dtype='float32', or set Keras' policy to 'mixed_float16'"
+            )
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Return the logs of all batches evaluated so far."""

@@ -134,7 +134,8 @@ def config(
         heads, activation = o[f"{stack}_attention_heads"], activation_name(o["activation_function"])
         attention = AttentionConfig(heads, head_dim(o["d_model"], heads), dropout=o["attention_dropout"])
         feed_forward = FeedForwardConfig(o[f"{stack}_ffn_dim"], activation, dropout=o["activation_dropout"])
-        layer = LayerConfig(attention, feed_forward, attention if cross_attention else None)
+        clamped = () if cross_attention else ("feed_forward",)  # Transformers clamps encoders only
+        layer = LayerConfig(attention, feed_forward, attention if cross_attention else None, clamped=clamped)
         return LayerPattern.uniform(layer, o[f"{stack}_layers"])
 
     def embeddings(vocab_size: int) -> EmbeddingConfig:

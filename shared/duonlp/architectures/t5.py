@@ -90,7 +90,12 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         relative_max_distance=distance,
     )
     activation, gated = _feed_forward(o["feed_forward_proj"])
-    feed_forward = FeedForwardConfig(o["d_ff"], activation, bias=False, gated=gated, dropout=o["dropout_rate"])
+    feed_forward = FeedForwardConfig(
+        o["d_ff"], activation, bias=False, gated=gated, dropout=o["dropout_rate"], float32_output=True
+    )
+    encoder = LayerConfig(attention, feed_forward, clamped=("attention", "feed_forward"))
+    cross_attention = replace(attention, relative_buckets=0)
+    decoder = replace(encoder, cross_attention=cross_attention, clamped=("cross_attention", *encoder.clamped))
     words = EmbeddingConfig(
         vocab_size=o["vocab_size"],
         size=o["d_model"],
@@ -108,7 +113,7 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         model_type="t5",
         hidden_size=o["d_model"],
-        layers=LayerPattern.uniform(LayerConfig(attention, feed_forward), o["num_layers"]),
+        layers=LayerPattern.uniform(encoder, o["num_layers"]),
         embedding=words,
         norm=NormConfig(
             epsilon=o["layer_norm_epsilon"], rms=True, position="pre", final=True, final_dropout=o["dropout_rate"]
@@ -118,9 +123,7 @@ def config(hf: dict[str, Any]) -> TransformerConfig:
         classification=unused,
         multiple_choice=unused,
         decoder=DecoderConfig(
-            layers=LayerPattern.uniform(
-                LayerConfig(attention, feed_forward, replace(attention, relative_buckets=0)), layers
-            ),
+            layers=LayerPattern.uniform(decoder, layers),
             embedding=words,
             shares_words=o["shared_word_embeddings"],
             start_token_id=o["decoder_start_token_id"],

@@ -64,7 +64,8 @@ class PretrainedBase:
             revision: Branch, tag or commit on the Hub.
             local_files_only: Never access the network.
             dtype: Compute dtype: float32, bfloat16 or float16. Default: float32 (in tfnlp, Keras' global dtype policy).
-            param_dtype: Dtype in which the parameters are stored: float32, bfloat16 or float16.
+            param_dtype: Dtype in which the parameters are stored: float32, bfloat16 or float16 (except for T5's second
+                feed-forward matrices, which stay in float32).
             seed: Seed for parameters of a head that the checkpoint lacks.
             ignore_mismatched_sizes: Initialize a head whose stored shapes do not match, instead of raising.
             config_overrides: Keys of config.json to replace, such as ``num_labels=3``.

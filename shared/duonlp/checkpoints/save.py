@@ -50,7 +50,8 @@ def save_checkpoint(
         cfg: The model.
         head: Its head.
         read: Function from a parameter path to its values.
-        dtype: Dtype in which parameters are stored; computed positions are in float32.
+        dtype: Dtype in which parameters are stored, except for those that Parameter.stored_dtype keeps in float32, as computed
+            positions are.
         tokenizer: Tokenizer or image processor to save.
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
@@ -106,8 +107,8 @@ def _to_write(
         rows = sorted(rows, key=lambda row: 0 if row.part is None else row.part.index)
         path = rows[0].path
         assert path is not None
-        shape = stored_shape(rows[0], spec[path].shape)
-        out.append(TensorToWrite(name, shape, dtype, _value(rows, read)))
+        shape, stored = stored_shape(rows[0], spec[path].shape), np.dtype(spec[path].stored_dtype(dtype))
+        out.append(TensorToWrite(name, shape, stored, _value(rows, read)))
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in WRITTEN_POSITIONS:
             table = fixed_positions(row.layout, cfg)
