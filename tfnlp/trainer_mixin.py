@@ -17,6 +17,7 @@ from duonlp.seq2seq import shift_right
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
+from tfnlp.steps.saving import KerasFiles, check_callbacks
 from tfnlp.steps.step import TrainStep
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss
 
@@ -59,7 +60,7 @@ def _backups_last(callbacks: list[Any]) -> list[Any]:
     return [callback for callback in callbacks[:end] if callback not in moved] + moved + callbacks[end:]
 
 
-class TrainerMixin(TrainStep):
+class TrainerMixin(KerasFiles, TrainStep):
     """Mixin of the models that train: tfnlp's own, ``Pretrainer`` and ``Distiller``.
 
     Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
@@ -131,6 +132,7 @@ class TrainerMixin(TrainStep):
         """Keep ``progress`` while the context is active, and close callbacks that have a ``close`` method after it."""
         source = getattr(x, "source", None)
         callbacks = tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))
+        check_callbacks(callbacks)
         self.progress = FitProgress(source, [callback for callback in callbacks if callback is not None])
         if source is not None:
             source.position, source.seen = source.start, 0

@@ -58,6 +58,6 @@ def no_safetensors_message(name: str, revision: str | None, local_files_only: bo
     has = f"it has {list_names(weights)}, but " if weights else ""
     return (
         f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}; {has}other formats are never downloaded or read: "
-        "download the repository with `hf download`, convert it with `duonlp convert FOLDER OUT`, or pass the revision of a conversion such as "
-        "revision='refs/pr/1' (see the model's pull requests)"
+        "download the repository with `hf download`, convert it with `duonlp convert FOLDER OUT`, or pass the revision of a "
+        "conversion such as revision='refs/pr/1' (see the model's pull requests)"
     )

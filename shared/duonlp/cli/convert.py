@@ -11,6 +11,12 @@ from duonlp.dtypes import DTYPES
 from duonlp.util.console import plain_console
 from duonlp.util.suggestions import choice
 
+NOTES = {
+    "missing": "missing in the checkpoint, and so in the output",
+    "left_out": "left out, because the head has no such tensors",
+}
+"""Parts of the report that are printed if they are not empty, with their headings."""
+
 
 def convert(
     checkpoint: Annotated[str, typer.Argument(metavar="FOLDER", help="Checkpoint to convert: a folder or a Hub id.")],
@@ -25,7 +31,6 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Convert a checkpoint of any layout to safetensors."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from duonlp.checkpoints import convert as convert_checkpoint
@@ -36,7 +41,7 @@ def convert(
     if dtype:
         choice("--dtype", dtype, DTYPES)
     columns = TextColumn("converting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=plain_console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         report = convert_checkpoint(
             checkpoint, output, dtype=dtype or None, head=head or None, overwrite=overwrite, max_shard_size=max_shard_size,
@@ -52,23 +57,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     """Print the report of :func:`duonlp.checkpoints.convert` as text."""
     console = plain_console()
     console.print(
-        f"{report['output']}: {report['model_type']} with the {report['head']} head, {format_count(report['parameters'])} parameters "
-        f"in {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB",
-        soft_wrap=True, markup=False,
-    )  # fmt: skip
-    console.print(
-        f"from {', '.join(report['weights'])}; carried over: {', '.join(report['files']) or 'nothing'}",
+        f"{report['output']}: {report['model_type']} with the {report['head']} head, {format_count(report['parameters'])} "
+        f"parameters in {report['dtype']}, {report['bytes'] / 1e6:,.1f} MB",
         soft_wrap=True,
-        markup=False,
     )
-    for key, text in (
-        ("missing", "missing in the checkpoint, and so in the output"),
-        ("left_out", "left out, as the head has no such tensors"),
-    ):
-        if report[key]:
-            console.print(
-                f"{text}: {', '.join(report[key][:8])}{', ...' * (len(report[key]) > 8)}",
-                style="yellow",
-                soft_wrap=True,
-                markup=False,
-            )
+    carried = ", ".join(report["files"]) or "nothing"
+    console.print(f"from {', '.join(report['weights'])}; carried over: {carried}", soft_wrap=True)
+    for key, text in NOTES.items():
+        if names := report[key]:
+            listed = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+            console.print(f"{text}: {listed}", style="yellow", soft_wrap=True)

@@ -100,7 +100,8 @@ def test_pytorch_files(tmp_path, name, options):
 
 
 @pytest.mark.parametrize(("stored", "wanted", "expected"), [
-    ("float64", None, "float64"), ("bfloat16", None, "bfloat16"), ("float16", "float32", "float32"), ("float32", "bfloat16", "bfloat16"),
+    ("float64", None, "float64"), ("bfloat16", None, "bfloat16"), ("float16", "float32", "float32"),
+    ("float32", "bfloat16", "bfloat16"),
 ])  # fmt: skip
 def test_dtypes(tmp_path, stored, wanted, expected):
     folder = write(tmp_path / "a")
@@ -245,7 +246,7 @@ OTHERS = {
     "t5x": ({"checkpoint": b"\x82\xa9", "target.encoder/.zarray": b"{}"}, "a T5X checkpoint"),
     "orbax": ({"_METADATA": b"{}", "manifest.ocdbt": b""}, "an Orbax checkpoint"),
     "nested orbax": ({"default/_METADATA": b"{}"}, "an Orbax checkpoint"),
-    "run": ({"run.json": b"{}", "checkpoints/5/state/_METADATA": b"{}"}, r"training state of a jaxnlp run; .*training\.export\(RUN"),
+    "run": ({"run.json": b"{}", "checkpoints/5/state/_METADATA": b"{}"}, r"of a jaxnlp run; .*training\.export\(RUN"),
     "step of a run": ({"state/_METADATA": b"{}", "meta/metadata": b"{}"}, "the training state of a jaxnlp run"),
     "peft": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "a PEFT adapter"),
     "llama": ({"consolidated.00.pth": b""}, "PyTorch weights in their authors' own layout"),

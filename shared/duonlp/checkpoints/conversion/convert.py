@@ -82,8 +82,8 @@ def convert(
 
     Returns:
         The report: "source" and "output" (paths), "weights" (names of the files read), "model_type", "head", "dtype",
-        "parameters", "bytes" (of the weights written), "missing" (parameters that the checkpoint lacks), "left_out" (tensors that the
-        head does not have), "files" (names of the files carried over).
+        "parameters", "bytes" (of the weights written), "missing" (parameters that the checkpoint lacks), "left_out" (tensors
+        that the head does not have), "files" (names of the files carried over).
 
     Raises:
         InputError: The output holds files and `overwrite` is False, or an argument is invalid.

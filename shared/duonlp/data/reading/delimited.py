@@ -100,7 +100,7 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
             # Old Macs ended lines with \r, so their files are one line.
-            parts = _MAC_LINE.findall(line) if self.number == 0 and "\r" in line[:-2] else (line,)
+            parts = _MAC_LINE.findall(line) if self.number == 0 and 0 <= line.find("\r") < len(line) - 2 else (line,)
             for part in parts:
                 self.number += 1
                 self._row.append(part)

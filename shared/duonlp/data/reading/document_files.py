@@ -173,7 +173,12 @@ def _where(data: bytes, error: UnicodeError, encoding: str | None = None) -> str
 def foreign_start(file: Path, encoding: str | None) -> str | None:
     """Return the encoding of a file that is UTF-16 or UTF-32 although no encoding was named; None for any other file."""
     try:
-        return None if encoding else foreign_encoding(next(lines_of(file), b""))
+        if encoding is not None:
+            return None
+        if file.name.endswith((".gz", ".zst")):
+            return foreign_encoding(next(lines_of(file), b""))
+        with open(file, "rb") as stream:
+            return foreign_encoding(stream.read(64))
     except (EOFError, OSError, zlib.error):  # noted where the file is read
         return None
 
