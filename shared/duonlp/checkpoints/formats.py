@@ -1,5 +1,6 @@
 """Recognize weights that are not in Hugging Face layout, and say what to do with them. No file is loaded."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ ENDINGS = {
 """Ending of a file -> (what it is, what to do instead)."""
 ENDINGS[".pt"] = ENDINGS[".pth"]
 
+IN_LAYOUT = re.compile(r"(model|tf_model|flax_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|h5|msgpack|bin)")
+"""Names of weights in Hugging Face layout."""
+
+NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer_state")
+"""What the names of files begin with that trainers leave beside the weights."""
+
 TF1 = (
     "a TensorFlow 1 checkpoint",
     "convert it with Transformers 4 and TensorFlow (for BERT: BertForPreTraining.from_pretrained(FILE, from_tf=True, "
@@ -64,7 +71,9 @@ OPENVINO = ("an OpenVINO model", f"{ORIGINAL}, from which it was exported")
 
 
 def describe_file(name: str) -> str | None:
-    """Return what a file of weights is and what to do, from its name; None if it is unknown."""
+    """Return what a file of weights is and what to do, from its name; None if it is unknown or in Hugging Face layout."""
+    if IN_LAYOUT.fullmatch(name):
+        return None
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
     return None if ending is None else _sentence(*ENDINGS[ending], name)
 
@@ -88,7 +97,10 @@ def describe_folder(folder: Path, config: Mapping[str, Any] | None = None) -> st
         return None
     if found := _layout(folder, set(names)):
         return _sentence(*found)
+    if config is None and (weights := next(filter(IN_LAYOUT.fullmatch, names), None)):
+        return f"it has weights ({weights}), but not the config.json that describes them; download or copy it, too"
     for ending in ENDINGS:
+        names = [name for name in names if not name.startswith(NOT_WEIGHTS)]
         if name := next((name for name in names if name.lower().endswith(ending)), None):
             return _sentence(*ENDINGS[ending], name)
     return None

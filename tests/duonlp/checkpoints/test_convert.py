@@ -283,11 +283,24 @@ def test_a_preset_of_keras_hub_is_recognized(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_weights_without_a_configuration(tmp_path):
+    for name in ("tf_model.h5", "flax_model.msgpack", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(b"x")
+        with pytest.raises(CheckpointError, match=rf"has weights \({name}\), but not the config\.json"):
+            open_checkpoint(folder)
+    folder = write(tmp_path / "a")
+    (folder / "model.safetensors").rename(folder / "training_args.bin")
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+        open_checkpoint(folder).tensors  # noqa: B018
+
+
 def test_files_in_place_of_folders(tmp_path):
     for name, message in [
         ("m.gguf", "a GGUF file"),
         ("m.keras", "a Keras model"),
-        ("m.txt", "pass the folder that contains it"),
+        ("tf_model.h5", "pass the folder that contains it"),
     ]:
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=message):

@@ -19,6 +19,7 @@ from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint
 from duonlp.checkpoints.conversion.pickles import pickle_files, to_safetensors
 from duonlp.checkpoints.formats import ENDINGS
 from duonlp.checkpoints.save import parse_size, save_checkpoint
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
@@ -139,7 +140,7 @@ def _opened(
 ) -> Iterator[tuple[Checkpoint, Path]]:
     """Yield the open checkpoint, of converted pickles if it has no other weights, and the folder of its small files."""
     path = Path(folder).expanduser()
-    files = pickle_files(path) if path.is_dir() and not any(path.glob("*.safetensors")) else []
+    files = pickle_files(path) if path.is_dir() and not any((path / name).exists() for name in (WEIGHTS, INDEX)) else []
     if not files or any(path.glob("tf_model*.h5")) or any(path.glob("flax_model*.msgpack")):
         checkpoint = open_checkpoint(folder, revision, local_files_only)
         try:
