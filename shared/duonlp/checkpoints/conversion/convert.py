@@ -231,7 +231,7 @@ def _reader(sources: dict[str, Source], on_progress: Callable[[int, int], None] 
 def _small_files(folder: Path) -> list[str]:
     """Return the names of the files to carry over, relative to the folder: all that are neither weights nor code."""
     names = []
-    for pattern in ("*", "*_*/config.json"):  # the second is the pooling of sentence-transformers
+    for pattern in ("*", "[0-9]_*/config.json"):  # the second is the pooling of sentence-transformers
         for file in sorted(folder.glob(pattern)):
             name = file.relative_to(folder).as_posix()
             is_carried = not name.startswith(".") and name not in WRITTEN and not name.lower().endswith(NOT_CARRIED)

@@ -60,7 +60,7 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
                 detail = f"row has {len(row)} fields, but the header has {len(header)}: {', '.join(header)}"
                 hint = "; if its fields are quoted, pass quoting=True" if not quoted and QUOTE in "".join(row) else ""
                 problems.note("corrupt row", place, detail + hint)
-            elif all(is_readable(field, place, problems, advice or "cp1252") for field in row):
+            elif all(is_readable(field, place, problems, advice or "cp1252", text.encoding) for field in row):
                 yield place, dict(zip(header, row))
     except csv.Error as error:
         for number, line in lines.lost():

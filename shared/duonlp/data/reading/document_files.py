@@ -109,7 +109,7 @@ class Problems:
             self.note("corrupt archive", str(file), f"{error or type(error).__name__}{after}")
 
 
-def is_readable(text: str, place: str, problems: Problems, encoding: str = "") -> bool:
+def is_readable(text: str, place: str, problems: Problems, encoding: str = "", declared: str | None = None) -> bool:
     """Return whether a text is free of NUL characters and can be encoded as UTF-8; note it if not.
 
     Args:
@@ -117,6 +117,7 @@ def is_readable(text: str, place: str, problems: Problems, encoding: str = "") -
         place: Location of the text.
         problems: Notes what is wrong with it.
         encoding: An encoding that its file may have instead, for advice; "" if it is from no file of text.
+        declared: Encoding with which its file was decoded; None for UTF-8.
     """
     if "\0" in text:
         problems.note("binary", place, f"NUL byte at character {text.index(chr(0))}", len(text))
@@ -126,7 +127,7 @@ def is_readable(text: str, place: str, problems: Problems, encoding: str = "") -
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             detail = f"unpaired surrogate at character {error.start}"
-            problems.note("invalid UTF-8", place, detail, len(text), encoding)
+            problems.note(_invalid(declared), place, detail, len(text), encoding)
             return False
     return True
 
