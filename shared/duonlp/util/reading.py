@@ -112,7 +112,7 @@ def read_text_file(file: str | os.PathLike[str], name: str, remedy: str, encodin
 def undecodable(data: bytes, error: UnicodeError, encoding: str | None = None) -> str:
     """Return why bytes are not text in an encoding (None: UTF-8), from the error of decoding them."""
     if encoding is None and (found := foreign_encoding(data)):
-        return f"it is {found.upper()} text, not UTF-8 text"
+        return f"it is not UTF-8 text, but {found.upper()} text"
     where = f" (byte 0x{data[error.start]:02x} at {error.start})" if isinstance(error, UnicodeDecodeError) else ""
     return f"it is not {(encoding or 'utf-8').upper()} text{where}"
 

@@ -242,7 +242,7 @@ def test_options_that_do_nothing_are_refused(tmp_path):
 
 def test_documents_and_predictions_in_another_encoding(tmp_path):
     (tmp_path / "a.py").write_bytes("x = '\u00e9'\n".encode("utf-16"))
-    with pytest.raises(InputError, match=r"it is UTF-16 text.*encoding='utf-16'"):
+    with pytest.raises(InputError, match=r"it is not UTF-8 text, but UTF-16 text.*encoding='utf-16'"):
         list(read_documents(tmp_path))
     assert next(read_documents(tmp_path, encoding="utf-16")).text == "x = '\u00e9'\n"
     (tmp_path / "p.txt").write_bytes("caf\u00e9\r\n".encode("cp1252"))
