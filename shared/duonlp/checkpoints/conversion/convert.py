@@ -1,7 +1,6 @@
 """Convert a checkpoint of any layout that is read to config.json and safetensors, without an engine."""
 
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from duonlp import architectures
-from duonlp.architectures._common import BUFFERS
 from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint
 from duonlp.checkpoints.conversion.pickles import pickle_files, to_safetensors
@@ -148,7 +146,9 @@ def _opened(
         finally:
             checkpoint.close()
         return
-    open_checkpoint(path).transformer_config()  # raises before anything is read
+    architectures.config_from_hf(
+        open_checkpoint(path).config, str(path / "config.json")
+    )  # raises before anything is read
     output.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(output.absolute(), folder=True) as temporary:
         to_safetensors(files, temporary)
@@ -166,8 +166,9 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
     """Return the plan of a head, and which tensors it leaves out."""
     family = architectures.get(cfg.model_type)
     heads = family.heads(cfg.model_type)
-    names = [name for name in checkpoint.tensors if not any(re.search(pattern, name) for pattern in BUFFERS)]
-    left_out = {name: sorted(set(names) - _names(cfg, name)) for name in heads}
+    known = {name: _names(cfg, name) & checkpoint.tensors.keys() for name in heads}
+    names = set().union(*known.values())  # without buffers
+    left_out = {name: sorted(names - known[name]) for name in heads}
     declared = checkpoint.config.get("architectures")
     bare = {name.removeprefix(family.PREFIX) for name in names}
     lacking = {name: len(_required(cfg, name) - bare) for name in heads}
