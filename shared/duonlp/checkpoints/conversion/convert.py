@@ -151,13 +151,15 @@ def _opened(
     )  # raises before anything is read
     output.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(output.absolute(), folder=True) as temporary:
-        to_safetensors(files, temporary)
-        shutil.copyfile(path / "config.json", temporary / "config.json")
-        checkpoint = Checkpoint(temporary)
+        converted = temporary / (path.resolve().name or "checkpoint")  # messages name the folder
+        converted.mkdir()
+        to_safetensors(files, converted)
+        shutil.copyfile(path / "config.json", converted / "config.json")
+        checkpoint = Checkpoint(converted)
         try:
             yield checkpoint, path
         except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(temporary), str(path))) from None
+            raise CheckpointError(str(error).replace(str(converted), str(path))) from None
         finally:
             checkpoint.close()
 
