@@ -28,6 +28,7 @@ MAY_IMPORT_LAZILY = (
     "shared/duonlp/cli/demo.py",
     "shared/duonlp/util/frameworks.py",
     "shared/duonlp/parity.py",
+    "shared/duonlp/checkpoints/conversion/unpickle.py",
 )
 
 ONE_SIDED = {
@@ -47,6 +48,7 @@ ONE_SIDED = {
     "jaxnlp/training/step.py": "the training step; in Keras this is train_step",
     "jaxnlp/training/compile_check/topology.py": "describes TPU pods",
     "jaxnlp/training/trainer.py": "pretraining on blocks; in Keras this is Pretrainer and fit",
+    "tfnlp/steps/saving.py": "the files of Keras' own save; jaxnlp has save_pretrained only",
     "tfnlp/training/backups.py": "backs up Keras variables; jaxnlp uses Orbax",
     "tfnlp/training/callbacks.py": "callbacks of Keras' fit",
     "tfnlp/training/evaluation.py": "callbacks of Keras' fit; jaxnlp's fit calls a function",
@@ -151,6 +153,7 @@ OWN_JSON = {
     "shared/duonlp/benchmark/memory.py": "a message between processes",
     "shared/duonlp/benchmark/performance.py": "hashed",
     "shared/duonlp/checkpoints/safetensors_file.py": "a header of integers",
+    "shared/duonlp/checkpoints/conversion/unpickle.py": "a program that imports nothing of duonlp",
     "shared/duonlp/cli/evaluate_summarization.py": "hashed",
     "shared/duonlp/data/rows/length_batches.py": "hashed",
     "shared/duonlp/data/rows/manifest.py": "hashed",

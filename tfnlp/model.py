@@ -21,10 +21,9 @@ from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
+from tfnlp.steps.saving import register
 from tfnlp.trainer_mixin import TrainerMixin
 from tfnlp.transformer import Cache, Stack, attention_biases
-
-register = keras.saving.register_keras_serializable(package="tfnlp")
 
 
 @register

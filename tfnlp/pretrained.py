@@ -20,6 +20,7 @@ from duonlp.heads import HEADS
 from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
 from duonlp.util.reading import parse_json
+from tfnlp.steps.saving import check_export_path
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
 _Model = keras.Model if TYPE_CHECKING else object
@@ -114,6 +115,7 @@ class Pretrained(PretrainedBase, _Model):
         The artifact takes a dict of the inputs of :meth:`input_signature` and returns a dict of the head's
         outputs.
         """
+        check_export_path(filepath)
         signature = [self.input_signature()] if input_signature is None else input_signature
         if format != "tf_saved_model":
             return super().export(filepath, format, verbose, input_signature=signature, **kwargs)

@@ -18,6 +18,7 @@ from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
 from tfnlp.steps import keras_data
 from tfnlp.steps.data_mixin import DataMixin
+from tfnlp.steps.saving import KerasFiles, check_callbacks
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss
 
 ADDED = "added"
@@ -59,7 +60,7 @@ def _backups_last(callbacks: list[Any]) -> list[Any]:
     return [callback for callback in callbacks[:end] if callback not in moved] + moved + callbacks[end:]
 
 
-class TrainerMixin(DataMixin):
+class TrainerMixin(KerasFiles, DataMixin):
     """Mixin of the models that train: tfnlp's own, ``Pretrainer`` and ``Distiller``.
 
     Labels are passed as ``y`` or inside the inputs, under the names in ``targets`` (``labels``,
@@ -114,6 +115,7 @@ class TrainerMixin(DataMixin):
         """Keep ``progress`` while the context is active, and close callbacks that have a ``close`` method after it."""
         source = getattr(x, "source", None)
         callbacks = tf.nest.flatten(getattr(callbacks, "callbacks", callbacks))
+        check_callbacks(callbacks)
         self.progress = FitProgress(source, [callback for callback in callbacks if callback is not None])
         if source is not None:
             source.position, source.seen = source.start, 0

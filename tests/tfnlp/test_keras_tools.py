@@ -9,6 +9,7 @@ import tfnlp
 from duonlp.errors import InputError
 from tests.cases import cases
 from tests.engines import difference
+from tfnlp.distillation import Distiller
 from tfnlp.heads import HEADS
 
 BERT, LM, GPT2, T5 = (
@@ -148,3 +149,41 @@ def test_layer_paths_are_those_of_the_parameter_tree():
     paths = {layer.path for layer in model._flatten_layers() if isinstance(layer, keras.layers.Dense)}
     assert f"{model.name}/encoder/layer_0/attention/query" in paths
     assert keras.models.clone_model(model).config == model.config
+
+
+@pytest.mark.parametrize("path", ["m.h5", "m.hdf5", "M.H5", "folder", "m.ckpt"])
+def test_files_that_do_not_hold_a_model_are_refused(tmp_path, path):
+    model = new()
+    for name, save in {"model": model.save, "distiller": Distiller(student=model, teacher=new()).save}.items():
+        with pytest.raises(InputError, match=r"use model\.save\('model\.keras'\), model\.save_pretrained"):
+            save(tmp_path / path)
+        assert not any(tmp_path.iterdir()), name
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_refused_before_training(tmp_path):
+    model = new()
+    model.compile("sgd")
+    with pytest.raises(InputError, match="cannot save a model to"):
+        model.fit(BERT.inputs(), callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.h5"))], verbose=0)
+    assert int(model.optimizer.iterations) == 0 and not any(tmp_path.iterdir())
+
+
+def test_every_other_way_of_keras_to_save_loads_again(tmp_path):
+    model, fresh, inputs = new(seed=1), new(seed=2), inputs_of(BERT)
+    expected = model(inputs)["logits"]
+    model.save(tmp_path / "folder", zipped=False)
+    keras.saving.save_model(model, tmp_path / "m.keras")
+    keras.saving.save_model(model, tmp_path / "m.h5")  # a function of Keras, so nothing of ours can refuse
+    for saved in ("folder", "m.keras", "m.h5"):
+        np.testing.assert_array_equal(keras.saving.load_model(tmp_path / saved)(inputs)["logits"], expected)
+    for name, options in (("m.weights.h5", {}), ("m.weights.json", {"max_shard_size": 1e-5})):
+        model.save_weights(tmp_path / name, **options)
+        fresh = new(seed=2)
+        fresh.load_weights(tmp_path / name)
+        np.testing.assert_array_equal(fresh(inputs)["logits"], expected)
+    with pytest.raises(ValueError, match=r"must end in `\.weights\.h5`"):
+        model.save_weights(tmp_path / "w.h5")
+    for name in ("served.h5", "served.keras"):
+        with pytest.raises(InputError, match="export writes a folder"):
+            model.export(tmp_path / name)
+    assert not any((tmp_path / name).exists() for name in ("w.h5", "served.h5", "served.keras"))

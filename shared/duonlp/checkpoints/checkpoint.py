@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 from duonlp import architectures
 from duonlp.checkpoints.atomic_folder import finish_save, is_being_finished
 from duonlp.checkpoints.copies import Equality, Resolution, resolve
-from duonlp.checkpoints.hub import PICKLES, download, no_safetensors_message
+from duonlp.checkpoints.formats import describe_file, describe_folder, keras_class
+from duonlp.checkpoints.hub import download, no_safetensors_message
 from duonlp.checkpoints.legacy import LEGACY, is_foreign, legacy_tensors, translate
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
 from duonlp.checkpoints.planner import Planner, check_depth
 from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.checkpoints.source import Source
-from duonlp.checkpoints.weight_files import INDEX, SAFETENSORS, WEIGHTS, shard_names, stored_tensors
+from duonlp.checkpoints.weight_files import SAFETENSORS, list_names, shard_names, stored_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, DuonlpError, InputError
 from duonlp.typing import ImageProcessor, Tokenizer
@@ -77,7 +78,8 @@ def open_checkpoint(
     else:
         if is_folder:
             return Checkpoint(path)
-        raise CheckpointError(f"{text!r} is a file; pass the folder that contains it")
+        found = describe_file(path.name)
+        raise CheckpointError(f"{text!r} is a file; {found or 'pass the folder that contains it'}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or text.startswith("."):
         raise CheckpointError(
             f"no folder {text!r}, and it is not a valid Hub id; pass a folder or an id such as org/model"
@@ -139,10 +141,15 @@ class Checkpoint:
         self._files = _open_files(self.folder, local=hub is None)
         config = self._files.open(CONFIG)
         if config is None:
+            found = describe_folder(self.folder)
             raise CheckpointError(
-                f"{self.folder} has no config.json; pass the folder of a model in Hugging Face layout"
+                f"{self.folder} has no config.json; {found or 'pass the folder of a model in Hugging Face layout'}"
             )
         self.config: dict[str, Any] = _read_json(config)
+        if keras_class(self.config) is not None:
+            raise CheckpointError(
+                f"{self.folder} is not in Hugging Face layout; {describe_folder(self.folder, self.config)}"
+            )
         self._equal = Equality()
         self._resolution: Resolution | None = None
 
@@ -242,16 +249,15 @@ class Checkpoint:
             return tensors
         if self._hub:
             raise CheckpointError(no_safetensors_message(*self._hub))
-        pickles = sorted(p.name for pattern in PICKLES for p in self.folder.glob(pattern))
-        if pickles:
+        if pickles := sorted(path.name for path in self.folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
-                f"{self.folder} has only {', '.join(pickles)}, which is never read because loading it can run code; "
-                "convert it to model.safetensors with Transformers' save_pretrained"
+                f"{self.folder} has only {list_names(pickles)}, which is never read because loading it can run code; convert "
+                f"it to safetensors with `duonlp convert {self.folder} OUT`"
             )
-        others = " or ".join(weight_format.weights for weight_format in LEGACY)
-        raise CheckpointError(
-            f"{self.folder} has neither {WEIGHTS} nor {INDEX}, and no {others}; pass a folder with weights"
-        )
+        if found := describe_folder(self.folder, self.config):
+            raise CheckpointError(f"{self.folder} has no safetensors; {found}")
+        names = ", ".join(weight_format.weights for weight_format in WEIGHT_FORMATS)
+        raise CheckpointError(f"{self.folder} has none of {names}, nor an index of one; pass a folder with weights")
 
     def plan(
         self, cfg: TransformerConfig, head: str, seed: int = 0, ignore_mismatched_sizes: bool = False

@@ -75,8 +75,7 @@ def no_safetensors_message(name: str, revision: str | None, local_files_only: bo
     )
     has = f"it has {list_names(weights)}, but " if weights else ""
     return (
-        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}, and no tf_model.h5 or flax_model.msgpack; {has}"
-        "other formats are never downloaded or read: "
-        "convert it with Transformers' save_pretrained, or pass the revision of a conversion such as "
-        "revision='refs/pr/1' (see the model's pull requests)"
+        f"the Hub model {name!r} has neither {WEIGHTS} nor {INDEX}, and no tf_model.h5 or flax_model.msgpack; {has}other formats "
+        "are never downloaded or read: download the repository with `hf download`, convert it with `duonlp convert FOLDER OUT`, "
+        "or pass the revision of a conversion such as revision='refs/pr/1' (see the model's pull requests)"
     )

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def save_checkpoint(
     max_shard_size: int | str = "5GB",
     generation_config: dict[str, Any] | None = None,
     image_config: str | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Write config.json, safetensors, and optionally the processor and its or the generation's configuration.
 
@@ -56,13 +57,14 @@ def save_checkpoint(
         max_shard_size: Largest file size before weights are sharded, such as "5GB", or bytes.
         generation_config: Contents of generation_config.json.
         image_config: Text of preprocessor_config.json, which an image processor to save replaces.
+        without: Paths of parameters to leave out.
 
     Raises:
         InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
         CheckpointError: ``folder`` cannot be written to.
     """
     limit = parse_size(max_shard_size)
-    rows = _to_write(cfg, head, read, np.dtype(dtype))
+    rows = _to_write(cfg, head, read, np.dtype(dtype), without)
     with atomic_folder(folder) as new:
         shards = _shards(rows, limit)
         if len(shards) == 1:
@@ -92,14 +94,18 @@ def save_checkpoint(
 
 
 def _to_write(
-    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dtype: np.dtype
+    cfg: TransformerConfig,
+    head: str,
+    read: Callable[[str], np.ndarray],
+    dtype: np.dtype,
+    without: Collection[str],
 ) -> list[TensorToWrite]:
     """Return the tensors to write; rows of the weight table that are parts of one tensor are concatenated."""
     prefix = architectures.get(cfg.model_type).PREFIX if not HEADS[head].layers else ""
     spec = parameters(cfg, head)
     groups: dict[str, list[Weight]] = {}
     for row in architectures.get(cfg.model_type).weights(cfg, head):
-        if row.path is not None:
+        if row.path is not None and row.path not in without:
             for name in (row.name, *row.copies):
                 groups.setdefault(name.removeprefix(prefix), []).append(row)
     out = []

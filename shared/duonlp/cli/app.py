@@ -12,6 +12,7 @@ import typer
 from duonlp import __version__
 from duonlp.cli.benchmark import benchmark
 from duonlp.cli.common import describe_error
+from duonlp.cli.convert import convert
 from duonlp.cli.demo import demo
 from duonlp.cli.distill import distill
 from duonlp.cli.evaluate import app as evaluate
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, generate, summarize, finetune, distill, tune, benchmark, parity, models, demo):
+for command in (run, generate, summarize, finetune, distill, tune, benchmark, parity, models, convert, demo):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duonlp.cli.common import Debug, Framework, Json, SettingsFile, cli_option, print_json
-from duonlp.cli.training import DataConfig, LabelColumn, TextColumn
+from duonlp.cli.training import DataConfig, Encoding, LabelColumn, Quoting, TextColumn
 from duonlp.errors import InputError
 from duonlp.util.frameworks import load_package, quiet_stdout
 
@@ -29,7 +29,7 @@ class BenchmarkSettings:
     Attributes:
         models: Folders in Hugging Face layout or Hub ids, or NAME=MODEL; the name defaults to the folder's.
         data: Labeled texts, as :func:`duonlp.data.read_labelled_texts` takes them; so are `config`, `split`,
-            `text_column` and `label_column`.
+            `text_column`, `label_column`, `encoding` and `quoting`.
         limit: Use at most this many texts, evenly spaced; None for all.
         framework: "tf" or "jax"; "" for the installed one.
         out_of_scope: See :class:`duonlp.benchmark.PerformanceBenchmark`; so are `threshold`, `queries`, `repeats`,
@@ -46,6 +46,8 @@ class BenchmarkSettings:
     split: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    encoding: str | None = None
+    quoting: bool | None = None
     limit: int | None = None
     framework: str = ""
     out_of_scope: str | None = None
@@ -92,6 +94,8 @@ def benchmark(
     split: Annotated[str, cli_option(help="Split of the data, such as validation.")] = "",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    encoding: Encoding = None,
+    quoting: Quoting = None,
     limit: Annotated[int | None, cli_option(help="Use at most N texts, evenly spaced (default: all).")] = None,
     framework: Framework = "",
     out_of_scope: Annotated[str, cli_option(help="Label of out-of-scope texts (default: none).")] = "",
@@ -123,7 +127,8 @@ def benchmark(
 
     flags = {
         "models": model or None, "data": data or None, "config": data_config, "split": split or None,
-        "text_column": text_column or None, "label_column": label_column or None, "limit": limit, "framework": framework or None,
+        "text_column": text_column or None, "label_column": label_column or None,
+        "encoding": encoding or None, "quoting": quoting, "limit": limit, "framework": framework or None,
         "out_of_scope": out_of_scope or None, "threshold": threshold, "queries": queries, "repeats": repeats,
         "batch_size": batch_size, "memory": memory, "output": output or None, "plot": plot or None,
     }  # fmt: skip
@@ -235,7 +240,7 @@ def read_texts(settings: BenchmarkSettings) -> "LabelledTexts":
 
     return read_labelled_texts(
         settings.data, settings.split, config=settings.config, text_column=settings.text_column,
-        label_column=settings.label_column, limit=settings.limit,
+        label_column=settings.label_column, encoding=settings.encoding, quoting=settings.quoting, limit=settings.limit,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from duonlp.cli.common import Debug, Framework, Json, cli_option, parsed_options, print_json
 from duonlp.cli.summarization_systems import Settings, System, list_systems, run_systems
+from duonlp.cli.training import Encoding, Quoting
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
 from duonlp.util.files import locked_folder
@@ -42,6 +43,8 @@ def summarization(
     split: Annotated[str, cli_option(help="Split of the data: train, validation or test, if it has several.")] = "",
     document_field: Annotated[str, cli_option(help="Document column (default: the first with a usual name).")] = "",
     summary_field: Annotated[str, cli_option(help="Summary column (default: the first with a usual name).")] = "",
+    encoding: Encoding = None,
+    quoting: Quoting = None,
     limit: Annotated[int, cli_option(help="Evaluate only the first N examples (default: all).")] = 0,
     model: Annotated[
         list[str] | None,
@@ -82,7 +85,7 @@ def summarization(
     settings = Settings(
         data, split, document_field, summary_field, limit, tuple(model or ()), tuple(baseline or ()),
         tuple(predictions or ()), tldr_model, parsed_options(option or []), parsed_options(tldr_option or []),
-        framework, stemmer, sentences, confidence, resamples, seed, output,
+        framework, stemmer, sentences, confidence, resamples, seed, output, encoding or "", quoting,
     )  # fmt: skip
     with quiet_stdout():
         report, comparison = evaluate_summaries(settings)
@@ -118,7 +121,7 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
     references = [list(pair.summaries) for pair in pairs]
     check_systems({system.name: [""] * len(pairs) for system in systems}, references)
     predictions = {
-        system.name: read_predictions(system.source, ids, limited=bool(settings.limit))
+        system.name: read_predictions(system.source, ids, limited=bool(settings.limit), encoding=settings.encoding or None)
         for system in systems if system.kind == "file"
     }  # fmt: skip
     files = file_names([system.name for system in systems])
@@ -181,7 +184,8 @@ def read_examples(settings: Settings) -> list["Pair"]:
     pairs = list(
         read_pairs(
             settings.data, settings.split or None, document_field=settings.document_field or None,
-            summary_field=settings.summary_field or None, limit=settings.limit or None,
+            summary_field=settings.summary_field or None, limit=settings.limit or None, encoding=settings.encoding or None,
+            quoting=settings.quoting,
         )
     )  # fmt: skip
     if not pairs:

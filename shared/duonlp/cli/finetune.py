@@ -29,6 +29,8 @@ def finetune(
     validation_split: flags.ValidationSplit = None,
     text_column: flags.TextColumn = None,
     label_column: flags.LabelColumn = None,
+    encoding: flags.Encoding = None,
+    quoting: flags.Quoting = None,
     data_config: flags.DataConfig = None,
     out_of_scope: flags.OutOfScope = None,
     patience: flags.Patience = None,

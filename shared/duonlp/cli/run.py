@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,10 +19,11 @@ from duonlp.cli.common import (
     print_json,
     suggest_options,
 )
+from duonlp.cli.training import Encoding
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
 from duonlp.util.frameworks import load_package, quiet_stdout
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import parse_json, read_text_file
 from duonlp.util.suggestions import choice
 
 INPUT_WIDTH = 48
@@ -47,6 +47,7 @@ def run(
         str,
         cli_option("--input", "-i", help="Input file: .json, .jsonl, or one text per line; - for standard input."),
     ] = "",
+    encoding: Encoding = None,
     option: TaskOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -57,7 +58,7 @@ def run(
     get_task(task if task.startswith("translation_") else choice("task", task, [*TASKS, *ALIASES]))
     need_model(model)
     options = parsed_options(option or [])
-    items = read_inputs(texts or [], input_file)
+    items = read_inputs(texts or [], input_file, encoding or None)
     with quiet_stdout(), suggest_options(task, options):
         package, name = load_package(framework)
         # An iterator gives one result per input; for a list of one input, some tasks return its result bare.
@@ -68,8 +69,13 @@ def run(
         print_results(items, results)
 
 
-def read_inputs(texts: Sequence[str], input_file: str) -> list[Any]:
+def read_inputs(texts: Sequence[str], input_file: str, encoding: str | None = None) -> list[Any]:
     """Return the inputs from the arguments, a file, or standard input unless that is a terminal.
+
+    Args:
+        texts: The arguments.
+        input_file: The file; "-" for standard input, "" for none.
+        encoding: Its encoding; None for UTF-8.
 
     Raises:
         InputError: There are no inputs, they are given twice, or the file cannot be read or parsed.
@@ -82,11 +88,7 @@ def read_inputs(texts: Sequence[str], input_file: str) -> list[Any]:
         return [parse_item(text) for text in texts]
     if not input_file:
         raise InputError("no input; give texts as arguments, --input FILE, or lines on standard input")
-    try:
-        content = sys.stdin.read() if input_file == "-" else Path(input_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read --input {input_file!r}: {why}; give a text, .json or .jsonl file") from None
+    content = read_text_file(input_file, f"--input {input_file!r}", "give a text, .json or .jsonl file", encoding)
     if "\0" in content:
         raise InputError(
             f"--input {input_file!r} is binary: it has a NUL character at {content.index(chr(0))}; give a text, .json or "

@@ -26,7 +26,8 @@ class Settings:
     """Settings of ``duonlp evaluate summarization``.
 
     Attributes:
-        data: Documents and summaries, as `read_pairs` takes them; so are `split`, `document_field` and `summary_field`.
+        data: Documents and summaries, as `read_pairs` takes them; so are `split`, `document_field`, `summary_field`,
+            `encoding` and `quoting`. The prediction files have the same encoding.
         limit: Evaluate only the first N pairs; 0 for all.
         models: Checkpoints, run with `options`.
         baselines: "lead-N", or "tldr", which runs `tldr_model` with `tldr_options`.
@@ -59,6 +60,8 @@ class Settings:
     resamples: int = 1000
     seed: int = 0
     output: str = ""
+    encoding: str = ""
+    quoting: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.data:

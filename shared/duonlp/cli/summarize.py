@@ -4,7 +4,6 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -22,8 +21,10 @@ from duonlp.cli.common import (
     print_json,
     suggest_options,
 )
+from duonlp.cli.training import Encoding
 from duonlp.errors import InputError
 from duonlp.util.frameworks import load_package, quiet_stdout
+from duonlp.util.reading import read_text_file
 from duonlp.util.suggestions import choice
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def summarize(
     chunks: Annotated[
         bool, cli_option("--chunks", help="Also print the summaries of a long document's parts.")
     ] = False,
+    encoding: Encoding = None,
     option: TaskOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -70,7 +72,7 @@ def summarize(
         "min_length": min_length, "num_beams": beams, "language": language or None, "return_chunks": chunks,
     }  # fmt: skip
     options = merge_options(flags, parsed_options(option or []))
-    documents = read_documents(files or [])
+    documents = read_documents(files or [], encoding or None)
     with quiet_stdout(), suggest_options("summarization", options):
         package, name = load_package(framework)
         report = summarize_documents(package, name, model, documents, options)
@@ -88,8 +90,12 @@ class Document:
     text: str
 
 
-def read_documents(files: Sequence[str]) -> list[Document]:
+def read_documents(files: Sequence[str], encoding: str | None = None) -> list[Document]:
     """Read the documents to summarize, one per file; standard input for "-" or if no file is named.
+
+    Args:
+        files: Text files.
+        encoding: Their encoding; None for UTF-8.
 
     Raises:
         InputError: There is nothing to read, or a file cannot be read, is not UTF-8 text, or is empty.
@@ -99,16 +105,12 @@ def read_documents(files: Sequence[str]) -> list[Document]:
     files = list(files) or ["-"]
     if files.count("-") > 1:
         raise InputError("- is given more than once; standard input can be read only once")
-    return [Document(file, _read(file)) for file in files]
+    return [Document(file, _read(file, encoding)) for file in files]
 
 
-def _read(file: str) -> str:
+def _read(file: str, encoding: str | None) -> str:
     name = "standard input" if file == "-" else repr(file)
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {name}: {why}; give a text file") from None
+    text = read_text_file(file, name, "give a text file", encoding)
     if not text.strip():
         raise InputError(f"{name} is empty; give a document with text")
     return text

@@ -35,6 +35,14 @@ TrainSplit = Annotated[str | None, cli_option(help="Training split (default trai
 ValidationSplit = Annotated[str | None, cli_option(help='Validation split (default validation); "" for none.')]
 TextColumn = Annotated[str | None, cli_option(help="Text column (default: the first with a usual name).")]
 LabelColumn = Annotated[str | None, cli_option(help="Label column (default: the first with a usual name).")]
+Encoding = Annotated[str | None, cli_option(help="Encoding of text files, such as cp1252 (default: UTF-8).")]
+Quoting = Annotated[
+    bool | None,
+    cli_option(
+        "--quoting/--no-quoting",
+        help="Fields of CSV and TSV files may be quoted (default: CSV yes, TSV only if they must be).",
+    ),
+]
 DataConfig = Annotated[str | None, cli_option(help="Configuration of a Hub dataset, such as plus.")]
 OutOfScope = Annotated[
     str | None, cli_option(help='Label of out-of-scope texts (default: oos if the data has it); "" for none.')
@@ -52,7 +60,8 @@ FLAGS = {
     "data": "data", "output": "output", "framework": "framework", "epochs": "fit.epochs", "steps": "fit.steps",
     "learning_rate": "fit.learning_rate", "batch_size": "batch_size", "max_length": "max_length", "dtype": "dtype",
     "limit": "limit", "train_split": "train_split", "validation_split": "validation_split", "text_column": "text_column",
-    "label_column": "label_column", "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
+    "label_column": "label_column", "encoding": "encoding", "quoting": "quoting",
+    "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
     "tensorboard": "tensorboard",
 }  # fmt: skip
 """Flag names to paths of settings."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from duonlp.errors import InputError
 from duonlp.util.files import replacing
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import parse_json, read_text_file
 
 FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "summary", "text")
 """Keys that may hold the text in an object of a JSONL file; the first that exists is used."""
@@ -16,26 +16,24 @@ FIELDS = ("prediction", "summary_text", "generated_text", "translation_text", "s
 JSONL = (".jsonl", ".ndjson")
 
 
-def read_predictions(file: str | os.PathLike, ids: Sequence[str], *, limited: bool = False) -> list[str]:
+def read_predictions(
+    file: str | os.PathLike, ids: Sequence[str], *, limited: bool = False, encoding: str | None = None
+) -> list[str]:
     """Read a system's text for each example, in the order of `ids`.
 
     Args:
         file: A .jsonl or .ndjson file has one text or object per line; an object holds the text under one of FIELDS and
             optionally the example's "id". Any other file has one text per line, where an empty line is an empty text.
         ids: Ids of the examples. If all objects have an "id", they are matched by it; otherwise by their order.
+        encoding: Encoding of the file, such as "cp1252"; None for UTF-8, with or without a byte order mark.
         limited: Whether the examples are the first ones of a larger dataset, so that the file may have more predictions.
 
     Raises:
         InputError: The file cannot be read, a line is invalid, or there are too few or too many texts.
     """
     path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(
-            f"cannot read predictions from {str(file)!r}: {reason}; give one text per line, or JSONL"
-        ) from None
+    text = read_text_file(path, f"predictions from {str(file)!r}", "give one text per line, or JSONL", encoding)
+    lines = text.removesuffix("\n").split("\n")
     lines = [line.removesuffix("\r") for line in lines]
     texts: list[str]
     names: list[str | None]
@@ -71,7 +69,7 @@ def _match_by_id(path: Path, texts: list[str], names: list[str], ids: Sequence[s
 def _parse_row(path: Path, number: int, line: str) -> tuple[str, str | None]:
     """Return the text and the id of a line of JSON."""
     try:
-        row: Any = parse_json(line)
+        row: Any = parse_json(line, unique=True)
     except ValueError as error:
         raise InputError(f"line {number} of {str(path)!r} is not valid JSON ({error}); fix it") from None
     if isinstance(row, str):

@@ -18,6 +18,7 @@ from duonlp.metrics.classification import ClassificationScorer
 from duonlp.training.fit_config import FitConfig
 from duonlp.typing import Engine
 from duonlp.util.frameworks import PACKAGES
+from duonlp.util.reading import check_encoding
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class LabelledRunSettings:
         validation_split: Name of the validation split; empty to validate nothing.
         text_column: Name of the text column; None to detect it as read_labelled_texts does.
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
+        encoding: Encoding of files of text, such as "cp1252"; None for UTF-8.
+        quoting: Whether fields of CSV and TSV files may be quoted; None to decide as read_labelled_texts does.
         limit: Maximum number of texts per split, evenly spaced over it; None for all.
         max_length: Maximum number of tokens per text; None for the model's maximum. (Batches are padded to their texts.)
         batch_size: Texts per step.
@@ -69,6 +72,8 @@ class LabelledRunSettings:
     validation_split: str = VALIDATION
     text_column: str | None = None
     label_column: str | None = None
+    encoding: str | None = None
+    quoting: bool | None = None
     limit: int | None = None
     max_length: int | None = None
     batch_size: int = 48
@@ -98,6 +103,7 @@ class LabelledRunSettings:
                 f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
             )
         check_dtype(self.dtype, allowed=TRAINING_DTYPES)
+        check_encoding(self.encoding)
 
     @property
     def folder(self) -> Path:
@@ -182,6 +188,8 @@ def read_texts(
         "config": settings.config,
         "text_column": settings.text_column,
         "label_column": settings.label_column,
+        "encoding": settings.encoding,
+        "quoting": settings.quoting,
         "limit": settings.limit,
     }
     train = read_labelled_texts(settings.data, train_split, **options)
@@ -201,7 +209,7 @@ def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
     """
     from duonlp.data.labelled.files import is_one_table
 
-    if not is_one_table(settings.data):
+    if not is_one_table(settings.data, settings.encoding):
         return settings.train_split, settings.validation_split
     remedy = "a folder with a file for each split, such as train.csv and validation.csv"
     for split, default in ((settings.train_split, TRAIN), (settings.validation_split, VALIDATION)):

@@ -1,7 +1,9 @@
-"""Read JSON and TOML files: whatever they contain, the only errors are those of duonlp (of a parser, ValueError)."""
+"""Read text, JSON and TOML: whatever files contain, the only errors are those of duonlp (of a parser, ValueError)."""
 
+import codecs
 import json
 import os
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +19,104 @@ MOST_BYTES = 1 << 28
 """Size of a file that is read as a whole; the index of a model with a million tensors takes a third of it."""
 
 
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+"""What text in other encodings than UTF-8 may begin with; the mark of UTF-32 begins with that of UTF-16."""
+
+
+def check_encoding(encoding: str | None) -> str | None:
+    """Return the canonical name of an encoding; None, for UTF-8 with or without a byte order mark, stays None.
+
+    Raises:
+        InputError: Python has no such encoding of text.
+    """
+    if encoding is None:
+        return None
+    try:
+        codec = codecs.lookup(encoding)
+    except (LookupError, TypeError, ValueError):
+        codec = None
+    if codec is None or not getattr(codec, "_is_text_encoding", True):
+        raise InputError(
+            f"encoding is {encoding!r}, which is not an encoding of text in Python; give a name such as 'utf-8', 'cp1252', "
+            "'latin-1', 'utf-16' or 'gb18030'"
+        )
+    return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def foreign_encoding(start: bytes) -> str | None:
+    """Return the encoding that a file begins like, if it is UTF-16 or UTF-32; None otherwise.
+
+    Args:
+        start: The first bytes of the file.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS:
+        if start.startswith(mark):
+            return encoding
+    start = start[:64]
+    if len(start) >= 4:  # ASCII letters without a byte order mark
+        for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if not any(start[first::2]) and all(start[1 - first :: 2]):
+                return encoding
+    return None
+
+
+def decode_text(data: bytes, encoding: str | None = None) -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Args:
+        data: The contents of the file.
+        encoding: Their encoding; None for UTF-8.
+
+    Raises:
+        ValueError: They are not in this encoding.
+    """
+    try:
+        return data.decode(encoding or "utf-8").removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise ValueError(undecodable(data, error, encoding)) from None
+
+
+def read_text_file(file: str | os.PathLike[str], name: str, remedy: str, encoding: str | None = None) -> str:
+    r"""Return the text of a small file, without a byte order mark and with \n line ends.
+
+    Args:
+        file: The file; "-" for standard input.
+        name: Its name in messages.
+        remedy: What to do about a file that cannot be read.
+        encoding: Its encoding; None for UTF-8.
+
+    Raises:
+        InputError: It cannot be read, or is in another encoding.
+    """
+    encoding = check_encoding(encoding)
+    try:
+        if os.fspath(file) != "-":
+            data = Path(file).read_bytes()
+        elif hasattr(sys.stdin, "buffer"):
+            data = sys.stdin.buffer.read()
+        else:  # a stand-in without bytes
+            return sys.stdin.read().removeprefix("\ufeff")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"cannot read {name}: {why_unreadable(error)}; {remedy}") from None
+    try:
+        text = decode_text(data, encoding)
+    except ValueError as error:
+        advice = f"pass its encoding, such as encoding={foreign_encoding(data) or 'cp1252'!r}, or {remedy}"
+        raise InputError(f"cannot read {name}: {error}", remedy=advice, argument="encoding") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def undecodable(data: bytes, error: UnicodeError, encoding: str | None = None) -> str:
+    """Return why bytes are not text in an encoding (None: UTF-8), from the error of decoding them."""
+    if encoding is None and (found := foreign_encoding(data)):
+        return f"it is not UTF-8 text, but {found.upper()} text"
+    where = f" (byte 0x{data[error.start]:02x} at {error.start})" if isinstance(error, UnicodeDecodeError) else ""
+    return f"it is not {(encoding or 'utf-8').upper()} text{where}"
+
+
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Return the value of a JSON text, which may begin with a byte order mark.
 
@@ -28,7 +128,7 @@ def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
         ValueError: It is not UTF-8 or JSON, has a number of more than 4300 digits, is nested too deeply, or repeats a key.
     """
     if isinstance(text, bytes):
-        text = _decode(text)
+        text = decode_text(text)
     try:
         value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique if unique else None)
     except RecursionError:
@@ -42,7 +142,7 @@ def parse_toml(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: It is not UTF-8 or TOML, has a number of more than 4300 digits, or is nested too deeply.
     """
-    text = _decode(text) if isinstance(text, bytes) else text
+    text = decode_text(text) if isinstance(text, bytes) else text
     try:
         return _shallow(tomllib.loads(text.removeprefix("\ufeff")))
     except RecursionError:
@@ -144,13 +244,6 @@ def _object(value: Any, file: str, error: type[DuonlpError], advice: str) -> dic
     if not isinstance(value, dict):
         raise error(f"{file!r} holds a {type(value).__name__}; expected a JSON object, so {advice}")
     return value
-
-
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

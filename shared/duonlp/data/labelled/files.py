@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 from duonlp.data.reading import document_files, documents
 from duonlp.data.reading import tables as summary_files
+from duonlp.data.reading.document_files import UTF8, TextFormat
 from duonlp.data.reading.tables import ALL, SPLIT_NAMES
 from duonlp.errors import InputError
 from duonlp.util.files import may_read
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import check_encoding, is_unicode, parse_json
 from duonlp.util.suggestions import nearest
 
 HUB_NAMES = {"clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos"}
@@ -56,15 +57,16 @@ SplitOpener = Callable[[str | None, ColumnFinder, document_files.Problems], Tabl
 """(split, columns, problems) -> table of the split. Raises InputError if the split does not exist."""
 
 
-def open_source(source: Any, config: str | None = None) -> SplitOpener:
+def open_source(source: Any, config: str | None = None, text: TextFormat = UTF8) -> SplitOpener:
     """Return a function that opens the splits of a source.
 
     Args:
         source: File, folder, name on the Hub or rows, see :func:`duonlp.data.labelled.texts.read_labelled_texts`.
         config: Configuration of a dataset on the Hub.
+        text: How files of text are written.
 
     Raises:
-        InputError: The source does not exist or its kind is unknown.
+        InputError: The source does not exist or its kind is unknown, or an option of `text` has no effect on it.
     """
     if not isinstance(source, (str, Path)):
         if not isinstance(source, Iterable) or isinstance(source, bytes):
@@ -72,6 +74,7 @@ def open_source(source: Any, config: str | None = None) -> SplitOpener:
                 f"the source is a {type(source).__name__}; give a file, a folder, hub://owner/name, or a list of rows"
             )
         _check_no_config(config, "the source")
+        text.check("rows", source)
         if isinstance(source, Mapping):
             return _open_splits(source, "the rows")
         return _open_rows(source)
@@ -79,6 +82,7 @@ def open_source(source: Any, config: str | None = None) -> SplitOpener:
     name = str(source).removeprefix(documents.HUB_PREFIX)
     on_hub = name.partition("@")[0].partition("#")[0] in HUB_NAMES or config is not None
     if str(source).startswith(documents.HUB_PREFIX) or (on_hub and not may_read(path)):
+        text.check("hub", source)
         return _open_hub(name, config)
     if not may_read(path):
         raise InputError(
@@ -86,12 +90,14 @@ def open_source(source: Any, config: str | None = None) -> SplitOpener:
         )
     _check_no_config(config, repr(str(source)))
     if _is_saved_dataset(path):
+        text.check("saved", source)
         return _open_dataset(path, "dataset", str(path))
     if path.is_file() and summary_files.ending_kind(path) == "json":
-        splits = read_json_splits(path)
+        splits = read_json_splits(path, text.encoding)
         if splits is not None:
+            text.check("json", source)
             return _open_splits(splits, str(path))
-    return _open_files(path)
+    return _open_files(path, text)
 
 
 def _expand(source: str | Path) -> Path:
@@ -116,17 +122,21 @@ def _open_rows(source: Iterable, source_name: str | None = None) -> SplitOpener:
     return open_split
 
 
-def is_one_table(source: str | Path) -> bool:
+def is_one_table(source: str | Path, encoding: str | None = None) -> bool:
     """Return whether a source on disk has no splits: a single file, or files whose names name no split.
+
+    Args:
+        source: File, folder, or name on the Hub.
+        encoding: Encoding of files of text; None for UTF-8.
 
     Raises:
         InputError: A folder has files of several kinds, or no readable file.
     """
-    path = _expand(source)
+    path, encoding = _expand(source), check_encoding(encoding)
     if not may_read(path):  # on the Hub
         return False
     if path.is_file():
-        return summary_files.ending_kind(path) != "json" or read_json_splits(path) is None
+        return summary_files.ending_kind(path) != "json" or read_json_splits(path, encoding) is None
     if _is_saved_dataset(path):
         return not (path / "dataset_dict.json").is_file()
     files = summary_files.split_files(path, ALL, summary_files.kind_of(path))
@@ -182,33 +192,50 @@ def select_splits(split: str | None, splits: list[str], source: str) -> list[str
     return selected
 
 
-def read_json_splits(file: Path) -> dict[str, list] | None:
+def read_json_splits(file: Path, encoding: str | None = None) -> dict[str, list] | None:
     """Read a JSON file of the form {split: rows}; return None for any other content.
 
     Other entries next to splits with standard names, such as a version or a description, are ignored.
+
+    Args:
+        file: The file.
+        encoding: Its encoding; None for UTF-8.
 
     Raises:
         InputError: The file cannot be read.
     """
     try:
-        lines = document_files.lines_of(file)
-        first = next((line for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
-        if first.lstrip(b" \t\xef\xbb\xbf")[:1] != b"{":
+        lines = document_files.text_lines(file, encoding)
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip()[:1] != "{":
             return None
         # JSON Lines: the first object has no splits and more lines follow, so the rest need not be read.
-        if first.rstrip().endswith(b"}") and _find_splits(_parse(first)) is None and next(lines, None) is not None:
+        if first.rstrip().endswith("}") and _find_splits(_parse(first)) is None and next(lines, None) is not None:
             return None
-        value = _parse(b"".join([first, *document_files.lines_of(file)][1:]))
+        content = "".join([first, *lines])
+    except UnicodeError as error:
+        raise InputError(
+            f"{str(file)!r} is not {encoding} text ({error})",
+            remedy="pass the file's encoding, such as encoding='cp1252'",
+            argument="encoding",
+        ) from None
     except (EOFError, OSError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise InputError(f"{str(file)!r} cannot be read: {reason}; give a readable JSON file") from error
-    return _find_splits(value)
+    splits = _find_splits(_parse(content))
+    if splits is not None and not is_unicode(content):
+        raise InputError(
+            f"{str(file)!r} is not {(encoding or 'utf-8').upper()} text",
+            remedy="pass the file's encoding, such as encoding='cp1252'",
+            argument="encoding",
+        )
+    return splits
 
 
-def _parse(data: bytes) -> Any:
+def _parse(text: str) -> Any:
     """Return the value of a JSON text; None if it is invalid."""
     try:
-        return parse_json(data)
+        return parse_json(text, unique=True)
     except ValueError:
         return None
 
@@ -262,7 +289,7 @@ def _open_dataset(source: Any, kind: str, source_name: str) -> SplitOpener:
     return open_split
 
 
-def _open_files(path: Path) -> SplitOpener:
+def _open_files(path: Path, text: TextFormat) -> SplitOpener:
     endings = f"{', '.join(summary_files.ENDINGS)} (optionally with {' or '.join(summary_files.COMPRESSIONS)})"
     if path.is_file():
         kind = summary_files.ending_kind(path)
@@ -273,23 +300,24 @@ def _open_files(path: Path) -> SplitOpener:
         if not any(map(summary_files.ending_kind, files)):
             raise InputError(f"{str(path)!r} has no file that ends in {endings}; give a file or folder that does")
         kind = summary_files.kind_of(path)
+    text.check(kind, path)
 
     def open_split(split: str | None, columns: ColumnFinder, problems: document_files.Problems) -> Table:
         files = summary_files.split_files(path, split, kind)
-        rows = itertools.chain.from_iterable(_file_rows(file, kind, columns, problems) for file in files)
+        rows = itertools.chain.from_iterable(_file_rows(file, kind, columns, problems, text) for file in files)
         return Table(rows, str(files[0]), _file_features(files[0], kind))
 
     return open_split
 
 
 def _file_rows(
-    file: Path, kind: str, columns: ColumnFinder, problems: document_files.Problems
+    file: Path, kind: str, columns: ColumnFinder, problems: document_files.Problems, text: TextFormat
 ) -> Iterator[tuple[str, Any]]:
     def column_names(names: list[str]) -> list[str]:
         texts, label = columns.of(names, str(file))
         return list(dict.fromkeys([*texts, label, *(["id"] if "id" in names else [])]))
 
-    return summary_files.file_rows(file, kind, column_names, problems)
+    return summary_files.file_rows(file, kind, column_names, problems, text)
 
 
 def _features(rows: Any) -> Mapping[str, Any]:

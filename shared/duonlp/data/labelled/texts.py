@@ -10,10 +10,12 @@ import numpy as np
 
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.labelled import files as labelled_files
+from duonlp.data.labelled.labels import as_list, collect_names, flags_of, label_lookup, meaning_of, parse_labels
 from duonlp.data.pairs.summaries import has_text
 from duonlp.data.reading import document_files, documents
 from duonlp.data.reading.tables import SPLIT_NAMES
 from duonlp.errors import InputError
+from duonlp.util.reading import is_unicode
 from duonlp.util.suggestions import nearest
 
 TEXT_COLUMNS = ("text", "sentence", "query", "utterance", "utt", "question", "document", "content")
@@ -51,6 +53,10 @@ class LabelledTexts:
             raise InputError(
                 f"labels are {getattr(labels, 'dtype', type(labels).__name__)} {list(np.shape(labels))} for {count} texts and "
                 f"{classes} label names; they must be int32 [{count}] or float32 [{count}, {classes}]"
+            )
+        if unreadable := next((name for name in self.label_names if not is_unicode(name)), None):
+            raise InputError(
+                f"the label name {unreadable!r} has an unpaired surrogate; decode the labels with their encoding"
             )
         if labels.ndim == 1 and count and not 0 <= labels.min() <= labels.max() < classes:
             raise InputError(
@@ -141,6 +147,8 @@ def read_labelled_texts(
     label_names: Sequence[str] | None = None,
     label_separator: str | None = None,
     limit: int | None = None,
+    encoding: str | None = None,
+    quoting: bool | None = None,
     report: CleaningReport | None = None,
 ) -> LabelledTexts:
     """Read a split of a dataset of labeled texts, in the dataset's order.
@@ -166,7 +174,8 @@ def read_labelled_texts(
             exists.
         label_column: Column of the label. Defaults to the first of LABEL_COLUMNS that exists. Its values are names or
             numbers; numbers are classes of the dataset or of `label_names`, or else names themselves. An object with a
-            name, such as a GitHub label, is that name. Lists of labels make the texts multi-label, and so do lists with a 0
+            name, such as a GitHub label, is that name. Spellings of one number or truth value, such as 1 and 1.0, are one
+            class. Lists of labels make the texts multi-label, and so do lists with a 0
             or 1 per class (one-hot). The latter are recognized if a list repeats 0 or 1 or, with two classes, is [1, 0].
         label_names: Names of the classes, in order. Read validation data with those of the training data, so that their
             class indices agree. Defaults to the dataset's class names, or else the sorted labels of its train split, or of
@@ -174,6 +183,9 @@ def read_labelled_texts(
         label_separator: Separator of several labels in one field, which makes the texts multi-label.
         limit: Maximum number of texts, spread evenly over the data, because many files are sorted by label. The label names
             still cover all texts.
+        encoding: Encoding of text files, such as "cp1252"; None for UTF-8, with or without a byte order mark.
+        quoting: Whether fields of CSV and TSV files may be quoted. None: CSV files quote; TSV files do not, unless they can only
+            be read as quoted.
         report: Collects the rows that are dropped because they have no text, no label or an unknown label, or are corrupt.
             Without a report, the first such row raises InputError; no row is dropped silently.
 
@@ -186,7 +198,7 @@ def read_labelled_texts(
         raise InputError(f"limit is {limit!r}; it must be a positive integer or None")
     names = None if label_names is None else check_label_names(label_names)
     columns = LabelledColumns(text_column, label_column)
-    open_split = labelled_files.open_source(source, config)
+    open_split = labelled_files.open_source(source, config, document_files.TextFormat(encoding, quoting))
     problems = document_files.Problems(report)
 
     table = open_split(split, columns, problems)
@@ -204,7 +216,8 @@ def read_labelled_texts(
                 if split is not None and SPLIT_NAMES.get(split) == "train"
                 else _train_records(open_split, columns, label_separator)
             )
-            names = _collect_names(others or records)
+            named = (label for record in others or records for label in as_list(record.labels))
+            names = collect_names(named, table.name)
         records = list(_with_label_ids(records, names, problems))
     if not records:
         raise InputError(f"{_describe(source, split)} is empty: no row has both a text and a label; check its columns")
@@ -275,18 +288,6 @@ class _Record:
     flags: tuple[float, ...] | None = None
 
 
-def _to_python(value: Any) -> Any:
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
-def _flags(value: Any) -> tuple[float, ...] | None:
-    """Return a label that is a list of only 0 and 1 as a tuple; None for any other label."""
-    value = _to_python(value)
-    if not isinstance(value, (list, tuple)) or len(value) < 2:
-        return None
-    return tuple(value) if all(isinstance(flag, (int, float)) and flag in (0, 1) for flag in value) else None
-
-
 def _one_hot_flags(records: list[_Record], names: tuple[str, ...] | None) -> list[tuple[float, ...]] | None:
     """Return the flags of all records if their labels are one-hot, or None.
 
@@ -312,36 +313,6 @@ def _names_of_flags(names: tuple[str, ...] | None, classes: int, table_name: str
     return names
 
 
-def _parse_labels(value: Any, names: tuple[str, ...] | None, separator: str | None) -> Any:
-    """Return the labels of a row as in `_Record`; raise ValueError if they are invalid."""
-    value = _to_python(value)
-    if separator is not None and not isinstance(value, (list, tuple)):
-        value = [part for part in value.split(separator) if part.strip()] if isinstance(value, str) else [value]
-    if isinstance(value, (list, tuple)):
-        return [_parse_label(part, names) for part in value]
-    return _parse_label(value, names)
-
-
-def _parse_label(value: Any, names: tuple[str, ...] | None) -> str | int:
-    if isinstance(value, Mapping) and isinstance(value.get("name"), str):  # a GitHub label
-        value = value["name"]
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():  # an integer column with missing values is read as floats
-        value = int(value)
-    if isinstance(value, int):
-        if names is None:
-            return value
-        if not 0 <= value < len(names):
-            raise ValueError(f"its label is {value}, but the dataset has the classes 0 to {len(names) - 1}")
-        return names[value]
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"its label is {value!r}")
-    if not isinstance(value, str):
-        raise ValueError(f"its label is {value!r}, a {type(value).__name__}; labels are names or integers")
-    return value.strip()
-
-
 def _records(
     table: labelled_files.Table,
     columns: LabelledColumns,
@@ -358,49 +329,32 @@ def _records(
             problems.note("empty text", place, f"its text is {unusable[0]!r}")
         elif all(document_files.is_readable(part, place, problems) for part in parts):
             try:
-                labels = _parse_labels(row[label], labelled_files.class_names(table.features.get(label)), separator)
+                labels = parse_labels(row[label], labelled_files.class_names(table.features.get(label)), separator)
             except ValueError as error:
                 problems.note("no label", place, str(error))
             else:
-                text = parts[0] if len(parts) == 1 else (parts[0], parts[1])
-                yield _Record(place, name, text, labels, _flags(row[label]))
-
-
-def _collect_names(records: Iterable[_Record]) -> tuple[str, ...]:
-    """Return the sorted labels of the records, in numerical order if all are integers."""
-    labels: set[str | int] = set()
-    for record in records:
-        labels.update(record.labels if isinstance(record.labels, list) else [record.labels])
-    if all(_is_integer(label) for label in labels):
-        return tuple(map(str, sorted(set(map(int, labels)))))
-    return tuple(sorted(set(map(str, labels))))
-
-
-def _is_integer(label: str | int) -> bool:
-    return isinstance(label, int) or (label.removeprefix("-").isdecimal() and str(int(label)) == label)
+                own = [part for part in (name, *as_list(labels)) if isinstance(part, str) and part != place]
+                if all(document_files.is_readable(part, place, problems) for part in own):
+                    text = parts[0] if len(parts) == 1 else (parts[0], parts[1])
+                    yield _Record(place, name, text, labels, flags_of(row[label]))
 
 
 def _with_label_ids(
     records: Iterable[_Record], names: tuple[str, ...], problems: document_files.Problems
 ) -> Iterator[_Record]:
     """Yield the records with class indices as labels; unknown and repeated labels are noted in `problems`."""
-    ids: dict[str | int, int] = {name: number for number, name in enumerate(names)}
-    # "3" is a class name among "1" to "5", but the index of the fourth class among ("anger", "fear", "joy", "love").
-    if not any(map(_is_integer, names)):
-        ids |= {number: number for number in range(len(names))}
-        ids |= {str(number): number for number in range(len(names))}
-    else:
-        ids |= {int(name): number for name, number in list(ids.items()) if _is_integer(name)}
+    ids = label_lookup(names)
     for record in records:
         is_list = isinstance(record.labels, list)
-        labels = record.labels if is_list else [record.labels]
-        unknown = [label for label in labels if label not in ids]
+        labels = as_list(record.labels)
+        found = [ids.get(label, ids.get(meaning_of(label))) for label in labels]
+        unknown = [label for label, index in zip(labels, found) if index is None]
         if unknown:
             listed = ", ".join(names[:20]) + (f", ... ({len(names)} in total)" if len(names) > 20 else "")
             suggestion = nearest(str(unknown[0]), names)
             problems.note("unknown label", record.place, f"its label {unknown[0]!r} is not one of {listed}{suggestion}")
             continue
-        label_ids = [ids[label] for label in labels]
+        label_ids = [index for index in found if index is not None]
         if len(set(label_ids)) < len(label_ids):
             repeated = next(label for number, label in enumerate(labels) if label_ids[number] in label_ids[:number])
             problems.note(

@@ -102,6 +102,8 @@ def read_pairs(
     limit: int | None = None,
     revision: str | None = None,
     streaming: bool = True,
+    encoding: str | None = None,
+    quoting: bool | None = None,
     report: CleaningReport | None = None,
 ) -> Iterator[Pair]:
     """Yield documents with their summaries, in the dataset's order, holding only a few in memory.
@@ -133,6 +135,9 @@ def read_pairs(
         limit: Maximum number of pairs.
         revision: Branch, tag or commit of a dataset on the Hub.
         streaming: Whether to stream a dataset from the Hub; if False, it is downloaded first.
+        encoding: Encoding of text files, such as "cp1252"; None for UTF-8, with or without a byte order mark.
+        quoting: Whether fields of CSV and TSV files may be quoted. None: CSV files quote; TSV files do not, unless they can only
+            be read as quoted.
         report: Collects what is dropped: empty documents and summaries, corrupt lines, invalid UTF-8, and stories that are
             listed but missing. Without a report, the first of them raises InputError; nothing is dropped silently.
 
@@ -147,16 +152,17 @@ def read_pairs(
     kind = _kind(source, kind)
     if revision is not None and kind != "hub":
         raise InputError(f"revision is {revision!r}, but {str(source)!r} is not on the Hub; drop revision")
-    problems = document_files.Problems(report)
+    problems, text = document_files.Problems(report), document_files.TextFormat(encoding, quoting)
+    text.check(kind, source)
     if kind == "stories":
         folder = summary_files.StoryFolder(Path(source))
-        pairs = _story_pairs(folder.files(split, problems), problems)
+        pairs = _story_pairs(folder.files(split, problems, text.encoding), problems, text.encoding)
     elif kind in ("hub", "saved", "rows"):
         rows, name = _dataset_rows(source, kind, split, revision, streaming)
         pairs = _pairs(((f"{name}:{i}", row) for i, row in enumerate(rows)), name, columns, problems)
     else:
         files = summary_files.split_files(Path(source), split, kind)
-        pairs = itertools.chain.from_iterable(_file_pairs(file, kind, columns, problems) for file in files)
+        pairs = itertools.chain.from_iterable(_file_pairs(file, kind, columns, problems, text) for file in files)
     return itertools.islice(_merge_numbered(pairs), limit)
 
 
@@ -220,12 +226,18 @@ def _dataset_rows(
         ) from error
 
 
-def _file_pairs(file: Path, kind: str, columns: PairColumns, problems: document_files.Problems) -> Iterator[Pair]:
+def _file_pairs(
+    file: Path,
+    kind: str,
+    columns: PairColumns,
+    problems: document_files.Problems,
+    text: document_files.TextFormat,
+) -> Iterator[Pair]:
     def column_names(names: list[str]) -> list[str]:
         document, summaries, name = columns.of(names, str(file))
         return [document, *summaries, *([name] if name else [])]
 
-    return _pairs(summary_files.file_rows(file, kind, column_names, problems), str(file), columns, problems)
+    return _pairs(summary_files.file_rows(file, kind, column_names, problems, text), str(file), columns, problems)
 
 
 def _pairs(
@@ -252,6 +264,8 @@ def pair(
     if len(summaries) == 1 and isinstance(summaries[0], (list, tuple)):
         summaries = summaries[0]
     name = str(name) if name not in (None, "") else place
+    if name != place and not document_files.is_readable(name, place, problems):
+        return None
     where = place if name == place else f"{place} (id {name!r})"
     if not summaries:
         problems.note("empty summary", where, "the list of summaries is empty")
@@ -277,9 +291,9 @@ def has_text(text: str) -> bool:
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
-def _story_pairs(files: Iterable[Path], problems: document_files.Problems) -> Iterator[Pair]:
+def _story_pairs(files: Iterable[Path], problems: document_files.Problems, encoding: str | None) -> Iterator[Pair]:
     for file in files:
-        text = document_files.read_text(file, problems)
+        text = document_files.read_text(file, problems, encoding)
         if text is not None:
             article, highlights = summary_files.read_story(text)
             if checked := pair(article, [highlights], file.stem, str(file), problems):

@@ -1,17 +1,63 @@
-"""Read rows from JSONL, Parquet and Arrow files, and count or raise what cannot be read."""
+"""Read text and rows from text, JSONL, Parquet and Arrow files, and count or raise what cannot be read."""
 
 import gzip
 import importlib
+import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.errors import InputError, MissingExtraError
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import check_encoding, foreign_encoding, parse_json, undecodable
 
 ROWS_PER_BATCH = 1024
+WIDE = ("utf-16", "utf-32", "utf_16", "utf_32")
+"""What the names of encodings begin with in which a line end is more than one byte."""
+
+TEXT_KINDS = ("csv", "json", "jsonl", "stories", "tree")
+"""Kinds of files that have an encoding."""
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How files of text are written.
+
+    Attributes:
+        encoding: Encoding of the files; None for UTF-8, with or without a byte order mark.
+        quoting: Whether fields of CSV and TSV files may be quoted: a field in double quotes may hold delimiters and line
+            ends, and two double quotes in it stand for one. If False, a double quote is a character like any other.
+            None: CSV files quote; TSV files do not, unless they can only be read as quoted.
+
+    Raises:
+        InputError: An option is invalid.
+    """
+
+    encoding: str | None = None
+    quoting: bool | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoding", check_encoding(self.encoding))
+        if self.quoting not in (None, True, False):
+            raise InputError(f"quoting is {self.quoting!r}; it must be True, False or None")
+
+    def check(self, kind: str, source: Any) -> None:
+        """Raise InputError if an option has no effect on files of a kind.
+
+        Args:
+            kind: Kind of the source.
+            source: The source, for messages.
+        """
+        name = repr(str(source)) if isinstance(source, (str, Path)) else "the source"
+        if self.encoding is not None and kind not in TEXT_KINDS:
+            raise InputError(f"encoding is {self.encoding!r}, but {name} is not a file of text; drop encoding")
+        if self.quoting is not None and kind != "csv":
+            raise InputError(f"quoting is {self.quoting!r}, but {name} is neither CSV nor TSV; drop quoting")
+
+
+UTF8 = TextFormat()
 
 
 class Problems:
@@ -24,7 +70,7 @@ class Problems:
     def __init__(self, report: CleaningReport | None):
         self.report = report
 
-    def note(self, reason: str, place: str, detail: str, byte_count: int = 0) -> None:
+    def note(self, reason: str, place: str, detail: str, byte_count: int = 0, encoding: str = "") -> None:
         """Count one unreadable file or row.
 
         Args:
@@ -32,13 +78,17 @@ class Problems:
             place: File, or file and row, as in "corpus.jsonl:3".
             detail: What is wrong there.
             byte_count: Size of what is dropped.
+            encoding: An encoding that the file may have instead, for advice.
 
         Raises:
             InputError: If there is no report.
         """
         if self.report is None:
             remedy = "fix it, or pass report=CleaningReport() to count and drop such records"
-            raise InputError(f"{place}: {reason}: {detail}", remedy=remedy, argument="report")
+            if encoding:
+                remedy = f"pass the file's encoding, such as encoding={encoding!r}; or {remedy}"
+            argument = "encoding" if encoding else "report"
+            raise InputError(f"{place}: {reason}: {detail}", remedy=remedy, argument=argument)
         self.report.drop(reason, f"{place}: {detail}", byte_count)
 
     def note_file(self, file: str | Path, error: Exception, last: str = "") -> None:
@@ -59,8 +109,16 @@ class Problems:
             self.note("corrupt archive", str(file), f"{error or type(error).__name__}{after}")
 
 
-def is_readable(text: str, place: str, problems: Problems) -> bool:
-    """Return whether a text is free of NUL characters and can be encoded as UTF-8; note it if not."""
+def is_readable(text: str, place: str, problems: Problems, encoding: str = "", declared: str | None = None) -> bool:
+    """Return whether a text is free of NUL characters and can be encoded as UTF-8; note it if not.
+
+    Args:
+        text: A text, such as a field of a row.
+        place: Location of the text.
+        problems: Notes what is wrong with it.
+        encoding: An encoding that its file may have instead, for advice; "" if it is from no file of text.
+        declared: Encoding with which its file was decoded; None for UTF-8.
+    """
     if "\0" in text:
         problems.note("binary", place, f"NUL byte at character {text.index(chr(0))}", len(text))
         return False
@@ -68,48 +126,162 @@ def is_readable(text: str, place: str, problems: Problems) -> bool:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            problems.note("invalid UTF-8", place, f"unpaired surrogate at character {error.start}", len(text))
+            detail = f"unpaired surrogate at character {error.start}"
+            problems.note(_invalid(declared), place, detail, len(text), encoding)
             return False
     return True
 
 
-def read_text(path: Path, problems: Problems) -> str | None:
-    r"""Return the text of a UTF-8 file without BOM and with \n line ends; None (noted) if unreadable."""
+def read_text(path: Path, problems: Problems, encoding: str | None = None) -> str | None:
+    r"""Return the text of a file without BOM and with \n line ends; None (noted) if unreadable.
+
+    Args:
+        path: The file.
+        problems: Notes what is wrong with it.
+        encoding: Its encoding; None for UTF-8.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         problems.note("unreadable", str(path), error.strerror or type(error).__name__)
         return None
-    if b"\0" in data:
-        problems.note("binary", str(path), f"NUL byte at offset {data.index(0)}", len(data))
-        return None
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problems.note("invalid UTF-8", str(path), _undecodable(data, error), len(data))
+        text = data.decode(encoding or "utf-8").removeprefix("\ufeff")
+    except UnicodeError as error:
+        found = "" if encoding else foreign_encoding(data) or ("" if b"\0" in data else "cp1252")
+        if b"\0" in data and not found:
+            problems.note("binary", str(path), f"NUL byte at offset {data.index(0)}", len(data))
+        else:
+            problems.note(_invalid(encoding), str(path), _where(data, error, encoding), len(data), found or "cp1252")
+        return None
+    if "\0" in text:
+        found = "" if encoding else foreign_encoding(data) or ""
+        problems.note("binary", str(path), f"NUL byte at offset {data.index(0)}", len(data), found)
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def jsonl_rows(file: Path, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """Yield (file:line, value) for each non-empty line of a JSONL file, decompressed if it ends in .gz or .zst."""
-    number = 0
+def _invalid(encoding: str | None) -> str:
+    return f"invalid {(encoding or 'utf-8').upper()}"
+
+
+def _where(data: bytes, error: UnicodeError, encoding: str | None = None) -> str:
+    if isinstance(error, UnicodeDecodeError) and not (encoding is None and foreign_encoding(data)):
+        return f"byte 0x{data[error.start]:02x} at {error.start}"
+    return undecodable(data, error, encoding)
+
+
+def foreign_start(file: Path, encoding: str | None) -> str | None:
+    """Return the encoding of a file that is UTF-16 or UTF-32 although no encoding was named; None for any other file."""
     try:
-        for number, line in enumerate(lines_of(file), 1):
+        if encoding is not None:
+            return None
+        if file.name.endswith((".gz", ".zst")):
+            return foreign_encoding(next(lines_of(file), b""))
+        with open(file, "rb") as stream:
+            return foreign_encoding(stream.read(64))
+    except (EOFError, OSError, zlib.error):  # noted where the file is read
+        return None
+
+
+def jsonl_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterator[tuple[str, Any]]:
+    """Yield (file:line, value) for each non-empty line of a JSONL file, decompressed if it ends in .gz or .zst.
+
+    Args:
+        file: The file.
+        problems: Notes each line that is not valid, which includes an object with the same key twice.
+        text: How the file is written.
+    """
+    number, foreign = 0, foreign_start(file, text.encoding)
+    encoding = foreign or text.encoding
+    try:
+        for number, line in enumerate(raw_lines(file, encoding), 1):
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not line.strip():
                 continue
             place = f"{file}:{number}"
+            if foreign:
+                detail = f"it is {foreign.upper()} text"
+                problems.note(_invalid(None), place, detail, len(line), foreign)
+                continue
             try:
-                value = parse_json(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                problems.note("invalid UTF-8", place, _undecodable(line, error), len(line))
+                # A wide encoding has been decoded, with invalid parts as surrogates.
+                value = parse_json(line.decode("utf-8" if is_wide(encoding) else encoding or "utf-8"), unique=True)
+            except UnicodeError as error:
+                problems.note(_invalid(encoding), place, _where(line, error, encoding), len(line), "cp1252")
             except ValueError as error:
                 problems.note("corrupt line", place, f"not JSON: {error}", len(line))
             else:
                 yield place, value
+    except UnicodeError as error:
+        problems.note(_invalid(encoding), f"{file}:{number + 1}", f"{error}; unreadable from here on")
     except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error, f"line {number}")
+
+
+def is_wide(encoding: str | None) -> bool:
+    """Return whether characters of an encoding have several bytes each, so that its lines cannot be split as bytes."""
+    return encoding is not None and encoding.startswith(WIDE)
+
+
+def raw_lines(file: Path, encoding: str | None) -> Iterator[bytes]:
+    """Yield the lines of a file as bytes in its encoding, or in UTF-8 if that is wide.
+
+    Raises:
+        EOFError, OSError, zlib.error: As :func:`lines_of`.
+        UnicodeError: A wide encoding is invalid.
+    """
+    if not is_wide(encoding):
+        yield from lines_of(file)
+        return
+    with io.TextIOWrapper(
+        io.BufferedReader(_LineStream(lines_of(file))), encoding, "surrogatepass", newline="\n"
+    ) as stream:
+        for line in stream:
+            yield line.encode("utf-8", "surrogatepass")
+
+
+def text_lines(file: Path, encoding: str | None = None) -> Iterator[str]:
+    r"""Yield the lines of a text file with their line ends, the last one with \n too, without a byte order mark.
+
+    Bytes that are invalid in the encoding become unpaired surrogates, so that only the row is dropped that they are in.
+
+    Raises:
+        EOFError, OSError, zlib.error: As :func:`lines_of`.
+        UnicodeError: A wide encoding is invalid.
+    """
+    for number, line in enumerate(raw_lines(file, encoding)):
+        text = decode_line(line, "utf-8" if is_wide(encoding) else encoding or "utf-8")
+        text = text if text.endswith("\n") else text + "\n"
+        yield text.removeprefix("\ufeff") if number == 0 else text
+
+
+def decode_line(line: bytes, encoding: str) -> str:
+    """Return the text of a line; bytes that are invalid become unpaired surrogates."""
+    try:
+        return line.decode(encoding, "surrogateescape")
+    except UnicodeError:  # multi-byte codecs give up
+        return line.decode("ascii", "surrogateescape") + "\udcff"
+
+
+class _LineStream(io.RawIOBase):
+    """A binary stream of pieces of bytes."""
+
+    def __init__(self, pieces: Iterable[bytes]):
+        self._pieces, self._rest = iter(pieces), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = piece
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 def lines_of(file: Path) -> Iterator[bytes]:
@@ -141,7 +313,7 @@ def _zstd_lines(file: Path) -> Iterator[bytes]:
                     if decompressor is None:
                         decompressor = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
                     *lines, rest = (rest + decompressor.decompress(chunk)).split(b"\n")
-                    yield from lines
+                    yield from (line + b"\n" for line in lines)
                     chunk = decompressor.unused_data if decompressor.eof else b""
                     decompressor = None if decompressor.eof else decompressor
     except zstandard.ZstdError as error:
@@ -150,6 +322,16 @@ def _zstd_lines(file: Path) -> Iterator[bytes]:
         raise EOFError("the compressed file ends before its end marker")
     if rest:
         yield rest
+
+
+def check_columns(names: Iterable[str], file: Path) -> list[str]:
+    """Return the names of a table's columns; raise InputError if one that is not empty is there twice."""
+    names = list(names)
+    if repeated := next((name for name in names if name and names.count(name) > 1), None):
+        raise InputError(
+            f"{file} has the column {repeated!r} {names.count(repeated)} times; rename or remove the others"
+        )
+    return names
 
 
 def parquet_rows(
@@ -163,15 +345,17 @@ def parquet_rows(
         problems: Notes corrupt files and rows.
     """
     pyarrow, parquet = _import("pyarrow", file), _import("pyarrow.parquet", file)
-    number = 0
+    number = rows = 0
     try:
         with parquet.ParquetFile(file, memory_map=True) as table:
-            columns = choose_columns(table.schema_arrow.names)
+            rows = table.metadata.num_rows
+            columns = choose_columns(check_columns(table.schema_arrow.names, file))
             for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
                 yield from _batch_rows(batch, file, number, problems)
                 number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        problems.note_file(file, error, f"row {number}")
+        for _ in range(max(1, rows - number)):  # every row that is lost counts
+            problems.note_file(file, error, f"row {number}")
 
 
 def arrow_rows(
@@ -196,7 +380,7 @@ def arrow_rows(
             else:
                 source.seek(0)
                 batches = reader = ipc.open_stream(source)
-            columns = choose_columns(reader.schema.names)
+            columns = choose_columns(check_columns(reader.schema.names, file))
             for batch in batches:
                 for start in range(0, batch.num_rows, ROWS_PER_BATCH):
                     piece = batch.select(columns).slice(start, ROWS_PER_BATCH)
@@ -220,11 +404,7 @@ def _batch_rows(batch: Any, file: Path, rows_before: int, problems: Problems) ->
         try:
             yield place, row if isinstance(row, dict) else row.to_pylist()[0]
         except UnicodeDecodeError as error:
-            problems.note("invalid UTF-8", place, _undecodable(error.object, error), len(error.object))
-
-
-def _undecodable(data: bytes, error: UnicodeDecodeError) -> str:
-    return f"byte 0x{data[error.start]:02x} at {error.start}"
+            problems.note("invalid UTF-8", place, _where(error.object, error), len(error.object))
 
 
 def _import(name: str, file: Path) -> Any:

@@ -111,6 +111,7 @@ def read_documents(
     skip: frozenset[str] = frozenset(),
     split: str = "train",
     streaming: bool = True,
+    encoding: str | None = None,
     report: CleaningReport | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of a corpus in their original order, holding only a few in memory at a time.
@@ -133,6 +134,7 @@ def read_documents(
         skip: Names of folders in a tree to leave out.
         split: Split of a dataset on the Hub.
         streaming: Stream a dataset from the Hub; False downloads and memory-maps it.
+        encoding: Encoding of text files and JSONL files, such as "cp1252"; None for UTF-8, with or without a byte order mark.
         report: Counts unreadable input with examples: invalid UTF-8, binary files, corrupt lines and
             archives. Without a report the first such problem raises; nothing is dropped silently.
 
@@ -150,7 +152,10 @@ def read_documents(
     else:
         sources = [source]
     kinds = [_detect_kind(source, kind, pattern) for source in sources]
-    return _documents(sources, kinds, columns, problems, pattern, skip, split, streaming)
+    text = document_files.TextFormat(encoding)
+    for source, source_kind in zip(sources, kinds):
+        text.check(source_kind, source)
+    return _documents(sources, kinds, columns, problems, text, pattern, skip, split, streaming)
 
 
 def _documents(
@@ -158,6 +163,7 @@ def _documents(
     kinds: list[str],
     columns: Columns,
     problems: document_files.Problems,
+    text_format: document_files.TextFormat,
     pattern: str,
     skip: frozenset[str],
     split: str,
@@ -166,7 +172,7 @@ def _documents(
     for source, kind in zip(sources, kinds):
         if kind == "tree":
             for path in text_files(source, pattern, skip, lambda error: problems.note_file(error.filename, error)):
-                text = document_files.read_text(path, problems)
+                text = document_files.read_text(path, problems, text_format.encoding)
                 if text is not None:
                     yield Document(text, path.relative_to(source).as_posix())
         elif kind in ("hub", "dataset"):
@@ -175,7 +181,7 @@ def _documents(
             yield from _documents_from_rows(numbered_rows, name, columns, problems)
         else:
             for file in _shard_files(Path(source), kind):
-                rows = _file_rows(file, kind, columns, problems)
+                rows = _file_rows(file, kind, columns, problems, text_format)
                 yield from _documents_from_rows(rows, str(file), columns, problems)
 
 
@@ -232,12 +238,16 @@ def _shard_files(path: Path, kind: str) -> list[Path]:
 
 
 def _file_rows(
-    file: Path, kind: str, columns: Columns, problems: document_files.Problems
+    file: Path,
+    kind: str,
+    columns: Columns,
+    problems: document_files.Problems,
+    text: document_files.TextFormat,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     def choose_columns(names: list[str]) -> list[str]:
         return list(columns.of(names, str(file)).values())
 
-    return tables.file_rows(file, kind, choose_columns, problems)
+    return tables.file_rows(file, kind, choose_columns, problems, text)
 
 
 def _documents_from_rows(
@@ -251,7 +261,10 @@ def _documents_from_rows(
             continue
         if document_files.is_readable(text, place, problems):
             path, repository, licence = (row.get(names.get(part, "")) for part in ("path", "repository", "licence"))
-            yield Document(text, str(path or place), str(repository) if repository else None, _join_licences(licence))
+            repository, licence = str(repository) if repository else None, _join_licences(licence)
+            origin = (str(path or ""), repository or "", licence or "")
+            if all(document_files.is_readable(part, place, problems) for part in origin):
+                yield Document(text, str(path or place), repository, licence)
 
 
 def with_columns(

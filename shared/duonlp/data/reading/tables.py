@@ -1,6 +1,5 @@
-"""Find the splits of datasets kept as files, and read JSON lists, CSV tables and CNN/Daily Mail stories."""
+"""Find the splits of datasets kept as files, and read JSON lists and CNN/Daily Mail stories."""
 
-import csv
 import hashlib
 import re
 import zlib
@@ -9,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.data.reading import document_files
+from duonlp.data.reading.delimited import csv_rows
+from duonlp.data.reading.document_files import UTF8, TextFormat
 from duonlp.errors import InputError
 from duonlp.util.files import may_read
-from duonlp.util.reading import parse_json
+from duonlp.util.reading import is_unicode, parse_json
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {
@@ -26,8 +27,6 @@ ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv"
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".zst")  # not for .parquet and .arrow
 STORY = ".story"
-MAX_FIELD_CHARACTERS = 2**27
-"""Limit on the characters of a CSV field; Python's default of 131,072 is shorter than a long document."""
 
 _SPLIT = re.compile(rf"(?:^|[._-])({'|'.join(SPLIT_NAMES)})(?=[._-])", re.IGNORECASE)
 _SENTENCE_ENDS = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
@@ -210,12 +209,15 @@ class StoryFolder:
                     lists.setdefault(name, file)
         return lists
 
-    def files(self, split: str | None, problems: document_files.Problems) -> Iterator[Path]:
+    def files(
+        self, split: str | None, problems: document_files.Problems, encoding: str | None = None
+    ) -> Iterator[Path]:
         """Return an iterator over the stories of a split, CNN's first, each publisher's by name.
 
         Args:
             split: As in `split_files`.
             problems: Notes listed stories that are missing.
+            encoding: Encoding of the URL lists; None for UTF-8.
 
         Raises:
             InputError: If the split has no list, or there are lists and `split` is None.
@@ -230,16 +232,16 @@ class StoryFolder:
                 "all_test.txt; add these URL lists, or leave split out to read every story"
             )
         names = chosen_splits(split, lists, str(self.folder))
-        return self._listed_stories([lists[name] for name in names], stories, problems)
+        return self._listed_stories([lists[name] for name in names], stories, problems, encoding)
 
     def _listed_stories(
-        self, lists: list[Path], stories: dict[str, Path], problems: document_files.Problems
+        self, lists: list[Path], stories: dict[str, Path], problems: document_files.Problems, encoding: str | None
     ) -> Iterator[Path]:
         # The lists cover both publishers. Where only one publisher's folder exists, only its stories are expected.
         publishers = {folder.parent.name for folder in self.folders} & {"cnn", "dailymail"}
         absent = {"cnn", "dailymail"} - publishers if publishers else set()
         for file in lists:
-            text = document_files.read_text(file, problems) or ""
+            text = document_files.read_text(file, problems, encoding) or ""
             lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
             listed = {_sha1(url): (number, url) for number, url in lines if url}
             yield from (story for name, story in stories.items() if name in listed)
@@ -271,7 +273,11 @@ def read_story(text: str) -> tuple[str, str]:
 
 
 def file_rows(
-    file: Path, kind: str, choose_columns: Callable[[list[str]], list[str]], problems: document_files.Problems
+    file: Path,
+    kind: str,
+    choose_columns: Callable[[list[str]], list[str]],
+    problems: document_files.Problems,
+    text: TextFormat = UTF8,
 ) -> Iterator[tuple[str, Any]]:
     """Return an iterator over (place, row) of a file.
 
@@ -281,70 +287,60 @@ def file_rows(
         choose_columns: Maps the names of all columns to those to read, for the columnar kinds "parquet"
             and "arrow".
         problems: Notes rows that cannot be read.
+        text: How the file is written.
+
+    Raises:
+        InputError: If an option of `text` has no effect on files of this kind.
     """
+    text.check(kind, file)
     if kind == "parquet":
         return document_files.parquet_rows(file, choose_columns, problems)
     if kind == "arrow":
         return document_files.arrow_rows(file, choose_columns, problems)
-    return {"jsonl": document_files.jsonl_rows, "json": json_rows, "csv": csv_rows}[kind](file, problems)
+    return {"jsonl": document_files.jsonl_rows, "json": json_rows, "csv": csv_rows}[kind](file, problems, text)
 
 
-def json_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[str, Any]]:
+def json_rows(file: Path, problems: document_files.Problems, text: TextFormat = UTF8) -> Iterator[tuple[str, Any]]:
     """Yield (file:entry, value) for each entry of a JSON list, which is loaded whole.
 
     A file that does not begin with a list is read as JSONL.
+
+    Args:
+        file: The file.
+        problems: Notes entries that cannot be read, or the file.
+        text: How the file is written.
     """
-    data = b""
+    foreign = document_files.foreign_start(file, text.encoding)
+    content = ""
     try:
-        lines = document_files.lines_of(file)
-        first = next((line for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf")), b"")
-        if first.lstrip(b" \t\xef\xbb\xbf")[:1] == b"[":
-            data = b"\n".join([first, *lines])
-    except (EOFError, OSError, zlib.error) as error:
+        lines = document_files.text_lines(file, foreign or text.encoding)
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip()[:1] == "[":
+            content = "".join([first, *lines])
+    except (EOFError, OSError, UnicodeError, zlib.error) as error:
         problems.note_file(file, error)
         return
-    if not data:
-        yield from document_files.jsonl_rows(file, problems)
+    if not content:
+        yield from document_files.jsonl_rows(file, problems, text)
         return
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problems.note("invalid UTF-8", str(file), f"byte 0x{data[error.start]:02x} at {error.start}", len(data))
-        return
-    try:
-        entries = parse_json(text)
+        entries = parse_json(content, unique=True)
     except ValueError as error:
-        problems.note("corrupt file", str(file), f"not JSON: {error}", len(data))
+        problems.note("corrupt file", str(file), f"not JSON: {error}", len(content))
         return
-    yield from ((f"{file}:{number}", entry) for number, entry in enumerate(entries, 1))
+    suspicious = foreign or (not content.isascii() and not is_unicode(content))
+    for number, entry in enumerate(entries, 1):
+        place = f"{file}:{number}"
+        if foreign:
+            problems.note("invalid UTF-8", place, f"it is {foreign.upper()} text", encoding=foreign)
+        elif not suspicious or document_files.is_readable("".join(_strings(entry)), place, problems, "cp1252"):
+            yield place, entry
 
 
-def csv_rows(file: Path, problems: document_files.Problems) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (file:line, {column: value}) for each row of a CSV file with a header; .tsv files are tab-separated.
-
-    The line is the one where the row begins.
-    """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
-    # Invalid UTF-8 becomes unpaired surrogates, so that it only drops the row it is in.
-    lines = (
-        line.decode("utf-8", "surrogateescape") + "\n" * (not line.endswith(b"\n"))
-        for line in document_files.lines_of(file)
-    )
-    tabs = ".tsv" in file.name.lower()
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
-    header: list[str] | None = None
-    number = 1
-    try:
-        for row in reader:
-            place, number = f"{file}:{number}", reader.line_num + 1
-            if header is None:
-                header = [name.removeprefix("\ufeff").strip() for name in row]
-            elif row and len(row) != len(header):
-                detail = f"row has {len(row)} fields, but the header has {len(header)}: {', '.join(header)}"
-                problems.note("corrupt row", place, detail)
-            elif row:
-                yield place, dict(zip(header, row))
-    except csv.Error as error:
-        problems.note("corrupt row", f"{file}:{number}", f"{error}; unreadable from here on")
-    except (EOFError, OSError, zlib.error) as error:
-        problems.note_file(file, error, f"line {number - 1}")
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts in a value of JSON, the keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(item)

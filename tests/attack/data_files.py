@@ -1,0 +1,171 @@
+"""Tables as programs and people write them: what is read is what was written, or an error; no row is lost unseen."""
+
+import csv
+import importlib.util
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tests.attack.file_formats import write_checkpoint
+from tests.attack.formats import fuzzed
+from tests.attack.harness import HELD, Budget, Outcome, attack
+
+PIECES = (
+    "a", "caf\u00e9", '5"', '"', '""', "'", ",", "\t", "\n", "\r\n", ";", " ", "0", "1.0", "\ufeff", "\u2028", "\x0b", "\x85",
+)  # fmt: skip
+ENCODINGS = (None, None, "utf-8-sig", "cp1252", "utf-16", "utf-16-be", "utf-32", "gb18030", "shift_jis")
+
+
+def write_table(name: str, encoding: str = "utf-8"):
+    """Return a writer of a table."""
+
+    def write(folder: Path) -> Path:
+        rows = [["id", "text", "label"], *([str(i), f'so "good", {i}\nand more', "xy"[i % 2]] for i in range(6))]
+        text = io.StringIO()
+        csv.writer(text, delimiter="\t" if name.endswith("tsv") else ",").writerows(rows)
+        (folder / name).write_bytes(text.getvalue().encode(encoding))
+        return folder / name
+
+    return write
+
+
+def read_table(file: Path, encoding: str | None = None) -> None:
+    """Read a table with a report, which must count what is lost, and without one."""
+    from duonlp.data import CleaningReport, read_labelled_texts, read_pairs
+
+    list(read_pairs(file, document_field="text", summary_field="label", encoding=encoding, report=CleaningReport()))
+    read_labelled_texts(file, encoding=encoding)
+
+
+fuzzed("labeled texts in CSV", "bytes", write=write_table("a.csv"))(read_table)
+fuzzed("labeled texts in TSV", "bytes", write=write_table("a.tsv"))(read_table)
+fuzzed("labeled texts in UTF-16", "bytes", write=write_table("a.csv", "utf-16"))(
+    lambda file: read_table(file, "utf-16")
+)
+
+
+if importlib.util.find_spec("torch"):
+
+    def write_pickle(folder: Path) -> Path:
+        """Write pytorch_model.bin of a small checkpoint."""
+        import torch
+
+        from duonlp.checkpoints import list_tensors
+
+        write_checkpoint(folder)
+        tensors = list_tensors(folder / "model.safetensors")
+        torch.save(
+            {name: torch.tensor(tensor.read()) for name, tensor in tensors.items()}, folder / "pytorch_model.bin"
+        )
+        return folder / "pytorch_model.bin"
+
+    @fuzzed("pytorch_model.bin", "bytes", write=write_pickle)
+    def read_pickle(file: Path) -> None:
+        """Load the file as the process of ``duonlp convert`` does."""
+        from duonlp.checkpoints.conversion.unpickle import Refused, load
+        from duonlp.errors import CheckpointError
+
+        try:
+            load(str(file))
+        except Refused as error:
+            raise CheckpointError(str(error)) from None
+
+
+def _text(rng: np.random.Generator, plain: bool) -> str:
+    """Return a random text; a plain one has no tab or line end, and all have a visible character."""
+    pieces = [piece for piece in PIECES if not (plain and set(piece) & set("\t\r\n"))]
+    return "x" + "".join(rng.choice(pieces, rng.integers(0, 6))) if rng.random() < 0.6 else (
+        '"' * int(rng.integers(0, 3)) + "x" + "".join(rng.choice(pieces, rng.integers(0, 4)))
+    )  # fmt: skip
+
+
+@attack("tables")
+def tables(budget: Budget) -> Iterator[Outcome]:
+    """Write random tables, quoted by csv.writer or plain, and compare what is read with what was written."""
+    from duonlp.data import read_labelled_texts
+    from duonlp.errors import DuonlpError
+
+    rng = budget.rng
+    for number in budget:
+        tabs, encoding = bool(rng.random() < 0.6), ENCODINGS[rng.integers(len(ENCODINGS))]
+        plain = tabs and bool(rng.random() < 0.5)
+        rows = [(_text(rng, plain), str(rng.choice(["a", "b"]))) for _ in range(rng.integers(1, 7))]
+        quoting = [csv.QUOTE_MINIMAL, csv.QUOTE_ALL][rng.integers(2)]
+        delimiter, end = "\t" if tabs else ",", str(rng.choice(["\n", "\r\n"]))
+        if plain:
+            text = end.join(delimiter.join(row) for row in [("text", "label"), *rows]) + end
+        else:
+            stream = io.StringIO()
+            writer = csv.writer(stream, delimiter=delimiter, quoting=quoting, lineterminator=end)
+            writer.writerows([("text", "label"), *rows])
+            text = stream.getvalue()
+        file = budget.folder / f"{number}.{'tsv' if tabs else 'csv'}"
+        data = text.encode(encoding or "utf-8", "replace")
+        file.write_bytes(data)
+        expected = [
+            (field.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8"), label) for field, label in rows
+        ]
+        told = None if rng.random() < 0.5 else (not plain)
+        case = f"seed {budget.seed}, case {number}: {file.suffix} {encoding} plain={plain} quoting={told} {text!r:.200}"
+        try:
+            read = read_labelled_texts(file, encoding=encoding, quoting=told)
+        except DuonlpError as error:
+            # A file with signs of both is refused, but never one whose quoting is named.
+            yield Outcome(case, HELD if told is None and tabs else "wrong", str(error)[:300])
+        else:
+            actual = [(text, read.label_names[label]) for text, label in zip(read.texts, read.labels, strict=True)]
+            # Nobody can tell a text that happens to be quoted as csv.writer would from one that was.
+            either = (
+                plain and told is None and any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', text) for text, _ in rows)
+            )
+            verdict = HELD if actual == expected or either else "wrong"
+            yield Outcome(case, verdict, f"{actual!r:.200} for {expected!r:.200}")
+        file.unlink()
+
+
+@attack("lost rows")
+def lost_rows(budget: Budget) -> Iterator[Outcome]:
+    """Damage tables and compare the number of rows with those that are read and those that the report counts."""
+    from duonlp.data import CleaningReport, read_labelled_texts, read_pairs
+    from duonlp.errors import DuonlpError
+
+    rng = budget.rng
+    for number in budget:
+        tabs = bool(rng.random() < 0.5)
+        delimiter, count = "\t" if tabs else ",", int(rng.integers(2, 12))
+        lines = [f"text{delimiter}label", *(f"text {i}{delimiter}{'ab'[i % 2]}" for i in range(count))]
+        for _ in range(rng.integers(1, 4)):
+            row = int(rng.integers(1, len(lines)))
+            at = int(rng.integers(0, len(lines[row]) + 1))
+            lines[row] = (
+                lines[row][:at] + str(rng.choice(['"', "\udce9", delimiter, "\0", '"x"', "\ufeff"])) + lines[row][at:]
+            )
+        file = budget.folder / f"{number}.{'tsv' if tabs else 'csv'}"
+        file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+        quoting = [None, True, False][rng.integers(3)]
+        for reader in ("labeled texts", "pairs"):
+            report = CleaningReport()
+            case = f"seed {budget.seed}, case {number}: {reader}, quoting={quoting} {lines!r:.300}"
+            try:
+                if reader == "pairs":
+                    kept = [
+                        pair.document
+                        for pair in read_pairs(file, summary_field="label", quoting=quoting, report=report)
+                    ]
+                else:
+                    kept = list(read_labelled_texts(file, quoting=quoting, report=report).texts)
+            except DuonlpError as error:
+                yield Outcome(case, HELD, str(error)[:100])
+                continue
+            # A quoted field may hold line ends, as it should: two quotes that a damage has put there are such a field.
+            seen = sum(text.count("\n") + 1 for text in kept) + sum(
+                entry.documents for entry in report.dropped.values()
+            )
+            melted = quoting is not False and sum(line.count('"') for line in lines) > 1
+            yield Outcome(
+                case, HELD if seen == count or melted else "wrong", f"{seen} of {count} rows: {kept} {report.dropped}"
+            )
+        file.unlink()
