@@ -129,6 +129,63 @@ def run_heads(strategy, accumulation=1, names=tuple(HEADS), jit_compile=False):
     return results
 
 
+def scalar_loss(labels, logits):
+    """Return a mean of a user's own, without a reduction of Keras'."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits))
+
+
+class BatchLogs(keras.callbacks.Callback):
+    """Keeps the logs of every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append(dict(logs))
+
+    on_test_batch_end = on_train_batch_end
+
+
+def uneven_model(strategy, activity=False, loss=None, **options):
+    with strategy.scope():
+        model = model_of("classes")
+        if activity:  # a loss that only a call of the layer adds
+            model.classifier.activity_regularizer = keras.regularizers.L2(0.3)
+        model.compile(keras.optimizers.SGD(0.5, global_clipnorm=0.5), loss, jit_compile=False, **options)
+    return model
+
+
+def run_uneven(strategy):
+    """Return logs and parameters where replicas get fewer rows or none, also in the first batch."""
+    x = texts(7, 0)[0]
+    y, results = x["input_ids"][:, 0] % 3, {}
+
+    def head(rows):
+        return {name: value[:rows] for name, value in x.items()}, y[:rows]
+
+    def add(name, model, *logs):
+        values = {f"{i} {n}": v for i, log in enumerate(logs) for n, v in log.items()} | weights(model)
+        results.update({f"{name} {n}": v for n, v in values.items()})
+
+    sums = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    for name, rows, options in (
+        ("one row", 1, {"loss": scalar_loss, "metrics": ["accuracy"]}),
+        ("microbatches", 7, {"activity": True, "accumulation": 2}),
+        ("few steps", 5, {"steps_per_execution": 5, "metrics": ["accuracy"]}),
+    ):  # fmt: skip
+        model, record = uneven_model(strategy, **options), BatchLogs()
+        history = model.fit(*head(rows), batch_size=4, shuffle=False, verbose=0, callbacks=[record])
+        add(name, model, history.history, *record.logs)
+    model, rows = uneven_model(strategy, loss=scalar_loss, activity=True), [classes(rows, 0) for rows in (1, 3)]
+    add("dataset", model, model.fit(batch_dataset(rows), shuffle=False, verbose=0).history)
+    model = uneven_model(strategy, loss=sums, metrics=["accuracy"])
+    logs = [model.train_on_batch(*head(rows), return_dict=True) for rows in (1, 3)]
+    logs += [model.train_on_batch(*head(3), sample_weight=np.arange(3.0), return_dict=True)]
+    add("on batch", model, *logs, model.test_on_batch(*head(3), return_dict=True))
+    return results
+
+
 def assert_close(ours, theirs):
     assert set(ours) == set(theirs)
     for key, value in theirs.items():
@@ -140,12 +197,13 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-from tests.tfnlp.test_steps import fit_on, run_heads
+from tests.tfnlp.test_steps import fit_on, run_heads, run_uneven
 np.savez(FILE + "-xla.npz", **run_heads(strategy, 2, ("spans",), jit_compile=True))
 tf.config.run_functions_eagerly(True)
 np.savez(FILE + "-1.npz", **run_heads(strategy, 1, ("classes", "spans")))
 np.savez(FILE + "-2.npz", **run_heads(strategy, 2))
 np.savez(FILE + "-fit.npz", **fit_on(strategy))
+np.savez(FILE + "-uneven.npz", **run_uneven(strategy))
 """
 
 
@@ -156,7 +214,7 @@ def on_two(tmp_path_factory):
     process = in_another_process(f"FILE = {str(folder / 'run')!r}" + TWO_DEVICES)
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
-    return {name: dict(np.load(folder / f"run-{name}.npz")) for name in ("1", "2", "xla", "fit")}
+    return {name: dict(np.load(folder / f"run-{name}.npz")) for name in ("1", "2", "xla", "fit", "uneven")}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +230,10 @@ def test_replicas_match_the_batch(on_two, on_one):
     assert set(on_two["2"]) == set(on_one)
     for name in ("1", "2", "xla"):
         assert_close(on_two[name], {key: on_one[key] for key in on_two[name]})
+
+
+def test_replicas_with_fewer_rows_or_none_match_the_batch(on_two, eagerly):
+    assert_close(on_two["uneven"], run_uneven(tf.distribute.get_strategy()))
 
 
 def test_padding_rows_never_count(eagerly):
