@@ -1,5 +1,6 @@
 """One gradient however a batch is split, and bit-identical resumes: plain fit, fit, Pretrainer and Distiller."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
 from tests.tfnlp.test_pretraining import BERT, VOCABULARY, Losses, Uneven, in_another_process
+from tfnlp.distillation.distiller import distill
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training import (
     BackupAndRestore,
@@ -405,16 +408,32 @@ def fit_on(strategy, folder=None, stop_at=None):
     return {"losses": losses} | weights(model)
 
 
+def distill_on(strategy, folder=None):
+    """Return losses and parameters of ``distill`` with several terms, on uneven batches; the teacher is under no strategy."""
+    teacher = model_of("tokens", hidden_size=8, intermediate_size=8)
+    with strategy.scope():
+        student = model_of("tokens")
+    batches = [tokens(rows, seed) for seed, rows in enumerate((1, 8, 5))]
+    config = FitConfig(epochs=1, learning_rate=0.1, optimizer="adafactor", log_every=1)
+    settings = Distillation(0.5, losses=(HiddenStates(0.5), Attentions(0.5, layers=((-1, -1),))))
+    result = distill(student, teacher, batches, config, settings, folder, validation=batches, jit_compile=False,
+                     log={"console": False})  # fmt: skip
+    return {"loss": result.loss} | result.history[-1] | weights(student)
+
+
 TWO_WORKERS = """
 import numpy as np, tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-from tests.tfnlp.test_steps import fit_on
+from tests.tfnlp.test_steps import distill_on, fit_on, run_uneven
 np.savez(FILE, **fit_on(strategy, FOLDER, STOP_AT))
+np.savez(FILE.replace(".npz", "-distill.npz"), **distill_on(strategy, FOLDER + "-distill"))
+tf.config.run_functions_eagerly(True)
+np.savez(FILE.replace(".npz", "-uneven.npz"), **run_uneven(strategy))
 """
 
 
 def run_workers(folder, stop_at):
-    """Run fit in two processes; return their exit codes and errors."""
+    """Run fit, distill and compile and fit in two processes; return their exit codes and errors."""
     with socket.socket() as a, socket.socket() as b:
         a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
         workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
@@ -434,8 +453,11 @@ def test_two_workers_match_two_replicas_and_resume(tmp_path, on_two):
     assert sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000000003.safetensors"]
     codes, errors = run_workers(tmp_path, None)
     assert codes == [0, 0], errors
-    for index in (0, 1):
-        assert_close(dict(np.load(tmp_path / f"{index}.npz")), on_two["fit"])
+    one = tf.distribute.get_strategy()
+    expected = {"": on_two["fit"], "-distill": distill_on(one), "-uneven": run_uneven(one)}
+    for index, (kind, values) in itertools.product((0, 1), expected.items()):
+        assert_close(dict(np.load(tmp_path / f"{index}{kind}.npz")), values)
+    assert (tmp_path / "run-distill" / "best" / "model.safetensors").exists()
     assert (tmp_path / "run" / "best" / "model.safetensors").exists()
 
 
