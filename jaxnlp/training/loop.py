@@ -25,7 +25,8 @@ from jaxnlp.pretrained import Params, update
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption, is_main, run_on_main
 from jaxnlp.training.model import LazyModel
-from jaxnlp.training.step import Metrics, State, Step
+from jaxnlp.training.objectives import NamedTerms
+from jaxnlp.training.step import Metrics, Plan, State, Step
 
 
 class Progress(TypedDict):
@@ -173,14 +174,14 @@ class Loop:
 
     def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
         config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
-        pending = _PendingSteps(log, progress["loss"])
+        pending = _PendingSteps(log, progress["loss"], self.step.plan)
         on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
         clock = time.perf_counter() - progress["seconds"]
         is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
         for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
-            self.state, metrics = self.step(self.state, self.step.put(read.batch), rate)
+            self.state, metrics, terms = self.step.advance(self.state, self.step.put(read.batch), rate)
             number = progress["step"] + 1
             if on_cpu:
                 # One step in flight. Not even one over several devices: collectives can deadlock over the host's threads.
@@ -193,7 +194,7 @@ class Loop:
             progress["count"] += read.count
             progress["seconds"] = time.perf_counter() - clock
             record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
-            pending.steps.append((record | {"progress": self._share()}, metrics))
+            pending.steps.append((record | {"progress": self._share()}, metrics, terms))
             last, self.preempted = self._share() >= 1, preemption.requested(number)
             events = config.evaluate_every, config.save_every
             evaluates, saves = (fit_event_due(every, number, read.ends_epoch, last) for every in events)
@@ -232,19 +233,23 @@ class _PendingSteps:
     last_loss: loss of the last step before; it is replaced as steps are written.
     """
 
-    def __init__(self, log: MetricsLog | NullLog, last_loss: float):
-        self.log, self.last_loss = log, last_loss
-        self.steps: list[tuple[dict[str, float], Metrics]] = []  # what is logged of a step, and its metrics
+    def __init__(self, log: MetricsLog | NullLog, last_loss: float, plan: Plan):
+        self.log, self.last_loss, self.plan = log, last_loss, plan
+        # What is logged of a step, its metrics and its terms.
+        self.steps: list[tuple[dict[str, float], Metrics, NamedTerms]] = []
 
     def write(self) -> float:
-        """Log the pending steps as one record with their mean metrics, per token if they count tokens; return the last loss.
+        """Log the pending steps as one record, whose losses weigh every label the same; return the last step's loss.
 
         Raises:
             NonFiniteLossError: A loss or a gradient is not finite; nothing is logged.
         """
         if not self.steps:
             return self.last_loss
-        records, fetched = [record for record, _ in self.steps], jax.device_get([metrics for _, metrics in self.steps])
+        records = [record for record, _, _ in self.steps]
+        fetched, terms = jax.device_get(
+            ([metrics for _, metrics, _ in self.steps], [terms for *_, terms in self.steps])
+        )
         for record, metrics in zip(records, fetched):
             # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
@@ -253,12 +258,10 @@ class _PendingSteps:
                     f"{metrics['gradient_norm']}; what is saved precedes it: lower the learning rate "
                     f"({record['learning_rate']:.3g}), warm up longer or clip harder, then resume or start over"
                 )
-        self.last_loss = float(fetched[-1]["loss"])
-        weights = np.array([metrics.pop("tokens", 1) for metrics in fetched], np.float64)
-        weights = weights if weights.any() else np.ones_like(weights)
-        means = {
-            name: float(np.average([metrics[name] for metrics in fetched], weights=weights)) for name in fetched[-1]
-        }
-        self.log.step(records[-1] | means | {"gradient_norm": float(fetched[-1]["gradient_norm"])})
+        last = {name: float(value) for name, value in fetched[-1].items()}
+        self.last_loss = last["loss"]
+        means = last if len(terms) == 1 else last | self.plan.mean_metrics(terms)
+        means.pop("tokens", None)
+        self.log.step(records[-1] | means)
         self.steps.clear()
         return self.last_loss

@@ -17,6 +17,7 @@ import tfnlp
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
+from duonlp.training.log.metrics_file import read_metrics
 from tests.tfnlp.test_pretraining import BERT, VOCABULARY, Losses, Uneven, in_another_process
 from tfnlp.distillation.distiller import distill
 from tfnlp.losses import cross_entropy_sum
@@ -379,6 +380,16 @@ def test_several_steps_per_execution_and_positional_callbacks(eagerly):
     batches = [classes(8, i) for i in range(3)]
     history = model.fit(batch_dataset(batches), None, None, 2, 0, [record], shuffle=False).history
     assert len(history["loss"]) == len(history["accuracy"]) == 2 and int(model.step.numpy()) == 6
+
+
+def test_a_record_of_several_steps_weighs_labels_not_batches(tmp_path, eagerly):
+    model, batches = model_of("classes"), [classes(rows, rows) for rows in (8, 1, 5)]
+    model.compile("sgd")
+    expected = model.evaluate(batch_dataset(batches), verbose=0)
+    config = FitConfig(epochs=1, learning_rate=1e-9, log_every=3)
+    fit(model, batches, config, tmp_path, jit_compile=False, log={"console": False})
+    (record,) = read_metrics(tmp_path)
+    assert record["step"] == 3 and record["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_backup_of_an_older_version_is_refused(tmp_path, eagerly):
