@@ -212,12 +212,14 @@ class TrainerMixin(KerasFiles, DataMixin):
     def _terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
         outputs = self(self._inputs(batch), training=training)
         terms = self._label_terms(outputs, batch, self._share(training))
-        return terms | self._added_terms(self.losses, self._share(training)), outputs
+        return terms | self._added_terms(self.losses, batch), outputs
 
-    def _count_terms(self, batch: Any) -> dict[str, tf.Tensor]:
+    def _count_terms(self, batch: Any, exact: bool = True) -> dict[str, tf.Tensor]:
         targets = outputs_of(self._loss_head, self.config)
-        if not self._has_own_loss() or len(targets) != 1 or targets[0].labels not in batch or self.losses:
-            return super()._count_terms(batch)
+        has_single_term = self._has_own_loss() and len(targets) == 1 and not self.losses
+        if exact or not has_single_term or targets[0].labels not in batch:
+            # Layers may add losses in training alone.
+            return super()._count_terms(batch) | {ADDED: _count_rows(batch)}
         # Of a single term only the magnitude must be known before its gradient.
         return {targets[0].logits: tf.cast(tf.size(batch[targets[0].labels]), tf.float32)}
 
@@ -232,11 +234,13 @@ class TrainerMixin(KerasFiles, DataMixin):
         self._check_labels(batch)
         return loss_terms(ops, losses, self._loss_head, self.config, outputs, batch, self._label_smoothing)
 
-    def _added_terms(self, added: list[tf.Tensor], share: float) -> Terms:
-        """Return the losses that layers add, such as regularization, as a term that is not divided."""
+    def _added_terms(self, added: list[tf.Tensor], batch: Mapping[str, Any]) -> Terms:
+        """Return the losses that layers add as one term: regularization of weights, or means over the rows."""
         if not added:
             return {}
-        return {ADDED: (tf.add_n([tf.cast(loss, tf.float32) for loss in added]) * share, tf.constant(share))}
+        rows = _count_rows(batch)
+        loss = tf.add_n([tf.cast(loss, tf.float32) for loss in added])
+        return {ADDED: (tf.where(rows > 0, loss * rows, 0.0), rows)}  # a replica without rows has no mean
 
     def _update_compiled_metrics(self, batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         if self._compile_metrics is not None:
@@ -310,6 +314,13 @@ class TrainerMixin(KerasFiles, DataMixin):
             (output,) = outputs
             return y_true.get(output), outputs[output], weights.get(output)
         return y_true or None, outputs, None if sample_weight is None else weights
+
+
+def _count_rows(batch: Mapping[str, Any]) -> tf.Tensor:
+    """Return the number of rows that count, float32 []."""
+    if ROW_MASK in batch:
+        return tf.reduce_sum(tf.cast(batch[ROW_MASK], tf.float32))
+    return tf.cast(ops.size(tf.nest.flatten(batch)[0], 0), tf.float32)
 
 
 def _mask_labels(

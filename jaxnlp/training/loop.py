@@ -26,7 +26,8 @@ from jaxnlp.pretrained import Params, update
 from jaxnlp.training.checkpoints import Checkpoints
 from jaxnlp.training.distributed import Preemption, is_main, run_on_main
 from jaxnlp.training.model import LazyModel
-from jaxnlp.training.step import Metrics, State, Step
+from jaxnlp.training.objectives import NamedTerms
+from jaxnlp.training.step import Metrics, Plan, State, Step
 
 
 class Progress(TypedDict):
@@ -188,14 +189,14 @@ class Loop:
 
     def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
         config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
-        pending = _PendingSteps(log, progress["loss"], self.curve)
+        pending = _PendingSteps(log, progress["loss"], self.step.plan, self.curve)
         on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
         clock = time.perf_counter() - progress["seconds"]
         is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
         for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
-            self.state, metrics, terms = self.step.with_terms(self.state, self.step.put(read.batch), rate)
+            self.state, metrics, terms = self.step.advance(self.state, self.step.put(read.batch), rate)
             number = progress["step"] + 1
             if on_cpu:
                 # One step in flight. Not even one over several devices: collectives can deadlock over the host's threads.
@@ -208,8 +209,7 @@ class Loop:
             progress["count"] += read.count
             progress["seconds"] = time.perf_counter() - clock
             record = {"step": number, unit: progress["count"], "learning_rate": rate, "seconds": progress["seconds"]}
-            pending.steps.append((record | {"progress": self._share()}, metrics))
-            pending.terms.append(terms)
+            pending.steps.append((record | {"progress": self._share()}, metrics, terms))
             last, self.preempted = self._share() >= 1, preemption.requested(number)
             events = config.evaluate_every, config.save_every
             evaluates, saves = (fit_event_due(every, number, read.ends_epoch, last) for every in events)
@@ -264,20 +264,25 @@ class _PendingSteps:
     curve: Gets the terms of the steps.
     """
 
-    def __init__(self, log: MetricsLog | NullLog, last_loss: float, curve: LearningCurve):
-        self.log, self.last_loss, self.curve = log, last_loss, curve
-        self.terms: list[dict[str, tuple[jax.Array, jax.Array]]] = []  # of the steps that are not in the curve yet
-        self.steps: list[tuple[dict[str, float], Metrics]] = []  # what is logged of a step, and its metrics
+    def __init__(self, log: MetricsLog | NullLog, last_loss: float, plan: Plan, curve: LearningCurve):
+        self.log, self.last_loss, self.plan, self.curve = log, last_loss, plan, curve
+        # What is logged of a step, its metrics and its terms.
+        self.steps: list[tuple[dict[str, float], Metrics, NamedTerms]] = []
+        self.in_curve = 0  # how many of the steps are in the learning curve
 
     def add_terms(self) -> None:
         """Add the terms of the pending steps to the learning curve."""
-        for terms in jax.device_get(self.terms):
-            counts = {name: float(count) for name, (_, count) in terms.items()}
-            self.curve.add({name: (float(mean) * counts[name], counts[name]) for name, (mean, _) in terms.items()})
-        self.terms.clear()
+        for terms in jax.device_get([terms for *_, terms in self.steps[self.in_curve :]]):
+            self.curve.add(
+                {
+                    name: (float(factor * mean) * float(count), float(count))
+                    for name, (mean, count, factor) in terms.items()
+                }
+            )
+        self.in_curve = len(self.steps)
 
     def write(self) -> float:
-        """Log the pending steps as one record with their mean metrics, per token if they count tokens; return the last loss.
+        """Log the pending steps as one record, whose losses weigh every label the same; return the last step's loss.
 
         Raises:
             NonFiniteLossError: A loss or a gradient is not finite; nothing is logged.
@@ -285,7 +290,10 @@ class _PendingSteps:
         if not self.steps:
             return self.last_loss
         self.add_terms()
-        records, fetched = [record for record, _ in self.steps], jax.device_get([metrics for _, metrics in self.steps])
+        records = [record for record, _, _ in self.steps]
+        fetched, terms = jax.device_get(
+            ([metrics for _, metrics, _ in self.steps], [terms for *_, terms in self.steps])
+        )
         for record, metrics in zip(records, fetched):
             # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
             if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
@@ -294,12 +302,11 @@ class _PendingSteps:
                     f"{metrics['gradient_norm']}; what is saved precedes it: lower the learning rate "
                     f"({record['learning_rate']:.3g}), warm up longer or clip harder, then resume or start over"
                 )
-        self.last_loss = float(fetched[-1]["loss"])
-        weights = np.array([metrics.pop("tokens", 1) for metrics in fetched], np.float64)
-        weights = weights if weights.any() else np.ones_like(weights)
-        means = {
-            name: float(np.average([metrics[name] for metrics in fetched], weights=weights)) for name in fetched[-1]
-        }
-        self.log.step(records[-1] | means | {"gradient_norm": float(fetched[-1]["gradient_norm"])})
+        last = {name: float(value) for name, value in fetched[-1].items()}
+        self.last_loss = last["loss"]
+        means = last if len(terms) == 1 else last | self.plan.mean_metrics(terms)
+        means.pop("tokens", None)
+        self.log.step(records[-1] | means)
         self.steps.clear()
+        self.in_curve = 0
         return self.last_loss

@@ -3,19 +3,20 @@
 Clark et al. 2020, https://arxiv.org/abs/2003.10555.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from duonlp import architectures
+from duonlp import architectures, numpy_ops
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.replaced_tokens import (
     GENERATOR,
     ReplacedTokens,
     check_generator,
+    mask_unlabeled_rows,
     replaced_token_terms,
     shared_embeddings,
 )
@@ -107,6 +108,10 @@ class ReplacedTokensStep(Step):
         plan = make_plan(discriminator, self.objective, config, mesh, **dtypes)
         extra = {GENERATOR: prepared.parameters(parameter_reader(generator))}
         super().__init__(plan, discriminator, mesh, config.seed, extra=extra, own_rows=True)
+
+    def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the "loss" without dropout over batches of NumPy arrays, and its parts; see :meth:`Step.evaluate`."""
+        return super().evaluate(params, (mask_unlabeled_rows(numpy_ops, batch) for batch in batches))
 
     def generator(self, params: Params) -> Any:
         """Return the generator as a model, with the trained parameters ``state["params"]``."""

@@ -4,7 +4,7 @@ Both take the same state and give the same results: the sums of a loss are divid
 batch, so neither accumulation nor an uneven split over devices and hosts changes its gradient.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeAlias, cast
@@ -87,15 +87,13 @@ class Plan:
         return tree if self.axes is None else jax.lax.psum(tree, self.axes)
 
     def step(self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any) -> tuple[State, Metrics]:
-        """Return the state after a step and its metrics; see :meth:`step_with_terms`."""
-        return self.step_with_terms(state, frozen, batch, rate, seed)[:2]
+        """Return the state after a step and its metrics; see :meth:`advance`."""
+        return self.advance(state, frozen, batch, rate, seed)[:2]
 
-    def step_with_terms(
+    def advance(
         self, state: State, frozen: Params, batch: Batch, rate: Any, seed: Any
-    ) -> tuple[State, Metrics, dict[str, tuple[jax.Array, jax.Array]]]:
-        """Return the state after a step, its metrics, and (mean times factor, count) of each term of its loss.
-
-        This is the function that is compiled.
+    ) -> tuple[State, Metrics, NamedTerms]:
+        """Return the state after a step, its metrics, and (mean, count, factor) of each term; this function is compiled.
 
         Args:
             state: State before the step.
@@ -109,30 +107,42 @@ class Plan:
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
             key = key if self.axes is None else jax.random.fold_in(key, jax.lax.axis_index(self.axes))
         counts: dict[str, jax.Array] = {}
+        factors: dict[str, float] = {}
         if pieces > 1 or self.axes is not None:
             # The counts of the whole batch; XLA removes the forward pass, which they do not depend on.
             counts = {name: count for name, (_, count, _) in self.summed_terms(params, frozen, batch).items()}
 
-        def loss(params: Params, piece: Batch, key: jax.Array | None) -> tuple[jax.Array, tuple[Any, Any]]:
+        def loss(
+            params: Params, piece: Batch, key: jax.Array | None
+        ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
             terms = self.terms(params, frozen, piece, key)
+            factors.update({name: factor for name, (_, _, factor) in terms.items()})
             # At least 1: masked language modeling may have masked no token, and then has a loss of 0.
             means = {
-                name: (total / jnp.maximum(counts.get(name, count), 1), count, factor)
-                for name, (total, count, factor) in terms.items()
+                name: (total / jnp.maximum(counts.get(name, count), 1), count)
+                for name, (total, count, _) in terms.items()
             }
-            value = cast(jax.Array, sum(factor * mean for mean, _, factor in means.values()))
-            parts = {name: (factor * mean, jnp.float32(count)) for name, (mean, count, factor) in means.items()}
-            return value, (self.objective.metrics(means), parts)
+            return cast(jax.Array, sum(factors[name] * mean for name, (mean, _) in means.items())), means
 
-        value, (metrics, parts), gradients = self._over_devices(
+        value, means, gradients = self._over_devices(
             accumulate_gradients(loss, params, batch, key, pieces, partial(shard_rows, mesh=mesh))
         )
         if mesh is not None:
             gradients = jax.lax.with_sharding_constraint(gradients, shardings(params, mesh))
         updates, moments = self.optimizer.update(gradients, state["moments"], params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
-        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics, parts
+        terms = {name: (*means[name], factors[name]) for name in means}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **self.objective.metrics(terms)}
+        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics, terms
+
+    def mean_metrics(self, terms: Sequence[NamedTerms]) -> dict[str, float]:
+        """Return the "loss" and its parts over several batches, from (mean, count, factor) of the terms of each."""
+        means = {}
+        for name, (_, _, factor) in terms[-1].items():
+            values, counts, _ = np.array([batch[name] for batch in terms], np.float64).T
+            means[name] = values @ counts / max(counts.sum(), 1), counts.sum(), float(factor)
+        metrics = {"loss": sum(factor * mean for mean, _, factor in means.values()), **self.objective.metrics(means)}
+        return {name: float(value) for name, value in metrics.items()}
 
 
 def accumulate_gradients(
@@ -179,7 +189,7 @@ def _programs(plan: Plan, mesh: Mesh, flat_shardings: tuple[Any, tuple]) -> tupl
     """
     state, frozen = jax.tree.unflatten(*flat_shardings)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
-    step, terms = plan.step_with_terms, plan.summed_terms
+    step, terms = plan.advance, plan.summed_terms
     if plan.axes is not None:  # what jax.pmap does: each device runs the program on its own rows
         over_devices = partial(jax.shard_map, mesh=mesh, out_specs=everywhere.spec, check_vma=False)
         arrays, scalars = (everywhere.spec, everywhere.spec, rows.spec), (everywhere.spec, everywhere.spec)
@@ -279,12 +289,10 @@ class Step:
 
     def __call__(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics]:
         """Take one step at a learning rate with a batch from :meth:`put`; `state` is donated."""
-        return self.with_terms(state, batch, rate)[:2]
+        return self.advance(state, batch, rate)[:2]
 
-    def with_terms(
-        self, state: State, batch: Batch, rate: float
-    ) -> tuple[State, Metrics, dict[str, tuple[jax.Array, jax.Array]]]:
-        """Take one step, and return (mean times factor, count) of each term of its loss too."""
+    def advance(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics, NamedTerms]:
+        """Take one step like calling this; also return the terms, see :meth:`Plan.mean_metrics`."""
         return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
 
     def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:

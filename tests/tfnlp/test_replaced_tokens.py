@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tfnlp
-from duonlp.data.blocks.batches import Batches
+from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
 from duonlp.training.replaced_tokens import ReplacedTokens
@@ -60,6 +60,15 @@ def test_microbatches_change_nothing(compiled):
     assert set(expected) == {"loss", "step_loss", "generator_loss", "discriminator_loss"}
     loss = expected["generator_loss"][0] + 5.0 * expected["discriminator_loss"][0]
     assert expected["loss"][0] == pytest.approx(loss, rel=1e-5)
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count():
+    """64 blocks in batches of 8, and of 24, of which the last has 8 filling rows."""
+    losses = [
+        trainer().evaluate(block_dataset(held_out_batches(Blocks(), mask, rows)), return_dict=True, verbose=0)
+        for rows in (8, 24)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_both_models_learn_and_share_embeddings(tmp_path, compiled):

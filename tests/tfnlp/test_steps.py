@@ -1,5 +1,6 @@
 """One gradient however a batch is split, and bit-identical resumes: plain fit, fit, Pretrainer and Distiller."""
 
+import itertools
 import json
 import os
 import signal
@@ -13,9 +14,12 @@ import pytest
 import tensorflow as tf
 
 import tfnlp
+from duonlp.distillation.settings import Attentions, Distillation, HiddenStates
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK
+from duonlp.training.log.metrics_file import read_metrics
 from tests.tfnlp.test_pretraining import BERT, VOCABULARY, Losses, Uneven, in_another_process
+from tfnlp.distillation.distiller import distill
 from tfnlp.losses import cross_entropy_sum
 from tfnlp.training import (
     BackupAndRestore,
@@ -129,6 +133,63 @@ def run_heads(strategy, accumulation=1, names=tuple(HEADS), jit_compile=False):
     return results
 
 
+def scalar_loss(labels, logits):
+    """Return a mean of a user's own, without a reduction of Keras'."""
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits))
+
+
+class BatchLogs(keras.callbacks.Callback):
+    """Keeps the logs of every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append(dict(logs))
+
+    on_test_batch_end = on_train_batch_end
+
+
+def uneven_model(strategy, activity=False, loss=None, **options):
+    with strategy.scope():
+        model = model_of("classes")
+        if activity:  # a loss that only a call of the layer adds
+            model.classifier.activity_regularizer = keras.regularizers.L2(0.3)
+        model.compile(keras.optimizers.SGD(0.5, global_clipnorm=0.5), loss, jit_compile=False, **options)
+    return model
+
+
+def run_uneven(strategy):
+    """Return logs and parameters where replicas get fewer rows or none, also in the first batch."""
+    x = texts(7, 0)[0]
+    y, results = x["input_ids"][:, 0] % 3, {}
+
+    def head(rows):
+        return {name: value[:rows] for name, value in x.items()}, y[:rows]
+
+    def add(name, model, *logs):
+        values = {f"{i} {n}": v for i, log in enumerate(logs) for n, v in log.items()} | weights(model)
+        results.update({f"{name} {n}": v for n, v in values.items()})
+
+    sums = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    for name, rows, options in (
+        ("one row", 1, {"loss": scalar_loss, "metrics": ["accuracy"]}),
+        ("microbatches", 7, {"activity": True, "accumulation": 2}),
+        ("few steps", 5, {"steps_per_execution": 5, "metrics": ["accuracy"]}),
+    ):  # fmt: skip
+        model, record = uneven_model(strategy, **options), BatchLogs()
+        history = model.fit(*head(rows), batch_size=4, shuffle=False, verbose=0, callbacks=[record])
+        add(name, model, history.history, *record.logs)
+    model, rows = uneven_model(strategy, loss=scalar_loss, activity=True), [classes(rows, 0) for rows in (1, 3)]
+    add("dataset", model, model.fit(batch_dataset(rows), shuffle=False, verbose=0).history)
+    model = uneven_model(strategy, loss=sums, metrics=["accuracy"])
+    logs = [model.train_on_batch(*head(rows), return_dict=True) for rows in (1, 3)]
+    logs += [model.train_on_batch(*head(3), sample_weight=np.arange(3.0), return_dict=True)]
+    add("on batch", model, *logs, model.test_on_batch(*head(3), return_dict=True))
+    return results
+
+
 def assert_close(ours, theirs):
     assert set(ours) == set(theirs)
     for key, value in theirs.items():
@@ -140,12 +201,13 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-from tests.tfnlp.test_steps import fit_on, run_heads
+from tests.tfnlp.test_steps import fit_on, run_heads, run_uneven
 np.savez(FILE + "-xla.npz", **run_heads(strategy, 2, ("spans",), jit_compile=True))
 tf.config.run_functions_eagerly(True)
 np.savez(FILE + "-1.npz", **run_heads(strategy, 1, ("classes", "spans")))
 np.savez(FILE + "-2.npz", **run_heads(strategy, 2))
 np.savez(FILE + "-fit.npz", **fit_on(strategy))
+np.savez(FILE + "-uneven.npz", **run_uneven(strategy))
 """
 
 
@@ -156,7 +218,7 @@ def on_two(tmp_path_factory):
     process = in_another_process(f"FILE = {str(folder / 'run')!r}" + TWO_DEVICES)
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
-    return {name: dict(np.load(folder / f"run-{name}.npz")) for name in ("1", "2", "xla", "fit")}
+    return {name: dict(np.load(folder / f"run-{name}.npz")) for name in ("1", "2", "xla", "fit", "uneven")}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +234,10 @@ def test_replicas_match_the_batch(on_two, on_one):
     assert set(on_two["2"]) == set(on_one)
     for name in ("1", "2", "xla"):
         assert_close(on_two[name], {key: on_one[key] for key in on_two[name]})
+
+
+def test_replicas_with_fewer_rows_or_none_match_the_batch(on_two, eagerly):
+    assert_close(on_two["uneven"], run_uneven(tf.distribute.get_strategy()))
 
 
 def test_padding_rows_never_count(eagerly):
@@ -316,6 +382,16 @@ def test_several_steps_per_execution_and_positional_callbacks(eagerly):
     assert len(history["loss"]) == len(history["accuracy"]) == 2 and int(model.step.numpy()) == 6
 
 
+def test_a_record_of_several_steps_weighs_labels_not_batches(tmp_path, eagerly):
+    model, batches = model_of("classes"), [classes(rows, rows) for rows in (8, 1, 5)]
+    model.compile("sgd")
+    expected = model.evaluate(batch_dataset(batches), verbose=0)
+    config = FitConfig(epochs=1, learning_rate=1e-9, log_every=3)
+    fit(model, batches, config, tmp_path, jit_compile=False, log={"console": False})
+    (record,) = read_metrics(tmp_path)
+    assert record["step"] == 3 and record["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_backup_of_an_older_version_is_refused(tmp_path, eagerly):
     from tfnlp.training import backups
 
@@ -343,16 +419,32 @@ def fit_on(strategy, folder=None, stop_at=None):
     return {"losses": losses} | weights(model)
 
 
+def distill_on(strategy, folder=None):
+    """Return losses and parameters of ``distill`` with several terms, on uneven batches; the teacher is under no strategy."""
+    teacher = model_of("tokens", hidden_size=8, intermediate_size=8)
+    with strategy.scope():
+        student = model_of("tokens")
+    batches = [tokens(rows, seed) for seed, rows in enumerate((1, 8, 5))]
+    config = FitConfig(epochs=1, learning_rate=0.1, optimizer="adafactor", log_every=1)
+    settings = Distillation(0.5, losses=(HiddenStates(0.5), Attentions(0.5, layers=((-1, -1),))))
+    result = distill(student, teacher, batches, config, settings, folder, validation=batches, jit_compile=False,
+                     log={"console": False})  # fmt: skip
+    return {"loss": result.loss} | result.history[-1] | weights(student)
+
+
 TWO_WORKERS = """
 import numpy as np, tensorflow as tf
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
-from tests.tfnlp.test_steps import fit_on
+from tests.tfnlp.test_steps import distill_on, fit_on, run_uneven
 np.savez(FILE, **fit_on(strategy, FOLDER, STOP_AT))
+np.savez(FILE.replace(".npz", "-distill.npz"), **distill_on(strategy, FOLDER + "-distill"))
+tf.config.run_functions_eagerly(True)
+np.savez(FILE.replace(".npz", "-uneven.npz"), **run_uneven(strategy))
 """
 
 
 def run_workers(folder, stop_at):
-    """Run fit in two processes; return their exit codes and errors."""
+    """Run fit, distill and compile and fit in two processes; return their exit codes and errors."""
     with socket.socket() as a, socket.socket() as b:
         a.bind(("127.0.0.1", 0)), b.bind(("127.0.0.1", 0))
         workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
@@ -372,8 +464,11 @@ def test_two_workers_match_two_replicas_and_resume(tmp_path, on_two):
     assert sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000000003.safetensors"]
     codes, errors = run_workers(tmp_path, None)
     assert codes == [0, 0], errors
-    for index in (0, 1):
-        assert_close(dict(np.load(tmp_path / f"{index}.npz")), on_two["fit"])
+    one = tf.distribute.get_strategy()
+    expected = {"": on_two["fit"], "-distill": distill_on(one), "-uneven": run_uneven(one)}
+    for index, (kind, values) in itertools.product((0, 1), expected.items()):
+        assert_close(dict(np.load(tmp_path / f"{index}{kind}.npz")), values)
+    assert (tmp_path / "run-distill" / "best" / "model.safetensors").exists()
     assert (tmp_path / "run" / "best" / "model.safetensors").exists()
 
 

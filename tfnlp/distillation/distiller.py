@@ -276,7 +276,7 @@ class Distiller(TrainerMixin, keras.Model):
             sample_weight=batch.get(WEIGHTS),
         )  # fmt: skip
         terms |= {name: (factor * total, count) for name, (total, count, factor) in added.items()}
-        return terms | self._added_terms(self.student.losses, self._share(training)), outputs
+        return terms | self._added_terms(self.student.losses, batch), outputs
 
     def _update_logs(self, terms: Terms) -> dict[str, Any]:
         """Update the means of the parts of the loss, none of them multiplied by its weight, besides the loss."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, cast
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, check_label_smoothing
 from tfnlp import ops
-from tfnlp.steps.terms import MeanOfTerms, Terms, divide, total_loss
+from tfnlp.steps.terms import MeanOfTerms, Terms, UncountedTermsError, divide, total_loss
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
 _Model = keras.Model if TYPE_CHECKING else object
@@ -42,6 +43,7 @@ class TrainStep(_Model):
     accumulation: int = 1
     _seed: int | None = None
     _label_smoothing: float = 0.0
+    _exact_counts: bool = False
 
     # Created by keras.Model.compile.
     _loss_tracker: Any
@@ -104,6 +106,7 @@ class TrainStep(_Model):
             # Not by assignment, since Keras would then count it among the layer's metrics as well.
             object.__setattr__(self, "_loss_tracker", MeanOfTerms(name="loss"))
         self.accumulation, self._seed, self._label_smoothing = accumulation, seed, label_smoothing
+        self._exact_counts = False
         self._compile_config.config |= {"accumulation": accumulation, "seed": seed, "label_smoothing": label_smoothing}
         functions: list[Callable[..., Any]] = [self._count_terms, self._sum_gradients]
         if self.distribute_strategy.num_replicas_in_sync > 1:
@@ -130,8 +133,9 @@ class TrainStep(_Model):
     def _make_function(self, step_function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
         """Return a function that runs a step on the next batch of an iterator.
 
-        With several replicas, it returns the logs of the first one, which are those of all. Keras would average them,
-        which fails with several workers, and would compile the communication between replicas as well.
+        With several replicas, it returns the logs of the first one, which are those of all, and the compiled metrics of
+        all rows. Keras would average them, which fails with several workers, and would compile the communication between
+        replicas as well.
         """
         strategy, several = self.distribute_strategy, self._replicas() > 1
         if self.steps_per_execution > 1 and not several:
@@ -139,19 +143,41 @@ class TrainStep(_Model):
 
         def run(batch: Any) -> dict[str, Any]:
             outputs = strategy.run(step_function, (batch,))
-            return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], outputs)
+            logs = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], outputs)
+            # Inside the step, a replica only sees what it has added to a metric itself.
+            return {**logs, **self._compile_metrics.result()} if several and self._compile_metrics is not None else logs
 
         if not self.run_eagerly:
             run = tf.function(run, jit_compile=self.jit_compile and not several, autograph=False, reduce_retracing=True)
         run = self._autoconvert_optionals(run)
 
         def run_steps(iterator: Any) -> dict[str, Any]:
-            logs = run(next(iterator))
+            batch = next(iterator)
+            logs = run(self._split_over_replicas(batch) if isinstance(iterator, GeneratorType) else batch)
             for _ in range(self.steps_per_execution - 1):
-                logs = run(next(iterator))
+                try:
+                    batch = next(iterator)
+                except (StopIteration, tf.errors.OutOfRangeError):
+                    break  # the logs of the steps before are those of the epoch
+                logs = run(batch)
             return logs
 
         return run_steps
+
+    def _split_over_replicas(self, batch: Any) -> Any:
+        """Return a batch of arrays [B, ...] from train_on_batch as tensors, of which each replica gets a share of the rows."""
+        leaves = tf.nest.flatten(batch)
+        arrays = [tf.convert_to_tensor(leaf) for leaf in leaves if leaf is not None]
+        if self._replicas() > 1:
+            size = -(-cast(int, arrays[0].shape[0]) // self._replicas())
+
+            def share(context: Any) -> list[tf.Tensor]:
+                first = context.replica_id_in_sync_group * size
+                return [array[first : first + size] for array in arrays]
+
+            arrays = self.distribute_strategy.experimental_distribute_values_from_function(share)
+        remaining = iter(arrays)
+        return tf.nest.pack_sequence_as(batch, [leaf if leaf is None else next(remaining) for leaf in leaves])
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run one optimizer step on this replica's rows and return the logs.
@@ -160,12 +186,13 @@ class TrainStep(_Model):
             InputError: Trained parameters are stored in float16.
         """
         self._check_dtypes()
-        batch, replica = self._as_batch(data), tf.distribute.get_replica_context()
-        counts = None
-        if self.accumulation * self._replicas() > 1:  # otherwise the only part of the batch has them
-            counts = self._sum_over_replicas(self._counts(batch))
-        self._seed_dropout(replica)
-        terms, gradients = self._sum_over_replicas(self._gradients(batch, counts))
+        batch = self._as_batch(data)
+        try:
+            counts, parts = self._differentiate(batch)
+        except UncountedTermsError:
+            self._exact_counts = True
+            counts, parts = self._differentiate(batch)
+        terms, gradients = self._sum_over_replicas(parts)
         scale = _unit(counts or counts_of(terms)) / _first(counts_of(terms))
         gradients = [tf.cast(gradient, tf.float32) * scale for gradient in gradients]
         self.optimizer.apply(gradients, self.trainable_variables)
@@ -186,13 +213,24 @@ class TrainStep(_Model):
         self._update_compiled_metrics(batch, outputs)
         return self._update_logs(self._sum_over_replicas(terms))
 
+    def _differentiate(self, batch: dict[str, Any]) -> tuple[dict[str, tf.Tensor] | None, Any]:
+        """Return the counts of the terms over all replicas, if there are several parts, and this replica's sums."""
+        counts = None
+        if self.accumulation * self._replicas() > 1:  # otherwise the only part of the batch has them
+            counts = self._sum_over_replicas(self._counts(batch, self._exact_counts))
+        self._seed_dropout(tf.distribute.get_replica_context())
+        return counts, self._gradients(batch, counts)
+
     def _sum_over_replicas(self, values: Any) -> Any:
         if self._replicas() == 1:
             return values
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
-    def _count_terms(self, batch: Any) -> dict[str, tf.Tensor]:
-        """Return the count of each term, which depends on the batch alone: TensorFlow drops the rest of the computation."""
+    def _count_terms(self, batch: Any, exact: bool = True) -> dict[str, tf.Tensor]:
+        """Return the count of each term, which depends on the batch alone: TensorFlow drops the rest of the computation.
+
+        Unless `exact`, that of a single term may be any number of the same magnitude.
+        """
         terms, _ = self._terms(self._prepare(batch), training=False)
         return counts_of(terms)
 
@@ -213,10 +251,13 @@ class TrainStep(_Model):
             with tf.GradientTape() as tape:
                 terms, outputs = self._terms(batch, training=True)
                 known = counts or counts_of(terms)
+                if not set(terms) <= set(known):
+                    raise UncountedTermsError
                 relative = {name: count / _first(known) * _unit(known) for name, count in known.items()}
                 scaled = self.optimizer.scale_loss(total_loss(terms, relative))
             self._update_compiled_metrics(batch, outputs)
             gradients = tape.gradient(scaled, variables, unconnected_gradients="zero")
+            terms = {name: terms.get(name, (tf.zeros(()), tf.zeros(()))) for name in known}
             # Dense, since an embedding's slices of the same row must be summed before the gradient is clipped.
             return terms, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
@@ -227,9 +268,11 @@ class TrainStep(_Model):
         offsets = tf.range(size)
 
         def add(index: tf.Tensor, *sums: Any) -> tuple[Any, ...]:
-            indices = index * size + offsets
+            indices, is_even = index * size + offsets, isinstance(rows, int) and rows % pieces == 0
+            if not is_even and not self.jit_compile:  # XLA needs equal shapes; some losses cannot leave out a row
+                indices = indices[: tf.maximum(rows - index * size, 1)]
             piece = tf.nest.map_structure(lambda x: tf.gather(x, tf.minimum(indices, rows - 1)), batch)
-            if not isinstance(rows, int) or rows % pieces:  # the last row is repeated, and the copies are masked
+            if not is_even:  # the last row is repeated, and the copies are masked
                 is_real = indices < rows
                 piece[ROW_MASK] = is_real & tf.cast(piece.get(ROW_MASK, is_real), tf.bool)
             terms, gradients = microbatch(piece)
@@ -258,7 +301,7 @@ class TrainStep(_Model):
             )
 
     def _share(self, training: bool) -> float:
-        """Return the count of a term that is not divided: 1 over all parts of the global batch."""
+        """Return the count of a loss that is a sum, which is not divided: 1 over all parts of the global batch."""
         return 1.0 / (self._replicas() * (self.accumulation if training else 1))
 
     def _update_logs(self, terms: Terms) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Loss terms: sums and counts that add up over microbatches, replicas and batches before they are divided."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -14,6 +13,10 @@ Terms: TypeAlias = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
 MOST_TERMS = 32
 """Largest number of terms of a loss."""
+
+
+class UncountedTermsError(Exception):
+    """A part of a batch has more terms than were counted, since layers add losses only when they are called."""
 
 
 def divide(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -87,7 +90,8 @@ def _sum_and_count(
     loss: keras.losses.Loss, labels: Any, logits: Any, weight: Any, share: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the sum of a Keras loss, and the number that Keras would divide it by."""
-    undivided = copy.copy(loss)
+    undivided = object.__new__(type(loss))  # copy.copy would serialize it, which fails for a function of the user's
+    vars(undivided).update(vars(loss))
     undivided.reduction = "none"
     values, mask = tf.cast(undivided(labels, logits, weight), tf.float32), getattr(logits, "_keras_mask", None)
     size = tf.cast(tf.size(values), tf.float32)
@@ -96,9 +100,9 @@ def _sum_and_count(
     if mask is not None:
         # A replica without rows, in the last batch, has no mean.
         size *= tf.math.divide_no_nan(tf.reduce_sum(tf.cast(mask, tf.float32)), tf.cast(tf.size(mask), tf.float32))
-    if values.shape.rank == 0:  # a mean of the loss's own over the rows
-        size = tf.cast(tf.shape(logits)[0], tf.float32)
-        values = values * size
+    if values.shape.rank == 0:  # a mean of the loss's own over the rows; with a mask there is only one
+        size = tf.cast(tf.shape(logits)[0], tf.float32) if mask is None else size
+        values = tf.where(size > 0, values * size, 0.0)  # a replica without rows has no mean
     if loss.reduction == "mean_with_sample_weight" and weight is not None:
         size = tf.reduce_sum(tf.cast(weight, tf.float32) * (1.0 if mask is None else tf.cast(mask, tf.float32)))
     return tf.reduce_sum(values), size

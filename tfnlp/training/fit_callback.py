@@ -72,7 +72,7 @@ class Run(keras.callbacks.Callback):
         self.history: list[dict[str, float]] = []
         self.preempted = False
         self.curve = LearningCurve("examples", folder if self._writes else None)
-        self._window: list[Mapping[str, float]] = []  # logs of the steps since the last record
+        self._window: list[np.ndarray] = []  # sums over the steps since the last record, by variable of the metrics
         self._backups = None if folder is None else Backups(folder / CHECKPOINTS, config.keep_last, writes=self._writes)
         newest = None if self._backups is None else newest_backup(self._backups, trainer)
         if self._backups is not None and newest is not None:
@@ -99,19 +99,17 @@ class Run(keras.callbacks.Callback):
         self._check_finite(step, metrics["loss"], rate)
         position |= {"step": step, "data": source.position, "examples": source.seen, "loss": metrics["loss"]}
         position["seconds"] = time.perf_counter() - self._clock
-        self._window.append(metrics)
         tracker = self.trainer._loss_tracker  # of this batch alone
         sums = zip(np.asarray(tracker.totals).tolist(), np.asarray(tracker.counts).tolist())
         self.curve.add({str(number): pair for number, pair in enumerate(sums) if pair[1]})
+        variables = [variable.numpy() for variable in self.trainer.metrics_variables]
+        self._window = [a + b for a, b in zip(self._window, variables, strict=True)] if self._window else variables
         last, ends_epoch, self.preempted = step == self.total, source.ended_epoch, self.sigterm.received
         evaluates = self.evaluation is not None and fit_event_due(config.evaluate_every, step, ends_epoch, last)
         saves = fit_event_due(config.save_every, step, ends_epoch, last) or self.preempted
         if due(step, config.log_every, self.total) or evaluates or saves or last:
-            means = {name: float(np.mean([record[name] for record in self._window])) for name in metrics}
-            self._window.clear()
-            self.log.step(
-                {name: position[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate} | means
-            )
+            record = {name: position[name] for name in ("step", "examples", "seconds")} | {"learning_rate": rate}
+            self.log.step(record | self._window_metrics())
         if evaluates or saves:
             # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
             norm = float(tf.linalg.global_norm(self.trainer.trainable_variables))
@@ -142,6 +140,15 @@ class Run(keras.callbacks.Callback):
         if self._backups is not None and self._writes:
             state = {"at": self.position, "best": self.best.to_dict(), "learning_curve": self.curve.state()}
             self._backups.write(step, state, training_variables(self.trainer))
+
+    def _window_metrics(self) -> dict[str, float]:
+        """Return the metrics over the steps since the last record, whose losses weigh every label the same."""
+        sums, results = iter(self._window), {}
+        for metric in self.trainer.metrics:
+            result = metric.stateless_result([tf.constant(next(sums)) for _ in metric.variables])
+            results |= result if isinstance(result, dict) else {metric.name: result}
+        self._window = []
+        return {name: float(value) for name, value in results.items()}
 
     def _evaluate(self, step: int) -> None:
         assert self.evaluation is not None

@@ -91,8 +91,8 @@ class Source:
     def dataset(self, strategy: tf.distribute.Strategy | None = None) -> Any:
         """Return the batches as a tf.data.Dataset, or as a tf.distribute.DistributedDataset for a strategy.
 
-        Each replica gets an equal share of the rows of a global batch. Rows that do not divide are filled up with copies
-        of the last one, marked by ``row_mask``.
+        Each replica gets an equal share of the rows of a global batch. If they do not divide, the last replicas get fewer;
+        one without any gets a copy of the last row, marked by ``row_mask``.
         """
         if strategy is None:
             dataset = self._dataset(1, range(1))
@@ -140,17 +140,21 @@ class Source:
             raise
 
     def _split(self, batch: Batch, parts: int) -> list[dict[str, np.ndarray]]:
-        """Split a batch into parts with equally many rows."""
+        """Split a batch into parts with equally many rows, except for the last ones."""
         arrays = {name: narrow_dtype(array_of(name, value)) for name, value in batch.items()}
         if parts == 1:
             return [arrays]
         rows = len(next(iter(arrays.values())))
         size = -(-rows // parts)
-        indices = np.arange(size * parts)
         if not self.fixed_shapes:
-            arrays = {name: value[np.minimum(indices, rows - 1)] for name, value in arrays.items()}
-            arrays[ROW_MASK] = (indices < rows) * arrays.get(ROW_MASK, np.ones(1)).astype(np.int32)
-        return [{name: value[i * size : (i + 1) * size] for name, value in arrays.items()} for i in range(parts)]
+            arrays[ROW_MASK] = arrays.get(ROW_MASK, np.ones(rows)).astype(np.int32)
+        split = []
+        for first in range(0, size * parts, size):
+            own = slice(first, first + size) if first < rows else slice(rows - 1, rows)
+            split.append({name: value[own] for name, value in arrays.items()})
+            if first >= rows:
+                split[-1][ROW_MASK] = np.zeros(1, np.int32)
+        return split
 
     @contextmanager
     def errors(self) -> Generator[None]:

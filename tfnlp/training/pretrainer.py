@@ -13,7 +13,7 @@ from duonlp.heads import HEADS, PRETRAINING
 from duonlp.inputs import model_inputs as select_inputs
 from duonlp.typing import Batch
 from tfnlp import ops
-from tfnlp.steps.terms import Terms, total_loss
+from tfnlp.steps.terms import MeanOfTerms, Terms, total_loss
 from tfnlp.trainer_mixin import TrainerMixin
 
 LossFunction = Callable[[Mapping[str, Any], Batch], Terms]
@@ -24,8 +24,8 @@ UNSHIFTED = "masked-lm"
 """Head whose loss a causal language model has on blocks, in which the labels are shifted already."""
 
 
-class Perplexity(keras.metrics.Mean):
-    """exp of the mean of a loss in nats."""
+class Perplexity(MeanOfTerms):
+    """exp of a loss in nats over all batches so far."""
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
@@ -132,9 +132,8 @@ class Pretrainer(TrainerMixin, keras.Model):
         return super()._label_terms(outputs, batch, share)
 
     def _update_logs(self, terms: Terms) -> dict[str, Any]:
-        loss = total_loss(terms)
-        self.perplexity.update_state(loss, sample_weight=next(iter(terms.values()))[1])
-        return super()._update_logs(terms) | {"step_loss": loss}
+        self.perplexity.update_state(terms)
+        return super()._update_logs(terms) | {"step_loss": total_loss(terms)}
 
     def test_step(self, data: Any) -> dict[str, Any]:
         logs = super().test_step(data)

@@ -12,6 +12,7 @@ from duonlp.training.replaced_tokens import (
     GENERATOR,
     ReplacedTokens,
     check_generator,
+    mask_unlabeled_rows,
     replaced_token_terms,
     shared_embeddings,
 )
@@ -72,7 +73,11 @@ class ReplacedTokensPretrainer(Pretrainer):
             ops, losses, self.settings, lambda ids: logits_of(self.generator, ids),
             lambda ids: logits_of(self.model, ids), batch,
         )  # fmt: skip
-        return {name: (factor * total, count) for name, (total, count, factor) in terms.items()}, {}
+        sums = {name: (factor * total, count) for name, (total, count, factor) in terms.items()}
+        return sums | self._added_terms(self.losses, batch), {}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        return super().test_step(mask_unlabeled_rows(ops, data))
 
     def _update_logs(self, terms: Terms) -> dict[str, Any]:
         weights = {GENERATOR: 1.0, DISCRIMINATOR: self.settings.discriminator_weight}

@@ -12,7 +12,7 @@ from typing import Any
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.threefry import threefry2x32
-from duonlp.heads import IGNORED
+from duonlp.heads import IGNORED, ROW_MASK
 from duonlp.parameters import parameters
 from duonlp.typing import Array, Batch, Ops
 
@@ -65,12 +65,16 @@ def replaced_token_terms(
         generator: Token ids int [B, T] -> logits [B, T, V].
         discriminator: Token ids int [B, T] -> logits [B, T], positive for replaced tokens.
         batch: ``input_ids`` int [B, T] with masked tokens, ``labels`` int [B, T] (the original tokens where they are masked and
-            -100 elsewhere), and optionally ``attention_mask`` [B, T].
+            -100 elsewhere), and optionally ``attention_mask`` [B, T] and :data:`duonlp.heads.ROW_MASK`.
 
     Returns:
         {name: (sum, count, factor)}; the loss is the total of factor * sum / count.
     """
-    ids, labels = batch["input_ids"], batch["labels"]
+    ids, labels, attended = batch["input_ids"], batch["labels"], batch.get("attention_mask")
+    if batch.get(ROW_MASK) is not None:
+        rows = ops.expand_dims(ops.cast(batch[ROW_MASK], "bool"), 1)  # [B, 1]
+        labels = ops.where(rows, labels, IGNORED)
+        attended = rows & (ids == ids if attended is None else ops.cast(attended, "bool"))
     logits = generator(ids)  # [B, T, V]
     total, count = losses.cross_entropy_sum(logits, labels)
     drawn = draw_tokens(ops, ops.stop_gradient(logits), ids, settings.temperature, settings.seed)
@@ -78,11 +82,17 @@ def replaced_token_terms(
     original = ops.where(is_masked, labels, ids)
     corrupted = ops.where(is_masked, drawn, ids)
     is_replaced = ops.cast(corrupted != original, "int32")
-    found, tokens = losses.binary_cross_entropy_sum(discriminator(corrupted), is_replaced, batch.get("attention_mask"))
+    found, tokens = losses.binary_cross_entropy_sum(discriminator(corrupted), is_replaced, attended)
     return {
         f"{GENERATOR}_loss": (total, count, 1.0),
         f"{DISCRIMINATOR}_loss": (found, tokens, settings.discriminator_weight),
     }
+
+
+def mask_unlabeled_rows(ops: Ops, batch: Batch) -> dict[str, Array]:
+    """Return a batch to evaluate, with a row mask that leaves out rows without labels: they fill up held-out batches."""
+    labeled = ops.any(batch["labels"] != IGNORED, axis=1)  # [B]
+    return {**batch, ROW_MASK: ops.cast(labeled, "int32")}
 
 
 def draw_tokens(ops: Ops, logits: Array, input_ids: Array, temperature: float = 1.0, seed: int = 0) -> Array:

@@ -126,6 +126,17 @@ def test_results_of_an_evaluation_never_replace_each_other(tmp_path):
     assert again.steps == 3 and losses(tmp_path / "bad") == losses(tmp_path / "run")
 
 
+def test_a_record_of_several_steps_weighs_labels_not_batches(tmp_path):
+    """Batches of 8, 8 and 1 rows, on one device and on four, of which three have no row of the last batch."""
+    for parallelism, mesh in (("jit", one_device()), ("pmap", make_mesh({"data": 4}, jax.devices()[:4]))):
+        changes = {"epochs": 1, "learning_rate": 1e-9, "log_every": 3, "parallelism": parallelism}
+        result = fit(
+            classifier(), Sentences(rows=17), settings(**changes), tmp_path / parallelism, mesh=mesh,
+            validation=Sentences(rows=17, size=17), log={"console": False},
+        )  # fmt: skip
+        assert losses(tmp_path / parallelism) == [pytest.approx(result.history[-1]["loss"], rel=1e-5)]
+
+
 @pytest.mark.representative
 def test_the_best_model_is_in_hugging_face_layout(finished):
     folder, result = finished

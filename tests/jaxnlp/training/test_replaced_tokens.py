@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
-from duonlp.data.blocks.batches import Batches
+from duonlp.data.blocks.batches import Batches, held_out_batches
 from duonlp.distillation.settings import Distillation, HiddenStates
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
@@ -50,6 +50,17 @@ def models(**changes) -> tuple[LazyModel, LazyModel]:
         LazyModel.from_config(ELECTRA | changes, head="replaced-token-detection", seed=1),
         LazyModel.from_config(ELECTRA | narrow, head="masked-lm", seed=2),
     )
+
+
+def test_rows_that_fill_up_the_last_batch_do_not_count():
+    """64 blocks in batches of 8, and of 24 on two devices, of which the last has 8 filling rows."""
+    losses = []
+    for rows, mesh in ((8, {}), (24, {"data": 2})):
+        step = ReplacedTokensStep(
+            *models(), settings(mesh=mesh, batch_size=rows), None, make_mesh(mesh, jax.devices()[: 2 if mesh else 1])
+        )
+        losses.append(step.evaluate(step.init_state()["params"], held_out_batches(CountingBlocks(), Masking(), rows)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def electra(folder=None, steps=12, devices=1, data=None, **changes):
