@@ -13,7 +13,7 @@ from duonlp.util.json_text import to_json
 from duonlp.util.reading import parse_json, read_json_object
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-INSTALL = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+INSTALL = "pip install torch"
 
 
 def pickle_files(folder: Path) -> list[Path]:
