@@ -123,6 +123,10 @@ class Pretrainer(TrainerMixin, keras.Model):
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return model_inputs(self.config, batch)
 
+    def _standard_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch for the head's loss in the form that it takes, and one for a loss of your own unchanged."""
+        return super()._standard_batch(batch) if self._loss_function is None else batch
+
     def _has_own_loss(self) -> bool:
         return self._loss_function is None and super()._has_own_loss()
 

@@ -62,6 +62,10 @@ class ReplacedTokensPretrainer(Pretrainer):
             self.generator = generator
             self.parts = {name: MeanOfTerms(name=f"{name}_loss") for name in (GENERATOR, DISCRIMINATOR)}
 
+    @property
+    def _loss_head(self) -> str:
+        return self.generator.head  # the labels are the tokens that the generator predicts
+
     def _has_own_loss(self) -> bool:
         return False
 
