@@ -149,6 +149,7 @@ class TrainStep(_Model):
 
         if not self.run_eagerly:
             run = tf.function(run, jit_compile=self.jit_compile and not several, autograph=False, reduce_retracing=True)
+            run = _trace_for_any_rows(run) if several else run
         run = self._autoconvert_optionals(run)
 
         def run_steps(iterator: Any) -> dict[str, Any]:
@@ -312,6 +313,33 @@ class TrainStep(_Model):
                 total, count = terms[metric.name]
                 metric.update_state(divide(total, count) / (loss.loss_weights or 1.0), sample_weight=count)
         return self.get_metrics_result()
+
+
+def _trace_for_any_rows(function: Any) -> Callable[[Any], Any]:
+    """Return a tf.function that is traced for any number of rows of its batch.
+
+    Workers may have different numbers of rows, and their collectives only match if all of them trace in the same steps.
+    """
+    traced = set()
+
+    def run(batch: Any) -> Any:
+        specs = tf.nest.map_structure(_any_rows, batch)
+        key = tuple(tf.nest.flatten(specs))
+        if key not in traced and not tf.config.functions_run_eagerly():
+            function.get_concrete_function(specs)  # which calls with any number of rows use from then on
+            traced.add(key)
+        return function(batch)
+
+    return run
+
+
+def _any_rows(value: Any) -> Any:
+    """Return the type of a tensor [B, ...], or of one for each replica, with an unknown B."""
+    if isinstance(value, tf.Tensor):
+        return tf.TensorSpec([None, *value.shape[1:]], value.dtype)
+    if isinstance(value, tf.distribute.DistributedValues):
+        return type(value._type_spec)(*map(_any_rows, value._values))
+    return value
 
 
 def counts_of(terms: Terms) -> dict[str, tf.Tensor]:
