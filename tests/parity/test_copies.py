@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from duonlp import architectures
-from duonlp.checkpoints.checkpoint import WEIGHTS
+from duonlp.checkpoints.weight_files import WEIGHTS
 from duonlp.errors import CheckpointWarning
 from tests.copies import OWN, Own
 from tests.engines import difference, run, torch_model

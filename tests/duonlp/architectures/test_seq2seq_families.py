@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from duonlp.architectures import config_from_hf, hf_config
-from duonlp.checkpoints.checkpoint import WEIGHTS, open_checkpoint
+from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, write_tensors
+from duonlp.checkpoints.weight_files import WEIGHTS
 from duonlp.errors import ConfigError
 from duonlp.parameters import parameters
 from duonlp.positions import fixed_table

@@ -15,10 +15,11 @@ import pytest
 
 from duonlp.checkpoints import atomic_folder as module
 from duonlp.checkpoints.atomic_folder import MANIFEST, SAVED, SAVING, atomic_folder, exchange, finish_save
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint, read_unchanged
+from duonlp.checkpoints.checkpoint import open_checkpoint, read_unchanged
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.checkpoints.temporary_folders import ABANDONED_SECONDS, make_locked_folder
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.errors import CheckpointError
 from duonlp.util.files import unlock
 from duonlp.util.permissions import explain_denied

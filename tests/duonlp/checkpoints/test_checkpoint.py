@@ -13,9 +13,10 @@ from huggingface_hub import errors as hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from duonlp.checkpoints.save import atomic_folder, parse_size, save_checkpoint
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.errors import CheckpointError, ConfigError, InputError, NewHeadWarning
 from duonlp.parameters import parameters
 from tests.cases import Case, cases

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from duonlp.checkpoints.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, write_tensors
 from duonlp.checkpoints.save import save_checkpoint
+from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.errors import CheckpointError
 from tests.cases import Case, cases
 
