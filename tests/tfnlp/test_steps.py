@@ -438,7 +438,6 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 from tests.tfnlp.test_steps import distill_on, fit_on, run_uneven
 np.savez(FILE, **fit_on(strategy, FOLDER, STOP_AT))
 np.savez(FILE.replace(".npz", "-distill.npz"), **distill_on(strategy, FOLDER + "-distill"))
-tf.config.run_functions_eagerly(True)
 np.savez(FILE.replace(".npz", "-uneven.npz"), **run_uneven(strategy))
 """
 
