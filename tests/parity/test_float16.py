@@ -15,7 +15,7 @@ SEQ2SEQ = [case for case in cases() if case.head == "seq2seq-lm"]
 
 @pytest.mark.parametrize("case", [case for case in cases() if "[" not in case.name], ids=lambda case: case.name)
 def test_accuracy(case: Case, tmp_path):
-    folder = case.write(tmp_path / "model", lambda path: 20.0 if "/feed_forward/" in path else 1.0)
+    folder = case.write(tmp_path / "model", lambda path: 5.0 if "/feed_forward/" in path else 1.0)
     exact, theirs = (_torch(case, folder, dtype) for dtype in ("float32", "float16"))
     for framework in ("jaxnlp", "tfnlp"):
         ours = _outputs(framework, case, folder)

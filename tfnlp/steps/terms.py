@@ -39,10 +39,12 @@ def total_loss(terms: Terms, counts: Mapping[str, tf.Tensor] | None = None) -> t
 class MeanOfTerms(keras.metrics.Metric):
     """The loss over all batches so far, in which every label of a term weighs the same, whatever batch it was in."""
 
-    def __init__(self, name: str = "loss", dtype: Any = "float32", **options: Any):
-        super().__init__(name=name, dtype=dtype, **options)  # whatever floatx is: float16 cannot count beyond 2048
-        self.totals = self.add_variable((MOST_TERMS,), "zeros", name="totals")
-        self.counts = self.add_variable((MOST_TERMS,), "zeros", name="counts")
+    def __init__(self, name: str = "loss", **options: Any):
+        super().__init__(name=name, **options)
+        # In float32 whatever floatx is, since float16 cannot count beyond 2048.
+        self.totals, self.counts = (
+            self.add_variable((MOST_TERMS,), "zeros", dtype="float32", name=part) for part in ("totals", "counts")
+        )
 
     def update_state(self, terms: Terms) -> None:
         """Add the terms of a batch, the same ones in the same order each time."""

@@ -69,7 +69,7 @@ class Pretrainer(TrainerMixin, keras.Model):
         with model.distribute_strategy.scope():
             super().__init__(dtype=model.dtype_policy, autocast=False, name=f"{model.name}_pretrainer")
             self.model, self.accumulation = model, accumulation
-            self.perplexity = Perplexity(name="perplexity", dtype="float32")
+            self.perplexity = Perplexity(name="perplexity")
         self._options = {"accumulation": accumulation, "seed": seed}
         self._loss_function = loss
         self.built = True
