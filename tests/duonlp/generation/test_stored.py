@@ -35,7 +35,7 @@ def read(stored, cfg=BART):
         {"penalty_alpha": 0.6}, {"diversity_penalty": 0.5}, {"max_length": 0, "max_new_tokens": 9},
         {"min_length": -3, "min_new_tokens": 2}, {"decoder_start_token_id": None}, {"suppress_tokens": [-1, 9999]},
         {"cache_implementation": "static"}, {"token_healing": False}, {"some_future_option": {"a": [1]}},
-        {"is_assistant": False, "assistant_confidence_threshold": 0.4}, dict.fromkeys(DEFAULTS.keys() - BASE.keys()),
+        {"is_assistant": False, "assistant_confidence_threshold": 0.4}, {name: None for name in DEFAULTS if name not in BASE},
         {"max_length": 30.0}, {"max_length": 1e9}, {"output_attentions": True}, {"do_sample": 0}, {"bad_words_ids": []},
     ],
     ids=str,
