@@ -165,9 +165,7 @@ def test_torch_is_only_needed_for_its_own_files(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles.importlib.util, "find_spec", lambda name: None)
     convert(folder, tmp_path / "out")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(
-        MissingExtraError, match=r"run `pip install torch --index-url .*cpu`, or convert the folder on another"
-    ):
+    with pytest.raises(MissingExtraError, match="run `pip install torch`, or convert the folder on another machine"):
         convert(folder, tmp_path / "more")
 
 
@@ -292,7 +290,7 @@ def test_weights_without_a_configuration(tmp_path):
             open_checkpoint(folder)
     folder = write(tmp_path / "a")
     (folder / "model.safetensors").rename(folder / "training_args.bin")
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"has none of model\.safetensors, tf_model\.h5"):
         open_checkpoint(folder).tensors  # noqa: B018
 
 
