@@ -15,6 +15,7 @@ from duonlp.checkpoints.conversion import pickles
 from duonlp.errors import CheckpointError, ConfigError, InputError, MissingExtraError, NewHeadWarning
 from duonlp.parameters import initial_value, parameters
 from tests import cases
+from tests.reference.record_legacy import unpack
 
 TOKENIZER = {
     "tokenizer_config.json": "{}",
@@ -182,6 +183,23 @@ def test_shards_that_are_missing_or_outside(tmp_path):
             convert(folder, tmp_path / "out")
 
 
+def test_torch_outside_of_the_environment_is_found(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    folder = to_bin(write(tmp_path / "a"))
+    (tmp_path / "site" / "torch").mkdir(parents=True)
+    (tmp_path / "site" / "torch" / "__init__.py").write_text("__version__ = '2.5.1'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with pytest.raises(CheckpointError, match=r"torch 2\.5\.1 may run code"):
+        convert(folder, tmp_path / "out")
+
+
+def test_an_index_of_pickles_beside_weights_that_load(tmp_path):
+    folder = tmp_path / "a"
+    unpack("tf-bert-masked-lm", folder)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "gone.bin"}}))
+    assert convert(folder, tmp_path / "out")["weights"] == ["tf_model.h5"]
+
+
 def test_a_head_that_the_checkpoint_lacks_is_not_invented(tmp_path):
     folder = write(tmp_path / "a", head="base")
     config = json.loads((folder / "config.json").read_text())
@@ -223,11 +241,15 @@ def test_outputs(tmp_path):
         convert(folder, folder, overwrite=True)
     out.mkdir()
     (out / "notes.txt").write_text("mine")
+    (out / "converted").mkdir()
+    (out / "converted" / "notes.txt").write_text("mine, too")
     (out / "model.safetensors").write_text("old")
     with pytest.raises(InputError, match="is not empty"):
         convert(folder, out)
     convert(folder, out, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "converted" / "notes.txt").read_text() == "mine, too"
+    assert sorted(os.listdir(out)) == sorted({*os.listdir(folder), "converted", "notes.txt"})
     assert_same(out, values(folder))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):

@@ -1,6 +1,7 @@
 """Convert a checkpoint of any layout that is read to config.json and safetensors, without an engine."""
 
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -107,10 +108,9 @@ def convert(
         with atomic_folder(output) as new:
             read = _reader(sources, on_progress)
             # A folder of its own: `new` begins with links to the files that it replaces.
-            save_checkpoint(
-                new / "converted", cfg, tensors.head, read, stored, max_shard_size=max_shard_size, without=missing
-            )
-            _move_files(new / "converted", new)
+            converted = new / f".converted-{secrets.token_hex(6)}"
+            save_checkpoint(converted, cfg, tensors.head, read, stored, max_shard_size=max_shard_size, without=missing)
+            _move_files(converted, new)
             _copy_files(source, new, names)
         return {
             "source": str(folder), "output": str(output), "weights": _weight_files(checkpoint, source),
@@ -138,8 +138,9 @@ def _opened(
 ) -> Iterator[tuple[Checkpoint, Path]]:
     """Yield the open checkpoint, of converted pickles if it has no other weights, and the folder of its small files."""
     path = Path(folder).expanduser()
-    files = pickle_files(path) if path.is_dir() and not any((path / name).exists() for name in (WEIGHTS, INDEX)) else []
-    if not files or any(path.glob("tf_model*.h5")) or any(path.glob("flax_model*.msgpack")):
+    readable = (WEIGHTS, INDEX, "tf_model*.h5", "flax_model*.msgpack")
+    files = pickle_files(path) if path.is_dir() and not any(any(path.glob(name)) for name in readable) else []
+    if not files:
         checkpoint = open_checkpoint(folder, revision, local_files_only)
         try:
             yield checkpoint, checkpoint.folder

@@ -69,7 +69,8 @@ def to_safetensors(files: list[Path], output: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ignored} | {
         "CUDA_VISIBLE_DEVICES": ""
     }
-    command = [sys.executable, "-I", unpickle.__file__, str(output.resolve()), *(str(file.resolve()) for file in files)]
+    # -P keeps this folder off the child's path; -I would also hide a torch in the user's site-packages or on PYTHONPATH.
+    command = [sys.executable, "-P", unpickle.__file__, str(output.resolve()), *(str(file.resolve()) for file in files)]
     process = subprocess.run(command, capture_output=True, env=environment, stdin=subprocess.DEVNULL, check=False)
     try:
         result = parse_json(process.stdout.splitlines()[-1])
