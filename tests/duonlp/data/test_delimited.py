@@ -172,6 +172,33 @@ def test_a_file_of_an_old_mac(tmp_path):
     assert read(tmp_path / "a.csv", 'text,label\r"a, b",x\rc,y\r') == [("a, b", "x"), ("c", "y")]
 
 
+def test_every_line_of_an_old_mac_behind_a_wrong_quote_counts(tmp_path):
+    report = CleaningReport()
+    with pytest.raises(InputError, match="is empty"):
+        read(tmp_path / "a.csv", 'text,label\r"a"x,b\rc,d\re,f\r', report=report)
+    assert report.dropped["corrupt row"].documents == 3
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_rows_before_the_end_of_a_truncated_archive_are_read(tmp_path, ending):
+    rows = [(f"text {i * 7919 % 104729}", str(i % 2)) for i in range(20_000)]
+    file = tmp_path / f"a.{ending}.gz"
+    file.write_bytes(gzip.compress(table(rows, "\t" if ending == "tsv" else ",").encode())[:-10_000])
+    report = CleaningReport()
+    assert 5_000 < len(read_labelled_texts(file, report=report)) < 20_000
+    assert report.dropped["corrupt archive"].documents == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize(("encoding", "invalid"), [("cp1252", b"\x81"), ("utf-16-le", b"\x00\xdc")])
+def test_what_is_invalid_in_the_declared_encoding(tmp_path, ending, encoding, invalid):
+    text = "text,label\ncaf?,a\n" if ending == "csv" else '{"text": "caf?", "label": "a"}'
+    text = f"[{text}]" if ending == "json" else text
+    data = text.encode(encoding).replace("?".encode(encoding), invalid)
+    with pytest.raises(InputError, match=f"invalid {encoding.upper()}"):
+        read(tmp_path / f"a.{ending}", data, encoding=encoding)
+
+
 def test_a_repeated_column(tmp_path):
     import pyarrow
     from pyarrow import ipc, parquet

@@ -4,6 +4,7 @@ import csv
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from duonlp.data.reading.document_files import (
     TextFormat,
     check_columns,
     foreign_start,
+    invalid_in,
     is_readable,
     text_lines,
 )
@@ -68,11 +70,8 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
                 detail = f"{error}; unreadable from here on" if number == lines.start else "lost behind the row before"
                 problems.note("corrupt row", f"{file}:{number}", detail, len(line))
     except UnicodeError as error:
-        problems.note(
-            f"invalid {(lines.encoding or 'utf-8').upper()}",
-            f"{file}:{lines.number + 1}",
-            f"{error}; unreadable from here on",
-        )
+        place = f"{file}:{lines.number + 1}"
+        problems.note(invalid_in(lines.encoding), place, f"{error}; unreadable from here on")
     except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error, f"line {lines.number}")
 
@@ -94,17 +93,14 @@ class _Lines:
     def __init__(self, file: Path, encoding: str | None):
         self.encoding = encoding
         self.number, self.start = 0, 1
-        self._lines = text_lines(file, encoding)
+        self._lines = _split_mac_lines(text_lines(file, encoding))
         self._row: list[str] = []
 
     def __iter__(self) -> Iterator[str]:
         for line in self._lines:
-            # Old Macs ended lines with \r, so their files are one line.
-            parts = _MAC_LINE.findall(line) if self.number == 0 and 0 <= line.find("\r") < len(line) - 2 else (line,)
-            for part in parts:
-                self.number += 1
-                self._row.append(part)
-                yield part
+            self.number += 1
+            self._row.append(line)
+            yield line
 
     def end_row(self) -> int:
         """Return the number of the line where the row began that ends here."""
@@ -118,6 +114,12 @@ class _Lines:
         for line in self._lines:
             self.number += 1
             yield self.number, line
+
+
+def _split_mac_lines(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines; the first one in parts if it has several, since old Macs ended lines with \\r."""
+    for number, line in enumerate(lines):
+        yield from _MAC_LINE.findall(line) if number == 0 and 0 <= line.find("\r") < len(line) - 2 else (line,)
 
 
 def _quoted_rows(lines: _Lines, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -170,13 +172,14 @@ class _Quotes:
 def _is_quoted_tsv(file: Path, encoding: str | None) -> bool:
     """Return whether a TSV file is quoted, as spreadsheets and csv.writer write it, rather than plain, as GLUE's files are.
 
+    A file that cannot be read to its end is judged by what can be read.
+
     Raises:
         InputError: It has signs of both.
     """
-    lines = _Lines(file, encoding)
-    if not any(line.startswith(QUOTE) or f"\t{QUOTE}" in line for line in lines):
+    if not any(line.startswith(QUOTE) or f"\t{QUOTE}" in line for line in _readable_lines(file, encoding)):
         return False
-    quotes = _quotes(_Lines(file, encoding))
+    quotes = _quotes(_readable_lines(file, encoding))
     if quotes.header:
         return True
     if quotes.needed and quotes.odd:
@@ -188,7 +191,12 @@ def _is_quoted_tsv(file: Path, encoding: str | None) -> bool:
     return quotes.needed > 0
 
 
-def _quotes(lines: _Lines) -> _Quotes:
+def _readable_lines(file: Path, encoding: str | None) -> Iterator[str]:
+    with suppress(EOFError, OSError, UnicodeError, zlib.error):  # noted where the file is read
+        yield from _Lines(file, encoding)
+
+
+def _quotes(lines: Iterator[str]) -> _Quotes:
     found = _Quotes()
     width = 0
     raw: list[str] = []

@@ -127,7 +127,7 @@ def is_readable(text: str, place: str, problems: Problems, encoding: str = "", d
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             detail = f"unpaired surrogate at character {error.start}"
-            problems.note(_invalid(declared), place, detail, len(text), encoding)
+            problems.note(invalid_in(declared), place, detail, len(text), encoding)
             return False
     return True
 
@@ -152,7 +152,7 @@ def read_text(path: Path, problems: Problems, encoding: str | None = None) -> st
         if b"\0" in data and not found:
             problems.note("binary", str(path), f"NUL byte at offset {data.index(0)}", len(data))
         else:
-            problems.note(_invalid(encoding), str(path), _where(data, error, encoding), len(data), found or "cp1252")
+            problems.note(invalid_in(encoding), str(path), _where(data, error, encoding), len(data), found or "cp1252")
         return None
     if "\0" in text:
         found = "" if encoding else foreign_encoding(data) or ""
@@ -161,7 +161,8 @@ def read_text(path: Path, problems: Problems, encoding: str | None = None) -> st
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def _invalid(encoding: str | None) -> str:
+def invalid_in(encoding: str | None) -> str:
+    """Return the reason for which text that is not in an encoding (None: UTF-8) is dropped."""
     return f"invalid {(encoding or 'utf-8').upper()}"
 
 
@@ -202,19 +203,19 @@ def jsonl_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Itera
             place = f"{file}:{number}"
             if foreign:
                 detail = f"it is {foreign.upper()} text"
-                problems.note(_invalid(None), place, detail, len(line), foreign)
+                problems.note(invalid_in(None), place, detail, len(line), foreign)
                 continue
             try:
                 # A wide encoding has been decoded, with invalid parts as surrogates.
                 value = parse_json(line.decode("utf-8" if is_wide(encoding) else encoding or "utf-8"), unique=True)
             except UnicodeError as error:
-                problems.note(_invalid(encoding), place, _where(line, error, encoding), len(line), "cp1252")
+                problems.note(invalid_in(encoding), place, _where(line, error, encoding), len(line), "cp1252")
             except ValueError as error:
                 problems.note("corrupt line", place, f"not JSON: {error}", len(line))
             else:
                 yield place, value
     except UnicodeError as error:
-        problems.note(_invalid(encoding), f"{file}:{number + 1}", f"{error}; unreadable from here on")
+        problems.note(invalid_in(encoding), f"{file}:{number + 1}", f"{error}; unreadable from here on")
     except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error, f"line {number}")
 

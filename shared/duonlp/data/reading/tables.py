@@ -317,7 +317,10 @@ def json_rows(file: Path, problems: document_files.Problems, text: TextFormat = 
         first = next((line for line in lines if line.strip()), "")
         if first.lstrip()[:1] == "[":
             content = "".join([first, *lines])
-    except (EOFError, OSError, UnicodeError, zlib.error) as error:
+    except UnicodeError as error:
+        problems.note(document_files.invalid_in(text.encoding), str(file), str(error))
+        return
+    except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error)
         return
     if not content:
@@ -333,7 +336,9 @@ def json_rows(file: Path, problems: document_files.Problems, text: TextFormat = 
         place = f"{file}:{number}"
         if foreign:
             problems.note("invalid UTF-8", place, f"it is {foreign.upper()} text", encoding=foreign)
-        elif not suspicious or document_files.is_readable("".join(_strings(entry)), place, problems, "cp1252"):
+        elif not suspicious or document_files.is_readable(
+            "".join(_strings(entry)), place, problems, "cp1252", text.encoding
+        ):
             yield place, entry
 
 
