@@ -242,7 +242,7 @@ def test_broken_files(tmp_path):
     report = CleaningReport()
     assert [pair.document for pair in read_pairs(file, report=report)] == ["A\nb", "A"]
     assert {reason: entry.examples[0] for reason, entry in report.dropped.items()} == {
-        "invalid UTF-8": f"{file}:4: unpaired surrogate at character 1",
+        "invalid UTF-8": f"{file}:4: byte 0xe9 at character 1",
         "corrupt row": f"{file}:5: row has 1 fields, but the header has 2: text, summary",
     }
     file.write_text('text,summary\nA,B\nA,"B\n')

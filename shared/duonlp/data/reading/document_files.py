@@ -126,10 +126,18 @@ def is_readable(text: str, place: str, problems: Problems, encoding: str = "", d
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            detail = f"unpaired surrogate at character {error.start}"
+            detail = f"{_undecoded(text[error.start], encoding, declared)} at character {error.start}"
             problems.note(invalid_in(declared), place, detail, len(text), encoding)
             return False
     return True
+
+
+def _undecoded(character: str, encoding: str, declared: str | None) -> str:
+    """Return what a surrogate stands for; its file, of which `encoding` and `declared` are as in :func:`is_readable`."""
+    if not encoding or is_wide(declared) or not "\udc80" <= character <= "\udcff":
+        return "unpaired surrogate"
+    # Which byte a codec for several bytes rejects is unknown; see decode_line.
+    return "undecodable byte" if declared else f"byte 0x{ord(character) - 0xDC00:02x}"
 
 
 def read_text(path: Path, problems: Problems, encoding: str | None = None) -> str | None:
