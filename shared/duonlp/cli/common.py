@@ -19,7 +19,7 @@ PIPELINE_OPTIONS = ("batch_size", "dtype", "revision")
 REMEDIES = {
     "report": "fix that record or remove it",
     "encoding": "pass the file's encoding with --encoding, such as --encoding cp1252 or --encoding utf-16",
-    "quoting": "pass --quoting if its fields are quoted, or the flag no-quoting if double quotes are characters like any other",
+    "quoting": "pass --quoting if its fields are quoted, or --no-quoting if double quotes are characters like any other",
     "overwrite": "give another folder, or pass --overwrite to replace the model in it",
     "kind": "give files of one of these kinds",
     "text_column": "pass the text column with --text-column",

@@ -81,7 +81,12 @@ def test_defaults_of_settings_are_those_of_the_dataclasses():
 def test_remedies_name_flags_that_exist():
     from duonlp.cli.common import REMEDIES, describe_error
 
-    flags = {flag for command in COMMANDS.values() for param in command.params for flag in param.opts}
+    flags = {
+        flag
+        for command in COMMANDS.values()
+        for param in command.params
+        for flag in (*param.opts, *param.secondary_opts)
+    }
     for argument, remedy in REMEDIES.items():
         assert set(re.findall(r"--[a-z-]+", remedy)) <= flags
         error = InputError("a.csv has\nno label", remedy="pass it", argument=argument)
