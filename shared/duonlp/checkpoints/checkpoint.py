@@ -247,17 +247,18 @@ class Checkpoint:
         tensors = legacy_tensors(self._files, self._config())
         if tensors is not None:
             return tensors
-        if self._hub:
-            raise CheckpointError(no_safetensors_message(*self._hub))
+        # Transformers may have downloaded them to the cache.
         if pickles := sorted(path.name for path in self.folder.glob("pytorch_model*.bin")):
             raise CheckpointError(
                 f"{self.folder} has only {list_names(pickles)}, which is never read because loading it can run code; convert "
                 f"it to safetensors with `duonlp convert {self.folder} OUT`"
             )
+        if self._hub:
+            raise CheckpointError(no_safetensors_message(*self._hub))
         if found := describe_folder(self.folder, self.config):
-            raise CheckpointError(f"{self.folder} has no safetensors; {found}")
+            raise CheckpointError(f"{self.folder} has no weights in Hugging Face layout; {found}")
         names = ", ".join(weight_format.weights for weight_format in WEIGHT_FORMATS)
-        raise CheckpointError(f"{self.folder} has none of {names}, nor an index of one; pass a folder with weights")
+        raise CheckpointError(f"{self.folder} has none of {names}, and no index of shards; pass a folder with weights")
 
     def plan(
         self, cfg: TransformerConfig, head: str, seed: int = 0, ignore_mismatched_sizes: bool = False

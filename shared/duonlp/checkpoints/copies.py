@@ -204,9 +204,8 @@ def check_same(first: StoredTensor, second: StoredTensor, remedy: str, equal: Eq
     check_float(first)
     check_float(second)
     if not equal(first, second):
-        raise CheckpointError(
-            f"{first.file}: the tensors {first.name!r} and {second.name!r} stand for the same values and differ; {remedy}"
-        )
+        names = " and ".join(repr(tensor.origin or tensor.name) for tensor in (first, second))
+        raise CheckpointError(f"{first.file}: the tensors {names} stand for the same values and differ; {remedy}")
 
 
 def check_copies(

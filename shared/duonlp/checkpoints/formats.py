@@ -67,6 +67,7 @@ RUN = (
 )
 SAVED_MODEL = ("a TensorFlow SavedModel, a graph for serving", f"load it with tf.saved_model.load, or {ORIGINAL}")
 ADAPTER = ("a PEFT adapter", "merge it into its base model with PEFT's merge_and_unload, then save_pretrained")
+RENAMED = ("safetensors under another name than model.safetensors", "rename the file if it is the whole model")
 OPENVINO = ("an OpenVINO model", f"{ORIGINAL}, from which it was exported")
 
 
@@ -99,10 +100,11 @@ def describe_folder(folder: Path, config: Mapping[str, Any] | None = None) -> st
         return _sentence(*found)
     if config is None and (weights := next(filter(IN_LAYOUT.fullmatch, names), None)):
         return f"it has weights ({weights}), but not the config.json that describes them; download or copy it, too"
+    names = [name for name in names if not name.startswith(NOT_WEIGHTS)]
     for ending in ENDINGS:
-        names = [name for name in names if not name.startswith(NOT_WEIGHTS)]
         if name := next((name for name in names if name.lower().endswith(ending)), None):
-            return _sentence(*ENDINGS[ending], name)
+            is_renamed = ending == ".safetensors" and config is not None
+            return _sentence(*(RENAMED if is_renamed else ENDINGS[ending]), name)
     return None
 
 

@@ -144,7 +144,7 @@ def test_a_gpt2_saved_under_the_name_of_its_output(tmp_path):
     folder = GPT2.write(tmp_path / "gpt2")
     once, tensors = values(folder, GPT2), tensors_of(folder)
     tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
-    tensors["transformer.h.0.attn.bias"] = np.ones((1, 1, 20, 20), np.uint8)
+    tensors["transformer.h.0.attn.bias"] = np.tri(20, dtype=np.uint8)[None, None]
     tensors["transformer.h.0.attn.masked_bias"] = np.float32(-1e4).reshape(())
     rewrite(folder, tensors)
     assert all(np.array_equal(v, once[k]) for k, v in values(folder, GPT2).items())
@@ -202,6 +202,9 @@ def test_a_hub_model_with_only_pickles(folder, monkeypatch, local):
     has = "" if local else r"it has pytorch_model\.bin, tf_model\.h5, but "
     with pytest.raises(CheckpointError, match=rf"'some/model' has neither .*; {has}other formats .* never .*refs/pr/1"):
         checkpoint.plan(BERT.config, BERT.head)
+    (folder / "pytorch_model.bin").write_bytes(b"")  # by Transformers, into the same cache
+    with pytest.raises(CheckpointError, match=r"has only pytorch_model\.bin, .*`duonlp convert .* OUT`"):
+        _ = open_checkpoint("some/model", local_files_only=local).tensors
 
 
 def test_a_hub_model_with_only_pickles_that_cannot_be_listed(folder, monkeypatch):
@@ -274,7 +277,7 @@ def test_only_a_pickle(folder):
 
 def test_no_weights(folder):
     (folder / WEIGHTS).unlink()
-    assert_fails(folder, "has neither")
+    assert_fails(folder, r"has none of model\.safetensors, .*, and no index of shards")
 
 
 @pytest.fixture

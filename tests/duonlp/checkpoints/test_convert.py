@@ -270,6 +270,7 @@ OTHERS = {
     "step of a run": ({"state/_METADATA": b"{}", "meta/metadata": b"{}"}, "the training state of a jaxnlp run"),
     "peft": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "a PEFT adapter"),
     "llama": ({"consolidated.00.pth": b""}, "PyTorch weights in their authors' own layout"),
+    "variant": ({"model.fp16.safetensors": b""}, r"safetensors (under|without) .*\(model\.fp16\.safetensors\)"),
     "lightning": ({"epoch=1.ckpt": b""}, "a checkpoint of PyTorch Lightning"),
 }  # fmt: skip
 

@@ -180,7 +180,7 @@ def test_copies_of_a_shared_variable_that_differ(h5):
     with h5py.File(folder / FILE["tf"], "r+") as file:
         assert np.array_equal(file[f"bert/{name}"][()], file[f"mlm___cls/{name}"][()])
         file[f"mlm___cls/{name}"][0] += 1
-    assert_fails(folder, "stand for the same values and differ")
+    assert_fails(folder, f"the tensors 'mlm___cls/{name}' and 'bert/{name}' stand for the same values and differ")
 
 
 @pytest.mark.parametrize(

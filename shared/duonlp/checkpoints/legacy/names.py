@@ -111,7 +111,7 @@ def _comparable(parts: list[str]) -> str:
 def _candidates(name: str) -> Iterator[str]:
     """Yield the forms in which a name may be in the tables: with all its scopes, then without the first ones."""
     parts = name.removesuffix(":0").split("/")
-    parts = parts[1:] if parts[0] in ("params", "batch_stats") else parts
+    parts = parts[1:] if parts[0] == "params" else parts
     for scopes in range(min(MOST_SCOPES + 1, len(parts))):
         inner = [part.rpartition("___")[2].replace("_._", ".") for part in parts[scopes:]]
         yield _comparable(".".join(inner).split("."))
