@@ -24,7 +24,7 @@ from duonlp.checkpoints.planner import Planner, check_depth
 from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.checkpoints.source import Source
-from duonlp.checkpoints.weight_files import SAFETENSORS, list_names, shard_names, stored_tensors
+from duonlp.checkpoints.weight_files import PICKLE, PICKLE_INDEX, SAFETENSORS, list_names, shard_names, stored_tensors
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, DuonlpError, InputError
 from duonlp.typing import ImageProcessor, Tokenizer
@@ -248,7 +248,9 @@ class Checkpoint:
         if tensors is not None:
             return tensors
         # Transformers may have downloaded them to the cache.
-        if pickles := sorted(path.name for path in self.folder.glob("pytorch_model*.bin")):
+        if any((self.folder / name).is_file() for name in (PICKLE, PICKLE_INDEX)) and (
+            pickles := sorted(path.name for path in self.folder.glob("pytorch_model*.bin"))
+        ):
             raise CheckpointError(
                 f"{self.folder} has only {list_names(pickles)}, which is never read because loading it can run code; convert "
                 f"it to safetensors with `duonlp convert {self.folder} OUT`"

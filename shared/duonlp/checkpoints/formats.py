@@ -25,8 +25,11 @@ ENDINGS = {
         "weights in Keras' own format",
         "build the model that saved them and call its load_weights, then write a folder with model.save_pretrained",
     ),
-    ".h5": ("an HDF5 file that is no tf_model.h5 of Transformers", KERAS),
-    ".bin": ("PyTorch weights, which are never read because loading them can run code", "run `duonlp convert` on their folder"),
+    ".h5": ("an HDF5 file other than Transformers' tf_model.h5", KERAS),
+    ".bin": (
+        "PyTorch weights under another name than pytorch_model.bin",
+        "rename the file if it is the whole model, then run `duonlp convert` on its folder",
+    ),
     ".safetensors": ("safetensors without the config.json of a model", "pass the folder of a model in Hugging Face layout"),
     ".ckpt": (
         "a checkpoint of PyTorch Lightning or TensorFlow 1",
@@ -41,8 +44,8 @@ ENDINGS = {
 """Ending of a file -> (what it is, what to do instead)."""
 ENDINGS[".pt"] = ENDINGS[".pth"]
 
-IN_LAYOUT = re.compile(r"(model|tf_model|flax_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|h5|msgpack|bin)")
-"""Names of weights in Hugging Face layout."""
+IN_LAYOUT = re.compile(r"((?:tf_|flax_|pytorch_)?model)(-\d+-of-\d+)?(\.(?:safetensors|h5|msgpack|bin))")
+"""Names of weights in Hugging Face layout: stem, number of a shard, ending."""
 
 NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "trainer_state")
 """What the names of files begin with that trainers leave beside the weights."""
@@ -98,8 +101,14 @@ def describe_folder(folder: Path, config: Mapping[str, Any] | None = None) -> st
         return None
     if found := _layout(folder, set(names)):
         return _sentence(*found)
-    if config is None and (weights := next(filter(IN_LAYOUT.fullmatch, names), None)):
-        return f"it has weights ({weights}), but not the config.json that describes them; download or copy it, too"
+    if weights := next(filter(None, map(IN_LAYOUT.fullmatch, names)), None):
+        if config is None:
+            return (
+                f"it has weights ({weights[0]}), but not the config.json that describes them; download or copy it, too"
+            )
+        if weights[2]:
+            index = f"{weights[1]}{weights[3]}.index.json"
+            return f"it has shards of weights ({weights[0]}), but not their index; download or copy {index}, too"
     names = [name for name in names if not name.startswith(NOT_WEIGHTS)]
     for ending in ENDINGS:
         if name := next((name for name in names if name.lower().endswith(ending)), None):

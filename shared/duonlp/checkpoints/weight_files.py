@@ -13,6 +13,7 @@ from duonlp.errors import CheckpointError
 from duonlp.util.reading import parse_json, parse_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 """Names of shards that this library, like Transformers, writes."""
 

@@ -271,6 +271,7 @@ OTHERS = {
     "peft": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, "a PEFT adapter"),
     "llama": ({"consolidated.00.pth": b""}, "PyTorch weights in their authors' own layout"),
     "variant": ({"model.fp16.safetensors": b""}, r"safetensors (under|without) .*\(model\.fp16\.safetensors\)"),
+    "renamed": ({"pytorch_model.fp16.bin": b""}, r"pytorch_model\.fp16\.bin\); rename the file"),
     "lightning": ({"epoch=1.ckpt": b""}, "a checkpoint of PyTorch Lightning"),
 }  # fmt: skip
 
@@ -315,6 +316,16 @@ def test_weights_without_a_configuration(tmp_path):
     (folder / "model.safetensors").rename(folder / "training_args.bin")
     with pytest.raises(CheckpointError, match=r"has none of model\.safetensors, tf_model\.h5"):
         open_checkpoint(folder).tensors  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tf_model.h5", "flax_model.msgpack", "pytorch_model.bin"])
+def test_shards_without_their_index(tmp_path, name):
+    folder = write(tmp_path / "a")
+    stem, _, ending = name.rpartition(".")
+    (folder / "model.safetensors").rename(folder / f"{stem}-00001-of-00002.{ending}")
+    for load in (lambda: open_checkpoint(folder).tensors, lambda: convert(folder, tmp_path / "out")):
+        with pytest.raises(CheckpointError, match=rf"not their index; download or copy {name}\.index\.json"):
+            load()
 
 
 def test_files_in_place_of_folders(tmp_path):

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 from duonlp.checkpoints.conversion import unpickle
-from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
+from duonlp.checkpoints.weight_files import INDEX, PICKLE, PICKLE_INDEX, WEIGHTS
 from duonlp.errors import CheckpointError, MissingExtraError
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import parse_json, read_json_object
 
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 INSTALL = "pip install torch"
 
 
