@@ -109,6 +109,14 @@ def test_a_header_in_another_encoding(tmp_path):
     str(caught.value).encode()
 
 
+def test_endings_in_capitals_and_archives_without_one(tmp_path):
+    data = gzip.compress(table(ROWS).encode())
+    (tmp_path / "A.CSV.GZ").write_bytes(data)
+    assert read_labelled_texts(tmp_path / "A.CSV.GZ").texts == [text for text, _ in ROWS]
+    with pytest.raises(InputError, match=r"the header is not text \(binary: .*; give a text file, compressed only"):
+        read(tmp_path / "a.csv", data)
+
+
 GLUE = [
     ("plain", "5\" disk\t1\nb\t0\n", [('5" disk', "1"), ("b", "0")]),
     ("never closed", 'fine\t1\n"start only\t0\nnext\t1\n', [("fine", "1"), ('"start only', "0"), ("next", "1")]),

@@ -143,11 +143,11 @@ def _check_header(header: list[str], place: str, encoding: str) -> None:
 
     class Header(Problems):
         def note(self, reason: str, place: str, detail: str, byte_count: int = 0, encoding: str = "") -> None:
-            raise InputError(
-                f"{place}: the header is not text ({reason}: {detail})",
-                remedy=f"pass the file's encoding, such as encoding={encoding!r}",
-                argument="encoding",
-            )
+            text = f"{place}: the header is not text ({reason}: {detail})"
+            if not encoding:
+                raise InputError(f"{text}; give a text file, compressed only if its name ends in .gz or .zst")
+            remedy = f"pass the file's encoding, such as encoding={encoding!r}"
+            raise InputError(text, remedy=remedy, argument="encoding")
 
     for name in header:
         is_readable(name, place, Header(None), encoding or "cp1252")

@@ -185,7 +185,7 @@ def foreign_start(file: Path, encoding: str | None) -> str | None:
     try:
         if encoding is not None:
             return None
-        if file.name.endswith((".gz", ".zst")):
+        if file.suffix.lower() in (".gz", ".zst"):
             return foreign_encoding(next(lines_of(file), b""))
         with open(file, "rb") as stream:
             return foreign_encoding(stream.read(64))
@@ -300,10 +300,11 @@ def lines_of(file: Path) -> Iterator[bytes]:
         EOFError, OSError, zlib.error: If the file is missing, truncated or corrupt.
         MissingExtraError: If a .zst file needs zstandard and it is not installed.
     """
-    if file.name.endswith(".zst"):
+    ending = file.suffix.lower()
+    if ending == ".zst":
         yield from _zstd_lines(file)
     else:
-        with gzip.open(file) if file.name.endswith(".gz") else open(file, "rb") as stream:
+        with gzip.open(file) if ending == ".gz" else open(file, "rb") as stream:
             yield from stream
 
 
