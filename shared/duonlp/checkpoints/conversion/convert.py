@@ -23,6 +23,7 @@ from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
 from duonlp.util.files import unfinished
+from duonlp.util.permissions import explain_denied
 from duonlp.util.reading import is_unicode
 
 LARGEST_SMALL_FILE = 256 << 20
@@ -122,9 +123,14 @@ def convert(
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
+    try:
+        is_folder = output.is_dir()
+        is_file, is_filled = not is_folder and output.exists(), is_folder and any(output.iterdir())
+    except PermissionError:
+        raise CheckpointError(explain_denied(output)) from None
+    if is_file:
         raise InputError(f"{str(output)!r} is a file; give a folder to write")
-    if not overwrite and output.is_dir() and any(output.iterdir()):
+    if is_filled and not overwrite:
         raise InputError(
             f"{str(output)!r} is not empty",
             remedy="give another folder, or pass overwrite=True to replace the model in it",
@@ -150,7 +156,13 @@ def _opened(
     architectures.config_from_hf(
         open_checkpoint(path).config, str(path / "config.json")
     )  # raises before anything is read
-    output.parent.mkdir(parents=True, exist_ok=True)
+    parent = output.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise CheckpointError(explain_denied(parent, "written")) from None
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(explain_denied(parent, "written"))
     with unfinished(output.absolute(), folder=True) as temporary:
         converted = temporary / (path.resolve().name or "checkpoint")  # messages name the folder
         converted.mkdir()
