@@ -219,6 +219,8 @@ def test_a_checkpoint_without_architectures_keeps_its_tensors(tmp_path):
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
     assert convert(folder, tmp_path / "out")["head"] == "token-classification"
     assert_same(tmp_path / "out", expected)
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["BertForSomethingElse"]}))
+    assert convert(folder, tmp_path / "other")["head"] == "token-classification"
     report = convert(folder, tmp_path / "base", head="base")
     assert report["left_out"] == ["classifier.bias", "classifier.weight"]
     with pytest.raises(ConfigError, match="has no 'seq2seq-lm' head"):

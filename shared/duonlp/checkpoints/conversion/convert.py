@@ -74,7 +74,8 @@ def convert(
         output: Folder to write.
         dtype: Dtype to store the parameters in: float32, bfloat16 or float16. Default: the one they have; if they have several,
             the narrowest that holds all of them.
-        head: Head to write. Default: the one that config.json names or, if it names none, the one that holds most tensors.
+        head: Head to write. Default: the one that config.json names or, if it names none of the family's, the one that holds most
+            tensors.
         overwrite: Whether `output` may hold files. Those that the conversion does not write are kept, except weights.
         max_shard_size: See :func:`duonlp.checkpoints.save_checkpoint`.
         revision: Branch, tag or commit on the Hub.
@@ -181,14 +182,15 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
     """Return the plan of a head, and which tensors it leaves out."""
     family = architectures.get(cfg.model_type)
     heads = family.heads(cfg.model_type)
-    known = {name: _names(cfg, name) & checkpoint.tensors.keys() for name in heads}
-    names = set().union(*known.values())  # without buffers
-    left_out = {name: sorted(names - known[name]) for name in heads}
-    declared = checkpoint.config.get("architectures")
+    present = {name: _names(cfg, name) & checkpoint.tensors.keys() for name in heads}
+    names = set().union(*present.values())  # without buffers
+    left_out = {name: sorted(names - present[name]) for name in heads}
+    saved_class = (checkpoint.config.get("architectures") or [""])[0]
+    is_declared = checkpoint.head != "base" or saved_class == heads.get("base")
     bare = {name.removeprefix(family.PREFIX) for name in names}
     lacking = {name: len(_required(cfg, name) - bare) for name in heads}
     best = min(heads, key=lambda name: (len(left_out[name]), lacking[name]))
-    chosen = head or (checkpoint.head if declared else best)
+    chosen = head or (checkpoint.head if is_declared else best)
     architectures.class_name(cfg.model_type, chosen)  # raises for a head that the family does not have
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NewHeadWarning)  # the report names what is missing
