@@ -34,8 +34,8 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
 
     Args:
         file: The file, decompressed if it ends in .gz or .zst.
-        problems: Notes each row that is corrupt or has a field that is not text. What cannot be parsed, such as everything behind
-            a quote that is never closed, counts once per line that is not empty.
+        problems: Notes each row that is corrupt or has a field that is not text. What cannot be parsed, such as everything after a
+            quote that is never closed, counts once per line that is not empty.
         text: How the file is written.
 
     Raises:
@@ -67,7 +67,7 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
     except csv.Error as error:
         for number, line in lines.lost():
             if line.strip("\r\n"):
-                detail = f"{error}; unreadable from here on" if number == lines.start else "lost behind the row before"
+                detail = f"{error}; unreadable from here on" if number == lines.start else "lost after the previous row"
                 problems.note("corrupt row", f"{file}:{number}", detail, len(line))
     except UnicodeError as error:
         place = f"{file}:{lines.number + 1}"
