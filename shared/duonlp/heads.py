@@ -17,10 +17,12 @@ from duonlp.labels import (
     IGNORED,
     WEIGHTS,
     check_against_logits,
+    check_weight_form,
     dtype_of,
     is_integral,
     standard_labels,
     standard_weights,
+    static_shape,
 )
 from duonlp.typing import Array, Batch, Ops
 
@@ -210,7 +212,7 @@ def check_label_smoothing(head: str, config: TransformerConfig, label_smoothing:
 
 
 def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch) -> dict[str, Any]:
-    """Return a batch with its labels, and weights [B, 1], in the form that losses take; see :mod:`duonlp.labels`.
+    """Return a batch with its labels, and weights of shape [B, 1], in the form that losses take; see :mod:`duonlp.labels`.
 
     Args:
         ops: Array operations of the framework.
@@ -224,8 +226,12 @@ def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch)
     outputs = [output for output in outputs_of(head, config) if batch.get(output.labels) is not None]
     batch = {**batch, **{o.labels: standard_labels(ops, o, config, batch[o.labels]) for o in outputs}}
     weights = batch.get(WEIGHTS)
-    if outputs and weights is not None and tuple(getattr(weights, "shape", ())[1:]) == (1,):
-        batch[WEIGHTS] = standard_weights(ops, outputs[0], batch[outputs[0].labels], weights)
+    if weights is not None and not isinstance(weights, Mapping):
+        shape = static_shape(WEIGHTS, weights)
+        if shape is not None and shape[1:] == (1,):
+            if outputs:
+                check_weight_form(outputs[0], batch[outputs[0].labels], weights)
+            batch[WEIGHTS] = ops.reshape(ops.cast(weights, "float32"), (-1,))
     return batch
 
 
