@@ -275,7 +275,7 @@ def map_labels(targets: Mapping[str, str], y: Any, function: Callable[[str, Any]
     return function(next(iter(targets)), y)
 
 
-def standard_array(weights: np.ndarray) -> np.ndarray:
+def weights_as_float32(weights: np.ndarray) -> np.ndarray:
     """Return weights in memory as float32, and [B, 1] as [B]."""
     return (weights[:, 0] if weights.shape[1:] == (1,) else weights).astype(np.float32)
 
