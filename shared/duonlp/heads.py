@@ -17,9 +17,9 @@ from duonlp.labels import (
     IGNORED,
     WEIGHTS,
     check_against_logits,
-    check_weight_form,
     dtype_of,
     is_integral,
+    is_number,
     standard_labels,
     standard_weights,
     static_shape,
@@ -226,13 +226,18 @@ def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch)
     outputs = [output for output in outputs_of(head, config) if batch.get(output.labels) is not None]
     batch = {**batch, **{o.labels: standard_labels(ops, o, config, batch[o.labels]) for o in outputs}}
     weights = batch.get(WEIGHTS)
-    if weights is not None and not isinstance(weights, Mapping):
-        shape = static_shape(WEIGHTS, weights)
-        if shape is not None and shape[1:] == (1,):
-            if outputs:
-                check_weight_form(outputs[0], batch[outputs[0].labels], weights)
-            batch[WEIGHTS] = ops.reshape(ops.cast(weights, "float32"), (-1,))
+    if isinstance(weights, Mapping):
+        batch[WEIGHTS] = {name: _flatten_column(ops, values) for name, values in weights.items()}
+    elif weights is not None:
+        batch[WEIGHTS] = _flatten_column(ops, weights)
     return batch
+
+
+def _flatten_column(ops: Ops, weights: Array) -> Array:
+    """Return weights [B, 1] as float32 [B], and other arrays unchanged."""
+    shape, dtype = static_shape(WEIGHTS, weights), dtype_of(weights)
+    is_column = shape is not None and shape[1:] == (1,) and dtype is not None and is_number(dtype)
+    return ops.reshape(ops.cast(weights, "float32"), (-1,)) if is_column else weights
 
 
 def loss_terms(

@@ -218,6 +218,8 @@ def test_columns_of_weights_become_rows_with_and_without_labels(engine):
         for run in (lambda function: function, trace):
             standard = run(lambda batch: standard_batch(package.ops, CLASSIFIER, config_of(CLASSIFIER), batch))
             assert standard(batch)["sample_weight"].shape == (4,)
+            by_name = standard(batch | {"sample_weight": {"labels": batch["sample_weight"]}})
+            assert by_name["sample_weight"]["labels"].shape == (4,)
 
 
 def test_weights_whose_rank_only_a_graph_knows():
