@@ -281,6 +281,7 @@ def test_other_labels_are_refused_before_a_step(models, labels, message):
         ({"sample_weight": np.where(Y == 1, np.nan, 1)}, "row 1 of sample_weight contains nan"),
         ({"sample_weight": ["a"] * 7}, "sample_weight must be numbers"),
         ({"sample_weight": {"label": W}}, "sample_weight has label; it may have labels, logits"),
+        ({"sample_weight": {}}, "sample_weight is an empty dict; omit it"),
         ({"class_weight": {3: 1.0}}, "class_weight has the class 3; classes are integers from 0 to 2"),
         ({"class_weight": {"LABEL_0": 1.0}}, "class_weight has the class 'LABEL_0'"),
         ({"class_weight": [1.0, 2.0]}, "class_weight is [1.0, 2.0]; pass a dict"),

@@ -116,7 +116,7 @@ def name_weights(targets: Mapping[str, str], weights: Any) -> Any:
     """Return weights by label if they are a dict by label or output, or a tuple; a single array, or the only one, as it is.
 
     Raises:
-        InputError: A name is neither a label nor an output, or there are more parts than labels.
+        InputError: A name is neither a label nor an output, there are more parts than labels, or a dict is empty.
     """
     if isinstance(weights, (list, tuple)):
         if len(weights) > len(targets):
@@ -126,6 +126,8 @@ def name_weights(targets: Mapping[str, str], weights: Any) -> Any:
         return weights
     outputs = {output: name for name, output in targets.items()}
     weights = {outputs.get(name, name): value for name, value in weights.items()}
+    if not weights:
+        raise InputError(f"{WEIGHTS} is an empty dict; omit it, or pass weights for {', '.join(targets)}")
     if unknown := weights.keys() - targets.keys():
         raise InputError(f"{WEIGHTS} has {', '.join(sorted(unknown))}; it may have {', '.join([*targets, *outputs])}")
     return weights
