@@ -295,6 +295,23 @@ def test_other_weights_are_refused(models, options, message):
         model.fit(X, Y, verbose=0, **options)
 
 
+@pytest.mark.parametrize("loss", [None, sparse()])
+def test_labels_that_are_missing_or_a_single_number(models, loss):
+    model, _ = models[CLASSIFIER]
+    model.compile("sgd", loss=loss)
+    for call in (lambda: model.fit(X, verbose=0), lambda: model.fit(dataset(X), verbose=0)):
+        with pytest.raises(InputError, match="no labels to learn from"):
+            call()
+    with pytest.raises(InputError, match=r"labels (is a single number|has shape)"):
+        model.fit(X, 3, verbose=0)
+
+
+def test_a_loss_of_one_of_two_outputs_needs_its_labels_alone(models):
+    model, _ = models["question-answering"]
+    model.compile("sgd", loss={"start_logits": sparse()})
+    assert np.isfinite(model.fit(X, {"start_positions": Y}, verbose=0).history["loss"][0])
+
+
 def test_class_weights_need_one_class_per_text(models):
     model, _ = models["question-answering"]
     model.compile("sgd")

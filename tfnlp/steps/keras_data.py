@@ -220,10 +220,12 @@ def labels_to_check(output: Output, config: TransformerConfig, labels: Any) -> n
     """Return labels for a Keras loss if they are class ids, whose range can be checked; None for another form.
 
     Raises:
-        InputError: They are not numbers.
+        InputError: They are not numbers, or there is one number for all rows.
     """
     labels = read_array(output.labels, labels)
     dtype = dtype_of(labels)
+    if not labels.ndim:
+        raise InputError(f"{output.labels} is a single number; pass one for each row")
     if dtype is not None and not is_number(dtype):
         check_form(output, config, labels)
     if not is_integral(dtype):
