@@ -139,8 +139,7 @@ class TrainerMixin(KerasFiles, DataMixin):
         weights = keras_data.name_weights(self.targets, inputs.get(WEIGHTS))
         inputs = {n: v for n, v in inputs.items() if n not in others and not n.startswith(TEACHER)}
         inputs |= self._labels(inputs, y)
-        if self._compile_loss is None:
-            self._check_labels(inputs)
+        self._check_labels(inputs)
         check_weights(self.config, self.head, {**inputs, WEIGHTS: weights})
         for output in outputs_of(self._loss_head, self.config) if self._compile_loss is not None else ():
             if output.labels in inputs:
@@ -148,9 +147,10 @@ class TrainerMixin(KerasFiles, DataMixin):
         check_inputs(self.config, self.head, inputs)
 
     def _check_labels(self, labels: Mapping[str, Any]) -> None:
-        """Raise InputError if a label of the head is missing."""
+        """Raise InputError if a label of the head is missing; a loss of compile may be that of some outputs alone."""
         missing = [name for name in self.targets if name not in labels]
-        if missing or not self.targets:
+        is_optional = self._compile_loss is not None and (not self.targets or len(missing) < len(self.targets))
+        if (missing or not self.targets) and not is_optional:
             raise InputError(
                 f"no {', '.join(missing) or 'labels'} to learn from; pass them to this {self.head} model as y or inside x"
             )
@@ -229,9 +229,9 @@ class TrainerMixin(KerasFiles, DataMixin):
 
     def _label_terms(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], share: float = 1.0) -> Terms:
         """Return the terms of the loss on the labels: compile's loss or the head's own."""
+        self._check_labels(batch)
         if self._compile_loss is not None:
             return compiled_terms(self._compile_loss, *self._keras_arguments(batch, outputs), share)
-        self._check_labels(batch)
         return loss_terms(ops, losses, self._loss_head, self.config, outputs, batch, self._label_smoothing)
 
     def _added_terms(self, added: list[tf.Tensor], batch: Mapping[str, Any]) -> Terms:

@@ -18,6 +18,7 @@ from duonlp.distillation.teacher_logits import reorder_for_student
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, shift_right
+from duonlp.labels import WEIGHTS
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.generated import epoch_batches
@@ -75,7 +76,7 @@ class DistillationLoss(Objective):
         theirs = None if teacher is None else teacher.model(teacher.unstack(frozen))
         return terms | distillation_losses.teacher_terms(
             d, mine, theirs, outputs, teacher_outputs, inputs, projections=params.get(PROJECTIONS),
-            label_order=self.label_order, sample_weight=inputs.get("sample_weight"),
+            label_order=self.label_order, sample_weight=inputs.get(WEIGHTS),
         )  # fmt: skip
 
     def metrics(self, terms: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:

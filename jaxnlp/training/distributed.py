@@ -65,7 +65,8 @@ def run_on_main(function: Callable[[], Any]) -> Any:
     """Call a function in process 0 alone and return its JSON-compatible result in every process.
 
     Raises:
-        DuonlpError: In the other processes, if the function raised any error; process 0 raises that error itself.
+        DuonlpError: In the other processes, if the function raised a DuonlpError; process 0 raises that error itself.
+        RuntimeError: In the other processes, if it raised any other error.
     """
     if jax.process_count() == 1:
         return function()
@@ -74,7 +75,8 @@ def run_on_main(function: Callable[[], Any]) -> Any:
         try:
             outcome = {"result": function()}
         except Exception as raised:  # the other processes must not wait for a result
-            outcome, error = {"error": f"{type(raised).__name__}: {raised}"}, raised
+            outcome = {"error": f"{type(raised).__name__}: {raised}", "expected": isinstance(raised, DuonlpError)}
+            error = raised
     data = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     data = multihost_utils.broadcast_one_to_all(data if is_main() else np.zeros(size, np.uint8))
@@ -82,7 +84,8 @@ def run_on_main(function: Callable[[], Any]) -> Any:
         raise error
     outcome = json.loads(np.asarray(data, np.uint8).tobytes())
     if "error" in outcome:
-        raise DuonlpError(f"process 0 failed: {outcome['error']}")
+        # Processes that caught different kinds of errors could wait for each other, as in a checkpoint that one of them saves.
+        raise (DuonlpError if outcome["expected"] else RuntimeError)(f"process 0 failed: {outcome['error']}")
     return outcome["result"]
 
 

@@ -14,6 +14,7 @@ from duonlp import heads
 from duonlp.config import TransformerConfig
 from duonlp.heads import ROW_MASK
 from duonlp.inputs import check_inputs, check_weights, model_inputs
+from duonlp.labels import WEIGHTS
 from duonlp.typing import Batch
 from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params
@@ -120,7 +121,7 @@ class HeadLoss(Objective):
 
     def check(self, model: Trainable, batch: Batch) -> None:
         """Raise InputError unless the batch is the model's inputs and labels, and perhaps weights and a mask of rows."""
-        inputs = {name: value for name, value in batch.items() if name not in ("sample_weight", ROW_MASK)}
+        inputs = {name: value for name, value in batch.items() if name not in (WEIGHTS, ROW_MASK)}
         check_inputs(model.config, model.head, inputs)
         check_weights(model.config, model.head, batch)
 

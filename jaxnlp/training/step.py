@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from duonlp.data.objectives.language_modelling import PRETRAINED_HEADS
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, outputs_of
-from duonlp.labels import array_of
+from duonlp.labels import WEIGHTS, array_of
 from duonlp.training.config import AXES, PretrainingConfig
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.layer_decay import rate_factor
@@ -266,7 +266,7 @@ class Step:
     def _pad(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return a batch whose rows divide among devices and microbatches, with a mask of the rows that count."""
         rows, objective = len(next(iter(batch.values()))), self.plan.objective
-        missing, marks = -rows % self._rows, {"sample_weight", ROW_MASK, *self.trainable.labels}
+        missing, marks = -rows % self._rows, {WEIGHTS, ROW_MASK, *self.trainable.labels}
         if missing and not (objective.masks_rows and marks & set(batch)):
             reason = "no labels mark" if objective.masks_rows else "a loss of your own cannot leave out"
             raise InputError(

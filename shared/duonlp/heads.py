@@ -19,8 +19,10 @@ from duonlp.labels import (
     check_against_logits,
     dtype_of,
     is_integral,
+    is_number,
     standard_labels,
     standard_weights,
+    static_shape,
 )
 from duonlp.typing import Array, Batch, Ops
 
@@ -210,7 +212,7 @@ def check_label_smoothing(head: str, config: TransformerConfig, label_smoothing:
 
 
 def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch) -> dict[str, Any]:
-    """Return a batch with its labels, and weights [B, 1], in the form that losses take; see :mod:`duonlp.labels`.
+    """Return a batch with its labels, and weights of shape [B, 1], in the form that losses take; see :mod:`duonlp.labels`.
 
     Args:
         ops: Array operations of the framework.
@@ -224,9 +226,18 @@ def standard_batch(ops: Ops, head: str, config: TransformerConfig, batch: Batch)
     outputs = [output for output in outputs_of(head, config) if batch.get(output.labels) is not None]
     batch = {**batch, **{o.labels: standard_labels(ops, o, config, batch[o.labels]) for o in outputs}}
     weights = batch.get(WEIGHTS)
-    if outputs and weights is not None and tuple(getattr(weights, "shape", ())[1:]) == (1,):
-        batch[WEIGHTS] = standard_weights(ops, outputs[0], batch[outputs[0].labels], weights)
+    if isinstance(weights, Mapping):
+        batch[WEIGHTS] = {name: _flatten_column(ops, values) for name, values in weights.items()}
+    elif weights is not None:
+        batch[WEIGHTS] = _flatten_column(ops, weights)
     return batch
+
+
+def _flatten_column(ops: Ops, weights: Array) -> Array:
+    """Return weights [B, 1] as float32 [B], and other arrays unchanged."""
+    shape, dtype = static_shape(WEIGHTS, weights), dtype_of(weights)
+    is_column = shape is not None and shape[1:] == (1,) and dtype is not None and is_number(dtype)
+    return ops.reshape(ops.cast(weights, "float32"), (-1,)) if is_column else weights
 
 
 def loss_terms(

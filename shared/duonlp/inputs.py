@@ -255,6 +255,7 @@ def shift_right(ops: Ops, labels: Array, config: TransformerConfig) -> Array:
         raise InputError(f"a {config.model_type} has no decoder whose inputs could be shifted; use an encoder-decoder")
     if config.pad_token_id is None:
         raise InputError("the model has no pad_token_id to pad targets with; set it in config.json")
+    labels = ops.cast(labels, "int32")  # a start token may not fit into the labels' dtype
     ids = ops.where(labels < 0, config.pad_token_id, labels)
     if decoder.starts_with_last:
         real = ops.cast(ids != config.pad_token_id, "int32")

@@ -8,8 +8,8 @@ import pytest
 
 from duonlp import architectures
 from duonlp.errors import InputError
-from duonlp.heads import IGNORED, loss_terms, outputs_of
-from duonlp.inputs import check_inputs, check_weights
+from duonlp.heads import IGNORED, loss_terms, outputs_of, standard_batch
+from duonlp.inputs import check_inputs, check_weights, shift_right
 from duonlp.labels import array_of, check_form, standard_labels
 from tests.cases import CHOICES, ENCODER, LENGTH
 
@@ -208,3 +208,41 @@ def test_refused_weights(weights):
             CLASSIFIER,
             {"labels": [0, 1, 2, 0], "sample_weight": weights},
         )
+
+
+@pytest.mark.parametrize("engine", ["tfnlp", "jaxnlp"])
+def test_columns_of_weights_become_rows_with_and_without_labels(engine):
+    package, array, trace = frameworks(engine)
+    for labels in ({}, {"labels": array(np.array([0, 1, 2, 0]))}):
+        batch = labels | {"sample_weight": array(np.array([[1], [2], [3], [4]]))}
+        for run in (lambda function: function, trace):
+            standard = run(lambda batch: standard_batch(package.ops, CLASSIFIER, config_of(CLASSIFIER), batch))
+            assert standard(batch)["sample_weight"].shape == (4,)
+            by_name = standard(batch | {"sample_weight": {"labels": batch["sample_weight"]}})
+            assert by_name["sample_weight"]["labels"].shape == (4,)
+
+
+def test_weights_whose_rank_only_a_graph_knows():
+    tf = pytest.importorskip("tensorflow")
+    package, array, _ = frameworks("tfnlp")
+    config, labels = config_of(CLASSIFIER), array(np.array([0, 1, 2, 0]))
+    logits = {"logits": array(RNG.normal(size=(ROWS, CLASSES)).astype(np.float32))}
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)], autograph=False)
+    def loss(weights):
+        batch = {"labels": labels, "sample_weight": weights}
+        return loss_terms(package.ops, package.losses, CLASSIFIER, config, logits, batch)["logits"][0]
+
+    weights = np.array([0.5, 1.0, 2.0, 0.0], np.float32)
+    assert float(loss(weights)) == pytest.approx(float(loss(weights[:, None])), rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["tfnlp", "jaxnlp"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
+def test_start_tokens_beyond_the_dtype_of_the_labels(engine, dtype):
+    package, array, trace = frameworks(engine)
+    hf = {"model_type": "marian", "vocab_size": 60_000, "pad_token_id": 58_100, "decoder_start_token_id": 58_100}
+    config, labels = architectures.config_from_hf(hf), np.array([[3, 4, 5]], dtype)
+    for run in (lambda function: function, trace):
+        ids = run(lambda labels: shift_right(package.ops, labels, config))(array(labels))
+        assert np.asarray(ids).tolist() == [[58_100, 3, 4]]

@@ -281,6 +281,7 @@ def test_other_labels_are_refused_before_a_step(models, labels, message):
         ({"sample_weight": np.where(Y == 1, np.nan, 1)}, "row 1 of sample_weight contains nan"),
         ({"sample_weight": ["a"] * 7}, "sample_weight must be numbers"),
         ({"sample_weight": {"label": W}}, "sample_weight has label; it may have labels, logits"),
+        ({"sample_weight": {}}, "sample_weight is an empty dict; omit it"),
         ({"class_weight": {3: 1.0}}, "class_weight has the class 3; classes are integers from 0 to 2"),
         ({"class_weight": {"LABEL_0": 1.0}}, "class_weight has the class 'LABEL_0'"),
         ({"class_weight": [1.0, 2.0]}, "class_weight is [1.0, 2.0]; pass a dict"),
@@ -292,6 +293,23 @@ def test_other_weights_are_refused(models, options, message):
     model.compile("sgd")
     with pytest.raises(InputError, match=re.escape(message)):
         model.fit(X, Y, verbose=0, **options)
+
+
+@pytest.mark.parametrize("loss", [None, sparse()])
+def test_labels_that_are_missing_or_a_single_number(models, loss):
+    model, _ = models[CLASSIFIER]
+    model.compile("sgd", loss=loss)
+    for call in (lambda: model.fit(X, verbose=0), lambda: model.fit(dataset(X), verbose=0)):
+        with pytest.raises(InputError, match="no labels to learn from"):
+            call()
+    with pytest.raises(InputError, match=r"labels (is a single number|has shape)"):
+        model.fit(X, 3, verbose=0)
+
+
+def test_a_loss_of_one_of_two_outputs_needs_its_labels_alone(models):
+    model, _ = models["question-answering"]
+    model.compile("sgd", loss={"start_logits": sparse()})
+    assert np.isfinite(model.fit(X, {"start_positions": Y}, verbose=0).history["loss"][0])
 
 
 def test_class_weights_need_one_class_per_text(models):

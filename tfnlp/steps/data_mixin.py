@@ -79,7 +79,7 @@ class DataMixin(TrainStep):
 
         def standard(name: str, values: Any) -> Any:
             if name == WEIGHTS:
-                return keras_data.map_labels(self.targets, values, lambda _, part: keras_data.standard_array(part))
+                return keras_data.map_labels(self.targets, values, lambda _, part: keras_data.weights_as_float32(part))
             return convert(numpy_ops, outputs[name], self.config, values) if name in outputs else values
 
         if isinstance(x, Mapping):

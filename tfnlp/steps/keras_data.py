@@ -116,7 +116,7 @@ def name_weights(targets: Mapping[str, str], weights: Any) -> Any:
     """Return weights by label if they are a dict by label or output, or a tuple; a single array, or the only one, as it is.
 
     Raises:
-        InputError: A name is neither a label nor an output, or there are more parts than labels.
+        InputError: A name is neither a label nor an output, there are more parts than labels, or a dict is empty.
     """
     if isinstance(weights, (list, tuple)):
         if len(weights) > len(targets):
@@ -126,6 +126,8 @@ def name_weights(targets: Mapping[str, str], weights: Any) -> Any:
         return weights
     outputs = {output: name for name, output in targets.items()}
     weights = {outputs.get(name, name): value for name, value in weights.items()}
+    if not weights:
+        raise InputError(f"{WEIGHTS} is an empty dict; omit it, or pass weights for {', '.join(targets)}")
     if unknown := weights.keys() - targets.keys():
         raise InputError(f"{WEIGHTS} has {', '.join(sorted(unknown))}; it may have {', '.join([*targets, *outputs])}")
     return weights
@@ -218,10 +220,12 @@ def labels_to_check(output: Output, config: TransformerConfig, labels: Any) -> n
     """Return labels for a Keras loss if they are class ids, whose range can be checked; None for another form.
 
     Raises:
-        InputError: They are not numbers.
+        InputError: They are not numbers, or there is one number for all rows.
     """
     labels = read_array(output.labels, labels)
     dtype = dtype_of(labels)
+    if not labels.ndim:
+        raise InputError(f"{output.labels} is a single number; pass one for each row")
     if dtype is not None and not is_number(dtype):
         check_form(output, config, labels)
     if not is_integral(dtype):
@@ -275,7 +279,7 @@ def map_labels(targets: Mapping[str, str], y: Any, function: Callable[[str, Any]
     return function(next(iter(targets)), y)
 
 
-def standard_array(weights: np.ndarray) -> np.ndarray:
+def weights_as_float32(weights: np.ndarray) -> np.ndarray:
     """Return weights in memory as float32, and [B, 1] as [B]."""
     return (weights[:, 0] if weights.shape[1:] == (1,) else weights).astype(np.float32)
 

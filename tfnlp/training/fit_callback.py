@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from duonlp.errors import InputError, NonFiniteLossError
+from duonlp.errors import DuonlpError, NonFiniteLossError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig, fit_event_due
 from duonlp.training.fit_loop import BEST
@@ -99,10 +99,11 @@ class Run(keras.callbacks.Callback):
         self._check_finite(step, metrics["loss"], rate)
         position |= {"step": step, "data": source.position, "examples": source.seen, "loss": metrics["loss"]}
         position["seconds"] = time.perf_counter() - self._clock
-        tracker = self.trainer._loss_tracker  # of this batch alone
-        sums = zip(np.asarray(tracker.totals).tolist(), np.asarray(tracker.counts).tolist())
-        self.curve.add({str(number): pair for number, pair in enumerate(sums) if pair[1]})
+        # Of this batch alone. Read once, since several workers communicate for it.
         variables = [variable.numpy() for variable in self.trainer.metrics_variables]
+        totals, counts = variables[:2]  # of the loss, which Keras lists first
+        sums = zip(totals.tolist(), counts.tolist())
+        self.curve.add({str(number): pair for number, pair in enumerate(sums) if pair[1]})
         self._window = [a + b for a, b in zip(self._window, variables, strict=True)] if self._window else variables
         last, ends_epoch, self.preempted = step == self.total, source.ended_epoch, self.sigterm.received
         evaluates = self.evaluation is not None and fit_event_due(config.evaluate_every, step, ends_epoch, last)
@@ -117,7 +118,7 @@ class Run(keras.callbacks.Callback):
         if evaluates:
             try:
                 self._evaluate(step)
-            except InputError:
+            except DuonlpError:
                 self._save(step)  # so that the training is not lost with the evaluation
                 raise
         if evaluates or ends_epoch or last:

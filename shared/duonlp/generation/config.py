@@ -230,6 +230,8 @@ class GenerationConfig:
         for _ in range(2):  # stored groups make a stored diversity count
             now_used = (unused_options(self) - unused_options(changed)) & set(self.extra) - set(options)
             stored = {name: self.extra[name] for name in now_used if self.extra[name] is not None}
+            if not stored:
+                break
             try:
                 changed = replace(changed, **stored)
             except InputError as error:

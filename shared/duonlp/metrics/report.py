@@ -253,8 +253,8 @@ def entity_report(
     )
     types = sorted({kind for _, kind, _, _ in ours | theirs})
 
-    def count(found: set[tuple[int, str, int, int]]) -> np.ndarray:
-        kinds = [kind for _, kind, _, _ in found]
+    def count(spans: set[tuple[int, str, int, int]]) -> np.ndarray:
+        kinds = [kind for _, kind, _, _ in spans]
         return np.array([kinds.count(kind) for kind in types], np.int64)
 
     hits = [a == b for mine, true in zip(predicted, labels, strict=True) for a, b in zip(mine, true, strict=True)]
@@ -265,18 +265,18 @@ def entity_report(
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """Return the entities of a text's tags as (type, first token, last token), by conlleval's rules."""
-    found, start = [], 0
+    spans, start = [], 0
     before, kind_before = "O", ""
     for position, tag in enumerate([*tags, "O"]):
         prefix, _, kind = tag.partition("-")
         inside, was_inside = prefix != "O", before != "O"
         breaks = prefix in ("B", "S") or before in ("E", "S") or not was_inside or kind != kind_before
         if was_inside and (breaks or not inside):
-            found.append((kind_before, start, position - 1))
+            spans.append((kind_before, start, position - 1))
         if inside and breaks:
             start = position
         before, kind_before = prefix, kind
-    return found
+    return spans
 
 
 def tags_of_ids(ids: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> list[list[str]]:

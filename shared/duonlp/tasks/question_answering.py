@@ -317,9 +317,9 @@ def visible_tokens(window: Window, context: str, align_to_words: bool) -> np.nda
 
     Byte-level and SentencePiece tokenizers have tokens for spaces alone, which Transformers returns as empty answers.
     """
-    visible = window.context.copy()
+    visible, offsets = window.context.copy(), window.encoding.offsets  # which makes a new list of all tokens
     for token in np.flatnonzero(window.context).tolist():
-        a, b = window.encoding.offsets[token]
+        a, b = offsets[token]
         if not context[a:b].strip():
             a, b = characters(window.encoding, token, token, align_to_words)
             visible[token] = bool(context[a:b].strip())
