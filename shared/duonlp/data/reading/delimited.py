@@ -34,8 +34,8 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
 
     Args:
         file: The file, decompressed if it ends in .gz or .zst.
-        problems: Notes each row that is corrupt or has a field that is not text. What cannot be parsed, such as everything after a
-            quote that is never closed, counts once per line that is not empty.
+        problems: Notes each row that is corrupt or has a field that is not text. What cannot be parsed, such as everything after
+            a quote that is never closed, counts once per line that is not empty.
         text: How the file is written.
 
     Raises:
