@@ -23,6 +23,7 @@ from duonlp.util.console import plain_console
 from duonlp.util.files import locked_folder
 from duonlp.util.frameworks import quiet_stdout
 from duonlp.util.json_text import to_json
+from duonlp.util.reading import check_encoding
 from duonlp.util.tokenization import restore_line_breaks
 
 if TYPE_CHECKING:
@@ -108,7 +109,6 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
     """
     from duonlp.metrics.bootstrap import check_settings
     from duonlp.metrics.comparison import check_resamples, check_systems
-    from duonlp.metrics.predictions import read_predictions
     from duonlp.metrics.rouge import Rouge
 
     check_settings(settings.confidence, settings.resamples, settings.seed)
@@ -120,10 +120,7 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
     ids = [pair.id for pair in pairs]
     references = [list(pair.summaries) for pair in pairs]
     check_systems({system.name: [""] * len(pairs) for system in systems}, references)
-    predictions = {
-        system.name: read_predictions(system.source, ids, limited=bool(settings.limit), encoding=settings.encoding or None)
-        for system in systems if system.kind == "file"
-    }  # fmt: skip
+    predictions = {system.name: _read_texts(system, ids, settings) for system in systems if system.kind == "file"}
     files = file_names([system.name for system in systems])
     with contextlib.ExitStack() as stack:
         if output:
@@ -134,6 +131,23 @@ def evaluate_summaries(settings: Settings) -> tuple[dict[str, Any], "Comparison"
         if output:
             write_scores(output, report, comparison, settings)
     return report, comparison
+
+
+def _read_texts(system: System, ids: Sequence[str], settings: Settings) -> list[str]:
+    """Read a file of predictions, in the encoding of the data or in UTF-8, in which this command writes them."""
+    from duonlp.data.reading.document_files import is_wide
+    from duonlp.metrics.predictions import read_predictions
+
+    declared = check_encoding(settings.encoding or None)
+    # Text in another encoding is practically never valid UTF-8, unless its characters are wide.
+    encodings = (None, declared) if declared and not is_wide(declared) else (declared,)
+    for encoding in encodings:
+        try:
+            return read_predictions(system.source, ids, limited=bool(settings.limit), encoding=encoding)
+        except InputError as error:
+            if error.argument != "encoding" or encoding == declared:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _compare_systems(

@@ -27,7 +27,7 @@ class Settings:
 
     Attributes:
         data: Documents and summaries, as `read_pairs` takes them; so are `split`, `document_field`, `summary_field`,
-            `encoding` and `quoting`. The prediction files have the same encoding.
+            `encoding` and `quoting`. Prediction files have the same encoding or UTF-8.
         limit: Evaluate only the first N pairs; 0 for all.
         models: Checkpoints, run with `options`.
         baselines: "lead-N", or "tldr", which runs `tldr_model` with `tldr_options`.

@@ -308,3 +308,13 @@ def test_line_breaks_of_pegasus(run, tmp_path):  # noqa: F811
         assert status == 0, err
         scores.append(json.loads(out)["scores"]["mine"])
     assert scores[0] == scores[1] and scores[0]["rougeLsum"]["value"] > scores[0]["rougeL"]["value"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_predictions_in_utf_8_beside_data_in_another_encoding(run, tmp_path, encoding):  # noqa: F811
+    data, mine, text = tmp_path / "a.csv", tmp_path / "mine.txt", "Un caf\u00e9 chaud et un th\u00e9 vert"
+    data.write_text("document,summary\n" + f"{DOCUMENTS[0]},{text}\n" * 2, encoding="cp1252")
+    mine.write_text(f"{text}\n" * 2, encoding=encoding)
+    status, out, err = run(*base(data, "--predictions", f"mine={mine}", "--encoding", "cp1252", "--json"))
+    assert status == 0, err
+    assert json.loads(out)["scores"]["mine"]["bleu"]["value"] == pytest.approx(100)

@@ -22,6 +22,7 @@ from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import CheckpointError, InputError, NewHeadWarning
+from duonlp.heads import HEADS
 from duonlp.util.files import unfinished
 from duonlp.util.permissions import explain_denied
 from duonlp.util.reading import is_unicode
@@ -186,7 +187,8 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
     names = set().union(*present.values())  # without buffers
     left_out = {name: sorted(names - present[name]) for name in heads}
     saved_class = (checkpoint.config.get("architectures") or [""])[0]
-    is_declared = checkpoint.head != "base" or saved_class == heads.get("base")
+    # A class that is unknown counts as the base model, whose head has no layers.
+    is_declared = HEADS[checkpoint.head].layers or saved_class == heads.get(checkpoint.head)
     bare = {name.removeprefix(family.PREFIX) for name in names}
     lacking = {name: len(_required(cfg, name) - bare) for name in heads}
     best = min(heads, key=lambda name: (len(left_out[name]), lacking[name]))
