@@ -151,7 +151,7 @@ class Checkpoint:
                 f"{self.folder} is not in Hugging Face layout; {describe_folder(self.folder, self.config)}"
             )
         self._equal = Equality()
-        self._resolution: Resolution | None = None
+        self._resolutions: dict[str | None, Resolution] = {}  # by the head that transformer_config was called with
 
     def is_current(self) -> bool:
         """Return whether the folder still is as it was when it was opened."""
@@ -222,10 +222,10 @@ class Checkpoint:
             return cfg
         try:
             check_depth(self.folder, self.tensors, cfg)
-            self._resolution = resolve(cfg, head, self.tensors, self._equal)
+            self._resolutions[head] = resolution = resolve(cfg, head, self.tensors, self._equal)
         except CheckpointError:  # no weights, or damaged ones, which `plan` reports
             return cfg
-        return self._resolution.cfg
+        return resolution.cfg
 
     def _config(self, overrides: Mapping[str, Any] = MappingProxyType({})) -> TransformerConfig:
         """Return config.json as a TransformerConfig, whatever the tensors are."""
@@ -282,7 +282,9 @@ class Checkpoint:
         Raises:
             CheckpointError: a tensor of the base model is missing, a tensor is unexpected, or a shape does not match.
         """
-        planner = Planner(self.folder, self.tensors, cfg, head, self._resolution, self._equal)
+        resolutions = (self._resolutions.get(key) for key in dict.fromkeys((head, None, *self._resolutions)))
+        resolution = next((r for r in resolutions if r is not None and r.applies_to(cfg)), None)
+        planner = Planner(self.folder, self.tensors, cfg, head, resolution, self._equal)
         return planner.plan(seed, ignore_mismatched_sizes)
 
     def _load(self, load: Callable[[], T]) -> T:

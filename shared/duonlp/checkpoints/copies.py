@@ -296,8 +296,11 @@ def _pairs_of_rows(first: StoredTensor, second: StoredTensor) -> Iterator[tuple[
     rows = first.shape[0] if first.shape else 1
     size = max(1, int(np.prod(first.shape[1:], dtype=np.int64)) * first.dtype.itemsize)
     step = max(1, (4 << 20) // size)
+    whole = {id(tensor): tensor.read() for tensor in (first, second) if not tensor.has_rows}
     for start in range(0, rows, step):
-        yield first.read(start, start + step), second.read(start, start + step)
+        stop = start + step
+        a, b = (whole[id(t)][start:stop] if id(t) in whole else t.read(start, stop) for t in (first, second))
+        yield a, b
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

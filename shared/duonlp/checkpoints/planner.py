@@ -45,8 +45,7 @@ class Planner:
     ):  # fmt: skip
         self.folder, self.tensors, self.cfg, self.head, self.equal = folder, tensors, cfg, head, equal
         self.family = architectures.get(cfg.model_type)
-        applies = resolution is not None and resolution.applies_to(cfg)
-        self.resolution = resolution if resolution is not None and applies else Resolution(cfg, {}, frozenset(), ())
+        self.resolution = Resolution(cfg, {}, frozenset(), ()) if resolution is None else resolution
 
     def plan(self, seed: int, ignore_mismatched_sizes: bool) -> list[Source]:
         """Return one source per parameter, largest first."""

@@ -66,6 +66,11 @@ class StoredTensor:
     offset: int
     origin: str = ""
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether some rows can be read without the others."""
+        return True
+
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows ``start:stop`` of the first axis, by default all, into a new array.
 

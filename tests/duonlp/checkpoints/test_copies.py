@@ -125,6 +125,16 @@ def test_heads_without_an_output_ignore_it(tmp_path):
             assert cfg.lm_head.tied and not told and OUTPUT not in values
 
 
+def test_a_head_that_is_asked_for_later_changes_nothing(tmp_path):
+    own = next(own for own in OWN if own.case.name == "bert-masked-lm")
+    checkpoint = open_checkpoint(own.write(tmp_path / "model"))
+    cfg = checkpoint.transformer_config("masked-lm")
+    assert checkpoint.transformer_config("base") != cfg
+    with pytest.warns(CheckpointWarning, match="not tied"):
+        plan = checkpoint.plan(cfg, "masked-lm")
+    assert next(source for source in plan if source.path == OUTPUT).tensor is not None
+
+
 def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path):
     own = next(own for own in OWN if own.case.name == "gpt2-causal-lm")
     with pytest.raises(CheckpointError, match="set tie_word_embeddings to false in"):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from duonlp.checkpoints import open_checkpoint
+from duonlp.checkpoints.copies import Equality
 from duonlp.checkpoints.legacy.hdf5 import list_datasets
 from duonlp.checkpoints.legacy.msgpack import list_arrays
+from duonlp.checkpoints.legacy.names import TransposedTensor
 from duonlp.checkpoints.open_files import OpenFile
+from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError
 from tests.reference.record_legacy import recorded_files, unpack
@@ -407,3 +410,18 @@ def test_what_is_not_a_tree_of_arrays(tmp_path):
         (tmp_path / "x").write_bytes(data)
         with pytest.raises(CheckpointError, match=message):
             list_arrays(OpenFile.open(tmp_path / "x"))
+
+
+def test_a_transposed_kernel_is_read_once_to_be_compared(tmp_path, monkeypatch):
+    words = np.random.default_rng(0).standard_normal((3000, 1000), np.float32)  # three pieces of 4 MB
+    rows = [
+        TensorToWrite(name, x.shape, x.dtype, lambda x=x: x) for name, x in {"words": words, "out": words.T}.items()
+    ]
+    write_tensors(tmp_path / "file.safetensors", rows)
+    stored = list_tensors(tmp_path / "file.safetensors")
+    out, reads = stored["out"], []
+    kernel = TransposedTensor(out.file, "lm_head", words.shape, out.dtype, out.offset, stored=out, axes=(1, 0))
+    read = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda self, *a: reads.append(self.name) or read(self, *a))
+    assert Equality()(stored["words"], kernel)
+    assert reads.count("out") == 1 and reads.count("words") == 3

@@ -47,6 +47,11 @@ class TransposedTensor(StoredTensor):
     stored: StoredTensor = field(kw_only=True)
     axes: tuple[int, ...] = field(kw_only=True)
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether some rows can be read without the others."""
+        return False
+
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows ``start:stop`` of the first axis, by default all, as a view of the whole tensor."""
         return self.stored.read().transpose(self.axes)[start:stop]
