@@ -97,7 +97,7 @@ def test_classifier_without_padding_id_uses_the_mask(nlp):
 def test_generate_accepts_tokenizer_output_and_every_kind_of_config(gpt2):
     ids = np.array([[5, 6, 7]])
     expected = gpt2.generate(ids, max_new_tokens=4)
-    assert np.array_equal(gpt2.generate(input_ids=ids, token_type_ids=ids * 0, max_new_tokens=4), expected)
+    assert np.array_equal(gpt2.generate(input_ids=ids, attention_mask=ids * 0 + 1, max_new_tokens=4), expected)
     assert np.array_equal(gpt2.generate(ids, generation_config={"max_new_tokens": 4, "eos_token_id": None}), expected)
     config = GenerationConfig(max_new_tokens=4, eos_token_id=[58, 59])
     assert np.array_equal(gpt2.generate(ids, generation_config=config)[:, :4], expected[:, :4])
@@ -110,7 +110,7 @@ def test_unsupported_stored_generation_option_warns(nlp, tmp_path):
     (folder / "generation_config.json").write_text(
         '{"assistant_early_exit": 4, "repetition_penalty": 1.0, "eos_token_id": 3}'
     )
-    with pytest.warns(UserWarning, match="sets assistant_early_exit=4"):
+    with pytest.warns(UserWarning, match="assistant_early_exit=4 is unsupported"):
         model = nlp.AutoModelForCausalLM.from_pretrained(folder)
     assert model.generation_config.eos_token_id == 3
 
