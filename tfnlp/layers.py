@@ -36,7 +36,8 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
 def gelu_tanh(x: tf.Tensor) -> tf.Tensor:
     """Apply the tanh approximation of gelu that GPT-2 uses."""
     if x.dtype == tf.float16:  # in which 1 + tanh(x) has few digits for negative x
-        return x * tf.sigmoid(x * (2 * math.sqrt(2 / math.pi) * (1.0 + 0.044715 * x * x)))
+        y = tf.clip_by_value(x, -64.0, 64.0)  # beyond, the sigmoid is 0 or 1, and squares overflow
+        return x * tf.sigmoid(y * (2 * math.sqrt(2 / math.pi) * (1.0 + 0.044715 * y * y)))
     return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
@@ -45,7 +46,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "gelu_accurate": gelu_tanh,
-    "gelu_fast": lambda x: 0.5 * x * (1.0 + tf.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))),
+    "gelu_fast": gelu_tanh,
     "gelu_10": lambda x: tf.clip_by_value(gelu(x), -10.0, 10.0),
     "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
     "relu": tf.nn.relu,

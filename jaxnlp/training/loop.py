@@ -271,14 +271,27 @@ class _PendingSteps:
         self.in_curve = 0  # how many of the steps are in the learning curve
 
     def add_terms(self) -> None:
-        """Add the terms of the pending steps to the learning curve."""
-        for terms in jax.device_get([terms for *_, terms in self.steps[self.in_curve :]]):
-            self.curve.add(
-                {
-                    name: (float(factor * mean) * float(count), float(count))
-                    for name, (mean, count, factor) in terms.items()
-                }
-            )
+        """Fetch the steps that are not in the learning curve yet, and add their terms to it.
+
+        Raises:
+            NonFiniteLossError: A loss or a gradient is not finite; the curve is unchanged.
+        """
+        records = [record for record, _, _ in self.steps[self.in_curve :]]
+        fetched = jax.device_get([(metrics, terms) for _, metrics, terms in self.steps[self.in_curve :]])
+        for record, (metrics, _) in zip(records, fetched):
+            # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
+            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
+                raise NonFiniteLossError(
+                    f"step {record['step']} has a loss of {metrics['loss']} and a gradient norm of "
+                    f"{metrics['gradient_norm']}; what is saved precedes it: lower the learning rate "
+                    f"({record['learning_rate']:.3g}), warm up longer or clip harder, then resume or start over"
+                )
+        for _, terms in fetched:
+            sums = {
+                n: (float(factor * mean) * float(count), float(count)) for n, (mean, count, factor) in terms.items()
+            }
+            self.curve.add(sums)
+        self.steps[self.in_curve :] = [(record, *values) for record, values in zip(records, fetched)]
         self.in_curve = len(self.steps)
 
     def write(self) -> float:
@@ -290,23 +303,13 @@ class _PendingSteps:
         if not self.steps:
             return self.last_loss
         self.add_terms()
-        records = [record for record, _, _ in self.steps]
-        fetched, terms = jax.device_get(
-            ([metrics for _, metrics, _ in self.steps], [terms for *_, terms in self.steps])
-        )
-        for record, metrics in zip(records, fetched):
-            # A non-finite gradient has already corrupted the parameters, even if the loss was finite.
-            if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["gradient_norm"]):
-                raise NonFiniteLossError(
-                    f"step {record['step']} has a loss of {metrics['loss']} and a gradient norm of "
-                    f"{metrics['gradient_norm']}; what is saved precedes it: lower the learning rate "
-                    f"({record['learning_rate']:.3g}), warm up longer or clip harder, then resume or start over"
-                )
-        last = {name: float(value) for name, value in fetched[-1].items()}
+        terms = [terms for _, _, terms in self.steps]
+        record, metrics, _ = self.steps[-1]
+        last = {name: float(value) for name, value in metrics.items()}
         self.last_loss = last["loss"]
         means = last if len(terms) == 1 else last | self.plan.mean_metrics(terms)
         means.pop("tokens", None)
-        self.log.step(records[-1] | means)
+        self.log.step(record | means)
         self.steps.clear()
         self.in_curve = 0
         return self.last_loss

@@ -106,7 +106,11 @@ def test_activations(name):
     if name == "relu2":  # its squares overflow, as in PyTorch
         exact, half = exact[:-2], half[:-2]
     assert np.abs(half - exact).max() <= 2e-3 * max(1, np.abs(exact[:401]).max()) or np.allclose(half, exact, rtol=2e-3)
-    if name in ("gelu", "gelu_new"):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs := tf.constant(x[: -1 if name == "relu2" else None]))
+        outputs = ACTIVATIONS[name](inputs)
+    assert np.isfinite(tape.gradient(outputs, inputs)).all()
+    if name in ("gelu", "gelu_new", "gelu_fast"):
         tail = (x[:401] < -1) & (x[:401] > -3)
         assert np.allclose(half[:401][tail], exact[:401][tail], rtol=1e-2, atol=0)
 

@@ -93,8 +93,11 @@ def read_weights(targets: Mapping[str, str], y: Any, weights: Any) -> Any:
     """
     if weights is None:
         return None
-    if isinstance(weights, (list, tuple)) and isinstance(y, tuple) and np.ndim(weights[0] if weights else 0) > 0:
-        weights = name_weights(targets, weights)
+    if isinstance(weights, (list, tuple)) and np.ndim(weights[0] if weights else 0) > 0:
+        if isinstance(y, tuple):
+            weights = name_weights(targets, weights)
+        elif len(weights) == 1:  # like y
+            (weights,) = weights
     if not isinstance(weights, Mapping):
         weights = read_array(WEIGHTS, weights)
         if isinstance(y, Mapping):

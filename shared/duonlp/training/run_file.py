@@ -20,6 +20,9 @@ FORMAT = 2
 
 SCHEMA = {"format": integer(1, 1000), "config": table({})}
 
+KEPT = ("generation_config",)
+"""Parts of a description that a run keeps for later and that do not identify it."""
+
 
 def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[str, Any]) -> bool:
     """Return whether the folder holds this run already, possibly without a checkpoint yet.
@@ -48,7 +51,7 @@ def check_run(folder: str | os.PathLike, config: Settings, description: Mapping[
             "folder"
         )
     for name, value in json.loads(json.dumps(description)).items():
-        if stored.get(name) != value:
+        if name not in KEPT and stored.get(name) != value:
             raise InputError(
                 f"{str(folder)!r} holds a run with different {name} ({_difference(stored.get(name), value)}); use the same "
                 "to resume it, or another folder"

@@ -10,14 +10,13 @@ import hashlib
 import importlib.util
 import io
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from duonlp.errors import InputError, NonFiniteLossError
 from duonlp.tuning.progress import TuningProgress
@@ -321,7 +320,7 @@ def importances(
         return {}, [
             f"importances need {LEAST_FOR_IMPORTANCE} completed trials; {len(complete)} of {count} are complete"
         ]
-    library = _importance_library()
+    library = require_optuna().importance
     evaluator = library.PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, 5 / len(complete))))
     importance = {}
     for index, target in enumerate(objectives):
@@ -335,23 +334,6 @@ def importances(
             )
         importance[target.name] = {name: float(share) for name, share in shares.items()}
     return importance, []
-
-
-def _importance_library() -> Any:
-    """Import ``optuna.importance``; where it is not loaded yet, without scikit-learn, which takes a second.
-
-    PED-ANOVA does not need it. The modules are forgotten again, so that another import gets them with scikit-learn.
-    """
-    modules, name, optuna = cast(dict[str, Any], sys.modules), "optuna.importance", require_optuna()
-    if name in modules or "sklearn" in modules:
-        return importlib.import_module(name)
-    modules["sklearn"], before = None, optuna.importance  # an object that imports the module when it is used
-    try:
-        return importlib.import_module(name)
-    finally:
-        for module in [entry for entry in modules if entry == "sklearn" or f"{entry}.".startswith(f"{name}.")]:
-            del modules[module]
-        vars(optuna)["importance"] = before
 
 
 class _TrialFiles:

@@ -451,18 +451,6 @@ def test_the_file_has_what_memory_has(tmp_path, monkeypatch, schema):
         assert tuning_study.close_running(study, memory, "stopped") == 0
 
 
-def test_importances_leave_scikit_learn_alone(monkeypatch):
-    pytest.importorskip("sklearn")
-    program = """
-import sys, optuna
-from duonlp.tuning.search import _importance_library
-library = _importance_library()
-assert library.PedAnovaImportanceEvaluator and "optuna.importance" not in sys.modules and "sklearn" not in sys.modules
-optuna.importance.FanovaImportanceEvaluator()
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=ROOT)
-
-
 def test_a_quick_trial_costs_little(tmp_path):
     search(tmp_path / "warm", trials=10)
     start = time.process_time()
