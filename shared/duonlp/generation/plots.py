@@ -153,7 +153,7 @@ def draw_histogram(axes: Any, ranked: np.ndarray, kept: int | None) -> None:
         least = positive[min(kept, len(positive)) - 1]
         axes.axvline(least, color=CUTOFF_COLORS[1], linestyle="--", linewidth=1.3, label=f"kept: {least:.2g} and more")
         axes.set_ylim(0.7, 2 * counts.max() ** 1.3)  # room for the legend
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="upper left", frameon=False)
     axes.set(title=f"probabilities of all {len(positive):,} tokens", xlabel="probability", ylabel="tokens")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else "")
