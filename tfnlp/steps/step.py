@@ -147,12 +147,14 @@ class TrainStep(_Model):
             # Inside the step, a replica only sees what it has added to a metric itself.
             return {**logs, **self._compile_metrics.result()} if several and self._compile_metrics is not None else logs
 
+        run_any = run
         if not self.run_eagerly:
             run = tf.function(run, jit_compile=self.jit_compile and not several, autograph=False, reduce_retracing=True)
-            run = _trace_for_any_rows(run) if several else run
-        run = self._autoconvert_optionals(run)
+            run_any = _trace_for_any_rows(run) if several else run
+        run_fixed, run_any = map(self._autoconvert_optionals, (run, run_any))
 
         def run_steps(iterator: Any) -> dict[str, Any]:
+            run = run_fixed if _has_fixed_shapes(iterator) else run_any
             batch = next(iterator)
             logs = run(self._split_over_replicas(batch) if isinstance(iterator, GeneratorType) else batch)
             for _ in range(self.steps_per_execution - 1):
@@ -331,6 +333,12 @@ def _trace_for_any_rows(function: Any) -> Callable[[Any], Any]:
         return function(batch)
 
     return run
+
+
+def _has_fixed_shapes(iterator: Any) -> bool:
+    """Return whether all batches of a dataset's iterator are known to have the same shapes, as pretraining blocks have."""
+    specs = tf.nest.flatten(getattr(iterator, "element_spec", None), expand_composites=True)
+    return all(isinstance(spec, tf.TensorSpec) and spec.shape.is_fully_defined() for spec in specs)
 
 
 def _any_rows(value: Any) -> Any:
