@@ -117,10 +117,13 @@ def tables(budget: Budget) -> Iterator[Outcome]:
             yield Outcome(case, HELD if told is None and tabs else "wrong", str(error)[:300])
         else:
             actual = [(text, read.label_names[label]) for text, label in zip(read.texts, read.labels, strict=True)]
-            # Nobody can tell a text that happens to be quoted as csv.writer would from one that was.
-            either = (
-                plain and told is None and any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', text) for text, _ in rows)
-            )
+            # Nobody can tell a text that happens to be quoted as csv.writer would from one that was, nor a quoted tab and line
+            # break from the ends of two rows.
+            either = told is None and tabs and (
+                any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', text) for text, _ in rows)
+                if plain
+                else all(line.count("\t") == 1 for line in re.split(r"\r\n|\n|\r", text) if line)
+            )  # fmt: skip
             verdict = HELD if actual == expected or either else "wrong"
             yield Outcome(case, verdict, f"{actual!r:.200} for {expected!r:.200}")
         file.unlink()
