@@ -313,6 +313,11 @@ class TransformerConfig(_HasLayers):
             return specs
         return specs + target_inputs(self.decoder.embedding.vocab_size, _num_positions(self.decoder.embedding))
 
+    @property
+    def num_all_layer_weights(self) -> int:
+        """Number of distinct sets of layer weights in all stacks."""
+        return self.num_layer_weights + (0 if self.decoder is None else self.decoder.num_layer_weights)
+
     def as_decoder(self) -> "TransformerConfig":
         """Return an encoder-decoder's decoder as a configuration of its own; for any other model, return the model's."""
         decoder = self.decoder

@@ -136,7 +136,28 @@ def name_weights(targets: Mapping[str, str], weights: Any) -> Any:
     return weights
 
 
-class BatchReader:
+class KeepsError:
+    """Base of what TensorFlow reads from, which passes on only the text of an error.
+
+    Attributes:
+        error: The last error of reading.
+    """
+
+    error: Exception | None = None
+
+    @contextmanager
+    def errors(self) -> Generator[None]:
+        """Raise errors of reading as they were, not as TensorFlow's."""
+        self.error = None
+        try:
+            yield
+        except tf.errors.OpError:
+            if self.error is not None:
+                raise self.error from None
+            raise
+
+
+class BatchReader(KeepsError):
     """Reads every batch of a generator or PyDataset, and keeps an error, of which TensorFlow passes on the text alone.
 
     Args:
@@ -145,7 +166,6 @@ class BatchReader:
 
     def __init__(self, read: Read):
         self.read = read
-        self.error: InputError | None = None
 
     def __call__(self, data: Any) -> Any:
         """Return a batch as arrays."""
@@ -160,16 +180,6 @@ class BatchReader:
         if isinstance(data, types.GeneratorType):
             return (batch if isinstance(batch, tuple) else (batch,) for batch in map(self, data))
         return ReadDataset(data, self) if isinstance(data, keras.utils.PyDataset) else data
-
-    @contextmanager
-    def errors(self) -> Generator[None]:
-        """Raise errors of reading as they were, not as TensorFlow's."""
-        try:
-            yield
-        except tf.errors.OpError:
-            if self.error is not None:
-                raise self.error from None
-            raise
 
 
 class ReadDataset(keras.utils.PyDataset):

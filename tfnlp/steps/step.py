@@ -97,9 +97,8 @@ class TrainStep(_Model):
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
         check_label_smoothing(self.head, self.config, label_smoothing)
-        self._compile_loss = self._compile_metrics = (
-            None  # Keras keeps those of an earlier compile that are not replaced
-        )
+        # Keras keeps those of an earlier compile that are not replaced.
+        self._compile_loss = self._compile_metrics = None
         self.__dict__.pop("loss", None)
         with self.distribute_strategy.scope():
             super().compile(optimizer, *args, **options)

@@ -17,6 +17,7 @@ from duonlp.labels import array_of
 from duonlp.training.fit_loop import count_examples, endless_batches
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
+from tfnlp.steps.keras_data import KeepsError
 
 OUT_OF_DATA = "Your input ran out of data"
 """Start of Keras' warning at the end of a dataset whose length it does not know."""
@@ -36,7 +37,7 @@ class Read(NamedTuple):
     ends_epoch: bool
 
 
-class Source:
+class Source(KeepsError):
     """Batches for tf.data, from a position that can be moved and that a backup stores.
 
     tf.data's iterators cannot be positioned. Here every new iterator starts at ``position``, so a resumed run moves it and
@@ -71,7 +72,6 @@ class Source:
         self.hosts, self.fixed_shapes = hosts, fixed_shapes
         self.position, self.seen, self.ended_epoch, self._taken = start, 0, False, 0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
-        self.error: Exception | None = None
         self._marks: deque[tuple[Any, bool, int]] = deque()  # of the batches read ahead
         first = next(read(start), None)
         if first is None:
@@ -155,17 +155,6 @@ class Source:
             if first >= rows:
                 split[-1][ROW_MASK] = np.zeros(1, np.int32)
         return split
-
-    @contextmanager
-    def errors(self) -> Generator[None]:
-        """Raise errors of reading as they were, not as TensorFlow's."""
-        self.error = None
-        try:
-            yield
-        except tf.errors.OpError:
-            if self.error is not None:
-                raise self.error from None
-            raise
 
     @contextmanager
     def evaluating(self) -> Generator[None]:

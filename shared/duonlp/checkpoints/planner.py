@@ -129,14 +129,7 @@ class Planner:
         # An untrained head lacks whole layers; a partial layer, or anything missing in the base model, is damage.
         complete = {_module(row) for row in rows if row not in missing}
         lacking = [row.name for row in missing if not _of_head(row) or _module(row) in complete]
-        recognized = {
-            name
-            for tied in (True, False)
-            for head in self.family.heads(self.cfg.model_type)
-            for row in self.family.weights(self.cfg.replace(lm_head__tied=tied), head)
-            for name in (row.name, *row.aliases, *row.copies)
-        }
-        recognized |= {name.removeprefix(self.family.PREFIX) for name in recognized}
+        recognized = {name for head in self.family.heads(self.cfg.model_type) for name in tensor_names(self.cfg, head)}
         others = set(self.tensors) - used - recognized
         unexpected = [name for name in others if not any(re.search(pattern, name) for pattern in BUFFERS)]
         if lacking or unexpected:
@@ -170,6 +163,18 @@ class Planner:
             warnings.warn(f"{self.folder.name}: {'. '.join(notes)}", CheckpointWarning, stacklevel=5)
 
 
+def tensor_names(cfg: TransformerConfig, head: str) -> set[str]:
+    """Return all names under which a checkpoint may hold the tensors of a head, whether or not its output is tied."""
+    family = architectures.get(cfg.model_type)
+    names = {
+        name
+        for tied in (True, False)
+        for row in family.weights(cfg.replace(lm_head__tied=tied), head)
+        for name in (row.name, *row.aliases, *row.copies)
+    }
+    return names | {name.removeprefix(family.PREFIX) for name in names}
+
+
 def check_depth(folder: Path, tensors: Mapping[str, StoredTensor], cfg: TransformerConfig) -> None:
     """Raise CheckpointError if there are fewer tensors than layers, before anything is made for each layer.
 
@@ -178,7 +183,7 @@ def check_depth(folder: Path, tensors: Mapping[str, StoredTensor], cfg: Transfor
         tensors: Its tensors by name.
         cfg: The model.
     """
-    layers = cfg.num_layer_weights + (0 if cfg.decoder is None else cfg.decoder.num_layer_weights)
+    layers = cfg.num_all_layer_weights
     if layers > len(tensors):
         raise CheckpointError(
             f"{folder} has {len(tensors)} tensors, but its config.json describes {layers} layers; config.json does "

@@ -17,6 +17,7 @@ from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint
 from duonlp.checkpoints.conversion.pickles import pickle_files, to_safetensors
 from duonlp.checkpoints.formats import ENDINGS
+from duonlp.checkpoints.planner import tensor_names
 from duonlp.checkpoints.save import parse_size, save_checkpoint
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
@@ -183,7 +184,7 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
     """Return the plan of a head, and which tensors it leaves out."""
     family = architectures.get(cfg.model_type)
     heads = family.heads(cfg.model_type)
-    present = {name: _names(cfg, name) & checkpoint.tensors.keys() for name in heads}
+    present = {name: tensor_names(cfg, name) & checkpoint.tensors.keys() for name in heads}
     names = set().union(*present.values())  # without buffers
     left_out = {name: sorted(names - present[name]) for name in heads}
     saved_class = (checkpoint.config.get("architectures") or [""])[0]
@@ -198,18 +199,6 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
         warnings.simplefilter("ignore", NewHeadWarning)  # the report names what is missing
         plan = checkpoint.plan(cfg, chosen)
     return _Tensors(chosen, plan, left_out[chosen])
-
-
-def _names(cfg: TransformerConfig, head: str) -> set[str]:
-    """Return all names under which a checkpoint may hold the tensors of a head."""
-    family = architectures.get(cfg.model_type)
-    names = {
-        name
-        for tied in (True, False)
-        for row in family.weights(cfg.replace(lm_head__tied=tied), head)
-        for name in (row.name, *row.aliases, *row.copies)
-    }
-    return names | {name.removeprefix(family.PREFIX) for name in names}
 
 
 def _required(cfg: TransformerConfig, head: str) -> set[str]:

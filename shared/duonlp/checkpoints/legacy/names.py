@@ -74,8 +74,9 @@ def translate(tensors: Mapping[str, StoredTensor], cfg: TransformerConfig) -> di
     Raises:
         CheckpointError: Two tensors stand for the same parameter and differ.
     """
-    layers = cfg.num_layer_weights + (0 if cfg.decoder is None else cfg.decoder.num_layer_weights)
-    if layers > len(tensors):  # config.json does not match; a table of all its layers could exhaust the memory
+    if cfg.num_all_layer_weights > len(
+        tensors
+    ):  # config.json does not match; a table of all its layers could exhaust the memory
         return dict(tensors)
     names = _torch_names(cfg)
     translated: dict[str, StoredTensor] = {}
