@@ -51,7 +51,7 @@ def hf_config(cfg: TransformerConfig) -> dict[str, Any]:
     assert decoder is not None
     out = _seq2seq.hf_config(cfg)
     if not decoder.shares_words:
-        out.pop("shared_word_embeddings", None)  # the first key below says so
+        out.pop("shared_word_embeddings", None)  # share_encoder_decoder_embeddings holds it
     return out | {
         # Untied embeddings are never shared here; Transformers computes the same with either value.
         "share_encoder_decoder_embeddings": decoder.shares_words,

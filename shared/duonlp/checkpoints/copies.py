@@ -1,7 +1,7 @@
 """Tensors of a checkpoint that are taken to equal others, or what the model computes, and what happens where they do not.
 
 - Tied tensors (the words of two stacks, the output, two names of its bias) that differ are loaded as they are and not tied, as
-  Transformers does, with one warning. The configuration then says so, see :func:`resolve`.
+  Transformers does, with one warning, and the configuration is untied, see :func:`resolve`.
 - A table of fixed positions that Transformers loads replaces the computed one.
 - Tensors that Transformers ignores are ignored, with a warning if they differ from what is computed.
 - Two names of one tensor that differ are an error: Transformers would take either.

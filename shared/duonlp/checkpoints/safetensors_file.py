@@ -68,7 +68,7 @@ class StoredTensor:
 
     @property
     def has_rows(self) -> bool:
-        """Whether some rows can be read without the others."""
+        """Whether a range of rows can be read without reading the whole tensor."""
         return True
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:

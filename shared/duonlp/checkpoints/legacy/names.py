@@ -49,7 +49,7 @@ class TransposedTensor(StoredTensor):
 
     @property
     def has_rows(self) -> bool:
-        """Whether some rows can be read without the others."""
+        """Whether a range of rows can be read without reading the whole tensor."""
         return False
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from duonlp.util.reading import check_encoding, foreign_encoding, parse_json, un
 
 ROWS_PER_BATCH = 1024
 WIDE = ("utf-16", "utf-32", "utf_16", "utf_32")
-"""What the names of encodings begin with in which a line end is more than one byte."""
+"""Prefixes of the names of encodings in which a line end takes more than one byte."""
 
 TEXT_KINDS = ("csv", "json", "jsonl", "stories", "tree")
 """Kinds of files that have an encoding."""
