@@ -100,15 +100,16 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
         value = _parse(first)
         if value is not None and squad_entries(value) is None:
             return None  # JSON Lines, or a form that only other readers know
-        content = first + "".join(lines)
+        rest = "".join(lines)
     except UnicodeError as error:
         problems.note(invalid_in(text.encoding), str(file), str(error))
         return iter(())
     except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error)
         return iter(())
+    content = first + rest
     try:
-        entries = squad_entries(parse_json(content, unique=True))
+        entries = squad_entries(value if value is not None and not rest.strip() else parse_json(content, unique=True))
     except ValueError as error:
         if '"paragraphs"' not in content:
             return None  # JSON Lines with a corrupt first line
