@@ -333,6 +333,8 @@ def test_files_that_are_not_questions(tmp_path):
     file = write_json(tmp_path / "dev-v1.1.json", squad(ROWS))
     with pytest.raises(InputError, match="its name says 'validation'"):
         read_questions(file, "train")
+    with pytest.raises(InputError, match=r"several kinds of files \(.*\); give one file, or a folder with"):
+        read_questions(tmp_path)
     with pytest.raises(InputError, match="drop"):
         read_questions(squad(ROWS), "train")
     with pytest.raises(InputError, match="limit is 0"):

@@ -129,7 +129,12 @@ def _is_json(path: Path) -> bool:
     if not path.is_dir() or any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
     files = [file for file in (*path.iterdir(), *path.glob("*/*")) if file.is_file()]
-    return any(map(tables.ending_kind, files)) and tables.kind_of(path) == "json"
+    if not any(map(tables.ending_kind, files)):
+        return False
+    try:
+        return tables.kind_of(path) == "json"
+    except InputError as error:  # which advises an argument of other readers
+        raise InputError(f"{error.message}; give one file, or a folder with files of one kind") from None
 
 
 def _file_rows(file: Path, problems: Problems, text: TextFormat) -> Iterator[tuple[str, Any]]:
