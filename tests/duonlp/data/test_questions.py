@@ -81,7 +81,8 @@ def test_squad_json(tmp_path, name, indent):
         assert list(read_questions(tmp_path, "validation")) == list(read_questions(file, "dev")) == ROWS
     write_json(file, squad(ROWS)["data"][0])
     assert list(read_questions(file)) == ROWS[:1], "an article alone"
-    assert list(read_questions(squad(ROWS))) == ROWS, "the value of a file"
+    for value in (squad(ROWS), {"data": squad(ROWS)["data"]}, {"version": 1, "data": ROWS}, {"data": ROWS}):
+        assert list(read_questions(value)) == ROWS, "the value of a file"
     write_json(file, {"version": "1", "data": ROWS}, indent=indent)
     assert list(read_questions(file)) == ROWS, "rows, as Transformers' examples have them"
 
@@ -334,6 +335,7 @@ def test_files_that_are_not_questions(tmp_path):
     with pytest.raises(InputError, match="its name says 'validation'"):
         read_questions(file, "train")
     with pytest.raises(InputError, match=r"several kinds of files \(.*\); give one file, or a folder with"):
+        (tmp_path / "train.csv").write_text("id\n")
         read_questions(tmp_path)
     with pytest.raises(InputError, match="drop"):
         read_questions(squad(ROWS), "train")

@@ -104,7 +104,8 @@ def _open(source: Any, split: str | None, config: str | None, text: TextFormat, 
     """Return the rows of a split; SQuAD's JSON, which has no rows, is flattened."""
     if isinstance(source, Mapping):
         entries = squad_entries(source)
-        if entries is not None and any(isinstance(entry, Mapping) and "paragraphs" in entry for entry in entries):
+        articles = (entry for entry in entries or () if isinstance(entry, Mapping) and "paragraphs" in entry)
+        if entries is not None and ("version" in source or any(articles)):  # otherwise "data" is the name of a split
             text.check("rows", source)
             if split is not None or config is not None:
                 raise InputError(f"split is {split!r} and config {config!r}, but the articles have neither; drop them")
