@@ -35,6 +35,7 @@ from duonlp.data.pairs import (
     pair,
     read_pairs,
 )
+from duonlp.data.questions import QuestionBatches, Questions
 from duonlp.data.reading import Columns, Document, is_held_out, read_documents, standard_library_folder, text_files
 from duonlp.data.rows import LengthBatches, Manifest, TokenRows, TokenRowsBuilder, permuted, read_manifest
 
@@ -64,6 +65,8 @@ __all__ = [
     "PairBatches",
     "PairCollator",
     "PairColumns",
+    "QuestionBatches",
+    "Questions",
     "SpanCorruption",
     "TextInfilling",
     "TokenRows",
