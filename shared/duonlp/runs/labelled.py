@@ -41,17 +41,13 @@ class LabelledRunSettings(RunSettings):
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
         batch_size: Texts per step.
         out_of_scope: Name of the out-of-scope label. None: "oos" if there is such a label. "": there is none.
-        cache: Folder to cache tokenized texts in for later runs; None keeps them in memory.
     """
 
     text_column: str | None = None
     label_column: str | None = None
     batch_size: int = 48
     out_of_scope: str | None = None
-    cache: str | None = None
     fit: FitConfig = field(default_factory=lambda: FIT)
-
-    may_change: ClassVar[tuple[str, ...]] = (*RunSettings.may_change, "cache")
 
 
 @dataclass(frozen=True)

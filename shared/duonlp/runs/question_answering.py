@@ -1,6 +1,7 @@
 """Settings and data of fine-tuning a reader: questions on contexts, in windows, with the spans that answer them."""
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -174,7 +175,7 @@ def prepare(settings: QuestionAnsweringSettings) -> tuple[QuestionData, Any]:
     train, validation = read_splits(settings)
     batches = QuestionBatches(
         train, tokenizer, settings.batch_size, max_seq_len=reading.max_seq_len, doc_stride=reading.doc_stride,
-        seed=settings.seed,
+        seed=settings.seed, cache=settings.cache,
     )  # fmt: skip
     data = QuestionData(
         batches, train, validation, fingerprint(train, validation), tokenizer, reading, settings.batch_size
@@ -196,7 +197,8 @@ def read_splits(settings: QuestionAnsweringSettings) -> "tuple[Questions, Questi
     has_splits = not is_one_table(settings.data, settings.encoding)
     train = read_questions(settings.data, settings.train_split if has_splits else None, **options)
     if settings.folds is not None:
-        return folds(train, settings.folds, by=settings.fold_by, seed=settings.seed)[(settings.fold or 1) - 1]
+        parts = folds(train, settings.folds, by=settings.fold_by, seed=settings.seed)
+        return next(itertools.islice(parts, (settings.fold or 1) - 1, None))
     if settings.validation_data:
         source, split = settings.validation_data, settings.validation_split or VALIDATION
         if is_one_table(source, settings.encoding):

@@ -35,6 +35,7 @@ class RunSettings:
         batch_size: Rows per step.
         dtype: Compute dtype: "float32" or "bfloat16". Parameters and optimizer state stay in float32.
         seed: Seed for shuffling and new parameters; `fit.seed` is that of dropout.
+        cache: Folder to cache tokenized texts in for later runs; None keeps them in memory.
         tensorboard: Whether to write TensorBoard event files too.
         fit: Training settings.
 
@@ -55,13 +56,14 @@ class RunSettings:
     batch_size: int = 16
     dtype: str = "float32"
     seed: int = 0
+    cache: str | None = None
     tensorboard: bool = False
     fit: FitConfig = field(default_factory=FitConfig)
 
     program: ClassVar[str] = "a run"
     """Command that performs the run, for messages and the heading of settings.toml."""
 
-    may_change: ClassVar[tuple[str, ...]] = ("output", "tensorboard")
+    may_change: ClassVar[tuple[str, ...]] = ("output", "cache", "tensorboard")
     """Settings that may change on resume. Those of `fit` are determined by its ``fixed_on_resume``."""
 
     def __post_init__(self) -> None:
