@@ -11,7 +11,7 @@ from duonlp.runs import cross_validation, finetuning
 from duonlp.runs.cross_validation import cross_validate, spread
 from duonlp.runs.question_answering import FIT, QuestionAnsweringSettings, fingerprint, read_splits
 from duonlp.tasks.reader_config import ReaderConfig, read_reader_config, write_reader_config
-from duonlp.training.settings_file import build, replace_settings
+from duonlp.training.settings_file import build, replace_settings, write_toml
 from tests.readers import questions, reader_checkpoint
 from tests.standins import Package
 
@@ -124,7 +124,8 @@ def folds(settings, monkeypatch):
             "metrics": scores, "at_threshold": {"threshold": 0.5, **scores}, "preempted": len(trained) == stop_at[0],
             "data": {}, "model": "m", "best": None, "steps": 3, "seconds": 1.5,
         }  # fmt: skip
-        settings.folder.mkdir(parents=True)
+        settings.folder.mkdir(parents=True, exist_ok=True)
+        write_toml(settings.folder / "settings.toml", replace_settings(settings, {"framework": "jax"}))
         (settings.folder / "results.json").write_text(json.dumps(report))
         return report
 
@@ -148,8 +149,6 @@ def test_cross_validation_resumes_with_the_fold_that_was_stopped(folds):
     settings, trained, stop_at = folds
     stop_at[0] = 2
     assert cross_validate(Package(), settings, console=False)["preempted"] and trained == [1, 2]
-    (settings.folder / "fold-2" / "results.json").unlink()
-    (settings.folder / "fold-2").rmdir()
     assert not cross_validate(Package(), settings, console=False)["preempted"] and trained == [1, 2, 2, 3]
     with pytest.raises(InputError, match=r"different settings \(seed\)"):
         cross_validate(Package(), replace_settings(settings, {"seed": 1}), console=False)
