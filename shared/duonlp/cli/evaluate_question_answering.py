@@ -359,7 +359,7 @@ def print_report(report: Mapping[str, Any], out: TextIO) -> None:
         table.add_row("", *_interval_cells(row, names))
     console.print(table)
     if tuned:
-        console.print("best F1: at the threshold that is best for these questions, so slightly optimistic")
+        console.print("best F1: at the threshold best for these questions, so slightly optimistic")
     if report["settings"]["output"]:
         console.print(f"Results: {report['settings']['output']}", soft_wrap=True)
 

@@ -52,6 +52,7 @@ def cross_validate(package: Engine, settings: QuestionAnsweringSettings, *, cons
     with locked_folder(settings.folder, "run"):
         run_folder.check_output(settings, framework)
         write_toml(settings.folder / run_folder.SETTINGS_FILE, settings, heading)
+        assert settings.folds is not None
         for number in range(1, settings.folds + 1):
             log(f"fold {number} of {settings.folds}")
             reports.append(_finished(_fold(settings, number), framework) or _train(package, settings, number, console))

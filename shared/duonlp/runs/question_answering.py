@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TASK = "question-answering"
 
-FIT = FitConfig(epochs=3, learning_rate=2e-4, warmup_share=0.1, best_metric="f1")
+FIT = FitConfig(epochs=3, learning_rate=2e-4, warmup_share=0.1, best_metric="best_f1")
 """Default training settings, which work well for a MiniLM on SubjQA with batches of 16 windows."""
 
 WINDOW, STRIDE = 384, 128

@@ -105,12 +105,10 @@ class RunData(Protocol):
         batches: Training batches, with ``epoch(n)`` and ``len()``.
     """
 
-    @property
-    def head(self) -> str: ...
-    @property
-    def auto_class(self) -> str: ...
-    @property
-    def row_noun(self) -> str: ...
+    head: ClassVar[str]
+    auto_class: ClassVar[str]
+    row_noun: ClassVar[str]
+
     @property
     def batches(self) -> Any: ...
 
