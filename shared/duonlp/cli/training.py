@@ -148,6 +148,11 @@ def run_training(
         from duonlp.training.log.curves import check_plot
 
         check_plot(plot)
+        if hasattr(training, "cross_validate"):
+            raise InputError(
+                "--plot shows the losses of one run and --folds makes several; leave it out, then plot a fold with --config "
+                "fold-1/settings.toml"
+            )
         if not settings.fit.log_every:
             raise InputError("--plot needs logged losses and fit.log_every is 0; set it to 10, or leave out --plot")
     calm_frameworks()
@@ -170,6 +175,8 @@ def run_training(
         print_json(report)
     elif dry_run:
         print_plan(report)
+    elif "folds" in report:
+        print_folds(report)
     else:
         print_results(report)
     if report.get("preempted"):
@@ -186,8 +193,7 @@ def print_results(report: Mapping[str, Any]) -> None:
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
     console = plain_console()
-    unsorted = dict.fromkeys(name for scores in columns.values() for name in scores if name != "threshold")
-    names = sorted(unsorted, key=lambda name: SCORES_FIRST.index(name) if name in SCORES_FIRST else len(SCORES_FIRST))
+    names = _in_order(name for scores in columns.values() for name in scores if name != "threshold")
     if names:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("validation", no_wrap=True)
@@ -214,6 +220,38 @@ def print_results(report: Mapping[str, Any]) -> None:
 
         console.print()
         console.print(learning_curve_table([_losses_of(record) for record in report["learning_curve"]]))
+
+
+def print_folds(report: Mapping[str, Any]) -> None:
+    """Print the mean and spread of each score over the folds of a cross-validation, as they are and at the best thresholds."""
+    from rich.table import Table
+
+    console = plain_console()
+    for heading, part in (("held-out part", "metrics"), ("at its best threshold", "at_threshold")):
+        rows = report[part]
+        if not rows:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column(heading, no_wrap=True)
+        for column in ("mean", "std", "min", "max"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name in _in_order(rows):
+            table.add_row(name, *(f"{rows[name][column]:.4f}" for column in ("mean", "std", "min", "max")))
+        console.print(table)
+        console.print()
+    done = len(report["folds"])
+    console.print(f"{done} folds, {report['seconds']:.1f} s of training: {report['output']}", soft_wrap=True)
+    if report["preempted"]:
+        console.print("stopped by a signal; run the same command to resume", soft_wrap=True)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return names of scores without repetition, those of SCORES_FIRST first."""
+    unsorted = dict.fromkeys(names)
+    return [
+        *(name for name in SCORES_FIRST if name in unsorted),
+        *(name for name in unsorted if name not in SCORES_FIRST),
+    ]
 
 
 def _losses_of(record: Mapping[str, Any]) -> dict[str, Any]:

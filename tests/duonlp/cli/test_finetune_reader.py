@@ -5,6 +5,8 @@ import json
 import pytest
 
 from duonlp.data.questions import Questions, write_squad
+from duonlp.runs import cross_validation
+from duonlp.runs.cross_validation import spread
 from duonlp.tasks.reader_config import read_reader_config
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.util import frameworks
@@ -58,6 +60,20 @@ def test_usage_errors_are_one_line_before_training(run, base, tmp_path, more, pa
     status, out, err = run(*arguments(base, "--output", tmp_path / "run"), *more, "--dry-run")
     assert status == 2 and out == "" and err.count("\n") == 1 and not (tmp_path / "run").exists(), err
     assert all(part in err for part in parts), err
+
+
+def test_cross_validation_prints_mean_and_spread(run, base, tmp_path, monkeypatch):  # noqa: F811
+    report = {
+        "metrics": spread([{"best_f1": 60.0, "f1": 50.0}, {"best_f1": 70.0, "f1": 54.0}]), "at_threshold": {}, "folds": [{}, {}],
+        "seconds": 2.0, "output": str(tmp_path), "preempted": False,
+    }  # fmt: skip
+    monkeypatch.setattr(cross_validation, "cross_validate", lambda package, settings: report)
+    given = [value for value in arguments(base) if value not in ("--validation-data", base / "dev.json")]
+    status, out, err = run(*given, "--output", tmp_path / "run", "--folds", 2)
+    assert status == 0 and out.index("f1 ") < out.index("best_f1"), err
+    assert "52.0000" in out and "2.8284" in out and "2 folds, 2.0 s of training" in out
+    status, _, err = run(*given, "--output", tmp_path / "run", "--folds", 2, "--plot", tmp_path / "a.svg")
+    assert status == 2 and "plot a fold with --config fold-1/settings.toml" in err
 
 
 @pytest.fixture(scope="module")
