@@ -142,7 +142,9 @@ class QuestionData:
 
         if self.validation is None:
             return None
-        return ReaderScorer(package, self.validation, self.tokenizer, **asdict(self.reading))
+        options = {name: value for name, value in asdict(self.reading).items() if name != "null_threshold"}
+        pipeline = None if package is None else package.pipeline
+        return ReaderScorer(pipeline, self.validation, self.tokenizer, batch_size=self.batch_size, **options)
 
     def at_threshold(self, scorer: Any) -> dict[str, float] | None:
         """Return the scores of the last predictions with the null threshold that is best for them."""

@@ -1,0 +1,100 @@
+"""Answer questions with a reader, and score its answers during training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from duonlp.metrics.question_answering import METRICS, best_threshold, squad_scores
+
+Pipe = Callable[..., Any]
+"""A question-answering pipeline."""
+
+
+def predict_answers(pipe: Pipe, questions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, float]]:
+    """Return a pipeline's best nonempty answer to each question, and its null gap.
+
+    Args:
+        pipe: A question-answering pipeline of either engine.
+        questions: Such as `read_questions` returns; "id", "question" and "context" are used.
+
+    Returns:
+        ({id: answer}, {id: null gap}), as `squad_scores` takes them: the reader prefers no answer where the gap is above 0, or
+        above a threshold tuned on other questions.
+
+    Raises:
+        InputError: A question or a context is invalid.
+    """
+    items = [{"question": row["question"], "context": row["context"]} for row in questions]
+    results = pipe(items, top_k=1, handle_impossible_answer=False)
+    results = [results] if isinstance(results, Mapping) else results  # of a single question
+    answers = {row["id"]: result["answer"] for row, result in zip(questions, results, strict=True)}
+    gaps = {row["id"]: float(result["null_gap"]) for row, result in zip(questions, results, strict=True)}
+    return answers, gaps
+
+
+class ReaderScorer:
+    """Answers validation questions and scores the answers. ``scorer(model)`` returns floats by name, as ``fit`` expects.
+
+    The scores are those of `squad_scores` at a null threshold of 0 ("exact", "f1", and with the prefixes "HasAns_" and
+    "NoAns_"), and the best ones at any threshold: "best_exact", "best_exact_thresh", "best_f1" and "best_f1_thresh".
+
+    Args:
+        pipeline: tfnlp's or jaxnlp's ``pipeline``; None for a scorer that can only do a dry run without a model.
+        questions: Validation questions, such as `read_questions` returns.
+        tokenizer: Tokenizer of the model.
+        batch_size: Windows that the model reads at once.
+        options: Options of the question-answering pipeline, such as max_seq_len=384, doc_stride=128.
+
+    Attributes:
+        answers: {id: best nonempty answer} of the last call.
+        null_gaps: {id: null gap} of the last call.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipe | None,
+        questions: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        batch_size: int = 16,
+        **options: Any,
+    ):
+        self.pipeline, self.questions, self.tokenizer = pipeline, questions, tokenizer
+        self.options = {"batch_size": batch_size, "progress": False, **options}
+        self.answers: dict[str, str] = {}
+        self.null_gaps: dict[str, float] = {}
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Return the scores of a model.
+
+        Raises:
+            InputError: The model has another head, or a question does not fit its windows.
+        """
+        self.answers, self.null_gaps = self._predict(model, self.questions)
+        return self._scores(self.answers, self.null_gaps)
+
+    def dry_run(self, model: Any) -> dict[str, float]:
+        """Answer the first question, if there is a model, and return the names of the scores, each with the value 0.
+
+        Raises:
+            InputError: As for a call.
+        """
+        if model is not None:
+            self._predict(model, self.questions[:1])
+        ids = [row["id"] for row in self.questions]
+        return dict.fromkeys(self._scores(dict.fromkeys(ids, ""), dict.fromkeys(ids, 0.0)), 0.0)
+
+    def at_threshold(self) -> dict[str, float]:
+        """Return the scores of the last call's answers at the "threshold" with the best F1 (see `best_threshold`)."""
+        threshold = best_threshold(self.answers, self.questions, self.null_gaps).threshold
+        scores = squad_scores(self.answers, self.questions, null_gaps=self.null_gaps, threshold=threshold, resamples=0)
+        names = [name for name in scores if name.endswith(METRICS) and not name.startswith("best")]
+        return {"threshold": threshold, **{name: scores[name] for name in names}}
+
+    def _predict(self, model: Any, questions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, float]]:
+        assert self.pipeline is not None
+        pipe = self.pipeline("question-answering", model, tokenizer=self.tokenizer, **self.options)
+        return predict_answers(pipe, questions)
+
+    def _scores(self, answers: Mapping[str, str], gaps: Mapping[str, float]) -> dict[str, float]:
+        scores = squad_scores(answers, self.questions, null_gaps=gaps, threshold=0.0, resamples=0)
+        return {name: float(value) for name, value in scores.items() if not name.endswith("total")}
