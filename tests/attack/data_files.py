@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,3 +173,145 @@ def lost_rows(budget: Budget) -> Iterator[Outcome]:
                 case, HELD if seen == count or melted else "wrong", f"{seen} of {count} rows: {kept} {report.dropped}"
             )
         file.unlink()
+
+
+def write_squad_file(name: str):
+    """Return a writer of questions in SQuAD's JSON."""
+
+    def write(folder: Path) -> Path:
+        from duonlp.data import write_squad
+
+        rows = [
+            {
+                "id": f"{number}", "title": "Caf\u00e9", "question": "What?", "context": 'A "cat" sat.', "note": [1, None],
+                "answers": {"text": ["cat"] * (number % 3), "answer_start": [3] * (number % 3)},
+            } for number in range(6)
+        ]  # fmt: skip
+        write_squad(rows, folder / name)
+        return folder / name
+
+    return write
+
+
+def read_question_file(file: Path) -> None:
+    """Read questions with a report and without one, explore them and write them."""
+    from duonlp.data import CleaningReport, explore, folds, leakage, read_questions, write_squad
+    from duonlp.errors import InputError
+
+    try:
+        some = read_questions(file, report=CleaningReport())
+        for row in some:
+            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+                assert row["context"][start : start + len(text)] == text
+        write_squad(some, file.with_name("copy.json"))
+        explore(some).to_dict(), leakage(some, some)
+        list(folds(some, 2, by="id"))
+    except InputError:
+        pass
+    read_questions(file)
+
+
+def write_reviews(folder: Path) -> Path:
+    """Write a table in the form of SubjQA."""
+    rows = [["item_id", "q_review_id", "question", "review", "human_ans_indices"]]
+    review = 'It is "good",\nreally. ANSWERNOTFOUND'
+    rows += [[f"B{i % 2}", f"q{i // 2}", "Is it?", review, ["(6, 12)", "(22, 36)"][i % 2]] for i in range(8)]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (folder / "reviews.csv").write_text(text.getvalue(), newline="")
+    return folder / "reviews.csv"
+
+
+def write_answers_file(folder: Path) -> Path:
+    (folder / "answers.json").write_text('{"q1": "a cat", "q2": ""}')
+    return folder / "answers.json"
+
+
+fuzzed("SQuAD JSON", "json", write=write_squad_file("squad.json"))(read_question_file)
+fuzzed("SQuAD JSON in gzip", "bytes", write=write_squad_file("squad.json.gz"))(read_question_file)
+fuzzed("SubjQA", "bytes", write=write_reviews)(read_question_file)
+
+
+@fuzzed("predicted answers", "json", write=write_answers_file)
+def read_predicted_answers(file: Path) -> None:
+    from duonlp.metrics import read_answers, squad_scores
+
+    answers = read_answers(file)
+    squad_scores(answers, [{"id": name, "answers": {"text": ["cat"]}} for name in answers])
+
+
+def _question_rows(rng: np.random.Generator) -> tuple[list[dict], set[str]]:
+    """Return random rows with SQuAD's columns, and the ids of those whose answers are damaged."""
+    rows: list[dict] = []
+    bad = set()
+    for number in range(rng.integers(1, 8)):
+        context = f"{_text(rng, False)} {''.join(rng.choice(PIECES, 12))}\U0001f408y"
+        starts = [int(rng.integers(0, len(context) - 1)) for _ in range(rng.integers(0, 4))]
+        texts = [context[start : start + int(rng.integers(1, 9))] for start in starts]
+        if starts and rng.random() < 0.2:
+            starts[0] = int(rng.choice([-1, len(context), len(context) + 9]))
+            bad.add(str(number))
+        rows.append({
+            "id": str(number), "title": str(rng.choice(["", "a", "b, c"])), "question": _text(rng, False), "context": context,
+            "answers": {"text": texts, "answer_start": starts}, "note": str(rng.choice(PIECES)),
+        })  # fmt: skip
+    return rows, bad
+
+
+@attack("questions")
+def questions(budget: Budget) -> Iterator[Outcome]:
+    """Write random questions in each form, some answers damaged; read what was written, and count what was damaged."""
+    import gzip
+
+    from duonlp.data import CleaningReport, read_questions, write_squad
+    from duonlp.errors import DuonlpError
+
+    rng = budget.rng
+    for number in budget:
+        rows, bad = _question_rows(rng)
+        form = str(
+            rng.choice(
+                ["squad.json", "squad.json.gz", "rows.json", "data.json", "x.jsonl", "x.csv", "x.csv.gz", "x.tsv"]
+            )
+        )
+        encoding = [None, "utf-8-sig", "utf-16", "utf-32", "gb18030"][rng.integers(5)]
+        case = f"seed {budget.seed}, case {number}: {form} {encoding} {rows!r:.300}"
+        if form.startswith("squad"):
+            qas = [{
+                **{key: row[key] for key in ("id", "question", "note")},
+                "answers": [{"text": t, "answer_start": a} for t, a in zip(*row["answers"].values(), strict=True)],
+            } for row in rows]  # fmt: skip
+            value = {"version": "v2.0", "data": [
+                {"title": row["title"], "paragraphs": [{"context": row["context"], "qas": [qa]}]}
+                for row, qa in zip(rows, qas, strict=True)
+            ]}  # fmt: skip
+            text = json.dumps(value, ensure_ascii=False, indent=[None, 1][rng.integers(2)])
+        elif form in ("rows.json", "data.json"):
+            text = json.dumps(rows if form == "rows.json" else {"version": 1, "data": rows}, ensure_ascii=False)
+        elif form == "x.jsonl":
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            stream = io.StringIO()
+            writer = csv.DictWriter(
+                stream, list(rows[0]), delimiter="\t" if form == "x.tsv" else ",", quoting=csv.QUOTE_ALL
+            )
+            writer.writeheader()
+            write = [json.dumps, str][rng.integers(2)]
+            writer.writerows(row | {"answers": write(row["answers"])} for row in rows)
+            text = stream.getvalue()
+        file, report = budget.folder / form, CleaningReport()
+        data = text.encode(encoding or "utf-8")
+        file.write_bytes(gzip.compress(data) if form.endswith(".gz") else data)
+        expected = [row for row in rows if row["id"] not in bad]
+        try:
+            read = list(read_questions(file, encoding=encoding, report=report))
+        except DuonlpError as error:
+            yield Outcome(case, "wrong" if expected else HELD, str(error)[:300])
+            continue
+        dropped = sum(entry.documents for entry in report.dropped.values())
+        yield Outcome(
+            case, HELD if read == expected and dropped == len(bad) else "wrong", f"{read!r:.300} {report.dropped}"
+        )
+        write_squad(read, budget.folder / "copy.json")
+        again = {row["id"]: row for row in read_questions(budget.folder / "copy.json")}
+        yield Outcome(case, HELD if again == {row["id"]: row for row in read} else "wrong", f"written: {again!r:.300}")

@@ -94,7 +94,7 @@ def print_summary(exploration: "Exploration", report: "CleaningReport", leaks: "
     console = plain_console(file=out)
     console.print(exploration.table())
     for reason, entry in report.dropped.items():
-        console.print(f"\n{reason}: {entry.documents:,} rows dropped")
+        console.print(f"\ndropped rows, {reason}: {entry.documents:,}")
         for example in entry.examples:
             console.print(f"  {example}", soft_wrap=True)
     if leaks is not None:

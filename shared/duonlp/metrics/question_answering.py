@@ -46,7 +46,7 @@ def exact_match(prediction: str, references: Iterable[str]) -> float:
         prediction: The predicted answer, "" for none.
         references: Texts of the true answers; empty if there is none.
     """
-    return float(normalize_answer(prediction) in _targets(references))
+    return _best_scores(prediction, references)[0]
 
 
 def token_f1(prediction: str, references: Iterable[str]) -> float:
@@ -58,13 +58,16 @@ def token_f1(prediction: str, references: Iterable[str]) -> float:
         prediction: The predicted answer, "" for none.
         references: Texts of the true answers; empty if there is none.
     """
-    words = normalize_answer(prediction).split()
-    return max(_f1(words, target.split()) for target in _targets(references))
+    return _best_scores(prediction, references)[1]
 
 
-def _targets(references: Iterable[str]) -> list[str]:
-    """Return the normalized references that have a word; [""] if none has."""
-    return list(dict.fromkeys(filter(None, map(normalize_answer, references)))) or [""]
+def _best_scores(prediction: str, references: Iterable[str]) -> tuple[float, float]:
+    """Return the exact match and the F1 of a prediction, each with the best reference."""
+    # A reference without a word is dropped; without any reference, "" is the right answer.
+    targets = dict.fromkeys(filter(None, map(normalize_answer, references))) or {"": None}
+    text = normalize_answer(prediction)
+    words = text.split()
+    return float(text in targets), max(_f1(words, target.split()) for target in targets)
 
 
 def _f1(words: list[str], target: list[str]) -> float:
@@ -132,10 +135,11 @@ def example_scores(predictions: Mapping[str, str], questions: Iterable[Mapping[s
             raise InputError(
                 f"the prediction for {name!r} is {predictions[name]!r:.60}; it must be a text, empty if there is no answer"
             )
+    best = np.array([_best_scores(predictions[name], references[name]) for name in ids])  # [n, 2]
     return ExampleScores(
         ids,
-        np.array([exact_match(predictions[name], references[name]) for name in ids]),
-        np.array([token_f1(predictions[name], references[name]) for name in ids]),
+        best[:, 0],
+        best[:, 1],
         np.array([len(references[name]) > 0 for name in ids]),
         np.array([not predictions[name] for name in ids]),
     )

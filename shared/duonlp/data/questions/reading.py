@@ -76,8 +76,11 @@ def read_questions(
     dropped = {reason: count - before.get(reason, 0) for reason, count in _counts(report).items()}
     dropped = {reason: count for reason, count in dropped.items() if count}
     if not rows:
-        lost = f"; {sum(dropped.values())} rows were dropped: {', '.join(dropped)}" if dropped else ""
-        raise InputError(f"{table.name} has no questions{lost}; give SQuAD JSON, SubjQA, or rows with SQuAD's columns")
+        lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise InputError(
+            f"{table.name} has no questions{f' (dropped rows: {lost})' if lost else ''}; give SQuAD JSON, SubjQA, or rows with "
+            "SQuAD's columns"
+        )
     if limit is not None and limit < len(rows):
         rows = [rows[number] for number in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
     return Questions(rows, table.name, dropped)
@@ -101,7 +104,8 @@ def _open(source: Any, split: str | None, config: str | None, text: TextFormat, 
     """Return the rows of a split; SQuAD's JSON, which has no rows, is flattened."""
     if isinstance(source, Mapping):
         entries = squad_entries(source)
-        if entries is not None and any(isinstance(entry, Mapping) and "paragraphs" in entry for entry in entries):
+        articles = (entry for entry in entries or () if isinstance(entry, Mapping) and "paragraphs" in entry)
+        if entries is not None and ("version" in source or any(articles)):  # otherwise "data" is the name of a split
             text.check("rows", source)
             if split is not None or config is not None:
                 raise InputError(f"split is {split!r} and config {config!r}, but the articles have neither; drop them")
@@ -126,7 +130,12 @@ def _is_json(path: Path) -> bool:
     if not path.is_dir() or any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return False
     files = [file for file in (*path.iterdir(), *path.glob("*/*")) if file.is_file()]
-    return any(map(tables.ending_kind, files)) and tables.kind_of(path) == "json"
+    if not any(map(tables.ending_kind, files)):
+        return False
+    try:
+        return tables.kind_of(path) == "json"
+    except InputError as error:  # which advises an argument of other readers
+        raise InputError(f"{error.message}; give one file, or a folder with files of one kind") from None
 
 
 def _file_rows(file: Path, problems: Problems, text: TextFormat) -> Iterator[tuple[str, Any]]:

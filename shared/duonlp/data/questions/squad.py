@@ -91,6 +91,8 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
     """
     foreign = foreign_start(file, text.encoding)
     try:
+        if text.encoding is None and foreign is None and _begins_otherwise(file):
+            return None
         lines = text_lines(file, foreign or text.encoding)
         first = next((line for line in lines if line.strip()), "")
         if first.lstrip()[:1] != "{":
@@ -98,15 +100,16 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
         value = _parse(first)
         if value is not None and squad_entries(value) is None:
             return None  # JSON Lines, or a form that only other readers know
-        content = first + "".join(lines)
+        rest = "".join(lines)
     except UnicodeError as error:
         problems.note(invalid_in(text.encoding), str(file), str(error))
         return iter(())
     except (EOFError, OSError, zlib.error) as error:
         problems.note_file(file, error)
         return iter(())
+    content = first + rest
     try:
-        entries = squad_entries(parse_json(content, unique=True))
+        entries = squad_entries(value if value is not None and not rest.strip() else parse_json(content, unique=True))
     except ValueError as error:
         if '"paragraphs"' not in content:
             return None  # JSON Lines with a corrupt first line
@@ -118,6 +121,14 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
     if not foreign and (content.isascii() or is_unicode(content)):
         return rows
     return _readable(rows, foreign, problems, text)
+
+
+def _begins_otherwise(file: Path) -> bool:
+    """Return whether a plain file begins with something else than an object, without reading its first line."""
+    if file.suffix.lower() != ".json":
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"")
 
 
 def _readable(
