@@ -76,6 +76,25 @@ def test_cross_validation_prints_mean_and_spread(run, base, tmp_path, monkeypatc
     assert status == 2 and "plot a fold with --config fold-1/settings.toml" in err
 
 
+def test_folds_need_groups(run, base, tmp_path):  # noqa: F811
+    write_squad(Questions([row | {"title": ""} for row in questions(8)]), tmp_path / "untitled.json")
+    given = [
+        "finetune",
+        "--task",
+        "question-answering",
+        "-m",
+        base / "bert",
+        "--output",
+        tmp_path / "run",
+        "--folds",
+        2,
+    ]
+    status, _, err = run(*given, "-d", tmp_path / "untitled.json", "--dry-run")
+    assert status == 2 and "has no title" in err and "--fold-by context" in err
+    status, _, err = run(*given, "-d", base / "dev.json", "--fold-by", "titel", "--dry-run")
+    assert status == 2 and "has no column 'titel'" in err and "did you mean 'title'" in err
+
+
 @pytest.fixture(scope="module")
 def losses():
     """Hold the logged losses by framework, to compare them."""
