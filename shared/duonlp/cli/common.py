@@ -24,6 +24,7 @@ REMEDIES = {
     "kind": "give files of one of these kinds",
     "text_column": "pass the text column with --text-column",
     "label_column": "pass the label column with --label-column",
+    "by": "name another column with --fold-by, such as --fold-by context",
     "document_field": "name the document column with --document-field",
     "summary_field": "name the summary column with --summary-field",
 }

@@ -1,7 +1,8 @@
 """``duonlp evaluate``: the quality of a model's output.
 
 ``code`` (here) completes problems in HumanEval's format and runs their tests; ``summarization``
-(``duonlp.cli.evaluate_summarization``) scores summaries. Another kind of evaluation is another command of `app`.
+(``duonlp.cli.evaluate_summarization``) scores summaries, ``question-answering``
+(``duonlp.cli.evaluate_question_answering``) answers. Another kind of evaluation is another command of `app`.
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from duonlp.cli.common import Debug, Framework, Json, Model, cli_option, need_model, print_json
+from duonlp.cli.evaluate_question_answering import question_answering
 from duonlp.cli.evaluate_summarization import summarization
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
@@ -24,7 +26,7 @@ from duonlp.util.json_text import to_json
 if TYPE_CHECKING:
     from duonlp.typing import Engine
 
-app = typer.Typer(help="Evaluate code generation or summarization.", no_args_is_help=True)
+app = typer.Typer(help="Evaluate code generation, summarization or question answering.", no_args_is_help=True)
 
 UNSOLVED_SHOWN = 5
 """Unsolved problems listed below the table."""
@@ -159,6 +161,7 @@ def code(
 
 
 app.command()(summarization)
+app.command()(question_answering)
 
 
 def require_permission(allow_code_execution: bool, unsafe: bool = False) -> None:

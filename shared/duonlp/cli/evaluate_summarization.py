@@ -207,8 +207,12 @@ def read_examples(settings: Settings) -> list["Pair"]:
     return pairs
 
 
-def check_output(output: str) -> Path | None:
+def check_output(output: str, figure: str = "scores.png") -> Path | None:
     """Return the folder for results; None for none.
+
+    Args:
+        output: The folder; "" for none.
+        figure: Figure that will be written to it with matplotlib; "" for none.
 
     Raises:
         InputError: The folder has the results of another run, or cannot be written to.
@@ -221,9 +225,9 @@ def check_output(output: str) -> Path | None:
     existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"--output is {output!r}; give a folder that can be written to")
-    if not importlib.util.find_spec("matplotlib"):
+    if figure and not importlib.util.find_spec("matplotlib"):
         warnings.warn(
-            'no scores.png will be written, because matplotlib is not installed; pip install "duonlp[bench]"',
+            f'no {figure} will be written, because matplotlib is not installed; pip install "duonlp[bench]"',
             stacklevel=2,
         )
     return folder

@@ -1,7 +1,7 @@
 """Flags and output that ``duonlp finetune`` and ``duonlp distill`` share."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from duonlp.cli.common import cli_option, print_json
-from duonlp.cli.settings import settings_from
+from duonlp.cli.settings import merged, settings_from
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
 from duonlp.util.frameworks import calm_frameworks, chosen_framework, load_package, quiet_stdout
+from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
-    from duonlp.runs.labelled import LabelledRunSettings
+    from duonlp.runs.settings import RunSettings
 
-T = TypeVar("T", bound="LabelledRunSettings")
+T = TypeVar("T", bound="RunSettings")
 
 Data = Annotated[str, cli_option("--data", "-d", help="Labeled texts: a file, a folder or a Hub id (required).")]
 Output = Annotated[
@@ -72,8 +73,25 @@ STOPPED = 130
 MAY_BE_EMPTY = ("validation_split", "out_of_scope")
 """Flags whose value "" means none, rather than not given."""
 
-SCORES_FIRST = ("accuracy", "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1")
+SCORES_FIRST = (
+    "f1", "exact", "HasAns_f1", "HasAns_exact", "NoAns_f1", "NoAns_exact",
+    "accuracy", "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision", "out_of_scope_f1",
+)  # fmt: skip
 """Scores that come first in the table of results, in this order."""
+
+
+def task_of(config: str, option: Sequence[str] | None, task: str, allowed: Iterable[str]) -> str:
+    """Return the task of a fine-tuning: that of the flag, of --option or of the TOML file, else the first one.
+
+    Raises:
+        InputError: The file cannot be read, or there is no such task.
+    """
+    names = list(allowed)
+    name = merged(config, {"task": task or None}, option or []).get("task", names[0])
+    if name not in names:
+        hint = nearest(name, names) if isinstance(name, str) else ""
+        raise InputError(f"task is {name!r}; it must be {' or '.join(names)}{hint}")
+    return name
 
 
 def read_settings(
@@ -82,7 +100,7 @@ def read_settings(
     """Build the settings of a run from a TOML file, flags and options.
 
     Args:
-        cls: FinetuneSettings or DistillSettings.
+        cls: FinetuneSettings, QuestionAnsweringSettings or DistillSettings.
         config: A TOML file; "" for none.
         values: The command's arguments by name. Those of FLAGS and of `more_flags` are used, and "seed", which sets both
             ``seed`` and ``fit.seed``.
@@ -114,7 +132,8 @@ def run_training(
     """Run a training and print its results, or print its plan.
 
     Args:
-        training: duonlp.runs.finetuning or duonlp.runs.distillation, for its ``plan``.
+        training: duonlp.runs.finetuning, .cross_validation or .distillation, for its
+            ``plan``.
         run: The training: ``(package, settings) -> report``.
         settings: Settings of the run.
         plot: File for the figure of losses and scores; "" for none.
@@ -129,6 +148,11 @@ def run_training(
         from duonlp.training.log.curves import check_plot
 
         check_plot(plot)
+        if hasattr(training, "cross_validate"):
+            raise InputError(
+                "--plot shows the losses of one run and --folds makes several; leave it out, then plot a fold with --config "
+                "fold-1/settings.toml"
+            )
         if not settings.fit.log_every:
             raise InputError("--plot needs logged losses and fit.log_every is 0; set it to 10, or leave out --plot")
     calm_frameworks()
@@ -151,6 +175,8 @@ def run_training(
         print_json(report)
     elif dry_run:
         print_plan(report)
+    elif "folds" in report:
+        print_folds(report)
     else:
         print_results(report)
     if report.get("preempted"):
@@ -167,8 +193,7 @@ def print_results(report: Mapping[str, Any]) -> None:
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
     console = plain_console()
-    unsorted = dict.fromkeys(name for scores in columns.values() for name in scores if name != "threshold")
-    names = sorted(unsorted, key=lambda name: SCORES_FIRST.index(name) if name in SCORES_FIRST else len(SCORES_FIRST))
+    names = _in_order(name for scores in columns.values() for name in scores if name != "threshold")
     if names:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("validation", no_wrap=True)
@@ -179,8 +204,8 @@ def print_results(report: Mapping[str, Any]) -> None:
         console.print(table)
     rate = report["examples_per_second"]
     lines = [
-        f"{report['steps']} steps, {report['examples']} texts in {report['seconds']:.1f} s"
-        + (f", {rate:.0f} texts/s" if rate else "")
+        f"{report['steps']} steps, {report['examples']} {report['row_noun']} in {report['seconds']:.1f} s"
+        + (f", {rate:.0f} {report['row_noun']}/s" if rate else "")
         + (f"; best after step {report['best']['step']}" if report["best"] else "; not evaluated"),
         f"{report['parameters'] / 1e6:.1f}M parameters, {report['bytes'] / 1e6:.1f} MB: {report['model']}",
     ]
@@ -197,18 +222,48 @@ def print_results(report: Mapping[str, Any]) -> None:
         console.print(learning_curve_table([_losses_of(record) for record in report["learning_curve"]]))
 
 
+def print_folds(report: Mapping[str, Any]) -> None:
+    """Print the mean and spread of each score over the folds of a cross-validation, as they are and at the best thresholds."""
+    from rich.table import Table
+
+    console = plain_console()
+    for heading, part in (("held-out part", "metrics"), ("at its best threshold", "at_threshold")):
+        rows = report[part]
+        if not rows:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column(heading, no_wrap=True)
+        for column in ("mean", "std", "min", "max"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name in _in_order(rows):
+            table.add_row(name, *(f"{rows[name][column]:.4f}" for column in ("mean", "std", "min", "max")))
+        console.print(table)
+        console.print()
+    done = len(report["folds"])
+    console.print(f"{done} folds, {report['seconds']:.1f} s of training: {report['output']}", soft_wrap=True)
+    if report["preempted"]:
+        console.print("stopped by a signal; run the same command to resume", soft_wrap=True)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return names of scores without repetition, those of SCORES_FIRST first."""
+    unsorted = dict.fromkeys(names)
+    return [
+        *(name for name in SCORES_FIRST if name in unsorted),
+        *(name for name in unsorted if name not in SCORES_FIRST),
+    ]
+
+
 def _losses_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value for name, value in record.items() if name in ("epoch", "step", "train_loss", "loss", "accuracy")
-    }
+    names = ("epoch", "step", "train_loss", "loss", "accuracy", "f1")
+    return {name: value for name, value in record.items() if name in names}
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
     """Print what a run would do."""
-    data, settings = plan["data"], plan["settings"]
-    scope = f" ({plan['out_of_scope']!r} is out of scope)" if plan["out_of_scope"] else ""
-    print(f"{data['train']} training texts, {data['validation']} validation texts, {data['labels']} labels{scope}")
-    print(f"{plan['steps']} steps of {settings['batch_size']} texts, {plan['batches_an_epoch']} per epoch")
+    settings = plan["settings"]
+    print(plan["summary"])
+    print(f"{plan['steps']} steps of {settings['batch_size']} {plan['row_noun']}, {plan['batches_an_epoch']} per epoch")
     if "teacher_parameters" in plan:
         print(f"teacher: {plan['teacher_layers']} layers, {plan['teacher_parameters'] / 1e6:.1f}M parameters")
         print(f"student: {plan['student_layers']} layers, {plan['parameters'] / 1e6:.1f}M parameters")

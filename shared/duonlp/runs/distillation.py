@@ -14,6 +14,7 @@ from duonlp.parameters import count_parameters
 from duonlp.runs import folder as run_folder
 from duonlp.runs import labelled as labelled_run
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings
+from duonlp.runs.models import load_for_training
 from duonlp.training.result import FitResult
 from duonlp.typing import Engine
 
@@ -108,8 +109,8 @@ def distill(
     if settings.student is None:
         student = package.init_student(teacher, num_layers=settings.layers, layers=settings.layer_list)
     else:
-        student, _ = labelled_run.load_classifier(
-            package, settings.student, prepared.student_config.labels, data.multi_label, settings.dtype, settings.seed
+        student, _ = load_for_training(
+            package, data.auto_class, settings.student, settings.dtype, settings.seed, **data.overrides()
         )
     log = run_folder.make_printer(console)
     log(
@@ -121,7 +122,7 @@ def distill(
     scorer = data.scorer(package, as_teacher=True) if settings.evaluate_teacher else None
     if scorer is not None:
         teacher_report["metrics"] = scorer(teacher)
-        teacher_report["at_threshold"] = run_folder.scores_at_threshold(scorer)
+        teacher_report["at_threshold"] = data.at_threshold(scorer)
     batches = data.batches
     if settings.cache_teacher_logits:
         logits_folder = settings.cache or settings.folder / "teacher_logits"

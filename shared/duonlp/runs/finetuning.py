@@ -1,48 +1,62 @@
-"""Fine-tune a classifier on labeled texts, in either framework, as a reproducible run."""
+"""Fine-tune a checkpoint on labeled texts or on questions, in either framework, as a reproducible run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from duonlp.checkpoints.checkpoint import open_checkpoint
-from duonlp.errors import InputError
 from duonlp.parameters import count_parameters
 from duonlp.runs import folder as run_folder
 from duonlp.runs import labelled as labelled_run
+from duonlp.runs import question_answering
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings
+from duonlp.runs.models import load_for_training
+from duonlp.runs.question_answering import QuestionAnsweringSettings
+from duonlp.runs.settings import RunData, check_model
 from duonlp.training.result import FitResult
 from duonlp.typing import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(LabelledRunSettings):
-    """Settings of a fine-tuning run, in addition to LabelledRunSettings.
+    """Settings of fine-tuning a classifier, in addition to LabelledRunSettings.
 
     Attributes:
         model: Checkpoint to start from: a folder in Hugging Face layout, or a Hub id. Its classification head is kept if it
             has one for the same labels; otherwise the head starts from random values.
+        task: The task, for settings.toml.
     """
 
     model: str
+    task: str = "text-classification"
 
     program: ClassVar[str] = "duonlp finetune"
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise InputError("model is empty; give --model with a folder in Hugging Face layout, or a Hub id")
+        check_model(self, "text-classification")
         super().__post_init__()
+
+
+AnySettings: TypeAlias = FinetuneSettings | QuestionAnsweringSettings
+
+TASKS: dict[str, type[AnySettings]] = {
+    "text-classification": FinetuneSettings,
+    "question-answering": QuestionAnsweringSettings,
+}
+"""Settings of a fine-tuning by task."""
 
 
 def finetune(
     package: Engine,
-    settings: FinetuneSettings,
+    settings: AnySettings,
     *,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     console: Any = True,
 ) -> dict[str, Any]:
-    """Fine-tune a checkpoint on labeled texts, keep the best model and report its scores.
+    """Fine-tune a checkpoint, keep the best model and report its scores.
 
-    Called again with the same settings, it resumes an interrupted run and only re-evaluates a finished one.
+    The settings decide the task. Called again with the same settings, it resumes an interrupted run and only re-evaluates a
+    finished one.
 
     Args:
         package: tfnlp or jaxnlp.
@@ -52,8 +66,9 @@ def finetune(
 
     Returns:
         The report that is also written to results.json: "metrics" of the best model by name, "at_threshold" (see
-        threshold_scores), "best", "steps", "examples", "seconds" (of training), "examples_per_second", "history" (every
-        evaluation), "data", "parameters", "bytes" (of the weights on disk), "settings", "machine".
+        threshold_scores, or squad_scores), "best", "steps", "examples" (rows of batches, called "row_noun"), "seconds" (of
+        training), "examples_per_second", "history" (every evaluation), "data", "parameters", "bytes" (of the weights on disk),
+        "settings", "machine".
 
     Raises:
         InputError: Settings, data and output folder are invalid or incompatible; raised before anything is computed.
@@ -62,13 +77,12 @@ def finetune(
     """
     run_folder.check_output(settings, run_folder.framework_name(package))
     data, tokenizer = prepare(settings)
-    model, is_new_head = labelled_run.load_classifier(
-        package, settings.model, data.label_names, data.multi_label, settings.dtype, settings.seed
+    model, is_new_head = load_for_training(
+        package, data.auto_class, settings.model, settings.dtype, settings.seed, **data.overrides()
     )
     fit = run_folder.training_module(package).fit
-    head = "a new head" if is_new_head else "the checkpoint's head"
     log = run_folder.make_printer(console)
-    log(f"{len(data.batches.texts)} training texts, {len(data.label_names)} labels, {head}")
+    log(f"{data.plan()['summary']}; {'a new head' if is_new_head else 'the head of the checkpoint'}")
 
     def train(evaluate: Any, **options: Any) -> FitResult:
         return fit(
@@ -79,13 +93,19 @@ def finetune(
     return run_folder.train_and_report(package, settings, data, tokenizer, train, on_evaluation=on_evaluation)
 
 
-def prepare(settings: FinetuneSettings) -> tuple[LabelledData, Any]:
+def prepare(settings: AnySettings) -> tuple[RunData, Any]:
     """Read and tokenize the data and return it with the tokenizer; nothing is trained and no framework is needed.
 
     Raises:
         InputError: The data cannot be read or is incompatible with the settings or the checkpoint.
         CheckpointError: The checkpoint cannot be read.
     """
+    if isinstance(settings, QuestionAnsweringSettings):
+        return question_answering.prepare(settings)
+    return _prepare_texts(settings)
+
+
+def _prepare_texts(settings: FinetuneSettings) -> tuple[LabelledData, Any]:
     checkpoint = open_checkpoint(settings.model)
     tokenizer = checkpoint.tokenizer()
     train, validation = labelled_run.read_texts(settings)
@@ -98,8 +118,8 @@ def prepare(settings: FinetuneSettings) -> tuple[LabelledData, Any]:
     return labelled_run.make_batches(settings, texts, tokenizer, checkpoint.transformer_config()), tokenizer
 
 
-def plan(settings: FinetuneSettings, framework: str) -> dict[str, Any]:
-    """Return what a run would do, without training: data, labels, batches, steps, parameters.
+def plan(settings: AnySettings, framework: str) -> dict[str, Any]:
+    """Return what a run would do, without training: data, batches, steps, parameters.
 
     Args:
         settings: Settings of the run.
@@ -111,5 +131,5 @@ def plan(settings: FinetuneSettings, framework: str) -> dict[str, Any]:
     """
     run_folder.check_output(settings, framework)
     data, _ = prepare(settings)
-    config = open_checkpoint(settings.model).transformer_config(num_labels=len(data.label_names))
-    return run_folder.plan_report(settings, data, count_parameters(config, "sequence-classification"), framework)
+    config = open_checkpoint(settings.model).transformer_config(**data.overrides())
+    return run_folder.plan_report(settings, data, count_parameters(config, data.head), framework)

@@ -1,18 +1,17 @@
-"""The folder of a run on labeled texts: check it, train in it and write the report.
+"""The folder of a training run: check it, train in it and write the report.
 
 It holds ``settings.toml`` (accepted by ``--config``), ``run.json``, ``metrics.jsonl`` and checkpoints to resume from (written by
-``fit``), ``best/`` (the model with its tokenizer and label names), and ``results.json``.
+``fit``), ``best/`` (the model with its tokenizer and label names, or what else its pipeline needs), and ``results.json``.
 """
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
-from duonlp.metrics.classification import ClassificationScorer
-from duonlp.runs.labelled import LabelledData, LabelledRunSettings, cannot_predict
+from duonlp.runs.settings import RunData, RunSettings
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import check_evaluation, evaluates, total_steps
@@ -31,7 +30,7 @@ RUN_MARKERS = (RUN_FILE, FILE, RESULTS_FILE, BEST, "checkpoints", "config.json",
 """Files and folders that show that a folder already holds a run or a model."""
 
 
-def check_output(settings: LabelledRunSettings, framework: str) -> None:
+def check_output(settings: RunSettings, framework: str) -> None:
     """Raise InputError if the output folder holds a different run than the one to start or resume; write nothing.
 
     Args:
@@ -55,7 +54,8 @@ def check_output(settings: LabelledRunSettings, framework: str) -> None:
                 f"output {str(folder)!r} already holds a run or a model ({', '.join(markers)}); give another folder"
             )
         return
-    stored, current = read_toml(file), as_table(replace(settings, framework=framework))
+    defaults = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # a folder of an older version
+    stored, current = {**defaults, **read_toml(file)}, as_table(replace(settings, framework=framework))
     names = [name for name in {**stored, **current} if name not in ("fit", *settings.may_change)]
     changed = [
         name
@@ -101,7 +101,7 @@ def read_evaluations(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in record.items() if key not in ("kind", "name")} for record in records]
 
 
-def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: int, framework: str) -> dict[str, Any]:
+def plan_report(settings: RunSettings, data: RunData, parameters: int, framework: str) -> dict[str, Any]:
     """Return what a run would do.
 
     Args:
@@ -113,9 +113,7 @@ def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: i
     Raises:
         InputError: The settings are incompatible with the framework or the validation data, which ``fit`` would find.
     """
-    batches, fit, scorer = len(data.batches), settings.fit, None
-    if data.validation is not None:
-        scorer = ClassificationScorer(data.validation, cannot_predict, out_of_scope=data.out_of_scope)
+    batches, fit, scorer = len(data.batches), settings.fit, data.scorer(None)
     steps = total_steps(data.batches, fit, None, scorer, any_layout=framework == "jax")
     if scorer is not None and evaluates(fit, None, scorer):
         check_evaluation(scorer, None, Best(fit.best_metric, fit.greater_is_better), has_loss=False)
@@ -124,15 +122,16 @@ def plan_report(settings: LabelledRunSettings, data: LabelledData, parameters: i
         "parameters": parameters,
         "batches_an_epoch": batches,
         "steps": steps,
-        "out_of_scope": data.out_of_scope,
+        "row_noun": data.row_noun,
+        **data.plan(),
         "settings": as_table(settings),
     }
 
 
 def train_and_report(
     package: Engine,
-    settings: LabelledRunSettings,
-    data: LabelledData,
+    settings: RunSettings,
+    data: RunData,
     tokenizer: Any,
     train: Callable[..., FitResult],
     *,
@@ -182,8 +181,9 @@ def train_and_report(
         if scorer is not None and result.best is not None:
             last = result.history[-1]["step"] if result.history else None
             if last != result.best["step"] or scores is None:  # the scorer holds another model's predictions
-                scores = scorer(package.AutoModelForSequenceClassification.from_pretrained(best, dtype=settings.dtype))
-            threshold = scores_at_threshold(scorer)
+                scores = scorer(getattr(package, data.auto_class).from_pretrained(best, dtype=settings.dtype))
+            threshold = data.at_threshold(scorer)
+        data.save_with(best, threshold)
         report = {
             "framework": framework,
             "output": str(folder),
@@ -193,6 +193,7 @@ def train_and_report(
             "best": result.best,
             "steps": result.steps,
             "examples": result.examples,
+            "row_noun": data.row_noun,
             "seconds": result.seconds,
             "examples_per_second": result.examples / result.seconds if result.seconds else None,
             "loss": result.loss,
@@ -209,16 +210,6 @@ def train_and_report(
         }
         write_text(folder / RESULTS_FILE, to_json(report, indent=2) + "\n")
         return report
-
-
-def scores_at_threshold(scorer: ClassificationScorer) -> dict[str, float] | None:
-    """Return the scores of the last predictions at the threshold that is best for them; None if none can be chosen."""
-    if scorer.out_of_scope is None:
-        return None
-    try:
-        return scorer.at_threshold()
-    except InputError:  # the texts are all in scope, or all out of scope
-        return None
 
 
 def weight_bytes(folder: Path) -> int:

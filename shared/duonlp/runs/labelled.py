@@ -11,22 +11,17 @@ import numpy as np
 
 from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from duonlp.config import TransformerConfig
-from duonlp.dtypes import TRAINING_DTYPES, check_dtype
-from duonlp.errors import CheckpointError, InputError, NewHeadWarning
+from duonlp.errors import CheckpointError, InputError
 from duonlp.heads import HEADS
 from duonlp.metrics.classification import ClassificationScorer
+from duonlp.runs.settings import TRAIN, VALIDATION, RunSettings
 from duonlp.training.fit_config import FitConfig
 from duonlp.typing import Engine
-from duonlp.util.frameworks import PACKAGES
-from duonlp.util.reading import check_encoding
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
     from duonlp.data.labelled.batches import LabelledBatches
     from duonlp.data.labelled.texts import LabelledTexts
-
-TRAIN, VALIDATION = "train", "validation"
-"""Default names of the splits."""
 
 OUT_OF_SCOPE = "oos"
 """Name of the out-of-scope label in CLINC150."""
@@ -36,79 +31,23 @@ FIT = FitConfig(epochs=4, learning_rate=2e-4, schedule="cosine", best_metric="ac
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledRunSettings:
-    """Settings of every run on labeled texts.
+class LabelledRunSettings(RunSettings):
+    """Settings of every run on labeled texts, in addition to RunSettings.
+
+    `data` is what duonlp.data.read_labelled_texts takes. Without max_length, texts may be as long as the model's maximum.
 
     Attributes:
-        data: A file, a folder or a Hub id, as duonlp.data.read_labelled_texts takes it.
-        output: Folder of the run. If it holds this run already, the run is resumed.
-        framework: "tf" or "jax", for the command line; a run stores the one it uses.
-        config: Configuration of a dataset on the Hub, such as "plus".
-        train_split: Name of the training split. A single table has none: all of it is trained on and nothing is validated.
-        validation_split: Name of the validation split; empty to validate nothing.
         text_column: Name of the text column; None to detect it as read_labelled_texts does.
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
-        encoding: Encoding of files of text, such as "cp1252"; None for UTF-8.
-        quoting: Whether fields of CSV and TSV files may be quoted; None to decide as read_labelled_texts does.
-        limit: Maximum number of texts per split, evenly spaced over it; None for all.
-        max_length: Maximum number of tokens per text; None for the model's maximum. (Batches are padded to their texts.)
         batch_size: Texts per step.
-        dtype: Compute dtype: "float32" or "bfloat16". Parameters and optimizer state stay in float32.
         out_of_scope: Name of the out-of-scope label. None: "oos" if there is such a label. "": there is none.
-        seed: Seed for shuffling and new parameters; `fit.seed` is that of dropout.
-        cache: Folder to cache tokenized texts in for later runs; None keeps them in memory.
-        tensorboard: Whether to write TensorBoard event files too.
-        fit: Training settings.
-
-    Raises:
-        InputError: A value is invalid.
     """
 
-    data: str
-    output: str
-    framework: str = ""
-    config: str | None = None
-    train_split: str = TRAIN
-    validation_split: str = VALIDATION
     text_column: str | None = None
     label_column: str | None = None
-    encoding: str | None = None
-    quoting: bool | None = None
-    limit: int | None = None
-    max_length: int | None = None
     batch_size: int = 48
-    dtype: str = "float32"
     out_of_scope: str | None = None
-    seed: int = 0
-    cache: str | None = None
-    tensorboard: bool = False
     fit: FitConfig = field(default_factory=lambda: FIT)
-
-    program: ClassVar[str] = "a run"
-    """Command that performs the run, for messages and the heading of settings.toml."""
-
-    may_change: ClassVar[tuple[str, ...]] = ("output", "cache", "tensorboard")
-    """Settings that may change on resume. Those of `fit` are determined by its ``fixed_on_resume``."""
-
-    def __post_init__(self) -> None:
-        for name in ("data", "output"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is empty; give --{name}, or set {name} in the TOML file")
-        for name in ("limit", "max_length", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
-        if self.framework and self.framework not in PACKAGES:
-            raise InputError(
-                f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
-            )
-        check_dtype(self.dtype, allowed=TRAINING_DTYPES)
-        check_encoding(self.encoding)
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output).expanduser()
 
 
 @dataclass(frozen=True)
@@ -129,6 +68,10 @@ class LabelledData:
     out_of_scope: str | None
     fingerprint: str
 
+    head: ClassVar[str] = "sequence-classification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    row_noun: ClassVar[str] = "texts"
+
     @property
     def multi_label(self) -> bool:
         """Whether a text may have several labels."""
@@ -144,26 +87,57 @@ class LabelledData:
             "labels": len(self.label_names),
         }
 
-    def scorer(self, package: Engine, as_teacher: bool = False) -> ClassificationScorer | None:
+    def plan(self) -> dict[str, Any]:
+        """Return what a plan says about the data: "summary", a line, and "out_of_scope"."""
+        data, scope = self.describe(), f" ({self.out_of_scope!r} is out of scope)" if self.out_of_scope else ""
+        summary = (
+            f"{data['train']} training texts, {data['validation']} validation texts, {data['labels']} labels{scope}"
+        )
+        return {"summary": summary, "out_of_scope": self.out_of_scope}
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the labels, for config.json."""
+        return {
+            "num_labels": len(self.label_names),
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {label: number for number, label in enumerate(self.label_names)},
+            "problem_type": "multi_label_classification" if self.multi_label else "single_label_classification",
+        }
+
+    def scorer(self, package: Engine | None, as_teacher: bool = False) -> ClassificationScorer | None:
         """Return a scorer of the validation texts, or None without any.
 
         Args:
-            package: tfnlp or jaxnlp, which predicts.
+            package: tfnlp or jaxnlp, which predicts; None for a scorer that can only do its dry run.
             as_teacher: Whether to score a teacher, which reads its own inputs if its tokenizer differs.
         """
         if self.validation is None:
             return None
+        predict = cannot_predict if package is None else package.predict
 
         def predict_as_teacher(model: Any, batches: Any) -> np.ndarray:
             label2id = model.config.label2id  # the teacher's order, which may differ from the data's
             columns = [label2id[name] for name in self.label_names]
-            return package.predict(model, batches, as_teacher=True)[:, columns]  # [n, C]
+            return predict(model, batches, as_teacher=True)[:, columns]  # [n, C]
 
-        predict = predict_as_teacher if as_teacher else package.predict
-        return ClassificationScorer(self.validation, predict, out_of_scope=self.out_of_scope)
+        return ClassificationScorer(
+            self.validation, predict_as_teacher if as_teacher else predict, out_of_scope=self.out_of_scope
+        )
+
+    def at_threshold(self, scorer: ClassificationScorer) -> dict[str, float] | None:
+        """Return the scores of the last predictions at the threshold that is best for them; None if none can be chosen."""
+        if scorer.out_of_scope is None:
+            return None
+        try:
+            return scorer.at_threshold()
+        except InputError:  # the texts are all in scope, or all out of scope
+            return None
+
+    def save_with(self, folder: Path, at_threshold: dict[str, float] | None) -> None:
+        """Write nothing: the labels are in config.json."""
 
 
-def cannot_predict(model: Any, batches: Any) -> np.ndarray:
+def cannot_predict(model: Any, batches: Any, *, as_teacher: bool = False) -> np.ndarray:
     """Stand in for an engine's ``predict`` in a scorer that only checks names; always raise NotImplementedError."""
     raise NotImplementedError("this scorer has no engine to predict with")
 
@@ -309,46 +283,6 @@ def fingerprint(*splits: "LabelledTexts | None") -> str:
             digest.update(np.ascontiguousarray(texts.labels).tobytes())
         digest.update(b"|")
     return digest.hexdigest()[:16]
-
-
-def load_classifier(
-    package: Engine, name: str, label_names: tuple[str, ...], multi_label: bool, dtype: str, seed: int
-) -> tuple[Any, bool]:
-    """Load a checkpoint as a classifier for some labels.
-
-    Args:
-        package: tfnlp or jaxnlp.
-        name: Folder in Hugging Face layout, or a Hub id.
-        label_names: Names of the labels, in the checkpoint's own order if it is fine-tuned for them; see
-            :func:`check_labels` and :func:`matching_label_names`.
-        multi_label: Whether a text may have several labels.
-        dtype: Compute dtype.
-        seed: Seed for a new head.
-
-    Returns:
-        (model, whether its head is new rather than the checkpoint's).
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read.
-    """
-    options = {
-        "num_labels": len(label_names),
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {label: number for number, label in enumerate(label_names)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
-    }
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = package.AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=dtype, seed=seed, ignore_mismatched_sizes=True, **options
-        )
-    is_new_head = False
-    for warning in caught:
-        if issubclass(warning.category, NewHeadWarning):  # expected in fine-tuning, so not worth a warning
-            is_new_head = True
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return model, is_new_head
 
 
 def check_labels(name: str, label_names: tuple[str, ...]) -> None:

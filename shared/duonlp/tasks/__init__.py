@@ -12,6 +12,7 @@ from duonlp.tasks.fill_mask import FillMaskTask
 from duonlp.tasks.generation import GenerationTask
 from duonlp.tasks.image_classification import ImageClassificationTask
 from duonlp.tasks.question_answering import QuestionAnsweringTask
+from duonlp.tasks.reader_config import ReaderConfig, read_reader_config, write_reader_config
 from duonlp.tasks.sentence_embedding import SentenceEmbeddingTask
 from duonlp.tasks.summarization import SummarizationTask
 from duonlp.tasks.text2text_generation import Text2TextGenerationTask
@@ -84,4 +85,15 @@ def make_task(
     return task_class(processor, config, folder)
 
 
-__all__ = ["ALIASES", "TASKS", "Example", "Options", "Task", "get_task", "make_task"]
+__all__ = [
+    "ALIASES",
+    "TASKS",
+    "Example",
+    "Options",
+    "ReaderConfig",
+    "Task",
+    "get_task",
+    "make_task",
+    "read_reader_config",
+    "write_reader_config",
+]

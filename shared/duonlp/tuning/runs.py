@@ -34,7 +34,7 @@ MODULES = {"distill": "distillation", "finetune": "finetuning"}
 """Kind of run to its module in duonlp.runs."""
 
 NOT_SEARCHED = (
-    "data", "output", "framework", "config", "validation_split", "text_column", "label_column", "encoding", "quoting",
+    "task", "data", "output", "framework", "config", "validation_split", "text_column", "label_column", "encoding", "quoting",
     "limit", "out_of_scope",
     "cache", "tensorboard", "cache_teacher_logits", "evaluate_teacher", "fit.best_metric", "fit.greater_is_better",
     "fit.evaluate_every", "fit.save_every", "fit.log_every", "fit.keep_last",

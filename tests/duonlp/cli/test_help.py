@@ -11,6 +11,7 @@ from duonlp.cli.demo import Settings as DemoSettings
 from duonlp.cli.training import FLAGS
 from duonlp.errors import InputError
 from duonlp.runs.finetuning import FinetuneSettings
+from duonlp.runs.question_answering import STRIDE, WINDOW, QuestionAnsweringSettings
 from duonlp.tuning.runs import TuneSettings
 
 
@@ -39,6 +40,7 @@ def test_every_command_is_registered():
     assert set(COMMANDS) == {
         "run", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "questions", "models", "convert",
         "demo", "evaluate code", "evaluate summarization",
+        "evaluate question-answering",
     }  # fmt: skip
 
 
@@ -68,6 +70,11 @@ def test_defaults_of_settings_are_those_of_the_dataclasses():
         stated = default_in(params["finetune"][flag])
         assert stated is None or type(value)(stated) == value, flag
     assert default_in(params["finetune"]["seed"]) == str(SETTINGS.seed) == str(SETTINGS.fit.seed)
+    reader = QuestionAnsweringSettings(model="m", data="d", output="o")
+    for flag, value in (("epochs", reader.fit.epochs), ("batch_size", reader.batch_size)):
+        assert f"; {value} " in params["finetune"][flag]
+    assert f"({WINDOW})" in params["finetune"]["max_length"] and f"default {STRIDE}" in params["finetune"]["doc_stride"]
+    assert f"default {reader.fold_by}" in params["finetune"]["fold_by"]
     tune = TuneSettings()
     assert default_in(params["tune"]["trials"]) == str(tune.trials) and default_in(params["tune"]["seed"]) == str(
         tune.seed

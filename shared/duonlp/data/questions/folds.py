@@ -69,6 +69,8 @@ def _group(row: Any, by: str) -> Any:
     value = row[by]
     if value in ("", None):
         raise InputError(
-            f"the question {row['id']!r} has no {by}, so its group is unknown; pass by= with another column, such as by='context'"
+            f"the question {row['id']!r} has no {by}, so its group is unknown",
+            remedy="pass by= with another column, such as by='context'",
+            argument="by",
         )
     return value if isinstance(value, (str, int)) else repr(value)

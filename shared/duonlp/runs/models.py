@@ -1,0 +1,40 @@
+"""Load a checkpoint to train it, with a new head if it lacks the one it needs."""
+
+import warnings
+from typing import Any
+
+from duonlp.errors import NewHeadWarning
+from duonlp.typing import Engine
+
+
+def load_for_training(
+    package: Engine, auto_class: str, name: str, dtype: str, seed: int, **overrides: Any
+) -> tuple[Any, bool]:
+    """Load a checkpoint with the head of an auto class.
+
+    Args:
+        package: tfnlp or jaxnlp.
+        auto_class: Name of the auto class, such as "AutoModelForQuestionAnswering".
+        name: Folder in Hugging Face layout, or a Hub id.
+        dtype: Compute dtype.
+        seed: Seed for a new head.
+        overrides: Keys of config.json to override, such as num_labels.
+
+    Returns:
+        (model, whether its head is new rather than the checkpoint's).
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = getattr(package, auto_class).from_pretrained(
+            name, dtype=dtype, seed=seed, ignore_mismatched_sizes=True, **overrides
+        )
+    is_new_head = False
+    for warning in caught:
+        if issubclass(warning.category, NewHeadWarning):  # expected in fine-tuning, so not worth a warning
+            is_new_head = True
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return model, is_new_head
