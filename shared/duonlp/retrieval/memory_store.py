@@ -15,6 +15,7 @@ from duonlp.retrieval.document import Document, DuplicatePolicy, Encoder, Filter
 from duonlp.retrieval.filters import BASIC, Columns, Filter
 from duonlp.retrieval.indexes.arguments import (
     allowed_numbers,
+    check_embedding,
     check_queries,
     check_top_k,
     check_vectors,
@@ -128,8 +129,9 @@ class MemoryStore:
                             f"the document id {document.id!r} is {where}; nothing was written: pass DuplicatePolicy.SKIP or "
                             "DuplicatePolicy.OVERWRITE"
                         )
-                embedding = self._checked_embedding(document, size)
-                size = size if embedding is None else embedding.size
+                embedding = check_embedding(document, size)
+                if embedding is not None:
+                    size, embedding = embedding.size, self._normalized(embedding)
                 batch.pop(document.id, None)
                 batch[document.id] = _copied(document, embedding)
                 written += 1
@@ -218,29 +220,6 @@ class MemoryStore:
                 f"those {f'of {name!r}' if name else 'given'} have length {size}; use the encoder that made the store's"
             )
 
-    def _checked_embedding(self, document: Document, size: int | None) -> np.ndarray | None:
-        """Return a document's embedding, float32 [size] and scaled if that is asked for."""
-        if document.embedding is None:
-            return None
-        try:
-            embedding = np.array(document.embedding, np.float32)
-        except (TypeError, ValueError):
-            embedding = np.zeros(0)
-        if embedding.ndim != 1 or not embedding.size:
-            raise InputError(
-                f"the embedding of document {document.id!r} is not a vector of numbers; pass float32 [size]"
-            )
-        if size is not None and embedding.size != size:
-            raise InputError(
-                f"the embedding of document {document.id!r} has length {embedding.size}, those of the store have length {size}; "
-                "use one encoder for all documents"
-            )
-        if not np.isfinite(embedding).all():
-            raise InputError(
-                f"the embedding of document {document.id!r} is not finite (NaN or infinity); check its encoder"
-            )
-        return self._normalized(embedding)
-
     def _normalized(self, vectors: np.ndarray) -> np.ndarray:
         if not self.normalize:
             return vectors
@@ -263,16 +242,18 @@ class MemoryStore:
         *,
         top_k: int = 10,
         filters: Filters | Sequence[Filters | None] | None = None,
+        fill: bool = False,
     ) -> list[list[Document]]:
         """Return copies of the documents that share words with each query, best first, with their BM25 scores.
 
-        A document that scores no higher than one without any of the words is not returned; there is none for a query of only
-        stop words. Equal scores keep the order in which the documents were written.
+        Equal scores keep the order in which the documents were written.
 
         Args:
             queries: The queries.
             top_k: Maximum number of documents per query.
             filters: A filter for all queries, or a list with one per query. It does not change scores.
+            fill: Add documents without any of the words where fewer than top_k have one. Otherwise, a query of only stop words
+                finds nothing.
 
         Raises:
             InputError: The store is empty, or an argument is invalid.
@@ -284,7 +265,7 @@ class MemoryStore:
             self._check_not_empty()
             keywords = self._synced_keywords()
             results = [
-                keywords.index.search(query, top_k, allowed)
+                keywords.index.search(query, top_k, allowed, fill=fill)
                 for query, allowed in zip(queries, allowed_numbers(conditions, keywords.columns), strict=True)
             ]
             return [_found(keywords.documents, *result) for result in results]

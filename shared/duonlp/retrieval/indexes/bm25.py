@@ -224,15 +224,16 @@ class BM25Index:
         scorer.idf = idf
         return scorer
 
-    def search(self, query: str, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, query: str, k: int, allowed: np.ndarray | None = None, *, fill: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k texts that score highest, best first, equal ones in their order.
-
-        A text that scores no higher than one without any word of the query is left out.
 
         Args:
             query: Its words count as often as they occur; unknown ones are ignored.
             k: Maximum number of texts.
             allowed: Ascending numbers of the texts to consider; None for all. Scores are the same.
+            fill: Whether texts that score no higher than one without any word of the query count, too.
 
         Returns:
             Numbers of the texts, int64 [k], and scores, float32 [k].
@@ -240,7 +241,9 @@ class BM25Index:
         scorer = self._scorer
         words = scorer.get_tokens_ids(self.tokenize(query))
         if not words:
-            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+            numbers = np.arange(len(self.lengths)) if allowed is None else allowed
+            numbers = numbers[: k if fill else 0]
+            return numbers, np.zeros(len(numbers), np.float32)
         absent = scorer.nonoccurrence_array
         floor = np.float32(0) if absent is None else absent[np.array(words)].sum()
         if allowed is not None and len(allowed) * FEW < len(self.lengths):
@@ -251,7 +254,7 @@ class BM25Index:
         if self.options.method == "tf-idf":
             ids, repeats = np.unique(words, return_counts=True)
             scores /= np.float32(np.sqrt(np.sum((repeats * scorer.idf[ids].astype(np.float64)) ** 2)))
-        chosen = best(scores, k, float(floor))
+        chosen = best(scores, k, None if fill else float(floor))
         return (chosen if allowed is None else allowed[chosen]), scores[chosen]
 
     def _look_up(self, words: Sequence[int], allowed: np.ndarray) -> np.ndarray:
