@@ -167,8 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
         report[search] = {"seconds": seconds, "ratios": relative}
     report["additions"] = record = additions(options.documents)
     print(
-        f"\n{options.documents} documents: built in {record['built']:.1f} s; {ADDED} added in {record['added']:.2f} s and deleted "
-        f"in {record['deleted']:.2f} s, a search included; results {'equal' if record['equal'] else 'DIFFERENT'}"
+        f"\n{options.documents} documents: built in {record['built']:.1f} s; {ADDED} added in {record['added']:.2f} s and "
+        f"deleted in {record['deleted']:.2f} s, a search included; results {'equal' if record['equal'] else 'DIFFERENT'}"
     )
     if options.subjqa:
         report["subjqa"] = subjqa(*options.subjqa)

@@ -38,7 +38,8 @@ def check_vectors(vectors: Any, count: int | None, size: int | None, source: str
         InputError: They have another shape, or are not finite.
     """
     try:
-        array = np.ascontiguousarray(vectors, np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = np.ascontiguousarray(vectors, np.float32)
     except (TypeError, ValueError):
         array = np.zeros(())
     if array.ndim != 2 or count not in (None, len(array)) or size not in (None, array.shape[1]):
@@ -65,7 +66,8 @@ def check_embedding(document: Document, size: int | None) -> np.ndarray | None:
     if document.embedding is None:
         return None
     try:
-        embedding = np.array(document.embedding, np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            embedding = np.array(document.embedding, np.float32)
     except (TypeError, ValueError):
         embedding = np.zeros(0)
     if embedding.ndim != 1 or not embedding.size:
