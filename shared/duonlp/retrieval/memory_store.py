@@ -393,18 +393,25 @@ class MemoryStore:
         """Take over documents and indexes from files whose hashes are right."""
         documents = [Document(row["content"], row["meta"], row["id"]) for row in files.documents]
         self._documents = {document.id: document for document in documents}
-        if len(self._documents) != len(documents):
-            raise InputError(f"two documents of the store have one id; {ADVICE}")
-        keywords, words = BM25Index(self.bm25, self.tokenize), len(files.vocabulary)
+        if len(self._documents) != len(documents) or not all(isinstance(name, str) for name in self._documents):
+            raise InputError(f"the ids of the store's documents are not unique texts; {ADVICE}")
+        keywords = BM25Index(self.bm25, self.tokenize)
         keywords.vocabulary = {word: i for i, word in enumerate(files.vocabulary)}
         keywords.lengths = files.array("lengths", np.int32, (len(documents),))
-        keywords.starts = files.array("starts", np.int64, (words + 1,))
+        keywords.starts = files.array("starts", np.int64, (len(files.vocabulary) + 1,))
         keywords.positions = files.array("positions", np.int32, (None,))
         keywords.counts = files.array("counts", np.float32, keywords.positions.shape)
+        if not keywords.is_valid():
+            raise InputError(f"the postings of the store contradict each other; {ADVICE}")
         self._keywords = _Indexed(keywords, documents, self._version)
         if "embeddings" in files.arrays:
             numbers = files.array("embedded", np.int64, (None,))
             matrix = files.array("embeddings", np.float32, (len(numbers), None))
+            in_order = np.unique(numbers)
+            if len(in_order) < len(numbers) or not matrix.size or not np.isfinite(matrix).all():
+                raise InputError(f"the embeddings of the store are damaged; {ADVICE}")
+            if in_order[0] < 0 or in_order[-1] >= len(documents):
+                raise InputError(f"the store has embeddings of documents that are not in it; {ADVICE}")
             self._embedding_size = matrix.shape[1]
             vectors = self._new_vectors(matrix.shape[1])
             vectors.matrix = matrix

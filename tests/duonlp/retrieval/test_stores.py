@@ -209,7 +209,7 @@ def test_too_few_documents_to_train_on():
     store = FaissStore(factory="IVF64,Flat", parameters="nprobe=64")
     store.write_documents(documents(10))
     for _ in range(2):
-        with pytest.raises(InputError, match="10 vectors.*write more documents"):
+        with pytest.raises(InputError, match=r"10 vectors.*write more documents"):
             store.search_embeddings(np.ones((1, 8)))
     store.write_documents(documents(100, first=10))
     assert len(store.search_embeddings(np.ones((1, 8)))[0]) == 10

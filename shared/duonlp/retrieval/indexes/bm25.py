@@ -150,6 +150,22 @@ class BM25Index:
             self._add(texts)
         self.__dict__.pop("_scorer", None)
 
+    def is_valid(self) -> bool:
+        """Return whether the arrays can be those of an index, after they were read from files."""
+        starts, positions = self.starts, self.positions
+        if len(self.vocabulary) != len(starts) - 1 or starts[0] != 0 or starts[-1] != len(positions):
+            return False
+        sizes = np.diff(starts)
+        if (sizes <= 0).any() or (self.lengths < 0).any() or not (np.isfinite(self.counts) & (self.counts >= 1)).all():
+            return False
+        if not len(positions):
+            return True
+        ascends = np.diff(positions, prepend=-1) > 0
+        ascends[starts[:-1]] = True
+        in_range = positions.min() >= 0 and positions.max() < len(self.lengths)
+        totals = np.bincount(positions, self.counts, len(self.lengths)) if in_range else None
+        return bool(in_range and ascends.all() and (totals == self.lengths).all())
+
     def _delete(self, kept: np.ndarray) -> None:
         stays = kept[self.positions]
         numbers = np.cumsum(kept, dtype=np.int32) - 1
