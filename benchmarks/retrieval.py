@@ -28,6 +28,8 @@ KEYWORDS = ("bm25s (NumPy)", "bm25s", "duonlp")
 EMBEDDINGS = ("faiss", "duonlp FaissStore", "duonlp MemoryStore")
 SIZE, TOP_K, ADDED = 384, 10, 1000
 CUTOFFS = (1, 3, 5, 10, 20)
+ALL = 1000
+"""More documents than any product has reviews."""
 
 
 def synthetic_passages(count: int, seed: int = 0) -> list[str]:
@@ -122,28 +124,25 @@ def subjqa(train: Path, dev: Path) -> list[dict[str, Any]]:
         dev: The CSV of the split with the questions.
     """
     from duonlp.data.questions import read_questions
+    from duonlp.metrics import retrieval_scores
     from duonlp.retrieval import BM25Options, BM25Retriever, Document, DuplicatePolicy, MemoryStore
 
     splits = [read_questions(file) for file in (train, dev)]
     documents = [Document(row["context"], {"item_id": row["title"]}) for split in splits for row in split]
     questions = [row for row in splits[1] if row["answers"]["text"]]
     filters = [{"field": "meta.item_id", "operator": "==", "value": row["title"]} for row in questions]
+    relevant = [{Document(row["context"], {"item_id": row["title"]}).id} for row in questions]
     records = []
     for method in ("lucene", "robertson", "atire", "bm25l", "bm25+", "tf-idf"):
         for fill in (False, True):
             store = MemoryStore(bm25=BM25Options(method=method))
             store.write_documents(documents, DuplicatePolicy.SKIP)
-            retriever = BM25Retriever(store, top_k=1000, fill=fill)
+            retriever = BM25Retriever(store, top_k=ALL, fill=fill)
             found = retriever.retrieve([row["question"] for row in questions], filters=filters)
-            ranks = []
-            for row, ranking in zip(questions, found, strict=True):
-                matches = [i for i, document in enumerate(ranking, 1) if document.content == row["context"]]
-                ranks.append(matches[0] if matches else np.inf)
-            recall = {k: float(np.mean(np.array(ranks) <= k)) for k in CUTOFFS}
-            reciprocal = float(np.mean(1 / np.array(ranks, float)))  # one review is relevant
-            records.append(
-                {"method": method, "fill": fill, "recall": recall, "map": reciprocal, "questions": len(ranks)}
-            )
+            rankings = [[document.id for document in result] for result in found]
+            scores = retrieval_scores(rankings, relevant, (*CUTOFFS, ALL))
+            recall = {k: scores[f"recall@{k}"].value for k in CUTOFFS}
+            records.append({"method": method, "fill": fill, "recall": recall, "map": scores[f"map@{ALL}"].value})
     return records
 
 

@@ -37,9 +37,8 @@ def build(kind: str, count: int):
 
 def answer(store) -> str:
     """Return all documents of a store and the results of some searches, as text."""
-    found = store.search_keywords(["w1 w3"]) + store.search_embeddings(
-        np.eye(4), filters={"field": "n", "operator": ">", "value": 3}
-    )
+    some = {"field": "n", "operator": ">", "value": 3}
+    found = store.search_keywords(["w1 w3"]) + store.search_embeddings(np.eye(4), filters=some)
     vectors = [None if d.embedding is None else d.embedding.tolist() for d in store.filter_documents()]
     results = [[(d.id, d.content, d.meta, d.score) for d in result] for result in [*found, store.filter_documents()]]
     return json.dumps([results, vectors, store.encoder])

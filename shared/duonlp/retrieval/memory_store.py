@@ -358,12 +358,12 @@ class MemoryStore:
             InputError: The folder has no store, one of another class, or a damaged one.
         """
         files = read_store(folder, cls.__name__)
-        settings = dict(files.settings)
+        settings = {"has_tokenize": False, "bm25": {}, **files.settings}
         if settings.pop("has_tokenize") != (tokenize is not None):
             problem = "was made without one" if tokenize else "was made with a function of its own; pass it"
             raise InputError(f"the store {os.fspath(folder)!r} and tokenize do not fit: the store {problem}")
-        store = cls(bm25=BM25Options(**settings.pop("bm25")), tokenize=tokenize, **settings)
         try:
+            store = cls(bm25=BM25Options(**settings.pop("bm25")), tokenize=tokenize, **settings)
             store._fill(files)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise InputError(f"the store {os.fspath(folder)!r} is damaged: {error!r}; {ADVICE}") from None
