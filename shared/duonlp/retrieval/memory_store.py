@@ -252,8 +252,8 @@ class MemoryStore:
             queries: The queries.
             top_k: Maximum number of documents per query.
             filters: A filter for all queries, or a list with one per query. It does not change scores.
-            fill: Add documents without any of the words where fewer than top_k have one. Otherwise, a query of only stop words
-                finds nothing.
+            fill: Where fewer than top_k documents have one of the words, add others, the shortest first. Otherwise, a query of
+                only stop words finds nothing.
 
         Raises:
             InputError: The store is empty, or an argument is invalid.
@@ -358,7 +358,7 @@ class MemoryStore:
             InputError: The folder has no store, one of another class, or a damaged one.
         """
         files = read_store(folder, cls.__name__)
-        settings = {"has_tokenize": False, "bm25": {}, **files.settings}
+        settings: dict[str, Any] = {"has_tokenize": False, "bm25": {}, **files.settings}
         if settings.pop("has_tokenize") != (tokenize is not None):
             problem = "was made without one" if tokenize else "was made with a function of its own; pass it"
             raise InputError(f"the store {os.fspath(folder)!r} and tokenize do not fit: the store {problem}")

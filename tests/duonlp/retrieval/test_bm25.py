@@ -119,10 +119,10 @@ def test_a_filter_does_not_change_scores_or_order(method):
 def test_only_texts_with_a_word_of_the_query_are_found():
     index = index_of(["a b", "b c", "c d", ""], method="bm25+")
     assert index.search("a", 10)[0].tolist() == [0]
-    assert index.search("a", 3, fill=True)[0].tolist() == [0, 1, 2]
+    assert index.search("a", 3, fill=True)[0].tolist() == [0, 3, 1]
     assert index.search("x", 10)[0].tolist() == []
-    assert index.search("", 2, fill=True)[0].tolist() == [0, 1]
-    assert index.search("", 2, np.array([2, 3]), fill=True)[0].tolist() == [2, 3]
+    assert index.search("", 2, fill=True)[0].tolist() == [3, 0]
+    assert index.search("", 2, np.array([2, 3]), fill=True)[0].tolist() == [3, 2]
 
 
 def test_only_empty_texts():

@@ -41,7 +41,7 @@ def test_keywords(store):
     assert ids(retriever.retrieve(["a", "b b", "z"])) == [["1", "3"], ["2", "3"], []]
     assert ids(retriever.retrieve(["a", "b"], top_k=1, filters=[None, odd])) == [["1"], ["3"]]
     assert ids(BM25Retriever(store, filters=odd).retrieve(["b"])) == [["3"]]
-    assert ids(BM25Retriever(store, fill=True).retrieve(["c"])) == [["4", "1", "2", "3"]]
+    assert ids(BM25Retriever(store, fill=True).retrieve(["c"])) == [["4", "2", "1", "3"]]
     assert retriever.retrieve([]) == []
 
 

@@ -162,9 +162,9 @@ class BM25Index:
             return True
         ascends = np.diff(positions, prepend=-1) > 0
         ascends[starts[:-1]] = True
-        in_range = positions.min() >= 0 and positions.max() < len(self.lengths)
-        totals = np.bincount(positions, self.counts, len(self.lengths)) if in_range else None
-        return bool(in_range and ascends.all() and (totals == self.lengths).all())
+        if positions.min() < 0 or positions.max() >= len(self.lengths) or not ascends.all():
+            return False
+        return bool(np.array_equal(np.bincount(positions, self.counts, len(self.lengths)), self.lengths))
 
     def _delete(self, kept: np.ndarray) -> None:
         stays = kept[self.positions]
@@ -249,28 +249,31 @@ class BM25Index:
             query: Its words count as often as they occur; unknown ones are ignored.
             k: Maximum number of texts.
             allowed: Ascending numbers of the texts to consider; None for all. Scores are the same.
-            fill: Whether texts that score no higher than one without any word of the query count, too.
+            fill: Add texts that score no higher than one without any word of the query, the shortest first, as a smoothed language
+                model ranks them (Zhai and Lafferty, 2004, "A study of smoothing methods").
 
         Returns:
             Numbers of the texts, int64 [k], and scores, float32 [k].
         """
         scorer = self._scorer
         words = scorer.get_tokens_ids(self.tokenize(query))
-        if not words:
-            numbers = np.arange(len(self.lengths)) if allowed is None else allowed
-            numbers = numbers[: k if fill else 0]
-            return numbers, np.zeros(len(numbers), np.float32)
         absent = scorer.nonoccurrence_array
-        floor = np.float32(0) if absent is None else absent[np.array(words)].sum()
-        if allowed is not None and len(allowed) * FEW < len(self.lengths):
+        floor = np.float32(0) if absent is None or not words else absent[np.array(words)].sum()
+        if not words:
+            scores = np.zeros(len(self.lengths) if allowed is None else len(allowed), np.float32)
+        elif allowed is not None and len(allowed) * FEW < len(self.lengths):
             scores = self._look_up(words, allowed) + floor
         else:
             scores = scorer.get_scores_from_ids(words)
             scores = scores if allowed is None else scores[allowed]
-        if self.options.method == "tf-idf":
+        if words and self.options.method == "tf-idf":
             ids, repeats = np.unique(words, return_counts=True)
             scores /= np.float32(np.sqrt(np.sum((repeats * scorer.idf[ids].astype(np.float64)) ** 2)))
-        chosen = best(scores, k, None if fill else float(floor))
+        chosen = best(scores, k, float(floor))
+        if fill and len(chosen) < k:
+            others = np.flatnonzero(scores <= floor)
+            lengths = self.lengths[others if allowed is None else allowed[others]]
+            chosen = np.concatenate([chosen, others[np.argsort(lengths, kind="stable")][: k - len(chosen)]])
         return (chosen if allowed is None else allowed[chosen]), scores[chosen]
 
     def _look_up(self, words: Sequence[int], allowed: np.ndarray) -> np.ndarray:
