@@ -111,6 +111,16 @@ def test_documents_without_embeddings_are_found_by_words_only(make):
 
 
 @both
+def test_the_last_embedding_is_overwritten(make):
+    store = make()
+    store.write_documents([Document("a", id="1", embedding=[1, 2]), Document("b", id="2")])
+    store.write_documents([Document("a", id="1")], DuplicatePolicy.OVERWRITE)
+    assert store.embedding_size is None
+    with pytest.raises(InputError, match="none of the 2 documents has an embedding"):
+        store.search_embeddings([[1, 2]])
+
+
+@both
 def test_equal_scores_keep_the_order_of_writing(make):
     store = make()
     store.write_documents([Document("same", id=str(i), embedding=np.ones(2)) for i in range(30)])

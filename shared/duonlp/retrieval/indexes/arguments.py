@@ -19,10 +19,11 @@ def check_queries(queries: Sequence[str]) -> None:
             raise InputError(f"a query is {query!r}; expected a text (str)")
 
 
-def check_top_k(top_k: int) -> None:
-    """Raise InputError unless this is a positive integer."""
+def check_top_k(top_k: int) -> int:
+    """Return top_k as int; raise InputError unless it is a positive integer."""
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise InputError(f"top_k is {top_k!r}; expected an integer of at least 1")
+    return int(top_k)
 
 
 def check_vectors(vectors: Any, count: int | None, size: int | None, source: str) -> np.ndarray:
