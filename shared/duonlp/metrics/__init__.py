@@ -1,4 +1,4 @@
-"""Metrics with confidence intervals: ROUGE, BLEU, classification and answer scores, significance tests between systems."""
+"""Metrics with confidence intervals: ROUGE, BLEU, classification, answers and retrieval, and significance tests."""
 
 from duonlp.metrics.base import Metric
 from duonlp.metrics.bleu import Bleu
@@ -29,6 +29,7 @@ from duonlp.metrics.report import (
     regression_scores,
     tags_of_ids,
 )
+from duonlp.metrics.retrieval import query_scores, retrieval_scores
 from duonlp.metrics.rouge import Rouge
 
 __all__ = [
@@ -52,10 +53,12 @@ __all__ = [
     "exact_match",
     "example_scores",
     "normalize_answer",
+    "query_scores",
     "read_answers",
     "read_null_gaps",
     "read_predictions",
     "regression_scores",
+    "retrieval_scores",
     "squad_scores",
     "tags_of_ids",
     "threshold_scores",

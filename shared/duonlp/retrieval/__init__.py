@@ -1,5 +1,28 @@
-"""Find passages that answer a question: document stores, retrievers, encoders and rankers."""
+"""Find passages that answer a question: document stores, retrievers, encoders, rankers and readers."""
 
+from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.faiss_store import FaissStore
+from duonlp.retrieval.filters import UnknownFieldWarning, matches
+from duonlp.retrieval.indexes import BM25Options
+from duonlp.retrieval.memory_store import MemoryStore
+from duonlp.retrieval.reader import Reader
+from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
-__all__ = ["Document", "DocumentStore", "DuplicatePolicy", "Encoder", "Filters", "Retriever"]
+__all__ = [
+    "Answer",
+    "BM25Options",
+    "BM25Retriever",
+    "Document",
+    "DocumentStore",
+    "DuplicatePolicy",
+    "EmbeddingRetriever",
+    "Encoder",
+    "FaissStore",
+    "Filters",
+    "MemoryStore",
+    "Reader",
+    "Retriever",
+    "UnknownFieldWarning",
+    "matches",
+]
