@@ -2,10 +2,17 @@
 
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
 from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
+from duonlp.retrieval.faiss_store import FaissStore
+from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
+from duonlp.retrieval.indexes import BM25Options
+from duonlp.retrieval.memory_store import MemoryStore
+from duonlp.retrieval.negatives import hard_negatives, labelled_pairs
 from duonlp.retrieval.ranker import CrossEncoderRanker
+from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
-    "CrossEncoderRanker", "DPREncoder", "Document", "DocumentStore", "DuplicatePolicy", "Encoder", "Filters",
-    "HybridRetriever", "RerankingRetriever", "Retriever", "SentenceEncoder",
+    "BM25Options", "BM25Retriever", "CrossEncoderRanker", "DPREncoder", "Document", "DocumentStore", "DuplicatePolicy",
+    "EmbeddingRetriever", "Encoder", "FaissStore", "Filters", "HybridRetriever", "MemoryStore", "RerankingRetriever",
+    "Retriever", "SentenceEncoder", "UnknownFieldWarning", "hard_negatives", "labelled_pairs", "matches",
 ]  # fmt: skip
