@@ -47,7 +47,9 @@ def hard_negatives(
     check_int("count", count, minimum=1)
     check_int("depth", depth, minimum=1)
     if filters is not None and not hasattr(filters, "keys") and len(filters) != len(questions):
-        raise InputError(f"there are {len(filters)} filters for {len(questions)} questions; give one for each, or one for all")
+        raise InputError(
+            f"there are {len(filters)} filters for {len(questions)} questions; give one for each, or one for all"
+        )
     examples = retrieval_examples(questions, titles=title is not None)
     numbers = [i for i, row in enumerate(questions) if row["answers"]["text"]]
     if isinstance(filters, Sequence):
@@ -64,7 +66,9 @@ def hard_negatives(
             text = document.content.casefold()
             if document.content in positives[example.question] or any(answer in text for answer in answers):
                 continue
-            negatives.append(document.content if title is None else (str(document.meta.get(title, "")), document.content))
+            negatives.append(
+                document.content if title is None else (str(document.meta.get(title, "")), document.content)
+            )
         out.append(replace(example, negatives=tuple(negatives[:count])))
     return out
 
