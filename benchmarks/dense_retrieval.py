@@ -11,7 +11,7 @@ as well, so everything about the products of DEV is left out of the training.
 import argparse
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def training_examples(train: Any, retriever: Any, count: int) -> list[Any]:
 
 
 def train_ranker(engine: Any, model: Path, folder: Path, train: Any, retriever: Any) -> Path:
-    """Train a cross-encoder from an encoder in two epochs and return its folder."""
+    """Train a cross-encoder from an encoder in an epoch and return its folder."""
     from duonlp.checkpoints import open_checkpoint
     from duonlp.data import LabelledBatches
     from duonlp.retrieval import labelled_pairs
@@ -87,18 +87,20 @@ def train_ranker(engine: Any, model: Path, folder: Path, train: Any, retriever: 
     batches = LabelledBatches(pairs, tokenizer, 16, max_length=LENGTH)
     labels = {"id2label": {str(i): name for i, name in enumerate(pairs.label_names)}}
     classifier = engine.AutoModelForSequenceClassification.from_pretrained(model, **labels)
-    config = training.FitConfig(epochs=2, learning_rate=1e-4, evaluate_every=0, save_every=0)
+    config = training.FitConfig(epochs=1, learning_rate=1e-4, evaluate_every=0, save_every=0)
     print(
         f"training a cross-encoder on {len(pairs.texts)} pairs, {int(pairs.labels.sum())} of them relevant", flush=True
     )
     result = training.fit(classifier, batches, config, folder / "ranker_run")
+    if result.preempted:
+        raise SystemExit("preempted")
     result.model.save_pretrained(best, tokenizer)
     print(f"trained in {result.seconds:.0f} s", flush=True)
     return best
 
 
 def train_encoder(engine: Any, model: Path, folder: Path, train: Any, retriever: Any) -> Path:
-    """Train a bi-encoder from a sentence encoder with in-batch negatives in two epochs and return its folder."""
+    """Train a bi-encoder from a sentence encoder with in-batch negatives in an epoch and return its folder."""
     from duonlp.checkpoints import open_checkpoint
     from duonlp.data.questions import RetrievalBatches
 
@@ -110,56 +112,58 @@ def train_encoder(engine: Any, model: Path, folder: Path, train: Any, retriever:
     tokenizer = open_checkpoint(model).tokenizer()
     options = {"num_negatives": 1, "max_question_length": 32, "max_passage_length": LENGTH}
     batches = RetrievalBatches(examples, tokenizer, 32, **options)
-    config = training.FitConfig(epochs=2, learning_rate=2e-5, evaluate_every=0, save_every=0)
+    config = training.FitConfig(epochs=1, learning_rate=2e-5, evaluate_every=0, save_every=0)
     print(f"training a bi-encoder on {len(examples)} questions", flush=True)
     base = engine.AutoModel.from_pretrained(model)
     result = retrieval.fit_biencoder(base, batches, config, folder / "encoder_run")
+    if result.preempted:
+        raise SystemExit("preempted")
     result.model.save_pretrained(best, tokenizer)
     print(f"trained in {result.seconds:.0f} s", flush=True)
     return best
 
 
-def contestants(engine: Any, model: Path, work: Path | None, splits: Sequence[Any]) -> dict[str, Any]:
-    """Return the retrievers by name."""
+def contestants(engine: Any, model: Path, work: Path | None, splits: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each method and its retriever, when it is ready."""
     from duonlp.data.questions import Questions
     from duonlp.retrieval import (
         BM25Retriever,
         CrossEncoderRanker,
         Document,
-        DuplicatePolicy,
         EmbeddingRetriever,
         HybridRetriever,
         MemoryStore,
         SentenceEncoder,
     )
 
-    def store(rows: Any, encoder: Any) -> MemoryStore:
+    everything = {row["context"]: row["title"] for split in splits for row in split}
+
+    def store(texts: Mapping[str, str], vectors: Mapping[str, np.ndarray]) -> MemoryStore:
         made = MemoryStore()
-        documents = {row["context"]: Document(row["context"], {"item_id": row["title"]}) for row in rows}
-        vectors = encoder.encode_documents(list(documents))
-        for document, vector in zip(documents.values(), vectors, strict=True):
-            document.embedding = vector
-        made.write_documents(list(documents.values()), DuplicatePolicy.SKIP)
+        made.write_documents([Document(t, {"item_id": title}, embedding=vectors[t]) for t, title in texts.items()])
         return made
 
-    def both(rows: Any, encoder: Any) -> tuple[Any, Any]:
-        made = store(rows, encoder)
-        return BM25Retriever(made, fill=True), EmbeddingRetriever(made, encoder)
+    def encode(encoder: Any) -> dict[str, np.ndarray]:
+        return dict(zip(everything, encoder.encode_documents(list(everything)), strict=True))
 
     encoder = SentenceEncoder(engine.pipeline("sentence-embedding", model))
-    everything = [row for split in splits for row in split]
-    keywords, dense = both(everything, encoder)
-    found = {"BM25": keywords, "dense": dense, "hybrid": HybridRetriever([keywords, dense])}
+    vectors = encode(encoder)
+    found = store(everything, vectors)
+    keywords, dense = BM25Retriever(found, fill=True), EmbeddingRetriever(found, encoder)
+    hybrid = HybridRetriever([keywords, dense])
+    yield from {"BM25": keywords, "dense": dense, "hybrid": hybrid}.items()
     if work is None:
-        return found
+        return
     products = {row["title"] for row in splits[1]}
     train = Questions([row for row in splits[0] if row["title"] not in products])
-    of_train = HybridRetriever(both(train, encoder))
+    found = store({row["context"]: row["title"] for row in train}, vectors)
+    of_train = HybridRetriever([BM25Retriever(found), EmbeddingRetriever(found, encoder)])
     ranker = engine.pipeline("text-classification", train_ranker(engine, model, work, train, of_train))
-    found["hybrid, re-ranked"] = TopRanked(found["hybrid"], CrossEncoderRanker(ranker, max_length=2 * LENGTH))
-    trained = engine.pipeline("sentence-embedding", train_encoder(engine, model, work, train, of_train))
-    _, dense = both(everything, SentenceEncoder(trained))
-    return found | {"dense, fine-tuned": dense, "hybrid, fine-tuned": HybridRetriever([keywords, dense])}
+    yield "hybrid, re-ranked", TopRanked(hybrid, CrossEncoderRanker(ranker, max_length=LENGTH))
+    tuned = SentenceEncoder(engine.pipeline("sentence-embedding", train_encoder(engine, model, work, train, of_train)))
+    dense = EmbeddingRetriever(store(everything, encode(tuned)), tuned)
+    yield "dense, fine-tuned", dense
+    yield "hybrid, fine-tuned", HybridRetriever([keywords, dense])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = sum((row["question"], row["context"]) in seen for row in questions)
     print(f"{len(questions)} questions, of which {known} occur with their review in the training split", flush=True)
     records = []
-    for name, retriever in contestants(engine, options.model, options.work, splits).items():
+    for name, retriever in contestants(engine, options.model, options.work, splits):
         record = {"method": name, **scores(retriever, questions)}
         records.append(record)
         figures = "  ".join(f"{key} {value:.3f}" for key, value in record.items() if key != "method")
