@@ -7,12 +7,12 @@ from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
 from duonlp.retrieval.indexes import BM25Options
 from duonlp.retrieval.memory_store import MemoryStore
-from duonlp.retrieval.negatives import hard_negatives, labelled_pairs
+from duonlp.retrieval.negatives import hard_negatives, labelled_pairs, write_pairs
 from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
     "BM25Options", "BM25Retriever", "CrossEncoderRanker", "DPREncoder", "Document", "DocumentStore", "DuplicatePolicy",
     "EmbeddingRetriever", "Encoder", "FaissStore", "Filters", "HybridRetriever", "MemoryStore", "RerankingRetriever",
-    "Retriever", "SentenceEncoder", "UnknownFieldWarning", "hard_negatives", "labelled_pairs", "matches",
+    "Retriever", "SentenceEncoder", "UnknownFieldWarning", "hard_negatives", "labelled_pairs", "matches", "write_pairs",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from duonlp.data.questions.retrieval_batches import Passage, RetrievalExample, r
 from duonlp.errors import InputError
 from duonlp.retrieval.document import Filters, Retriever
 from duonlp.tasks.base import check_int
+from duonlp.util.files import write_text
+from duonlp.util.json_text import to_json
 
 LABELS = ("irrelevant", "relevant")
 """Names of the classes of :func:`labelled_pairs`; CrossEncoderRanker ranks by the second."""
@@ -76,7 +79,7 @@ def hard_negatives(
 def labelled_pairs(examples: Iterable[RetrievalExample], unanswered: Questions | None = None) -> LabelledTexts:
     """Return pairs of question and passage with the labels :data:`LABELS`, to train a sequence classifier as a ranker.
 
-    ``LabelledBatches(pairs, tokenizer, ...)`` and ``fit`` train it, or, written to a file, ``duonlp finetune``.
+    ``LabelledBatches(pairs, tokenizer, ...)`` and ``fit`` train it, or, after :func:`write_pairs`, ``duonlp finetune``.
 
     Args:
         examples: Questions with positive and negative passages, such as those of :func:`hard_negatives`. A title goes before its
@@ -97,3 +100,24 @@ def labelled_pairs(examples: Iterable[RetrievalExample], unanswered: Questions |
     if not pairs:
         raise InputError("there are no examples to make pairs of; give at least one")
     return LabelledTexts(list(pairs), np.array(list(pairs.values()), np.int32), LABELS)
+
+
+def write_pairs(pairs: LabelledTexts, path: str | Path) -> None:
+    """Write pairs as JSON lines with the keys "question", "passage" and "label".
+
+    ``duonlp finetune FILE --text-column question,passage`` trains a ranker on them.
+
+    Args:
+        pairs: Pairs from :func:`labelled_pairs`.
+        path: File to write, ``.jsonl``.
+
+    Raises:
+        InputError: The texts are not pairs.
+        StorageError: The file cannot be written.
+    """
+    lines = []
+    for text, label in zip(pairs.texts, pairs.labels.tolist(), strict=True):
+        if isinstance(text, str):
+            raise InputError(f"{text!r} is one text; pass pairs from labelled_pairs")
+        lines.append(to_json({"question": text[0], "passage": text[1], "label": pairs.label_names[label]}))
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -46,7 +46,8 @@ class LabelledRunSettings:
         config: Configuration of a dataset on the Hub, such as "plus".
         train_split: Name of the training split. A single table has none: all of it is trained on and nothing is validated.
         validation_split: Name of the validation split; empty to validate nothing.
-        text_column: Name of the text column; None to detect it as read_labelled_texts does.
+        text_column: Name of the text column, or of two ("question,passage") for pairs of texts; None to
+            detect it as read_labelled_texts does.
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
         encoding: Encoding of files of text, such as "cp1252"; None for UTF-8.
         quoting: Whether fields of CSV and TSV files may be quoted; None to decide as read_labelled_texts does.

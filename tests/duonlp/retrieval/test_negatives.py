@@ -2,9 +2,10 @@
 
 import pytest
 
+from duonlp.data import read_labelled_texts
 from duonlp.data.questions import Questions, RetrievalExample
 from duonlp.errors import InputError
-from duonlp.retrieval import BM25Retriever, Document, MemoryStore, hard_negatives, labelled_pairs
+from duonlp.retrieval import BM25Retriever, Document, MemoryStore, hard_negatives, labelled_pairs, write_pairs
 
 TEXTS = ["the sound is great", "the sound is bad", "sound and vision", "nothing here"]
 
@@ -46,7 +47,7 @@ def test_negatives_neither_answer_the_question_nor_contain_its_answer(retriever)
         hard_negatives(QUESTIONS, retriever, filters=filters[:2])
 
 
-def test_pairs_are_labelled_once():
+def test_pairs_are_labelled_once_and_written(tmp_path):
     examples = [
         RetrievalExample("q", "a", ["b", ("T", "c")]),
         RetrievalExample("q", ("", "b")),  # relevant, whatever the first one says
@@ -54,5 +55,8 @@ def test_pairs_are_labelled_once():
     pairs = labelled_pairs(examples, QUESTIONS)
     expected = {("q", "a"): 1, ("q", "b"): 1, ("q", "T c"): 0, ("how is the sound", TEXTS[3]): 0}
     assert dict(zip(pairs.texts, pairs.labels.tolist())) == expected and pairs.label_names[1] == "relevant"
+    write_pairs(pairs, tmp_path / "pairs.jsonl")
+    again = read_labelled_texts(tmp_path / "pairs.jsonl", text_column="question,passage", label_names=pairs.label_names)
+    assert again.texts == pairs.texts and again.labels.tolist() == pairs.labels.tolist()
     with pytest.raises(InputError, match="no examples to make pairs of"):
         labelled_pairs([])
