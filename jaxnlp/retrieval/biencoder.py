@@ -27,7 +27,7 @@ from duonlp.typing import Batch, BatchStream, Tokenizer
 from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params, update
 from jaxnlp.training.fit import train
-from jaxnlp.training.mesh import make_mesh
+from jaxnlp.training.mesh import BATCH, make_mesh
 from jaxnlp.training.model import LazyModel, Trainable, make_trainable, parameter_reader, shard_rows
 from jaxnlp.training.objectives import NamedTerms, Objective
 from jaxnlp.training.step import Step, check_can_learn, make_plan
@@ -146,7 +146,7 @@ class BiEncoderStep(Step):
             inner = mesh if config.parallelism == "jit" else None
             prepared = make_trainable(passage, scan=config.scan, remat=config.remat, mesh=inner)
             extra = {PASSAGE_MODEL: prepared.parameters(parameter_reader(passage))}
-        axes = tuple(mesh.axis_names) if config.parallelism == "pmap" else None
+        axes = BATCH if config.parallelism == "pmap" else None
         self.objective = InBatchLoss(model.settings, prepared, axes)
         super().__init__(make_plan(question, self.objective, config, mesh), question, mesh, config.seed, extra=extra)
 

@@ -57,7 +57,7 @@ def test_one_model_for_both_is_saved_as_a_sentence_encoder(tmp_path):
     texts = ["Which loom?", "the loom wrote"]
     ids = {name: np.array(values) for name, values in tokenizer()(texts, padding=True).items()}
     expected = model(**ids)["last_hidden_state"].numpy()[:, 0]
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(encoder.encode_queries(texts), expected, atol=1e-5)
 
 

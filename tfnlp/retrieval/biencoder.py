@@ -93,9 +93,14 @@ class BiEncoder(TrainerMixin, keras.Model):
             options: Options of keras.Model.compile, and ``seed``.
 
         Raises:
-            InputError: `accumulation` is not 1, or `jit_compile` is True with several replicas.
+            InputError: `accumulation` is not 1, `jit_compile` is True with several replicas, or there is another loss.
         """
-        check_biencoder(self.question_model, self.passage_model, self.settings, FitConfig(accumulation=accumulation))
+        if options.get("loss") is not None:
+            raise InputError(
+                "a BiEncoder has its own loss; leave out loss=, or train a model on its own with fit(loss=...)"
+            )
+        config = FitConfig(accumulation=accumulation, label_smoothing=options.get("label_smoothing", 0.0))
+        check_biencoder(self.question_model, self.passage_model, self.settings, config)
         several = self._replicas() > 1
         if jit_compile is True and several:
             raise InputError(

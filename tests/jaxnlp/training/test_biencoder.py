@@ -77,7 +77,7 @@ def test_one_model_for_both_is_saved_as_a_sentence_encoder(tmp_path):
     texts = ["Which loom?", "the loom wrote"]
     ids = {name: np.array(values) for name, values in tokenizer()(texts, padding=True).items()}
     expected = np.asarray(result.model.question_model(**ids)["last_hidden_state"])[:, 0]
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(encoder.encode_queries(texts), expected, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_the_negatives_are_those_of_all_devices(parallelism):
     one, several = (
         fit_biencoder(
             question, batches(6, words=WORDS[:5]), replace(config, parallelism=kind), passage_model=context,
-            validation=batches(shuffle=False), mesh=make_mesh({}, jax.devices()[:count]), log=QUIET,
+            validation=batches(shuffle=False), mesh=make_mesh({"data": count}, jax.devices()[:count]), log=QUIET,
         )
         for kind, count in (("jit", 1), (parallelism, 2))
     )  # fmt: skip

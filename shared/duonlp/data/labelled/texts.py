@@ -173,8 +173,7 @@ def read_labelled_texts(
             or rows without splits.
         config: Configuration of a dataset on the Hub.
         text_column: Column of the text, or two columns for pairs of texts, also as "first,second".
-            Defaults to the first of TEXT_COLUMNS that
-            exists.
+            Defaults to the first of TEXT_COLUMNS that exists.
         label_column: Column of the label. Defaults to the first of LABEL_COLUMNS that exists. Its values are names or
             numbers; numbers are classes of the dataset or of `label_names`, or else names themselves. An object with a
             name, such as a GitHub label, is that name. Spellings of one number or truth value, such as 1 and 1.0, are one
