@@ -177,6 +177,8 @@ def _find_layer(model: Any, path: str) -> tuple[Any, str]:
 
 def parameter_tree(model: Any) -> dict[str, keras.Variable]:
     """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; jaxnlp has the same paths."""
+    if hasattr(model, "parameter_tree"):  # of several models that are trained together
+        return model.parameter_tree()
     return {path: _variable(*_find_layer(model, path)) for path in parameters(model.config, model.head)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tfnlp import test_distiller, test_finetune
+from tests.tfnlp import test_biencoder, test_distiller, test_finetune
 
 ROOT = Path(__file__).parents[2]
 # One process for all runs: TensorFlow takes seconds to start, and its devices are fixed from then on.
@@ -23,7 +23,9 @@ from tests.tfnlp.test_two_devices import RUNS
 for name, run in RUNS.items():
     np.savez(f"{sys.argv[1]}/{name}.npz", **run(strategy))
 """
-RUNS = {"distiller": test_distiller.run_steps, "finetune": test_finetune.run_steps}
+RUNS = {
+    "distiller": test_distiller.run_steps, "finetune": test_finetune.run_steps, "biencoder": test_biencoder.run_steps,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

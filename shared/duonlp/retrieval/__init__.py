@@ -2,10 +2,14 @@
 
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
 from duonlp.retrieval.faiss_store import FaissStore
 from duonlp.retrieval.filters import UnknownFieldWarning, matches
+from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
 from duonlp.retrieval.indexes import BM25Options
 from duonlp.retrieval.memory_store import MemoryStore
+from duonlp.retrieval.negatives import hard_negatives, labelled_pairs, write_pairs
+from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.reader import Reader
 from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
@@ -13,6 +17,8 @@ __all__ = [
     "Answer",
     "BM25Options",
     "BM25Retriever",
+    "CrossEncoderRanker",
+    "DPREncoder",
     "Document",
     "DocumentStore",
     "DuplicatePolicy",
@@ -20,9 +26,15 @@ __all__ = [
     "Encoder",
     "FaissStore",
     "Filters",
+    "HybridRetriever",
     "MemoryStore",
     "Reader",
+    "RerankingRetriever",
     "Retriever",
+    "SentenceEncoder",
     "UnknownFieldWarning",
+    "hard_negatives",
+    "labelled_pairs",
     "matches",
+    "write_pairs",
 ]

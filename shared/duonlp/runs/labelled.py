@@ -37,7 +37,8 @@ class LabelledRunSettings(RunSettings):
     `data` is what duonlp.data.read_labelled_texts takes. Without max_length, texts may be as long as the model's maximum.
 
     Attributes:
-        text_column: Name of the text column; None to detect it as read_labelled_texts does.
+        text_column: Name of the text column, or of two ("question,passage") for pairs of texts; None to detect it as
+            read_labelled_texts does.
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
         batch_size: Texts per step.
         out_of_scope: Name of the out-of-scope label. None: "oos" if there is such a label. "": there is none.

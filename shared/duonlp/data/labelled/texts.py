@@ -108,6 +108,8 @@ class LabelledColumns:
         names = [str(name) for name in names]
         listed = f"it has {', '.join(names) or 'no columns'}"
         texts = (self.text,) if isinstance(self.text, str) else tuple(self.text or ())
+        if isinstance(self.text, str) and self.text not in names and "," in self.text:
+            texts = tuple(name.strip() for name in self.text.split(","))  # as on the command line
         if len(texts) > 2:
             raise InputError(f"text_column is {self.text!r}; name one column, or two for pairs of texts")
         labels = () if self.label is None else (self.label,)
@@ -170,8 +172,8 @@ def read_labelled_texts(
         split: "train", "validation" (or "val", "valid", "dev"), "test", or one of the dataset's own names; None for a file
             or rows without splits.
         config: Configuration of a dataset on the Hub.
-        text_column: Column of the text, or two columns for pairs of texts. Defaults to the first of TEXT_COLUMNS that
-            exists.
+        text_column: Column of the text, or two columns for pairs of texts, also as "first,second".
+            Defaults to the first of TEXT_COLUMNS that exists.
         label_column: Column of the label. Defaults to the first of LABEL_COLUMNS that exists. Its values are names or
             numbers; numbers are classes of the dataset or of `label_names`, or else names themselves. An object with a
             name, such as a GitHub label, is that name. Spellings of one number or truth value, such as 1 and 1.0, are one

@@ -6,6 +6,7 @@ from duonlp.data.questions.folds import folds
 from duonlp.data.questions.leakage import Leakage, leakage
 from duonlp.data.questions.questions import Questions
 from duonlp.data.questions.reading import read_questions
+from duonlp.data.questions.retrieval_batches import RetrievalBatches, RetrievalExample, retrieval_examples
 from duonlp.data.questions.squad import write_squad
 
 __all__ = [
@@ -14,9 +15,12 @@ __all__ = [
     "MissingAnswer",
     "QuestionBatches",
     "Questions",
+    "RetrievalBatches",
+    "RetrievalExample",
     "explore",
     "folds",
     "leakage",
     "read_questions",
+    "retrieval_examples",
     "write_squad",
 ]
