@@ -1,4 +1,4 @@
-"""Metrics with confidence intervals: ROUGE, BLEU, classification scores and significance tests between systems."""
+"""Metrics with confidence intervals: ROUGE, BLEU, classification and retrieval scores, and significance tests between systems."""
 
 from duonlp.metrics.base import Metric
 from duonlp.metrics.bleu import Bleu
@@ -14,6 +14,7 @@ from duonlp.metrics.report import (
     regression_scores,
     tags_of_ids,
 )
+from duonlp.metrics.retrieval import query_scores, retrieval_scores
 from duonlp.metrics.rouge import Rouge
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "classification_scores",
     "compare",
     "entity_report",
+    "query_scores",
     "read_predictions",
     "regression_scores",
+    "retrieval_scores",
     "tags_of_ids",
     "threshold_scores",
     "write_predictions",

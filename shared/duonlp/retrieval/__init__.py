@@ -1,5 +1,7 @@
-"""Find passages that answer a question: document stores, retrievers, encoders and rankers."""
+"""Find passages that answer a question: document stores, retrievers, encoders, rankers and readers."""
 
+from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.reader import Reader
 
-__all__ = ["Document", "DocumentStore", "DuplicatePolicy", "Encoder", "Filters", "Retriever"]
+__all__ = ["Answer", "Document", "DocumentStore", "DuplicatePolicy", "Encoder", "Filters", "Reader", "Retriever"]
