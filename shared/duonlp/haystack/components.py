@@ -68,9 +68,12 @@ class ModelComponent(Serializable):
         """
         with self._lock:  # Haystack runs components in threads
             if self._pipeline is None:
-                package, _ = load_package(self.framework)
-                self._pipeline = package.pipeline(self.task, self.model, **(self.model_kwargs or {}))
+                self._pipeline = self._load()
             return self._pipeline
+
+    def _load(self) -> Pipeline:
+        package, _ = load_package(self.framework)
+        return package.pipeline(self.task, self.model, **(self.model_kwargs or {}))
 
 
 def check_documents(documents: Any) -> list[Document]:

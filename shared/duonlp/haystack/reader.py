@@ -7,6 +7,7 @@ from typing import Any
 from haystack import Document, ExtractedAnswer, component
 
 from duonlp.haystack.components import ModelComponent, check_documents, check_number
+from duonlp.pipelines import Pipeline
 from duonlp.retrieval import Document as Passage
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.reader import Reader, load_reader
@@ -70,7 +71,7 @@ class ExtractiveReader(ModelComponent):
         check_int("context_size", context_size, minimum=0)
         self._settings({})  # raises
 
-    def _load(self) -> Any:
+    def _load(self) -> Pipeline:
         package, _ = load_package(self.framework)
         return load_reader(package, self.model, options=self.model_kwargs).pipe
 
