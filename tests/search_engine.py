@@ -76,7 +76,11 @@ class search_engine:
         """Return the status and the body of the response to a request."""
         name, action = path[0], path[1] if len(path) > 1 else ""
         if name == "":
-            return 200, {"name": "stand-in", "version": {"number": VERSIONS[self.kind]}, "tagline": "You Know, for Search"}
+            return 200, {
+                "name": "stand-in",
+                "version": {"number": VERSIONS[self.kind]},
+                "tagline": "You Know, for Search",
+            }
         if not action and method == "HEAD":
             return (200 if name in self.indices else 404), None
         if not action and method == "PUT":
@@ -109,7 +113,10 @@ class search_engine:
             else:
                 source = next(rows)
                 if action == "create" and name in documents:
-                    result |= {"status": 409, "error": {"type": "version_conflict_engine_exception", "reason": "exists"}}
+                    result |= {
+                        "status": 409,
+                        "error": {"type": "version_conflict_engine_exception", "reason": "exists"},
+                    }
                 else:
                     documents[name] = source
             items.append({action: result})
@@ -164,7 +171,12 @@ def match(query: dict[str, Any], source: dict[str, Any]) -> float | None:
     if kind == "match":
         return 0.0 if found == (wanted["query"] if isinstance(wanted, dict) else wanted) else None
     if kind == "range":
-        tests = {"gt": lambda a, b: a > b, "gte": lambda a, b: a >= b, "lt": lambda a, b: a < b, "lte": lambda a, b: a <= b}
+        tests = {
+            "gt": lambda a, b: a > b,
+            "gte": lambda a, b: a >= b,
+            "lt": lambda a, b: a < b,
+            "lte": lambda a, b: a <= b,
+        }
         return 0.0 if found is not None and all(tests[name](found, limit) for name, limit in wanted.items()) else None
     raise ValueError(kind)
 

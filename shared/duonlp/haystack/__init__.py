@@ -1,7 +1,7 @@
 """Components for Haystack pipelines that compute in tfnlp or jaxnlp, without torch.
 
-Importing this package turns Haystack's telemetry off, unless HAYSTACK_TELEMETRY_ENABLED is set. To load a pipeline from YAML, allow
-its components: ``Pipeline.loads(text, allowed_modules=["duonlp.haystack"])``.
+Importing this package turns Haystack's telemetry off, unless HAYSTACK_TELEMETRY_ENABLED is set. To load a pipeline from YAML,
+allow its components: ``Pipeline.loads(text, allowed_modules=["duonlp.haystack"])``.
 """
 
 from duonlp.retrieval.haystack_store import import_haystack

@@ -29,6 +29,8 @@ class Serializable:
 class ModelComponent(Serializable):
     """A component around a pipeline of tfnlp or jaxnlp.
 
+    Subclasses call ``ModelComponent.__init__``: ``@component`` makes a new class, of which ``super()`` knows nothing.
+
     Args:
         model: A folder in Hugging Face layout, or a Hub id.
         framework: "tf" or "jax"; "" for the installed one, jax if both are.

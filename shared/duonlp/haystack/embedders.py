@@ -75,7 +75,7 @@ class TextEmbedder(Embedder):
         normalize_embeddings: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, framework, prefix, suffix, normalize_embeddings, model_kwargs)
+        Embedder.__init__(self, model, framework, prefix, suffix, normalize_embeddings, model_kwargs)
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, list[float]]:
@@ -126,7 +126,7 @@ class DocumentEmbedder(Embedder):
         embedding_separator: str = "\n",
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, framework, prefix, suffix, normalize_embeddings, model_kwargs)
+        Embedder.__init__(self, model, framework, prefix, suffix, normalize_embeddings, model_kwargs)
         check_int("batch_size", batch_size, minimum=1)
         check_bool("progress_bar", progress_bar, optional=True)
         check_string("embedding_separator", embedding_separator)

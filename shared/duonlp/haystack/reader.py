@@ -19,9 +19,10 @@ from duonlp.util.frameworks import load_package
 class ExtractiveReader(ModelComponent):
     """Find the answers to a question in documents with a model in Keras or Flax.
 
-    Arguments and results follow TransformersExtractiveReader of Haystack's integrations, with these differences: answers are whole
-    words of at most ``max_answer_length`` tokens and never overlap, and have a ``context``. Each has in ``meta`` its logit (start +
-    end), the null_gap of its document (above 0, the model prefers no answer there) and its probability within the document.
+    Arguments and results follow TransformersExtractiveReader of Haystack's integrations, with these differences: answers are
+    whole words of at most ``max_answer_length`` tokens, never overlap, and have a ``context``. Each has in ``meta`` its logit
+    (start + end), the null_gap of its document (above 0, the model prefers no answer there) and its probability within the
+    document.
 
     Args:
         model: A question-answering checkpoint: a folder or a Hub id.
@@ -32,8 +33,8 @@ class ExtractiveReader(ModelComponent):
         stride: Number of tokens by which windows overlap; None for 128, or half a window if that is less.
         max_batch_size: Maximum number of windows in a batch.
         answers_per_document: Maximum number of answers from one document.
-        no_answer: Whether to return an additional answer without a text, whose score is the probability that all others are wrong:
-            the product of 1 - score.
+        no_answer: Whether to return an additional answer without a text, whose score is the probability that all others are
+            wrong: the product of 1 - score.
         calibration_factor: A score is the sigmoid of the logit times this factor, and therefore comparable across documents.
         max_answer_length: Maximum number of tokens in an answer.
         context_size: Number of characters of the context around an answer.
@@ -62,7 +63,7 @@ class ExtractiveReader(ModelComponent):
         context_size: int = 150,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, framework, model_kwargs)
+        ModelComponent.__init__(self, model, framework, model_kwargs)
         self.top_k, self.score_threshold, self.no_answer = top_k, score_threshold, no_answer
         self.max_seq_length, self.stride, self.max_batch_size = max_seq_length, stride, max_batch_size
         self.answers_per_document, self.max_answer_length = answers_per_document, max_answer_length

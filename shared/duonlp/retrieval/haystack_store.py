@@ -268,7 +268,9 @@ class HaystackRetriever:
         count = self.top_k if top_k is None else check_top_k(top_k)
         each = [filters] * len(queries) if filters is None or isinstance(filters, Mapping) else list(filters)
         if len(each) != len(queries):
-            raise InputError(f"filters is a list of {len(each)}, but there are {len(queries)} queries; pass one for each")
+            raise InputError(
+                f"filters is a list of {len(each)}, but there are {len(queries)} queries; pass one for each"
+            )
         if queries and not self.store.count_documents():
             raise InputError(f"{self.store!r} is empty; write documents before searching")
         names = inspect.signature(self.component.run).parameters

@@ -1,4 +1,4 @@
-"""Haystack's document stores behind duonlp's interfaces: in memory, a real PostgreSQL and Milvus, OpenSearch and Elasticsearch."""
+"""Haystack's document stores behind duonlp's interfaces: memory, real PostgreSQL and Milvus, OpenSearch, Elasticsearch."""
 
 import os
 import uuid
@@ -151,7 +151,7 @@ def test_a_store_writes_filters_finds_and_deletes(make_store, kind):
 
     vectors = store.embedding_retriever()
     first, second = vectors.retrieve(["battery", "red screen"], top_k=2)
-    assert first[0].content == list(TEXTS)[0] and second[0].content == list(TEXTS)[2]
+    assert [first[0].content, second[0].content] == list(TEXTS)[:3:2]
     assert len(first) == 2 and first[0].score > first[1].score
     (found,) = vectors.retrieve(["battery"], filters=item("B2"))
     assert {d.meta["item_id"] for d in found} == {"B2"} and len(found) == 2
