@@ -9,6 +9,7 @@ from duonlp.retrieval.haystack_store import import_haystack
 import_haystack()  # first of all, with telemetry off
 
 from duonlp.haystack.embedders import DocumentEmbedder, TextEmbedder  # noqa: E402
+from duonlp.haystack.evaluators import AnswerExactMatchEvaluator, AnswerF1Evaluator  # noqa: E402
 from duonlp.haystack.reader import ExtractiveReader  # noqa: E402
 
-__all__ = ["DocumentEmbedder", "ExtractiveReader", "TextEmbedder"]
+__all__ = ["AnswerExactMatchEvaluator", "AnswerF1Evaluator", "DocumentEmbedder", "ExtractiveReader", "TextEmbedder"]
