@@ -10,6 +10,14 @@ import_haystack()  # first of all, with telemetry off
 
 from duonlp.haystack.embedders import DocumentEmbedder, TextEmbedder  # noqa: E402
 from duonlp.haystack.evaluators import AnswerExactMatchEvaluator, AnswerF1Evaluator  # noqa: E402
+from duonlp.haystack.ranker import Ranker  # noqa: E402
 from duonlp.haystack.reader import ExtractiveReader  # noqa: E402
 
-__all__ = ["AnswerExactMatchEvaluator", "AnswerF1Evaluator", "DocumentEmbedder", "ExtractiveReader", "TextEmbedder"]
+__all__ = [
+    "AnswerExactMatchEvaluator",
+    "AnswerF1Evaluator",
+    "DocumentEmbedder",
+    "ExtractiveReader",
+    "Ranker",
+    "TextEmbedder",
+]

@@ -4,25 +4,16 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from haystack import Document, component
 
 from duonlp.errors import InputError
 from duonlp.haystack.components import ModelComponent, check_documents, check_names, text_of
+from duonlp.retrieval.encoders import SentenceEncoder
 from duonlp.tasks.base import check_bool, check_int, check_string
 
 
 class Embedder(ModelComponent):
-    """Embeds texts with a "sentence-embedding" pipeline; see :class:`ModelComponent`.
-
-    Args:
-        model: A checkpoint of sentence-transformers, or an encoder, whose tokens are averaged.
-        framework: "tf" or "jax"; "" for the installed one.
-        prefix: Text before each text, such as "query: " for E5.
-        suffix: Text after each text.
-        normalize_embeddings: Whether to scale vectors to unit length; None follows the checkpoint.
-        model_kwargs: Further arguments of ``pipeline``.
-    """
+    """Embeds texts with a :class:`duonlp.retrieval.SentenceEncoder`; see :class:`TextEmbedder` for the arguments."""
 
     task = "sentence-embedding"
 
@@ -30,23 +21,27 @@ class Embedder(ModelComponent):
         self,
         model: str | os.PathLike[str],
         framework: str,
-        prefix: str,
+        prefix: str | None,
         suffix: str,
         normalize_embeddings: bool | None,
         model_kwargs: dict[str, Any] | None,
     ) -> None:
         super().__init__(model, framework, model_kwargs)
-        check_string("prefix", prefix)
+        check_string("prefix", prefix, optional=True)
         check_string("suffix", suffix)
         check_bool("normalize_embeddings", normalize_embeddings, optional=True)
         self.prefix, self.suffix, self.normalize_embeddings = prefix, suffix, normalize_embeddings
 
-    def embed(self, texts: list[str], **options: Any) -> np.ndarray:
-        """Return float32 [n, d], the vectors of texts with prefix and suffix."""
-        texts = [self.prefix + text + self.suffix for text in texts]
-        if self.normalize_embeddings is not None:
-            options["normalize"] = self.normalize_embeddings
-        return self.pipeline()(texts, **options)
+    def encoder(self, batch_size: int | None = None) -> SentenceEncoder:
+        """Return the encoder of queries and documents, which both have the prefix."""
+        return SentenceEncoder(
+            self.pipeline(),
+            self.prefix,
+            self.prefix,
+            normalize=self.normalize_embeddings,
+            batch_size=batch_size,
+            name=self.model,
+        )
 
 
 @component
@@ -56,9 +51,9 @@ class TextEmbedder(Embedder):
     Args:
         model: A checkpoint of sentence-transformers, or an encoder, whose tokens are averaged.
         framework: "tf" or "jax"; "" for the installed one, jax if both are.
-        prefix: Text before each text, such as "query: " for E5.
+        prefix: Text before each text, such as "query: " for E5; None for the checkpoint's prompt for queries, if it has one.
         suffix: Text after each text.
-        normalize_embeddings: Whether to scale vectors to unit length; None follows the checkpoint.
+        normalize_embeddings: Whether to scale vectors to unit length; None does unless the model was trained for inner products.
         model_kwargs: Further arguments of ``pipeline``, such as revision, local_files_only and dtype.
 
     Raises:
@@ -70,7 +65,7 @@ class TextEmbedder(Embedder):
         model: str | os.PathLike[str],
         *,
         framework: str = "",
-        prefix: str = "",
+        prefix: str | None = None,
         suffix: str = "",
         normalize_embeddings: bool | None = None,
         model_kwargs: dict[str, Any] | None = None,
@@ -89,7 +84,7 @@ class TextEmbedder(Embedder):
         """
         if not isinstance(text, str):
             raise InputError(f"text is a {type(text).__name__}; expected a text, or use DocumentEmbedder for documents")
-        return {"embedding": self.embed([text], progress=False)[0].tolist()}
+        return {"embedding": self.encoder().encode_queries([text + self.suffix])[0].tolist()}
 
 
 @component
@@ -99,11 +94,11 @@ class DocumentEmbedder(Embedder):
     Args:
         model: A checkpoint of sentence-transformers, or an encoder, whose tokens are averaged.
         framework: "tf" or "jax"; "" for the installed one, jax if both are.
-        prefix: Text before each text, such as "passage: " for E5.
+        prefix: Text before each text, such as "passage: " for E5; None for the checkpoint's prompt for documents, if it has one.
         suffix: Text after each text.
         batch_size: Maximum number of texts in a batch.
         progress_bar: Whether to show a progress bar; None shows one on a terminal if the work takes long.
-        normalize_embeddings: Whether to scale vectors to unit length; None follows the checkpoint.
+        normalize_embeddings: Whether to scale vectors to unit length; None does unless the model was trained for inner products.
         meta_fields_to_embed: Meta fields whose values precede the content of a document.
         embedding_separator: Text between these values and the content.
         model_kwargs: Further arguments of ``pipeline``, such as revision, local_files_only and dtype.
@@ -117,7 +112,7 @@ class DocumentEmbedder(Embedder):
         model: str | os.PathLike[str],
         *,
         framework: str = "",
-        prefix: str = "",
+        prefix: str | None = None,
         suffix: str = "",
         batch_size: int = 32,
         progress_bar: bool | None = None,
@@ -146,9 +141,10 @@ class DocumentEmbedder(Embedder):
         """
         texts = [text_of(d, self.meta_fields_to_embed, self.embedding_separator) for d in check_documents(documents)]
         for document, text in zip(documents, texts, strict=True):
-            if not (self.prefix + text + self.suffix).strip():
+            if not (text + self.suffix).strip():
                 raise InputError(f"document {document.id!r} has no text to embed; leave it out")
-        vectors = self.embed(texts, batch_size=self.batch_size, progress=self.progress_bar)
+        self.pipeline().progress = self.progress_bar
+        vectors = self.encoder(self.batch_size).encode_documents([text + self.suffix for text in texts])
         return {
             "documents": [replace(d, embedding=vector.tolist()) for d, vector in zip(documents, vectors, strict=True)]
         }
