@@ -8,7 +8,7 @@ from haystack import Document, component
 
 from duonlp.errors import InputError
 from duonlp.haystack.components import ModelComponent, check_documents, check_names, text_of
-from duonlp.retrieval.encoders import SentenceEncoder
+from duonlp.retrieval import SentenceEncoder
 from duonlp.tasks.base import check_bool, check_int, check_string
 
 

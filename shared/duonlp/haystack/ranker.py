@@ -9,8 +9,8 @@ from haystack import Document, component
 
 from duonlp.errors import InputError
 from duonlp.haystack.components import ModelComponent, check_documents, check_names, check_number, text_of
+from duonlp.retrieval import CrossEncoderRanker
 from duonlp.retrieval import Document as Passage
-from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.tasks.base import check_bool, check_int, check_string
 
 

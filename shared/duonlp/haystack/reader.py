@@ -8,9 +8,9 @@ from haystack import Document, ExtractedAnswer, component
 
 from duonlp.haystack.components import ModelComponent, check_documents, check_number
 from duonlp.pipelines import Pipeline
+from duonlp.retrieval import Answer, Reader
 from duonlp.retrieval import Document as Passage
-from duonlp.retrieval.answer import Answer
-from duonlp.retrieval.reader import Reader, load_reader
+from duonlp.retrieval.reader import load_reader
 from duonlp.tasks.base import check_bool, check_int
 from duonlp.util.frameworks import load_package
 

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("haystack", reason="the extra qa is not installed")
 
 from duonlp.errors import InputError
-from duonlp.retrieval import Document, DuplicatePolicy
-from duonlp.retrieval.haystack_store import HaystackStore, from_haystack, import_haystack, to_haystack
+from duonlp.retrieval import Document, DuplicatePolicy, HaystackStore
+from duonlp.retrieval.haystack_store import from_haystack, import_haystack, to_haystack
 from tests.search_engine import search_engine
 from tests.services import postgresql
 
