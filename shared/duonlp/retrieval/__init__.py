@@ -3,26 +3,38 @@
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
 from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
+from duonlp.retrieval.faiss_store import FaissStore
+from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
 from duonlp.retrieval.haystack_store import HaystackStore
+from duonlp.retrieval.indexes import BM25Options
+from duonlp.retrieval.memory_store import MemoryStore
 from duonlp.retrieval.question_answering import ExtractiveQA
 from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.reader import Reader
+from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
     "Answer",
+    "BM25Options",
+    "BM25Retriever",
     "CrossEncoderRanker",
     "DPREncoder",
     "Document",
     "DocumentStore",
     "DuplicatePolicy",
+    "EmbeddingRetriever",
     "Encoder",
     "ExtractiveQA",
+    "FaissStore",
     "Filters",
     "HaystackStore",
     "HybridRetriever",
+    "MemoryStore",
     "Reader",
     "RerankingRetriever",
     "Retriever",
     "SentenceEncoder",
+    "UnknownFieldWarning",
+    "matches",
 ]
