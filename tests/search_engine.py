@@ -136,7 +136,8 @@ class search_engine:
                 score = inner_product(knn["query_vector"], source[knn["field"]]) if allowed else None
             if score is not None:
                 scores[name] = score
-        return sorted(scores.items(), key=lambda entry: -entry[1])[: body.get("size", 10)]
+        limit = min(body.get("size", 10), body.get("knn", {}).get("k", 10))
+        return sorted(scores.items(), key=lambda entry: -entry[1])[:limit]
 
 
 def inner_product(a: list[float], b: list[float]) -> float:

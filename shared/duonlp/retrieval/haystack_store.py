@@ -15,6 +15,8 @@ import numpy as np
 
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.retrieval.document import Document, DuplicatePolicy, Encoder, Filters
+from duonlp.retrieval.filters import Filter
+from duonlp.retrieval.indexes.arguments import check_queries, check_top_k, check_vectors, filters_per_query
 
 RETRIEVERS = {
     "InMemoryDocumentStore": (
@@ -69,22 +71,33 @@ def from_haystack(document: Any) -> Document:
 
 
 class HaystackStore:
-    """A Haystack document store behind :class:`duonlp.retrieval.DocumentStore`, with the retrievers that Haystack has for it.
+    """A Haystack document store behind :class:`duonlp.retrieval.DocumentStore`, for BM25Retriever and EmbeddingRetriever.
 
-    Writing means the same for every store: it checks embeddings, repeated ids and, unless the policy is OVERWRITE, ids that
-    are stored already, before it writes the first document. (Haystack's stores write a part, or, like Milvus, everything.)
+    It searches with the retriever components that Haystack has for the store. Writing means the same for every store: it checks
+    embeddings, repeated ids and, unless the policy is OVERWRITE, ids that are stored already, before it writes the first
+    document. (Haystack's stores write a part, or, like Milvus, everything.)
 
     Args:
         store: A document store of Haystack, such as ``PgvectorDocumentStore(embedding_dimension=384)``. Create it with the
             inner product (or cosine similarity, if the encoder's vectors have unit length) as its similarity.
-        encoder: Computes the embeddings of documents that are written without one, and of queries.
+        encoder: Computes the embeddings of documents that are written without one.
+        keyword_retriever: A component of Haystack with an input ``query``; None for the one that belongs to the store. A
+            MilvusDocumentStore needs ``builtin_function=[BM25BuiltInFunction()]`` for it.
+        embedding_retriever: A component of Haystack with an input ``query_embedding``; None for the one that belongs to the store.
 
     Raises:
         MissingExtraError: Haystack is not installed.
         InputError: The object is not a document store.
     """
 
-    def __init__(self, store: Any, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        store: Any,
+        encoder: Encoder | None = None,
+        *,
+        keyword_retriever: Any = None,
+        embedding_retriever: Any = None,
+    ) -> None:
         import_haystack()
         methods = ("count_documents", "filter_documents", "write_documents", "delete_documents")
         missing = [name for name in methods if not callable(getattr(store, name, None))]
@@ -93,6 +106,7 @@ class HaystackStore:
                 f"store is a {type(store).__name__} without {', '.join(missing)}; expected a Haystack document store"
             )
         self.store, self.encoder = store, encoder
+        self._components = {"keyword": keyword_retriever, "embedding": embedding_retriever}
 
     def __repr__(self) -> str:
         return f"HaystackStore({type(self.store).__name__})"
@@ -105,8 +119,9 @@ class HaystackStore:
         """Return the documents that match a filter; all of them without one.
 
         Raises:
-            InputError: The filter is invalid, or the store does not support it.
+            InputError: The filter is malformed, or the store does not support it.
         """
+        Filter(filters)  # raises
         with input_errors(self.store):
             return [from_haystack(d) for d in self.store.filter_documents(dict(filters) if filters else None)]
 
@@ -121,22 +136,25 @@ class HaystackStore:
             InputError: The policy is FAIL and an id is repeated or stored already, or embeddings differ in width; nothing is
                 written then.
         """
-        documents = self._with_embeddings(documents)
-        unique = {document.id: document for document in documents}  # the last one of an id
-        if policy is DuplicatePolicy.SKIP:
-            unique = {document.id: document for document in reversed(documents)}  # the first one
-        if policy is not DuplicatePolicy.OVERWRITE:
-            stored = self._stored(list(unique))
-            if policy is DuplicatePolicy.SKIP:
-                unique = {name: document for name, document in reversed(unique.items()) if name not in stored}
-            elif stored or len(unique) < len(documents):
-                ids = [document.id for document in documents]
-                name = next(name for i, name in enumerate(ids) if name in stored or name in ids[:i])
-                raise InputError(
-                    f"the id {name!r} is {'stored already' if name in stored else 'repeated'}; give the document another id, "
-                    "or pass policy=DuplicatePolicy.SKIP or OVERWRITE"
-                )
-        if not unique:
+        if not isinstance(policy, DuplicatePolicy):
+            raise InputError(f"the policy is {policy!r}; expected a DuplicatePolicy, such as DuplicatePolicy.SKIP")
+        if isinstance(documents, (str, Mapping, Document)) or not isinstance(documents, Sequence):
+            raise InputError(f"the documents are a {type(documents).__name__}; expected a list of Document")
+        chosen: dict[str, Document] = {}
+        stored = set() if policy is DuplicatePolicy.OVERWRITE else self._stored(documents)
+        for document in documents:
+            if document.id in stored or document.id in chosen:
+                if policy is DuplicatePolicy.SKIP:
+                    continue
+                if policy is not DuplicatePolicy.OVERWRITE:
+                    where = "in the store already" if document.id in stored else "repeated in the documents to write"
+                    raise InputError(
+                        f"the document id {document.id!r} is {where}; nothing was written: pass DuplicatePolicy.SKIP or "
+                        "DuplicatePolicy.OVERWRITE"
+                    )
+            chosen[document.id] = document
+        batch = [to_haystack(document) for document in self._with_embeddings(list(chosen.values()))]
+        if not batch:
             return 0
         from haystack.document_stores.types import DuplicatePolicy as HaystackPolicy
 
@@ -144,172 +162,149 @@ class HaystackStore:
         milvus = type(self.store).__name__ == "MilvusDocumentStore"
         name = policy.name if policy is DuplicatePolicy.OVERWRITE else "NONE" if milvus else "FAIL"
         with input_errors(self.store):
-            return self.store.write_documents([to_haystack(d) for d in unique.values()], HaystackPolicy[name])
+            return self.store.write_documents(batch, HaystackPolicy[name])
 
     def delete_documents(self, document_ids: Sequence[str]) -> None:
-        """Delete the documents with these ids; unknown ids are ignored."""
+        """Delete the documents with these ids; unknown ids are ignored.
+
+        Raises:
+            InputError: The ids are not a list.
+        """
+        if isinstance(document_ids, str):
+            raise InputError(f"the ids to delete are {document_ids!r}; expected a list of ids")
         self.store.delete_documents(list(document_ids))
 
-    def keyword_retriever(
-        self, top_k: int = 10, filters: Filters | None = None, component: Any = None
-    ) -> "HaystackRetriever":
-        """Return a retriever that searches for the words of a query, as the store does it.
-
-        A MilvusDocumentStore needs ``builtin_function=[BM25BuiltInFunction(...)]``.
-
-        Args:
-            top_k: Maximum number of documents per query.
-            filters: A filter for all queries.
-            component: A retriever component of Haystack with an input ``query``; default: the one for the store.
-
-        Raises:
-            InputError: No keyword retriever is known for the store, or an option is invalid.
-        """
-        return HaystackRetriever(component or self._component(1, "keyword"), None, top_k, filters, self)
-
-    def embedding_retriever(
-        self, top_k: int = 10, filters: Filters | None = None, component: Any = None
-    ) -> "HaystackRetriever":
-        """Return a retriever that compares the embedding of a query with those of the documents, as the store does it.
+    def search_keywords(
+        self,
+        queries: Sequence[str],
+        *,
+        top_k: int = 10,
+        filters: Filters | Sequence[Filters | None] | None = None,
+    ) -> list[list[Document]]:
+        """Return the documents that share words with each query, best first, with the store's scores.
 
         Args:
+            queries: The queries.
             top_k: Maximum number of documents per query.
-            filters: A filter for all queries.
-            component: A retriever component of Haystack with an input ``query_embedding``; default: the one for the store.
+            filters: A filter for all queries, or a list with one per query.
 
         Raises:
-            InputError: The store has no encoder, no embedding retriever is known for it, or an option is invalid.
+            InputError: The store is empty or has no keyword search, or an argument is invalid.
         """
-        if self.encoder is None:
-            raise InputError(f"{self!r} has no encoder for queries; pass HaystackStore(store, encoder)")
-        return HaystackRetriever(component or self._component(2, "embedding"), self.encoder, top_k, filters, self)
+        check_queries(queries)
+        component = self._component("keyword")
+        names = inspect.signature(component.run).parameters
+        return self._search(component, "query_text" if "query_text" in names else "query", queries, top_k, filters)
 
-    def _component(self, index: int, kind: str) -> Any:
-        """Create the store's own retriever component."""
-        name = next((c.__name__ for c in type(self.store).__mro__ if c.__name__ in RETRIEVERS), None)
-        if name is None or (index == 1 and not getattr(self.store, "builtin_function", True)):
+    def search_embeddings(
+        self,
+        vectors: np.ndarray,
+        *,
+        top_k: int = 10,
+        filters: Filters | Sequence[Filters | None] | None = None,
+        encoder: str | None = None,
+    ) -> list[list[Document]]:
+        """Return the documents whose embeddings are the most similar to each vector, best first, with the store's scores.
+
+        Args:
+            vectors: [queries, size], the embeddings of the queries.
+            top_k: Maximum number of documents per query.
+            filters: A filter for all queries, or a list with one per query.
+            encoder: Name of the encoder of the vectors, if it is known.
+
+        Raises:
+            InputError: The store is empty, its embeddings are of another encoder or width, or an argument is invalid.
+        """
+        rows = check_vectors(vectors, None, None, "the query")
+        if self.encoder is not None and encoder not in (None, self.encoder.name):
             raise InputError(
-                f"no {kind} retriever is known for this {type(self.store).__name__}; pass one of Haystack's as component="
+                f"the store's embeddings are of the encoder {self.encoder.name!r}, not {encoder!r}; use that one"
             )
-        entry = RETRIEVERS[name]
-        return getattr(importlib.import_module(entry[0]), entry[index])(document_store=self.store)
+        component = self._component("embedding")
+        try:
+            return self._search(component, "query_embedding", rows.tolist(), top_k, filters)
+        except Exception as error:  # each store has its own about widths
+            width = self._width()
+            if width in (None, rows.shape[1]):
+                raise
+            raise InputError(
+                f"the embeddings in {type(self.store).__name__} have length {width}, those of {encoder or 'the query'!r} have "
+                f"length {rows.shape[1]}; use the encoder that made the store's"
+            ) from error
 
-    def _with_embeddings(self, documents: Sequence[Document]) -> list[Document]:
+    def _search(
+        self,
+        component: Any,
+        name: str,
+        values: Sequence[Any],
+        top_k: int,
+        filters: Filters | Sequence[Filters | None] | None,
+    ) -> list[list[Document]]:
+        """Run a retriever component for each value of its input."""
+        check_top_k(top_k)
+        filters_per_query(filters, len(values))  # raises
+        each = [filters] * len(values) if filters is None or isinstance(filters, Mapping) else filters
+        if values and not self.count_documents():
+            raise InputError("the document store is empty; write documents to it first")
+        results = []
+        for value, condition in zip(values, each, strict=True):
+            inputs = {name: value, "top_k": int(top_k), "filters": dict(condition) if condition else None}
+            with input_errors(self.store):
+                documents = component.run(**inputs)["documents"]
+            results.append([from_haystack(document) for document in documents])
+        return results
+
+    def _component(self, kind: str) -> Any:
+        """Return the "keyword" or "embedding" retriever component of the store."""
+        if self._components[kind] is None:
+            name = next((c.__name__ for c in type(self.store).__mro__ if c.__name__ in RETRIEVERS), None)
+            if name is None or (kind == "keyword" and not getattr(self.store, "builtin_function", True)):
+                raise InputError(
+                    f"no {kind} retriever is known for this {type(self.store).__name__}; pass one of Haystack's as "
+                    f"{kind}_retriever="
+                )
+            module, keyword, embedding = RETRIEVERS[name]
+            component = getattr(importlib.import_module(module), keyword if kind == "keyword" else embedding)
+            self._components[kind] = component(document_store=self.store)
+        return self._components[kind]
+
+    def _with_embeddings(self, documents: list[Document]) -> list[Document]:
         """Return the documents, those without an embedding with the encoder's, after checking the widths."""
-        if isinstance(documents, str) or not all(isinstance(document, Document) for document in documents):
-            raise InputError(f"documents is {type(documents).__name__} of other objects; expected a list of Document")
-        documents = list(documents)
         missing = [i for i, document in enumerate(documents) if document.embedding is None]
         if self.encoder is not None and missing:
             vectors = self.encoder.encode_documents([documents[i].content for i in missing])
             for i, vector in zip(missing, vectors, strict=True):
                 documents[i] = replace(documents[i], embedding=vector)
-        width, expected = (self.encoder.size, f"{self.encoder.name} has") if self.encoder else (None, "others have")
+        size, whose = (self.encoder.size, repr(self.encoder.name)) if self.encoder else (None, "other documents")
         for document in documents:
             if document.embedding is None:
                 continue
-            width = width or len(document.embedding)
-            if len(document.embedding) != width:
+            size = size or len(document.embedding)
+            if len(document.embedding) != size:
                 raise InputError(
-                    f"the embedding of document {document.id!r} has {len(document.embedding)} values, but {expected} {width}; "
-                    "embed all documents with one model"
+                    f"the embedding of document {document.id!r} has length {len(document.embedding)}, those of {whose} have "
+                    f"length {size}; use one encoder for all documents"
                 )
         return documents
 
-    def _stored(self, ids: list[str]) -> set[str]:
-        """Return which of these ids are stored."""
-        stored: set[str] = set()
+    def _stored(self, documents: Sequence[Document]) -> set[str]:
+        """Return the ids of these documents that are stored."""
+        for document in documents:
+            if not isinstance(document, Document):
+                raise InputError(f"one of the documents is a {type(document).__name__}; expected a Document")
+        ids, stored = [document.id for document in documents], set()
         for start in range(0, len(ids), ID_BATCH):
             batch = {"field": "id", "operator": "in", "value": ids[start : start + ID_BATCH]}
             stored |= {document.id for document in self.store.filter_documents(batch)}
         return stored
 
-
-class HaystackRetriever:
-    """A :class:`duonlp.retrieval.Retriever` that runs a retriever component of Haystack.
-
-    Args:
-        component: The component, with an input ``query``, or ``query_embedding`` if there is an encoder.
-        encoder: Computes the embeddings of queries.
-        top_k: Maximum number of documents per query.
-        filters: A filter for all queries.
-        store: The store, for error messages, and so that an empty one is noticed.
-
-    Raises:
-        InputError: ``top_k`` is not a positive integer.
-    """
-
-    def __init__(
-        self, component: Any, encoder: Encoder | None, top_k: int, filters: Filters | None, store: HaystackStore
-    ) -> None:
-        self.component, self.encoder, self.store = component, encoder, store
-        self.top_k, self.filters = check_top_k(top_k), filters
-
-    def retrieve(
-        self,
-        queries: Sequence[str],
-        *,
-        top_k: int | None = None,
-        filters: Filters | Sequence[Filters | None] | None = None,
-    ) -> list[list[Document]]:
-        """Return the best documents of each query, best first, with the store's scores.
-
-        Args:
-            queries: Questions.
-            top_k: Maximum number of documents per query; None for the retriever's own.
-            filters: A filter for all queries, or a list with one per query; None for the retriever's own.
-
-        Raises:
-            InputError: A query is not a text, an option or a filter is invalid, the store is empty, or its embeddings have
-                another width than the encoder's.
-        """
-        if isinstance(queries, str) or not all(isinstance(query, str) for query in queries):
-            raise InputError(f"queries is {queries!r}; expected a list of texts")
-        count = self.top_k if top_k is None else check_top_k(top_k)
-        each = [filters] * len(queries) if filters is None or isinstance(filters, Mapping) else list(filters)
-        if len(each) != len(queries):
-            raise InputError(
-                f"filters is a list of {len(each)}, but there are {len(queries)} queries; pass one for each"
-            )
-        if queries and not self.store.count_documents():
-            raise InputError(f"{self.store!r} is empty; write documents before searching")
-        names = inspect.signature(self.component.run).parameters
-        name, values = "query_text" if "query_text" in names else "query", list(queries)
-        if self.encoder is not None:
-            name, values = "query_embedding", self.encoder.encode_queries(queries).tolist() if queries else []
-        results = []
-        for value, condition in zip(values, each, strict=True):
-            condition = self.filters if condition is None else condition
-            inputs = {name: value, "top_k": count, "filters": dict(condition) if condition else None}
-            try:
-                with input_errors(self.store.store):
-                    documents = self.component.run(**inputs)["documents"]
-            except Exception as error:  # each store has its own about widths
-                if self.encoder is not None:
-                    self._check_width(len(value), error)
-                raise
-            results.append([from_haystack(document) for document in documents])
-        return results
-
-    def _check_width(self, width: int, error: Exception) -> None:
-        """Raise InputError if the stored embeddings have another width than a query's, which failed."""
-        store = self.store.store
-        stored = getattr(store, "embedding_dimension", None)  # pgvector
-        with contextlib.suppress(Exception):  # e.g. the store cannot be reached, which the caller reports
-            if stored is None:
-                stored = next(len(d.embedding) for d in store.filter_documents() if d.embedding is not None)
-        if stored is not None and stored != width:
-            raise InputError(
-                f"{self.encoder and self.encoder.name} computes embeddings of {width} values, but those in "
-                f"{type(store).__name__} have {stored}; search with the model that embedded the documents"
-            ) from error
-
-
-def check_top_k(value: Any) -> int:
-    """Return a number of documents; raise InputError if it is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"top_k is {value!r}; expected an integer of at least 1")
-    return int(value)
+    def _width(self) -> int | None:
+        """Return the length of the stored embeddings; None if it cannot be found out."""
+        width = getattr(self.store, "embedding_dimension", None)  # pgvector
+        with contextlib.suppress(Exception):  # such as a store that cannot be reached
+            if width is None:
+                width = next(len(d.embedding) for d in self.store.filter_documents() if d.embedding is not None)
+        return width
 
 
 @contextmanager

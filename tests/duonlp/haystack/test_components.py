@@ -132,7 +132,9 @@ def assert_answer(answer, documents):
 
 def test_the_reader_finds_answers_that_are_comparable_across_documents(reader):
     long = reference.LONG_TEXT + "\f" + reference.LONG_TEXT
-    documents = [Document(content=t) for t in (*reference.TEXTS[:2], " ")] + [Document(content=long, meta={"page_number": 5})]
+    documents = [Document(content=t) for t in (*reference.TEXTS[:2], " ")] + [
+        Document(content=long, meta={"page_number": 5})
+    ]
     answers = reader.run(QUERY, [*documents, Document(content=None)])["answers"]
     assert all(isinstance(answer, ExtractedAnswer) for answer in answers)
     found = [answer for answer in answers if answer.data is not None]

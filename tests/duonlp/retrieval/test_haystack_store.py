@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("haystack", reason="the extra qa is not installed")
 
 from duonlp.errors import InputError
-from duonlp.retrieval import Document, DuplicatePolicy, HaystackStore
+from duonlp.retrieval import BM25Retriever, Document, DuplicatePolicy, EmbeddingRetriever, HaystackStore
 from duonlp.retrieval.haystack_store import from_haystack, import_haystack, to_haystack
 from tests.search_engine import search_engine
 from tests.services import postgresql
@@ -124,8 +124,9 @@ def test_a_store_writes_filters_finds_and_deletes(make_store, kind):
     store = HaystackStore(haystack_store, WordCounts())
     written = documents()
     assert store.count_documents() == 0 and store.filter_documents() == []
-    with pytest.raises(InputError, match="empty; write documents"):
-        store.keyword_retriever().retrieve(["red"])
+    for retriever in (BM25Retriever(store), EmbeddingRetriever(store, WordCounts())):
+        with pytest.raises(InputError, match="empty; write documents"):
+            retriever.retrieve(["red"])
     assert store.write_documents(written) == 4 == store.count_documents()
 
     stored = {document.id: document for document in store.filter_documents()}
@@ -140,16 +141,16 @@ def test_a_store_writes_filters_finds_and_deletes(make_store, kind):
     }
     assert [d.content for d in store.filter_documents(several)] == ["A bright screen, a red case."]
     assert store.filter_documents({"field": "meta.color", "operator": "==", "value": "red"}) == []
-    with pytest.raises(InputError, match=type(haystack_store).__name__):
+    with pytest.raises(InputError, match="'~'"):
         store.filter_documents({"field": "meta.stars", "operator": "~", "value": 1})
 
-    words = store.keyword_retriever(top_k=2)
+    words = BM25Retriever(store, top_k=2)
     (found,) = words.retrieve(["battery"])
     assert [d.content for d in found] == list(TEXTS)[:1] and found[0].score is not None
     both = words.retrieve(["red", "red"], filters=[item("A1"), item("B2")])
     assert [[d.content for d in found] for found in both] == [[list(TEXTS)[1]], [list(TEXTS)[2]]]
 
-    vectors = store.embedding_retriever()
+    vectors = EmbeddingRetriever(store, WordCounts())
     first, second = vectors.retrieve(["battery", "red screen"], top_k=2)
     assert [first[0].content, second[0].content] == list(TEXTS)[:3:2]
     assert len(first) == 2 and first[0].score > first[1].score
@@ -166,9 +167,9 @@ def test_duplicates_follow_the_policy_and_nothing_is_written_if_it_is_fail(make_
     old, new = Document(texts[0], id="a"), Document(texts[1], id="a")
     assert store.write_documents([old]) == 1
     for policy in (DuplicatePolicy.NONE, DuplicatePolicy.FAIL):
-        with pytest.raises(InputError, match="the id 'a' is stored already"):
+        with pytest.raises(InputError, match="the document id 'a' is in the store already"):
             store.write_documents([Document(texts[2], id="b"), new], policy)
-        with pytest.raises(InputError, match="the id 'b' is repeated"):
+        with pytest.raises(InputError, match="the document id 'b' is repeated"):
             store.write_documents([Document(texts[2], id="b"), Document(texts[3], id="b")], policy)
     assert [d.id for d in store.filter_documents()] == ["a"]
     skipped = [new, Document(texts[2], id="b"), Document(texts[3], id="b")]
@@ -180,17 +181,18 @@ def test_duplicates_follow_the_policy_and_nothing_is_written_if_it_is_fail(make_
 
 
 @pytest.mark.parametrize("kind", ["memory", "pgvector", "milvus"])
-def test_embeddings_of_another_width_are_refused_by_name(make_store, kind, caplog):
+def test_embeddings_of_another_encoder_or_width_are_refused_by_name(make_store, kind):
     store = HaystackStore(make_store(kind), WordCounts())
     store.write_documents(documents())
     wide = WordCounts()
     wide.name, wide.size, wide.encode_queries = "wide", 7, lambda texts: np.ones((len(texts), 7), np.float32)
-    message = "wide computes embeddings of 7 values, but those in .* have 5; search with the model"
-    with pytest.raises(InputError, match=message):
-        HaystackStore(store.store, wide).embedding_retriever().retrieve(["red"])
-    with pytest.raises(InputError, match="embedding of document 'x' has 2 values, but word-counts has 5"):
+    with pytest.raises(InputError, match="embeddings are of the encoder 'word-counts', not 'wide'"):
+        EmbeddingRetriever(store, wide).retrieve(["red"])
+    with pytest.raises(InputError, match="have length 5, those of 'wide' have length 7; use the encoder"):
+        EmbeddingRetriever(HaystackStore(store.store), wide).retrieve(["red"])
+    with pytest.raises(InputError, match="document 'x' has length 2, those of 'word-counts' have length 5"):
         store.write_documents([Document("red", id="x", embedding=np.ones(2, np.float32))])
-    with pytest.raises(InputError, match="'x' has 2 values, but others have 3"):
+    with pytest.raises(InputError, match="'x' has length 2, those of other documents have length 3"):
         odd = [Document("red", id=name, embedding=np.ones(size)) for name, size in (("y", 3), ("x", 2))]
         HaystackStore(store.store).write_documents(odd)
     assert store.count_documents() == 4
@@ -200,27 +202,39 @@ def test_misuse_names_the_value(make_store):
     with pytest.raises(InputError, match="store is a list without count_documents"):
         HaystackStore([])
     store = HaystackStore(make_store("memory"))
-    with pytest.raises(InputError, match="has no encoder"):
-        store.embedding_retriever()
-    with pytest.raises(InputError, match="top_k is 0"):
-        store.keyword_retriever(top_k=0)
-    with pytest.raises(InputError, match="expected a list of Document"):
-        store.write_documents(["a text"])
+    for bad, message in (("a text", "documents are a str"), (["a text"], "one of the documents is a str")):
+        with pytest.raises(InputError, match=message):
+            store.write_documents(bad)
+    with pytest.raises(InputError, match="policy is 'skip'"):
+        store.write_documents([], "skip")
+    with pytest.raises(InputError, match="ids to delete are 'id'"):
+        store.delete_documents("id")
     store.write_documents(documents())
-    words = store.keyword_retriever()
-    with pytest.raises(InputError, match="queries is 'red'"):
-        words.retrieve("red")
-    with pytest.raises(InputError, match="filters is a list of 1, but there are 2 queries"):
-        words.retrieve(["red", "case"], filters=[None])
-    assert words.retrieve([]) == []
+    for arguments, message in (
+        ({"queries": "red"}, "queries are 'red'"),
+        ({"queries": ["red"], "top_k": 0}, "top_k is 0"),
+        ({"queries": ["red", "case"], "filters": [None]}, "1 filters for 2 queries"),
+    ):
+        with pytest.raises(InputError, match=message):
+            store.search_keywords(**arguments)
+    assert store.search_keywords([]) == []
 
     class Unknown:
         def __init__(self):
             for name in ("count_documents", "filter_documents", "write_documents", "delete_documents"):
                 setattr(self, name, lambda *arguments: 0)
 
-    with pytest.raises(InputError, match="no keyword retriever is known for this Unknown"):
-        HaystackStore(Unknown()).keyword_retriever()
+    with pytest.raises(InputError, match="no keyword retriever is known for this Unknown; .* keyword_retriever="):
+        HaystackStore(Unknown()).search_keywords(["red"])
+
+
+def test_components_of_ones_own_search(make_store):
+    from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
+
+    inner = make_store("memory")
+    store = HaystackStore(inner, keyword_retriever=InMemoryBM25Retriever(inner, scale_score=True))
+    store.write_documents(documents())
+    assert 0 < store.search_keywords(["battery"])[0][0].score < 1
 
 
 def test_documents_survive_the_conversion():
@@ -243,8 +257,8 @@ def test_what_opensearch_and_elasticsearch_are_asked(make_store, engines):
         requests = engines.standins[kind].requests
         requests.clear()
         store.write_documents(documents())
-        store.keyword_retriever(top_k=3, filters=item("A1")).retrieve(["red case"])
-        store.embedding_retriever(top_k=3, filters=item("A1")).retrieve(["battery"])
+        store.search_keywords(["red case"], top_k=3, filters=item("A1"))
+        EmbeddingRetriever(store, WordCounts(), top_k=3, filters=item("A1")).retrieve(["battery"])
         created = next(body for method, path, body in requests if method == "PUT" and path.count("/") == 1)
         embedding = created["mappings"]["properties"]["embedding"]
         assert {key: embedding[key] for key in knn} == knn
