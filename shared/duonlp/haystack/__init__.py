@@ -12,12 +12,18 @@ from duonlp.haystack.embedders import DocumentEmbedder, TextEmbedder  # noqa: E4
 from duonlp.haystack.evaluators import AnswerExactMatchEvaluator, AnswerF1Evaluator  # noqa: E402
 from duonlp.haystack.ranker import Ranker  # noqa: E402
 from duonlp.haystack.reader import ExtractiveReader  # noqa: E402
+from duonlp.haystack.retrievers import MemoryBM25Retriever, MemoryEmbeddingRetriever  # noqa: E402
+from duonlp.haystack.stores import FaissDocumentStore, MemoryDocumentStore  # noqa: E402
 
 __all__ = [
     "AnswerExactMatchEvaluator",
     "AnswerF1Evaluator",
     "DocumentEmbedder",
     "ExtractiveReader",
+    "FaissDocumentStore",
+    "MemoryBM25Retriever",
+    "MemoryDocumentStore",
+    "MemoryEmbeddingRetriever",
     "Ranker",
     "TextEmbedder",
 ]

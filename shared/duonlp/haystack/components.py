@@ -1,5 +1,6 @@
 """What the components share: arguments that serialize, and a pipeline that is loaded on first use."""
 
+import copy
 import inspect
 import os
 import threading
@@ -18,7 +19,11 @@ class Serializable:
     def to_dict(self) -> dict[str, Any]:
         """Return the component's class and arguments, as Haystack stores them in YAML."""
         names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
-        return default_to_dict(self, **{name: getattr(self, name) for name in names})
+        values = {name: getattr(self, name) for name in names}
+        # Copies, so that YAML does not refer from one component to another's dict.
+        return default_to_dict(
+            self, **{n: copy.deepcopy(v) if isinstance(v, dict | list) else v for n, v in values.items()}
+        )
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

@@ -81,9 +81,9 @@ class HaystackStore:
         store: A document store of Haystack, such as ``PgvectorDocumentStore(embedding_dimension=384)``. Create it with the
             inner product (or cosine similarity, if the encoder's vectors have unit length) as its similarity.
         encoder: Computes the embeddings of documents that are written without one.
-        keyword_retriever: A component of Haystack with an input ``query``; None for the one that belongs to the store. A
-            MilvusDocumentStore needs ``builtin_function=[BM25BuiltInFunction()]`` for it.
-        embedding_retriever: A component of Haystack with an input ``query_embedding``; None for the one that belongs to the store.
+        keyword_retriever: A component of Haystack with an input ``query``; None for the store's own, for which a
+            MilvusDocumentStore needs ``builtin_function=[BM25BuiltInFunction()]``.
+        embedding_retriever: A component of Haystack with an input ``query_embedding``; None for the store's own.
 
     Raises:
         MissingExtraError: Haystack is not installed.

@@ -224,7 +224,7 @@ def test_misuse_names_the_value(make_store):
             for name in ("count_documents", "filter_documents", "write_documents", "delete_documents"):
                 setattr(self, name, lambda *arguments: 0)
 
-    with pytest.raises(InputError, match="no keyword retriever is known for this Unknown; .* keyword_retriever="):
+    with pytest.raises(InputError, match=r"no keyword retriever is known for this Unknown; .* keyword_retriever="):
         HaystackStore(Unknown()).search_keywords(["red"])
 
 
