@@ -99,10 +99,11 @@ class Ranker(ModelComponent):
         )
         fields, separator = self.meta_fields_to_embed, self.embedding_separator
         passages = [Passage(self.document_prefix + text_of(d, fields, separator), id=d.id) for d in by_id.values()]
+        least = self.score_threshold if score_threshold is None else score_threshold
         ranked = []
         for passage in ranker.rank(self.query_prefix + query, passages, top_k=top_k or self.top_k):
             logit = float(passage.score or 0.0)
             score = 1 / (1 + math.exp(min(-logit, 700.0))) if self.scale_score else logit
-            ranked.append(replace(by_id[passage.id], score=score))
-        least = self.score_threshold if score_threshold is None else score_threshold
-        return {"documents": [document for document in ranked if least is None or document.score >= least]}
+            if least is None or score >= least:
+                ranked.append(replace(by_id[passage.id], score=score))
+        return {"documents": ranked}

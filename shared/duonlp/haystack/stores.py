@@ -59,8 +59,10 @@ class MemoryDocumentStore(Serializable):
             words = BM25Options(**(bm25 or {}))
         except TypeError as error:  # an unknown name
             raise InputError(f"bm25 is {bm25!r}; expected options of BM25Options ({error})") from None
-        is_saved = self.folder is not None and Path(self.folder).exists()
-        self.store = self.kind.open(self.folder) if is_saved else self.kind(bm25=words, normalize=normalize, **options)
+        if self.folder is not None and Path(self.folder).exists():
+            self.store = self.kind.open(self.folder)
+        else:
+            self.store = self.kind(bm25=words, normalize=normalize, **options)
 
     def save(self) -> None:
         """Save the documents and indexes to the folder, atomically.
