@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,10 +44,15 @@ ID_BATCH = 1000
 def import_haystack() -> ModuleType:
     """Import haystack with its telemetry off, unless the user has set HAYSTACK_TELEMETRY_ENABLED.
 
+    If haystack is imported already, its telemetry is turned off from now on.
+
     Raises:
         MissingExtraError: Haystack is not installed.
     """
-    os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
+    if "HAYSTACK_TELEMETRY_ENABLED" not in os.environ:
+        os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
+        if (telemetry := sys.modules.get("haystack.telemetry._telemetry")) is not None:
+            vars(telemetry)["telemetry"] = None
     if importlib.util.find_spec("haystack") is None:
         raise MissingExtraError('this needs Haystack, which is not installed; pip install "duonlp[qa]"')
     return importlib.import_module("haystack")
