@@ -9,7 +9,14 @@ import pytest
 pytest.importorskip("haystack", reason="the extra qa is not installed")
 
 from duonlp.errors import InputError
-from duonlp.retrieval import BM25Retriever, Document, DuplicatePolicy, EmbeddingRetriever, HaystackStore
+from duonlp.retrieval import (
+    BM25Retriever,
+    Document,
+    DuplicatePolicy,
+    EmbeddingRetriever,
+    HaystackStore,
+    HybridRetriever,
+)
 from duonlp.retrieval.haystack_store import from_haystack, import_haystack, to_haystack
 from tests.search_engine import search_engine
 from tests.services import postgresql
@@ -150,12 +157,18 @@ def test_a_store_writes_filters_finds_and_deletes(make_store, kind):
     both = words.retrieve(["red", "red"], filters=[item("A1"), item("B2")])
     assert [[d.content for d in found] for found in both] == [[list(TEXTS)[1]], [list(TEXTS)[2]]]
 
+    assert words.retrieve(["", "?!"]) == [[], []]
+    (found,) = words.retrieve(["red' OR (battery\" AND %s {0} \\ the"])  # no syntax of its own
+    assert {d.content for d in found} <= set(TEXTS)
+
     vectors = EmbeddingRetriever(store, WordCounts())
     first, second = vectors.retrieve(["battery", "red screen"], top_k=2)
     assert [first[0].content, second[0].content] == list(TEXTS)[:3:2]
     assert len(first) == 2 and first[0].score > first[1].score
     (found,) = vectors.retrieve(["battery"], filters=item("B2"))
     assert {d.meta["item_id"] for d in found} == {"B2"} and len(found) == 2
+    (found,) = HybridRetriever([words, vectors], top_k=1).retrieve(["battery"])
+    assert [d.content for d in found] == list(TEXTS)[:1]
 
     store.delete_documents([written[0].id, "unknown"])
     assert {d.id for d in store.filter_documents()} == {d.id for d in written[1:]}
