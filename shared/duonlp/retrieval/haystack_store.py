@@ -186,6 +186,7 @@ class HaystackStore:
         *,
         top_k: int = 10,
         filters: Filters | Sequence[Filters | None] | None = None,
+        fill: bool = False,
     ) -> list[list[Document]]:
         """Return the documents that share words with each query, best first, with the store's scores.
 
@@ -193,11 +194,14 @@ class HaystackStore:
             queries: The queries.
             top_k: Maximum number of documents per query.
             filters: A filter for all queries, or a list with one per query.
+            fill: Must be False: Haystack's stores return only documents that they find.
 
         Raises:
             InputError: The store is empty or has no keyword search, or an argument is invalid.
         """
         check_queries(queries)
+        if fill:
+            raise InputError(f"{self!r} cannot fill results with documents that it does not find; pass fill=False")
         component = self._component("keyword")
         names = inspect.signature(component.run).parameters
         return self._search(component, "query_text" if "query_text" in names else "query", queries, top_k, filters)

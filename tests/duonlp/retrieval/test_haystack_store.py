@@ -227,6 +227,7 @@ def test_misuse_names_the_value(make_store):
         ({"queries": "red"}, "queries are 'red'"),
         ({"queries": ["red"], "top_k": 0}, "top_k is 0"),
         ({"queries": ["red", "case"], "filters": [None]}, "1 filters for 2 queries"),
+        ({"queries": ["red"], "fill": True}, "cannot fill results"),
     ):
         with pytest.raises(InputError, match=message):
             store.search_keywords(**arguments)
