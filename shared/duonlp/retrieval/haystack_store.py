@@ -53,7 +53,7 @@ def import_haystack() -> ModuleType:
         os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
         if (telemetry := sys.modules.get("haystack.telemetry._telemetry")) is not None:
             vars(telemetry)["telemetry"] = None
-    if importlib.util.find_spec("haystack") is None:
+    if "haystack" not in sys.modules and importlib.util.find_spec("haystack") is None:
         raise MissingExtraError('this needs Haystack, which is not installed; pip install "duonlp[qa]"')
     return importlib.import_module("haystack")
 

@@ -16,6 +16,7 @@ from duonlp.retrieval import (
     EmbeddingRetriever,
     HaystackStore,
     HybridRetriever,
+    MemoryStore,
 )
 from duonlp.retrieval.haystack_store import from_haystack, import_haystack, to_haystack
 from tests.search_engine import search_engine
@@ -191,6 +192,19 @@ def test_duplicates_follow_the_policy_and_nothing_is_written_if_it_is_fail(make_
     assert store.write_documents([old, new], DuplicatePolicy.OVERWRITE) == 1
     assert {d.id: d.content for d in store.filter_documents()} == {"a": texts[1], "b": texts[2]}
     assert store.write_documents([]) == 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "pgvector", "milvus"])
+def test_embeddings_find_the_documents_that_they_find_in_a_memory_store(make_store, kind):
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.standard_normal((n, WordCounts.size)).astype(np.float32) for n in (300, 5))
+    written = [Document(f"text {n}", {"n": n % 3}, embedding=vector) for n, vector in enumerate(vectors)]
+    stores = MemoryStore(), HaystackStore(make_store(kind))
+    for store in stores:
+        store.write_documents(written)
+    for filters in (None, {"field": "meta.n", "operator": "in", "value": [0, 2]}):
+        ours, theirs = (store.search_embeddings(queries, top_k=10, filters=filters) for store in stores)
+        assert [[d.id for d in found] for found in ours] == [[d.id for d in found] for found in theirs]
 
 
 @pytest.mark.parametrize("kind", ["memory", "pgvector", "milvus"])
