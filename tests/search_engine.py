@@ -15,7 +15,7 @@ import numpy as np
 VERSIONS = {"opensearch": "3.2.0", "elasticsearch": "8.19.3"}
 
 
-class search_engine:
+class SearchEngine:
     """Context manager: a running server.
 
     Attributes:
@@ -83,6 +83,9 @@ class search_engine:
             }
         if not action and method == "HEAD":
             return (200 if name in self.indices else 404), None
+        if not action and method == "DELETE":
+            del self.indices[name]
+            return 200, {"acknowledged": True}
         if not action and method == "PUT":
             self.indices[name] = {}
             return 200, {"acknowledged": True, "index": name}

@@ -19,7 +19,7 @@ from duonlp.retrieval import (
     MemoryStore,
 )
 from duonlp.retrieval.haystack_store import from_haystack, import_haystack, to_haystack
-from tests.search_engine import search_engine
+from tests.search_engine import SearchEngine
 from tests.services import postgresql
 
 import_haystack()
@@ -61,7 +61,7 @@ def engines():
         if url := os.environ.get(f"{kind.upper()}_URL"):
             return url
         if kind not in standins:
-            standins[kind] = search_engine(kind)
+            standins[kind] = SearchEngine(kind)
             standins[kind].__enter__()
         return standins[kind].url
 
@@ -107,13 +107,18 @@ def make_store(request, tmp_path, engines, monkeypatch):
         url = engines(kind)
         module = pytest.importorskip(f"haystack_integrations.document_stores.{kind}")
         if kind == "opensearch":
-            return module.OpenSearchDocumentStore(
+            store = module.OpenSearchDocumentStore(
                 hosts=url, index=name, embedding_dim=size, verify_certs=False, ssl_show_warn=False,
                 method={"name": "hnsw", "engine": "lucene", "space_type": "innerproduct"},
             )  # fmt: skip
-        return module.ElasticsearchDocumentStore(
-            hosts=url, index=name, embedding_similarity_function="max_inner_product"
+        else:
+            store = module.ElasticsearchDocumentStore(
+                hosts=url, index=name, embedding_similarity_function="max_inner_product"
+            )
+        request.addfinalizer(
+            lambda: store._client and store._client.indices.delete(index=name, ignore_unavailable=True)
         )
+        return store
 
     return make
 
