@@ -20,6 +20,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 for name, value in {
     "CUDA_VISIBLE_DEVICES": "",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
     "JAX_PLATFORMS": "cpu",
     "KERAS_BACKEND": "tensorflow",

@@ -566,7 +566,8 @@ def test_neutral_modules_import_no_framework():
     names = [
         file.removeprefix("shared/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in sources("shared/duonlp")
-        if not file.endswith("/__main__.py")
+        # Haystack itself imports torch where it is installed; see tests/duonlp/haystack/test_package.py.
+        if not file.endswith("/__main__.py") and not file.startswith("shared/duonlp/haystack/")
     ]
     loaded = modules_after("\n".join(f"import {name}" for name in names))
     assert not loaded & (TENSORFLOW | JAX | TORCH | {"tfnlp", "jaxnlp"})

@@ -49,6 +49,8 @@ def checkpoints(tmp_path_factory):
         ("google-bert/bert-base-uncased", bert, "masked-lm", words, BERT_SPECIAL),
         ("openai-community/gpt2", gpt2, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
         ("google-t5/t5-small", t5, "seq2seq-lm", unigram, T5_SPECIAL),
+        ("deepset/minilm-uncased-squad2", bert, "question-answering", words, BERT_SPECIAL),
+        ("sentence-transformers/all-MiniLM-L6-v2", bert, "base", words, BERT_SPECIAL),
         ("demo/model", gpt2 | {"n_positions": 128}, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

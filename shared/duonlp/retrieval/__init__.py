@@ -6,9 +6,11 @@ from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
 from duonlp.retrieval.faiss_store import FaissStore
 from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
+from duonlp.retrieval.haystack_store import HaystackStore
 from duonlp.retrieval.indexes import BM25Options
 from duonlp.retrieval.memory_store import MemoryStore
 from duonlp.retrieval.negatives import hard_negatives, labelled_pairs, write_pairs
+from duonlp.retrieval.question_answering import ExtractiveQA
 from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.reader import Reader
 from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
@@ -24,8 +26,10 @@ __all__ = [
     "DuplicatePolicy",
     "EmbeddingRetriever",
     "Encoder",
+    "ExtractiveQA",
     "FaissStore",
     "Filters",
+    "HaystackStore",
     "HybridRetriever",
     "MemoryStore",
     "Reader",

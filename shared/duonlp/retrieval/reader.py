@@ -105,6 +105,25 @@ class Reader:
         Raises:
             InputError: A question or an option is invalid, or the numbers of questions and lists differ.
         """
+        return [answers for answers, _ in self.read_with_gaps(queries, documents, top_k=top_k)]
+
+    def read_with_gaps(
+        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], *, top_k: int | None = None
+    ) -> list[tuple[list[Answer], float | None]]:
+        """Return, for each question, its answers and the smallest null gap of all its documents.
+
+        Args:
+            queries: See :meth:`read_batch`.
+            documents: See :meth:`read_batch`.
+            top_k: See :meth:`read_batch`.
+
+        Returns:
+            (answers, gap) of each question. If the gap is above 0, the model prefers no answer in each document; None without
+            documents.
+
+        Raises:
+            InputError: See :meth:`read_batch`.
+        """
         check_count("top_k", top_k, optional=True)
         queries = check_queries(queries)
         if len(queries) != len(documents):
@@ -126,7 +145,8 @@ class Reader:
         ranked = []
         for entry in kept:
             found = [self._answers(document, next(results)) for document in entry]
-            ranked.append(self._ranked(found)[: top_k or self.top_k])
+            gap = min((answers[0].null_gap for answers in found if answers), default=None)
+            ranked.append((self._ranked(found, gap)[: top_k or self.top_k], gap))
         return ranked
 
     def _answers(self, document: Document, result: Any) -> list[Answer]:
@@ -148,25 +168,16 @@ class Reader:
                 break
         return answers
 
-    def _ranked(self, found: Sequence[Sequence[Answer]]) -> list[Answer]:
+    def _ranked(self, found: Sequence[Sequence[Answer]], gap: float | None) -> list[Answer]:
         """Return the answers of all documents, best first, with "no answer" if it takes part."""
         answers = sorted((answer for entry in found for answer in entry), key=lambda answer: -answer.logit)
-        if self.no_answer and answers:
-            gap = min(entry[0].null_gap for entry in found if entry)
+        if self.no_answer and gap is not None:
             margin = gap - self.null_threshold
             null = Answer(
                 "", 1 / (1 + math.exp(-max(min(margin, 500.0), -500.0))), answers[0].logit + margin, gap, None
             )
             answers = sorted([*answers, null], key=lambda answer: -answer.logit)
         return answers
-
-
-def null_gap_of(answers: Sequence[Answer]) -> float | None:
-    """Return the smallest null gap of the documents that answers are from; None without answers.
-
-    Above 0, the model prefers no answer in each of these documents.
-    """
-    return min((answer.null_gap for answer in answers), default=None)
 
 
 def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | None = None, **settings: Any) -> Reader:

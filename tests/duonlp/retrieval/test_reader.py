@@ -7,7 +7,6 @@ import pytest
 from duonlp.errors import InputError
 from duonlp.retrieval import Document, Reader
 from duonlp.retrieval.answer import context_around
-from duonlp.retrieval.reader import null_gap_of
 
 
 class Pipe:
@@ -62,7 +61,7 @@ def test_answers_are_ranked_across_documents_by_logit():
         assert document.content[answer.context_start :].startswith(answer.context) and answer.answer in answer.context
     ((pairs, options),) = pipe.calls
     assert [pair["context"] for pair in pairs] == [document.content for document in DOCUMENTS[:3]]
-    assert options == {"handle_impossible_answer": False} and null_gap_of(answers) == 0
+    assert options == {"handle_impossible_answer": False}
     assert [a.answer for a in Reader(pipe, answers_per_document=1, top_k=2).read("Q", DOCUMENTS)] == ["Fiv", "Fou"]
     assert Reader(pipe).read("Q", [], top_k=1) == [] and Reader(pipe).read("Q", [DOCUMENTS[3]]) == []
 
@@ -70,7 +69,9 @@ def test_answers_are_ranked_across_documents_by_logit():
 def test_several_questions_are_read_in_one_call():
     pipe = Pipe()
     first, second, none = Reader(pipe, top_k=1).read_batch(["A", "B", "C"], [DOCUMENTS[:1], DOCUMENTS[1:], []])
-    assert [first[0].document_id, second[0].document_id, none, len(pipe.calls)] == ["a", "b", [], 1]
+    gaps = [gap for _, gap in Reader(pipe, top_k=1).read_with_gaps(["A", "B"], [DOCUMENTS, []])]
+    assert gaps == [0, None]
+    assert [first[0].document_id, second[0].document_id, none, len(pipe.calls)] == ["a", "b", [], 2]
 
 
 def test_no_answer_wins_where_every_document_prefers_it():
