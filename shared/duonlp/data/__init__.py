@@ -35,6 +35,7 @@ from duonlp.data.pairs import (
     pair,
     read_pairs,
 )
+from duonlp.data.questions import Questions, read_questions, write_squad
 from duonlp.data.reading import Columns, Document, is_held_out, read_documents, standard_library_folder, text_files
 from duonlp.data.rows import LengthBatches, Manifest, TokenRows, TokenRowsBuilder, permuted, read_manifest
 
@@ -64,6 +65,7 @@ __all__ = [
     "PairBatches",
     "PairCollator",
     "PairColumns",
+    "Questions",
     "SpanCorruption",
     "TextInfilling",
     "TokenRows",
@@ -84,8 +86,10 @@ __all__ = [
     "read_labelled_texts",
     "read_manifest",
     "read_pairs",
+    "read_questions",
     "standard_library_folder",
     "text_files",
     "write_blocks",
     "write_split",
+    "write_squad",
 ]
