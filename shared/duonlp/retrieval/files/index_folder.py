@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class _State:
     """The contents of an index.
 
     Attributes:
-        files: {name: {"size", "mtime_ns", "read_ns", "sha256", "passages": their number, "problems"}}, in the order of the passages.
+        files: {name: {"size", "mtime_ns", "read_ns", "sha256", "passages": their number, "problems"}}, in the passages' order.
         documents: All passages.
         vectors: float32 [passages, size], or None without an encoder.
         names: Names of the data files by kind, as they are on disk.
@@ -169,7 +169,7 @@ class IndexFolder:
             for document, vector in zip(self.documents, state.vectors, strict=True):
                 document.embedding = vector
         problems = tuple(problem for entry in state.files.values() for problem in entry["problems"])
-        return IndexReport(**asdict(report) | {"passages": len(self.documents), "problems": problems})
+        return replace(report, passages=len(self.documents), problems=problems)
 
     def _has_vectors(self, state: _State) -> bool:
         return self.encoder is None or (state.vectors is not None and state.fingerprint == self.fingerprint)
