@@ -35,7 +35,7 @@ from duonlp.data.pairs import (
     pair,
     read_pairs,
 )
-from duonlp.data.questions import Questions, read_questions, write_squad
+from duonlp.data.questions import QuestionBatches, Questions, read_questions, write_squad
 from duonlp.data.reading import Columns, Document, is_held_out, read_documents, standard_library_folder, text_files
 from duonlp.data.rows import LengthBatches, Manifest, TokenRows, TokenRowsBuilder, permuted, read_manifest
 
@@ -65,6 +65,7 @@ __all__ = [
     "PairBatches",
     "PairCollator",
     "PairColumns",
+    "QuestionBatches",
     "Questions",
     "SpanCorruption",
     "TextInfilling",

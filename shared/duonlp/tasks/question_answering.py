@@ -1,7 +1,7 @@
 """Extractive question answering: spans of a context that answer a question.
 
 Windows, scores, merging of equal answers and the null answer follow QuestionAnsweringPipeline of Transformers 4.57, the last
-release that had it.
+release that had it. Scores of overlapping windows add up there, to more than 1; here they are capped, after sorting.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from duonlp.errors import InputError
 from duonlp.tasks.base import Example, Options, ParsedInputs, check_bool, check_int, check_text, describe
 from duonlp.tasks.text import TextTask
-from duonlp.util.tokenization import tokenize
+from duonlp.tokenizers.windows import Window, make_windows
 
 MASKED = np.float32(-10000.0)
 """Logit of tokens that cannot be part of an answer, as in Transformers."""
@@ -51,23 +51,18 @@ class QuestionAnsweringOptions(Options):
         check_bool("align_to_words", self.align_to_words)
 
 
-@dataclass(slots=True)
-class Window:
-    """One window of a context.
-
-    Attributes:
-        encoding: tokenizers.Encoding, which maps tokens to words and characters.
-        allowed: bool [tokens], tokens included in the softmax.
-        context: bool [tokens], tokens that can be part of an answer.
-    """
-
-    encoding: Any
-    allowed: np.ndarray
-    context: np.ndarray
-
-
 class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
-    """{"question", "context"} -> {"score", "start", "end", "answer"}, or a list of those with ``top_k``."""
+    """{"question", "context"} -> {"score", "start", "end", "answer", "logit", "null_gap"}, or a list of those with ``top_k``.
+
+    - "score": Probability of the answer in its context, as in Transformers, but at most 1.
+    - "start", "end": Its characters in the context.
+    - "logit": Start logit + end logit in the window that rates it highest; comparable across contexts, unlike the score.
+    - "null_gap": Logit of "no answer" (the lowest of all windows) minus that of the best nonempty answer, the same for all
+      answers of a context. The model prefers no answer if it is above 0, or a threshold tuned on validation data
+      (SQuAD 2.0, Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822).
+
+    The empty answer "" is one of them with ``handle_impossible_answer``. Other keys of an input are ignored.
+    """
 
     name = "question-answering"
     head = "question-answering"
@@ -147,35 +142,22 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
 
     def encode(self, items: Sequence[Any], options: QuestionAnsweringOptions, first: int = 0) -> list[list[Example]]:
         size, stride = self.lengths(options)
-        pairs = [self.question_and_context(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
-        contexts = [context for _, context in pairs]
-        questions = self.fit_questions(pairs, size, stride, options.max_question_len, first)
-        encoded = tokenize(
+
+        def where(number: int) -> str:
+            return f"{self.name}: input {first + number}"
+
+        pairs = [self.question_and_context(item, where(number)) for number, item in enumerate(items)]
+        windows = make_windows(
             self.tokenizer,
-            questions,
-            contexts,
-            truncation="only_second",
-            max_length=size,
+            [question for question, _ in pairs],
+            [context for _, context in pairs],
+            size=size,
             stride=stride,
-            return_overflowing_tokens=True,
-            return_attention_mask=True,
-            verbose=False,
+            max_question_len=options.max_question_len,
+            where=where,
         )
-        owners = encoded["overflow_to_sample_mapping"]
-        rows = self.rows(encoded, items=[first + i for i in owners])
-        examples: list[list[Example]] = [[] for _ in items]
-        cls = self.tokenizer.cls_token_id
-        for owner, row, encoding in zip(owners, rows, encoded.encodings, strict=True):
-            context = np.array([s == 1 for s in encoding.sequence_ids], bool)
-            # The softmax includes the CLS token, which models select if there is no answer.
-            allowed = context if cls is None else context | (row["input_ids"] == cls)
-            examples[owner].append(Example(row, state=Window(encoding, allowed, context)))
-        for i, windows in enumerate(examples):
-            if not any(example.state.context.any() for example in windows):
-                raise InputError(
-                    f"{self.name}: input {first + i}, context {describe(contexts[i])} has no tokens; add some words"
-                )
-        return examples
+        names = self.input_names
+        return [[Example(_inputs(window, names), state=window) for window in row] for row in windows]
 
     def question_and_context(self, item: Any, where: str) -> tuple[str, str]:
         """Return an item as (question, context).
@@ -185,50 +167,16 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
             where: Its name, for error messages.
 
         Raises:
-            InputError: the item is not a dict with exactly these two texts.
+            InputError: the item is not a dict with these two texts.
         """
         if not isinstance(item, Mapping):
             raise InputError(f'{where} is {describe(item)}; expected {{"question": ..., "context": ...}}')
-        if set(item) != {"question", "context"}:
+        if not {"question", "context"} <= set(item):
             raise InputError(f'{where} has the keys {", ".join(map(repr, item))}; expected "question" and "context"')
         return (
             check_text(item["question"], f"{where}, question"),
             check_text(item["context"], f"{where}, context"),
         )
-
-    def fit_questions(
-        self, pairs: Sequence[tuple[str, str]], size: int, stride: int, longest: int, first: int
-    ) -> list[str]:
-        """Return the questions, truncated if they leave no room for a window to advance over the context.
-
-        Args:
-            pairs: Questions and contexts.
-            size: Number of tokens in a window.
-            stride: Number of tokens by which windows overlap.
-            longest: Number of tokens to which such a question is truncated.
-            first: Index of the first item, for error messages.
-
-        Raises:
-            InputError: a truncated question still leaves no room.
-        """
-        questions = [question for question, _ in pairs]
-        special = self.tokenizer.num_special_tokens_to_add(pair=True)
-        encoded = tokenize(
-            self.tokenizer, questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for i, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-            if size - special - len(ids) > stride:
-                continue
-            if len(tokenize(self.tokenizer, *pairs[i], verbose=False)["input_ids"]) <= size:
-                continue  # question and context fit one window
-            length = min(len(ids), longest)
-            if size - special - length <= stride:
-                raise InputError(
-                    f"{self.name}: input {first + i}: a question of {length} tokens and doc_stride {stride} leave no "
-                    f"room in a window of {size}; raise max_seq_len, or lower doc_stride or max_question_len"
-                )
-            questions[i] = questions[i][: offsets[length - 1][1]]
-        return questions
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
@@ -239,27 +187,119 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
         outputs: Sequence[dict[str, Any]],
         options: QuestionAnsweringOptions,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        context, null_score = item["context"], 1_000_000.0
-        # Alignment to words can make candidates equal, so consider more than top_k.
+        context, cls = item["context"], self.tokenizer.cls_token_id
+        scores = [
+            WindowScores.of(example.state, output["start_logits"], output["end_logits"], cls)
+            for example, output in zip(examples, outputs, strict=True)
+        ]
+        # Alignment to words can make candidates equal, so Transformers considers more than top_k of each window.
         candidates = options.top_k * 2 + 10 if options.align_to_words else options.top_k
-        merged: dict[str, dict[str, Any]] = {}  # lowercased text -> answer
-        for example, output in zip(examples, outputs, strict=True):
-            window = example.state
-            start = probabilities(output["start_logits"], window.allowed)
-            end = probabilities(output["end_logits"], window.allowed)
-            null_score = min(null_score, float(start[0] * end[0]))
-            visible = visible_tokens(window, context, options.align_to_words)
-            spans = best_spans(start, end, window.context, candidates, options.max_answer_len, visible)
-            for first, last, score in spans:
-                a, b = characters(window.encoding, first, last, options.align_to_words)
-                text = context[a:b]
-                answer = merged.setdefault(text.lower(), {"score": 0.0, "start": a, "end": b, "answer": text})
-                answer["score"] += score
-        answers = list(merged.values())
+        while True:
+            answers, exhausted = self.merged_answers(context, scores, candidates, options)
+            if exhausted or len(answers) >= options.top_k:
+                break
+            candidates *= 4
+        null_logit = min(score.null_logit for score in scores)
+        null_gap = null_logit - max((answer["logit"] for answer in answers), default=-np.inf)
         if options.handle_impossible_answer:
-            answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
+            null_score = min(score.null for score in scores)
+            answers.append({"score": null_score, "start": 0, "end": 0, "answer": "", "logit": null_logit})
         answers = sorted(answers, key=lambda answer: -answer["score"])[: options.top_k]
+        answers = [answer | {"score": min(answer["score"], 1.0), "null_gap": null_gap} for answer in answers]
         return answers[0] if len(answers) == 1 else answers
+
+    def merged_answers(
+        self, context: str, scores: Sequence["WindowScores"], candidates: int, options: QuestionAnsweringOptions
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return the different answers among the best spans of each window, and whether no window has further spans.
+
+        Equal answers, up to case, are merged: their scores add up, and the first keeps its place.
+
+        Args:
+            context: The context.
+            scores: Scores of its windows.
+            candidates: Number of spans of each window.
+            options: Options of the call.
+        """
+        merged: dict[str, dict[str, Any]] = {}  # lowercased text -> answer
+        exhausted = True
+        for window in scores:
+            spans = best_spans(window.start, window.end, window.context, candidates, options.max_answer_len)
+            exhausted &= len(spans) < candidates
+            for first, last, score in spans:
+                a, b = window.characters(first, last, options.align_to_words)
+                text = context[a:b]
+                if not text or text.isspace():  # byte-level and SentencePiece tokenizers have tokens for spaces alone
+                    continue
+                logit = float(window.start_logits[first] + window.end_logits[last])
+                new = {"score": 0.0, "start": a, "end": b, "answer": text, "logit": logit}
+                answer = merged.setdefault(text.lower(), new)
+                answer["score"] += score
+                answer["logit"] = max(answer["logit"], logit)
+        return list(merged.values()), exhausted
+
+
+def _inputs(window: Window, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the model's inputs of a window, int32 [tokens] each."""
+    arrays = {
+        "input_ids": window.input_ids,
+        "token_type_ids": window.token_type_ids,
+        "attention_mask": np.ones(len(window.input_ids), np.int32),
+    }
+    return {name: arrays[name] for name in names}
+
+
+@dataclass(slots=True)
+class WindowScores:
+    """What a model says about the context tokens of a window, and about the absence of an answer.
+
+    Attributes:
+        window: The window.
+        start_logits: float32 [tokens].
+        end_logits: float32 [tokens].
+        context: bool [tokens], tokens that can be part of an answer.
+        start: float32 [tokens], start probabilities.
+        end: float32 [tokens], end probabilities.
+        null: Probability that the window has no answer; 0 for a tokenizer without a CLS token.
+        null_logit: Start logit + end logit of "no answer".
+    """
+
+    window: Window
+    start_logits: np.ndarray
+    end_logits: np.ndarray
+    context: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    null: float
+    null_logit: float
+
+    @classmethod
+    def of(cls, window: Window, start: np.ndarray, end: np.ndarray, cls_token_id: int | None) -> "WindowScores":
+        """Compute the scores from the logits of a row, float32 [tokens]."""
+        context, null = np.zeros(len(start), bool), window.null
+        context[window.first : window.first + len(window.context.ids)] = True
+        # The softmax includes the CLS token, which models select if there is no answer.
+        allowed = context if cls_token_id is None else context | (window.input_ids == cls_token_id)
+        start_p, end_p = probabilities(start, allowed), probabilities(end, allowed)
+        null_score = 0.0 if context[null] else float(start_p[null] * end_p[null])
+        return cls(window, start, end, context, start_p, end_p, null_score, float(start[null] + end[null]))
+
+    def characters(self, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
+        """Return the character range of the context that the tokens ``first`` to ``last`` cover.
+
+        Args:
+            first: Index of the first token in the row.
+            last: Index of the last token.
+            align_to_words: Whether to extend the range to whole words, as far as the window has their tokens.
+        """
+        text, words = self.window.context, self.window.context.words
+        first, last = first - self.window.first, last - self.window.first
+        if align_to_words and words[first] >= 0 and words[last] >= 0:
+            while first and words[first - 1] == words[first]:
+                first -= 1
+            while last + 1 < len(words) and words[last + 1] == words[last]:
+                last += 1
+        return int(text.starts[first]), int(text.ends[last])
 
 
 def probabilities(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -278,7 +318,7 @@ def probabilities(logits: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 
 
 def best_spans(
-    start: np.ndarray, end: np.ndarray, context: np.ndarray, count: int, longest: int, visible: np.ndarray | None = None
+    start: np.ndarray, end: np.ndarray, context: np.ndarray, count: int, longest: int
 ) -> list[tuple[int, int, float]]:
     """Return the most likely spans of context tokens, best first.
 
@@ -290,7 +330,6 @@ def best_spans(
         context: bool [tokens], tokens that can be part of a span.
         count: Maximum number of spans.
         longest: Maximum number of tokens in a span.
-        visible: bool [tokens], tokens of which a span has at least one (default: all).
 
     Returns:
         (first token, last token, start probability x end probability) of each span.
@@ -299,47 +338,10 @@ def best_spans(
     longest = min(longest, len(end))
     ends = np.lib.stride_tricks.sliding_window_view(np.pad(end, (0, longest - 1)), longest)  # [T, W]
     inside = np.lib.stride_tricks.sliding_window_view(np.pad(context, (0, longest - 1)), longest)
-    inside = inside & context[:, None]
-    if visible is not None and not visible[context].all():
-        padded = np.lib.stride_tricks.sliding_window_view(np.pad(visible, (0, longest - 1)), longest)  # [T, W]
-        inside &= np.logical_or.accumulate(padded, axis=1)
-    band = np.where(inside, start[:, None] * ends, -1).ravel()
+    band = np.where(inside & context[:, None], start[:, None] * ends, -1).ravel()
     count = min(count, len(band))
     best = np.argpartition(-band, count - 1)[:count]
     best = best[np.argsort(-band[best], kind="stable")]
     best = best[band[best] >= 0]
     firsts, widths = np.divmod(best, longest)
     return list(zip(firsts.tolist(), (firsts + widths).tolist(), band[best].tolist(), strict=True))
-
-
-def visible_tokens(window: Window, context: str, align_to_words: bool) -> np.ndarray:
-    """Return bool [tokens]: the tokens whose characters, or words if answers are aligned to words, are not only spaces.
-
-    Byte-level and SentencePiece tokenizers have tokens for spaces alone, which Transformers returns as empty answers.
-    """
-    visible, offsets = window.context.copy(), window.encoding.offsets  # which makes a new list of all tokens
-    for token in np.flatnonzero(window.context).tolist():
-        a, b = offsets[token]
-        if not context[a:b].strip():
-            a, b = characters(window.encoding, token, token, align_to_words)
-            visible[token] = bool(context[a:b].strip())
-    return visible
-
-
-def characters(encoding: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
-    """Return the character range of the context that the tokens ``first`` to ``last`` cover.
-
-    Args:
-        encoding: tokenizers.Encoding of the window.
-        first: Index of the first token.
-        last: Index of the last token.
-        align_to_words: Whether to extend the range to whole words.
-    """
-    if align_to_words:
-        begin, end = encoding.token_to_word(first), encoding.token_to_word(last)
-        if begin is not None and end is not None:
-            begin = encoding.word_to_chars(begin, sequence_index=1)
-            end = encoding.word_to_chars(end, sequence_index=1)
-            if begin is not None and end is not None:
-                return begin[0], end[1]
-    return encoding.offsets[first][0], encoding.offsets[last][1]

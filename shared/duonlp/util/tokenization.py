@@ -7,7 +7,7 @@ the caller's tokenizer never changes, and what other code sets on it has no effe
 """
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,6 +40,24 @@ def tokenize(tokenizer: Tokenizer, *args: Any, **keywords: Any) -> Any:
     """
     with private_tokenizer(tokenizer) as own:
         return own(*args, **keywords)
+
+
+def encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[Any], Any]:
+    """Encode whole texts without special tokens, safely from any thread.
+
+    Args:
+        tokenizer: A fast tokenizer of Transformers.
+        texts: The texts.
+
+    Returns:
+        The ``tokenizers.Encoding`` of each text, and that of the pair ("a", "a") with special tokens, which shows where they are.
+    """
+    with private_tokenizer(tokenizer) as own:
+        backend = own.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = bool(getattr(own, "split_special_tokens", False))
+        return backend.encode_batch(list(texts), add_special_tokens=False), backend.encode("a", "a")
 
 
 def has_line_break_token(tokenizer: Tokenizer) -> bool:

@@ -228,7 +228,7 @@ def test_formats_of_questions():
         (None, {"question": "a", "context": ["c"]}, "got one question and a context of type list"),
         (None, {"question": 3, "context": "c"}, "question is 3"),
         ({"question": "Who?"}, {}, "has the keys 'question'; expected"),
-        ({"question": "Who?", "context": "Ada", "id": 1}, {}, "has the keys 'question', 'context', 'id'"),
+        ({"question": "Who?", "text": "Ada", "id": 1}, {}, "has the keys 'question', 'text', 'id'; expected"),
         ({"question": "Who?", "context": None}, {}, "context is None"),
         ({"question": "", "context": "Ada"}, {}, "question is an empty text"),
     ],

@@ -39,6 +39,10 @@ def make(task: str, tokenizer: str = "wordpiece", labels=reference.LABELS, probl
     return make_pipeline(task, forward, tokenizer, config_from_hf(hf), **options)
 
 
+NEW_KEYS = {"logit", "null_gap"}
+"""What our answers have besides Transformers' keys."""
+
+
 def assert_same(ours, theirs, tolerance=1e-5):
     """Assert the same nesting, the same keys in order, equal texts and integers, and scores within ``tolerance``."""
     if isinstance(theirs, dict):
@@ -112,7 +116,22 @@ def test_question_answering(tokenizer):
             continue
         number = case["input"]
         inputs = reference.QUESTIONS[number] if isinstance(number, int) else reference.QUESTIONS[: len(number)]
-        assert_same(pipe(inputs, **case["options"]), case["result"])
+        assert_same(without_new_keys(pipe(inputs, **case["options"])), capped(case["result"]))
+
+
+def capped(answers):
+    """Return Transformers' answers with the sums of overlapping windows capped at 1, in the same order."""
+    if isinstance(answers, list):
+        return [capped(answer) for answer in answers]
+    return answers | {"score": min(answers["score"], 1.0)}
+
+
+def without_new_keys(answers):
+    """Return answers with Transformers' keys only."""
+    if isinstance(answers, list):
+        return [without_new_keys(answer) for answer in answers]
+    assert all(type(answers[key]) is float for key in NEW_KEYS)
+    return {key: value for key, value in answers.items() if key not in NEW_KEYS}
 
 
 def test_pooling():

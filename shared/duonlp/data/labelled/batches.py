@@ -172,7 +172,7 @@ class _Inputs:
         self.ids, self.types = rows if self.has_types else (*rows, None)
         lengths = self.ids.lengths
         self.widths = (
-            _useful_widths(lengths, self.max_length) if widths is None else _check_widths(widths, int(lengths.max()))
+            useful_widths(lengths, self.max_length) if widths is None else check_widths(widths, int(lengths.max()))
         )
 
     def arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -262,7 +262,7 @@ def _unpaired_surrogate(text: str) -> int | None:
     return None
 
 
-def _useful_widths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
+def useful_widths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
     """Return the widths worth compiling a shape for: next to long rows, short ones save little."""
     longest, typical = int(lengths.max()), math.ceil(float(np.percentile(lengths, 99)))
     # Never beyond max_length: the model may not have more positions.
@@ -270,7 +270,8 @@ def _useful_widths(lengths: np.ndarray, max_length: int) -> tuple[int, ...]:
     return *(width for width in WIDTHS if typical / 4 <= width < last), last
 
 
-def _check_widths(widths: Sequence[int], longest: int) -> tuple[int, ...]:
+def check_widths(widths: Sequence[int], longest: int) -> tuple[int, ...]:
+    """Return the given widths in order; raise InputError if the longest row, of ``longest`` tokens, does not fit."""
     unique = tuple(sorted(set(widths)))
     if not unique or unique[0] < 1 or unique[-1] < longest:
         raise InputError(

@@ -164,14 +164,18 @@ def _split_pools(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def load_or_build_rows(
-    folder: Path, names: Sequence[str], count: int, build: Callable[[], Sequence[TokenRows]], row_noun: str = "rows"
+    folder: Path,
+    names: Sequence[str],
+    count: int | None,
+    build: Callable[[], Sequence[TokenRows]],
+    row_noun: str = "rows",
 ) -> tuple[TokenRows, ...]:
     """Memory-map token rows from a cache folder, building and writing it atomically if it is missing or corrupt.
 
     Args:
         folder: Cache folder, named by a hash of everything the rows depend on; see `cache_key`.
         names: Names of the `TokenRows` that `build` returns, in order.
-        count: Number of rows in each.
+        count: Number of rows in each; None if only `build` can tell.
         build: Called if the cache is missing or corrupt.
         row_noun: What a row is called in messages, in the plural.
 
@@ -183,9 +187,9 @@ def load_or_build_rows(
     def load(folder: Path) -> tuple[TokenRows, ...]:
         loaded = tuple(TokenRows.open(folder, name) for name in names)
         counts = sorted({len(rows) for rows in loaded})
-        if counts != [count]:
+        if len(counts) > 1 or count not in (None, counts[0]):
             raise InputError(
-                f"{str(folder)!r} is incomplete: expected the ids of {count} {row_noun}, found "
+                f"{str(folder)!r} is incomplete: expected the ids of {count or max(counts)} {row_noun}, found "
                 f"{', '.join(map(str, counts))}; delete it to rebuild it"
             )
         return loaded

@@ -52,6 +52,23 @@ def permuted(positions: np.ndarray, count: int, seed: int, epochs: np.ndarray | 
     return values.astype(np.int64)
 
 
+def random_choices(items: np.ndarray, counts: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return a pseudorandom number below each count, which depends on the item, the seed and the epoch.
+
+    Args:
+        items: Non-negative integers, int [n].
+        counts: Number of choices of each item, int [n], at least 1.
+        seed: Seed in [0, 2**64).
+        epoch: Epoch, from 0 on.
+
+    Returns:
+        int64 [n].
+    """
+    key = _mix(_mix(np.asarray([check_seed(seed)], dtype=np.uint64)) ^ np.uint64(epoch))
+    mixed = _mix(key, np.asarray(items).astype(np.uint64))
+    return (mixed % np.asarray(counts).astype(np.uint64)).astype(np.int64)
+
+
 def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     """Permute `bits`-bit integers, uint64 [n], each under its own key, uint64 [n].
 
