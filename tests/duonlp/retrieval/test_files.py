@@ -18,6 +18,7 @@ from duonlp.retrieval.files import (
     PassageSettings,
     default_index_folder,
     document_files,
+    line_of,
     read_passages,
     split_text,
 )
@@ -74,6 +75,7 @@ def test_passages_know_their_file_line_and_offset(source):
     assert [(p.content, p.meta["line"]) for p in passages][:2] == [
         ("One two three.\n\nFour five.", 1), ("A paragraph that has more", 6),
     ]  # fmt: skip
+    assert [line_of(p, p.content.index(word)) for p, word in zip(passages, ("Four", "more"))] == [3, 6]
     assert not problems and all(text[p.meta["offset"] :].startswith(p.content) for p in passages)
     passages, problems = read_passages(source / "c.csv", "c.csv", SMALL)
     assert [(p.content, p.meta) for p in passages] == [

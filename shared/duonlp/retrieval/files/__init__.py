@@ -1,7 +1,7 @@
 """Split files into passages, and keep them in an index on disk."""
 
 from duonlp.retrieval.files.index_folder import IndexFolder, IndexReport, default_index_folder
-from duonlp.retrieval.files.passages import PassageSettings, document_files, read_passages, split_text
+from duonlp.retrieval.files.passages import PassageSettings, document_files, line_of, read_passages, split_text
 
 __all__ = [
     "IndexFolder",
@@ -9,6 +9,7 @@ __all__ = [
     "PassageSettings",
     "default_index_folder",
     "document_files",
+    "line_of",
     "read_passages",
     "split_text",
 ]

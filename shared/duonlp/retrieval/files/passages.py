@@ -102,6 +102,16 @@ def document_files(source: str | Path, exclude: Path | None = None) -> dict[str,
     return dict(sorted(found.items()))
 
 
+def has_rows(name: str) -> bool:
+    """Return whether a file has a document per row, by its name."""
+    return _kind(Path(name)) not in (None, "text")
+
+
+def line_of(passage: Document, start: int) -> int:
+    """Return the line of a character of a passage in its file; in a file with rows, the line of the row."""
+    return passage.meta["line"] + (0 if has_rows(passage.meta["file"]) else passage.content.count("\n", 0, start))
+
+
 def _kind(path: Path) -> str | None:
     """Return "text", or the kind of a file of rows; None for other endings."""
     name = path.name.lower()
@@ -119,17 +129,18 @@ def read_passages(path: Path, name: str, settings: PassageSettings) -> tuple[lis
         settings: How it is read and split.
 
     Returns:
-        (passages, problems). A passage's meta has "file", "line" (the line it begins on; of a row of a JSON list, its number) and
-        "offset" (its first character in the text of the file, or of the row); those of rows also have the row's other columns.
+        (passages, problems). A passage's meta has "file", "line" (the line that it, or its row, begins on; in a JSON list, the
+        number of its entry) and "offset" (its first character in the text of the file, or of the row); those of rows also have
+        the row's other columns.
         A problem is a line of text, such as "a.txt: invalid UTF-8: byte 0xff at 3".
     """
     report = CleaningReport(most_examples=PROBLEMS_SHOWN)
     problems, passages = Problems(report), []
     for text, line, meta in _texts(path, settings, problems):
-        newline, at = line, 0
+        at = 0
         for start, end in split_text(text, settings.words, settings.overlap):
-            newline, at = newline + text.count("\n", at, start), start
-            place = {"file": name, "line": newline, "offset": start}
+            line, at = line if has_rows(name) else line + text.count("\n", at, start), start
+            place = {"file": name, "line": line, "offset": start}
             passages.append(Document(text[start:end], meta | place))
     found = []
     for reason, dropped in report.dropped.items():
