@@ -2,17 +2,29 @@
 
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.faiss_store import FaissStore
+from duonlp.retrieval.filters import UnknownFieldWarning, matches
+from duonlp.retrieval.indexes import BM25Options
+from duonlp.retrieval.memory_store import MemoryStore
 from duonlp.retrieval.question_answering import ExtractiveQA
 from duonlp.retrieval.reader import Reader
+from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
     "Answer",
+    "BM25Options",
+    "BM25Retriever",
     "Document",
     "DocumentStore",
     "DuplicatePolicy",
+    "EmbeddingRetriever",
     "Encoder",
     "ExtractiveQA",
+    "FaissStore",
     "Filters",
+    "MemoryStore",
     "Reader",
     "Retriever",
+    "UnknownFieldWarning",
+    "matches",
 ]
