@@ -117,12 +117,13 @@ def test_only_what_changed_is_read_and_encoded_again(source, tmp_path, monkeypat
         encoder = Encoder()
         index = IndexFolder(tmp_path / "index", source, settings=SMALL, encoder=encoder)
         report = index.update()
-        assert report.passages == len(index.documents) and report.encoded == len(encoder.texts)
+        documents = index.store.filter_documents()
+        assert report.passages == len(documents) and report.encoded == len(encoder.texts)
         fresh = IndexFolder(tmp_path / f"fresh{time.monotonic_ns()}", source, settings=SMALL, encoder=Encoder())
         was = list(read)
         fresh.update()
-        assert [d.id for d in index.documents] == [d.id for d in fresh.documents]
-        assert all((a.embedding == b.embedding).all() for a, b in zip(index.documents, fresh.documents, strict=True))
+        expected = {document.id: document.embedding.tolist() for document in fresh.store.filter_documents()}
+        assert {document.id: document.embedding.tolist() for document in documents} == expected
         return report, was, encoder.texts
 
     report, names, texts = update()
@@ -138,19 +139,17 @@ def test_only_what_changed_is_read_and_encoded_again(source, tmp_path, monkeypat
     report, names, texts = update()
     assert (report.added, report.changed, report.deleted, report.unchanged) == (1, 1, 1, 3)
     assert names == ["a.txt", "g.txt"] and texts == ["new", "added"]
-    assert sorted(os.listdir(tmp_path / "index")) == sorted({".lock", "index.json", *header(tmp_path / "index")})
-    encoder = Encoder()
-    report = IndexFolder(
-        tmp_path / "index", source, settings=SMALL, encoder=encoder, fingerprint="other weights"
-    ).update()
-    assert report.encoded == report.passages and not report.changed
-    report = IndexFolder(tmp_path / "index", source, encoder=encoder, fingerprint="other weights").update()
-    assert report.added == 5  # other settings
+    assert sorted(os.listdir(tmp_path / "index")) == sorted([".lock", "index.json", stored(tmp_path / "index")])
+    report = IndexFolder(tmp_path / "index", source, encoder=Encoder()).update()
+    assert report.added == 5 and report.encoded == report.passages  # other settings
 
 
-def header(folder):
-    state = json.loads((folder / "index.json").read_text())
-    return [state["passages"], *filter(None, [state["vectors"]])]
+def stored(folder):
+    return json.loads((folder / "index.json").read_text())["store"]
+
+
+def contents(index):
+    return [document.content for document in index.store.filter_documents()]
 
 
 def test_a_file_changed_right_after_it_was_read_is_noticed(source, tmp_path):
@@ -160,7 +159,7 @@ def test_a_file_changed_right_after_it_was_read_is_noticed(source, tmp_path):
     text = (source / "a.txt").read_bytes()
     (source / "a.txt").write_bytes(text.replace(b"One", b"Uno"))
     os.utime(source / "a.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert index.update().changed == 1 and index.documents[0].content.startswith("Uno")
+    assert index.update().changed == 1 and contents(index)[0].startswith("Uno")
 
 
 def test_an_index_of_something_else_is_refused(source, tmp_path):
@@ -169,7 +168,7 @@ def test_an_index_of_something_else_is_refused(source, tmp_path):
     for arguments, words in (
         ((source / "deep",), "is of .*docs', not of"),
         ((source,), "vectors of 'letters', but keyword search"),
-        ((source, Encoder("other")), "vectors of 'letters' with 3 numbers, but the retriever is 'other' with 3"),
+        ((source, Encoder("other")), "vectors of 'letters' with 3 values, but the retriever is 'other' with 3"),
         ((source, Encoder(size=4)), "'letters' with 4"),
     ):
         with pytest.raises(InputError, match=words):
@@ -183,7 +182,7 @@ def test_an_index_of_something_else_is_refused(source, tmp_path):
 def test_damaged_data_is_built_anew_and_a_file_of_another_kind_is_kept(source, tmp_path):
     folder = tmp_path / "index"
     IndexFolder(folder, source).update()
-    (folder / header(folder)[0]).write_text("no JSON\n")
+    (folder / stored(folder) / "documents.jsonl").write_text("no JSON\n")
     assert IndexFolder(folder, source).update().added == 5
     (folder / "index.json").write_text('{"kind": "duonlp passages", "format": 0}')
     assert IndexFolder(folder, source).update().added == 5
@@ -217,7 +216,7 @@ def test_a_second_process_waits(source, tmp_path):
             time.sleep(0.01)
         assert IndexFolder(tmp_path / "index", source)._load() is not None  # readable meanwhile
     thread.join()
-    assert waited == [1] and "new" in [document.content for document in index.documents]
+    assert waited == [1] and "new" in contents(index)
 
 
 KILLED = """
@@ -231,14 +230,14 @@ IndexFolder(sys.argv[1], sys.argv[2]).update()
 def test_a_kill_while_writing_leaves_the_old_index_readable(source, tmp_path):
     index = IndexFolder(tmp_path / "index", source)
     index.update()
-    old = [document.id for document in index.documents]
+    old = contents(index)
     (source / "new.txt").write_text("new")
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "index"), str(source)], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert [document.id for document in index._load().documents] == old
-    assert len([name for name in os.listdir(tmp_path / "index") if name.startswith("passages-")]) == 2
-    assert index.update().added == 1 and len(index.documents) == len(old) + 1
-    assert len([name for name in os.listdir(tmp_path / "index") if name.startswith("passages-")]) == 1
+    assert [document.content for document in index._load().store.filter_documents()] == old
+    assert len([name for name in os.listdir(tmp_path / "index") if name.startswith("store-")]) == 2
+    assert index.update().added == 1 and sorted(contents(index)) == sorted([*old, "new"])
+    assert len([name for name in os.listdir(tmp_path / "index") if name.startswith("store-")]) == 1
 
 
 def test_the_default_folder_depends_on_source_and_retriever(tmp_path, monkeypatch):

@@ -1,17 +1,17 @@
-"""An index on disk of a folder's passages and their vectors, in which only what has changed is read again.
+"""An index on disk of a folder's passages, in which only what has changed is read and encoded again.
 
-Files of the index: ``index.json`` names the others and says which files were read when; ``passages-*.jsonl`` has a passage per
-line; ``vectors-*.npy`` is float32 [passages, size]. New data files have new names, and replacing ``index.json`` makes them valid,
-so that a kill at any time leaves the old index readable. ``.lock`` is locked by the process that writes.
+``index.json`` says which files were read when, and names the folder ``store-*`` with the passages, their vectors and the index
+of their words. An update saves a new store; replacing ``index.json`` makes it valid, and only then the old one is removed, so
+that a kill at any time leaves the old index readable. ``.lock`` is locked by the process that writes.
 """
 
-import contextlib
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,23 +19,24 @@ from typing import Any
 
 import numpy as np
 
-from duonlp.errors import InputError
+from duonlp.errors import DuonlpError, InputError
 from duonlp.retrieval.document import Document, Encoder
 from duonlp.retrieval.files.passages import PassageSettings, document_files, read_passages
-from duonlp.util.files import fsync_folder, storage_errors, try_lock, unlock, write_text
+from duonlp.retrieval.memory_store import MemoryStore
+from duonlp.util.files import storage_errors, try_lock, unlock, write_text
 from duonlp.util.json_text import to_json
-from duonlp.util.reading import parse_json, read_json_object
+from duonlp.util.reading import read_json_object
 
 KIND, FORMAT = "duonlp passages", 1
-INDEX, LOCK = "index.json", ".lock"
+INDEX, LOCK, STORE = "index.json", ".lock", "store-"
 RACY = 2_000_000_000
 """Nanoseconds: a file that was changed less than this before it was read may change again without a new time."""
 
-ENCODED_AT_ONCE = 256
-"""Passages encoded between two reports of progress."""
-
 ATTEMPTS = 50
 """Maximum number of attempts to read an index that other processes replace meanwhile."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done ("files" or "passages"), how many of them are finished, and their total."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +67,14 @@ class _State:
     """The contents of an index.
 
     Attributes:
-        files: {name: {"size", "mtime_ns", "read_ns", "sha256", "passages": their number, "problems"}}, in the passages' order.
-        documents: All passages.
-        vectors: float32 [passages, size], or None without an encoder.
-        names: Names of the data files by kind, as they are on disk.
+        store: The passages.
+        files: {name: {"size", "mtime_ns", "read_ns", "sha256", "ids" of its passages, "problems"}}.
+        folder: Name of the store's folder; "" if there is none.
     """
 
+    store: MemoryStore
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    documents: list[Document] = field(default_factory=list)
-    vectors: np.ndarray | None = None
-    fingerprint: str = ""
-    names: dict[str, str | None] = field(default_factory=dict)
-
-    def passages(self) -> dict[str, list[Document]]:
-        """Return the passages of each file."""
-        result, first = {}, 0
-        for name, entry in self.files.items():
-            result[name] = self.documents[first : first + entry["passages"]]
-            first += entry["passages"]
-        return result
+    folder: str = ""
 
 
 def default_index_folder(source: str | Path, retriever: str) -> Path:
@@ -109,10 +99,9 @@ class IndexFolder:
         source: Folder or file of documents.
         settings: How they are read and split; an index with other settings is built anew.
         encoder: Computes the vectors; None for none.
-        fingerprint: Changes with the encoder's weights: vectors with another one are computed anew.
 
     Attributes:
-        documents: The passages, with their vectors as embeddings; [] before :meth:`update`.
+        store: The passages, with vectors if there is an encoder; empty before :meth:`update`.
 
     Raises:
         InputError: The folder has other files, or an index of another source or encoder, or the source does not exist.
@@ -125,11 +114,10 @@ class IndexFolder:
         *,
         settings: PassageSettings | None = None,
         encoder: Encoder | None = None,
-        fingerprint: str = "",
     ) -> None:
         self.folder, self.source = Path(folder), Path(os.path.realpath(source))
-        self.settings, self.encoder, self.fingerprint = settings or PassageSettings(), encoder, fingerprint
-        self.documents: list[Document] = []
+        self.settings, self.encoder = settings or PassageSettings(), encoder
+        self.store = self._new_store()
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"the index {str(folder)!r} is a file; give a folder")
         if self.folder.is_dir() and not (self.folder / INDEX).exists():
@@ -138,18 +126,13 @@ class IndexFolder:
                 raise InputError(
                     f"the folder {str(folder)!r} has no index, but other files ({sorted(others)[0]}); give another folder for it"
                 )
-        self._load()  # raises if it is another one's
+        self._header()  # raises if it is another one's
 
-    def update(
-        self,
-        *,
-        progress: Callable[[str, int, int], None] | None = None,
-        on_wait: Callable[[], None] | None = None,
-    ) -> IndexReport:
-        """Read what has changed, write the index if anything has, and set `documents`.
+    def update(self, *, progress: Progress | None = None, on_wait: Callable[[], None] | None = None) -> IndexReport:
+        """Read what has changed, write the index if anything has, and set `store`.
 
         Args:
-            progress: Called with what is done ("files" or "passages"), how many of them are finished, and their total.
+            progress: Called whenever some files were read or some passages encoded.
             on_wait: Called once if another process is writing the index, before waiting for it.
 
         Raises:
@@ -157,188 +140,156 @@ class IndexFolder:
             StorageError: The index cannot be written.
         """
         state = self._load()
-        kept, stale = self._compare(state)
-        current = state is not None and not stale and list(kept) == list(state.files)
-        if state is None or not current or kept != state.files or not self._has_vectors(state):
-            with self._locked(on_wait):
-                state, report = self._updated(self._load() or _State(), progress)
+        if state is not None and self._compare(state) == state.files:
+            report = IndexReport(unchanged=len(state.files))
         else:
-            report = IndexReport(unchanged=len(kept))
-        self.documents = state.documents
-        if state.vectors is not None:
-            for document, vector in zip(self.documents, state.vectors, strict=True):
-                document.embedding = vector
+            with self._locked(on_wait):
+                state, report = self._updated(self._load() or _State(self._new_store()), progress)
+        self.store = state.store
         problems = tuple(problem for entry in state.files.values() for problem in entry["problems"])
-        return replace(report, passages=len(self.documents), problems=problems)
+        return replace(report, passages=self.store.count_documents(), problems=problems)
 
-    def _has_vectors(self, state: _State) -> bool:
-        return self.encoder is None or (state.vectors is not None and state.fingerprint == self.fingerprint)
+    def _new_store(self) -> MemoryStore:
+        return MemoryStore(encoder=None if self.encoder is None else self.encoder.name)
 
-    def _compare(self, state: _State | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return the entries of all files in order, of changed ones {}, and the names of the changed ones."""
-        kept: dict[str, dict[str, Any]] = {}
+    def _compare(self, state: _State) -> dict[str, dict[str, Any]]:
+        """Return the entries of the files that are there now, {} for those that have to be read."""
+        entries: dict[str, dict[str, Any]] = {}
         for name, status in document_files(self.source, self.folder).items():
-            entry = state.files.get(name) if state is not None else None
-            kept[name] = {}
-            if entry is None or entry["sha256"] is None or entry["size"] != status.st_size:
+            entry = state.files.get(name, {})
+            entries[name] = {}
+            if not entry or entry["sha256"] is None or entry["size"] != status.st_size:
                 continue
             same_time = entry["mtime_ns"] == status.st_mtime_ns
             if same_time and status.st_mtime_ns < entry["read_ns"] - RACY:
-                kept[name] = entry
+                entries[name] = entry
             elif _digest(self._path(name)) == entry["sha256"]:
-                kept[name] = entry if same_time else entry | {"mtime_ns": status.st_mtime_ns, "read_ns": time.time_ns()}
-        return kept, [name for name, entry in kept.items() if not entry]
+                entries[name] = (
+                    entry if same_time else entry | {"mtime_ns": status.st_mtime_ns, "read_ns": time.time_ns()}
+                )
+        return entries
 
     def _path(self, name: str) -> Path:
         return self.source / name if self.source.is_dir() else self.source
 
-    def _updated(self, old: _State, progress: Callable[[str, int, int], None] | None) -> tuple[_State, IndexReport]:
+    def _updated(self, state: _State, progress: Progress | None) -> tuple[_State, IndexReport]:
         """Read the changed files, encode new passages, and write the index."""
-        files, stale = self._compare(old)
-        passages = old.passages()
+        files, old, passages = self._compare(state), state.files, []
+        stale = [name for name, entry in files.items() if not entry]
         for done, name in enumerate(stale, 1):
-            files[name], passages[name] = self._read(name)
+            files[name], documents = self._read(name)
+            passages += documents
             if progress is not None:
                 progress("files", done, len(stale))
-        documents = [document for name in files for document in passages[name]]
-        new = _State(files, documents, None, self.fingerprint, dict(old.names))
-        same = [document.id for document in documents] == [document.id for document in old.documents]
-        encoded = 0
-        if self.encoder is not None:
-            new.vectors, encoded = self._vectors(old, documents, progress)
-        self._write(new, same and bool(old.names), same and not encoded and self._has_vectors(old))
-        changed = sum(name in old.files for name in stale)
-        deleted = len(old.files.keys() - files.keys())
-        return new, IndexReport(len(stale) - changed, changed, deleted, len(files) - len(stale), encoded=encoded)
+        had = {name for entry in old.values() for name in entry["ids"]}
+        has = {name for entry in files.values() for name in entry["ids"]}
+        if had - has:
+            state.store.delete_documents(sorted(had - has))
+        if added := [document for document in passages if document.id not in had]:
+            state.store.write_documents(added)
+        if added and self.encoder is not None:
+            state.store.update_embeddings(_Reporting(self.encoder, len(added), progress))
+        folder = state.folder if had == has and state.folder else f"{STORE}{secrets.token_hex(6)}"
+        state = _State(state.store, files, folder)
+        self._write(state)
+        changed = sum(name in old for name in stale)
+        counts = len(stale) - changed, changed, len(old.keys() - files.keys()), len(files) - len(stale)
+        return state, IndexReport(*counts, encoded=0 if self.encoder is None else len(added))
 
     def _read(self, name: str) -> tuple[dict[str, Any], list[Document]]:
         """Return the entry and the passages of a file; one that cannot be read is tried again by the next update."""
         path, read_ns = self._path(name), time.time_ns()
+        entry: dict[str, Any] = {
+            "size": 0,
+            "mtime_ns": 0,
+            "read_ns": read_ns,
+            "sha256": None,
+            "ids": [],
+            "problems": [],
+        }
         try:
             status, digest = path.stat(), _digest(path)
         except FileNotFoundError:
-            return {"size": 0, "mtime_ns": 0, "read_ns": read_ns, "sha256": None, "passages": 0, "problems": []}, []
+            return entry, []
         documents, problems = read_passages(path, name, self.settings)
-        entry = {
-            "size": status.st_size, "mtime_ns": status.st_mtime_ns, "read_ns": read_ns, "sha256": digest,
-            "passages": len(documents), "problems": problems,
-        }  # fmt: skip
+        ids = [document.id for document in documents]
+        entry |= {
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "sha256": digest,
+            "ids": ids,
+            "problems": problems,
+        }
         return entry, documents
-
-    def _vectors(
-        self, old: _State, documents: list[Document], progress: Callable[[str, int, int], None] | None
-    ) -> tuple[np.ndarray, int]:
-        """Return the vectors of passages, and how many had to be computed."""
-        assert self.encoder is not None
-        vectors = np.empty((len(documents), self.encoder.size), np.float32)
-        rows = {document.id: row for row, document in enumerate(old.documents)} if self._has_vectors(old) else {}
-        missing = []
-        for row, document in enumerate(documents):
-            if (source := rows.get(document.id)) is None:
-                missing.append(row)
-            elif old.vectors is not None:
-                vectors[row] = old.vectors[source]
-        for start in range(0, len(missing), ENCODED_AT_ONCE):
-            part = missing[start : start + ENCODED_AT_ONCE]
-            vectors[part] = self.encoder.encode_documents([documents[row].content for row in part])
-            if progress is not None:
-                progress("passages", start + len(part), len(missing))
-        return vectors, len(missing)
 
     # -- files of the index --------------------------------------------------------------------------------------------
 
-    def _load(self) -> _State | None:
-        """Return what is on disk; None if there is no index, it has other settings or another format, or its data is damaged.
+    def _header(self) -> dict[str, Any] | None:
+        """Return the contents of index.json; None if there is none, or it has other settings or another format.
 
         Raises:
-            InputError: It is the index of another source or encoder, or its file is not an index.
+            InputError: It is of another source or encoder, or no index.
         """
-        for _ in range(ATTEMPTS):
-            if not (self.folder / INDEX).exists():
-                return None
-            header = read_json_object(self.folder / INDEX, advice="delete that folder")
-            if header.get("kind") != KIND:
-                raise InputError(
-                    f"{str(self.folder / INDEX)!r} is not an index of passages; give another folder for the index"
-                )
-            if header.get("format") != FORMAT:
-                return None
-            self._check(header)
-            if header["settings"] != asdict(self.settings):
-                return None
-            try:
-                return self._read_state(header)
-            except FileNotFoundError:  # another process has just replaced its files
-                time.sleep(0.01)
-            except (ValueError, KeyError, TypeError):
-                return None
-        return None
+        if not (self.folder / INDEX).exists():
+            return None
+        header = read_json_object(self.folder / INDEX, advice="delete that folder")
+        if header.get("kind") != KIND:
+            raise InputError(
+                f"{str(self.folder / INDEX)!r} is not an index of passages; give another folder for the index"
+            )
+        if header.get("format") != FORMAT:
+            return None
+        self._check(header)
+        return header if header["settings"] == asdict(self.settings) else None
 
     def _check(self, header: Mapping[str, Any]) -> None:
         """Raise InputError if the index is of another source or encoder."""
-        place = f"the index {str(self.folder)!r}"
-        remedy = "give another --index, or delete that folder"
+        place, remedy = f"the index {str(self.folder)!r}", "give another folder for the index, or delete that one"
         if header["source"] != str(self.source):
             raise InputError(f"{place} is of {header['source']!r}, not of {str(self.source)!r}; {remedy}")
-        stored = header["encoder"]
-        if (stored is None) != (self.encoder is None):
-            has = f"vectors of {stored['name']!r}" if stored else "no vectors"
-            want = "keyword search uses none" if self.encoder is None else f"the retriever is {self.encoder.name!r}"
-            raise InputError(f"{place} has {has}, but {want}; {remedy}")
-        if self.encoder is None:
-            return
-        if (stored["name"], stored["size"]) != (self.encoder.name, self.encoder.size):
+        stored, wanted = header["encoder"], self._encoder()
+        if stored is None or wanted is None:
+            if stored is not wanted:
+                has = "no vectors" if stored is None else f"vectors of {stored['name']!r}"
+                want = "keyword search uses none" if wanted is None else f"the retriever is {wanted['name']!r}"
+                raise InputError(f"{place} has {has}, but {want}; {remedy}")
+        elif stored != wanted:
             raise InputError(
-                f"{place} has vectors of {stored['name']!r} with {stored['size']} numbers, but the retriever is "
-                f"{self.encoder.name!r} with {self.encoder.size}; {remedy}"
+                f"{place} has vectors of {stored['name']!r} with {stored['size']} values, but the retriever is "
+                f"{wanted['name']!r} with {wanted['size']}; {remedy}"
             )
 
-    def _read_state(self, header: Mapping[str, Any]) -> _State:
-        """Read the data files that a header names.
+    def _encoder(self) -> dict[str, Any] | None:
+        return None if self.encoder is None else {"name": self.encoder.name, "size": self.encoder.size}
 
-        Raises:
-            FileNotFoundError: Another process has replaced them.
-            ValueError: They are damaged.
-        """
-        lines = (self.folder / header["passages"]).read_bytes().splitlines()
-        rows = [parse_json(line) for line in lines]
-        documents = [Document(row["content"], row["meta"], row["id"]) for row in rows]
-        vectors = None
-        if header["vectors"] is not None:
-            vectors = np.load(self.folder / header["vectors"], allow_pickle=False)
-            if vectors.ndim != 2 or len(vectors) != len(documents):
-                raise ValueError("vectors")
-        if sum(entry["passages"] for entry in header["files"].values()) != len(documents):
-            raise ValueError("passages")
-        names = {"passages": header["passages"], "vectors": header["vectors"]}
-        return _State(header["files"], documents, vectors, header["fingerprint"], names)
+    def _load(self) -> _State | None:
+        """Return what is on disk; None if there is no index, it has other settings or is damaged."""
+        for _ in range(ATTEMPTS):
+            header = self._header()
+            if header is None:
+                return None
+            try:
+                store = MemoryStore.open(self.folder / header["store"])
+            except DuonlpError:
+                if (self.folder / header["store"]).is_dir():
+                    return None  # it is damaged
+                time.sleep(0.01)  # another process has just replaced it
+            else:
+                return _State(store, header["files"], header["store"])
+        return None
 
-    def _write(self, state: _State, keep_passages: bool, keep_vectors: bool) -> None:
-        """Write the data files, unless they are on disk already, then the header, and remove other data files."""
-        token = secrets.token_hex(6)
-        with storage_errors(self.folder):
-            if not keep_passages:
-                state.names["passages"] = f"passages-{token}.jsonl"
-                lines = [to_json({"id": d.id, "content": d.content, "meta": d.meta}) + "\n" for d in state.documents]
-                with _durable(self.folder / f"passages-{token}.jsonl") as stream:
-                    stream.writelines(line.encode() for line in lines)
-            if state.vectors is None:
-                state.names["vectors"] = None
-            elif not keep_vectors:
-                state.names["vectors"] = f"vectors-{token}.npy"
-                with _durable(self.folder / f"vectors-{token}.npy") as stream:
-                    np.save(stream, state.vectors)
-            fsync_folder(self.folder)
-        encoder = self.encoder and {"name": self.encoder.name, "size": self.encoder.size}
+    def _write(self, state: _State) -> None:
+        """Save the store, unless it is on disk already, then the header, and remove other stores."""
+        if not (self.folder / state.folder).exists():
+            state.store.save(self.folder / state.folder)
         header = {
-            "kind": KIND, "format": FORMAT, "source": str(self.source), "settings": asdict(self.settings), "encoder": encoder,
-            "fingerprint": self.fingerprint, **state.names, "files": state.files,
+            "kind": KIND, "format": FORMAT, "source": str(self.source), "settings": asdict(self.settings),
+            "encoder": self._encoder(), "store": state.folder, "files": state.files,
         }  # fmt: skip
-        write_text(self.folder / INDEX, to_json(header, indent=1) + "\n")
+        write_text(self.folder / INDEX, to_json(header) + "\n")
         for name in os.listdir(self.folder):
-            if name.startswith(("passages-", "vectors-")) and name not in state.names.values():
-                with contextlib.suppress(OSError):
-                    os.unlink(self.folder / name)
+            if _is_own(name) and name not in (LOCK, state.folder):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     @contextmanager
     def _locked(self, on_wait: Callable[[], None] | None) -> Generator[None, None, None]:
@@ -357,13 +308,24 @@ class IndexFolder:
             unlock(descriptor)
 
 
-@contextmanager
-def _durable(path: Path) -> Generator[Any, None, None]:
-    """Yield a new binary file that is on the disk when the block ends."""
-    with open(path, "wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
+class _Reporting:
+    """An encoder that reports its progress."""
+
+    def __init__(self, encoder: Encoder, total: int, progress: Progress | None):
+        self.encoder, self.total, self.progress, self.done = encoder, total, progress, 0
+        self.name, self.size = encoder.name, encoder.size
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the vectors of questions."""
+        return self.encoder.encode_queries(texts)
+
+    def encode_documents(self, texts: Sequence[str], titles: Sequence[str] | None = None) -> np.ndarray:
+        """Return the vectors of passages."""
+        vectors = self.encoder.encode_documents(texts, titles)
+        self.done += len(texts)
+        if self.progress is not None:
+            self.progress("passages", self.done, self.total)
+        return vectors
 
 
 def _digest(path: Path) -> str | None:
@@ -378,5 +340,5 @@ def _digest(path: Path) -> str | None:
 
 
 def _is_own(name: str) -> bool:
-    """Return whether a file may have been left by an update that was killed."""
-    return name == LOCK or name.startswith(("passages-", "vectors-", f".{INDEX}."))
+    """Return whether this is a file or folder of an index, or what an update that was killed may have left."""
+    return name == LOCK or name.startswith((STORE, f".{STORE}", f".{INDEX}."))
