@@ -1,12 +1,15 @@
-"""Find passages that answer a question: document stores, retrievers, encoders, rankers and readers."""
+"""Find passages that answer a question: document stores, retrievers, encoders, rankers, readers and generators."""
 
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
 from duonlp.retrieval.faiss_store import FaissStore
 from duonlp.retrieval.filters import UnknownFieldWarning, matches
+from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
 from duonlp.retrieval.indexes import BM25Options
 from duonlp.retrieval.memory_store import MemoryStore
 from duonlp.retrieval.question_answering import ExtractiveQA
+from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.reader import Reader
 from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
@@ -14,6 +17,8 @@ __all__ = [
     "Answer",
     "BM25Options",
     "BM25Retriever",
+    "CrossEncoderRanker",
+    "DPREncoder",
     "Document",
     "DocumentStore",
     "DuplicatePolicy",
@@ -22,9 +27,12 @@ __all__ = [
     "ExtractiveQA",
     "FaissStore",
     "Filters",
+    "HybridRetriever",
     "MemoryStore",
     "Reader",
+    "RerankingRetriever",
     "Retriever",
+    "SentenceEncoder",
     "UnknownFieldWarning",
     "matches",
 ]
