@@ -8,6 +8,7 @@ from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
 from duonlp.retrieval.indexes import BM25Options
 from duonlp.retrieval.memory_store import MemoryStore
+from duonlp.retrieval.prompting import GeneratedAnswer, PromptGenerator, parse_citations
 from duonlp.retrieval.question_answering import ExtractiveQA
 from duonlp.retrieval.ranker import CrossEncoderRanker
 from duonlp.retrieval.reader import Reader
@@ -27,12 +28,15 @@ __all__ = [
     "ExtractiveQA",
     "FaissStore",
     "Filters",
+    "GeneratedAnswer",
     "HybridRetriever",
     "MemoryStore",
+    "PromptGenerator",
     "Reader",
     "RerankingRetriever",
     "Retriever",
     "SentenceEncoder",
     "UnknownFieldWarning",
     "matches",
+    "parse_citations",
 ]
