@@ -56,8 +56,8 @@ def load_encoder(package: "Engine", retriever: str) -> "Encoder | None":
             f"--retriever is {retriever!r}; give {BM25}, a model, DPR's question and context encoders as QUESTION,CONTEXT, or "
             f"{HYBRID} and one of these"
         )
-    pipes = [load_part(package, "sentence-embedding", name) for name in names]
-    return SentenceEncoder(*pipes) if len(pipes) == 1 else DPREncoder(*pipes)
+    first, *others = [load_part(package, "sentence-embedding", name) for name in names]
+    return DPREncoder(first, others[0]) if others else SentenceEncoder(first)
 
 
 def make_retriever(retriever: str, store: "MemoryStore", encoder: "Encoder | None") -> "Retriever":
@@ -97,12 +97,14 @@ def load_generator(package: "Engine", model: str, options: dict[str, Any]) -> "P
     from duonlp.checkpoints import open_checkpoint
     from duonlp.retrieval.prompting import PromptGenerator
 
-    head = open_checkpoint(model).head
-    tasks = {"causal-lm": "text-generation", "seq2seq-lm": "text2text-generation"}
-    if head not in tasks:
-        raise InputError(f"{model!r} has a {head} head, which writes no text; give a causal or sequence-to-sequence model")
+    saved = open_checkpoint(model).head
+    task = {"causal-lm": "text-generation", "seq2seq-lm": "text2text-generation"}.get(saved)
+    if task is None:
+        raise InputError(
+            f"{model!r} has the head {saved}, which writes no text; give a causal or sequence-to-sequence model"
+        )
     loading = {name: options.pop(name) for name in ("dtype", "revision", "batch_size") if name in options}
-    return PromptGenerator(package.pipeline(tasks[head], model, **loading), **options)
+    return PromptGenerator(package.pipeline(task, model, **loading), **options)
 
 
 def load_part(package: "Engine", task: str, model: str) -> "Pipeline":

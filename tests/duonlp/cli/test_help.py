@@ -37,7 +37,7 @@ def default_in(text: str) -> str | None:
 
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
-        "run", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "models", "convert", "demo",
+        "run", "ask", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "models", "convert", "demo",
         "evaluate code", "evaluate summarization",
     }  # fmt: skip
 
