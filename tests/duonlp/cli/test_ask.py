@@ -132,7 +132,7 @@ def test_a_generator_writes_the_answer(run, models, docs):  # noqa: F811
     status, out, err = run(*base, "engine?", "--json")
     assert status == 0, err
     (result,) = json.loads(out)["results"]
-    assert set(result) == {"query", "answer", "citations", "documents"} and len(result["documents"]) == 1
+    assert set(result) == {"query", "answer", "citations", "documents"} and len(result["documents"]) == 2
     status, out, err = run(*base, "of the")
     assert status == 0 and out.startswith("No passage matches"), err
 
