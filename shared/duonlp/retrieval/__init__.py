@@ -3,6 +3,17 @@
 from duonlp.retrieval.answer import Answer
 from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
 from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
+from duonlp.retrieval.evaluation import (
+    AnswerScores,
+    Collection,
+    PipelineScores,
+    RetrieverScores,
+    documents_of,
+    evaluate_pipeline,
+    evaluate_reader,
+    evaluate_retrievers,
+    item_filters,
+)
 from duonlp.retrieval.faiss_store import FaissStore
 from duonlp.retrieval.filters import UnknownFieldWarning, matches
 from duonlp.retrieval.fusion import HybridRetriever, RerankingRetriever
@@ -16,8 +27,10 @@ from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
     "Answer",
+    "AnswerScores",
     "BM25Options",
     "BM25Retriever",
+    "Collection",
     "CrossEncoderRanker",
     "DPREncoder",
     "Document",
@@ -31,12 +44,19 @@ __all__ = [
     "GeneratedAnswer",
     "HybridRetriever",
     "MemoryStore",
+    "PipelineScores",
     "PromptGenerator",
     "Reader",
     "RerankingRetriever",
     "Retriever",
+    "RetrieverScores",
     "SentenceEncoder",
     "UnknownFieldWarning",
+    "documents_of",
+    "evaluate_pipeline",
+    "evaluate_reader",
+    "evaluate_retrievers",
+    "item_filters",
     "matches",
     "parse_citations",
 ]

@@ -38,7 +38,7 @@ def default_in(text: str) -> str | None:
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
         "run", "ask", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "models", "convert", "demo",
-        "evaluate code", "evaluate summarization",
+        "evaluate code", "evaluate retrieval", "evaluate summarization",
     }  # fmt: skip
 
 
