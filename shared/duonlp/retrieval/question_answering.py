@@ -75,8 +75,8 @@ class ExtractiveQA:
         Returns:
             A dict with the keys "query", the question; "answers", list of :class:`Answer`, best first; "no_ans_gap", by how much
             the logit of the best answer exceeds that of no answer in the document where it does so most (below 0, the model
-            prefers no answer in every document; None if there is no answer); and "documents", the documents read, best first. Answers
-            and documents are empty if no document matches the query.
+            prefers no answer in every document; None if there is no answer); and "documents", the documents read, best first.
+            Answers and documents are empty if no document matches the query.
 
         Raises:
             InputError: The question, a node or a parameter is invalid, or the store is empty.
