@@ -35,7 +35,17 @@ from duonlp.data.pairs import (
     pair,
     read_pairs,
 )
-from duonlp.data.questions import QuestionBatches, Questions, read_questions, write_squad
+from duonlp.data.questions import (
+    Exploration,
+    Leakage,
+    QuestionBatches,
+    Questions,
+    explore,
+    folds,
+    leakage,
+    read_questions,
+    write_squad,
+)
 from duonlp.data.reading import Columns, Document, is_held_out, read_documents, standard_library_folder, text_files
 from duonlp.data.rows import LengthBatches, Manifest, TokenRows, TokenRowsBuilder, permuted, read_manifest
 
@@ -47,12 +57,14 @@ __all__ = [
     "CleaningReport",
     "Columns",
     "Document",
+    "Exploration",
     "FilterConfig",
     "GapSentences",
     "HeldOutBatches",
     "LabelledBatches",
     "LabelledColumns",
     "LabelledTexts",
+    "Leakage",
     "LengthBatches",
     "LengthReport",
     "LicenceConfig",
@@ -73,10 +85,13 @@ __all__ = [
     "TokenRowsBuilder",
     "WordBorders",
     "clean",
+    "explore",
+    "folds",
     "gap_sentences",
     "head_of",
     "held_out_batches",
     "is_held_out",
+    "leakage",
     "length_report",
     "mask",
     "objective",

@@ -15,6 +15,7 @@ from duonlp.retrieval.document import Document, DuplicatePolicy, Encoder, Filter
 from duonlp.retrieval.filters import BASIC, Columns, Filter
 from duonlp.retrieval.indexes.arguments import (
     allowed_numbers,
+    check_embedding,
     check_queries,
     check_top_k,
     check_vectors,
@@ -128,8 +129,9 @@ class MemoryStore:
                             f"the document id {document.id!r} is {where}; nothing was written: pass DuplicatePolicy.SKIP or "
                             "DuplicatePolicy.OVERWRITE"
                         )
-                embedding = self._checked_embedding(document, size)
-                size = size if embedding is None else embedding.size
+                embedding = check_embedding(document, size)
+                if embedding is not None:
+                    size, embedding = embedding.size, self._normalized(embedding)
                 batch.pop(document.id, None)
                 batch[document.id] = _copied(document, embedding)
                 written += 1
@@ -218,29 +220,6 @@ class MemoryStore:
                 f"those {f'of {name!r}' if name else 'given'} have length {size}; use the encoder that made the store's"
             )
 
-    def _checked_embedding(self, document: Document, size: int | None) -> np.ndarray | None:
-        """Return a document's embedding, float32 [size] and scaled if that is asked for."""
-        if document.embedding is None:
-            return None
-        try:
-            embedding = np.array(document.embedding, np.float32)
-        except (TypeError, ValueError):
-            embedding = np.zeros(0)
-        if embedding.ndim != 1 or not embedding.size:
-            raise InputError(
-                f"the embedding of document {document.id!r} is not a vector of numbers; pass float32 [size]"
-            )
-        if size is not None and embedding.size != size:
-            raise InputError(
-                f"the embedding of document {document.id!r} has length {embedding.size}, those of the store have length {size}; "
-                "use one encoder for all documents"
-            )
-        if not np.isfinite(embedding).all():
-            raise InputError(
-                f"the embedding of document {document.id!r} is not finite (NaN or infinity); check its encoder"
-            )
-        return self._normalized(embedding)
-
     def _normalized(self, vectors: np.ndarray) -> np.ndarray:
         if not self.normalize:
             return vectors
@@ -263,16 +242,18 @@ class MemoryStore:
         *,
         top_k: int = 10,
         filters: Filters | Sequence[Filters | None] | None = None,
+        fill: bool = False,
     ) -> list[list[Document]]:
         """Return copies of the documents that share words with each query, best first, with their BM25 scores.
 
-        A document that scores no higher than one without any of the words is not returned; there is none for a query of only
-        stop words. Equal scores keep the order in which the documents were written.
+        Equal scores keep the order in which the documents were written.
 
         Args:
             queries: The queries.
             top_k: Maximum number of documents per query.
             filters: A filter for all queries, or a list with one per query. It does not change scores.
+            fill: Where fewer than top_k documents have one of the words, add others, the shortest first. Otherwise, a query of
+                only stop words finds nothing.
 
         Raises:
             InputError: The store is empty, or an argument is invalid.
@@ -284,7 +265,7 @@ class MemoryStore:
             self._check_not_empty()
             keywords = self._synced_keywords()
             results = [
-                keywords.index.search(query, top_k, allowed)
+                keywords.index.search(query, top_k, allowed, fill=fill)
                 for query, allowed in zip(queries, allowed_numbers(conditions, keywords.columns), strict=True)
             ]
             return [_found(keywords.documents, *result) for result in results]
@@ -377,12 +358,12 @@ class MemoryStore:
             InputError: The folder has no store, one of another class, or a damaged one.
         """
         files = read_store(folder, cls.__name__)
-        settings = dict(files.settings)
+        settings: dict[str, Any] = {"has_tokenize": False, "bm25": {}, **files.settings}
         if settings.pop("has_tokenize") != (tokenize is not None):
             problem = "was made without one" if tokenize else "was made with a function of its own; pass it"
             raise InputError(f"the store {os.fspath(folder)!r} and tokenize do not fit: the store {problem}")
-        store = cls(bm25=BM25Options(**settings.pop("bm25")), tokenize=tokenize, **settings)
         try:
+            store = cls(bm25=BM25Options(**settings.pop("bm25")), tokenize=tokenize, **settings)
             store._fill(files)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             raise InputError(f"the store {os.fspath(folder)!r} is damaged: {error!r}; {ADVICE}") from None
@@ -412,18 +393,25 @@ class MemoryStore:
         """Take over documents and indexes from files whose hashes are right."""
         documents = [Document(row["content"], row["meta"], row["id"]) for row in files.documents]
         self._documents = {document.id: document for document in documents}
-        if len(self._documents) != len(documents):
-            raise InputError(f"two documents of the store have one id; {ADVICE}")
-        keywords, words = BM25Index(self.bm25, self.tokenize), len(files.vocabulary)
+        if len(self._documents) != len(documents) or not all(isinstance(name, str) for name in self._documents):
+            raise InputError(f"the ids of the store's documents are not unique texts; {ADVICE}")
+        keywords = BM25Index(self.bm25, self.tokenize)
         keywords.vocabulary = {word: i for i, word in enumerate(files.vocabulary)}
         keywords.lengths = files.array("lengths", np.int32, (len(documents),))
-        keywords.starts = files.array("starts", np.int64, (words + 1,))
+        keywords.starts = files.array("starts", np.int64, (len(files.vocabulary) + 1,))
         keywords.positions = files.array("positions", np.int32, (None,))
         keywords.counts = files.array("counts", np.float32, keywords.positions.shape)
+        if not keywords.is_valid():
+            raise InputError(f"the postings of the store contradict each other; {ADVICE}")
         self._keywords = _Indexed(keywords, documents, self._version)
         if "embeddings" in files.arrays:
             numbers = files.array("embedded", np.int64, (None,))
             matrix = files.array("embeddings", np.float32, (len(numbers), None))
+            in_order = np.unique(numbers)
+            if len(in_order) < len(numbers) or not matrix.size or not np.isfinite(matrix).all():
+                raise InputError(f"the embeddings of the store are damaged; {ADVICE}")
+            if in_order[0] < 0 or in_order[-1] >= len(documents):
+                raise InputError(f"the store has embeddings of documents that are not in it; {ADVICE}")
             self._embedding_size = matrix.shape[1]
             vectors = self._new_vectors(matrix.shape[1])
             vectors.matrix = matrix

@@ -23,6 +23,7 @@ class KeywordStore(Protocol):
         *,
         top_k: int = 10,
         filters: Filters | Sequence[Filters | None] | None = None,
+        fill: bool = False,
     ) -> list[list[Document]]:
         """Return copies of the documents that share words with each query, best first."""
         ...
@@ -54,14 +55,15 @@ class BM25Retriever:
         store: The store, whose options set the method.
         top_k: Maximum number of documents per query.
         filters: Filter of the queries that come without one.
+        fill: Add documents without any of a query's words where fewer than top_k have one.
 
     Raises:
         InputError: The store has no keyword search, or top_k is invalid.
     """
 
-    def __init__(self, store: KeywordStore, top_k: int = 10, filters: Filters | None = None):
+    def __init__(self, store: KeywordStore, top_k: int = 10, filters: Filters | None = None, *, fill: bool = False):
         _check(store, "search_keywords", "keyword", top_k)
-        self.store, self.top_k, self.filters = store, top_k, filters
+        self.store, self.top_k, self.filters, self.fill = store, top_k, filters, fill
 
     def retrieve(
         self,
@@ -72,7 +74,7 @@ class BM25Retriever:
     ) -> list[list[Document]]:
         """Return the best documents of each query; see :class:`duonlp.retrieval.Retriever`."""
         top_k, filters = _given(self.top_k, top_k), _given(self.filters, filters)
-        return self.store.search_keywords(queries, top_k=top_k, filters=filters)
+        return self.store.search_keywords(queries, top_k=top_k, filters=filters, fill=self.fill)
 
 
 class EmbeddingRetriever:

@@ -76,8 +76,11 @@ def read_questions(
     dropped = {reason: count - before.get(reason, 0) for reason, count in _counts(report).items()}
     dropped = {reason: count for reason, count in dropped.items() if count}
     if not rows:
-        lost = f"; {sum(dropped.values())} rows were dropped: {', '.join(dropped)}" if dropped else ""
-        raise InputError(f"{table.name} has no questions{lost}; give SQuAD JSON, SubjQA, or rows with SQuAD's columns")
+        lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise InputError(
+            f"{table.name} has no questions{f' (dropped rows: {lost})' if lost else ''}; give SQuAD JSON, SubjQA, or rows with "
+            "SQuAD's columns"
+        )
     if limit is not None and limit < len(rows):
         rows = [rows[number] for number in np.linspace(0, len(rows) - 1, limit).round().astype(int)]
     return Questions(rows, table.name, dropped)

@@ -91,6 +91,8 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
     """
     foreign = foreign_start(file, text.encoding)
     try:
+        if text.encoding is None and foreign is None and _begins_otherwise(file):
+            return None
         lines = text_lines(file, foreign or text.encoding)
         first = next((line for line in lines if line.strip()), "")
         if first.lstrip()[:1] != "{":
@@ -118,6 +120,14 @@ def read_articles(file: Path, problems: Problems, text: TextFormat) -> Iterator[
     if not foreign and (content.isascii() or is_unicode(content)):
         return rows
     return _readable(rows, foreign, problems, text)
+
+
+def _begins_otherwise(file: Path) -> bool:
+    """Return whether a plain file begins with something else than an object, without reading its first line."""
+    if file.suffix.lower() != ".json":
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"")
 
 
 def _readable(

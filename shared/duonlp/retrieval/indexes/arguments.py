@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.retrieval.document import Filters
+from duonlp.retrieval.document import Document, Filters
 from duonlp.retrieval.filters import Columns, Filter
 
 
@@ -38,7 +38,8 @@ def check_vectors(vectors: Any, count: int | None, size: int | None, source: str
         InputError: They have another shape, or are not finite.
     """
     try:
-        array = np.ascontiguousarray(vectors, np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = np.ascontiguousarray(vectors, np.float32)
     except (TypeError, ValueError):
         array = np.zeros(())
     if array.ndim != 2 or count not in (None, len(array)) or size not in (None, array.shape[1]):
@@ -50,6 +51,37 @@ def check_vectors(vectors: Any, count: int | None, size: int | None, source: str
             f"embedding {int(np.argmin(finite))} of {source} is not finite (NaN or infinity); check the encoder"
         )
     return array
+
+
+def check_embedding(document: Document, size: int | None) -> np.ndarray | None:
+    """Return a copy of a document's embedding as float32 [size], or None if it has none.
+
+    Args:
+        document: The document.
+        size: Expected length; None for any.
+
+    Raises:
+        InputError: It has another shape, or is not finite.
+    """
+    if document.embedding is None:
+        return None
+    try:
+        with np.errstate(over="ignore"):  # becomes infinite
+            embedding = np.array(document.embedding, np.float32)
+    except (TypeError, ValueError):
+        embedding = np.zeros(0)
+    if embedding.ndim != 1 or not embedding.size:
+        raise InputError(f"the embedding of document {document.id!r} is not a vector of numbers; pass float32 [size]")
+    if size is not None and embedding.size != size:
+        raise InputError(
+            f"the embedding of document {document.id!r} has length {embedding.size}, those of the store have length {size}; "
+            "use one encoder for all documents"
+        )
+    if not np.isfinite(embedding).all():
+        raise InputError(
+            f"the embedding of document {document.id!r} is not finite (NaN or infinity); check its encoder"
+        )
+    return embedding
 
 
 def filters_per_query(filters: Filters | Sequence[Filters | None] | None, count: int) -> list[Filter]:

@@ -150,6 +150,22 @@ class BM25Index:
             self._add(texts)
         self.__dict__.pop("_scorer", None)
 
+    def is_valid(self) -> bool:
+        """Return whether the arrays can be those of an index, after they were read from files."""
+        starts, positions = self.starts, self.positions
+        if len(self.vocabulary) != len(starts) - 1 or starts[0] != 0 or starts[-1] != len(positions):
+            return False
+        sizes = np.diff(starts)
+        if (sizes <= 0).any() or (self.lengths < 0).any() or not (np.isfinite(self.counts) & (self.counts >= 1)).all():
+            return False
+        if not len(positions):
+            return True
+        ascends = np.diff(positions, prepend=-1) > 0
+        ascends[starts[:-1]] = True
+        if positions.min() < 0 or positions.max() >= len(self.lengths) or not ascends.all():
+            return False
+        return bool(np.array_equal(np.bincount(positions, self.counts, len(self.lengths)), self.lengths))
+
     def _delete(self, kept: np.ndarray) -> None:
         stays = kept[self.positions]
         numbers = np.cumsum(kept, dtype=np.int32) - 1
@@ -224,34 +240,40 @@ class BM25Index:
         scorer.idf = idf
         return scorer
 
-    def search(self, query: str, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, query: str, k: int, allowed: np.ndarray | None = None, *, fill: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the k texts that score highest, best first, equal ones in their order.
-
-        A text that scores no higher than one without any word of the query is left out.
 
         Args:
             query: Its words count as often as they occur; unknown ones are ignored.
             k: Maximum number of texts.
             allowed: Ascending numbers of the texts to consider; None for all. Scores are the same.
+            fill: Add texts that score no higher than one without any word of the query, the shortest first, as a smoothed language
+                model ranks them (Zhai and Lafferty, 2004, "A study of smoothing methods").
 
         Returns:
             Numbers of the texts, int64 [k], and scores, float32 [k].
         """
         scorer = self._scorer
         words = scorer.get_tokens_ids(self.tokenize(query))
-        if not words:
-            return np.zeros(0, np.int64), np.zeros(0, np.float32)
         absent = scorer.nonoccurrence_array
-        floor = np.float32(0) if absent is None else absent[np.array(words)].sum()
-        if allowed is not None and len(allowed) * FEW < len(self.lengths):
+        floor = np.float32(0) if absent is None or not words else absent[np.array(words)].sum()
+        if not words:
+            scores = np.zeros(len(self.lengths) if allowed is None else len(allowed), np.float32)
+        elif allowed is not None and len(allowed) * FEW < len(self.lengths):
             scores = self._look_up(words, allowed) + floor
         else:
             scores = scorer.get_scores_from_ids(words)
             scores = scores if allowed is None else scores[allowed]
-        if self.options.method == "tf-idf":
+        if words and self.options.method == "tf-idf":
             ids, repeats = np.unique(words, return_counts=True)
             scores /= np.float32(np.sqrt(np.sum((repeats * scorer.idf[ids].astype(np.float64)) ** 2)))
         chosen = best(scores, k, float(floor))
+        if fill and len(chosen) < k:
+            others = np.flatnonzero(scores <= floor)
+            lengths = self.lengths[others if allowed is None else allowed[others]]
+            chosen = np.concatenate([chosen, others[np.argsort(lengths, kind="stable")][: k - len(chosen)]])
         return (chosen if allowed is None else allowed[chosen]), scores[chosen]
 
     def _look_up(self, words: Sequence[int], allowed: np.ndarray) -> np.ndarray:

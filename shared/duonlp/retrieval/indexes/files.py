@@ -19,7 +19,7 @@ from duonlp.checkpoints.safetensors_file import TensorToWrite, list_tensors, wri
 from duonlp.errors import DuonlpError, InputError
 from duonlp.util.files import storage_errors
 from duonlp.util.json_text import to_json
-from duonlp.util.reading import parse_json, read_json_object, why_unreadable
+from duonlp.util.reading import parse_json, read_json, read_json_object, why_unreadable
 
 MANIFEST, DOCUMENTS, ARRAYS, VOCABULARY, FAISS = (
     "store.json", "documents.jsonl", "arrays.safetensors", "vocabulary.json", "vectors.faiss",
@@ -151,7 +151,9 @@ def _read(folder: Path, kind: str) -> StoreFiles:
     for name, entry in contents["files"].items():
         _verify(folder / name, entry["bytes"], entry["sha256"])
     arrays = {name: tensor.read() for name, tensor in list_tensors(folder / ARRAYS).items()}
-    vocabulary = parse_json((folder / VOCABULARY).read_bytes())
+    vocabulary = read_json(folder / VOCABULARY, advice=ADVICE)
+    if not isinstance(vocabulary, list) or not all(isinstance(word, str) for word in vocabulary):
+        raise InputError(f"{str(folder / VOCABULARY)!r} is not a list of words; {ADVICE}")
     faiss = np.fromfile(folder / FAISS, np.uint8) if FAISS in contents["files"] else None
     return StoreFiles(kind, contents["settings"], list(_documents(folder / DOCUMENTS)), arrays, vocabulary, faiss)
 

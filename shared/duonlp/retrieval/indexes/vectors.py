@@ -99,6 +99,8 @@ class FaissIndex(VectorIndex):
         super().__init__(size)
         faiss = import_faiss()
         self.factory, self.parameters = factory, parameters
+        if "l2norm" in factory.lower():
+            raise InputError(f"the FAISS index {factory!r} scales vectors; leave L2norm out, and pass normalize=True")
         try:
             self.faiss = faiss.index_factory(size, factory, faiss.METRIC_INNER_PRODUCT)
             if parameters:
