@@ -1,6 +1,8 @@
 """``duonlp evaluate retrieval``: retrievers, a reader and both together, on questions whose contexts are the documents."""
 
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -189,7 +191,8 @@ def evaluate(settings: Settings, framework: str = "") -> Report:
     package = load_package(framework)[0] if needs_models else None
     reader = load_reader(package, settings.model, options=settings.options) if package and settings.model else None
     ranker = load_ranker(package, settings.ranker) if package else None
-    retrievers = make_retrievers(package, settings.retrievers, collection)
+    named = make_retrievers(package, settings.retrievers, collection)
+    retrievers = dict(zip(labels(settings.retrievers), named.values(), strict=True))
     filters = item_filters(questions) if settings.filter_by else None
     intervals = {"confidence": settings.confidence, "resamples": settings.resamples, "seed": settings.seed}
     systems: dict[str, Retriever] = dict(retrievers)
@@ -200,7 +203,8 @@ def evaluate(settings: Settings, framework: str = "") -> Report:
         scores.plot(settings.plot, "answerable" if scores.counts["answerable"] else "all")
     answers = None
     if reader is not None:
-        first = systems[f"{settings.retrievers[0]}, ranked" if ranker is not None else settings.retrievers[0]]
+        first = next(iter(retrievers))
+        first = systems[first if ranker is None else f"{first}, ranked"]
         answers = evaluate_pipeline(
             ExtractiveQA(first, reader), questions, collection, top_k=settings.top_k, filters=filters,
             threshold=settings.threshold, right=settings.right, **intervals,
@@ -227,6 +231,12 @@ def make_retrievers(
             stores[model] = store, encoder
         retrievers[name] = make_retriever(name, *stores[model])
     return retrievers
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Return short names of retrievers: those of models without their folders, unless two would be the same."""
+    short = ["+".join(os.path.basename(part.rstrip("/")) or part for part in name.split("+")) for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def read(source: str, settings: Settings, split: str = "") -> "Questions":

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from duonlp.cli.evaluate_retrieval import labels
 from tests.duonlp.cli.test_app import run  # noqa: F401  (a fixture)
 from tests.duonlp.cli.test_ask import ANY, models  # noqa: F401  (a fixture)
 
@@ -55,11 +56,16 @@ def test_dense_hybrid_ranker_and_reader(run, data, models, tmp_path):  # noqa: F
     )  # fmt: skip
     assert status == 0, err
     report = json.loads(out)
-    systems = [f"bm25+{plain}", str(plain)]
+    systems = ["bm25+plain", "plain"]
     assert list(report["retrieval"]["scores"]) == [*systems, *(f"{name}, ranked" for name in systems)]
     answers = report["answers"]
     assert answers["withheld"] == 1 and sum(answers["split"].values()) == 1 and answers["found"] == 1
     assert answers["pipeline"]["all"]["NoAns_exact"] == 100 and answers["reader"]["answerable"]["total"] == 1
+
+
+def test_labels_are_short_and_unique():
+    assert labels(["bm25", "runs/a", "bm25+runs/a/"]) == ["bm25", "a", "bm25+a"]
+    assert labels(["x/a", "y/a"]) == ["x/a", "y/a"]
 
 
 @pytest.mark.parametrize(
