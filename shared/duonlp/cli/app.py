@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from duonlp import __version__
+from duonlp.cli.ask import ask
 from duonlp.cli.benchmark import benchmark
 from duonlp.cli.common import describe_error
 from duonlp.cli.convert import convert
@@ -34,7 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, generate, summarize, finetune, distill, tune, benchmark, parity, questions, models, convert, demo):
+for command in (
+    run, ask, generate, summarize, finetune, distill, tune, benchmark, parity, questions, models, convert, demo,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 

@@ -16,6 +16,7 @@ import typer
 
 from duonlp.cli.common import Debug, Framework, Json, Model, cli_option, need_model, print_json
 from duonlp.cli.evaluate_question_answering import question_answering
+from duonlp.cli.evaluate_retrieval import retrieval
 from duonlp.cli.evaluate_summarization import summarization
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
@@ -26,7 +27,9 @@ from duonlp.util.json_text import to_json
 if TYPE_CHECKING:
     from duonlp.typing import Engine
 
-app = typer.Typer(help="Evaluate code generation, summarization or question answering.", no_args_is_help=True)
+app = typer.Typer(
+    help="Evaluate code generation, summarization, question answering or retrieval.", no_args_is_help=True
+)
 
 UNSOLVED_SHOWN = 5
 """Unsolved problems listed below the table."""
@@ -162,6 +165,7 @@ def code(
 
 app.command()(summarization)
 app.command()(question_answering)
+app.command()(retrieval)
 
 
 def require_permission(allow_code_execution: bool, unsafe: bool = False) -> None:

@@ -19,7 +19,13 @@ class Ranker(Protocol):
     """Sorts documents by their relevance to a query."""
 
     def rank(self, query: str, documents: Sequence[Document], top_k: int | None = None) -> list[Document]:
-        """Return copies of the documents, most relevant first, with their scores."""
+        """Return copies of the best documents, most relevant first, with their scores."""
+        ...
+
+    def rank_all(
+        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], top_k: int | None = None
+    ) -> list[list[Document]]:
+        """Return the same for each query and its documents."""
         ...
 
 
@@ -45,7 +51,7 @@ class ExtractiveQA:
             )
         if not callable(getattr(reader, "read_with_gaps", None)):
             raise InputError(f"reader is a {type(reader).__name__}; give a duonlp.retrieval.Reader")
-        if ranker is not None and not callable(getattr(ranker, "rank", None)):
+        if ranker is not None and not callable(getattr(ranker, "rank_all", None)):
             raise InputError(
                 f"ranker is a {type(ranker).__name__}; give one with the method rank, such as CrossEncoderRanker"
             )
@@ -69,8 +75,8 @@ class ExtractiveQA:
         Returns:
             A dict with the keys "query", the question; "answers", list of :class:`Answer`, best first; "no_ans_gap", by how much
             the logit of the best answer exceeds that of no answer in the document where it does so most (below 0, the model
-            prefers no answer in every document; None without documents); and "documents", the documents read, best first. Answers
-            and documents are empty if no document matches the query.
+            prefers no answer in every document; None if there is no answer); and "documents", the documents read, best first.
+            Answers and documents are empty if no document matches the query.
 
         Raises:
             InputError: The question, a node or a parameter is invalid, or the store is empty.
@@ -97,11 +103,7 @@ class ExtractiveQA:
             return []
         found = self.retriever.retrieve(queries, **checked["Retriever"])
         if self.ranker is not None:
-            top_k = checked["Ranker"].get("top_k")
-            found = [
-                self.ranker.rank(query, documents, top_k=top_k) if documents else []
-                for query, documents in zip(queries, found, strict=True)
-            ]
+            found = self.ranker.rank_all(queries, found, **checked["Ranker"])
         read = self.reader.read_with_gaps(queries, found, **checked["Reader"])
         return [
             {"query": query, "no_ans_gap": None if gap is None else -gap, "answers": answers, "documents": documents}

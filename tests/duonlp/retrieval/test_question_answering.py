@@ -22,8 +22,8 @@ class Retriever:
 class Reversed:
     """A ranker that reverses the documents."""
 
-    def rank(self, query, documents, top_k=None):
-        return list(documents)[::-1][:top_k]
+    def rank_all(self, queries, documents, top_k=None):
+        return [list(found)[::-1][:top_k] for found in documents]
 
 
 def test_run_finds_reads_and_ranks():
