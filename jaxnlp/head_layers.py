@@ -21,7 +21,7 @@ class Pooler(nnx.Module):
         self.config = config
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.dense:
-            self.dense = Linear(hidden_size, hidden_size, use_bias=config.dense_bias, **options)
+            self.dense = Linear(hidden_size, config.size or hidden_size, use_bias=config.dense_bias, **options)
         if config.norm:
             self.norm = make_norm(norm, hidden_size, **options)
 

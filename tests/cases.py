@@ -166,6 +166,9 @@ VARIANTS = {
         ],
         "sequence-classification": [{"problem_type": MULTI}],
     },
+    "dpr": {
+        "base": [{"projection_dim": 16}, {"architectures": ["DPRContextEncoder"], "hidden_act": "relu"}],
+    },
     "vit": {
         "base": [
             {"hidden_act": "quick_gelu", "qkv_bias": False, "pooler_act": "linear", "layer_norm_eps": 1e-3},

@@ -66,10 +66,10 @@ def _tf(folder, head, inputs, gradients):
 def torch_model(folder, head):
     """Return Transformers' model of a checkpoint, asserting that the names of all tensors match."""
     import transformers
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
-    cls = getattr(transformers, architectures.class_name(config.model_type, head))
+    from duonlp.checkpoints import open_checkpoint
+
+    cls = getattr(transformers, architectures.class_of(open_checkpoint(folder).transformer_config(head), head))
     model, info = cls.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
     unused = {name for name in info["missing_keys"] if ".pooler." in name or name.startswith("pooler.")}
     assert not set(info["missing_keys"]) - unused and not info["unexpected_keys"], info
@@ -108,6 +108,8 @@ def _torch(folder, head, inputs, gradients):
             grads[row.path] = grad if row.part is None else row.part.of(grad)
         assert set(grads) == set(spec)
     out = {k: v for k, v in out.items() if isinstance(v, (torch.Tensor, tuple, list))}  # not its cache
+    if architectures.base_classes(model.config.model_type):  # DPR's classes leave it out
+        out["last_hidden_state"] = out["hidden_states"][-1]
     detached = {k: [t.detach() for t in v] if isinstance(v, (tuple, list)) else v.detach() for k, v in out.items()}
     return _flat(detached), grads
 

@@ -127,6 +127,7 @@ TWIN_EXCEPTIONS = {
     "pretrained.py:Pretrained.export": "overrides Keras' export to set a signature",
     "generation/search.py:get_program": "a tf.function closes over its model; jit takes the weights as arguments",
     "model.py:Model.__init__": "takes options of keras.Model, such as name",
+    "rag/model.py:Rag.__init__": "takes options of keras.Model, such as name",
     "rag/model.py:Rag.fit_step": "the step that fit runs; in Keras the model has it",
     "model.py:Model.train": "overrides NNX's train to raise an error; Keras' calls take training",
 }

@@ -26,7 +26,7 @@ class Pooler(keras.layers.Layer):
         self.config, self.hidden_size = config, hidden_size
         self.dropout = Dropout(config.dropout_before, dtype=dtype, name="dropout")
         if config.dense:
-            self.dense = dense(hidden_size, "dense", dtype, config.dense_bias)
+            self.dense = dense(config.size or hidden_size, "dense", dtype, config.dense_bias)
         if config.norm:
             self.norm = make_norm(norm, hidden_size, dtype=dtype, name="norm")
 

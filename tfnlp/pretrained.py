@@ -176,12 +176,9 @@ def _find_layer(model: Any, path: str) -> tuple[Any, str]:
 
 
 def parameter_tree(model: Any) -> dict[str, keras.Variable]:
-    """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; jaxnlp has the same paths.
-
-    Paths in a model that consists of several, its ``parts``, begin with their names.
-    """
-    if parts := getattr(model, "parts", None):
-        return {f"{name}/{path}": value for name, part in parts.items() for path, value in parameter_tree(part).items()}
+    """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; jaxnlp has the same paths."""
+    if hasattr(model, "parameter_tree"):  # of several models that are trained together
+        return model.parameter_tree()
     return {path: _variable(*_find_layer(model, path)) for path in parameters(model.config, model.head)}
 
 

@@ -113,6 +113,8 @@ class Evaluation:
 
 def with_parameters(step: Step, model: Any, params: Any) -> Any:
     """Return a model or LazyModel as a model with other parameters, from :meth:`Step.model_parameters`."""
+    if hasattr(model, "with_parameters"):  # several models that are trained together
+        return model.with_parameters(step, params)
     if not isinstance(model, LazyModel):
         return update(model, params)
     built = step.trainable.model(params)

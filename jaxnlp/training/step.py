@@ -324,6 +324,9 @@ class Step:
             params = jax.tree.map(lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)), params)
         elif self.mesh.size > 1:
             params = jax.device_put(params, self.mesh.devices.flat[0])
+        return self._unstack(params)
+
+    def _unstack(self, params: Params) -> Params:
         return self.trainable.unstack(params)
 
 

@@ -218,6 +218,7 @@ class PoolingConfig:
     dropout_before: float = 0.0
     dropout: float = 0.0
     classifier_bias: bool = True
+    size: int = 0  # outputs of the dense layer; 0: hidden_size (DPR's projection)
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,8 @@ class TransformerConfig(_HasLayers):
     classification: PoolingConfig
     multiple_choice: PoolingConfig
     token_transform: PoolingConfig | None = None  # before the layers of heads with an output per token (ModernBERT)
+    pooler_embeds: bool = False  # `pooler_output` is what the model was trained to embed texts as (DPR)
+    base_class: str = ""  # Transformers class of the base model, where the family has several (DPR's towers)
     sentence_head: str = "next_sentence"  # sentence-pair objective of pretraining; "sentence_order" in ALBERT
     stack: str = "encoder"  # name of the layer stack in the parameter tree
     decoder: DecoderConfig | None = None  # second stack of an encoder-decoder

@@ -197,7 +197,7 @@ def _layer(tree: _Tree, cfg: TransformerConfig, layer: LayerConfig, path: str) -
 def _head(tree: _Tree, cfg: TransformerConfig, head: str) -> None:
     pooling = pooling_of(cfg, head)
     if pooling is not None and pooling.dense:
-        tree.dense("pooler/dense", cfg.hidden_size, cfg.hidden_size, pooling.dense_bias)
+        tree.dense("pooler/dense", cfg.hidden_size, pooling.size or cfg.hidden_size, pooling.dense_bias)
     if pooling is not None and pooling.norm:
         tree.norm("pooler/norm", cfg.hidden_size)
     for name in HEADS[head].layers:

@@ -341,7 +341,7 @@ def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, re
     import torch
     import transformers
 
-    model_class = getattr(transformers, architectures.class_name(config.model_type, head))
+    model_class = getattr(transformers, architectures.class_of(config, head))
     with _silent_transformers():
         model, info = model_class.from_pretrained(
             checkpoint.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -357,7 +357,11 @@ def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, re
     def forward(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
         with torch.no_grad():
-            return _arrays(model(**{n: t if t.is_floating_point() else t.long() for n, t in tensors.items()}))
+            tensors = {n: t if t.is_floating_point() else t.long() for n, t in tensors.items()}
+            if not architectures.base_classes(config.model_type):
+                return _arrays(model(**tensors))
+            outputs = model(**tensors, output_hidden_states=True)  # which these classes do not return the last of
+            return _arrays({"last_hidden_state": outputs["hidden_states"][-1], **outputs})
 
     def generate(prompts: np.ndarray, mask: np.ndarray, count: int) -> np.ndarray:
         inputs = {"input_ids": torch.from_numpy(prompts).long(), "attention_mask": torch.from_numpy(mask).long()}

@@ -172,3 +172,68 @@ def lost_rows(budget: Budget) -> Iterator[Outcome]:
                 case, HELD if seen == count or melted else "wrong", f"{seen} of {count} rows: {kept} {report.dropped}"
             )
         file.unlink()
+
+
+def write_squad_file(name: str):
+    """Return a writer of questions in SQuAD's JSON."""
+
+    def write(folder: Path) -> Path:
+        from duonlp.data import write_squad
+
+        rows = [
+            {
+                "id": f"{number}", "title": "Caf\u00e9", "question": "What?", "context": 'A "cat" sat.', "note": [1, None],
+                "answers": {"text": ["cat"] * (number % 3), "answer_start": [3] * (number % 3)},
+            } for number in range(6)
+        ]  # fmt: skip
+        write_squad(rows, folder / name)
+        return folder / name
+
+    return write
+
+
+def read_question_file(file: Path) -> None:
+    """Read questions with a report and without one, explore them and write them."""
+    from duonlp.data import CleaningReport, explore, folds, leakage, read_questions, write_squad
+    from duonlp.errors import InputError
+
+    try:
+        some = read_questions(file, report=CleaningReport())
+        for row in some:
+            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+                assert row["context"][start : start + len(text)] == text
+        write_squad(some, file.with_name("copy.json"))
+        explore(some).to_dict(), leakage(some, some)
+        list(folds(some, 2, by="id"))
+    except InputError:
+        pass
+    read_questions(file)
+
+
+def write_reviews(folder: Path) -> Path:
+    """Write a table in the form of SubjQA."""
+    rows = [["item_id", "q_review_id", "question", "review", "human_ans_indices"]]
+    review = 'It is "good",\nreally. ANSWERNOTFOUND'
+    rows += [[f"B{i % 2}", f"q{i // 2}", "Is it?", review, ["(6, 12)", "(22, 36)"][i % 2]] for i in range(8)]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    (folder / "reviews.csv").write_text(text.getvalue(), newline="")
+    return folder / "reviews.csv"
+
+
+def write_answers_file(folder: Path) -> Path:
+    (folder / "answers.json").write_text('{"q1": "a cat", "q2": ""}')
+    return folder / "answers.json"
+
+
+fuzzed("SQuAD JSON", "json", write=write_squad_file("squad.json"))(read_question_file)
+fuzzed("SQuAD JSON in gzip", "bytes", write=write_squad_file("squad.json.gz"))(read_question_file)
+fuzzed("SubjQA", "bytes", write=write_reviews)(read_question_file)
+
+
+@fuzzed("predicted answers", "json", write=write_answers_file)
+def read_predicted_answers(file: Path) -> None:
+    from duonlp.metrics import read_answers, squad_scores
+
+    answers = read_answers(file)
+    squad_scores(answers, [{"id": name, "answers": {"text": ["cat"]}} for name in answers])

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_a_model_with_random_parameters_is_loaded(case, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    cls = getattr(transformers, architectures.class_name(case.config.model_type, case.head))
+    cls = getattr(transformers, architectures.class_of(case.config, case.head))
     hf = {
         key: value for key, value in case.hf.items() if (key, value) != ("summary_activation", None)
     }  # not valid there

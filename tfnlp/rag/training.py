@@ -14,6 +14,7 @@ from duonlp.rag import Marginal
 from duonlp.rag.inputs import check_batch
 from duonlp.typing import Array
 from tfnlp import ops
+from tfnlp.pretrained import parameter_tree
 from tfnlp.steps.terms import Terms
 from tfnlp.trainer_mixin import TrainerMixin
 
@@ -26,10 +27,12 @@ class RagTraining(_Trainer):
 
     Attributes:
         config: Configuration of the model.
+        parts: The two models by name.
         marginal_class: How it marginalizes over documents.
     """
 
     config: Any
+    parts: dict[str, Any]
     marginal_class: type[Marginal]
     _smoothing: float = 0.0
 
@@ -38,6 +41,11 @@ class RagTraining(_Trainer):
         """How the model marginalizes over documents."""
         options = {"label_smoothing": self._smoothing} if self._smoothing else {}
         return self.marginal_class(self.config.with_options(**options))
+
+    def parameter_tree(self) -> dict[str, keras.Variable]:
+        """Return all parameters by path, which begins with the name of their part."""
+        trees = {name: parameter_tree(part) for name, part in self.parts.items()}
+        return {f"{name}/{path}": variable for name, tree in trees.items() for path, variable in tree.items()}
 
     @property
     def targets(self) -> dict[str, str]:

@@ -7,14 +7,16 @@ A family is a module of this package with:
 - ``heads(model_type) -> {head: Transformers class name}``;
 - ``config(hf) -> TransformerConfig`` and its inverse ``hf_config(cfg) -> dict``;
 - ``weights(cfg, head) -> list[Weight]``: the weight table, one row per tensor;
-- ``SCHEMA``: kinds and bounds of the keys that ``config`` reads (see :mod:`duonlp.schema`), checked before it is called.
+- ``SCHEMA``: kinds and bounds of the keys that ``config`` reads (see :mod:`duonlp.schema`), checked before it is called;
+- optionally ``BASE_CLASSES``: if Transformers has several classes for the base model (DPR), the prefix of the tensors of each.
 
 A module added here is discovered automatically: it loads, saves, is listed and is tested for parity without further code.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -109,8 +111,38 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
     """
     family = get(cfg.model_type)
     out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
-    out["architectures"] = [class_name(cfg.model_type, head)]
+    out["architectures"] = [class_of(cfg, head)]
     return out
+
+
+def class_of(cfg: TransformerConfig, head: str) -> str:
+    """Return the name of the Transformers class of a model.
+
+    Raises:
+        ConfigError: the family has no such head.
+    """
+    name = class_name(cfg.model_type, head)
+    return cfg.base_class if name in base_classes(cfg.model_type) else name
+
+
+def base_classes(model_type: str) -> dict[str, str]:
+    """Return the prefix of the tensors of each class that Transformers has for the base model, if it has several; else {}."""
+    return getattr(get(model_type), "BASE_CLASSES", {})
+
+
+def with_base_class(cfg: TransformerConfig, hf: Mapping[str, Any], names: Iterable[str]) -> TransformerConfig:
+    """Return a configuration with the class whose tensors a checkpoint has, if ``architectures`` in config.json names none.
+
+    Args:
+        cfg: The configuration according to config.json.
+        hf: Contents of config.json.
+        names: Names of the tensors.
+    """
+    classes = base_classes(cfg.model_type)
+    if not classes or any(name in classes for name in hf.get("architectures") or []):
+        return cfg
+    first = next((prefix for name in names for prefix in classes.values() if name.startswith(prefix)), None)
+    return next((replace(cfg, base_class=name) for name, prefix in classes.items() if prefix == first), cfg)
 
 
 def class_name(model_type: str, head: str) -> str:

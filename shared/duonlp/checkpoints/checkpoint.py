@@ -222,6 +222,7 @@ class Checkpoint:
             return cfg
         try:
             check_depth(self.folder, self.tensors, cfg)
+            cfg = architectures.with_base_class(cfg, self.config | overrides, self.tensors)
             self._resolutions[head] = resolution = resolve(cfg, head, self.tensors, self._equal)
         except CheckpointError:  # no weights, or damaged ones, which `plan` reports
             return cfg

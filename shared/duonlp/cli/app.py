@@ -20,6 +20,7 @@ from duonlp.cli.finetune import finetune
 from duonlp.cli.generate import generate
 from duonlp.cli.models import models
 from duonlp.cli.parity import parity
+from duonlp.cli.questions import questions
 from duonlp.cli.run import run
 from duonlp.cli.summarize import summarize
 from duonlp.cli.tune import tune
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, generate, summarize, finetune, distill, tune, benchmark, parity, models, convert, demo):
+for command in (run, generate, summarize, finetune, distill, tune, benchmark, parity, questions, models, convert, demo):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 

@@ -90,7 +90,7 @@ class Task(Generic[OptionsT]):
     head: ClassVar[str]
     needs: ClassVar[str] = "tokenizer"
     Options: ClassVar[type[Any]] = Options
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
     per_token: ClassVar[bool] = True
     padding_side: ClassVar[str] = "right"
     generates: ClassVar[bool] = False

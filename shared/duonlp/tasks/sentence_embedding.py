@@ -15,7 +15,7 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.tasks.base import Example, check_bool, check_string
 from duonlp.tasks.sentence_config import Dense, l2_normalize, read_sentence_config
-from duonlp.tasks.text import TextTask, TruncationOptions
+from duonlp.tasks.text import TextTask, TruncationOptions, text_and_pair
 from duonlp.typing import Tokenizer
 from duonlp.util.tokenization import tokenize
 
@@ -46,6 +46,9 @@ class SentenceEmbeddingOptions(TruncationOptions):
 class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
     """Text -> float32 [d]; a list of n texts -> float32 [n, d].
 
+    A pair of texts, such as title and passage, is passed as ``{"text": ..., "text_pair": ...}``. With a
+    model trained for its own pooled output (``config.pooler_embeds``, DPR), that is the vector, unless there is a modules.json.
+
     Raises:
         CheckpointError: the checkpoint has an unsupported module or pooling mode.
     """
@@ -61,7 +64,10 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
     ) -> None:
         super().__init__(tokenizer, config, folder)
         self.sentence = read_sentence_config(self.folder)
-        if not self.sentence.from_files:
+        self.pooled = config.pooler_embeds and not self.sentence.from_files
+        if self.pooled:
+            self.outputs = ("pooler_output",)
+        elif not self.sentence.from_files:
             warnings.warn(
                 f"{self.folder or 'the checkpoint'} has no modules.json; using mean pooling",
                 stacklevel=2,
@@ -70,13 +76,19 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
     @property
     def similarity(self) -> str:
         """Similarity for which the vectors were trained: "cosine", "dot", "euclidean" or "manhattan"."""
-        return self.sentence.similarity
+        return "dot" if self.pooled else self.sentence.similarity
 
     @property
     def size(self) -> int:
         """Length of a vector."""
+        if self.pooled and self.config.pooler is not None:
+            return self.config.pooler.size or self.config.hidden_size
         sizes = [step.kernel.shape[1] for step in self.sentence.steps if isinstance(step, Dense)]
         return sizes[-1] if sizes else self.config.hidden_size * len(self.sentence.pooling)
+
+    @property
+    def accepted_inputs(self) -> str:
+        return 'a text, a pair {"text": ..., "text_pair": ...}, or a list or an iterator of those'
 
     def limit(self) -> int | None:
         if self.sentence.max_length is None:
@@ -115,20 +127,28 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
 
     def encode(self, items: Sequence[Any], options: SentenceEmbeddingOptions, first: int = 0) -> list[list[Example]]:
         prompt = self.prompt(options)
-        texts = [prompt + text for text in self.texts(items, first)]
-        if self.sentence.lower_case:
-            texts = [text.lower() for text in texts]
+        fold = str.lower if self.sentence.lower_case else str
+        pairs = [text_and_pair(item, f"{self.name}: input {first + i}") for i, item in enumerate(items)]
         skipped = 0
-        if prompt and not self.sentence.include_prompt:
+        if prompt and not self.sentence.include_prompt and not self.pooled:
             # Do not pool the prompt's tokens; a trailing special token is not one of them.
             ids = tokenize(self.tokenizer, prompt, verbose=False)["input_ids"]
             skipped = len(ids) - (bool(ids) and ids[-1] in self.tokenizer.all_special_ids)
-        rows = self.rows(self.tokenize(texts, options=options), first)
-        return [[Example(row, state=skipped)] for row in rows]
+        rows: list[list[Example]] = [[]] * len(items)
+        for paired in (False, True):
+            numbers = [i for i, (_, pair) in enumerate(pairs) if (pair is not None) == paired]
+            columns = [[fold(prompt + pairs[i][0]) for i in numbers], [fold(pairs[i][1] or "") for i in numbers]]
+            encoded = self.tokenize(*columns[: 1 + paired], options=options) if numbers else {}
+            for i, row in zip(numbers, self.rows(encoded, items=[first + i for i in numbers]), strict=True):
+                rows[i] = [Example(row, state=skipped)]
+        return rows
 
     def reduce(
         self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: SentenceEmbeddingOptions
     ) -> list[dict[str, Any]]:
+        if self.pooled:
+            vectors = np.asarray(outputs["pooler_output"], np.float32)[: len(examples)]
+            return [{"embedding": vector} for vector in (l2_normalize(vectors) if options.normalize else vectors)]
         hidden = np.asarray(outputs["last_hidden_state"], np.float32)[: len(examples)]  # [B, T, H]
         mask = np.zeros(hidden.shape[:2], np.float32)
         for row, example in enumerate(examples):

@@ -10,7 +10,7 @@ import numpy as np
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.positions import position_ids
-from duonlp.tasks.base import Example, Options, Task, check_choice, check_int, check_text
+from duonlp.tasks.base import Example, Options, Task, check_choice, check_int, check_text, describe
 from duonlp.typing import Tokenizer
 from duonlp.util.tokenization import tokenize
 
@@ -177,3 +177,28 @@ class TextTask(Task[TextOptionsT]):
             )
         if length == 0:
             raise InputError(f"{self.name}: input {number} has no tokens; remove it, or add some words")
+
+
+def text_and_pair(item: Any, where: str) -> tuple[str, str | None]:
+    """Return an item as (text, second text or None).
+
+    Args:
+        item: A text or a pair.
+        where: Name of the item, for error messages.
+
+    Raises:
+        InputError: the item is neither.
+    """
+    if not isinstance(item, Mapping):
+        if isinstance(item, (list, tuple)):
+            raise InputError(f'{where} is {describe(item)}; pass a pair of texts as {{"text": ..., "text_pair": ...}}')
+        return check_text(item, where), None
+    unknown = [key for key in item if key not in ("text", "text_pair")]
+    if unknown or "text" not in item:
+        raise InputError(
+            f'{where} has the keys {", ".join(map(repr, item))}; expected "text" and optionally "text_pair"'
+        )
+    pair = item.get("text_pair")
+    return check_text(item["text"], f"{where}, text"), (
+        None if pair is None else check_text(pair, f"{where}, text_pair")
+    )

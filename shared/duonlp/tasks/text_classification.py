@@ -1,23 +1,20 @@
 """Text classification: labels with scores for a text or a pair of texts."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from duonlp.config import TransformerConfig
-from duonlp.errors import InputError
 from duonlp.tasks.base import (
     Example,
     ParsedInputs,
     check_function_to_apply,
     check_int,
-    check_text,
     class_scores,
-    describe,
     ranked_labels,
 )
-from duonlp.tasks.text import TextTask, TruncationOptions
+from duonlp.tasks.text import TextTask, TruncationOptions, text_and_pair
 from duonlp.typing import Tokenizer
 
 UNSET = "unset"
@@ -78,7 +75,10 @@ class TextClassificationTask(TextTask[TextClassificationOptions]):
     def encode(self, items: Sequence[Any], options: TextClassificationOptions, first: int = 0) -> list[list[Example]]:
         texts, pairs = [], []
         for i, item in enumerate(items):
-            text, pair = self.text_and_pair(item, f"{self.name}: input {first + i}")
+            if isinstance(item, list) and len(item) == 1 and is_pair(item[0]):
+                text, pair = item[0]  # [[text, pair]], the legacy format of Transformers
+            else:
+                text, pair = text_and_pair(item, f"{self.name}: input {first + i}")
             texts.append(text)
             pairs.append(pair)
         rows: list[Any] = [None] * len(items)
@@ -91,34 +91,6 @@ class TextClassificationTask(TextTask[TextClassificationOptions]):
                 for i, row in zip(indices, encoded, strict=True):
                     rows[i] = [Example(row, group=None if self.buckets else len(row["input_ids"]))]
         return rows
-
-    def text_and_pair(self, item: Any, where: str) -> tuple[str, str | None]:
-        """Return an item as (text, second text or None).
-
-        Args:
-            item: A text or a pair.
-            where: Name of the item, for error messages.
-
-        Raises:
-            InputError: the item is neither.
-        """
-        if isinstance(item, list) and len(item) == 1 and is_pair(item[0]):
-            return item[0][0], item[0][1]  # [[text, pair]], the legacy format of Transformers
-        if not isinstance(item, Mapping):
-            if isinstance(item, (list, tuple)):
-                raise InputError(
-                    f'{where} is {describe(item)}; pass a pair of texts as {{"text": ..., "text_pair": ...}}'
-                )
-            return check_text(item, where), None
-        unknown = [key for key in item if key not in ("text", "text_pair")]
-        if unknown or "text" not in item:
-            raise InputError(
-                f'{where} has the keys {", ".join(map(repr, item))}; expected "text" and optionally "text_pair"'
-            )
-        pair = item.get("text_pair")
-        return check_text(item["text"], f"{where}, text"), (
-            None if pair is None else check_text(pair, f"{where}, text_pair")
-        )
 
     def decode(
         self,

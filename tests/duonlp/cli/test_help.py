@@ -37,8 +37,8 @@ def default_in(text: str) -> str | None:
 
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
-        "run", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "models", "convert", "demo",
-        "evaluate code", "evaluate summarization",
+        "run", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "questions", "models", "convert",
+        "demo", "evaluate code", "evaluate summarization",
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from duonlp.data.labelled.batches import LabelledBatches, _Inputs
+from duonlp.data.labelled.batches import LabelledBatches, TextInputs
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 
@@ -185,7 +185,7 @@ def test_the_cache_is_memory_mapped_and_keyed_by_content(tmp_path, monkeypatch):
     first = made()
     assert isinstance(first.rows.values, np.memmap)
     (folder,) = (tmp_path / "ids").iterdir()
-    monkeypatch.setattr(_Inputs, "_tokenize", lambda *arguments: pytest.fail("tokenized again"))
+    monkeypatch.setattr(TextInputs, "_tokenize", lambda *arguments: pytest.fail("tokenized again"))
     relabelled = LabelledTexts(data.texts, np.zeros(30, np.int32), ("all",))
     for ours, theirs in zip(made(relabelled).epoch(0), first.epoch(0), strict=True):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs if name != "labels")

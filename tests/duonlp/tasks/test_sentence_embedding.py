@@ -305,3 +305,28 @@ def test_a_checkpoint_without_files_warns_and_uses_mean_pooling(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.allclose(pipe("Ada"), mean(model, pipe.tokenizer, "Ada"), atol=1e-6)
+
+
+def test_pairs_are_embedded_as_one_sequence(tmp_path):
+    pipe, model = make(write(tmp_path))
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    vectors = pipe([TEXTS[2], pair])
+    row = {key: np.array([value]) for key, value in pipe.tokenizer(TEXTS[0], TEXTS[1]).items()}
+    assert np.allclose(vectors[0], pipe(TEXTS[2]), atol=1e-6)
+    assert np.allclose(vectors[1], model.hidden(**row)[0].mean(0), atol=1e-6)
+    assert np.array_equal(pipe(pair), vectors[1])
+    with pytest.raises(InputError, match="input 0 has the keys 'title'; expected \"text\""):
+        pipe({"title": "a"})
+
+
+def test_dpr_is_embedded_by_its_own_pooled_output(tmp_path):
+    tokenizer = reference.load_tokenizer("wordpiece")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = config_from_hf({"model_type": "dpr", **sizes, "projection_dim": 3})
+    forward = lambda batch: {"pooler_output": batch["input_ids"][:, :3] * 1.0}  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe = make_pipeline("sentence-embedding", forward, tokenizer, config, tmp_path)
+    assert np.array_equal(pipe(TEXTS[:1]), [tokenizer(TEXTS[0])["input_ids"][:3]])
+    assert pipe.task.size == 3 and pipe.task.similarity == "dot" and pipe([]).shape == (0, 3)
+    assert np.allclose(np.linalg.norm(pipe(TEXTS, normalize=True), axis=1), 1)

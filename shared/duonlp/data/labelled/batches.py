@@ -106,9 +106,9 @@ class LabelledBatches(LengthBatches):
         self.max_length = max_length
         self.check_count()
         cache = None if cache is None else Path(os.path.expanduser(cache))
-        self._inputs = [_Inputs("", tokenizer, self.texts, max_length, widths, cache)]
+        self._inputs = [TextInputs("", tokenizer, self.texts, max_length, widths, cache)]
         if teacher_tokenizer is not None:
-            self._inputs.append(_Inputs("teacher_", teacher_tokenizer, self.texts, max_length, widths, cache))
+            self._inputs.append(TextInputs("teacher_", teacher_tokenizer, self.texts, max_length, widths, cache))
 
     @property
     def rows(self) -> TokenRows:
@@ -145,7 +145,7 @@ class LabelledBatches(LengthBatches):
         return arrays
 
 
-class _Inputs:
+class TextInputs:
     """Token ids of all texts from one tokenizer, and the model inputs made from them."""
 
     def __init__(

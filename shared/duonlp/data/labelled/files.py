@@ -17,7 +17,11 @@ from duonlp.util.files import may_read
 from duonlp.util.reading import check_encoding, is_unicode, parse_json
 from duonlp.util.suggestions import nearest
 
-HUB_NAMES = {"clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos"}
+HUB_NAMES = {
+    "clinc_oos": "clinc/clinc_oos", "clinc/clinc_oos": "clinc/clinc_oos",
+    "squad": "rajpurkar/squad", "rajpurkar/squad": "rajpurkar/squad",
+    "squad_v2": "rajpurkar/squad_v2", "rajpurkar/squad_v2": "rajpurkar/squad_v2",
+}  # fmt: skip
 """Hub datasets that need no "hub://" prefix, with their full names."""
 
 HUB_CONFIGURATIONS = {"clinc/clinc_oos": "plus"}

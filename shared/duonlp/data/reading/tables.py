@@ -337,15 +337,15 @@ def json_rows(file: Path, problems: document_files.Problems, text: TextFormat = 
         if foreign:
             problems.note("invalid UTF-8", place, f"it is {foreign.upper()} text", encoding=foreign)
         elif not suspicious or document_files.is_readable(
-            "".join(_strings(entry)), place, problems, "cp1252", text.encoding
+            "".join(strings_in(entry)), place, problems, "cp1252", text.encoding
         ):
             yield place, entry
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
     """Yield the texts in a value of JSON, the keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from _strings(item)
+            yield from strings_in(item)
