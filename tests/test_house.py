@@ -82,6 +82,7 @@ TWINS = (
     "generation/processors.py",
     "generation/scoring.py",
     "generation/search.py",
+    "rag/model.py",
 )
 OPS = ("shared/duonlp/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
 """The same array operations for NumPy, JAX and TensorFlow."""
@@ -126,6 +127,8 @@ TWIN_EXCEPTIONS = {
     "pretrained.py:Pretrained.export": "overrides Keras' export to set a signature",
     "generation/search.py:get_program": "a tf.function closes over its model; jit takes the weights as arguments",
     "model.py:Model.__init__": "takes options of keras.Model, such as name",
+    "rag/model.py:Rag.__init__": "takes options of keras.Model, such as name",
+    "rag/model.py:Rag.fit_step": "the step that fit runs; in Keras the model has it",
     "model.py:Model.train": "overrides NNX's train to raise an error; Keras' calls take training",
 }
 

@@ -28,8 +28,8 @@ def generate(
     generation_config: GenerationConfig | Mapping[str, Any] | None = None, *, decoder_input_ids: Array | None = None,
     decoder_attention_mask: Array | None = None, logits_processor: Sequence[Callable[..., Array]] | None = None,
     assistant_model: "Model | None" = None, negative_prompt_ids: Array | None = None,
-    negative_prompt_attention_mask: Array | None = None, token_type_ids: Array | None = None, tokenizer: Any = None,
-    streamer: Any = None, **options: Any,
+    negative_prompt_attention_mask: Array | None = None, token_type_ids: Array | None = None,
+    doc_scores: Array | None = None, tokenizer: Any = None, streamer: Any = None, **options: Any,
 ) -> np.ndarray | GenerationOutput:  # fmt: skip
     """Generate a continuation of each prompt, or with an encoder-decoder a text for each source.
 
@@ -51,6 +51,8 @@ def generate(
         negative_prompt_attention_mask: [B or 1, U].
         token_type_ids: int [B, T], token types of the prompts, for models that have them; new tokens have the type of their
             prompt's last token.
+        doc_scores: float [texts, K], for an encoder-decoder: input_ids are K consecutive sources for each text, documents of
+            these scores, over which the probabilities of every next token are marginalized (RAG-Token).
         tokenizer: The model's tokenizer, required for stop_strings.
         streamer: Object with ``put(ids)`` and ``end()``, such as Transformers' TextStreamer; it receives the
             prompt, then each token.
@@ -67,7 +69,7 @@ def generate(
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
-        decoder_input_ids, decoder_attention_mask, token_type_ids,
+        decoder_input_ids, decoder_attention_mask, token_type_ids, doc_scores,
     )  # fmt: skip
     return driver.generate(
         make_programs, model, input_ids, attention_mask, generation_config, streamer, extras, options
@@ -79,8 +81,8 @@ def stream(
     generation_config: GenerationConfig | Mapping[str, Any] | None = None, *, decoder_input_ids: Array | None = None,
     decoder_attention_mask: Array | None = None, logits_processor: Sequence[Callable[..., Array]] | None = None,
     assistant_model: "Model | None" = None, negative_prompt_ids: Array | None = None,
-    negative_prompt_attention_mask: Array | None = None, token_type_ids: Array | None = None, tokenizer: Any = None,
-    **options: Any,
+    negative_prompt_attention_mask: Array | None = None, token_type_ids: Array | None = None,
+    doc_scores: Array | None = None, tokenizer: Any = None, **options: Any,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield the new ids of :func:`generate`, int32 [B * num_return_sequences, n], as soon as they are final.
 
@@ -89,7 +91,7 @@ def stream(
     """
     extras = driver.Extras(
         logits_processor or (), assistant_model, negative_prompt_ids, negative_prompt_attention_mask, tokenizer,
-        decoder_input_ids, decoder_attention_mask, token_type_ids,
+        decoder_input_ids, decoder_attention_mask, token_type_ids, doc_scores,
     )  # fmt: skip
     return driver.stream(
         make_programs, driver.prepare(model, input_ids, attention_mask, generation_config, extras, options)

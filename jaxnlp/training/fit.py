@@ -6,10 +6,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from duonlp import architectures
+from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
-from duonlp.training.fit_loop import BEST, evaluates, fit_log, total_steps
+from duonlp.training.fit_loop import BEST, describe_model, evaluates, fit_log, total_steps
 from duonlp.training.result import FitResult
 from duonlp.training.stream import EpochStream
 from duonlp.typing import BatchStream, Tokenizer
@@ -40,7 +40,8 @@ def fit(
     it bit-identically, with the remaining batches of the epoch. SIGTERM saves a checkpoint and returns.
 
     Args:
-        model: A jaxnlp model with float32 parameters and a head with a loss, or a LazyModel; it is not changed.
+        model: A jaxnlp model with float32 parameters and a head with a loss, a RagSequence or RagToken, or a LazyModel; it is
+            not changed.
         batches: Dicts of NumPy arrays [B, ...], the model's inputs and labels: ``LabelledBatches`` or ``PairBatches`` of
             duonlp.data, or another object with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
             batch is one optimizer step. Without ``len()``, set ``config.steps``. Labels may have any form of
@@ -69,7 +70,12 @@ def fit(
         CheckpointError: A checkpoint cannot be read or written.
     """
     config = FitConfig() if config is None else config
-    step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
+    if hasattr(model, "fit_step"):
+        if loss is not None or model_options:
+            raise InputError("a RAG model trains with its own loss and options; omit loss= and model_options=")
+        step = model.fit_step(config, mesh)
+    else:
+        step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
     return train(
         step, model, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
         tokenizer=tokenizer, data=data, log=log,
@@ -95,7 +101,7 @@ def train(
             step, model, None if held_out is None else held_out.first_epoch, evaluate, on_evaluation, best, folder, tokenizer,
             {"name": "validation"},
         )  # fmt: skip
-    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head}
+    about = describe_model(model)
     about |= step.plan.objective.describe()
     about["data"] = stream.describe() if data is None else dict(data)
     loop = Loop(step, stream, config, total, evaluation=evaluation)

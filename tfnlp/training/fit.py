@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import keras
 
-from duonlp import architectures
 from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
@@ -15,6 +14,7 @@ from duonlp.training.fit_loop import (
     Scorer,
     check_evaluation,
     describe_batches,
+    describe_model,
     evaluates,
     evaluation_results,
     fit_log,
@@ -122,7 +122,7 @@ def train(
     keep_heap()
     total = total_steps(batches, config, validation, evaluate)
     best = Best(config.best_metric, config.greater_is_better, min_delta=config.min_delta, patience=config.patience)
-    about = {"model": architectures.hf_config(model.config, model.head), "head": model.head, **(description or {})}
+    about = {**describe_model(model), **(description or {})}
     about["data"] = describe_batches(batches) if data is None else dict(data)
     folder = None if folder is None else Path(folder).expanduser()
     with nullcontext() if folder is None else locked_run(folder, trainer):

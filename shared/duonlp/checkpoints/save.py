@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,32 @@ def save_checkpoint(
         InputError: ``folder`` is a file, or ``max_shard_size`` is invalid.
         CheckpointError: ``folder`` cannot be written to.
     """
+    rows = tensors_to_write(cfg, head, read, np.dtype(dtype), without)
+    config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name}
+    write_checkpoint(folder, rows, config, {"": tokenizer}, max_shard_size, generation_config, image_config)
+
+
+def write_checkpoint(
+    folder: str | os.PathLike[str],
+    rows: list[TensorToWrite],
+    config: dict[str, Any],
+    tokenizers: Mapping[str, Tokenizer | None],
+    max_shard_size: int | str = "5GB",
+    generation_config: dict[str, Any] | None = None,
+    image_config: str | None = None,
+) -> None:
+    """Write the files of a checkpoint; see :func:`save_checkpoint`.
+
+    Args:
+        folder: Folder to write to.
+        rows: The tensors.
+        config: Contents of config.json.
+        tokenizers: Tokenizers or image processors to save by subfolder, "" for the folder itself.
+        max_shard_size: See save_checkpoint.
+        generation_config: Contents of generation_config.json.
+        image_config: Text of preprocessor_config.json.
+    """
     limit = parse_size(max_shard_size)
-    rows = _to_write(cfg, head, read, np.dtype(dtype), without)
     with atomic_folder(folder) as new:
         shards = _shards(rows, limit)
         if len(shards) == 1:
@@ -82,23 +106,25 @@ def save_checkpoint(
         if image_config is not None:
             (new / IMAGE_CONFIG).unlink(missing_ok=True)
             (new / IMAGE_CONFIG).write_text(image_config, encoding="utf-8")
-        if tokenizer is not None:
-            # Written to a subfolder first: files in `new` can be hard links, which would be modified in place.
-            tokenizer.save_pretrained(new / ".tokenizer")
-            for file in (new / ".tokenizer").iterdir():
-                os.replace(file, new / file.name)
-            (new / ".tokenizer").rmdir()
+        for subfolder, tokenizer in tokenizers.items():
+            if tokenizer is not None:
+                # Written to a subfolder first: files in `new` can be hard links, which would be modified in place.
+                tokenizer.save_pretrained(new / ".tokenizer")
+                (new / subfolder).mkdir(exist_ok=True)
+                for file in (new / ".tokenizer").iterdir():
+                    os.replace(file, new / subfolder / file.name)
+                (new / ".tokenizer").rmdir()
         if generation_config:
             _write_json(new / "generation_config.json", generation_config)
-        _write_json(new / "config.json", architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name})
+        _write_json(new / "config.json", config)
 
 
-def _to_write(
+def tensors_to_write(
     cfg: TransformerConfig,
     head: str,
     read: Callable[[str], np.ndarray],
     dtype: np.dtype,
-    without: Collection[str],
+    without: Collection[str] = (),
 ) -> list[TensorToWrite]:
     """Return the tensors to write; rows of the weight table that are parts of one tensor are concatenated."""
     prefix = architectures.get(cfg.model_type).PREFIX if not HEADS[head].layers else ""

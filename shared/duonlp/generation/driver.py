@@ -15,7 +15,7 @@ from duonlp.generation.options.validation import check_memory
 from duonlp.generation.output import GenerationOutput, join
 from duonlp.generation.plan import Plan, make_plan
 from duonlp.generation.prompt import Prompt, prepare_prompt, resolve_config
-from duonlp.generation.source import Source, decoder_prompt, prepare_source
+from duonlp.generation.source import Source, decoder_prompt, document_logprobs, prepare_source
 from duonlp.generation.stop_strings import StopStrings
 from duonlp.generation.strategies.search import INVALID
 from duonlp.util.frameworks import check_process
@@ -39,6 +39,7 @@ class Extras:
     decoder_input_ids: ArrayLike | None = None  # int [B, U], decoder prompts of an encoder-decoder
     decoder_attention_mask: ArrayLike | None = None  # [B, U]
     token_type_ids: ArrayLike | None = None  # int [B, T], of the prompts
+    doc_scores: ArrayLike | None = None  # float [texts, documents], of the sources of each text
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,12 @@ def prepare(
     _check_effects(model, config, extras, options or {})
     assisted = draft is not None or config.prompt_lookup_num_tokens is not None
     cfg, source, negatives = model.config, None, (extras.negative_prompt_ids, extras.negative_prompt_attention_mask)
+    logprobs = None if extras.doc_scores is None else document_logprobs(extras.doc_scores, len(input_ids))
     if cfg.decoder is not None:
-        source = prepare_source(cfg, config, input_ids, attention_mask)
+        documents = 1 if logprobs is None else len(logprobs)
+        source = prepare_source(cfg, config, input_ids, attention_mask, documents)
         input_ids, attention_mask = decoder_prompt(
-            cfg, config, len(input_ids), extras.decoder_input_ids, extras.decoder_attention_mask
+            cfg, config, len(input_ids) // documents, extras.decoder_input_ids, extras.decoder_attention_mask
         )
         cfg = cfg.as_decoder()
     prompt = prepare_prompt(cfg, config, input_ids, attention_mask, *negatives, extras.token_type_ids)
@@ -140,8 +143,9 @@ def prepare(
 
     def make_call(prompt: Prompt, source: Source | None) -> Call:
         custom = tuple(extras.logits_processor or ())
-        check_memory(config, cfg, len(prompt.input_ids), int(prompt.original.shape[1]), positions)
-        plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops, source)
+        rows = len(prompt.input_ids) if logprobs is None else logprobs.size
+        check_memory(config, cfg, rows, int(prompt.original.shape[1]), positions)
+        plan, values = make_plan(config, prompt, vocab_size, positions, custom, proposals, stops, source, logprobs)
         return Call(model, draft, config, prompt, plan, values)
 
     batch = make_call(prompt, source)
@@ -172,6 +176,8 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
             raise InputError("decoder_input_ids is only for encoder-decoders; pass the prompt as input_ids")
     elif config.guidance_scale != 1.0:
         raise InputError("guidance_scale is only for models without an encoder; omit it")
+    if extras.doc_scores is not None:
+        _check_documents(model, config, extras)
     if extras.token_type_ids is not None:
         for m in (model,) if draft is None else (model, draft):
             if "token_type_ids" not in {spec.name for spec in m.config.inputs}:
@@ -201,6 +207,22 @@ def _check_extras(model: Any, config: GenerationConfig, extras: Extras) -> None:
         raise InputError(
             f"the model has a vocabulary of {sizes[0]} and assistant_model one of {sizes[1]}; they must share a tokenizer"
         )
+
+
+def _check_documents(model: Any, config: GenerationConfig, extras: Extras) -> None:
+    """Raise InputError for what cannot be combined with several documents per text."""
+    if model.config.decoder is None:
+        raise InputError(
+            f"doc_scores weighs the sources of an encoder-decoder, but a {model.config.model_type} has none; omit it"
+        )
+    assisted = extras.assistant_model is not None or config.prompt_lookup_num_tokens is not None
+    if assisted or config.strategy == "contrastive":
+        raise InputError(
+            "doc_scores cannot be combined with assistant_model, prompt_lookup_num_tokens or penalty_alpha; omit them"
+        )
+    for name in ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"):
+        if getattr(config, name) != DEFAULTS[name]:
+            raise InputError(f"{name} reads one source, but with doc_scores a text has several; omit it")
 
 
 def _check_effects(model: Any, config: GenerationConfig, extras: Extras, options: Mapping[str, Any]) -> None:

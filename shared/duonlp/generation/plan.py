@@ -53,6 +53,7 @@ class Plan:
     ngram: int = 0  # longest n-gram that prompt lookup matches; 0: proposals come from a draft model
     guided: bool = False  # classifier-free guidance
     sourced: bool = False  # the model is an encoder-decoder
+    documents: int = 0  # sources of each text, over which its next token is marginalized (RAG-Token); 0: one, as usual
     stops: bool = False  # there are stop strings
     scores: bool = False  # record processed logits
     logits: bool = False  # record raw logits
@@ -100,6 +101,7 @@ def values_key(name: str, sizes: tuple[tuple[str, int], ...]) -> str:
 def make_plan(
     config: GenerationConfig, prompt: Prompt, vocab_size: int, max_positions: int, custom: Sequence[Processor] = (),
     draft: int = 0, stops: StopStrings | None = None, source: Source | None = None,
+    document_logprobs: np.ndarray | None = None,
 ) -> tuple[Plan, Arrays]:  # fmt: skip
     """Return a call as a plan and values.
 
@@ -112,10 +114,11 @@ def make_plan(
         draft: Number of tokens a draft model proposes per step; 0 without one.
         stops: Stop strings or None.
         source: Encoder inputs of an encoder-decoder, or None.
+        document_logprobs: float32 [documents, prompts], the log probability of each source of a text; None if there is one.
 
     Returns:
         The plan, and the values as a nested dict of arrays. rows: prompts, then as many negative prompts
-        with guidance.
+        with guidance; or the prompts once per document.
 
         - processors: arrays of each logits processor, by :func:`values_key`.
         - input_ids, attention_mask, position_ids: int32 [rows, columns].
@@ -127,7 +130,8 @@ def make_plan(
         - padding: int32, the id after the end of a text.
         - new_tokens: int32, number of tokens to generate.
         - last_position: int32, the model's last position.
-        - source_ids, source_mask: int32 [prompts, S], for an encoder-decoder.
+        - source_ids, source_mask: int32 [rows, S], for an encoder-decoder.
+        - document_logprobs: float32 [documents, prompts], with several documents per text.
         - keys: uint32 [prompts * samples, 2], when sampling (duonlp.generation.threefry).
         - guidance_scale: float32, with guidance.
         - length_divisors: float32 [room + 2], length ** length_penalty, for beam search.
@@ -162,6 +166,7 @@ def make_plan(
         ngram=config.max_matching_ngram_size if lookup else 0,
         guided=config.guidance_scale != 1.0,
         sourced=source is not None,
+        documents=0 if document_logprobs is None else len(document_logprobs),
         stops=stops is not None,
         scores=config.output_scores,
         logits=config.output_logits,
@@ -184,6 +189,10 @@ def make_plan(
     }
     if source is not None:
         values |= {"source_ids": source.input_ids, "source_mask": source.attention_mask}
+    if document_logprobs is not None:
+        per_row = ("input_ids", "attention_mask", "position_ids", "next_position")
+        values |= {name: np.concatenate([values[name]] * plan.documents) for name in per_row}
+        values["document_logprobs"] = document_logprobs
     if prompt.token_type_ids is not None:
         values["token_type_ids"] = prompt.token_type_ids
     if stops is not None:

@@ -10,6 +10,7 @@ from duonlp.errors import InputError
 from duonlp.generation.config import GenerationConfig
 from duonlp.generation.prompt import as_mask
 from duonlp.inputs import check_inputs
+from duonlp.numpy_ops import log_softmax
 from duonlp.util.buckets import bucket
 
 
@@ -17,7 +18,7 @@ from duonlp.util.buckets import bucket
 class Source:
     """Encoder inputs padded to bucket sizes, columns on the right."""
 
-    input_ids: np.ndarray  # int32 [rows, S]
+    input_ids: np.ndarray  # int32 [rows, S]; rows is a multiple of the prompts' with several documents per text
     attention_mask: np.ndarray  # int32 [rows, S], 0 on padding
 
     @property
@@ -35,7 +36,11 @@ class Source:
 
 
 def prepare_source(
-    cfg: TransformerConfig, config: GenerationConfig, input_ids: ArrayLike, attention_mask: ArrayLike | None = None
+    cfg: TransformerConfig,
+    config: GenerationConfig,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    documents: int = 1,
 ) -> Source:
     """Validate sources and pad them to bucket sizes.
 
@@ -44,6 +49,8 @@ def prepare_source(
         config: Options of the call.
         input_ids: int [B, S], right-padded if sources differ in length.
         attention_mask: [B, S]; None derives it from the pad_token_id, unless that is an eos id.
+        documents: Number of consecutive sources that belong to one text. The rows of the result are those of all texts with
+            their first document, then with their second one, and so on.
 
     Raises:
         InputError: There is no source, a source is all padding or longer than the model's positions, or ids
@@ -63,11 +70,42 @@ def prepare_source(
     check_inputs(cfg, "seq2seq-lm", {"input_ids": ids})
     if (mask.sum(axis=1) < 1).any():
         raise InputError(f"source {int(mask.sum(axis=1).argmin())} is all padding; pass at least one token")
-    rows, columns = bucket(len(ids)), bucket(ids.shape[1], cfg.max_length)
-    fill = ((0, rows - len(ids)), (0, columns - ids.shape[1]))
-    ids, mask = (np.pad(x, fill).astype(np.int32) for x in (np.where(mask, ids, pad or 0), mask))
+    texts, length = len(ids) // documents, ids.shape[1]
+    rows, columns = bucket(texts), bucket(length, cfg.max_length)
+    fill = ((0, 0), (0, rows - texts), (0, columns - length))
+
+    def by_document(x: np.ndarray) -> np.ndarray:
+        x = x.reshape(texts, documents, length).swapaxes(0, 1)  # [documents, texts, length]
+        return np.pad(x, fill).reshape(documents * rows, columns).astype(np.int32)
+
+    ids, mask = by_document(np.where(mask, ids, pad or 0)), by_document(mask)
     mask[:, 0] |= mask.sum(axis=1) == 0  # filler rows hold one token: attention over no key at all is undefined
     return Source(ids, mask)
+
+
+def document_logprobs(doc_scores: ArrayLike, sources: int) -> np.ndarray:
+    """Return the log probability of each document, float32 [documents, rows], with texts padded to a bucket.
+
+    Args:
+        doc_scores: float [B, documents], the scores of the documents of each text.
+        sources: Number of sources, B * documents.
+
+    Raises:
+        InputError: The shape is another one, or a score is not finite.
+    """
+    scores = np.asarray(doc_scores)
+    if scores.ndim != 2 or not scores.shape[1] or scores.size != sources:
+        raise InputError(
+            f"doc_scores has shape {scores.shape}, but there are {sources} sources; pass [texts, documents], whose product is "
+            "the number of sources"
+        )
+    if scores.dtype.kind not in "iuf" or not np.isfinite(scores).all():
+        raise InputError(
+            f"doc_scores has values that are not finite numbers, of dtype {scores.dtype}; pass real scores"
+        )
+    texts, documents = scores.shape
+    scores = np.pad(scores.astype(np.float32), ((0, bucket(texts) - texts), (0, 0)))
+    return log_softmax(scores).T.astype(np.float32).reshape(documents, -1)
 
 
 def decoder_prompt(

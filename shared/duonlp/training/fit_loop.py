@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from duonlp import architectures
 from duonlp.checkpoints.atomic_folder import remove_leftovers
 from duonlp.errors import InputError
 from duonlp.labels import IGNORED, WEIGHTS, array_of
@@ -122,6 +123,13 @@ def count_examples(batch: Batch) -> int:
 def describe_batches(batches: Any) -> dict[str, Any]:
     """Return the default description of training data in run.json: the number of batches, None if unknown."""
     return {"batches": len(batches) if hasattr(batches, "__len__") else None}
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """Return what identifies a model in run.json: its "model", which is its config.json, and its "head"."""
+    if hasattr(model, "describe"):
+        return model.describe()
+    return {"model": architectures.hf_config(model.config, model.head), "head": model.head}
 
 
 def check_evaluation(evaluate: Scorer, model: Any, best: Best, has_loss: bool) -> None:

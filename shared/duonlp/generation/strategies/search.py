@@ -9,7 +9,7 @@ copied when they are reordered, and every matrix product covers all of them.
 
 Shapes:
     prompts: rows of prompts, including those that pad the batch to its bucket.
-    rows: prompts, then as many negative prompts with guidance.
+    rows: prompts, then as many negative prompts with guidance; or the prompts once per document (plan.documents).
     texts: prompts * samples.
     columns: columns of the padded prompts, where new tokens begin.
     room: columns for new tokens.
@@ -20,6 +20,8 @@ Shapes:
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from duonlp.config import TransformerConfig
 from duonlp.generation.plan import Plan
@@ -156,8 +158,9 @@ class Search:
         """
         ops, v = self.ops, self.values
         mask, position = v["attention_mask"], v["next_position"]
-        if self.plan.guided:
-            tokens, visible = ops.concat([tokens, tokens], 0), ops.concat([visible, visible], 0)
+        copies = 2 if self.plan.guided else self.plan.documents
+        if copies > 1:
+            tokens, visible = ops.concat([tokens] * copies, 0), ops.concat([visible] * copies, 0)
         rows, n = tokens.shape
         if mask.shape[0] != rows:  # several samples per prompt
             mask, position = (ops.repeat(x, rows // x.shape[0], 0) for x in (mask, position))
@@ -201,12 +204,25 @@ class Search:
         """
         ops = self.ops
         logits = ops.cast(self.model.next_logits(hidden), "float32")
+        if self.plan.documents:
+            return self._marginalize(logits)
         if not self.plan.guided:
             return logits
         texts = logits.shape[0] // 2
         logits = ops.log_softmax(logits)
         positive, negative = logits[:texts], logits[texts:]
         return self.values["guidance_scale"] * (positive - negative) + negative
+
+    def _marginalize(self, logits: Array) -> Array:
+        """Return log probabilities [texts, n, V] of logits [documents * texts, n, V], weighted by the documents' probabilities.
+
+        This is RAG-Token (Lewis et al. 2020, https://arxiv.org/abs/2005.11401, section 2.1).
+        """
+        ops, documents, prior = self.ops, self.plan.documents, self.values["document_logprobs"]
+        rows, n, vocabulary = logits.shape
+        texts = rows // documents
+        prior = ops.expand_dims(ops.repeat(prior, texts // prior.shape[1], 1), (2, 3))  # [documents, texts, 1, 1]
+        return logsumexp(ops, ops.reshape(ops.log_softmax(logits), (documents, texts, n, vocabulary)) + prior, 0)
 
     def mark_invalid(self, tokens: Array, logits: Array) -> Array:
         """Return tokens int32 [...], INVALID where a raw logit [..., V] is NaN or infinity; -inf is a token that cannot occur."""
@@ -256,6 +272,13 @@ class Search:
             for name in ("scores", "logits")
             if name in state
         }
+
+
+def logsumexp(ops: Ops, x: Array, axis: int) -> Array:
+    """Return log(sum(exp(x))) over an axis; x may be -inf."""
+    peak = ops.maximum(ops.stop_gradient(ops.max(x, axis=axis, keepdims=True)), float(np.finfo(np.float32).min))
+    total = ops.sum(ops.exp(x - peak), axis=axis, keepdims=True)
+    return ops.sum(ops.log(total) + peak, axis=axis)
 
 
 def map_cache(function: Callable[[Array], Array], cache: Any) -> Any:
