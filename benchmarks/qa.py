@@ -139,10 +139,10 @@ class TransformersPipeline:
         """Return {"score", "start", "end", "answer"} for each question."""
         import torch
 
-        answers = []
+        answers, encode = [], self.tokenizer
         for row in questions:
             size = min(self.tokenizer.model_max_length, 384)
-            encoded = self.tokenizer(
+            encoded = encode(
                 row["question"], row["context"], truncation="only_second", max_length=size, stride=min(size // 2, 128),
                 return_token_type_ids=True, return_overflowing_tokens=True, return_offsets_mapping=True,
                 return_special_tokens_mask=True,
