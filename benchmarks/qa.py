@@ -5,7 +5,7 @@
 A reader of the size of MiniLM-L6 answers questions of 10 tokens on contexts of 500, in windows of 384 tokens that overlap by 128;
 tokenization and the search for the best span are timed too. Weights are random, from one shared checkpoint, and so are the words.
 
-Transformers 5 has no such pipeline, so the reference repeats what 4.57 does, with its defaults, on the PyTorch model: it tokenizes
+Transformers 5 has no such pipeline. The reference repeats what 4.57 does, with its defaults, on the PyTorch model: it tokenizes
 one question at a time, runs one unpadded window at a time, and searches the matrix of all spans of a window. The run fails unless
 all contestants return the same spans.
 """
@@ -205,7 +205,12 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name} {getattr(options, name)} must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         write_in_subprocess(write_checkpoint, folder)
-        setting = {"folder": folder, "questions": options.questions, "tokens": options.tokens, "threads": options.threads}
+        setting = {
+            "folder": folder,
+            "questions": options.questions,
+            "tokens": options.tokens,
+            "threads": options.threads,
+        }
         first_calls: dict[str, float] = {}
         seconds = interleave(
             "benchmarks.qa", options.contestants, setting, options.rounds, settle=False, first_calls=first_calls
@@ -230,7 +235,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """Return the report as a Markdown table; a ratio below 1 is faster than Transformers."""
-    lines = ["| | s per call | ms per question | ratio | first call, s | same spans |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| | s per call | ms per question | ratio | first call, s | same spans |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for r in report["results"]:
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         milliseconds = 1000 * r["seconds"] / report["questions"]

@@ -24,6 +24,10 @@ NARROWED = {"int64": np.int32, "float64": np.float32}
 XLA_MAX_TOKENS = 256
 """Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
 
+CPU_BATCH_TOKENS = 2048
+"""Tokens in a batch of long texts up to which a CPU's caches hold their attention: MiniLM-L6 reads rows of 384 tokens as fast in
+larger batches, and smaller ones need less padding."""
+
 
 TRACING = threading.RLock()
 """Held while a model is traced, so that a thread finds what another has traced, and Keras' layers run in one thread."""
@@ -72,6 +76,11 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
         return tf.nest.map_structure(lambda value: value.numpy(), outputs)
 
     return run
+
+
+def batch_tokens() -> int | None:
+    """Return the number of tokens in a batch that is fastest on the default device; None if a larger one always is."""
+    return None if tf.config.list_physical_devices("GPU") else CPU_BATCH_TOKENS
 
 
 def get_compiled(model: "Model") -> Callable[..., dict[str, Array]]:

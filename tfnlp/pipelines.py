@@ -9,7 +9,7 @@ from duonlp.pipelines.pipeline import Pipeline
 from duonlp.typing import Array, Batch
 from tfnlp.generation import stream
 from tfnlp.heads import HEADS, Model
-from tfnlp.inference import compiled
+from tfnlp.inference import batch_tokens, get_compiled
 
 
 def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: Any = None, **options: Any) -> Pipeline:
@@ -22,15 +22,17 @@ def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: A
         model: Folder, Hub id, or a model of this package with the task's head.
         tokenizer: Transformers tokenizer, the checkpoint's own by default. It must be a fast one, except for
             translation and other text-to-text tasks. Tasks that read images take ``image_processor=`` instead.
-        options: Arguments of duonlp.pipelines.load_pipeline and of the task.
+        options: Arguments of duonlp.pipelines.load_pipeline and of the task. The default of ``max_tokens`` is what is fastest on
+            this device.
 
     Raises:
         InputError: The task or an option is unknown, there is no model, or its head belongs to another task.
         CheckpointError: The checkpoint cannot be found or read.
     """
+    options = {"max_tokens": batch_tokens(), **options}
     return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, stream=stream, **options)
 
 
 def _forward(model: Model) -> Callable[[Batch], dict[str, Array]]:
-    run = compiled(model)
+    run = get_compiled(model)
     return lambda batch: run(**batch)

@@ -9,12 +9,17 @@ Pipe = Callable[..., Any]
 """A question-answering pipeline."""
 
 
-def predict_answers(pipe: Pipe, questions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, float]]:
+def predict_answers(
+    pipe: Pipe, questions: Sequence[Mapping[str, Any]], **options: Any
+) -> tuple[dict[str, str], dict[str, float]]:
     """Return a pipeline's best nonempty answer to each question, and its null gap.
+
+    A progress bar appears on a terminal if this takes long.
 
     Args:
         pipe: A question-answering pipeline of either engine.
         questions: Such as `read_questions` returns; "id", "question" and "context" are used.
+        options: Further options of the call, such as progress=True or max_seq_len=384.
 
     Returns:
         ({id: answer}, {id: null gap}), as `squad_scores` takes them: the reader prefers no answer where the gap is above 0, or
@@ -24,7 +29,7 @@ def predict_answers(pipe: Pipe, questions: Sequence[Mapping[str, Any]]) -> tuple
         InputError: A question or a context is invalid.
     """
     items = [{"question": row["question"], "context": row["context"]} for row in questions]
-    results = pipe(items, top_k=1, handle_impossible_answer=False)
+    results = pipe(items, **options, top_k=1, handle_impossible_answer=False)
     results = [results] if isinstance(results, Mapping) else results  # of a single question
     answers = {row["id"]: result["answer"] for row, result in zip(questions, results, strict=True)}
     gaps = {row["id"]: float(result["null_gap"]) for row, result in zip(questions, results, strict=True)}

@@ -27,6 +27,7 @@ def load_pipeline(
     param_dtype: Any = "float32",
     stream: Callable[..., Any] | None = None,
     assistant_model: Any = None,
+    max_tokens: int | None = None,
     **options: Any,
 ) -> Pipeline:
     """Create a pipeline for a task from a checkpoint or a model.
@@ -44,6 +45,8 @@ def load_pipeline(
         dtype: See ``from_pretrained``.
         param_dtype: See ``from_pretrained``.
         stream: The engine's ``generation.stream``.
+        max_tokens: Maximum number of tokens in a batch of texts, padding included; see ``Pipeline``. Tasks that generate text
+            have no such limit.
         assistant_model: For tasks that generate text, a smaller model that drafts tokens, or its folder or Hub id.
         options: batch_size, progress, and the task's options.
 
@@ -102,7 +105,7 @@ def load_pipeline(
         return Pipeline(task_object, model.generate, stream=stream, assistant_model=assistant_model, **options)
     if assistant_model is not None:
         options["assistant_model"] = assistant_model  # Pipeline raises: other tasks have no such option
-    return Pipeline(task_object, forward_of(model), **options)
+    return Pipeline(task_object, forward_of(model), max_tokens=max_tokens, **options)
 
 
 def _check_head(task: str, task_class: type[Task[Any]], model_type: str, heads: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from duonlp.tasks import make_task
 from duonlp.tasks.base import Example, Task, check_int, describe
 from duonlp.tasks.generation import GenerationTask
 from duonlp.typing import Tokenizer
-from duonlp.util.buckets import bucket
+from duonlp.util.buckets import bucket, largest_bucket
 from duonlp.util.console import plain_console
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Pipeline:
             generate text, ``forward(input_ids, attention_mask, *, max_new_tokens, eos_token_id, pad_token_id, **options) ->
             ids``, where options can contain generation_config and further arguments of ``generate``.
         batch_size: Maximum number of rows in a batch.
+        max_tokens: Maximum number of tokens in a batch of texts, padding included, where it has several rows; None for no limit.
+            A CPU reads long texts in small batches faster, whose attention fits its cache.
         progress: Whether to show a progress bar; None shows one on a terminal if the work takes long.
         stream: For tasks that generate text, like ``forward`` but returning an iterator of new ids, int [1, n].
         options: Default options of the task, which a call can override.
@@ -60,6 +62,7 @@ class Pipeline:
         forward: Callable[..., Any],
         *,
         batch_size: int = 32,
+        max_tokens: int | None = None,
         progress: bool | None = None,
         stream: Callable[..., Iterable[Any]] | None = None,
         **options: Any,
@@ -68,7 +71,9 @@ class Pipeline:
         self.task = task
         self.forward = forward
         self._stream_ids = stream
+        check_int("max_tokens", max_tokens, minimum=1, optional=True)
         self.batch_size = int(batch_size)
+        self.max_tokens = max_tokens
         self.progress = progress
         self.options = task.options(**options)
         self._shapes: set[tuple[int, int]] = set()
@@ -244,6 +249,8 @@ class Pipeline:
             while group:
                 longest = self._width(examples[group[0]].length)
                 max_rows = MAX_OUTPUT // max(1, longest * self.task.output_width())
+                if self.max_tokens is not None:
+                    max_rows = min(max_rows, largest_bucket(max(1, self.max_tokens // longest)))
                 size = min(rows, max(1, max_rows))
                 yield group[:size]
                 del group[:size]

@@ -1,7 +1,8 @@
 """Extractive question answering: spans of a context that answer a question.
 
 Windows, scores, merging of equal answers and the null answer follow QuestionAnsweringPipeline of Transformers 4.57, the last
-release that had it. Scores of overlapping windows add up there, to more than 1; here they are capped, after sorting.
+release that had it. Scores of overlapping windows add up there, to more than 1; here they are capped, after sorting. With a
+tokenizer that pads on the left, its answers can lie in the question, whose tokens it fails to mask; here they never do.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

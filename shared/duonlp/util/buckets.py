@@ -10,3 +10,8 @@ def bucket(size: int, most: int | None = None) -> int:
     """
     rounded = next((b for b in BUCKETS if b >= size), -(-size // 1024) * 1024)
     return rounded if most is None else max(size, min(rounded, most))
+
+
+def largest_bucket(size: int) -> int:
+    """Return the largest bucket of at most ``size``, which is at least 1."""
+    return max(b for b in BUCKETS if b <= size)

@@ -130,3 +130,13 @@ def test_a_context_of_100_000_words():
     answer = pipe(question="how long ?", context=context, max_seq_len=384)
     assert answer["answer"] == "w199" and answer["end"] == len(context)
     assert time.process_time() - start < 20, "a quadratic step would take minutes"
+
+
+def test_batches_of_at_most_so_many_tokens():
+    questions = [{"question": "how long ?", "context": words(i, 25)} for i in range(7)]
+    pipe = reader({"w12": 9}, max_tokens=111, batch_size=8)
+    assert pipe(questions) == reader({"w12": 9}, batch_size=8)(questions) and pipe.shapes == {(2, 32), (1, 32)}
+    single = reader({"w12": 9}, max_tokens=1)
+    assert single(questions) == pipe(questions) and single.shapes == {(1, 32)}, "a row is never cut"
+    with pytest.raises(InputError, match="max_tokens is 0"):
+        reader({}, max_tokens=0)
