@@ -194,20 +194,17 @@ def write_squad_file(name: str):
 
 
 def read_question_file(file: Path) -> None:
-    """Read questions with a report and without one, explore them and write them."""
+    """Read questions with a report, explore and write them, and read them without a report."""
     from duonlp.data import CleaningReport, explore, folds, leakage, read_questions, write_squad
-    from duonlp.errors import InputError
 
-    try:
-        some = read_questions(file, report=CleaningReport())
-        for row in some:
-            for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
-                assert row["context"][start : start + len(text)] == text
-        write_squad(some, file.with_name("copy.json"))
-        explore(some).to_dict(), leakage(some, some)
+    some = read_questions(file, report=CleaningReport())
+    for row in some:
+        for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
+            assert row["context"][start : start + len(text)] == text
+    explore(some).to_dict(), leakage(some, some)
+    write_squad(some, file.with_name("copy.json"))
+    if len(some) > 1:
         list(folds(some, 2, by="id"))
-    except InputError:
-        pass
     read_questions(file)
 
 

@@ -168,9 +168,14 @@ def _gap_array(null_gaps: Mapping[str, float], ids: Sequence[str]) -> np.ndarray
     _check_ids("null_gaps", null_gaps, ids)
     for name in ids:
         value = null_gaps[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or np.isnan(value):
+        if not _is_number(value):
             raise InputError(f"the null gap of {name!r} is {value!r:.60}; it must be a number")
     return np.array([float(null_gaps[name]) for name in ids])
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a real number, which an infinity is and NaN is not."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and value == value
 
 
 @dataclass(frozen=True)
@@ -263,7 +268,7 @@ def squad_scores(
     check_settings(confidence, resamples, seed)
     raw = scores = example_scores(predictions, questions)
     best: dict[str, float] = {}
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number))):
+    if threshold is not None and not _is_number(threshold):
         raise InputError(f"threshold is {threshold!r}; it must be a number or None")
     if null_gaps is not None:
         gaps = _gap_array(null_gaps, raw.ids)
@@ -369,13 +374,15 @@ def best_threshold(
     scores = example_scores(predictions, questions)
     gaps = _gap_array(null_gaps, scores.ids)
     order = np.argsort(gaps, kind="stable")
+    ordered = gaps[order]
     without = (~scores.has_answer).astype(np.float64)  # score of "" for each question
     totals = np.cumsum(np.concatenate([[without.sum()], (getattr(scores, metric) - without)[order]]))
-    ends = np.flatnonzero(np.diff(gaps[order], append=np.inf) > 0) + 1  # equal gaps switch together
-    ends = np.union1d([0, len(gaps)], ends)
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) + 1  # equal gaps switch together
+    if ordered[0] > -np.inf:  # otherwise no threshold is below all gaps
+        ends = np.concatenate([[0], ends])
     best = int(ends[np.argmax(totals[ends])])
-    lowest = min(0.0, float(np.nextafter(gaps.min(), -np.inf)))
-    threshold = float(gaps[order[best - 1]]) if best else lowest
+    lowest = min(0.0, float(np.nextafter(ordered[0], -np.inf)))
+    threshold = float(ordered[best - 1]) if best else lowest
     return BestThreshold(threshold, 100.0 * float(totals[best]) / len(gaps))
 
 
@@ -414,7 +421,7 @@ def read_null_gaps(file: str | os.PathLike) -> dict[str, float]:
     """
     gaps = read_json_object(file, advice=ADVICE)
     for name, value in gaps.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        if not _is_number(value):
             raise InputError(f"{str(file)!r}: the null gap {name!r} is {value!r:.60}; it must be a number")
     return {name: float(value) for name, value in gaps.items()}
 

@@ -188,6 +188,7 @@ def test_invalid_inputs():
         ({"null_gaps": gaps | {"q1": float("nan")}}, "the null gap of 'q1' is nan"),
         ({"null_gaps": gaps | {"q1": "1"}}, "the null gap of 'q1' is '1'"),
         ({"null_gaps": gaps, "threshold": "best"}, "threshold is 'best'"),
+        ({"null_gaps": gaps, "threshold": float("nan")}, "threshold is nan"),
         ({"confidence": 1.0}, "confidence is 1.0"),
         ({"resamples": -1}, "resamples is -1"),
     ]:
@@ -199,6 +200,11 @@ def test_invalid_inputs():
         squad_scores(good, [data[0], data[0]])
     with pytest.raises(InputError, match="metric 'f2' is not one of exact, f1"):
         best_threshold(good, data, gaps, "f2")
+    gaps = {"q0": np.inf, "q1": -np.inf}
+    assert best_threshold(good, data, gaps) == (np.inf, 100) and best_threshold({"q0": "", "q1": "x"}, data, gaps) == (
+        -np.inf,
+        0,
+    )
     infinite = squad_scores(good, data, null_gaps={"q0": -np.inf, "q1": np.inf}, threshold=0)
     assert infinite["exact"] == infinite["best_exact"] == 100
 
