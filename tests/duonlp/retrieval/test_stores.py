@@ -144,6 +144,7 @@ def test_cosines(make):
         ([1, 2, 3], "has length 3, those of the store have length 2"),
         ([1, float("nan")], "not finite"),
         ([1, 1e300], "not finite"),
+        ([1, -1e30], "not finite"),
         ([[1, 2]], "not a vector"),
         ([], "not a vector"),
         ("ab", "not a vector"),
