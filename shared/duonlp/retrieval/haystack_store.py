@@ -136,7 +136,8 @@ class HaystackStore:
 
         Args:
             documents: The documents. Those without an embedding get one from the encoder, if the store has one.
-            policy: What to do about ids that are repeated or stored already; NONE is FAIL.
+            policy: What to do about ids that are repeated or stored already; NONE is FAIL. Of documents with one id, OVERWRITE
+                stores the last and counts all.
 
         Raises:
             InputError: The policy is FAIL and an id is repeated or stored already, or embeddings differ in width; nothing is
@@ -146,6 +147,9 @@ class HaystackStore:
             raise InputError(f"the policy is {policy!r}; expected a DuplicatePolicy, such as DuplicatePolicy.SKIP")
         if isinstance(documents, (str, Mapping, Document)) or not isinstance(documents, Sequence):
             raise InputError(f"the documents are a {type(documents).__name__}; expected a list of Document")
+        for document in documents:
+            if not isinstance(document, Document):
+                raise InputError(f"one of the documents is a {type(document).__name__}; expected a Document")
         chosen: dict[str, Document] = {}
         stored = set() if policy is DuplicatePolicy.OVERWRITE else self._stored(documents)
         for document in documents:
@@ -166,9 +170,11 @@ class HaystackStore:
 
         # Milvus knows only inserting (NONE) and replacing; elsewhere a document that came in meanwhile is still noticed.
         milvus = type(self.store).__name__ == "MilvusDocumentStore"
-        name = policy.name if policy is DuplicatePolicy.OVERWRITE else "NONE" if milvus else "FAIL"
+        overwrite = policy is DuplicatePolicy.OVERWRITE
+        name = "OVERWRITE" if overwrite else "NONE" if milvus else "FAIL"
         with input_errors(self.store):
-            return self.store.write_documents(batch, HaystackPolicy[name])
+            written = self.store.write_documents(batch, HaystackPolicy[name])
+        return written + (len(documents) - len(batch)) * overwrite
 
     def delete_documents(self, document_ids: Sequence[str]) -> None:
         """Delete the documents with these ids; unknown ids are ignored.
@@ -202,9 +208,13 @@ class HaystackStore:
         check_queries(queries)
         if fill:
             raise InputError(f"{self!r} cannot fill results with documents that it does not find; pass fill=False")
-        component = self._component("keyword")
-        names = inspect.signature(component.run).parameters
-        return self._search(component, "query_text" if "query_text" in names else "query", queries, top_k, filters)
+        component, conditions = self._component("keyword"), self._conditions(len(queries), top_k, filters)
+        name = "query_text" if "query_text" in inspect.signature(component.run).parameters else "query"
+        # Some stores refuse a query without words, others find any documents.
+        return [
+            self._run(component, name, query, top_k, condition) if any(map(str.isalnum, query)) else []
+            for query, condition in zip(queries, conditions, strict=True)
+        ]
 
     def search_embeddings(
         self,
@@ -230,9 +240,12 @@ class HaystackStore:
             raise InputError(
                 f"the store's embeddings are of the encoder {self.encoder.name!r}, not {encoder!r}; use that one"
             )
-        component = self._component("embedding")
+        component, conditions = self._component("embedding"), self._conditions(len(rows), top_k, filters)
         try:
-            return self._search(component, "query_embedding", rows.tolist(), top_k, filters)
+            return [
+                self._run(component, "query_embedding", row, top_k, condition)
+                for row, condition in zip(rows.tolist(), conditions, strict=True)
+            ]
         except Exception as error:  # each store has its own about widths
             width = self._width()
             if width in (None, rows.shape[1]):
@@ -242,30 +255,22 @@ class HaystackStore:
                 f"length {rows.shape[1]}; use the encoder that made the store's"
             ) from error
 
-    def _search(
-        self,
-        component: Any,
-        name: str,
-        values: Sequence[Any],
-        top_k: int,
-        filters: Filters | Sequence[Filters | None] | None,
-    ) -> list[list[Document]]:
-        """Run a retriever component for each value of its input."""
+    def _conditions(
+        self, count: int, top_k: int, filters: Filters | Sequence[Filters | None] | None
+    ) -> list[dict[str, Any] | None]:
+        """Return a filter per query, after checking the arguments and that the store has documents."""
         check_top_k(top_k)
-        filters_per_query(filters, len(values))  # raises
-        each = [filters] * len(values) if filters is None or isinstance(filters, Mapping) else filters
-        if values and not self.count_documents():
+        filters_per_query(filters, count)  # raises
+        each = [filters] * count if filters is None or isinstance(filters, Mapping) else filters
+        if count and not self.count_documents():
             raise InputError("the document store is empty; write documents to it first")
-        results = []
-        for value, condition in zip(values, each, strict=True):
-            if isinstance(value, str) and not any(map(str.isalnum, value)):
-                results.append([])  # some stores refuse an empty query, others return any documents
-                continue
-            inputs = {name: value, "top_k": int(top_k), "filters": dict(condition) if condition else None}
-            with input_errors(self.store):
-                documents = component.run(**inputs)["documents"]
-            results.append([from_haystack(document) for document in documents])
-        return results
+        return [dict(condition) if condition else None for condition in each]
+
+    def _run(self, component: Any, name: str, value: Any, top_k: int, condition: Any) -> list[Document]:
+        """Run a retriever component for one value of its input."""
+        with input_errors(self.store):
+            found = component.run(**{name: value, "top_k": int(top_k), "filters": condition})
+        return [from_haystack(document) for document in found["documents"]]
 
     def _component(self, kind: str) -> Any:
         """Return the "keyword" or "embedding" retriever component of the store."""
@@ -302,9 +307,6 @@ class HaystackStore:
 
     def _stored(self, documents: Sequence[Document]) -> set[str]:
         """Return the ids of these documents that are stored."""
-        for document in documents:
-            if not isinstance(document, Document):
-                raise InputError(f"one of the documents is a {type(document).__name__}; expected a Document")
         ids, stored = [document.id for document in documents], set()
         for start in range(0, len(ids), ID_BATCH):
             batch = {"field": "id", "operator": "in", "value": ids[start : start + ID_BATCH]}

@@ -194,7 +194,7 @@ def test_duplicates_follow_the_policy_and_nothing_is_written_if_it_is_fail(make_
     skipped = [new, Document(texts[2], id="b"), Document(texts[3], id="b")]
     assert store.write_documents(skipped, DuplicatePolicy.SKIP) == 1
     assert {d.id: d.content for d in store.filter_documents()} == {"a": texts[0], "b": texts[2]}
-    assert store.write_documents([old, new], DuplicatePolicy.OVERWRITE) == 1
+    assert store.write_documents([old, new], DuplicatePolicy.OVERWRITE) == 2
     assert {d.id: d.content for d in store.filter_documents()} == {"a": texts[1], "b": texts[2]}
     assert store.write_documents([]) == 0
 
@@ -235,8 +235,9 @@ def test_misuse_names_the_value(make_store):
         HaystackStore([])
     store = HaystackStore(make_store("memory"))
     for bad, message in (("a text", "documents are a str"), (["a text"], "one of the documents is a str")):
-        with pytest.raises(InputError, match=message):
-            store.write_documents(bad)
+        for policy in DuplicatePolicy:
+            with pytest.raises(InputError, match=message):
+                store.write_documents(bad, policy)
     with pytest.raises(InputError, match="policy is 'skip'"):
         store.write_documents([], "skip")
     with pytest.raises(InputError, match="ids to delete are 'id'"):
