@@ -149,8 +149,7 @@ class TransformersPipeline:
             )  # fmt: skip
             found: list[dict[str, Any]] = []
             for number, encoding in enumerate(encoded.encodings):
-                names = ("input_ids", "token_type_ids", "attention_mask")
-                inputs = {name: torch.tensor([encoded[name][number]]) for name in names}
+                inputs = {name: torch.tensor([encoded[name][number]]) for name in encode.model_input_names}
                 with torch.inference_mode():
                     outputs = self.model(**inputs)
                 logits = outputs["start_logits"].numpy(), outputs["end_logits"].numpy()

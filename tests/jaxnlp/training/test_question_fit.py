@@ -32,7 +32,7 @@ def test_a_reader_learns_and_its_answers_are_scored(tmp_path):
     )
     assert result.best is not None and result.best["value"] == max(scores["f1"] for scores in result.history)
     losses = [record["loss"] for record in read_metrics(tmp_path / "whole") if record["kind"] == "step"]
-    assert len(losses) == 6 * len(batches) and losses[-1] < 0.5 * losses[0]
+    assert len(losses) == 6 * len(batches) and np.mean(losses[-4:]) < 0.5 * losses[0]
 
 
 def test_rows_that_fill_up_a_batch_do_not_count():
