@@ -139,18 +139,17 @@ class TransformersPipeline:
         """Return {"score", "start", "end", "answer"} for each question."""
         import torch
 
-        answers = []
+        answers, encode = [], self.tokenizer
         for row in questions:
             size = min(self.tokenizer.model_max_length, 384)
-            encoded = self.tokenizer(
+            encoded = encode(
                 row["question"], row["context"], truncation="only_second", max_length=size, stride=min(size // 2, 128),
                 return_token_type_ids=True, return_overflowing_tokens=True, return_offsets_mapping=True,
                 return_special_tokens_mask=True,
             )  # fmt: skip
             found: list[dict[str, Any]] = []
             for number, encoding in enumerate(encoded.encodings):
-                names = ("input_ids", "token_type_ids", "attention_mask")
-                inputs = {name: torch.tensor([encoded[name][number]]) for name in names}
+                inputs = {name: torch.tensor([encoded[name][number]]) for name in encode.model_input_names}
                 with torch.inference_mode():
                     outputs = self.model(**inputs)
                 logits = outputs["start_logits"].numpy(), outputs["end_logits"].numpy()

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from duonlp.data.rows.order import permuted
+from duonlp.data.rows.order import permuted, random_choices
 from duonlp.errors import InputError
 
 
@@ -83,3 +83,14 @@ def test_over_seeds_each_position_gets_each_block_equally_often():
 def test_values_out_of_range_are_an_error(positions, count, seed, message):
     with pytest.raises(InputError, match=message):
         permuted(positions, count, seed)
+
+
+def test_choices_are_uniform_and_change_with_seed_and_epoch():
+    items = np.arange(30_000)
+    counts = items % 3 + 1
+    chosen = random_choices(items, counts, seed=5, epoch=2)
+    assert (chosen < counts).all() and np.array_equal(chosen[7:9], random_choices(items[7:9], counts[7:9], 5, 2))
+    np.testing.assert_allclose(np.bincount(chosen[counts == 3]) / 10_000, 1 / 3, atol=0.02)
+    for seed, epoch in ((6, 2), (5, 3)):
+        same = chosen == random_choices(items, counts, seed, epoch)
+        assert same[counts == 2].mean() == pytest.approx(1 / 2, abs=0.02)
