@@ -7,6 +7,8 @@ import pytest
 from duonlp.data.questions import Questions, write_squad
 from duonlp.runs import cross_validation
 from duonlp.runs.cross_validation import spread
+from duonlp.runs.models import load_for_training
+from duonlp.runs.question_answering import QuestionData
 from duonlp.tasks.reader_config import read_reader_config
 from duonlp.training.log.metrics_file import read_metrics
 from duonlp.util import frameworks
@@ -129,7 +131,10 @@ def test_a_real_run_learns_adapts_and_is_evaluated(run, base, tmp_path, losses, 
     assert status == 0, err
     scores = json.loads(out)["systems"]["best"]
     assert scores["origin"] == "tuned" and scores["scores"]["f1"] == pytest.approx(report["at_threshold"]["f1"])
-    # The settings file repeats the run, and another run starts from its reader, head included.
+    # Another run starts from this reader, head included.
+    package = frameworks.package(framework)
+    for folder, is_new in ((base / "bert", True), (tmp_path / "run" / "best", False)):
+        assert load_for_training(package, QuestionData.auto_class, str(folder), "float32", 0)[1] is is_new
     status, out, err = run("finetune", "--config", tmp_path / "run" / "settings.toml", "--json")
     assert status == 0 and json.loads(out)["metrics"] == pytest.approx(report["metrics"]), err
 
