@@ -26,3 +26,11 @@ def batches(size=4, shuffle=True, words=WORDS):
     """Return batches, the last one of which has two rows that fill it up."""
     examples = [RetrievalExample(f"Which {word}?", f"the {word} wrote", [f"Who wrote {word}"]) for word in words]
     return RetrievalBatches(examples, tokenizer(), size, num_negatives=1, shuffle=shuffle)
+
+
+NOISE = (
+    "attention/key/bias",
+    "1/encoder/layer_0/feed_forward_norm/bias",
+    "passage_model/encoder/layer_0/feed_forward_norm/bias",
+)
+"""Endings of the paths of parameters whose gradient is rounding noise: what adds the same to all of a question's scores."""
