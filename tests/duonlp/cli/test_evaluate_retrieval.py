@@ -34,7 +34,16 @@ def data(tmp_path):
 
 def test_keyword_search_needs_no_framework(run, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("duonlp.cli.evaluate_retrieval.load_package", None)
-    base = ["evaluate", "retrieval", "--data", data, "--more-documents", tmp_path / "more.jsonl", "--filter-by", "title"]
+    base = [
+        "evaluate",
+        "retrieval",
+        "--data",
+        data,
+        "--more-documents",
+        tmp_path / "more.jsonl",
+        "--filter-by",
+        "title",
+    ]
     status, out, err = run(*base, "--json", "--k", "2,1")
     assert status == 0, err
     report = json.loads(out)["retrieval"]
