@@ -88,6 +88,32 @@ class Cases:
         }
         return ("left behind", str(extra)) if extra else (HELD, text)
 
+    def race(self, kind: str, inside: bool) -> tuple[str, str]:
+        """Open the store while another process saves both versions in turn."""
+        (old, new), answers = self.stores[kind], self.answers[kind]
+        old.save(self.folder)
+        child = os.fork()
+        if child == 0:
+            try:
+                if inside:
+                    os.chdir(self.folder)
+                for number in range(10):
+                    (old if number % 2 else new).save(self.folder)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        verdict, detail = HELD, ""
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            try:
+                if (found := self.open(kind)) not in answers:
+                    verdict, detail = "wrong", found[:300]
+            except Exception as error:
+                verdict, detail = (
+                    "lost" if isinstance(error, DuonlpError) else "traceback",
+                    f"{type(error).__name__}: {error}",
+                )
+        return (verdict, detail) if ended[1] == 0 else ("crash", f"the process that saves ended with status {ended[1]}")
+
     def damage(self, kind: str, mutation: str, seed: int) -> tuple[str, str]:
         """Damage a file; the store must open as it was or be refused. With "forge", its hashes fit, so that it may differ."""
         (old, new), (old_answer, _) = self.stores[kind], self.answers[kind]
@@ -200,7 +226,11 @@ def indexes(budget: Budget) -> Iterator[Outcome]:
                 points += [(kind, inside, operation) for operation in range(int(detail))]
         order = budget.rng.permutation(len(points))
         for number in budget:
-            if number % 2 and points:
+            if number % 10 == 9:
+                kind, inside = KINDS[number // 10 % 2], bool(number // 20 % 2)
+                verdict, detail = server.run("race", kind, inside)
+                case = f"{kind}{' in the current folder' * inside}, opened while it is saved"
+            elif number % 2 and points:
                 kind, inside, operation = points[order[number // 2 % len(points)]]
                 verdict, detail = server.run("kill", kind, inside, operation)
                 case = f"{kind}{' in the current folder' * inside}, killed before operation {operation}"

@@ -338,12 +338,7 @@ def _iso_date(value: Any) -> datetime | None:
     try:
         return datetime.fromisoformat(value)
     except ValueError:
-        from dateutil.parser import isoparse  # comes with Haystack and Matplotlib
-
-        try:
-            return isoparse(value)
-        except (ValueError, OverflowError):
-            return None
+        return _by_dateutil("isoparse", value)
 
 
 def _any_date(value: Any) -> datetime | None:
@@ -353,12 +348,19 @@ def _any_date(value: Any) -> datetime | None:
     except TypeError:
         return None
     except ValueError:
-        from dateutil.parser import parse
+        return _by_dateutil("parse", value)
 
-        try:
-            return parse(value)
-        except (ValueError, TypeError, OverflowError):
-            return None
+
+def _by_dateutil(function: str, value: str) -> datetime | None:
+    """Return the date that dateutil reads in a string; None if there is none, or without dateutil, which Haystack brings."""
+    try:
+        import dateutil.parser
+    except ImportError:
+        return None
+    try:
+        return getattr(dateutil.parser, function)(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _same_zone(first: datetime, second: datetime) -> tuple[datetime, datetime]:

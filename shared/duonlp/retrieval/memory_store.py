@@ -139,7 +139,7 @@ class MemoryStore:
             for name in batch:
                 self._documents.pop(name, None)
             self._documents |= batch
-            self._version += bool(batch)
+            self._changed()
             return written
 
     def delete_documents(self, document_ids: Sequence[str]) -> None:
@@ -153,9 +153,13 @@ class MemoryStore:
         with self._lock:
             for name in document_ids:
                 self._documents.pop(name, None)
-            self._version += 1
-            if not any(document.embedding is not None for document in self._documents.values()):
-                self._embedding_size = self._vectors = None
+            self._changed()
+
+    def _changed(self) -> None:
+        """Note that the indexes are out of date; a store without embeddings takes those of any encoder."""
+        self._version += 1
+        if all(document.embedding is None for document in self._documents.values()):
+            self._embedding_size = self._vectors = None
 
     # -- embeddings ------------------------------------------------------------------------------------------------------
 
@@ -259,7 +263,7 @@ class MemoryStore:
             InputError: The store is empty, or an argument is invalid.
         """
         check_queries(queries)
-        check_top_k(top_k)
+        top_k = check_top_k(top_k)
         conditions = filters_per_query(filters, len(queries))
         with self._lock:
             self._check_not_empty()
@@ -291,7 +295,7 @@ class MemoryStore:
         Raises:
             InputError: The store has no embeddings, or those of another encoder or length, or an argument is invalid.
         """
-        check_top_k(top_k)
+        top_k = check_top_k(top_k)
         vectors = check_vectors(vectors, None, None, "the query")
         conditions = filters_per_query(filters, len(vectors))
         with self._lock:

@@ -1,5 +1,6 @@
 """Retrievers over a store that searches by itself."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -23,7 +24,6 @@ class KeywordStore(Protocol):
         *,
         top_k: int = 10,
         filters: Filters | Sequence[Filters | None] | None = None,
-        fill: bool = False,
     ) -> list[list[Document]]:
         """Return copies of the documents that share words with each query, best first."""
         ...
@@ -55,15 +55,20 @@ class BM25Retriever:
         store: The store, whose options set the method.
         top_k: Maximum number of documents per query.
         filters: Filter of the queries that come without one.
-        fill: Add documents without any of a query's words where fewer than top_k have one.
+        fill: Add documents without any of a query's words where fewer than top_k have one; for stores that can.
 
     Raises:
-        InputError: The store has no keyword search, or top_k is invalid.
+        InputError: The store has no keyword search or cannot fill, or top_k is invalid.
     """
 
     def __init__(self, store: KeywordStore, top_k: int = 10, filters: Filters | None = None, *, fill: bool = False):
         _check(store, "search_keywords", "keyword", top_k)
-        self.store, self.top_k, self.filters, self.fill = store, top_k, filters, fill
+        self.store, self.top_k, self.filters = store, top_k, filters
+        self.options: dict[str, Any] = {"fill": True} if fill else {}
+        if fill and "fill" not in inspect.signature(store.search_keywords).parameters:
+            raise InputError(
+                f"{type(store).__name__} returns only documents with a word of the query; leave out fill=True"
+            )
 
     def retrieve(
         self,
@@ -74,7 +79,7 @@ class BM25Retriever:
     ) -> list[list[Document]]:
         """Return the best documents of each query; see :class:`duonlp.retrieval.Retriever`."""
         top_k, filters = _given(self.top_k, top_k), _given(self.filters, filters)
-        return self.store.search_keywords(queries, top_k=top_k, filters=filters, fill=self.fill)
+        return self.store.search_keywords(queries, top_k=top_k, filters=filters, **self.options)
 
 
 class EmbeddingRetriever:

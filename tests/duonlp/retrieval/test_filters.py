@@ -72,9 +72,9 @@ def haystack_answer(filters, document):
 @pytest.mark.filterwarnings("ignore::duonlp.retrieval.UnknownFieldWarning")
 def test_random_filters_match_the_documents_that_haystacks_do():
     rng, refused, errors, matched = np.random.default_rng(0), 0, 0, 0
-    documents = random_documents(rng, 40)
+    documents = random_documents(rng, 25)
     columns = Columns(documents)
-    for _ in range(1200):
+    for _ in range(600):
         filters = random_filter(rng, 3)
         expected = [haystack_answer(filters, document) for document in documents]
         try:
@@ -92,7 +92,7 @@ def test_random_filters_match_the_documents_that_haystacks_do():
         else:
             assert condition.mask(columns).tolist() == expected, filters
             matched += sum(expected)
-    assert errors > 50 and matched > 1000 and refused < 600
+    assert errors > 30 and matched > 500 and refused < 300
 
 
 def test_one_document():

@@ -67,6 +67,22 @@ def test_an_encoder_that_does_not_fit_is_refused(store):
         EmbeddingRetriever(store, Wide()).retrieve(["a"])
 
 
+class PlainStore:
+    """Searches without options."""
+
+    def count_documents(self):
+        return 1
+
+    def search_keywords(self, queries, *, top_k=10, filters=None):
+        return [[Document(f"{query} {top_k} {filters}")] for query in queries]
+
+
+def test_a_store_that_cannot_fill():
+    assert BM25Retriever(PlainStore(), 3).retrieve(["a"])[0][0].content == "a 3 None"
+    with pytest.raises(InputError, match="PlainStore returns only"):
+        BM25Retriever(PlainStore(), fill=True)
+
+
 def test_invalid_arguments_are_refused(store):
     for call, named in [
         (lambda: BM25Retriever(object()), "object has no keyword search"),

@@ -111,6 +111,16 @@ def test_documents_without_embeddings_are_found_by_words_only(make):
 
 
 @both
+def test_the_last_embedding_is_overwritten(make):
+    store = make()
+    store.write_documents([Document("a", id="1", embedding=[1, 2]), Document("b", id="2")])
+    store.write_documents([Document("a", id="1")], DuplicatePolicy.OVERWRITE)
+    assert store.embedding_size is None
+    with pytest.raises(InputError, match="none of the 2 documents has an embedding"):
+        store.search_embeddings([[1, 2]])
+
+
+@both
 def test_equal_scores_keep_the_order_of_writing(make):
     store = make()
     store.write_documents([Document("same", id=str(i), embedding=np.ones(2)) for i in range(30)])
@@ -134,6 +144,7 @@ def test_cosines(make):
         ([1, 2, 3], "has length 3, those of the store have length 2"),
         ([1, float("nan")], "not finite"),
         ([1, 1e300], "not finite"),
+        ([1, -1e30], "not finite"),
         ([[1, 2]], "not a vector"),
         ([], "not a vector"),
         ("ab", "not a vector"),

@@ -9,6 +9,9 @@ from duonlp.errors import InputError
 from duonlp.retrieval.document import Document, Filters
 from duonlp.retrieval.filters import Columns, Filter
 
+LARGEST = 1e15
+"""Largest value of an embedding: inner products of larger ones would overflow float32."""
+
 
 def check_queries(queries: Sequence[str]) -> None:
     """Raise InputError unless these are texts in a list."""
@@ -19,10 +22,11 @@ def check_queries(queries: Sequence[str]) -> None:
             raise InputError(f"a query is {query!r}; expected a text (str)")
 
 
-def check_top_k(top_k: int) -> None:
-    """Raise InputError unless this is a positive integer."""
+def check_top_k(top_k: int) -> int:
+    """Return top_k as int; raise InputError unless it is a positive integer."""
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise InputError(f"top_k is {top_k!r}; expected an integer of at least 1")
+    return int(top_k)
 
 
 def check_vectors(vectors: Any, count: int | None, size: int | None, source: str) -> np.ndarray:
@@ -45,11 +49,10 @@ def check_vectors(vectors: Any, count: int | None, size: int | None, source: str
     if array.ndim != 2 or count not in (None, len(array)) or size not in (None, array.shape[1]):
         expected = [("queries" if count is None else count), ("size" if size is None else size)]
         raise InputError(f"{source} has embeddings of shape {list(array.shape)}; expected float32 {expected}")
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"embedding {int(np.argmin(finite))} of {source} is not finite (NaN or infinity); check the encoder"
-        )
+    is_usable = (np.abs(array) <= LARGEST).all(axis=1)  # False for NaN
+    if not is_usable.all():
+        row = int(np.argmin(is_usable))
+        raise InputError(f"embedding {row} of {source} is not finite (NaN, infinity or above 1e15); check the encoder")
     return array
 
 
@@ -77,9 +80,9 @@ def check_embedding(document: Document, size: int | None) -> np.ndarray | None:
             f"the embedding of document {document.id!r} has length {embedding.size}, those of the store have length {size}; "
             "use one encoder for all documents"
         )
-    if not np.isfinite(embedding).all():
+    if not (np.abs(embedding) <= LARGEST).all():  # also for NaN
         raise InputError(
-            f"the embedding of document {document.id!r} is not finite (NaN or infinity); check its encoder"
+            f"the embedding of document {document.id!r} is not finite (NaN, infinity or above 1e15); check its encoder"
         )
     return embedding
 

@@ -249,8 +249,8 @@ class BM25Index:
             query: Its words count as often as they occur; unknown ones are ignored.
             k: Maximum number of texts.
             allowed: Ascending numbers of the texts to consider; None for all. Scores are the same.
-            fill: Add texts that score no higher than one without any word of the query, the shortest first, as a smoothed language
-                model ranks them (Zhai and Lafferty, 2004, "A study of smoothing methods").
+            fill: Add texts that score no higher than one without any word of the query, the shortest first, as a smoothed
+                language model ranks them (Zhai and Lafferty, 2004, "A study of smoothing methods").
 
         Returns:
             Numbers of the texts, int64 [k], and scores, float32 [k].

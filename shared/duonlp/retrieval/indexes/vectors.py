@@ -147,7 +147,7 @@ class FaissIndex(VectorIndex):
 
     def _search_some(self, query: np.ndarray, k: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         k = min(k, len(numbers))
-        if len(numbers) * FEW < len(self.matrix):
+        if len(numbers) * FEW <= len(self.matrix):
             return super()._search_some(query, k, numbers)
         faiss = import_faiss()
         bits = np.zeros(len(self.matrix), bool)
