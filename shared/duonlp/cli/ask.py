@@ -66,6 +66,9 @@ def ask(
     ranker: Ranking = "",
     top_k: Annotated[int, cli_option("--top-k", "-k", help="Number of answers (default 3).")] = 3,
     passages: Annotated[int, cli_option(help="Number of passages that are read (default 10).")] = 10,
+    threshold: Annotated[
+        float, cli_option(help="Null gap above which the passages are said to have no answer (default 0).")
+    ] = 0.0,
     filters: Annotated[
         list[str] | None,
         cli_option("--filter", metavar="KEY=VALUE", help="Only passages of this file or column value; repeatable."),
@@ -81,8 +84,8 @@ def ask(
 ) -> None:
     """Answer questions from files, and show where the answers are."""
     settings = Settings(
-        documents, model, generator, retriever, ranker, top_k, passages, tuple(filters or ()), index, words, overlap, text_column,
-        encoding, parsed_options(option or []),
+        documents, model, generator, retriever, ranker, top_k, passages, threshold, tuple(filters or ()), index, words, overlap,
+        text_column, encoding, parsed_options(option or []),
     )  # fmt: skip
     questions = read_questions(question)
     task = "question-answering" if settings.model else "text-generation"
@@ -122,6 +125,7 @@ class Settings:
     ranker: str = ""
     top_k: int = 3
     passages: int = 10
+    threshold: float = 0.0
     filters: tuple[str, ...] = ()
     index: str = ""
     words: int = 200
@@ -246,8 +250,8 @@ class Asker:
         """Return the answers to a question, as --json prints them.
 
         Returns:
-            {"query", "answers", "no_ans_gap", "documents"}, each answer and document with its "file" and "line"; or with a
-            generator {"query", "answer", "citations", "documents"}.
+            {"query", "no_answer": whether the null gap is above the threshold, "no_ans_gap", "answers", "documents"}, each answer
+            and document with its "file" and "line"; or with a generator {"query", "answer", "citations", "documents"}.
 
         Raises:
             InputError: The question is invalid.
@@ -263,7 +267,11 @@ class Asker:
             result = self.qa.run(question, params)
             documents = {document.id: document for document in result["documents"]}
             answers = [self._located(answer, documents[answer.document_id]) for answer in result["answers"]]
-            return result | {"answers": answers, "documents": [self._shown(d) for d in result["documents"]]}
+            gap = result["no_ans_gap"]
+            return {
+                "query": question, "no_answer": gap is None or -gap > settings.threshold, "no_ans_gap": gap, "answers": answers,
+                "documents": [self._shown(document) for document in result["documents"]],
+            }  # fmt: skip
         assert self.generator is not None
         passages = self.retriever.retrieve([question], top_k=found, filters=self.filters)[0]
         if self.ranker is not None and passages:
@@ -393,7 +401,7 @@ def print_answers(result: Mapping[str, Any], console: Any, Text: Any) -> None:
     """Print extracted answers."""
     if not result["answers"]:
         console.print("No answer in the passages that match the question.")
-    elif result["no_ans_gap"] < 0:
+    elif result["no_answer"]:
         console.print("The model prefers no answer in each of the passages; its best guesses are:")
     for number, answer in enumerate(result["answers"], 1):
         console.print(

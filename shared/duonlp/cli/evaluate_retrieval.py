@@ -229,7 +229,7 @@ def make_retrievers(
             if encoder is not None:
                 store.update_embeddings(encoder)
             stores[model] = store, encoder
-        retrievers[name] = make_retriever(name, *stores[model])
+        retrievers[name] = make_retriever(name, *stores[model], fill=True)
     return retrievers
 
 

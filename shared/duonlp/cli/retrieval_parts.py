@@ -60,12 +60,19 @@ def load_encoder(package: "Engine", retriever: str) -> "Encoder | None":
     return DPREncoder(first, others[0]) if others else SentenceEncoder(first)
 
 
-def make_retriever(retriever: str, store: "MemoryStore", encoder: "Encoder | None") -> "Retriever":
-    """Return the retriever of a name over a store that has the encoder's embeddings."""
+def make_retriever(retriever: str, store: "MemoryStore", encoder: "Encoder | None", *, fill: bool = False) -> "Retriever":
+    """Return the retriever of a name over a store that has the encoder's embeddings.
+
+    Args:
+        retriever: See :func:`load_encoder`.
+        store: The store.
+        encoder: The encoder; None for bm25.
+        fill: Whether bm25 adds documents without any word of the query where too few have one.
+    """
     from duonlp.retrieval import BM25Retriever, EmbeddingRetriever, HybridRetriever
 
     if encoder is None:
-        return BM25Retriever(store)
+        return BM25Retriever(store, fill=fill)
     dense = EmbeddingRetriever(store, encoder)
     return HybridRetriever([BM25Retriever(store), dense]) if retriever.startswith(HYBRID) else dense
 

@@ -209,7 +209,7 @@ class IndexFolder:
         }
         try:
             status, digest = path.stat(), _digest(path)
-        except FileNotFoundError:
+        except OSError:  # it was deleted meanwhile
             return entry, []
         documents, problems = read_passages(path, name, self.settings)
         ids = [document.id for document in documents]
@@ -333,8 +333,6 @@ def _digest(path: Path) -> str | None:
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise
     except OSError:
         return None
 

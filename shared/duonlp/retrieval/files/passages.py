@@ -1,5 +1,6 @@
 """Find the files of a folder that hold documents, and split them into passages that know their place."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -93,7 +94,8 @@ def document_files(source: str | Path, exclude: Path | None = None) -> dict[str,
         for name in names:
             path = Path(parent, name)
             if not name.startswith(".") and _kind(path) is not None and path.is_file():
-                found[path.relative_to(source).as_posix()] = path.stat()
+                with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
+                    found[path.relative_to(source).as_posix()] = path.stat()
     if not found:
         endings = ", ".join((*TEXT_ENDINGS, *ROW_ENDINGS))
         raise InputError(
