@@ -17,9 +17,9 @@ ROWS, DOCUMENTS, LENGTH, TARGET, QUESTION = 2, 3, 8, 6, 5
 BOS, PAD, EOS = 0, 1, 2
 GENERATOR = SEQ2SEQ | {
     "model_type": "bart", "bos_token_id": BOS, "pad_token_id": PAD, "eos_token_id": EOS, "decoder_start_token_id": EOS,
-    "encoder_layers": 1, "decoder_layers": 1, "tie_word_embeddings": False, "forced_eos_token_id": None,
+    "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0, "tie_word_embeddings": False, "forced_eos_token_id": None,
 }  # fmt: skip
-QUESTION_ENCODER = ENCODER | {"num_hidden_layers": 1}
+QUESTION_ENCODER = ENCODER | {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CLASSES = {"RagSequence": "RagSequenceForGeneration", "RagToken": "RagTokenForGeneration"}
 
 
@@ -247,7 +247,8 @@ def _tf_gradients(model, data):
 
 # -- texts -----------------------------------------------------------------------------------------------------------------
 
-WORDS = tuple("<s> <pad> </s> <unk> what color is the fox hen cow red blue green / // a ?".split())
+TEXT = "<s> <pad> </s> <unk> what color is the fox hen cow red blue green / // a ?"
+WORDS = tuple(TEXT.split())
 
 
 def tokenizers() -> RagTokenizers:
