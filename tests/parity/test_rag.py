@@ -9,7 +9,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from duonlp.rag import RagBatches, RagPipeline
+from duonlp.rag import RagBatches, RagPipeline, RagTokenizers
 from duonlp.training.fit_config import FitConfig
 from tests import rag
 from tests.engines import difference
@@ -147,3 +147,22 @@ def test_both_engines_learn_the_same(name):
         result = import_module(f"{framework}.training").fit(model, batches, config)
         curves.append([record["train_loss"] for record in result.learning_curve])
     assert difference(*map(np.array, curves)) < 1e-4
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("encoder", ["dpr", "bert"])
+def test_models_saved_by_transformers_load(encoder, tmp_path):
+    import transformers
+
+    theirs, data = rag.torch_model("RagSequence", encoder), rag.inputs()
+    theirs.save_pretrained(tmp_path / "saved")
+    for subfolder, tokenizer in rag.tokenizers().by_folder().items():
+        tokenizer.save_pretrained(tmp_path / "saved" / subfolder)
+    arrays = {**rag.context(data), "labels": data["labels"], "doc_scores": rag.SCORES}
+    for framework in FRAMEWORKS:
+        model = import_module(f"{framework}.rag").RagSequence.from_pretrained(tmp_path / "saved", n_docs=4)
+        (out,) = rag.outputs(framework, model, {"plain": {}}, **arrays).values()
+        assert model.config.n_docs == 4 and difference(out["loss"], recorded()["RagSequence/plain/loss"]) < 1e-5
+        model.save_pretrained(tmp_path / framework, RagTokenizers.from_pretrained(tmp_path / "saved"))
+        assert transformers.AutoConfig.from_pretrained(tmp_path / framework).n_docs == 4
+        assert RagTokenizers.from_pretrained(tmp_path / framework).generator("red")["input_ids"] == [0, 11, 2]

@@ -1,12 +1,15 @@
 """RAG without a framework: configuration, marginalization, contexts, batches, decoding and the pipeline."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from duonlp import numpy_ops as ops
+from duonlp.architectures import config_from_hf
 from duonlp.errors import CheckpointError, ConfigError, InputError
+from duonlp.generation import GenerationConfig, driver
 from duonlp.rag import RagBatches, RagConfig, RagContexts, RagPipeline, RagTokenizers, SequenceBase
 from duonlp.rag.decoding import fast_scores
 from duonlp.rag.inputs import check_batch, check_shapes
@@ -138,8 +141,6 @@ class Model(SequenceBase):
     """A model that answers with two colors, and keeps the scores and options it was passed."""
 
     def __init__(self, config):
-        from duonlp.generation import GenerationConfig
-
         self.config, self.generation_config, self.calls = config, GenerationConfig(), []
 
     def encode_questions(self, input_ids, attention_mask=None):
@@ -182,3 +183,24 @@ def test_the_pipeline_takes_the_scores_of_a_keyword_retriever(config):
         RagPipeline(model, rag.Found(), rag.tokenizers()).run(rag.QUESTIONS[0], {"Reader": {}})
     with pytest.raises(InputError, match="pass tokenizers"):
         RagPipeline(model, rag.Found())
+
+
+def test_documents_of_generate_are_checked(config):
+    model = SimpleNamespace(config=config.generator, generation_config=GenerationConfig())
+    decoder = SimpleNamespace(config=config_from_hf({"model_type": "gpt2"}), generation_config=GenerationConfig())
+    ids = np.full((6, 4), 5)
+    for changes, message in (
+        ({"doc_scores": np.zeros((2, 2))}, r"doc_scores has shape \(2, 2\), but there are 6 sources"),
+        ({"doc_scores": np.full((2, 3), np.nan)}, "not finite"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "cannot be combined with assistant_model"),
+        ({"encoder_no_repeat_ngram_size": 2}, "reads one source"),
+        ({"model": decoder}, "a gpt2 has none"),
+    ):
+        given = {"model": model, "doc_scores": np.zeros((2, 3)), **changes}
+        extras = driver.Extras(doc_scores=given.pop("doc_scores"))
+        with pytest.raises(InputError, match=message):
+            driver.prepare(given.pop("model"), ids, None, None, extras, given)
+    (call,) = driver.prepare(
+        model, ids, None, None, driver.Extras(doc_scores=np.zeros((2, 3))), {"decoder_start_token_id": 2}
+    )
+    assert call.plan.documents == 3 and call.values["source_ids"].shape == (6, 4) and len(call.prompt.original) == 2
