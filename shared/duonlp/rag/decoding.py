@@ -47,12 +47,12 @@ class SequenceSettings:
         for name in UNSUPPORTED:
             if options.get(name):
                 raise InputError(f"RAG-Sequence's generate has no {name}; call that of the generator on one document")
+        options = dict(options) | ({} if beams is None else {"num_beams": beams})
         config = resolve_config(model.generator.config, model.generation_config, generation_config, options)
         returned = config.num_return_sequences if returned is None else returned
         if isinstance(returned, bool) or not isinstance(returned, (int, np.integer)) or returned < 1:
             raise InputError(f"num_return_sequences is {returned!r}; it must be an integer of at least 1")
-        beams = config.num_beams if beams is None else beams
-        config = config.with_options(num_beams=beams, num_return_sequences=beams, return_dict_in_generate=True)
+        config = config.with_options(num_return_sequences=config.num_beams, return_dict_in_generate=True)
         return cls(config, int(returned), bool(deduplicates), bool(fast))
 
 

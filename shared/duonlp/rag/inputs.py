@@ -104,4 +104,6 @@ def check_batch(config: RagConfig, batch: Mapping[str, Any]) -> None:
         for name in ("context_input_ids", "context_attention_mask")
         if name in arrays
     }
-    check_inputs(config.generator, "base", context | {"decoder_input_ids": np.maximum(arrays["labels"], 0)})
+    labels = np.where(arrays["labels"] < 0, config.padding, arrays["labels"])
+    labels = np.repeat(labels, len(context["input_ids"]) // len(labels), axis=0)
+    check_inputs(config.generator, "base", context | {"decoder_input_ids": labels})

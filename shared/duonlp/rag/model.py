@@ -194,6 +194,10 @@ class RagBase:
         """
         raise NotImplementedError
 
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """Generate answers; see SequenceBase and TokenBase."""
+        raise NotImplementedError
+
     def score_answers(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the negative log-likelihood of labels, float32 [B], without that of a first token that starts the text."""
         raise NotImplementedError

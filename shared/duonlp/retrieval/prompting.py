@@ -153,7 +153,7 @@ class PromptGenerator:
         """Return the prompt with as many of the documents as the model has room for; see generate."""
         check_text(query, "the question")
         documents = _check_documents(documents)
-        count = _largest(len(documents), lambda n: self._fits(self._prompt(query, documents[:n])))
+        count = largest(len(documents), lambda n: self._fits(self._prompt(query, documents[:n])))
         shortened, used = None, documents[:count]
         if count < len(documents):
             words = [match.end() for match in re.finditer(r"\S+", documents[count].content)][: self._limit]
@@ -162,7 +162,7 @@ class PromptGenerator:
                 content = documents[count].content[: words[n - 1]] + " ..."
                 return [*used, Document(content, documents[count].meta, documents[count].id)]
 
-            kept = _largest(len(words), lambda n: not n or self._fits(self._prompt(query, first_words(n))))
+            kept = largest(len(words), lambda n: not n or self._fits(self._prompt(query, first_words(n))))
             if kept >= MIN_WORDS:
                 shortened, used = documents[count].id, first_words(kept)
         if not used:
@@ -230,7 +230,7 @@ def parse_citations(answer: str, count: int) -> tuple[tuple[int, ...], tuple[int
     return known, tuple(number for number in numbers if not 1 <= number <= count)
 
 
-def _largest(maximum: int, fits: Any) -> int:
+def largest(maximum: int, fits: Any) -> int:
     """Return the largest n up to ``maximum`` for which ``fits(n)``, which must not hold again after it does not; or 0."""
     low, high = 0, maximum
     while low < high:
