@@ -60,7 +60,9 @@ def load_encoder(package: "Engine", retriever: str) -> "Encoder | None":
     return DPREncoder(first, others[0]) if others else SentenceEncoder(first)
 
 
-def make_retriever(retriever: str, store: "MemoryStore", encoder: "Encoder | None", *, fill: bool = False) -> "Retriever":
+def make_retriever(
+    retriever: str, store: "MemoryStore", encoder: "Encoder | None", *, fill: bool = False
+) -> "Retriever":
     """Return the retriever of a name over a store that has the encoder's embeddings.
 
     Args:
