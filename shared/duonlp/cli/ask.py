@@ -67,8 +67,11 @@ def ask(
     top_k: Annotated[int, cli_option("--top-k", "-k", help="Number of answers (default 3).")] = 3,
     passages: Annotated[int, cli_option(help="Number of passages that are read (default 10).")] = 10,
     threshold: Annotated[
-        float, cli_option(help="Null gap above which the passages are said to have no answer (default 0).")
-    ] = 0.0,
+        float | None,
+        cli_option(
+            help="Null gap above which the passages are said to have no answer (default: the one tuned in training, or 0)."
+        ),
+    ] = None,
     filters: Annotated[
         list[str] | None,
         cli_option("--filter", metavar="KEY=VALUE", help="Only passages of this file or column value; repeatable."),
@@ -125,7 +128,7 @@ class Settings:
     ranker: str = ""
     top_k: int = 3
     passages: int = 10
-    threshold: float = 0.0
+    threshold: float | None = None
     filters: tuple[str, ...] = ()
     index: str = ""
     words: int = 200
@@ -156,7 +159,7 @@ class Settings:
     @property
     def shown(self) -> dict[str, Any]:
         """The settings, for the report."""
-        return {name: value for name, value in vars(self).items() if value not in ("", (), {})}
+        return {name: value for name, value in vars(self).items() if value not in ("", (), {}, None)}
 
 
 class Questions:
@@ -267,9 +270,11 @@ class Asker:
             result = self.qa.run(question, params)
             documents = {document.id: document for document in result["documents"]}
             answers = [self._located(answer, documents[answer.document_id]) for answer in result["answers"]]
-            gap = result["no_ans_gap"]
+            gap, threshold = result["no_ans_gap"], settings.threshold
+            if threshold is None:
+                threshold = self.qa.reader.null_threshold
             return {
-                "query": question, "no_answer": gap is None or -gap > settings.threshold, "no_ans_gap": gap, "answers": answers,
+                "query": question, "no_answer": gap is None or -gap > threshold, "no_ans_gap": gap, "answers": answers,
                 "documents": [self._shown(document) for document in result["documents"]],
             }  # fmt: skip
         assert self.generator is not None

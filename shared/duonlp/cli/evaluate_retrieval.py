@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -50,7 +50,10 @@ def retrieval(
     k: Annotated[str, cli_option("--k", help="Numbers of documents to score (default 1,3,5,10,20).")] = "1,3,5,10,20",
     top_k: Annotated[int, cli_option(help="Documents that the reader reads (default 10).")] = 10,
     filter_by: Annotated[str, cli_option(help='"title": search only the documents of a question\'s own title.')] = "",
-    threshold: Annotated[float, cli_option(help="Null gap above which the answer is empty (default 0).")] = 0.0,
+    threshold: Annotated[
+        float | None,
+        cli_option(help="Null gap above which the answer is empty (default: the one tuned in training, or 0)."),
+    ] = None,
     right: Annotated[float, cli_option(help="F1 from which an answer is right in the split (default 0.5).")] = 0.5,
     limit: Annotated[int, cli_option(help="Evaluate only N questions, evenly spaced (default: all).")] = 0,
     encoding: Encoding = None,
@@ -93,7 +96,7 @@ class Settings:
     k: tuple[int, ...] = (1, 3, 5, 10, 20)
     top_k: int = 10
     filter_by: str = ""
-    threshold: float = 0.0
+    threshold: float | None = None
     right: float = 0.5
     limit: int = 0
     encoding: str = ""
@@ -190,6 +193,10 @@ def evaluate(settings: Settings, framework: str = "") -> Report:
     needs_models = settings.model or settings.ranker or any(name != BM25 for name in settings.retrievers)
     package = load_package(framework)[0] if needs_models else None
     reader = load_reader(package, settings.model, options=settings.options) if package and settings.model else None
+    threshold = settings.threshold
+    if threshold is None:
+        threshold = 0.0 if reader is None else reader.null_threshold
+    settings = replace(settings, threshold=threshold)
     ranker = load_ranker(package, settings.ranker) if package else None
     named = make_retrievers(package, settings.retrievers, collection)
     retrievers = dict(zip(labels(settings.retrievers), named.values(), strict=True))
@@ -207,7 +214,7 @@ def evaluate(settings: Settings, framework: str = "") -> Report:
         first = systems[first if ranker is None else f"{first}, ranked"]
         answers = evaluate_pipeline(
             ExtractiveQA(first, reader), questions, collection, top_k=settings.top_k, filters=filters,
-            threshold=settings.threshold, right=settings.right, **intervals,
+            threshold=threshold, right=settings.right, **intervals,
         )  # fmt: skip
     return Report(settings, scores, answers)
 

@@ -3,11 +3,13 @@
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from duonlp.errors import InputError, NewHeadWarning
 from duonlp.retrieval.answer import Answer, context_around
 from duonlp.retrieval.document import Document
+from duonlp.tasks.reader_config import read_reader_config
 
 if TYPE_CHECKING:
     from duonlp.pipelines import Pipeline
@@ -187,7 +189,7 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
         package: tfnlp or jaxnlp.
         model: A folder in Hugging Face layout, or a Hub id.
         options: Options of the pipeline.
-        settings: Arguments of :class:`Reader`.
+        settings: Arguments of :class:`Reader`, in place of those that ``duonlp finetune`` stored in reader.json.
 
     Raises:
         InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
@@ -202,7 +204,10 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
                 f"{model!r} has no question-answering head, so its answers would be random; fine-tune it first (duonlp finetune "
                 "--task question-answering), or give a checkpoint that was trained on SQuAD or similar questions"
             ) from None
-    return Reader(pipe, **settings)
+    trained = None if pipe.task.folder is None else read_reader_config(pipe.task.folder)
+    stored: dict[str, Any] = {} if trained is None else asdict(trained)
+    defaults = {name: value for name, value in stored.items() if value is not None and name not in (options or {})}
+    return Reader(pipe, **defaults | settings)
 
 
 def check_queries(queries: Sequence[str]) -> list[str]:

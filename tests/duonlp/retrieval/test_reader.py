@@ -7,6 +7,8 @@ import pytest
 from duonlp.errors import InputError
 from duonlp.retrieval import Document, Reader
 from duonlp.retrieval.answer import context_around
+from duonlp.retrieval.reader import load_reader
+from duonlp.tasks.reader_config import ReaderConfig, write_reader_config
 
 
 class Pipe:
@@ -81,6 +83,24 @@ def test_no_answer_wins_where_every_document_prefers_it():
     assert first.logit == second.logit + 2 and 0.5 < first.score < 1
     assert not Reader(Pipe(), no_answer=True, null_threshold=2.5).read("Q", documents)[0].is_null
     assert not Reader(Pipe(), no_answer=True).read("Q", DOCUMENTS)[0].is_null  # the gap of the first is 0
+
+
+def test_loaded_readers_read_as_they_were_trained(tmp_path):
+    seen = []
+
+    def pipeline(task, model, **options):
+        pipe = Pipe()
+        pipe.task.folder = tmp_path
+        pipe.task.options = lambda base, **changes: seen.append(changes)
+        return pipe
+
+    engine = SimpleNamespace(pipeline=pipeline)
+    assert load_reader(engine, "model").null_threshold == 0.0
+    write_reader_config(tmp_path, ReaderConfig(48, 16, 9, -1.5))
+    assert load_reader(engine, "model").null_threshold == -1.5
+    assert load_reader(engine, "model", options={"doc_stride": 8}, null_threshold=2.0).null_threshold == 2.0
+    lengths = {"max_seq_len": 48, "doc_stride": 16, "max_answer_len": 9}
+    assert seen == [{}, lengths, {name: value for name, value in lengths.items() if name != "doc_stride"}]
 
 
 def test_contexts_are_whole_words_around_the_answer():
