@@ -45,7 +45,7 @@ def test_two_towers_learn_and_are_saved(tmp_path):
     assert np.allclose(encoder.encode_documents([WORDS[1]]), vector(result.model.passage_model, WORDS[1]), atol=1e-5)
 
 
-def test_one_model_for_both_is_saved_as_a_sentence_encoder(tmp_path):
+def test_one_model_for_both_is_saved_as_a_sentence_encoder(tmp_path, compiled):
     model = tfnlp.AutoModel.from_config(hf("bert"), seed=1)
     settings = InBatchNegatives("cls", normalize=True, scale=10.0)
     result = fit_biencoder(model, batches(), replace(CONFIG, epochs=2), settings=settings, log=QUIET)

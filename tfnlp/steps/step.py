@@ -258,10 +258,13 @@ class TrainStep(_Model):
                 relative = {name: count / _first(known) * _unit(known) for name, count in known.items()}
                 scaled = self.optimizer.scale_loss(total_loss(terms, relative))
             self._update_compiled_metrics(batch, outputs)
-            gradients = tape.gradient(scaled, variables, unconnected_gradients="zero")
+            gradients = tape.gradient(scaled, variables)  # None where the loss does not read a parameter
             terms = {name: terms.get(name, (tf.zeros(()), tf.zeros(()))) for name in known}
             # Dense, since an embedding's slices of the same row must be summed before the gradient is clipped.
-            return terms, [tf.convert_to_tensor(gradient) for gradient in gradients]
+            return terms, [
+                tf.zeros(v.shape, v.dtype) if g is None else tf.convert_to_tensor(g)
+                for v, g in zip(variables, gradients)
+            ]
 
         if pieces == 1 or counts is None:
             return microbatch(batch)
