@@ -37,7 +37,8 @@ class Document:
         score: Its similarity to the query that found it, or None.
 
     Raises:
-        InputError: The content is not a text, or a meta key is not a string.
+        InputError: The content is not a text, a meta key is not a string, or a document without an id has meta that JSON
+            cannot hold.
     """
 
     content: str
@@ -52,7 +53,13 @@ class Document:
         if not isinstance(self.meta, Mapping) or not all(isinstance(key, str) for key in self.meta):
             raise InputError(f"a document's meta is {self.meta!r}; expected a dict with names as keys")
         if not self.id:
-            text = to_json([self.content, dict(self.meta)], sort_keys=True)
+            try:
+                text = to_json([self.content, dict(self.meta)], sort_keys=True)
+            except TypeError as error:
+                raise InputError(
+                    f"a document's meta is {self.meta!r:.200}, which JSON cannot hold ({error}); give texts, numbers, lists and "
+                    "dicts, such as a date as its isoformat()"
+                ) from None
             self.id = hashlib.sha256(text.encode()).hexdigest()
 
 
