@@ -24,7 +24,7 @@ from duonlp.retrieval.negatives import hard_negatives, labelled_pairs, write_pai
 from duonlp.retrieval.prompting import GeneratedAnswer, PromptGenerator, parse_citations
 from duonlp.retrieval.question_answering import ExtractiveQA
 from duonlp.retrieval.ranker import CrossEncoderRanker
-from duonlp.retrieval.reader import Reader
+from duonlp.retrieval.reader import Reader, load_reader
 from duonlp.retrieval.retrievers import BM25Retriever, EmbeddingRetriever
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "hard_negatives",
     "item_filters",
     "labelled_pairs",
+    "load_reader",
     "matches",
     "parse_citations",
     "write_pairs",
