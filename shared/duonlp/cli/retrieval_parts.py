@@ -1,5 +1,6 @@
 """The retriever, ranker and generator that an option of the command line names."""
 
+import importlib
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from duonlp.util.reading import parse_json
 
 if TYPE_CHECKING:
     from duonlp.pipelines import Pipeline
+    from duonlp.rag import RagPipeline
     from duonlp.retrieval import Encoder, Filters, MemoryStore, Retriever
     from duonlp.retrieval.prompting import PromptGenerator
     from duonlp.retrieval.question_answering import Ranker
@@ -91,22 +93,32 @@ def load_ranker(package: "Engine", model: str) -> "Ranker | None":
     return CrossEncoderRanker(load_part(package, "text-classification", model)) if model else None
 
 
-def load_generator(package: "Engine", model: str, options: dict[str, Any]) -> "PromptGenerator":
-    """Return the generator of a checkpoint that writes text, a decoder or an encoder-decoder.
+def load_generator(package: "Engine", model: str, options: dict[str, Any]) -> "PromptGenerator | RagPipeline":
+    """Return the generator of a checkpoint that writes text: a decoder, an encoder-decoder or a RAG model.
 
     Args:
         package: tfnlp or jaxnlp.
         model: A folder in Hugging Face layout, or a Hub id.
-        options: Arguments of PromptGenerator and options of the pipeline.
+        options: Arguments of PromptGenerator and options of the pipeline; of a RAG model, those of RagPipeline.
 
     Raises:
         InputError: The checkpoint writes no text, or an option is invalid.
         CheckpointError: It cannot be found or read.
     """
     from duonlp.checkpoints import open_checkpoint
+    from duonlp.rag import RagPipeline
+    from duonlp.rag.config import MODEL_TYPE
     from duonlp.retrieval.prompting import PromptGenerator
 
-    saved = open_checkpoint(model).head
+    checkpoint = open_checkpoint(model)
+    if checkpoint.config.get("model_type") == MODEL_TYPE:
+        loading = {name: options.pop(name) for name in ("dtype", "revision") if name in options}
+        rag = importlib.import_module(f"{package.__name__}.rag")
+        # RAG-Token unless the checkpoint says otherwise, as facebook/rag-token-nq, whose architecture is RagModel
+        is_sequence = "RagSequenceForGeneration" in (checkpoint.config.get("architectures") or ())
+        loaded = (rag.RagSequence if is_sequence else rag.RagToken).from_pretrained(model, **loading)
+        return RagPipeline(loaded, None, **options)
+    saved = checkpoint.head
     task = {"causal-lm": "text-generation", "seq2seq-lm": "text2text-generation"}.get(saved)
     if task is None:
         raise InputError(

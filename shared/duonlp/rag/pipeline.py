@@ -12,6 +12,7 @@ from duonlp.rag.checkpoint import RagTokenizers
 from duonlp.rag.contexts import RagContexts, encode_questions, stack_embeddings
 from duonlp.rag.model import RagBase
 from duonlp.retrieval.document import Document, Filters, Retriever
+from duonlp.retrieval.prompting import GeneratedAnswer
 from duonlp.tasks.base import check_choice, check_int, check_text, describe
 
 SCORES = ("question", "retriever")
@@ -41,7 +42,7 @@ class RagPipeline:
 
     Args:
         model: RagSequence or RagToken of either engine.
-        retriever: Finds documents.
+        retriever: Finds documents; None if :meth:`answer` and :meth:`generate` are given them.
         tokenizers: Tokenizers of the model; None for those in the folder that it was loaded from.
         top_k: Number of documents per question; None for the model's ``n_docs``.
         top_k_generator: Number of answers per question.
@@ -59,7 +60,7 @@ class RagPipeline:
     def __init__(
         self,
         model: RagBase,
-        retriever: Retriever,
+        retriever: Retriever | None,
         tokenizers: RagTokenizers | None = None,
         *,
         top_k: int | None = None,
@@ -70,7 +71,7 @@ class RagPipeline:
     ):
         if not isinstance(model, RagBase):
             raise InputError(f"the model is a {type(model).__name__}; expected a RagSequence or a RagToken")
-        if not callable(getattr(retriever, "retrieve", None)):
+        if retriever is not None and not callable(getattr(retriever, "retrieve", None)):
             raise InputError(f"the retriever is {describe(retriever)}; expected an object with a method retrieve")
         if tokenizers is None:
             if model.folder is None:
@@ -109,14 +110,46 @@ class RagPipeline:
             InputError: A question is empty or too long, an option is invalid, or the store is empty.
         """
         questions = [query] if isinstance(query, str) else list(query)
-        questions = [check_text(question, f"question {number}") for number, question in enumerate(questions)]
+        if self.retriever is None:
+            raise InputError("the pipeline has no retriever; pass one, or give documents to `answer`")
+        questions = _checked(questions)
         check_int("top_k", top_k, minimum=1, optional=True)
-        check_int("top_k_generator", top_k_generator, minimum=1, optional=True)
         found = self.retriever.retrieve(questions, top_k=top_k or self.top_k, filters=filters)
+        answers = self.answer(questions, found, top_k_generator=top_k_generator, **options)
+        return answers[0] if isinstance(query, str) else answers
+
+    def answer(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[Sequence[Document]],
+        *,
+        top_k_generator: int | None = None,
+        **options: Any,
+    ) -> list[list[RagAnswer]]:
+        """Answer questions from given documents.
+
+        Args:
+            queries: The questions.
+            documents: The documents of each question, with scores or with embeddings that fit the question encoder.
+            top_k_generator: Number of answers; None for the pipeline's.
+            options: Options of ``generate`` for this call.
+
+        Returns:
+            The answers to each question, best first; none to a question without documents.
+
+        Raises:
+            InputError: A question is empty or too long, an option is invalid, or the numbers of questions and lists differ.
+        """
+        questions = _checked(queries)
+        if len(documents) != len(questions):
+            raise InputError(
+                f"there are {len(questions)} questions and {len(documents)} lists of documents; give one for each"
+            )
+        check_int("top_k_generator", top_k_generator, minimum=1, optional=True)
         answers: list[list[RagAnswer]] = [[] for _ in questions]
         by_count: dict[int, list[int]] = {}  # questions with equally many documents are answered together
-        for number, documents in enumerate(found):
-            by_count.setdefault(len(documents), []).append(number)
+        for number, found in enumerate(documents):
+            by_count.setdefault(len(found), []).append(number)
         by_count.pop(0, None)
         options = {**self.options, **options}
         for numbers in by_count.values():
@@ -124,13 +157,33 @@ class RagPipeline:
                 batch = numbers[start : start + self.batch_size]
                 rows = self._answer(
                     [questions[i] for i in batch],
-                    [found[i] for i in batch],
+                    [list(documents[i]) for i in batch],
                     top_k_generator or self.top_k_generator,
                     options,
                 )
                 for number, row in zip(batch, rows):
                     answers[number] = row
-        return answers[0] if isinstance(query, str) else answers
+        return answers
+
+    def generate(self, query: str, documents: Sequence[Document]) -> GeneratedAnswer:
+        """Return the best answer from the first ``top_k`` documents, in the form of a PromptGenerator's.
+
+        It cites all of these, the most probable first, since a RAG model marginalizes over them.
+
+        Args:
+            query: The question.
+            documents: At least one document, the best first.
+
+        Raises:
+            InputError: As :meth:`answer`, or there are no documents.
+        """
+        if not documents:
+            raise InputError("there are no documents to answer from; give at least one")
+        used = list(documents)[: self.top_k]
+        best = self.answer([query], [used], top_k_generator=1)[0][0]
+        order = np.argsort(-np.array(best.probabilities), kind="stable") + 1
+        dropped = tuple(document.id for document in documents[self.top_k :])
+        return GeneratedAnswer(best.answer, used, tuple(order.tolist()), dropped=dropped)
 
     def run(self, query: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
         """Answer a question with parameters by component.
@@ -199,3 +252,8 @@ class RagPipeline:
         if any(document.score is None for found in documents for document in found):
             raise InputError("a document has neither a score nor an embedding that fits; use another retriever")
         return np.array([[document.score for document in found] for found in documents], np.float32)
+
+
+def _checked(queries: Sequence[str]) -> list[str]:
+    """Return the questions; raise InputError if one is not a text or is empty."""
+    return [check_text(question, f"question {number}") for number, question in enumerate(queries)]

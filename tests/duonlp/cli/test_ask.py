@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from duonlp.cli.app import main
 from duonlp.cli.retrieval_parts import parse_filters
 from duonlp.errors import InputError
 from duonlp.parameters import initial_value, parameters
+from tests import rag
 from tests.duonlp.cli.test_app import run  # noqa: F401  (a fixture)
 from tests.reference import record_pipelines as reference
 
@@ -135,6 +137,20 @@ def test_a_generator_writes_the_answer(run, models, docs):  # noqa: F811
     assert set(result) == {"query", "answer", "citations", "documents"} and len(result["documents"]) == 2
     status, out, err = run(*base, "zebra")
     assert status == 0 and out.startswith("No passage matches"), err
+
+
+@ANY
+@pytest.mark.filterwarnings("ignore")
+def test_a_rag_model_writes_the_answer(run, docs, tmp_path):  # noqa: F811
+    model = tmp_path / "rag"
+    shutil.copytree(rag.folder("bert"), model)
+    for name, tokenizer in rag.tokenizers().by_folder().items():
+        tokenizer.save_pretrained(model / name)
+    base = ["ask", "--documents", docs, "--generator", model, "-f", "jax", "-o", "max_length=4", "-o", "num_beams=1"]
+    status, out, err = run(*base, "engine?", "--json")
+    assert status == 0, err
+    (result,) = json.loads(out)["results"]
+    assert set(result["citations"]) == {1, 2} and len(result["documents"]) == 2
 
 
 class Typed(io.StringIO):
