@@ -224,8 +224,7 @@ def check_biencoder(
 
 def vector_size(config: TransformerConfig, settings: InBatchNegatives) -> int:
     """Return the length of a model's vectors."""
-    own = config.pooler.size if settings.pooling == "pooler" and config.pooler is not None else 0
-    return own or config.hidden_size
+    return config.pooled_size if settings.pooling == "pooler" else config.hidden_size
 
 
 def save_biencoder(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
