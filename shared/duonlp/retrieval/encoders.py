@@ -112,7 +112,8 @@ class DPREncoder:
         context_pipe: Pipeline "sentence-embedding" of the context encoder.
         batch_size: Rows of a batch; None for the pipelines'.
         max_length: Number of tokens that passages are truncated to; DPR's were trained with 256. None for the model's positions.
-        name: Name of the pair of models; None for one that is computed from their files.
+        name: Name of the pair of models; None for one that is computed from their files. A question encoder trained with RAG,
+            beside which the passages' vectors stay valid, keeps the index with the name that the index knows.
 
     Attributes:
         name: Name of the models.

@@ -7,6 +7,7 @@ functions over ``ops``.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +44,7 @@ class InBatchNegatives:
         scale: Factor of the inner products: 1 for DPR, and 20 for cosines in sentence-transformers.
 
     Raises:
-        InputError: The pooling is unknown, or the scale is not positive.
+        InputError: The pooling is unknown, normalize is not a bool, or the scale is not a positive number.
     """
 
     pooling: str = "mean"
@@ -53,8 +54,10 @@ class InBatchNegatives:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}")
-        if not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}; it must be positive")
+        if not isinstance(self.scale, Real) or not 0 < self.scale < float("inf"):
+            raise InputError(f"scale is {self.scale!r}; it must be a positive number")
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"normalize is {self.normalize!r}; it must be True or False")
 
     @classmethod
     def for_model(cls, model: Any) -> "InBatchNegatives":
