@@ -64,10 +64,11 @@ class InBatchNegatives:
         """Return the settings that suit a model: DPR's, or those of the sentence-transformers checkpoint it is from.
 
         Raises:
-            InputError: The checkpoint pools in another way, or has layers after the pooling.
+            InputError: It is no model, or the checkpoint pools in another way or has layers after the pooling.
         """
         from duonlp.tasks.sentence_config import l2_normalize, read_sentence_config
 
+        _check_model(model)
         folder = getattr(model, "folder", None)
         sentence = read_sentence_config(None if folder is None else Path(folder))
         if model.config.pooler_embeds and not sentence.from_files:
@@ -203,6 +204,7 @@ def check_biencoder(
     """
     models = [question_model] if passage_model is None else [question_model, passage_model]
     for model in models:
+        _check_model(model)
         if outputs_of(model.head, model.config) or HEADS[model.head].layers:
             raise InputError(f"a {model.head} model is no encoder; load it with AutoModel, without a head")
         settings.check(model.config)
@@ -223,6 +225,12 @@ def check_biencoder(
             raise InputError(
                 f"{name} is {getattr(config, name)}, which a bi-encoder does not support; leave it at {default}"
             )
+
+
+def _check_model(model: Any) -> None:
+    """Raise InputError for what is no model, such as a folder."""
+    if not hasattr(model, "config"):
+        raise InputError(f"{model!r} is not a model; load an encoder with AutoModel.from_pretrained")
 
 
 def vector_size(config: TransformerConfig, settings: InBatchNegatives) -> int:
