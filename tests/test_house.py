@@ -114,6 +114,7 @@ TWIN_EXCEPTIONS = {
     "layers.py:dropout": "a function in NNX; Keras has a layer",
     "layers.py:Dropout": "Keras' layer with fewer random bits; jaxnlp has a function",
     "inference.py:get_compiled": "jit already shares programs between models",
+    "inference.py:cached": "see get_compiled",
     "pretrained.py:merged_values": "merges Keras' LoRA weights",
     "inference.py:transposed": "transposes the kernels of jaxnlp's Linear",
     "pretrained.py:ComputeStoragePolicy": "a Keras dtype policy",

@@ -88,10 +88,22 @@ def get_compiled(model: "Model") -> Callable[..., dict[str, Array]]:
 
     For repeated calls during training, where each evaluation would trace and compile the model again.
     """
+    return cached(model, "_compiled_forward", lambda: compiled(model))
+
+
+def cached(model: Any, name: str, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a function that traces a model, cached on it until its layers, weight variables or dtypes change.
+
+    Args:
+        model: The model.
+        name: Name of the attribute to keep it in.
+        make: Creates the function.
+    """
     policies = [layer.dtype_policy.name for layer in model._flatten_layers()]  # quantization is part of the names
-    variables, cached = list(model.variables), getattr(model, "_compiled_forward", None)
-    if cached is None or cached.policies != policies or [*map(id, cached.variables)] != [*map(id, variables)]:
+    variables, entry = list(model.variables), getattr(model, name, None)
+    if entry is None or entry.policies != policies or [*map(id, entry.variables)] != [*map(id, variables)]:
         # On the model, not in a global table, since the function references the model. In a SimpleNamespace,
         # since Keras tracks what is in containers.
-        cached = model._compiled_forward = SimpleNamespace(run=compiled(model), policies=policies, variables=variables)
-    return cached.run
+        entry = SimpleNamespace(run=make(), policies=policies, variables=variables)
+        setattr(model, name, entry)
+    return entry.run

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from duonlp.errors import InputError
 from duonlp.rag import Marginal, RagConfig
 from duonlp.rag.forward import question_vectors
 from duonlp.rag.inputs import check_batch
 from duonlp.training.fit_config import FitConfig
+from duonlp.training.layer_decay import check_layer_decay
 from duonlp.typing import Array, Batch
 from jaxnlp import ops
 from jaxnlp.pretrained import Params
@@ -120,10 +120,7 @@ class RagStep(Step):
     """
 
     def __init__(self, model: Any, config: FitConfig, mesh: Mesh | None = None):
-        if config.layer_decay != 1:
-            raise InputError(
-                f"layer_decay is {config.layer_decay}, but a RAG model has two stacks of layers; set it to 1"
-            )
+        check_layer_decay(model.config, config.layer_decay)
         for part in (model.question_encoder, model.generator):
             check_can_learn(part, needs_labels=False)
         mesh = make_mesh(config.mesh) if mesh is None else mesh

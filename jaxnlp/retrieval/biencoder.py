@@ -25,10 +25,11 @@ from duonlp.training.in_batch_negatives import (
 from duonlp.training.result import FitResult
 from duonlp.typing import Batch, BatchStream, Tokenizer
 from jaxnlp import losses, ops
-from jaxnlp.pretrained import Params, update
+from jaxnlp.pretrained import Params
 from jaxnlp.training.fit import train
+from jaxnlp.training.loop import filled
 from jaxnlp.training.mesh import BATCH, make_mesh
-from jaxnlp.training.model import LazyModel, Trainable, make_trainable, parameter_reader, shard_rows
+from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
 from jaxnlp.training.objectives import NamedTerms, Objective
 from jaxnlp.training.step import Step, check_can_learn, make_plan
 
@@ -47,11 +48,15 @@ class BiEncoder:
     Attributes:
         head: Head of the question model.
         config: Configuration of the question model.
+
+    Raises:
+        InputError: A model has a head, or the two do not fit.
     """
 
     def __init__(self, question_model: Any, passage_model: Any = None, settings: InBatchNegatives | None = None):
         self.question_model, self.passage_model = question_model, passage_model
         self.settings = InBatchNegatives.for_model(question_model) if settings is None else settings
+        check_biencoder(question_model, passage_model, self.settings)
 
     @property
     def head(self) -> str:
@@ -68,8 +73,8 @@ class BiEncoder:
         passages = step.objective.passage_model
         params = dict(params)
         passage_params = params.pop(PASSAGE_MODEL, None)
-        question = _with_parameters(step.trainable, self.question_model, params)
-        passage = None if passages is None else _with_parameters(passages, self.passage_model, passage_params)
+        question = filled(step.trainable, self.question_model, params)
+        passage = None if passages is None else filled(passages, self.passage_model, passage_params)
         return BiEncoder(question, passage, self.settings)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -154,15 +159,6 @@ class BiEncoderStep(Step):
         passages = self.objective.passage_model
         extra = {} if passages is None else {PASSAGE_MODEL: passages.unstack(params[PASSAGE_MODEL])}
         return super()._unstack(params) | extra
-
-
-def _with_parameters(prepared: Trainable, model: Any, params: Params) -> Any:
-    """Return a model or LazyModel with other parameters, as the model itself has them."""
-    if not isinstance(model, LazyModel):
-        built = update(model, params)
-        built.folder = getattr(model, "folder", None)
-        return built
-    return prepared.model(params)
 
 
 def fit_biencoder(

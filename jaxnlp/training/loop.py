@@ -115,9 +115,14 @@ def with_parameters(step: Step, model: Any, params: Any) -> Any:
     """Return a model or LazyModel as a model with other parameters, from :meth:`Step.model_parameters`."""
     if hasattr(model, "with_parameters"):  # several models that are trained together
         return model.with_parameters(step, params)
+    return filled(step.trainable, model, params)
+
+
+def filled(trainable: Any, model: Any, params: Any) -> Any:
+    """Return a model or LazyModel that was prepared as `trainable` with other parameters, as the model itself has them."""
     if not isinstance(model, LazyModel):
         return update(model, params)
-    built = step.trainable.model(params)
+    built = trainable.model(params)
     built.generation_config = model.generation_config
     return built
 

@@ -284,6 +284,11 @@ class TransformerConfig(_HasLayers):
             )
 
     @property
+    def pooled_size(self) -> int:
+        """Length of ``pooler_output``."""
+        return (0 if self.pooler is None else self.pooler.size) or self.hidden_size
+
+    @property
     def num_labels(self) -> int:
         """Number of classes."""
         return len(self.labels)

@@ -119,6 +119,9 @@ def test_usage_errors():
         lambda: BiEncoder(question, small): "vectors of the two models have 3 and 16 values",
         lambda: InBatchNegatives("max"): "pooling is 'max'",
         lambda: InBatchNegatives(scale=0): "scale is 0",
+        lambda: BiEncoder("folder"): "'folder' is not a model; load an encoder",
+        lambda: InBatchNegatives(scale="20"): "scale is '20'",
+        lambda: InBatchNegatives(normalize="no"): "normalize is 'no'",
         lambda: fit_biencoder(question, [without], CONFIG, log=QUIET): "in-batch negatives need passage_input_ids",
         lambda: fit_biencoder(
             question, [{"input_ids": first["input_ids"]}], CONFIG, log=QUIET

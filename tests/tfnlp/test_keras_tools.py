@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfnlp
 from duonlp.errors import InputError
+from tests import rag
 from tests.cases import cases
 from tests.engines import difference
 from tfnlp.distillation import Distiller
@@ -187,3 +188,16 @@ def test_every_other_way_of_keras_to_save_loads_again(tmp_path):
         with pytest.raises(InputError, match="export writes a folder"):
             model.export(tmp_path / name)
     assert not any((tmp_path / name).exists() for name in ("w.h5", "served.h5", "served.keras"))
+
+
+def test_rag_scores_answers_with_the_layers_it_has_now():
+    model, data = rag.load("tfnlp", "RagSequence"), rag.inputs()
+    batch = {**rag.context(data), "doc_scores": rag.SCORES, "labels": data["labels"]}
+    before = model.score_answers(batch)
+    query = model.generator.decoder.layer_0.attention.query
+    query.enable_lora(2)
+    query.lora_kernel_b.assign(np.full(query.lora_kernel_b.shape, 0.3))
+    expected = model(batch, exclude_bos_score=True)["nll"]
+    assert difference(model.score_answers(batch), expected) < 1e-5 < difference(before, expected)
+    with pytest.raises(InputError, match="unknown input 'documents'"):
+        model({**batch, "documents": rag.SCORES})

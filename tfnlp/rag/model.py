@@ -1,7 +1,6 @@
 """RAG-Sequence and RAG-Token (Lewis et al. 2020, https://arxiv.org/abs/2005.11401): generate answers from several documents."""
 
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -11,12 +10,12 @@ import tensorflow as tf
 from duonlp.labels import array_of
 from duonlp.rag import RagBase, RagConfig, SequenceBase, TokenBase
 from duonlp.rag.forward import question_vectors
-from duonlp.rag.inputs import check_shapes
+from duonlp.rag.inputs import check_names, check_shapes
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import ops
 from tfnlp.heads import HEADS
-from tfnlp.inference import TRACING, get_compiled
+from tfnlp.inference import TRACING, cached, get_compiled
 from tfnlp.pretrained import merged_values
 from tfnlp.rag.training import RagTraining
 from tfnlp.steps.saving import register
@@ -86,7 +85,8 @@ class Rag(RagTraining, RagBase, TrainerMixin, keras.Model):
             "decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask, "labels": labels,
         }  # fmt: skip
         if isinstance(input_ids, Mapping):
-            inputs = dict(input_ids)
+            check_names(input_ids)
+            inputs |= {"input_ids": None, **input_ids}
         tensors = {name: _to_tensor(name, value) for name, value in inputs.items() if value is not None}
         check_shapes(self.config, tensors)
         flags = {
@@ -117,16 +117,13 @@ class Rag(RagTraining, RagBase, TrainerMixin, keras.Model):
 
     def score_answers(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the negative log-likelihood of labels, float32 [B]; see RagBase.score_answers."""
-        cached = getattr(self, "_answer_nll", None)
-        if cached is None:
 
-            def run(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
-                return self(tensors, exclude_bos_score=True, training=False)["nll"]
+        def nll(tensors: dict[str, tf.Tensor]) -> tf.Tensor:
+            return self(tensors, exclude_bos_score=True, training=False)["nll"]
 
-            # In a SimpleNamespace, since Keras tracks what is in containers.
-            cached = self._answer_nll = SimpleNamespace(run=tf.function(run, jit_compile=True, autograph=False))
+        run = cached(self, "_answer_nll", lambda: tf.function(nll, jit_compile=True, autograph=False))
         with TRACING:
-            return cached.run({name: _to_tensor(name, value) for name, value in batch.items()}).numpy()
+            return run({name: _to_tensor(name, value) for name, value in batch.items()}).numpy()
 
     def _stored_dtype(self) -> np.dtype:
         return np.dtype(self.generator.variable_dtype)

@@ -57,7 +57,7 @@ def fit(
     epoch. SIGTERM saves a checkpoint and returns.
 
     Args:
-        model: A tfnlp model with float32 parameters and a head with a loss; it is compiled anew.
+        model: A tfnlp model with float32 parameters and a head with a loss, a RagSequence or RagToken; it is compiled anew.
         batches: Dicts of NumPy arrays [B, ...], the model's inputs and labels: ``LabelledBatches`` or ``PairBatches`` of
             duonlp.data, or another object with ``epoch(n)`` and ``len()``; or a list of such dicts, the same in every epoch. Each
             batch is one optimizer step. Without ``len()``, set ``config.steps``. Labels may have any form of

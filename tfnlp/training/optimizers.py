@@ -10,7 +10,7 @@ import tensorflow as tf
 from duonlp.errors import InputError
 from duonlp.parameters import decays
 from duonlp.training.config import OPTIMIZERS
-from duonlp.training.layer_decay import rate_factor
+from duonlp.training.layer_decay import check_layer_decay, rate_factor
 from duonlp.training.schedules import learning_rate_at
 from tfnlp.pretrained import parameter_tree
 
@@ -319,6 +319,7 @@ def make_optimizer(
     tree = parameter_tree(model)
     options: dict[str, Any] = {"weight_decay": weight_decay, "global_clipnorm": clip_norm}
     options["undecayed"] = [path_in_model(variable) for path, variable in tree.items() if not decays(path)]
+    check_layer_decay(model.config, layer_decay)
     if layer_decay != 1:
         options["rate_factors"] = {
             path_in_model(variable): rate_factor(path, model.config, layer_decay) for path, variable in tree.items()

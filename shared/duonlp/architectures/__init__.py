@@ -36,6 +36,9 @@ HINTS = {
 }
 """Advice for a head that a family lacks, if the family has the other head (None: always)."""
 
+COMPOSITES = {"rag": "RagSequence or RagToken of jaxnlp.rag or tfnlp.rag"}
+"""What loads models that consist of several others, by ``model_type``."""
+
 FAMILY_ATTRIBUTES = ("MODEL_TYPES", "PREFIX", "heads", "config", "hf_config", "weights")
 """Attributes that a family must define."""
 
@@ -80,6 +83,10 @@ def get(model_type: str) -> ModuleType:
         ConfigError: ``model_type`` is not supported.
     """
     registry = _registry()
+    if model_type in COMPOSITES:
+        raise ConfigError(
+            f"model_type {model_type!r} is a model of several others; load it with {COMPOSITES[model_type]}"
+        )
     if model_type not in registry:
         raise ConfigError(f"model_type {model_type!r} is not supported; use one of {', '.join(sorted(registry))}")
     return registry[model_type]

@@ -75,7 +75,7 @@ def load_pipeline(
 
         checkpoint, (processor, task_object) = read_unchanged(model, read, revision, local_files_only)
         model = heads[task_class.head].from_pretrained(checkpoint, dtype=dtype, param_dtype=param_dtype)
-        folder = checkpoint.folder
+        folder = weights_folder = checkpoint.folder
         checkpoint.close()
     elif model.head != task_class.head:
         _check_head(task, task_class, model.config.model_type, heads)
@@ -84,7 +84,7 @@ def load_pipeline(
             f"load it with {heads[task_class.head].__name__}"
         )
     else:
-        folder = getattr(model, "folder", None)
+        folder, weights_folder = getattr(model, "folder", None), None
         unused = {
             "revision": revision is not None, "local_files_only": local_files_only, "dtype": dtype != "float32",
             "param_dtype": param_dtype != "float32",
@@ -105,7 +105,9 @@ def load_pipeline(
         return Pipeline(task_object, model.generate, stream=stream, assistant_model=assistant_model, **options)
     if assistant_model is not None:
         options["assistant_model"] = assistant_model  # Pipeline raises: other tasks have no such option
-    return Pipeline(task_object, forward_of(model), max_tokens=max_tokens, **options)
+    pipe = Pipeline(task_object, forward_of(model), max_tokens=max_tokens, **options)
+    pipe.weights_folder = weights_folder
+    return pipe
 
 
 def _check_head(task: str, task_class: type[Task[Any]], model_type: str, heads: Mapping[str, Any]) -> None:

@@ -50,6 +50,9 @@ class Pipeline:
         stream: For tasks that generate text, like ``forward`` but returning an iterator of new ids, int [1, n].
         options: Default options of the task, which a call can override.
 
+    Attributes:
+        weights_folder: Folder whose weights the model has; None for a model in memory, which may have been trained since.
+
     Raises:
         InputError: an option is unknown or has an invalid value.
 
@@ -78,6 +81,7 @@ class Pipeline:
         self.options = task.options(**options)
         self._shapes: set[tuple[int, int]] = set()
         self._constructor_options = options
+        self.weights_folder = task.folder
 
     @property
     def shapes(self) -> set[tuple[int, int]]:

@@ -11,7 +11,7 @@ from duonlp.rag.checkpoint import RagTokenizers
 from duonlp.rag.config import RagConfig
 from duonlp.rag.contexts import RagContexts, encode_questions, stack_embeddings
 from duonlp.retrieval.document import Document
-from duonlp.tasks.base import check_text
+from duonlp.tasks.base import check_int, check_text
 from duonlp.util.buckets import bucket
 from duonlp.util.tokenization import tokenize
 
@@ -42,7 +42,7 @@ class RagBatches(LengthBatches):
 
     Raises:
         InputError: There are no questions, a text is empty, numbers of questions, answers or documents differ, a document has no
-            embedding, or a number is out of range.
+            embedding of the question encoder's length, or a number is out of range.
     """
 
     row_noun = "questions"
@@ -71,15 +71,18 @@ class RagBatches(LengthBatches):
             )
         self._rows = len(questions)
         self.check_count()
-        embeddings = stack_embeddings(documents)
+        check_int("max_answer_length", max_answer_length, minimum=1)
+        contexts = RagContexts(tokenizers.generator, config).encode(questions, documents)
+        embeddings = stack_embeddings(documents, config.vector_size)
         if embeddings is None:
             raise InputError(
-                "a document has no embedding, or they differ in length; retrieve documents from a store with embeddings"
+                f"a document has no embedding of {config.vector_size} values, as the question encoder's vectors have; retrieve "
+                "documents from a store with embeddings of its context encoder"
             )
         positions = config.question_encoder.max_length
         self._arrays = {
             **encode_questions(tokenizers.question_encoder, questions, positions),
-            **RagContexts(tokenizers.generator, config).encode(questions, documents),
+            **contexts,
             "doc_embeddings": embeddings,
             "labels": self._labels(answers, tokenizers, config, max_answer_length),
         }

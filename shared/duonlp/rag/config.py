@@ -120,6 +120,12 @@ class RagConfig:
         return replace(self, **parts)
 
     @property
+    def vector_size(self) -> int:
+        """Length of the question encoder's vectors."""
+        encoder = self.question_encoder
+        return encoder.pooled_size if encoder.pooler_embeds else encoder.hidden_size
+
+    @property
     def start_of_text(self) -> int | None:
         """Id of the token whose score ``exclude_bos_score`` leaves out, or None."""
         return self.bos_token_id or self.generator.bos_token_id

@@ -108,10 +108,8 @@ def encode_questions(tokenizer: Tokenizer, questions: Sequence[str], max_length:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def stack_embeddings(documents: Sequence[Sequence[Document]], size: int | None = None) -> np.ndarray | None:
-    """Return the vectors of documents, float32 [B, K, d]; None unless all have one, all of one length (``size``, if given)."""
+def stack_embeddings(documents: Sequence[Sequence[Document]], size: int) -> np.ndarray | None:
+    """Return the vectors of documents, float32 [B, K, size]; None unless all documents have one."""
     vectors = [[document.embedding for document in found] for found in documents]
     lengths = {None if vector is None else len(vector) for row in vectors for vector in row}
-    if len(lengths) != 1 or lengths == {None} or (size is not None and lengths != {size}):
-        return None
-    return np.array(vectors, np.float32)
+    return np.array(vectors, np.float32) if lengths == {size} else None

@@ -113,6 +113,6 @@ def question_vectors(config: RagConfig, outputs: Mapping[str, Array]) -> Array:
 
     They are its pooled output if that is what the family is trained for (DPR), otherwise the states of the first token.
     """
-    if getattr(config.question_encoder, "pooler_embeds", False):
+    if config.question_encoder.pooler_embeds:
         return outputs["pooler_output"]
     return outputs["last_hidden_state"][:, 0]

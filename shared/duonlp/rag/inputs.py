@@ -1,6 +1,6 @@
 """The inputs of RAG models: documents per row, in either of two shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,20 @@ def flatten_documents(ops: Ops, x: Array | None) -> Array | None:
     return ops.reshape(x, (-1, ops.size(x, 2)))
 
 
-def check_shapes(config: RagConfig, inputs: Mapping[str, Any]) -> None:
+def check_names(names: Iterable[str]) -> None:
+    """Raise InputError for a name that is no input of a RAG model."""
+    unknown = sorted(set(names) - set(INPUTS))
+    if unknown:
+        raise InputError(f"unknown input {unknown[0]!r}; the inputs of a RAG model are {', '.join(INPUTS)}")
+
+
+def check_shapes(config: RagConfig, inputs: Mapping[str, Any], needs_target: bool = True) -> None:
     """Raise InputError for shapes that do not match, as far as they are known; ids are checked by the parts.
 
     Args:
         config: The model.
         inputs: Arrays or tensors by name; None stands for a missing one.
+        needs_target: Whether there must be labels or decoder_input_ids.
     """
     shapes = {name: tuple(value.shape) for name, value in inputs.items() if value is not None}
     if "context_input_ids" not in shapes:
@@ -66,6 +74,22 @@ def check_shapes(config: RagConfig, inputs: Mapping[str, Any]) -> None:
     for name in ("input_ids", "labels", "decoder_input_ids"):
         if name in shapes and None not in (shapes[name][0], rows) and shapes[name][0] != rows:
             raise InputError(f"{name} has {shapes[name][0]} rows and {given} {rows}; pass one row per question")
+    width = shapes["doc_embeddings"][2] if "doc_embeddings" in shapes else None
+    if width not in (None, config.vector_size):
+        raise InputError(
+            f"doc_embeddings has vectors of {width} values, but those of questions have {config.vector_size}; embed documents "
+            "with the question encoder's context encoder"
+        )
+    lengths = [shapes[name][1] for name in ("labels", "decoder_input_ids") if name in shapes]
+    if needs_target and not lengths:
+        raise InputError(
+            "there are neither labels nor decoder_input_ids, int [B, U]; pass one of them, or call generate"
+        )
+    if None not in lengths and len(set(lengths)) > 1:
+        raise InputError(
+            f"labels has shape {shapes['labels']} and decoder_input_ids {shapes['decoder_input_ids']}; they must have the same "
+            "shape"
+        )
 
 
 def _equal(context: int | None, rows: int | None, documents: int | None) -> bool:
@@ -75,7 +99,12 @@ def _equal(context: int | None, rows: int | None, documents: int | None) -> bool
 def check_documents(config: RagConfig, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the inputs of ``generate`` as NumPy arrays, documents as [B * K, S]; raise InputError, see check_shapes."""
     arrays = {name: np.asarray(array_of(name, value)) for name, value in inputs.items() if value is not None}
-    check_shapes(config, arrays)
+    check_shapes(config, arrays, needs_target=False)
+    for name in ("doc_scores", "doc_embeddings"):
+        if name in arrays and (arrays[name].dtype.kind not in "iuf" or not np.isfinite(arrays[name]).all()):
+            raise InputError(
+                f"{name} has values that are not finite numbers, of dtype {arrays[name].dtype}; pass real numbers"
+            )
     for name in ("context_input_ids", "context_attention_mask"):
         if name in arrays:
             arrays[name] = arrays[name].reshape(-1, arrays[name].shape[-1])
@@ -89,9 +118,7 @@ def check_batch(config: RagConfig, batch: Mapping[str, Any]) -> None:
         config: The model.
         batch: Inputs and labels by name, and perhaps a mask of rows.
     """
-    unknown = sorted(set(batch) - {*INPUTS, ROW_MASK})
-    if unknown:
-        raise InputError(f"unknown input {unknown[0]!r}; the inputs of a RAG model are {', '.join(INPUTS)}")
+    check_names(name for name in batch if name != ROW_MASK)
     if batch.get("labels") is None:
         raise InputError("there are no labels to learn from; pass answers, int [B, U]")
     arrays = {name: np.asarray(array_of(name, value)) for name, value in batch.items() if value is not None}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -137,7 +138,7 @@ class RagBase:
             if checkpoint is not name_or_path:
                 checkpoint.close()
         # The parts' own, since the tensors may have corrected what config.json says.
-        config = RagConfig(**{**vars(config), **{name: part.config for name, part in parts.items()}})
+        config = replace(config, **{name: part.config for name, part in parts.items()})
         model = cls.from_parts(**parts, config=config, **options)
         model.generation_config = default_settings(config, stored)
         model.folder = str(checkpoint.folder)

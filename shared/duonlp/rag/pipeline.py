@@ -104,11 +104,13 @@ class RagPipeline:
             options: Options of ``generate`` for this call.
 
         Returns:
-            The answers, best first; for a list of questions, a list of these. None without any document.
+            The answers, best first, an empty list where no document was found; for a list of questions, a list of these.
 
         Raises:
             InputError: A question is empty or too long, an option is invalid, or the store is empty.
         """
+        if not isinstance(query, Sequence):
+            raise InputError(f"the query is {describe(query)}; expected a question or a list of questions")
         questions = [query] if isinstance(query, str) else list(query)
         if self.retriever is None:
             raise InputError("the pipeline has no retriever; pass one, or give documents to `answer`")
@@ -236,18 +238,16 @@ class RagPipeline:
 
     def _scores(self, questions: list[str], documents: list[list[Document]]) -> np.ndarray:
         """Return the scores of documents, float32 [B, K]."""
-        embeddings, vectors = stack_embeddings(documents), None
-        if self.doc_scores != "retriever" and embeddings is not None:
+        size = self.model.config.vector_size
+        embeddings = None if self.doc_scores == "retriever" else stack_embeddings(documents, size)
+        if embeddings is not None:
             positions = self.model.config.question_encoder.max_length
             inputs = encode_questions(self.tokenizers.question_encoder, questions, positions)
-            vectors = self.model.encode_questions(**inputs)
-            if vectors.shape[1] == embeddings.shape[2]:
-                return np.einsum("bd,bkd->bk", vectors, embeddings)
+            return np.einsum("bd,bkd->bk", self.model.encode_questions(**inputs), embeddings)
         if self.doc_scores == "question":
-            sizes = "none" if embeddings is None or vectors is None else f"{embeddings.shape[2]} values"
             raise InputError(
-                f"doc_scores is 'question', but the documents have {sizes} as embeddings, not vectors of the question encoder's "
-                "length; retrieve from a store with embeddings of its context encoder, or pass doc_scores='retriever'"
+                f"doc_scores is 'question', but not all documents have an embedding of {size} values, as the question encoder's "
+                "vectors have; retrieve from a store with embeddings of its context encoder, or pass doc_scores='retriever'"
             )
         if any(document.score is None for found in documents for document in found):
             raise InputError("a document has neither a score nor an embedding that fits; use another retriever")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from duonlp.architectures.dpr import BASE_CLASSES
 from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.sentence_config import l2_normalize
@@ -41,7 +42,8 @@ class SentenceEncoder:
         size: Length of a vector.
 
     Raises:
-        InputError: The pipeline has another task, the model was trained for a distance, or has no files and no name is given.
+        InputError: The pipeline has another task, the model was trained for a distance, or no name is given for one that was
+            passed loaded or has no files.
     """
 
     def __init__(
@@ -110,15 +112,16 @@ class DPREncoder:
         context_pipe: Pipeline "sentence-embedding" of the context encoder.
         batch_size: Rows of a batch; None for the pipelines'.
         max_length: Number of tokens that passages are truncated to; DPR's were trained with 256. None for the model's positions.
-        name: Name of the pair of models; None for one that is computed from their files.
+        name: Name of the pair of models; None for one that is computed from their files. A question encoder trained with RAG,
+            beside which the passages' vectors stay valid, keeps the index with the name that the index knows.
 
     Attributes:
         name: Name of the models.
         size: Length of a vector.
 
     Raises:
-        InputError: A pipeline has another task, the towers' vectors differ in length, or the models have no files and no name is
-            given.
+        InputError: A pipeline has another task, the towers are swapped or their vectors differ in length, or no name is given for
+            models that were passed loaded or have no files.
     """
 
     def __init__(
@@ -135,6 +138,11 @@ class DPREncoder:
             raise InputError(
                 f"the question encoder's vectors have {question.size} values and the context encoder's {context.size}; use two "
                 "encoders that were trained together"
+            )
+        towers = tuple(pipe.config.base_class for pipe in (context_pipe, question_pipe))
+        if towers == tuple(BASE_CLASSES):
+            raise InputError(
+                f"question_pipe is a {towers[1]} and context_pipe a {towers[0]}; pass the question encoder first"
             )
         self.question_pipe, self.context_pipe, self.batch_size = question_pipe, context_pipe, batch_size
         self._options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
@@ -187,10 +195,16 @@ def model_name(pipe: Pipeline) -> str:
     """Return a name of a pipeline's model that depends on its files alone, wherever they are: family, size, and a hash.
 
     Raises:
-        InputError: The model has no files with weights.
+        InputError: The model has no files with weights, or was passed to the pipeline loaded.
     """
     task = sentence_task(pipe, "model_name")
-    files = [] if task.folder is None else sorted(path for path in task.folder.rglob("*") if path.suffix in WEIGHTS)
+    folder = pipe.weights_folder
+    if folder is None and task.folder is not None:
+        raise InputError(
+            f"the model of {pipe!r} was passed to it loaded, and may have been trained since; make the pipeline from its folder, "
+            "or pass name=, a name that changes with the model"
+        )
+    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
     if not files:
         raise InputError(
             f"the model of {pipe!r} has no files that would identify it; pass name=, a name that changes with the model"

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.retrieval.document import Document, Filters, Retriever
-from duonlp.tasks.base import check_int
+from duonlp.tasks.base import check_int, describe
 
 SMOOTHING = 60
 """The constant k of Cormack et al. 2009."""
@@ -36,22 +38,26 @@ class HybridRetriever:
         depth: Number of documents that are taken from each retriever, at least ``top_k``.
 
     Raises:
-        InputError: There are no retrievers, a number is out of range, or there is another number of weights.
+        InputError: There are no retrievers, an object is none, a number is out of range, or there is another number of weights.
     """
 
     def __init__(
         self, retrievers: Sequence[Retriever], top_k: int = 10, k: float = SMOOTHING,
         weights: Sequence[float] | None = None, *, depth: int = 100,
     ):  # fmt: skip
+        if not isinstance(retrievers, Sequence):
+            raise InputError(f"retrievers is {describe(retrievers)}; give a list of retrievers")
+        if not retrievers:
+            raise InputError("retrievers is empty; give at least one retriever")
+        for retriever in retrievers:
+            _check_method(retriever, "retriever", "retrieve")
         self.retrievers = list(retrievers)
         check_int("top_k", top_k, minimum=1)
         check_int("depth", depth, minimum=1)
-        if not self.retrievers:
-            raise InputError("retrievers is empty; give at least one retriever")
-        if not k >= 0:
-            raise InputError(f"k is {k}; it must be 0 or more, usually {SMOOTHING}")
-        self.weights = [1.0] * len(self.retrievers) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(self.retrievers) or not all(0 <= weight < float("inf") for weight in self.weights):
+        if not _is_weight(k):
+            raise InputError(f"k is {k!r}; it must be 0 or more, usually {SMOOTHING}")
+        self.weights = [1.0] * len(self.retrievers) if weights is None else list(weights)
+        if len(self.weights) != len(self.retrievers) or not all(map(_is_weight, self.weights)):
             raise InputError(
                 f"weights is {self.weights} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
             )
@@ -104,12 +110,14 @@ class RerankingRetriever:
         candidates: Number of documents that the ranker reads for a query, at least ``top_k``.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or an object is no retriever or no ranker.
     """
 
     def __init__(self, retriever: Retriever, ranker: Ranker, top_k: int = 10, *, candidates: int = 50):
         check_int("top_k", top_k, minimum=1)
         check_int("candidates", candidates, minimum=1)
+        _check_method(retriever, "retriever", "retrieve")
+        _check_method(ranker, "ranker", "rank_all")
         self.retriever, self.ranker, self.top_k, self.candidates = retriever, ranker, top_k, candidates
 
     def retrieve(
@@ -124,3 +132,15 @@ class RerankingRetriever:
         check_int("top_k", top_k, minimum=1)
         found = self.retriever.retrieve(queries, top_k=max(top_k, self.candidates), filters=filters)
         return self.ranker.rank_all(queries, found, top_k)
+
+
+def _check_method(value: Any, role: str, method: str) -> None:
+    """Raise InputError unless an object has a method."""
+    if not callable(getattr(value, method, None)):
+        raise InputError(f"a {role} is {describe(value)}; expected an object with a method {method}")
+
+
+def _is_weight(value: Any) -> bool:
+    """Return whether a value is a finite number of 0 or more."""
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return is_number and bool(0 <= value < float("inf"))

@@ -45,7 +45,8 @@ def hard_negatives(
             passages without titles.
 
     Raises:
-        InputError: No question has an answer, a number is out of range, or there is another number of filters.
+        InputError: No question has an answer, a number is out of range, there is another number of filters, or a document has no
+            title.
     """
     check_int("count", count, minimum=1)
     check_int("depth", depth, minimum=1)
@@ -69,9 +70,11 @@ def hard_negatives(
             text = document.content.casefold()
             if document.content in positives[example.question] or any(answer in text for answer in answers):
                 continue
-            negatives.append(
-                document.content if title is None else (str(document.meta.get(title, "")), document.content)
-            )
+            if title is not None and not document.meta.get(title):
+                raise InputError(
+                    f"document {document.id!r} has no meta entry {title!r}; give all documents titles, or leave out title="
+                )
+            negatives.append(document.content if title is None else (str(document.meta[title]), document.content))
         out.append(replace(example, negatives=tuple(negatives[:count])))
     return out
 

@@ -81,8 +81,8 @@ class SentenceEmbeddingTask(TextTask[SentenceEmbeddingOptions]):
     @property
     def size(self) -> int:
         """Length of a vector."""
-        if self.pooled and self.config.pooler is not None:
-            return self.config.pooler.size or self.config.hidden_size
+        if self.pooled:
+            return self.config.pooled_size
         sizes = [step.kernel.shape[1] for step in self.sentence.steps if isinstance(step, Dense)]
         return sizes[-1] if sizes else self.config.hidden_size * len(self.sentence.pooling)
 

@@ -7,6 +7,7 @@ functions over ``ops``.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,7 +44,7 @@ class InBatchNegatives:
         scale: Factor of the inner products: 1 for DPR, and 20 for cosines in sentence-transformers.
 
     Raises:
-        InputError: The pooling is unknown, or the scale is not positive.
+        InputError: The pooling is unknown, normalize is not a bool, or the scale is not a positive number.
     """
 
     pooling: str = "mean"
@@ -53,18 +54,21 @@ class InBatchNegatives:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise InputError(f"pooling is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}")
-        if not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}; it must be positive")
+        if not isinstance(self.scale, Real) or not 0 < self.scale < float("inf"):
+            raise InputError(f"scale is {self.scale!r}; it must be a positive number")
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"normalize is {self.normalize!r}; it must be True or False")
 
     @classmethod
     def for_model(cls, model: Any) -> "InBatchNegatives":
         """Return the settings that suit a model: DPR's, or those of the sentence-transformers checkpoint it is from.
 
         Raises:
-            InputError: The checkpoint pools in another way, or has layers after the pooling.
+            InputError: It is no model, or the checkpoint pools in another way or has layers after the pooling.
         """
         from duonlp.tasks.sentence_config import l2_normalize, read_sentence_config
 
+        _check_model(model)
         folder = getattr(model, "folder", None)
         sentence = read_sentence_config(None if folder is None else Path(folder))
         if model.config.pooler_embeds and not sentence.from_files:
@@ -200,6 +204,7 @@ def check_biencoder(
     """
     models = [question_model] if passage_model is None else [question_model, passage_model]
     for model in models:
+        _check_model(model)
         if outputs_of(model.head, model.config) or HEADS[model.head].layers:
             raise InputError(f"a {model.head} model is no encoder; load it with AutoModel, without a head")
         settings.check(model.config)
@@ -222,10 +227,15 @@ def check_biencoder(
             )
 
 
+def _check_model(model: Any) -> None:
+    """Raise InputError for what is no model, such as a folder."""
+    if not hasattr(model, "config"):
+        raise InputError(f"{model!r} is not a model; load an encoder with AutoModel.from_pretrained")
+
+
 def vector_size(config: TransformerConfig, settings: InBatchNegatives) -> int:
     """Return the length of a model's vectors."""
-    own = config.pooler.size if settings.pooling == "pooler" and config.pooler is not None else 0
-    return own or config.hidden_size
+    return config.pooled_size if settings.pooling == "pooler" else config.hidden_size
 
 
 def save_biencoder(model: Any, folder: str | Path, tokenizer: Any = None) -> None:

@@ -1,11 +1,21 @@
 """Layer-wise learning rate decay: parameters further from the output get smaller learning rates in fine-tuning."""
 
 import re
+from typing import Any
 
 from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
 from duonlp.parameters import HEAD_PREFIXES
 
 LAYER = re.compile(r"layer_(\d+)$")
+
+
+def check_layer_decay(config: Any, decay: float) -> None:
+    """Raise InputError for a decay other than 1 if a model has several parts with layers of their own, as RAG models do."""
+    if decay != 1 and not isinstance(config, TransformerConfig):
+        raise InputError(
+            f"layer_decay is {decay}, but a {config.model_type} model has several parts with layers of their own; set it to 1"
+        )
 
 
 def depth(path: str, config: TransformerConfig) -> tuple[int, int]:

@@ -81,6 +81,8 @@ def test_questions_without_an_answer_are_left_out():
         ),
         ([RetrievalExample("Who?", " ")], {}, "a question or passage is ' '; expected a text that is not empty"),
         ([RetrievalExample("Who?", ("a", "b", "c"))], {}, "expected a text, or a pair of title and text"),
+        ([RetrievalExample("Who?", ("", "b"))], {}, "the passage 'b' has an empty title; give all passages titles"),
+        ([("Who?", "Ada")], {}, "an example is a tuple; expected a RetrievalExample"),
         (EXAMPLES, {"max_passage_length": 2}, "max_length is 2"),
     ],
 )

@@ -12,9 +12,10 @@ from duonlp.errors import CheckpointError, ConfigError, InputError
 from duonlp.generation import GenerationConfig, driver
 from duonlp.rag import RagBatches, RagConfig, RagContexts, RagPipeline, RagTokenizers, SequenceBase
 from duonlp.rag.decoding import fast_scores
-from duonlp.rag.inputs import check_batch, check_shapes
+from duonlp.rag.inputs import check_batch, check_documents, check_shapes
 from duonlp.rag.marginal import sequence_nll, token_nll
 from duonlp.retrieval import Document
+from duonlp.training.layer_decay import check_layer_decay
 from tests import rag
 
 
@@ -65,6 +66,14 @@ def test_config_round_trip_and_errors(config):
         config.with_options(docs=3)
 
 
+def test_what_does_not_suit_a_model_of_two_parts_is_refused(config):
+    check_layer_decay(config, 1.0)
+    with pytest.raises(InputError, match=r"layer_decay is 0\.9, but a rag model has several parts"):
+        check_layer_decay(config, 0.9)
+    with pytest.raises(ConfigError, match="load it with RagSequence or RagToken"):
+        config_from_hf({"model_type": "rag"})
+
+
 def test_contexts_are_those_of_rag_retriever(config):
     contexts = RagContexts(rag.tokenizers().generator, config)
     document = Document("the  fox is red", {"title": '"fox"'})
@@ -103,8 +112,16 @@ def test_batches(config):
     assert first["doc_embeddings"].shape == (2, 3, 24) and first["row_mask"].tolist() == [1, 1]
     for batch in (first, last):
         check_batch(config, batch)
-    with pytest.raises(InputError, match="has no embedding"):
-        RagBatches(rag.QUESTIONS, rag.ANSWERS, rag.documents(embedded=False), rag.tokenizers(), config, 2)
+    shorter = [[Document("red", embedding=np.zeros(3))]] * 2
+    for documents, message in (
+        (rag.documents(embedded=False), "no embedding of 24 values"),
+        (shorter, "no embedding of 24 values"),
+        ([rag.documents()[0], rag.documents()[1][:1]], "1, 3 documents for each"),
+    ):
+        with pytest.raises(InputError, match=message):
+            RagBatches(rag.QUESTIONS, rag.ANSWERS, documents, rag.tokenizers(), config, 2)
+    with pytest.raises(InputError, match="max_answer_length is 0"):
+        RagBatches(rag.QUESTIONS, rag.ANSWERS, rag.documents(), rag.tokenizers(), config, 2, max_answer_length=0)
     with pytest.raises(InputError, match="2 questions, 1 answers"):
         RagBatches(rag.QUESTIONS, rag.ANSWERS[:1], rag.documents(), rag.tokenizers(), config, 2)
     with pytest.raises(InputError, match="unknown input 'documents'"):
@@ -123,9 +140,29 @@ def test_shapes_that_do_not_match_are_refused(config):
         ({"context_input_ids": ids, "doc_scores": scores[0]}, "expected 2 axes"),
         ({"context_input_ids": ids, "doc_scores": scores, "labels": labels[:1]}, "labels has 1 rows"),
         ({"context_input_ids": ids, "doc_scores": scores, "context_attention_mask": ids[:, :3]}, "same shape"),
+        ({"context_input_ids": ids, "doc_scores": scores}, "neither labels nor decoder_input_ids"),
+        (
+            {"context_input_ids": ids, "doc_scores": scores, "labels": labels, "decoder_input_ids": labels[:, 1:]},
+            r"labels has shape \(2, 5\) and decoder_input_ids \(2, 4\)",
+        ),
+        (
+            {"context_input_ids": ids, "doc_embeddings": np.zeros((2, 3, 8)), "input_ids": ids[:2], "labels": labels},
+            "vectors of 8 values, but those of questions have 24",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             check_shapes(config, inputs)
+
+
+def test_scores_that_are_no_numbers_are_refused(config):
+    ids = np.ones((6, 4), int)
+    assert check_documents(config, {"context_input_ids": ids, "doc_scores": np.zeros((2, 3))})["doc_scores"].shape == (
+        2,
+        3,
+    )
+    for scores in (np.full((2, 3), np.nan), np.full((2, 3), "a")):
+        with pytest.raises(InputError, match="doc_scores has values that are not finite numbers"):
+            check_documents(config, {"context_input_ids": ids, "doc_scores": scores})
 
 
 def test_tokenizers_are_in_subfolders(tmp_path):
@@ -181,6 +218,8 @@ def test_the_pipeline_takes_the_scores_of_a_keyword_retriever(config):
             RagPipeline(model, rag.Found(), rag.tokenizers(), **options)
     with pytest.raises(InputError, match="unknown parameter 'Reader'"):
         RagPipeline(model, rag.Found(), rag.tokenizers()).run(rag.QUESTIONS[0], {"Reader": {}})
+    with pytest.raises(InputError, match="expected a question or a list of questions"):
+        RagPipeline(model, rag.Found(), rag.tokenizers())(3)
     with pytest.raises(InputError, match="pass tokenizers"):
         RagPipeline(model, rag.Found())
 

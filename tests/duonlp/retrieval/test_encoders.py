@@ -77,6 +77,11 @@ def test_the_name_depends_on_weights_and_settings_not_on_the_folder(tmp_path):
     (tmp_path / "a" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no files that would identify it; pass name="):
         SentenceEncoder(first)
+    other.weights_folder = None  # of a model in memory
+    with pytest.raises(
+        InputError, match="may have been trained since; make the pipeline from its folder, or pass name="
+    ):
+        SentenceEncoder(other)
     assert SentenceEncoder(first, name="mine").name == "mine, prefixes 'query: ' and 'passage: ', unit length"
 
 
@@ -89,7 +94,9 @@ def test_dpr_pairs_titles_with_texts(tmp_path):
     expected = context([pair, TEXTS[1]], max_length=12)
     assert np.array_equal(encoder.encode_documents(TEXTS, ["Loom", ""]), expected)
     assert np.array_equal(encoder.encode_documents(TEXTS), context(TEXTS))
-    assert encoder.name != DPREncoder(context, question, max_length=12).name != DPREncoder(context, question).name
+    assert encoder.name != DPREncoder(question, context).name != DPREncoder(question, question).name
+    with pytest.raises(InputError, match=r"question_pipe is a DPRContextEncoder.*pass the question encoder first"):
+        DPREncoder(context, question)
     with pytest.raises(InputError, match="there are 1 titles for 2 texts"):
         encoder.encode_documents(TEXTS, ["Loom"])
     with pytest.raises(InputError, match="vectors have 16 values and the context encoder's 3"):

@@ -56,11 +56,20 @@ def test_depth_and_filters_reach_the_retrievers():
         ({"k": -1}, "k is -1; it must be 0 or more"),
         ({"weights": [1.0, 2.0]}, r"weights is \[1.0, 2.0\] for 1 retrievers"),
         ({"weights": [-1.0]}, "give one of 0 or more for each"),
+        ({"weights": ["a"]}, "give one of 0 or more for each"),
+        ({"k": "60"}, "k is '60'; it must be 0 or more"),
+        ({"retrievers": Fixed("a")}, "give a list of retrievers"),
+        ({"retrievers": [3]}, "expected an object with a method retrieve"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         HybridRetriever(**{"retrievers": [Fixed("a")], **arguments})
+
+
+def test_what_cannot_rank_is_refused():
+    with pytest.raises(InputError, match="expected an object with a method rank_all"):
+        RerankingRetriever(Fixed("a"), Fixed("a"))
 
 
 def test_a_ranker_orders_the_candidates():

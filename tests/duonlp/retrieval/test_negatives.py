@@ -60,3 +60,12 @@ def test_pairs_are_labelled_once_and_written(tmp_path):
     assert again.texts == pairs.texts and again.labels.tolist() == pairs.labels.tolist()
     with pytest.raises(InputError, match="no examples to make pairs of"):
         labelled_pairs([])
+
+
+def test_documents_without_a_title_are_refused_where_titles_are_asked_for():
+    class Found:
+        def retrieve(self, queries, **options):
+            return [[Document("red", {"title": None}, "red")] for _ in queries]
+
+    with pytest.raises(InputError, match="document 'red' has no meta entry 'title'; give all documents titles"):
+        hard_negatives(QUESTIONS, Found(), title="title")

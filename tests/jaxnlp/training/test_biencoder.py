@@ -114,6 +114,8 @@ def test_usage_errors():
         lambda: fit_biencoder(
             classifier, batches(), settings=InBatchNegatives()
         ): "sequence-classification model is no",
+        lambda: fit_biencoder("folder", batches()): "'folder' is not a model; load an encoder",
+        lambda: BiEncoder(classifier, settings=InBatchNegatives()): "sequence-classification model is no",
         lambda: step.put(without): "in-batch negatives need passage_input_ids",
         lambda: step.put({"input_ids": first["input_ids"]}): "no candidates and positives",
         lambda: step.put(first | {"candidates": first["candidates"][:1]}): r"they must be \[B, P, length\]",

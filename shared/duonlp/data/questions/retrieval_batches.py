@@ -120,12 +120,15 @@ class RetrievalBatches(LengthBatches):
             host_count: Number of hosts.
 
         Raises:
-            InputError: There are no examples, only some passages have titles, a text is empty or not a text, no example has
-                negatives though `num_negatives` asks for them, or a number is out of range.
+            InputError: There are no examples, one is not a RetrievalExample, only some passages have titles, a text is empty or
+                not a text, no example has negatives though `num_negatives` asks for them, or a number is out of range.
         """
         super().__init__(batch_size, seed, shuffle, drop_last, host_index, host_count)
         self.examples = retrieval_examples(examples) if isinstance(examples, Questions) else list(examples)
         self.check_count()
+        for example in self.examples:
+            if not isinstance(example, RetrievalExample):
+                raise InputError(f"an example is a {type(example).__name__}; expected a RetrievalExample")
         if isinstance(num_negatives, bool) or not isinstance(num_negatives, int) or num_negatives < 0:
             raise InputError(f"num_negatives is {num_negatives!r}; it must be an integer of 0 or more")
         if num_negatives and not any(example.negatives for example in self.examples):
@@ -193,6 +196,8 @@ def _passage(passage: Passage) -> Passage:
         return _text(passage)
     if not isinstance(passage, (tuple, list)) or len(passage) != 2:
         raise InputError(f"a passage is {passage!r}; expected a text, or a pair of title and text")
+    if not passage[0]:
+        raise InputError(f"the passage {passage[1]!r:.80} has an empty title; give all passages titles, or none")
     return _text(passage[0]), _text(passage[1])
 
 
