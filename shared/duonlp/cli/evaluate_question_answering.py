@@ -1,5 +1,6 @@
 """``duonlp evaluate question-answering``: readers and files of predictions against references, with intervals."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,8 @@ class Settings:
         for name, least in (("limit", 0), ("max_length", 0), ("max_answer_length", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise InputError("--threshold is nan; give a number, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -280,13 +283,14 @@ def answer(package: Any, system: System, questions: "Questions", settings: Setti
     """Let a model answer the questions.
 
     Raises:
-        InputError: The model is no reader, or does not support the settings.
+        InputError: The model has no question-answering head, or does not support the settings.
         CheckpointError: The checkpoint cannot be found or read.
     """
     from duonlp.evaluation.reader import predict_answers
-    from duonlp.tasks.reader_config import read_reader_config
+    from duonlp.retrieval.reader import load_reader_pipeline
 
-    trained = read_reader_config(system.source) if Path(system.source).is_dir() else None
+    start = time.monotonic()
+    pipe, trained = load_reader_pipeline(package, system.source, batch_size=settings.batch_size)
     options: dict[str, Any] = {"max_answer_len": 30} if trained is None else {
         name: getattr(trained, name) for name in ("max_seq_len", "doc_stride", "max_answer_len")
     }  # fmt: skip
@@ -300,9 +304,7 @@ def answer(package: Any, system: System, questions: "Questions", settings: Setti
         threshold, origin = trained.null_threshold, "tuned"
     if threshold is None:
         threshold, origin = 0.0, "default"
-    start = time.monotonic()
-    pipe = package.pipeline("question-answering", system.source, batch_size=settings.batch_size, **options)
-    texts, gaps = predict_answers(pipe, questions)
+    texts, gaps = predict_answers(pipe, questions, **options)
     return Answers(texts, gaps, threshold, origin, round(time.monotonic() - start, 3))
 
 
