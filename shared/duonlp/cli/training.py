@@ -255,7 +255,10 @@ def print_folds(report: Mapping[str, Any]) -> None:
         console.print(table)
         console.print()
     done = len(report["folds"])
-    console.print(f"{done} folds, {report['seconds']:.1f} s of training: {report['output']}", soft_wrap=True)
+    console.print(
+        f"{done} fold{'s' if done > 1 else ''}, {report['seconds']:.1f} s of training: {report['output']}",
+        soft_wrap=True,
+    )
     if report["preempted"]:
         console.print("stopped by a signal; run the same command to resume", soft_wrap=True)
 

@@ -120,6 +120,8 @@ def test_models_and_written_files(run, engine, data, tmp_path):  # noqa: F811
         (["--predictions", "a=DATA"], ["the answer"]),
         (["--predictions", "a=SHORT"], ["predictions lack 7 of 8 questions"]),
         (["--null-gaps", "a=SHORT"], ["--null-gaps names 'a'", "no --predictions"]),
+        (["--null-gaps", "a=b", "--null-gaps", "a=c", "--predictions", "a=SHORT"], ["'a' two files, 'b' and 'c'"]),
+        (["--predictions", "a=SHORT", "--threshold", "1"], ["--threshold is 1.0, but no system has null gaps"]),
         (["--predictions", "no answer=SHORT"], ["two systems are named 'no answer'"]),
         (["-m", "x=a", "-m", "x=b"], ["two systems are named 'x'", "NAME=FOLDER"]),
         (["-m", "a", "-m", "a"], ["'a' is given twice"]),
