@@ -64,6 +64,14 @@ def test_usage_errors_are_one_line_before_training(run, base, tmp_path, more, pa
     assert all(part in err for part in parts), err
 
 
+def test_questions_without_the_task(run, base, tmp_path):  # noqa: F811
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions(4)))
+    status, _, err = run("finetune", "-m", base / "bert", "-d", tmp_path / "train.jsonl", "--output", tmp_path / "run")
+    assert (
+        status == 2 and "questions on contexts instead of labeled texts" in err and "--task question-answering" in err
+    )
+
+
 def test_a_setting_of_another_task(run, base, tmp_path):  # noqa: F811
     status, _, err = run("finetune", "-m", base / "bert", "-d", base / "train.json", "--output", tmp_path, "--folds", 3)
     assert status == 2 and "not a setting of text-classification, but of question-answering" in err
