@@ -65,7 +65,7 @@ def cross_validate(package: Engine, settings: QuestionAnsweringSettings, *, cons
 
 
 def plan(settings: QuestionAnsweringSettings, framework: str) -> dict[str, Any]:
-    """Return what a cross-validation would do: the plan of its first fold, whose steps and batches those of the others resemble.
+    """Return what a cross-validation would do: the plan of its first fold, which the others resemble.
 
     Args:
         settings: Settings with ``folds`` and without ``fold``.
