@@ -1,5 +1,6 @@
 """``duonlp evaluate question-answering``: readers and files of predictions against references, with intervals."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,8 @@ class Settings:
         for name, least in (("limit", 0), ("max_length", 0), ("max_answer_length", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise InputError("--threshold is nan; give a number, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -231,9 +234,15 @@ def list_systems(settings: Settings) -> list[System]:
     """Return the systems to evaluate: models, then files of predictions.
 
     Raises:
-        InputError: An argument is not NAME=FILE, two systems have the same name, or null gaps belong to no predictions.
+        InputError: An argument is not NAME=FILE, two systems have the same name, null gaps belong to no predictions, or there is
+            a threshold, but no system with null gaps.
     """
-    gaps = dict(_named("--null-gaps", argument) for argument in settings.null_gaps)
+    gaps: dict[str, str] = {}
+    for argument in settings.null_gaps:
+        name, file = _named("--null-gaps", argument)
+        if name in gaps:
+            raise InputError(f"--null-gaps gives {name!r} two files, {gaps[name]!r} and {file!r}; give one of them")
+        gaps[name] = file
     alone = model_names([model for model in settings.models if not _is_named(model)])
     models = [_named("--model", model) if _is_named(model) else (alone[model], model) for model in settings.models]
     files = [_named("--predictions", argument) for argument in settings.predictions]
@@ -247,6 +256,10 @@ def list_systems(settings: Settings) -> list[System]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two systems are named {name!r}; name them, as in --model NAME=FOLDER")
+    if settings.threshold is not None and not any(system.is_model or system.null_gaps for system in systems):
+        raise InputError(
+            f"--threshold is {settings.threshold}, but no system has null gaps to compare with it; give --null-gaps NAME=FILE"
+        )
     return systems
 
 
@@ -280,13 +293,14 @@ def answer(package: Any, system: System, questions: "Questions", settings: Setti
     """Let a model answer the questions.
 
     Raises:
-        InputError: The model is no reader, or does not support the settings.
+        InputError: The model has no question-answering head, or does not support the settings.
         CheckpointError: The checkpoint cannot be found or read.
     """
     from duonlp.evaluation.reader import predict_answers
-    from duonlp.tasks.reader_config import read_reader_config
+    from duonlp.retrieval.reader import load_reader_pipeline
 
-    trained = read_reader_config(system.source) if Path(system.source).is_dir() else None
+    start = time.monotonic()
+    pipe, trained = load_reader_pipeline(package, system.source, batch_size=settings.batch_size)
     options: dict[str, Any] = {"max_answer_len": 30} if trained is None else {
         name: getattr(trained, name) for name in ("max_seq_len", "doc_stride", "max_answer_len")
     }  # fmt: skip
@@ -300,9 +314,7 @@ def answer(package: Any, system: System, questions: "Questions", settings: Setti
         threshold, origin = trained.null_threshold, "tuned"
     if threshold is None:
         threshold, origin = 0.0, "default"
-    start = time.monotonic()
-    pipe = package.pipeline("question-answering", system.source, batch_size=settings.batch_size, **options)
-    texts, gaps = predict_answers(pipe, questions)
+    texts, gaps = predict_answers(pipe, questions, **options)
     return Answers(texts, gaps, threshold, origin, round(time.monotonic() - start, 3))
 
 
@@ -349,16 +361,16 @@ def print_report(report: Mapping[str, Any], out: TextIO) -> None:
 
     console, systems = plain_console(file=out), report["systems"]
     names = [name for name in SHOWN if name in systems[NO_ANSWER]["scores"]]
-    tuned = any("best_f1" in row["scores"] for row in systems.values())
+    has_gaps = any("best_f1" in row["scores"] for row in systems.values())
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(f"{report['data']['questions']} questions", no_wrap=True)
-    for name in (*(SHOWN[name].replace(" ", "\n") for name in names), *(("threshold", "best F1") if tuned else ())):
+    for name in (*(SHOWN[name].replace(" ", "\n") for name in names), *(("threshold", "best F1") if has_gaps else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for system, row in systems.items():
         table.add_row(Text(system, style="bold"), *_score_cells(row, names))
         table.add_row("", *_interval_cells(row, names))
     console.print(table)
-    if tuned:
+    if has_gaps:
         console.print("best F1: at the threshold best for these questions, so slightly optimistic")
     if report["settings"]["output"]:
         console.print(f"Results: {report['settings']['output']}", soft_wrap=True)

@@ -72,7 +72,7 @@ def finetune(
     given = {name: value for name, value in locals().items() if name not in ("cross_validation", "finetuning")}
     cls = finetuning.TASKS[flags.task_of(config, option, task, finetuning.TASKS)]
     more = ("model", "task", "validation_data", "doc_stride", "folds", "fold_by")
-    settings = flags.read_settings(cls, config, given, option, {name: name for name in more})
+    settings = flags.read_settings(cls, config, given, option, {name: name for name in more}, finetuning.TASKS)
     training, run = finetuning, finetuning.finetune
     if cross_validation.is_cross_validation(settings):
         training, run = cross_validation, cross_validation.cross_validate

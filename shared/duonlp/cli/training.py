@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -95,7 +96,12 @@ def task_of(config: str, option: Sequence[str] | None, task: str, allowed: Itera
 
 
 def read_settings(
-    cls: type[T], config: str, values: Mapping[str, Any], option: Sequence[str] | None, more_flags: Mapping[str, str]
+    cls: type[T],
+    config: str,
+    values: Mapping[str, Any],
+    option: Sequence[str] | None,
+    more_flags: Mapping[str, str],
+    tasks: Mapping[str, type] | None = None,
 ) -> T:
     """Build the settings of a run from a TOML file, flags and options.
 
@@ -106,9 +112,10 @@ def read_settings(
             ``seed`` and ``fit.seed``.
         option: The --option pairs.
         more_flags: Names of further flags to paths of settings.
+        tasks: The settings of each task, `cls` among them, if the command has several.
 
     Raises:
-        InputError: See :func:`duonlp.cli.settings.settings_from`.
+        InputError: A setting belongs to another task, or see :func:`duonlp.cli.settings.settings_from`.
     """
     flags = {
         path: values[name]
@@ -117,6 +124,14 @@ def read_settings(
     }
     if values.get("seed") is not None:
         flags |= {"seed": values["seed"], "fit.seed": values["seed"]}
+    names = {task: {field.name for field in fields(settings)} for task, settings in (tasks or {}).items()}
+    own = next((task for task, settings in (tasks or {}).items() if settings is cls), "")
+    for key in merged(config, flags, option or []) if tasks else ():
+        others = [task for task in names if key in names[task]]
+        if others and own not in others:
+            raise InputError(
+                f"{key!r} is not a setting of {own}, but of {' and '.join(others)}; leave it out, or give --task {others[0]}"
+            )
     return settings_from(cls, config, flags, option or [], what=cls.program)
 
 
@@ -240,7 +255,10 @@ def print_folds(report: Mapping[str, Any]) -> None:
         console.print(table)
         console.print()
     done = len(report["folds"])
-    console.print(f"{done} folds, {report['seconds']:.1f} s of training: {report['output']}", soft_wrap=True)
+    console.print(
+        f"{done} fold{'s' if done > 1 else ''}, {report['seconds']:.1f} s of training: {report['output']}",
+        soft_wrap=True,
+    )
     if report["preempted"]:
         console.print("stopped by a signal; run the same command to resume", soft_wrap=True)
 

@@ -1,12 +1,18 @@
 """Answer questions with a reader, and score its answers during training."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from duonlp.metrics.question_answering import METRICS, best_threshold, squad_scores
+from duonlp.tasks.question_answering import QuestionAnsweringOptions
+from duonlp.tokenizers.windows import make_windows
 
 Pipe = Callable[..., Any]
 """A question-answering pipeline."""
+
+CHECKED_TOGETHER = 1024
+"""Number of questions whose windows are in memory at a time when they are checked."""
 
 
 def predict_answers(
@@ -30,10 +36,33 @@ def predict_answers(
     """
     items = [{"question": row["question"], "context": row["context"]} for row in questions]
     results = pipe(items, **options, top_k=1, handle_impossible_answer=False)
-    results = [results] if isinstance(results, Mapping) else results  # of a single question
-    answers = {row["id"]: result["answer"] for row, result in zip(questions, results, strict=True)}
-    gaps = {row["id"]: float(result["null_gap"]) for row, result in zip(questions, results, strict=True)}
+    results = [results] if len(items) == 1 else results
+    answers, gaps = {}, {}
+    for row, result in zip(questions, results, strict=True):
+        # A context whose tokens are all spaces has no nonempty answer, for which the result is [].
+        answers[row["id"]], gaps[row["id"]] = (
+            (result["answer"], float(result["null_gap"])) if result else ("", math.inf)
+        )
     return answers, gaps
+
+
+def check_windows(questions: Sequence[Mapping[str, Any]], tokenizer: Any, **lengths: int) -> None:
+    """Raise InputError, with the id of the question, unless every question leaves room for its context.
+
+    Args:
+        questions: Such as `read_questions` returns.
+        tokenizer: Tokenizer of the reader.
+        lengths: "size", "stride" and "max_question_len", as `make_windows` takes them.
+    """
+    for begin in range(0, len(questions), CHECKED_TOGETHER):
+        rows = [questions[number] for number in range(begin, min(begin + CHECKED_TOGETHER, len(questions)))]
+        make_windows(
+            tokenizer,
+            [row["question"] for row in rows],
+            [row["context"] for row in rows],
+            where=lambda i, rows=rows: f"question {rows[i]['id']!r}",
+            **lengths,
+        )
 
 
 class ReaderScorer:
@@ -74,17 +103,26 @@ class ReaderScorer:
         Raises:
             InputError: The model has another head, or a question does not fit its windows.
         """
-        self.answers, self.null_gaps = self._predict(model, self.questions)
+        self.answers, self.null_gaps = predict_answers(self._pipe(model), self.questions)
         return self._scores(self.answers, self.null_gaps)
 
     def dry_run(self, model: Any) -> dict[str, float]:
-        """Answer the first question, if there is a model, and return the names of the scores, each with the value 0.
+        """Check all questions and return the names of the scores, each with the value 0.
+
+        Args:
+            model: A model, which answers the first question; None checks the windows if the options say how long they are.
 
         Raises:
             InputError: As for a call.
         """
+        size, stride = self.options.get("max_seq_len"), self.options.get("doc_stride")
         if model is not None:
-            self._predict(model, self.questions[:1])
+            pipe = self._pipe(model)
+            size, stride = pipe.task.lengths(pipe.options)
+            predict_answers(pipe, self.questions[:1])
+        if size is not None and stride is not None:
+            most = self.options.get("max_question_len", QuestionAnsweringOptions.max_question_len)
+            check_windows(self.questions, self.tokenizer, size=size, stride=stride, max_question_len=most)
         ids = [row["id"] for row in self.questions]
         return dict.fromkeys(self._scores(dict.fromkeys(ids, ""), dict.fromkeys(ids, 0.0)), 0.0)
 
@@ -95,10 +133,9 @@ class ReaderScorer:
         names = [name for name in scores if name.endswith(METRICS) and not name.startswith("best")]
         return {"threshold": threshold, **{name: scores[name] for name in names}}
 
-    def _predict(self, model: Any, questions: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, float]]:
+    def _pipe(self, model: Any) -> Any:
         assert self.pipeline is not None
-        pipe = self.pipeline("question-answering", model, tokenizer=self.tokenizer, **self.options)
-        return predict_answers(pipe, questions)
+        return self.pipeline("question-answering", model, tokenizer=self.tokenizer, **self.options)
 
     def _scores(self, answers: Mapping[str, str], gaps: Mapping[str, float]) -> dict[str, float]:
         scores = squad_scores(answers, self.questions, null_gaps=gaps, threshold=0.0, resamples=0)

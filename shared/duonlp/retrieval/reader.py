@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from duonlp.errors import InputError, NewHeadWarning
 from duonlp.retrieval.answer import Answer, context_around
 from duonlp.retrieval.document import Document
-from duonlp.tasks.reader_config import read_reader_config
+from duonlp.tasks.reader_config import ReaderConfig, read_reader_config
 
 if TYPE_CHECKING:
     from duonlp.pipelines import Pipeline
@@ -195,19 +195,34 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
         InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
         CheckpointError: The checkpoint cannot be found or read.
     """
+    pipe, trained = load_reader_pipeline(package, model, **(options or {}))
+    stored: dict[str, Any] = {} if trained is None else asdict(trained)
+    defaults = {name: value for name, value in stored.items() if value is not None and name not in (options or {})}
+    return Reader(pipe, **defaults | settings)
+
+
+def load_reader_pipeline(package: "Engine", model: str, **options: Any) -> "tuple[Pipeline, ReaderConfig | None]":
+    """Load a question-answering checkpoint; return its pipeline, and its reader.json if it has one.
+
+    Args:
+        package: tfnlp or jaxnlp.
+        model: A folder in Hugging Face layout, or a Hub id.
+        options: Options of the pipeline.
+
+    Raises:
+        InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
+        CheckpointError: The checkpoint cannot be found or read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error", NewHeadWarning)
         try:
-            pipe = package.pipeline("question-answering", model, **(options or {}))
+            pipe = package.pipeline("question-answering", model, **options)
         except NewHeadWarning:
             raise InputError(
                 f"{model!r} has no question-answering head, so its answers would be random; fine-tune it first (duonlp finetune "
                 "--task question-answering), or give a checkpoint that was trained on SQuAD or similar questions"
             ) from None
-    trained = None if pipe.task.folder is None else read_reader_config(pipe.task.folder)
-    stored: dict[str, Any] = {} if trained is None else asdict(trained)
-    defaults = {name: value for name, value in stored.items() if value is not None and name not in (options or {})}
-    return Reader(pipe, **defaults | settings)
+    return pipe, None if pipe.task.folder is None else read_reader_config(pipe.task.folder)
 
 
 def check_queries(queries: Sequence[str]) -> list[str]:

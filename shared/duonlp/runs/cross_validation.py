@@ -55,7 +55,8 @@ def cross_validate(package: Engine, settings: QuestionAnsweringSettings, *, cons
         assert settings.folds is not None
         for number in range(1, settings.folds + 1):
             log(f"fold {number} of {settings.folds}")
-            reports.append(_finished(_fold(settings, number), framework) or _train(package, settings, number, console))
+            fold = _fold(settings, number)
+            reports.append(_finished(fold, framework) or finetuning.finetune(package, fold, console=console))
             if reports[-1]["preempted"]:
                 break
         report = _summarize(settings, framework, reports)
@@ -64,7 +65,7 @@ def cross_validate(package: Engine, settings: QuestionAnsweringSettings, *, cons
 
 
 def plan(settings: QuestionAnsweringSettings, framework: str) -> dict[str, Any]:
-    """Return what a cross-validation would do: the plan of its first fold, with the steps of all.
+    """Return what a cross-validation would do: the plan of its first fold, which the others resemble.
 
     Args:
         settings: Settings with ``folds`` and without ``fold``.
@@ -94,10 +95,6 @@ def _finished(settings: QuestionAnsweringSettings, framework: str) -> dict[str, 
     run_folder.check_output(settings, framework)
     report = read_json_object(file, advice="delete it to evaluate the fold again")
     return None if report.get("preempted") else report
-
-
-def _train(package: Engine, settings: QuestionAnsweringSettings, number: int, console: Any) -> dict[str, Any]:
-    return finetuning.finetune(package, _fold(settings, number), console=console)
 
 
 def _summarize(

@@ -82,7 +82,8 @@ def finetune(
     )
     fit = run_folder.training_module(package).fit
     log = run_folder.make_printer(console)
-    log(f"{data.plan()['summary']}; {'a new head' if is_new_head else 'the head of the checkpoint'}")
+    head = "a new head" if is_new_head else "the checkpoint's head"
+    log(f"{data.plan()['summary']}; {head}")
 
     def train(evaluate: Any, **options: Any) -> FitResult:
         return fit(

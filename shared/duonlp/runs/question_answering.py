@@ -73,6 +73,10 @@ class QuestionAnsweringSettings(RunSettings):
             )
         if self.folds is not None and self.folds < 2:
             raise InputError(f"folds is {self.folds}; it must be at least 2, or none without cross-validation")
+        if self.fold is not None and self.folds is None:
+            raise InputError(
+                f"fold is {self.fold}, but there are no folds; set folds, such as folds=5, or leave out fold"
+            )
         if self.fold is not None and not 1 <= self.fold <= (self.folds or 0):
             raise InputError(f"fold is {self.fold}; it must be from 1 to folds, which is {self.folds}")
         if self.folds is not None and self.validation_data:
@@ -120,13 +124,18 @@ class QuestionData:
         }
 
     def plan(self) -> dict[str, Any]:
-        """Return what a plan says about the data: "summary", a line."""
+        """Return what a plan says about the data: "summary", a line, and "unreachable", the ids that it counts."""
         data = self.describe()
         sides = (
             f"{data[side]} {name} questions ({data[f'{side}_unanswerable']} unanswerable)"
             for side, name in (("train", "training"), ("validation", "validation"))
         )
-        return {"summary": f"{', '.join(sides)}, windows of {self.reading.max_seq_len} tokens"}
+        unreachable = self.batches.unreachable
+        lost = f" (too short for the answers to {len(unreachable)} of them, which train as unanswerable)"
+        return {
+            "summary": f"{', '.join(sides)}, windows of {self.reading.max_seq_len} tokens{lost if unreachable else ''}",
+            "unreachable": unreachable,
+        }
 
     def overrides(self) -> dict[str, Any]:
         """Return no keys: a reader has two outputs, whatever the data."""
@@ -170,10 +179,12 @@ def prepare(settings: QuestionAnsweringSettings) -> tuple[QuestionData, Any]:
     if settings.max_length is not None and settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}; the model reads at most {longest} tokens")
     window = settings.max_length or min(WINDOW, longest)
-    stride = window // 2 if settings.doc_stride is None else settings.doc_stride
-    reading = ReaderConfig(
-        window, min(stride, STRIDE) if settings.doc_stride is None else stride, settings.max_answer_length
-    )
+    stride = min(window // 2, STRIDE) if settings.doc_stride is None else settings.doc_stride
+    if stride >= window:
+        raise InputError(
+            f"doc_stride is {stride}, but a window has {window} tokens; lower doc_stride or raise max_length"
+        )
+    reading = ReaderConfig(window, stride, settings.max_answer_length)
     train, validation = read_splits(settings)
     batches = QuestionBatches(
         train, tokenizer, settings.batch_size, max_seq_len=reading.max_seq_len, doc_stride=reading.doc_stride,

@@ -111,7 +111,8 @@ def make_windows(
             if room <= stride:
                 raise InputError(
                     f"{where(number)}: a question of {len(question_ids)} tokens and doc_stride {stride} leave no room in a "
-                    f"window of {size}; raise max_seq_len, or lower doc_stride or max_question_len"
+                    f"window of {size}",
+                    remedy="raise max_seq_len, or lower doc_stride or max_question_len",
                 )
         row = template.row(question_ids)
         ranges = window_ranges(len(text.ids), room, stride, from_the_end)

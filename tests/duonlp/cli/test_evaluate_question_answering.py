@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from duonlp.data.questions import Questions, write_squad
+from duonlp.errors import NewHeadWarning
 from duonlp.metrics.question_answering import read_answers, read_null_gaps, write_answers, write_null_gaps
 from duonlp.tasks.reader_config import ReaderConfig, write_reader_config
 from duonlp.util import frameworks
@@ -28,7 +31,8 @@ class Readers:
         self.calls = []
 
     def pipeline(self, task, model, **options):
-        self.calls.append((task, str(model).rpartition("/")[2], options))
+        if str(model).endswith("headless"):
+            warnings.warn("new", NewHeadWarning, stacklevel=2)
 
         def answer(item):
             true = next(row for row in ROWS if row["context"] == item["context"])["answers"]["text"]
@@ -37,9 +41,11 @@ class Readers:
             gap = (-1.0 if true else 3.0) if knows else 0.5
             return {"score": 0.5, "start": 0, "end": len(text), "answer": text, "logit": 1.0, "null_gap": gap}
 
-        def pipe(items, **more):
+        def pipe(items, *, top_k, handle_impossible_answer, **more):
+            self.calls.append((task, str(model).rpartition("/")[2], {**options, **more}))
             return [answer(item) for item in items]
 
+        pipe.task = SimpleNamespace(folder=model)
         return pipe
 
 
@@ -114,9 +120,13 @@ def test_models_and_written_files(run, engine, data, tmp_path):  # noqa: F811
         (["--predictions", "a=DATA"], ["the answer"]),
         (["--predictions", "a=SHORT"], ["predictions lack 7 of 8 questions"]),
         (["--null-gaps", "a=SHORT"], ["--null-gaps names 'a'", "no --predictions"]),
+        (["--null-gaps", "a=b", "--null-gaps", "a=c", "--predictions", "a=SHORT"], ["'a' two files, 'b' and 'c'"]),
+        (["--predictions", "a=SHORT", "--threshold", "1"], ["--threshold is 1.0, but no system has null gaps"]),
         (["--predictions", "no answer=SHORT"], ["two systems are named 'no answer'"]),
         (["-m", "x=a", "-m", "x=b"], ["two systems are named 'x'", "NAME=FOLDER"]),
         (["-m", "a", "-m", "a"], ["'a' is given twice"]),
+        (["-m", "org/headless"], ["'org/headless' has no question-answering head"]),
+        (["-m", "knows", "--threshold", "nan"], ["--threshold is nan"]),
         (["-m", "knows", "--limit", "-1"], ["--limit is -1"]),
         (["-m", "knows", "--batch-size", "0"], ["--batch-size is 0"]),
         (["-m", "knows", "--confidence", "95"], ["confidence is 95"]),

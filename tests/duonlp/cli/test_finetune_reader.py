@@ -51,7 +51,7 @@ def test_a_plan(run, base, tmp_path):  # noqa: F811
     [
         (["--task", "summarization"], ["task is 'summarization'", "text-classification or question-answering"]),
         (["--task", "question-answring"], ["did you mean 'question-answering'"]),
-        (["--label-column", "x"], ["'label_column' is not a setting"]),
+        (["--label-column", "x"], ["'label_column' is not a setting", "--task text-classification"]),
         (["--max-length", 64], ["max_length is 64; the model reads at most 32 tokens"]),
         (["--doc-stride", 16], ["doc_stride is 16"]),
         (["--folds", 3], ["folds is 3", "validation_data"]),
@@ -62,6 +62,20 @@ def test_usage_errors_are_one_line_before_training(run, base, tmp_path, more, pa
     status, out, err = run(*arguments(base, "--output", tmp_path / "run"), *more, "--dry-run")
     assert status == 2 and out == "" and err.count("\n") == 1 and not (tmp_path / "run").exists(), err
     assert all(part in err for part in parts), err
+
+
+def test_questions_without_the_task(run, base, tmp_path):  # noqa: F811
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions(4)))
+    status, _, err = run("finetune", "-m", base / "bert", "-d", tmp_path / "train.jsonl", "--output", tmp_path / "run")
+    assert (
+        status == 2 and "questions on contexts instead of labeled texts" in err and "--task question-answering" in err
+    )
+
+
+def test_a_setting_of_another_task(run, base, tmp_path):  # noqa: F811
+    status, _, err = run("finetune", "-m", base / "bert", "-d", base / "train.json", "--output", tmp_path, "--folds", 3)
+    assert status == 2 and "not a setting of text-classification, but of question-answering" in err
+    assert "give --task question-answering" in err and err.count("\n") == 1
 
 
 def test_cross_validation_prints_mean_and_spread(run, base, tmp_path, monkeypatch):  # noqa: F811

@@ -38,7 +38,7 @@ def settings(base, tmp_path):
     [
         ({"task": "text-classification"}, "task is 'text-classification', but these are the settings of question-answ"),
         ({"folds": 1}, "folds is 1; it must be at least 2"),
-        ({"fold": 1}, "fold is 1; it must be from 1 to folds, which is None"),
+        ({"fold": 1}, "fold is 1, but there are no folds"),
         ({"folds": 3, "fold": 4, "validation_data": None}, "fold is 4; it must be from 1 to folds, which is 3"),
         ({"folds": 3}, "folds is 3, which validates on parts .* give one of the two"),
         ({"doc_stride": -1}, "doc_stride is -1"),
@@ -50,6 +50,22 @@ def settings(base, tmp_path):
 def test_invalid_settings_are_rejected(settings, change, message):
     with pytest.raises(InputError, match=message):
         replace_settings(settings, change)
+
+
+def test_problems_of_the_data_are_known_before_training(settings, base, tmp_path):
+    settings = replace_settings(settings, {"max_length": 16, "doc_stride": 2})
+    assert finetuning.plan(settings, "jax")["unreachable"] == []
+    long, context = questions(8, 1), " ".join(["attic today"] * 10)
+    long[2] |= {"context": context, "answers": {"text": [context], "answer_start": [0]}}
+    write_squad(Questions(long), tmp_path / "answer.json")
+    plan = finetuning.plan(replace_settings(settings, {"data": str(tmp_path / "answer.json")}), "jax")
+    assert plan["unreachable"] == ["1-2"] and "too short for the answers to 1 of them" in plan["summary"]
+    long[5] |= {"question": " ".join(["where is it"] * 6)}
+    write_squad(Questions(long), tmp_path / "question.json")
+    with pytest.raises(InputError, match="question '1-5': a question of 18 tokens and doc_stride 2 leave no room"):
+        finetuning.plan(replace_settings(settings, {"validation_data": str(tmp_path / "question.json")}), "jax")
+    with pytest.raises(InputError, match="doc_stride is 16, but a window has 16 tokens"):
+        finetuning.plan(replace_settings(settings, {"doc_stride": 16}), "jax")
 
 
 def test_settings_of_a_classifier_do_not_take_another_task(settings):

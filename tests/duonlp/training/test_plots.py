@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from duonlp.errors import InputError, MissingExtraError
+from duonlp.training.log.curves import plot_run
 from duonlp.training.log.plots import format_count, name_runs, plot_loss, smooth, ticks
 
 if not importlib.util.find_spec("matplotlib"):
@@ -138,3 +139,11 @@ def test_what_cannot_be_plotted_raises(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"duonlp\[bench\]"):
         plot_loss(good, tmp_path / "loss.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_of_a_run_are_plotted_without_their_thresholds(tmp_path, axes):
+    scores = {"f1": 50.0, "best_f1": 60.0, "best_f1_thresh": -3.0}
+    records = [*run(10, held_out=False), {"kind": "evaluation", "step": 10, "examples": 8, **scores}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_run(tmp_path, tmp_path / "run.svg")
+    assert legend(axes().figure.axes[1]) == ["f1: 50.000", "best_f1: 60.000"]

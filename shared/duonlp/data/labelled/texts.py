@@ -125,6 +125,11 @@ class LabelledColumns:
         if not texts:
             raise _missing_column(source, "text", TEXT_COLUMNS, listed)
         label = self.label or next((name for name in LABEL_COLUMNS if name in names and name not in texts), None)
+        if not label and {"question", "context", "answers"} <= set(names):
+            raise InputError(
+                f"{source} has questions on contexts instead of labeled texts; {listed}; read it with read_questions, or train "
+                "on it with duonlp finetune --task question-answering"
+            )
         if not label:
             raise _missing_column(source, "label", LABEL_COLUMNS, listed)
         return texts, label

@@ -10,6 +10,9 @@ from duonlp.training.log.learning_curve import read_learning_curve
 from duonlp.training.log.metrics_file import EVALUATION, STEP, read_metrics
 from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib
 
+THRESHOLD = "_thresh"
+"""Ending of the names of thresholds among scores, which have another unit."""
+
 
 def check_plot(file: str | os.PathLike) -> None:
     """Raise InputError if no plot can be saved to `file`, and MissingExtraError without matplotlib."""
@@ -18,7 +21,7 @@ def check_plot(file: str | os.PathLike) -> None:
 
 
 def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -> None:
-    """Plot the losses of a run (left) and the other scores of its evaluations (right).
+    """Plot the losses of a run (left) and the other scores of its evaluations (right), but no thresholds.
 
     Args:
         run: A metrics.jsonl, or the folder that contains it.
@@ -38,7 +41,9 @@ def plot_run(run: str | os.PathLike, file: str | os.PathLike, title: str = "") -
     if not steps and not evaluations:
         raise InputError(f"the run {str(run)!r} has no records to plot; train it with log_every above 0")
     keys = dict.fromkeys(key for record in evaluations for key in record)
-    metrics = [key for key in keys if key not in ("kind", "name", "step", "examples", "loss")]
+    metrics = [
+        key for key in keys if key not in ("kind", "name", "step", "examples", "loss") and not key.endswith(THRESHOLD)
+    ]
     with picture(Path(file), 9, 4) as figure:
         losses, scores = figure.subplots(1, 2)
         losses.plot(
