@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
+
 from duonlp.errors import InputError
 from duonlp.retrieval.document import Document, Filters, Retriever
 from duonlp.tasks.base import check_int
@@ -43,18 +45,25 @@ class HybridRetriever:
         self, retrievers: Sequence[Retriever], top_k: int = 10, k: float = SMOOTHING,
         weights: Sequence[float] | None = None, *, depth: int = 100,
     ):  # fmt: skip
-        self.retrievers = list(retrievers)
         check_int("top_k", top_k, minimum=1)
         check_int("depth", depth, minimum=1)
-        if not self.retrievers:
+        if not isinstance(retrievers, Sequence) or not all(hasattr(entry, "retrieve") for entry in retrievers):
+            raise InputError(f"retrievers is {retrievers!r:.80}; give a list of retrievers, such as BM25Retriever")
+        if not retrievers:
             raise InputError("retrievers is empty; give at least one retriever")
-        if not k >= 0:
-            raise InputError(f"k is {k}; it must be 0 or more, usually {SMOOTHING}")
-        self.weights = [1.0] * len(self.retrievers) if weights is None else [float(weight) for weight in weights]
-        if len(self.weights) != len(self.retrievers) or not all(0 <= weight < float("inf") for weight in self.weights):
+        if not _is_weight(k):
+            raise InputError(f"k is {k!r:.60}; it must be a number of 0 or more, usually {SMOOTHING}")
+        self.retrievers = list(retrievers)
+        weights = [1.0] * len(self.retrievers) if weights is None else weights
+        if (
+            not isinstance(weights, Sequence)
+            or len(weights) != len(self.retrievers)
+            or not all(map(_is_weight, weights))
+        ):
             raise InputError(
-                f"weights is {self.weights} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
+                f"weights is {weights!r:.80} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
             )
+        self.weights = [float(weight) for weight in weights]
         self.top_k, self.k, self.depth = top_k, k, depth
 
     def retrieve(
@@ -70,6 +79,12 @@ class HybridRetriever:
         depth = max(top_k, self.depth)
         found = [retriever.retrieve(queries, top_k=depth, filters=filters) for retriever in self.retrievers]
         return [fuse(rankings, self.k, self.weights)[:top_k] for rankings in zip(*found, strict=True)]
+
+
+def _is_weight(value: object) -> bool:
+    return (
+        isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(0 <= value < float("inf"))
+    )
 
 
 def fuse(

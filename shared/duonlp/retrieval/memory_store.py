@@ -16,6 +16,7 @@ from duonlp.retrieval.filters import BASIC, Columns, Filter
 from duonlp.retrieval.indexes.arguments import (
     allowed_numbers,
     check_embedding,
+    check_ids,
     check_queries,
     check_top_k,
     check_vectors,
@@ -24,6 +25,7 @@ from duonlp.retrieval.indexes.arguments import (
 from duonlp.retrieval.indexes.bm25 import BM25Index, BM25Options, Tokenize
 from duonlp.retrieval.indexes.files import ADVICE, StoreFiles, read_store, write_store
 from duonlp.retrieval.indexes.vectors import VectorIndex
+from duonlp.tasks.base import check_bool, check_int, check_string
 
 
 class _Indexed:
@@ -69,6 +71,8 @@ class MemoryStore:
             raise InputError(f"bm25 is {bm25!r}; expected BM25Options, such as BM25Options(k1=1.5)")
         if tokenize is not None and not callable(tokenize):
             raise InputError(f"tokenize is {tokenize!r}; expected a function from a text to its words")
+        check_bool("normalize", normalize)
+        check_string("encoder", encoder, optional=True)
         self.bm25, self.tokenize, self.normalize, self.encoder = bm25 or BM25Options(), tokenize, normalize, encoder
         self._lock = threading.RLock()
         self._documents: dict[str, Document] = {}
@@ -146,12 +150,11 @@ class MemoryStore:
         """Delete the documents with these ids; unknown ids are ignored.
 
         Raises:
-            InputError: The ids are not a list.
+            InputError: The ids are not a list of texts.
         """
-        if isinstance(document_ids, str):
-            raise InputError(f"the ids to delete are {document_ids!r}; expected a list of ids")
+        ids = check_ids(document_ids)
         with self._lock:
-            for name in document_ids:
+            for name in ids:
                 self._documents.pop(name, None)
             self._changed()
 
@@ -175,8 +178,10 @@ class MemoryStore:
             overwrite: Compute all embeddings, which the encoder of those that are there need not have made.
 
         Raises:
-            InputError: Other embeddings are of another encoder or length, or the encoder returns invalid ones.
+            InputError: Other embeddings are of another encoder or length, the encoder returns invalid ones, or batch_size is not
+                positive.
         """
+        check_int("batch_size", batch_size, minimum=1)
         with self._lock:
             documents = [d for d in self._documents.values() if overwrite or d.embedding is None]
             if not overwrite:
