@@ -10,7 +10,7 @@ from typing import Any
 
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.reading import TextFormat, file_rows
-from duonlp.data.reading.document_files import Problems, read_text
+from duonlp.data.reading.document_files import Problems, is_readable, read_text
 from duonlp.errors import InputError
 from duonlp.retrieval.document import Document
 from duonlp.util.files import may_read, unreadable
@@ -175,6 +175,8 @@ def _texts(path: Path, settings: PassageSettings, problems: Problems) -> Iterato
                 wanted = repr(column) if column else "a usual name (" + ", ".join(TEXT_COLUMNS) + ")"
                 detail = f"no text in a column of {wanted}; its columns are {', '.join(map(str, row)) or 'none'}"
                 problems.note("no text", place, detail)
+                continue
+            if not is_readable(text, place, problems):
                 continue
             meta = {str(key): value for key, value in row.items() if key != column and _is_plain(value)}
             yield text.replace("\r\n", "\n").replace("\r", "\n"), int(place.rpartition(":")[2]), meta
