@@ -1,5 +1,6 @@
 """The retriever, ranker and generator that an option of the command line names."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +24,15 @@ Encoding = Annotated[str, cli_option(help="Encoding of the files, such as cp1252
 
 HEADS = {
     "text-classification": ("sequence-classification", "train it on questions with relevant and irrelevant passages"),
-    "sentence-embedding": ("base", "give a sentence encoder"),
+    "sentence-embedding": ("pooling", "give a sentence encoder"),
 }
 """Task of a part: the head that its checkpoint needs, and what to do about one without it."""
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise InputError if --threshold is NaN, which nothing is above."""
+    if threshold is not None and math.isnan(threshold):
+        raise InputError(f"--threshold is {threshold}; it must be a number, such as 0")
 
 
 def encoder_model(retriever: str) -> str:
@@ -128,6 +135,11 @@ def load_part(package: "Engine", task: str, model: str) -> "Pipeline":
         try:
             return package.pipeline(task, model)
         except NewHeadWarning:
+            if task == "sentence-embedding":
+                warnings.simplefilter("ignore", NewHeadWarning)
+                pipe = package.pipeline(task, model)
+                if not pipe.task.pooled:  # what it lacks is a pooler, which no vector depends on
+                    return pipe
             head, remedy = HEADS[task]
             raise InputError(f"{model!r} has no {head} head, so its results would be random; {remedy}") from None
 

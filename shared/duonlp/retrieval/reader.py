@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 CANDIDATES = 10
 """Spans considered for each answer of a document, because those that overlap a better one are dropped."""
 
+OWN_OPTIONS = {
+    "top_k": "give the number of answers as top_k of the reader, or --top-k",
+    "handle_impossible_answer": "leave it out: a reader returns null gaps, and no_answer=True adds the null answer",
+}
+"""Options of the pipeline that a reader sets, and what to do instead."""
+
 
 class Reader:
     """Finds the answers to a question in documents, with a question-answering pipeline.
@@ -192,9 +198,13 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
         settings: Arguments of :class:`Reader`, in place of those that ``duonlp finetune`` stored in reader.json.
 
     Raises:
-        InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
+        InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid,
+            or one that the reader sets.
         CheckpointError: The checkpoint cannot be found or read.
     """
+    for name, remedy in OWN_OPTIONS.items():
+        if name in (options or {}):
+            raise InputError(f"the option {name!r} has no effect in a reader, which sets it itself; {remedy}")
     with warnings.catch_warnings():
         warnings.simplefilter("error", NewHeadWarning)
         try:
