@@ -1,12 +1,12 @@
 """Read a question in several documents, and rank the answers across them."""
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from duonlp.errors import InputError, NewHeadWarning
+from duonlp.errors import InputError
+from duonlp.pipelines import trained_pipeline
 from duonlp.retrieval.answer import Answer, context_around
 from duonlp.retrieval.document import Document
 from duonlp.tasks.reader_config import read_reader_config
@@ -165,6 +165,8 @@ class Reader:
             start, end = row["start"], row["end"]
             if start == end or any(start < other.end and other.start < end for other in answers):
                 continue
+            if answers and not any(map(str.isalnum, document.content[start:end])):
+                continue  # punctuation counts only where the model prefers it
             first, last = context_around(document.content, start, end, self.context_size)
             answers.append(
                 Answer(
@@ -205,15 +207,7 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
     for name, remedy in OWN_OPTIONS.items():
         if name in (options or {}):
             raise InputError(f"the option {name!r} has no effect in a reader, which sets it itself; {remedy}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NewHeadWarning)
-        try:
-            pipe = package.pipeline("question-answering", model, **(options or {}))
-        except NewHeadWarning:
-            raise InputError(
-                f"{model!r} has no question-answering head, so its answers would be random; fine-tune it first (duonlp finetune "
-                "--task question-answering), or give a checkpoint that was trained on SQuAD or similar questions"
-            ) from None
+    pipe = trained_pipeline(package, "question-answering", model, **(options or {}))
     trained = None if pipe.task.folder is None else read_reader_config(pipe.task.folder)
     stored: dict[str, Any] = {} if trained is None else asdict(trained)
     defaults = {name: value for name, value in stored.items() if value is not None and name not in (options or {})}

@@ -52,6 +52,16 @@ DOCUMENTS = [
 ]
 
 
+def test_punctuation_is_no_further_answer():
+    pipe = Pipe()
+    rows = [
+        {"score": 0.1, "start": at, "end": at + 1, "logit": 5.0 - n, "null_gap": 0.0} for n, at in enumerate((1, 3, 0))
+    ]
+    pipe.answer = lambda context: rows
+    document = Document("a.b!", id="x")
+    assert [answer.answer for answer in Reader(pipe).read("Which?", [document])] == [".", "a"]
+
+
 def test_answers_are_ranked_across_documents_by_logit():
     pipe = Pipe()
     answers = Reader(pipe, top_k=5).read("Which?", [*DOCUMENTS, DOCUMENTS[0]])
