@@ -122,7 +122,9 @@ class RetrieverScores:
         from rich.text import Text
 
         title = f"{self.counts[group]} {'' if group == 'all' else group + ' '}questions, {self.documents} documents"
-        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="")
+        table = Table(
+            box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="", min_width=len(title)
+        )  # fmt: skip
         for name in ("retriever", "metric"):
             table.add_column(name)
         for k in self.k:
