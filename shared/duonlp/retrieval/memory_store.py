@@ -161,7 +161,9 @@ class MemoryStore:
     def _changed(self) -> None:
         """Note that the indexes are out of date; a store without embeddings takes those of any encoder."""
         self._version += 1
-        if all(document.embedding is None for document in self._documents.values()):
+        if self._embedding_size is not None and all(
+            document.embedding is None for document in self._documents.values()
+        ):
             self._embedding_size = self._vectors = None
 
     # -- embeddings ------------------------------------------------------------------------------------------------------
@@ -203,7 +205,8 @@ class MemoryStore:
                 self._set_embedding_size(encoder.size)
             for document, vector in zip(documents, vectors, strict=True):
                 document.embedding = self._normalized(vector)
-            self.encoder, self._version = encoder.name, self._version + 1
+            self.encoder = encoder.name
+            self._changed()  # the documents may have been deleted meanwhile
         return len(documents)
 
     def check_encoder(self, name: str | None, size: int) -> None:

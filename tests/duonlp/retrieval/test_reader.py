@@ -121,6 +121,7 @@ def test_contexts_are_whole_words_around_the_answer():
         assert first <= start and last >= start + 4 and last - first <= max(size, 4)
         assert set(text[first:last].split()) <= set(text.split()) and text[first:last] == text[first:last].strip()
     assert context_around(text, 0, 3, 20) == (0, 19) and context_around("x" * 50, 20, 22, 10) == (20, 22)
+    assert context_around("日本" * 25, 20, 22, 10) == (16, 26)
 
 
 @pytest.mark.parametrize(

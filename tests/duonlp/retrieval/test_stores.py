@@ -267,6 +267,20 @@ def test_update_embeddings(make):
     assert store.embedding_size == 4
 
 
+def test_documents_are_deleted_while_they_are_encoded():
+    store = MemoryStore()
+    store.write_documents([Document("a", id="a")])
+
+    class Deleting(LengthEncoder):
+        def encode_documents(self, texts, titles=None):
+            store.delete_documents(["a"])
+            return super().encode_documents(texts, titles)
+
+    store.update_embeddings(Deleting())
+    assert store.embedding_size is None
+    store.write_documents([Document("b", embedding=[1, 2, 3])])
+
+
 def test_an_encoder_that_returns_nonsense_changes_nothing():
     store = MemoryStore()
     store.write_documents([Document("a", id="1")])
