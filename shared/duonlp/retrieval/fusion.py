@@ -1,6 +1,6 @@
 """Combine retrievers: reciprocal rank fusion, and re-ranking of what a retriever finds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -55,15 +55,12 @@ class HybridRetriever:
             raise InputError(f"k is {k!r:.60}; it must be a number of 0 or more, usually {SMOOTHING}")
         self.retrievers = list(retrievers)
         weights = [1.0] * len(self.retrievers) if weights is None else weights
-        if (
-            not isinstance(weights, Sequence)
-            or len(weights) != len(self.retrievers)
-            or not all(map(_is_weight, weights))
-        ):
+        values = list(weights) if isinstance(weights, Iterable) else []
+        if len(values) != len(self.retrievers) or not all(map(_is_weight, values)):
             raise InputError(
                 f"weights is {weights!r:.80} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
             )
-        self.weights = [float(weight) for weight in weights]
+        self.weights = [float(value) for value in values]
         self.top_k, self.k, self.depth = top_k, k, depth
 
     def retrieve(

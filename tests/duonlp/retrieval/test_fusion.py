@@ -1,5 +1,6 @@
 """Reciprocal rank fusion and re-ranking."""
 
+import numpy as np
 import pytest
 
 from duonlp.errors import InputError
@@ -67,6 +68,10 @@ def test_depth_and_filters_reach_the_retrievers():
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         HybridRetriever(**{"retrievers": [Fixed("a")], **arguments})
+
+
+def test_weights_may_be_an_array():
+    assert HybridRetriever([Fixed("a"), Fixed("b")], weights=np.array([1, 2])).weights == [1.0, 2.0]
 
 
 def test_a_ranker_orders_the_candidates():
