@@ -90,6 +90,8 @@ class BM25Options:
             choice("the stop words", words, ("english",))
         elif not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
             raise InputError(f"stop_words of BM25 is {words!r}; expected a list of words, or 'english'")
+        else:
+            object.__setattr__(self, "stop_words", tuple(words))  # so that options read from JSON are equal
 
     def tokenizer(self) -> Tokenize:
         """Return the function that splits a text into words."""
