@@ -1,6 +1,7 @@
 """``duonlp ask``: questions answered from files, with the place of each answer."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from duonlp.cli.retrieval_parts import (
     BM25,
     Encoding,
     Ranking,
+    check_threshold,
     load_encoder,
     load_generator,
     load_ranker,
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 PROBLEMS_SHOWN = 5
 """Unreadable files and rows that are named."""
+
+CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
+"""Characters that a terminal obeys, without spaces and line ends."""
 
 CANDIDATES = 5
 """Passages found for each one that is read, if a ranker sorts them."""
@@ -151,6 +156,7 @@ class Settings:
         for name in ("top_k", "passages"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        check_threshold(self.threshold)
         if not self.retriever:
             raise InputError(f"--retriever is empty; give {BM25} or a model")
         parse_filters(self.filters)  # raises
@@ -388,14 +394,14 @@ def print_result(result: Mapping[str, Any], out: TextIO, titled: bool = False) -
 
     console = plain_console(file=out, soft_wrap=True)
     if titled:
-        console.print(f"==> {result['query']} <==", style="bold")
+        console.print(f"==> {one_line(result['query'])} <==", style="bold")
     if not result["documents"]:
         console.print("No passage matches the question (or the filter); use other words, or another --retriever.")
     elif "answer" in result:
-        console.print(result["answer"] or "The model wrote no answer.", style="bold")
+        console.print(printable(result["answer"]) or "The model wrote no answer.", style="bold")
         for number, document in enumerate(result["documents"], 1):
             if number in result["citations"]:
-                console.print(f"  [{number}] {document['file']}:{document['line']}")
+                console.print(f"  [{number}] {one_line(document['file'])}:{document['line']}")
     else:
         print_answers(result, console, Text)
     if titled:
@@ -412,7 +418,7 @@ def print_answers(result: Mapping[str, Any], console: Any, Text: Any) -> None:
         console.print(
             Text.assemble(
                 f"{number}. ", (one_line(answer["answer"]), "bold green"), f"  {answer['score']:.2f}  ",
-                (f"{answer['file']}:{answer['line']}", "dim"),
+                (f"{one_line(answer['file'])}:{answer['line']}", "dim"),
             )
         )  # fmt: skip
         start = answer["start"] - answer["context_start"]
@@ -421,7 +427,13 @@ def print_answers(result: Mapping[str, Any], console: Any, Text: Any) -> None:
         console.print(Text.assemble("   ", before, (one_line(context[start:end]), "bold green"), after))
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters, by which a document could control the terminal."""
+    return CONTROLS.sub("", text)
+
+
 def one_line(text: str) -> str:
-    """Return a text with a space for each run of spaces and line ends."""
+    """Return a text with a space for each run of spaces and line ends, and without control characters."""
+    text = printable(text)
     parts = " ".join(text.split())
     return " " * text[:1].isspace() + parts + " " * (text[-1:].isspace() and bool(parts))

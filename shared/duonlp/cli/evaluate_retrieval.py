@@ -17,7 +17,7 @@ from duonlp.cli.common import (
     print_json,
     suggest_options,
 )
-from duonlp.cli.retrieval_parts import BM25, Ranking, load_encoder, load_ranker, make_retriever
+from duonlp.cli.retrieval_parts import BM25, Ranking, check_threshold, load_encoder, load_ranker, make_retriever
 from duonlp.cli.training import Encoding, Quoting
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
@@ -120,6 +120,7 @@ class Settings:
             choice("--filter-by", self.filter_by, [TITLE])
         if not 0 < self.right <= 1:
             raise InputError(f"--right is {self.right}; it must be an F1 above 0 and at most 1")
+        check_threshold(self.threshold)
         if repeated := next((name for name in self.retrievers if self.retrievers.count(name) > 1), ""):
             raise InputError(f"--retriever {repeated!r} is given more than once")
         if self.options and not self.model:

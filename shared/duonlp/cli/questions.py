@@ -26,7 +26,7 @@ def questions(
     split: Annotated[str, cli_option(help="Split of the data: train, validation or test, if it has several.")] = "",
     against: Annotated[str, cli_option(help="Training data: count what FILE shares with it.")] = "",
     against_split: Annotated[str, cli_option(help="Split of the training data, if it has several.")] = "",
-    unit: Annotated[str, cli_option(help="Unit of lengths: words or characters (default words).")] = "words",
+    unit: Annotated[str, cli_option(help="Unit of lengths: words or characters (default words).")] = "",
     tokenizer: Annotated[str, cli_option(help="Checkpoint in whose tokens to measure lengths instead.")] = "",
     plot: Annotated[str, cli_option(help="Plot types and lengths to a .png, .svg or .pdf file.")] = "",
     output: Annotated[str, cli_option(help="Write the questions as SQuAD 2.0 JSON: a .json or .json.gz file.")] = "",
@@ -47,7 +47,9 @@ def questions(
         raise InputError(
             f"--against-split is {against_split!r}, but there is no --against; pass the training data with it"
         )
-    choice("--unit", unit, UNITS)
+    choice("--unit", unit or UNITS[0], UNITS)
+    if unit and tokenizer:
+        raise InputError(f"--unit is {unit!r}, but --tokenizer measures lengths in tokens; leave one of them out")
     if limit < 0:
         raise InputError(f"--limit is {limit}; it must be at least 0")
     if plot:
@@ -58,7 +60,7 @@ def questions(
         data = read_questions(
             file, split or None, config=config, limit=limit or None, encoding=encoding, quoting=quoting, report=report
         )
-        exploration = explore(data, unit=unit, tokenizer=load_tokenizer(tokenizer) if tokenizer else None)
+        exploration = explore(data, unit=unit or UNITS[0], tokenizer=load_tokenizer(tokenizer) if tokenizer else None)
         leaks = None
         if against:
             train = read_questions(against, against_split or None, encoding=encoding, report=CleaningReport())

@@ -1,16 +1,15 @@
 """The retriever, ranker and generator that an option of the command line names."""
 
 import importlib
-import warnings
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from duonlp.cli.common import cli_option
-from duonlp.errors import InputError, NewHeadWarning
+from duonlp.errors import InputError
 from duonlp.util.reading import parse_json
 
 if TYPE_CHECKING:
-    from duonlp.pipelines import Pipeline
     from duonlp.rag import RagPipeline
     from duonlp.retrieval import Encoder, Filters, MemoryStore, Retriever
     from duonlp.retrieval.prompting import PromptGenerator
@@ -23,11 +22,11 @@ HYBRID = f"{BM25}+"
 Ranking = Annotated[str, cli_option("--ranker", help="Cross-encoder that sorts the passages found (default: none).")]
 Encoding = Annotated[str, cli_option(help="Encoding of the files, such as cp1252 (default: UTF-8).")]
 
-HEADS = {
-    "text-classification": ("sequence-classification", "train it on questions with relevant and irrelevant passages"),
-    "sentence-embedding": ("base", "give a sentence encoder"),
-}
-"""Task of a part: the head that its checkpoint needs, and what to do about one without it."""
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise InputError if --threshold is NaN, which nothing is above."""
+    if threshold is not None and math.isnan(threshold):
+        raise InputError(f"--threshold is {threshold}; it must be a number, such as 0")
 
 
 def encoder_model(retriever: str) -> str:
@@ -47,6 +46,7 @@ def load_encoder(package: "Engine", retriever: str) -> "Encoder | None":
         InputError: The checkpoint is no encoder.
         CheckpointError: It cannot be found or read.
     """
+    from duonlp.pipelines import trained_pipeline
     from duonlp.retrieval import DPREncoder, SentenceEncoder
 
     model = encoder_model(retriever)
@@ -58,7 +58,7 @@ def load_encoder(package: "Engine", retriever: str) -> "Encoder | None":
             f"--retriever is {retriever!r}; give {BM25}, a model, DPR's question and context encoders as QUESTION,CONTEXT, or "
             f"{HYBRID} and one of these"
         )
-    first, *others = [load_part(package, "sentence-embedding", name) for name in names]
+    first, *others = [trained_pipeline(package, "sentence-embedding", name) for name in names]
     return DPREncoder(first, others[0]) if others else SentenceEncoder(first)
 
 
@@ -88,9 +88,10 @@ def load_ranker(package: "Engine", model: str) -> "Ranker | None":
         InputError: The checkpoint has no trained classifier.
         CheckpointError: It cannot be found or read.
     """
+    from duonlp.pipelines import trained_pipeline
     from duonlp.retrieval import CrossEncoderRanker
 
-    return CrossEncoderRanker(load_part(package, "text-classification", model)) if model else None
+    return CrossEncoderRanker(trained_pipeline(package, "text-classification", model)) if model else None
 
 
 def load_generator(package: "Engine", model: str, options: dict[str, Any]) -> "PromptGenerator | RagPipeline":
@@ -126,22 +127,6 @@ def load_generator(package: "Engine", model: str, options: dict[str, Any]) -> "P
         )
     loading = {name: options.pop(name) for name in ("dtype", "revision", "batch_size") if name in options}
     return PromptGenerator(package.pipeline(task, model, **loading), **options)
-
-
-def load_part(package: "Engine", task: str, model: str) -> "Pipeline":
-    """Return the pipeline of a checkpoint, which must have been trained for it.
-
-    Raises:
-        InputError: Its head would be random.
-        CheckpointError: It cannot be found or read.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NewHeadWarning)
-        try:
-            return package.pipeline(task, model)
-        except NewHeadWarning:
-            head, remedy = HEADS[task]
-            raise InputError(f"{model!r} has no {head} head, so its results would be random; {remedy}") from None
 
 
 def parse_filters(pairs: Sequence[str]) -> "Filters | None":

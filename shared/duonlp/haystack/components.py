@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from haystack import Document, default_from_dict, default_to_dict
 
 from duonlp.errors import InputError
-from duonlp.pipelines import Pipeline
+from duonlp.pipelines import Pipeline, trained_pipeline
 from duonlp.util.frameworks import chosen_framework, load_package
 
 
@@ -72,6 +72,7 @@ class ModelComponent(Serializable):
         Raises:
             MissingExtraError: The framework is not installed.
             CheckpointError: The checkpoint cannot be found or read.
+            InputError: It lacks the head of the task, so that its results would be random.
         """
         with self._lock:  # Haystack runs components in threads
             if self._pipeline is None:
@@ -80,15 +81,13 @@ class ModelComponent(Serializable):
 
     def _load(self) -> Pipeline:
         package, _ = load_package(self.framework)
-        return package.pipeline(self.task, self.model, **(self.model_kwargs or {}))
+        return trained_pipeline(package, self.task, self.model, **(self.model_kwargs or {}))
 
 
 def check_documents(documents: Any) -> list[Document]:
     """Return a list of Haystack documents; raise InputError if it is something else."""
     if not isinstance(documents, list) or not all(isinstance(document, Document) for document in documents):
-        raise InputError(
-            f"documents is a {type(documents).__name__} of other objects; expected a list of haystack.Document"
-        )
+        raise InputError(f"documents is {documents!r:.60}; expected a list of haystack.Document")
     return documents
 
 

@@ -29,7 +29,7 @@ class MemoryDocumentStore(Serializable):
         normalize: Whether to scale embeddings to unit length, for a new store.
 
     Raises:
-        InputError: An option is invalid, or the folder holds something else.
+        InputError: An option is invalid or differs from that of the store in the folder, or the folder holds something else.
 
     Attributes:
         store: The store itself.
@@ -54,15 +54,23 @@ class MemoryDocumentStore(Serializable):
         **options: Any,
     ) -> None:
         self.folder = None if folder is None else str(folder)
+        if not isinstance(bm25, Mapping | None):
+            raise InputError(f"bm25 is {bm25!r}; expected a dict of options of BM25Options")
         self.bm25, self.normalize = None if bm25 is None else dict(bm25), normalize
         try:
-            words = BM25Options(**(bm25 or {}))
+            words = BM25Options(**(self.bm25 or {}))
         except TypeError as error:  # an unknown name
-            raise InputError(f"bm25 is {bm25!r}; expected options of BM25Options ({error})") from None
+            raise InputError(f"bm25 is {bm25!r}; expected a dict of options of BM25Options ({error})") from None
+        self.store = self.kind(bm25=words, normalize=normalize, **options)
         if self.folder is not None and Path(self.folder).exists():
-            self.store = self.kind.open(self.folder)
-        else:
-            self.store = self.kind(bm25=words, normalize=normalize, **options)
+            asked, default, self.store = self.store, self.kind(), self.kind.open(self.folder)
+            for name in ("bm25", "normalize", *options):
+                value, stored = getattr(asked, name), getattr(self.store, name)
+                if value not in (getattr(default, name), stored):
+                    raise InputError(
+                        f"{name} is {value!r}, but that of the store in {self.folder!r} is {stored!r}; leave it out, or give "
+                        "another folder"
+                    )
 
     def save(self) -> None:
         """Save the documents and indexes to the folder, atomically.

@@ -2,5 +2,6 @@
 
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline, make_pipeline
+from duonlp.pipelines.trained import trained_pipeline
 
-__all__ = ["Pipeline", "load_pipeline", "make_pipeline"]
+__all__ = ["Pipeline", "load_pipeline", "make_pipeline", "trained_pipeline"]

@@ -1,7 +1,13 @@
 """An answer: a span of a document, or none."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Ranges of Chinese, Japanese and Korean characters, which are words of their own: no spaces are between them."""
+
+_BREAK = re.compile(rf"[\s{CJK}]")
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,9 @@ def context_around(content: str, start: int, end: int, size: int) -> tuple[int, 
     first = max(0, min(start - room // 2, len(content) - size))
     last = min(len(content), max(end + room - room // 2, size))
     first, last = min(first, start), max(last, end)
-    # A word that is cut is left out; one that is longer than the room stays cut.
-    while 0 < first < start and not content[first - 1].isspace():
+    while 0 < first < start and not _BREAK.search(content, first - 1, first + 1):  # leave out a word that is cut
         first += 1
-    while end < last < len(content) and not content[last].isspace():
+    while end < last < len(content) and not _BREAK.search(content, last - 1, last + 1):
         last -= 1
     while first < start and content[first].isspace():
         first += 1

@@ -37,8 +37,8 @@ class Document:
         score: Its similarity to the query that found it, or None.
 
     Raises:
-        InputError: The content is not a text, a meta key is not a string, or a document without an id has meta that JSON
-            cannot hold.
+        InputError: The content or the id is not a text, a meta key is not a string, or a document without an id has meta that
+            JSON cannot hold.
     """
 
     content: str
@@ -52,10 +52,14 @@ class Document:
             raise InputError(f"a document's content is a {type(self.content).__name__}; expected a text (str)")
         if not isinstance(self.meta, Mapping) or not all(isinstance(key, str) for key in self.meta):
             raise InputError(f"a document's meta is {self.meta!r}; expected a dict with names as keys")
+        if not isinstance(self.id, str):
+            raise InputError(
+                f"a document's id is {self.id!r:.60} ({type(self.id).__name__}); expected a text, such as str(id)"
+            )
         if not self.id:
             try:
                 text = to_json([self.content, dict(self.meta)], sort_keys=True)
-            except TypeError as error:
+            except (TypeError, RecursionError) as error:
                 raise InputError(
                     f"a document's meta is {self.meta!r:.200}, which JSON cannot hold ({error}); give texts, numbers, lists and "
                     "dicts, such as a date as its isoformat()"

@@ -60,6 +60,14 @@ class Collection:
     documents: list[Document]
     document_ids: Mapping[str, str]
 
+    def document_of(self, question_id: str) -> str:
+        """Return the id of a question's document; raise InputError if the collection was made without the question."""
+        if question_id not in self.document_ids:
+            raise InputError(
+                f"the question {question_id!r} is not one of the collection's; pass it to documents_of, too"
+            )
+        return self.document_ids[question_id]
+
 
 def documents_of(*sources: Iterable[Mapping[str, Any]]) -> Collection:
     """Return the contexts of questions as documents.
@@ -122,7 +130,9 @@ class RetrieverScores:
         from rich.text import Text
 
         title = f"{self.counts[group]} {'' if group == 'all' else group + ' '}questions, {self.documents} documents"
-        table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="")
+        table = Table(
+            box=None, pad_edge=False, header_style="bold", title=title, title_justify="left", title_style="", min_width=len(title)
+        )  # fmt: skip
         for name in ("retriever", "metric"):
             table.add_column(name)
         for k in self.k:
@@ -201,7 +211,7 @@ def evaluate_retrievers(
     cuts, rows = check_k(k), list(questions)
     if not rows or not retrievers:
         raise InputError(f"there are no {'retrievers' if rows else 'questions'} to evaluate; give at least one")
-    gold = [{collection.document_ids[row["id"]]} for row in rows]
+    gold = [{collection.document_of(row["id"])} for row in rows]
     members = {
         GROUPS[0]: [i for i, row in enumerate(rows) if row["answers"]["text"]],
         GROUPS[1]: list(range(len(rows))),
@@ -397,7 +407,7 @@ def evaluate_pipeline(
         references = row["answers"]["text"]
         if not references:
             continue
-        own = collection.document_ids[row["id"]]
+        own = collection.document_of(row["id"])
         has_own = any(document.id == own for document in result["documents"])
         found += has_own
         if answer is not None and token_f1(answer.answer, references) >= right:

@@ -1,6 +1,6 @@
 """Combine retrievers: reciprocal rank fusion, and re-ranking of what a retriever finds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -45,22 +45,22 @@ class HybridRetriever:
         self, retrievers: Sequence[Retriever], top_k: int = 10, k: float = SMOOTHING,
         weights: Sequence[float] | None = None, *, depth: int = 100,
     ):  # fmt: skip
-        if not isinstance(retrievers, Sequence):
-            raise InputError(f"retrievers is {describe(retrievers)}; give a list of retrievers")
-        if not retrievers:
-            raise InputError("retrievers is empty; give at least one retriever")
-        for retriever in retrievers:
-            _check_method(retriever, "retriever", "retrieve")
-        self.retrievers = list(retrievers)
         check_int("top_k", top_k, minimum=1)
         check_int("depth", depth, minimum=1)
+        if not isinstance(retrievers, Sequence) or not all(hasattr(entry, "retrieve") for entry in retrievers):
+            raise InputError(f"retrievers is {retrievers!r:.80}; give a list of retrievers, such as BM25Retriever")
+        if not retrievers:
+            raise InputError("retrievers is empty; give at least one retriever")
         if not _is_weight(k):
-            raise InputError(f"k is {k!r}; it must be 0 or more, usually {SMOOTHING}")
-        self.weights = [1.0] * len(self.retrievers) if weights is None else list(weights)
-        if len(self.weights) != len(self.retrievers) or not all(map(_is_weight, self.weights)):
+            raise InputError(f"k is {k!r:.60}; it must be a number of 0 or more, usually {SMOOTHING}")
+        self.retrievers = list(retrievers)
+        weights = [1.0] * len(self.retrievers) if weights is None else weights
+        values = list(weights) if isinstance(weights, Iterable) else []
+        if len(values) != len(self.retrievers) or not all(map(_is_weight, values)):
             raise InputError(
-                f"weights is {self.weights} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
+                f"weights is {weights!r:.80} for {len(self.retrievers)} retrievers; give one of 0 or more for each"
             )
+        self.weights = [float(value) for value in values]
         self.top_k, self.k, self.depth = top_k, k, depth
 
     def retrieve(

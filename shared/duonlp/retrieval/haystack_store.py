@@ -17,7 +17,13 @@ import numpy as np
 from duonlp.errors import InputError, MissingExtraError
 from duonlp.retrieval.document import Document, DuplicatePolicy, Encoder, Filters
 from duonlp.retrieval.filters import Filter
-from duonlp.retrieval.indexes.arguments import check_queries, check_top_k, check_vectors, filters_per_query
+from duonlp.retrieval.indexes.arguments import (
+    check_ids,
+    check_queries,
+    check_top_k,
+    check_vectors,
+    filters_per_query,
+)
 
 RETRIEVERS = {
     "InMemoryDocumentStore": (
@@ -180,11 +186,9 @@ class HaystackStore:
         """Delete the documents with these ids; unknown ids are ignored.
 
         Raises:
-            InputError: The ids are not a list.
+            InputError: The ids are not a list of texts.
         """
-        if isinstance(document_ids, str):
-            raise InputError(f"the ids to delete are {document_ids!r}; expected a list of ids")
-        self.store.delete_documents(list(document_ids))
+        self.store.delete_documents(check_ids(document_ids))
 
     def search_keywords(
         self,

@@ -16,6 +16,7 @@ from duonlp.retrieval.filters import BASIC, Columns, Filter
 from duonlp.retrieval.indexes.arguments import (
     allowed_numbers,
     check_embedding,
+    check_ids,
     check_queries,
     check_top_k,
     check_vectors,
@@ -24,6 +25,7 @@ from duonlp.retrieval.indexes.arguments import (
 from duonlp.retrieval.indexes.bm25 import BM25Index, BM25Options, Tokenize
 from duonlp.retrieval.indexes.files import ADVICE, StoreFiles, read_store, write_store
 from duonlp.retrieval.indexes.vectors import VectorIndex
+from duonlp.tasks.base import check_bool, check_int, check_string
 
 
 class _Indexed:
@@ -69,6 +71,8 @@ class MemoryStore:
             raise InputError(f"bm25 is {bm25!r}; expected BM25Options, such as BM25Options(k1=1.5)")
         if tokenize is not None and not callable(tokenize):
             raise InputError(f"tokenize is {tokenize!r}; expected a function from a text to its words")
+        check_bool("normalize", normalize)
+        check_string("encoder", encoder, optional=True)
         self.bm25, self.tokenize, self.normalize, self.encoder = bm25 or BM25Options(), tokenize, normalize, encoder
         self._lock = threading.RLock()
         self._documents: dict[str, Document] = {}
@@ -146,19 +150,20 @@ class MemoryStore:
         """Delete the documents with these ids; unknown ids are ignored.
 
         Raises:
-            InputError: The ids are not a list.
+            InputError: The ids are not a list of texts.
         """
-        if isinstance(document_ids, str):
-            raise InputError(f"the ids to delete are {document_ids!r}; expected a list of ids")
+        ids = check_ids(document_ids)
         with self._lock:
-            for name in document_ids:
+            for name in ids:
                 self._documents.pop(name, None)
             self._changed()
 
     def _changed(self) -> None:
         """Note that the indexes are out of date; a store without embeddings takes those of any encoder."""
         self._version += 1
-        if all(document.embedding is None for document in self._documents.values()):
+        if self._embedding_size is not None and all(
+            document.embedding is None for document in self._documents.values()
+        ):
             self._embedding_size = self._vectors = None
 
     # -- embeddings ------------------------------------------------------------------------------------------------------
@@ -175,8 +180,10 @@ class MemoryStore:
             overwrite: Compute all embeddings, which the encoder of those that are there need not have made.
 
         Raises:
-            InputError: Other embeddings are of another encoder or length, or the encoder returns invalid ones.
+            InputError: Other embeddings are of another encoder or length, the encoder returns invalid ones, or batch_size is not
+                positive.
         """
+        check_int("batch_size", batch_size, minimum=1)
         with self._lock:
             documents = [d for d in self._documents.values() if overwrite or d.embedding is None]
             if not overwrite:
@@ -198,7 +205,8 @@ class MemoryStore:
                 self._set_embedding_size(encoder.size)
             for document, vector in zip(documents, vectors, strict=True):
                 document.embedding = self._normalized(vector)
-            self.encoder, self._version = encoder.name, self._version + 1
+            self.encoder = encoder.name
+            self._changed()  # the documents may have been deleted meanwhile
         return len(documents)
 
     def check_encoder(self, name: str | None, size: int) -> None:

@@ -1,12 +1,12 @@
 """Read a question in several documents, and rank the answers across them."""
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from duonlp.errors import InputError, NewHeadWarning
+from duonlp.errors import InputError
+from duonlp.pipelines import trained_pipeline
 from duonlp.retrieval.answer import Answer, context_around
 from duonlp.retrieval.document import Document
 from duonlp.tasks.reader_config import ReaderConfig, read_reader_config
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 CANDIDATES = 10
 """Spans considered for each answer of a document, because those that overlap a better one are dropped."""
+
+OWN_OPTIONS = {
+    "top_k": "give the number of answers as top_k of the reader, or --top-k",
+    "handle_impossible_answer": "leave it out: a reader returns null gaps, and no_answer=True adds the null answer",
+}
+"""Options of the pipeline that a reader sets, and what to do instead."""
 
 
 class Reader:
@@ -159,6 +165,8 @@ class Reader:
             start, end = row["start"], row["end"]
             if start == end or any(start < other.end and other.start < end for other in answers):
                 continue
+            if answers and not any(map(str.isalnum, document.content[start:end])):
+                continue  # punctuation counts only where the model prefers it
             first, last = context_around(document.content, start, end, self.context_size)
             answers.append(
                 Answer(
@@ -192,9 +200,13 @@ def load_reader(package: "Engine", model: str, *, options: Mapping[str, Any] | N
         settings: Arguments of :class:`Reader`, in place of those that ``duonlp finetune`` stored in reader.json.
 
     Raises:
-        InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
+        InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid,
+            or one that the reader sets.
         CheckpointError: The checkpoint cannot be found or read.
     """
+    for name, remedy in OWN_OPTIONS.items():
+        if name in (options or {}):
+            raise InputError(f"the option {name!r} has no effect in a reader, which sets it itself; {remedy}")
     pipe, trained = load_reader_pipeline(package, model, **(options or {}))
     stored: dict[str, Any] = {} if trained is None else asdict(trained)
     defaults = {name: value for name, value in stored.items() if value is not None and name not in (options or {})}
@@ -213,15 +225,7 @@ def load_reader_pipeline(package: "Engine", model: str, **options: Any) -> "tupl
         InputError: The checkpoint has no question-answering head, so that its answers would be random; or an option is invalid.
         CheckpointError: The checkpoint cannot be found or read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NewHeadWarning)
-        try:
-            pipe = package.pipeline("question-answering", model, **options)
-        except NewHeadWarning:
-            raise InputError(
-                f"{model!r} has no question-answering head, so its answers would be random; fine-tune it first (duonlp finetune "
-                "--task question-answering), or give a checkpoint that was trained on SQuAD or similar questions"
-            ) from None
+    pipe = trained_pipeline(package, "question-answering", model, **options)
     return pipe, None if pipe.task.folder is None else read_reader_config(pipe.task.folder)
 
 

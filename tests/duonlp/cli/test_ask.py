@@ -12,7 +12,7 @@ from duonlp.architectures import config_from_hf
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.cli import ask as module
 from duonlp.cli.app import main
-from duonlp.cli.retrieval_parts import parse_filters
+from duonlp.cli.retrieval_parts import load_encoder, parse_filters
 from duonlp.errors import InputError
 from duonlp.parameters import initial_value, parameters
 from tests import rag
@@ -194,6 +194,7 @@ def test_questions_typed_one_after_the_other(docs, monkeypatch, capsys):
         (["-d", "DOCS", "-m", "reader", "--retriever", "a,b,c"], "QUESTION,CONTEXT"),
         (["-d", "DOCS", "-m", "reader", "--retriever", "reader-that-is-missing"], "reader-that-is-missing"),
         (["-d", "DOCS", "-m", "reader", "-o", "max_answer_length=3"], "max_answer_length"),
+        (["-d", "DOCS", "-m", "reader", "-o", "top_k=5"], "the option 'top_k' has no effect in a reader"),
         (["-d", "DOCS", "-m", "reader", "--index", "DOCS"], "has no index, but other files"),
         (["-d", "DOCS"], "neither --model nor --generator"),
         (["-d", "DOCS", "-m", "reader", "--generator", "writer"], "both --model and --generator"),
@@ -202,6 +203,7 @@ def test_questions_typed_one_after_the_other(docs, monkeypatch, capsys):
         (["-d", "BAD", "-m", "reader"], "has no text that can be read: bad.txt: byte 0xe9 at 3"),
         (["-d", "/nowhere", "-m", "reader"], "'/nowhere' does not exist"),
         (["-d", "DOCS", "-m", "reader", "--top-k", "0"], "--top-k is 0"),
+        (["-d", "DOCS", "-m", "reader", "--threshold", "nan"], "--threshold is nan"),
         (["-d", "DOCS", "-m", "reader", "--words", "0"], "words is 0"),
         (["-d", "DOCS", "-m", "reader", "--filter", "x"], "'x' is not KEY=VALUE"),
         (["-d", "DOCS", "-m", "reader", "--encoding", "klingon"], "klingon"),
@@ -222,6 +224,22 @@ def test_there_must_be_a_question(run, docs):  # noqa: F811
     for arguments, stdin in (([" "], None), ([], " \n")):
         status, _, err = run("ask", *arguments, "-d", docs, "-m", "x", stdin=stdin)
         assert status == 2 and "question" in err
+
+
+def test_documents_do_not_control_the_terminal():
+    answer = {"answer": "a\x1b[31m b", "score": 0.5, "file": "x\x1b.txt", "line": 1, "start": 2, "context_start": 0}
+    answer["context"] = "0\x9b" + answer["answer"] + "\x07\nend"
+    out = io.StringIO()
+    module.print_result({"query": "q", "no_answer": False, "documents": [1], "answers": [answer]}, out)
+    assert out.getvalue() == "1. a[31m b  0.50  x.txt:1\n   0a[31m b end\n"
+
+
+@ANY
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_of_mean_pooling_needs_no_pooler(models):
+    import jaxnlp
+
+    assert load_encoder(jaxnlp, str(models / "reader")).size == 16
 
 
 def test_filters_of_the_command_line():

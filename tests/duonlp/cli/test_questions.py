@@ -54,6 +54,7 @@ def test_usage_errors(run, file, tmp_path):  # noqa: F811
     for arguments, message in [
         ([], "no questions given"),
         ([file, "--unit", "word"], "'word' is not one of words, characters"),
+        ([file, "--unit", "words", "--tokenizer", "x"], "--tokenizer measures lengths in tokens"),
         ([file, "--against-split", "train"], "there is no --against"),
         ([file, "--plot", "x.txt"], "ends in '.txt'"),
         ([file, "--limit", "-1"], "--limit is -1"),

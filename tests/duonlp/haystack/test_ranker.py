@@ -70,3 +70,9 @@ def test_documents_are_sorted_by_the_classifier(framework, model):
 def test_arguments_are_checked_before_a_model_is_loaded(arguments, message):
     with pytest.raises(InputError, match=message):
         Ranker("some/model", **arguments)
+
+
+@pytest.mark.parametrize("framework", ENGINES)
+def test_a_checkpoint_without_a_classifier_is_refused(framework, tmp_path):
+    with pytest.raises(InputError, match="has no sequence-classification head, so its results would be random"):
+        Ranker(write_model("feature-extraction", tmp_path), framework=framework).warm_up()

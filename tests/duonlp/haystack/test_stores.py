@@ -121,3 +121,14 @@ def test_misuse_names_the_value(document_store, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="other"):
         store(tmp_path / "other")
+    with pytest.raises(InputError, match="bm25 is 3; expected a dict"):
+        store(bm25=3)
+
+
+def test_options_that_differ_from_a_saved_store_are_refused(document_store, tmp_path):
+    store, options = type(document_store), {"k1": 2.0, "stop_words": ["a"]}
+    store(tmp_path / "saved", bm25=options).save()
+    assert store(tmp_path / "saved").store.bm25 == store(tmp_path / "saved", bm25=options).store.bm25
+    for changes, name in (({"bm25": {"k1": 3.0}}, "bm25 is"), ({"normalize": True}, "normalize is True")):
+        with pytest.raises(InputError, match=f"{name}.*but that of the store in"):
+            store(tmp_path / "saved", **changes)

@@ -125,6 +125,15 @@ def test_only_texts_with_a_word_of_the_query_are_found():
     assert index.search("", 2, np.array([2, 3]), fill=True)[0].tolist() == [3, 2]
 
 
+def test_words_that_weigh_nothing_are_found():
+    for method in ("robertson", "atire"):  # their weight of a word of all texts is 0
+        index = index_of(["a", "a b", "a b c"], method=method)
+        assert index.search("a", 2)[0].tolist() == [0, 1]
+        assert index.search("c a", 5)[0].tolist() == [2, 0, 1]
+        assert index.search("a", 5, np.array([1]))[0].tolist() == [1]
+        assert index.search("x", 5)[0].tolist() == []
+
+
 def test_only_empty_texts():
     for method in METHODS:
         assert index_of(["", "!"], method=method).search("a", 5)[0].tolist() == []

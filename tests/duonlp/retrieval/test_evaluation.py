@@ -119,3 +119,9 @@ def test_a_reader_that_may_give_no_answer_is_scored_by_its_texts():
     assert plain.predictions == null.predictions and plain.predictions["guess"] == "Three"
     unanswerable = evaluate_reader(Reader(WordPipe()), QUESTIONS[5:], resamples=0)
     assert unanswerable.answerable is None and list(unanswerable.groups) == ["all"]
+
+
+def test_a_question_without_a_document_is_refused():
+    row = {"id": "1", "title": "t", "question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}
+    with pytest.raises(InputError, match="'2' is not one of the collection's"):
+        evaluate_retrievers({"any": None}, [row | {"id": "2"}], documents_of([row]))

@@ -92,6 +92,13 @@ def test_passages_know_their_file_line_and_offset(source):
     assert read_passages(source / "bad.txt", "bad.txt", PassageSettings(encoding="cp1252"))[0][0].content == "café"
 
 
+def test_text_that_is_not_unicode_is_reported(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x \\ud800"}\n{"text": "ok", "other": "\\ud800"}\n')
+    passages, problems = read_passages(tmp_path / "a.jsonl", "a.jsonl", SMALL)
+    assert [passage.content for passage in passages] == ["ok"]
+    assert len(problems) == 1 and problems[0].startswith("a.jsonl:1: unpaired surrogate")
+
+
 def test_files_of_a_folder(source, tmp_path):
     assert list(document_files(source)) == ["a.txt", "c.csv", "d.jsonl", "deep/b.md", "e.json"]
     assert list(document_files(source, source / "deep")) == ["a.txt", "c.csv", "d.jsonl", "e.json"]
@@ -184,8 +191,9 @@ def test_damaged_data_is_built_anew_and_a_file_of_another_kind_is_kept(source, t
     IndexFolder(folder, source).update()
     (folder / stored(folder) / "documents.jsonl").write_text("no JSON\n")
     assert IndexFolder(folder, source).update().added == 5
-    (folder / "index.json").write_text('{"kind": "duonlp passages", "format": 0}')
-    assert IndexFolder(folder, source).update().added == 5
+    for version in (0, 1):
+        (folder / "index.json").write_text(f'{{"kind": "duonlp passages", "format": {version}}}')
+        assert IndexFolder(folder, source).update().added == 5
     for text, words in (("{", "delete that folder"), ('{"pages": []}', "is not an index of passages")):
         (folder / "index.json").write_text(text)
         with pytest.raises(InputError, match=words):

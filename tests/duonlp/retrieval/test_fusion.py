@@ -1,5 +1,6 @@
 """Reciprocal rank fusion and re-ranking."""
 
+import numpy as np
 import pytest
 
 from duonlp.errors import InputError
@@ -53,13 +54,15 @@ def test_depth_and_filters_reach_the_retrievers():
     [
         ({"retrievers": []}, "retrievers is empty"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"k": -1}, "k is -1; it must be 0 or more"),
+        ({"retrievers": Fixed("a")}, "give a list of retrievers"),
+        ({"retrievers": ["bm25"]}, "give a list of retrievers"),
+        ({"k": -1}, "k is -1; it must be a number of 0 or more"),
+        ({"k": "60"}, "k is '60'"),
+        ({"k": float("inf")}, "k is inf"),
+        ({"weights": 3}, "weights is 3 for 1 retrievers"),
+        ({"weights": ["a"]}, "give one of 0 or more for each"),
         ({"weights": [1.0, 2.0]}, r"weights is \[1.0, 2.0\] for 1 retrievers"),
         ({"weights": [-1.0]}, "give one of 0 or more for each"),
-        ({"weights": ["a"]}, "give one of 0 or more for each"),
-        ({"k": "60"}, "k is '60'; it must be 0 or more"),
-        ({"retrievers": Fixed("a")}, "give a list of retrievers"),
-        ({"retrievers": [3]}, "expected an object with a method retrieve"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
@@ -70,6 +73,10 @@ def test_bad_settings_are_refused(arguments, message):
 def test_what_cannot_rank_is_refused():
     with pytest.raises(InputError, match="expected an object with a method rank_all"):
         RerankingRetriever(Fixed("a"), Fixed("a"))
+
+
+def test_weights_may_be_an_array():
+    assert HybridRetriever([Fixed("a"), Fixed("b")], weights=np.array([1, 2])).weights == [1.0, 2.0]
 
 
 def test_a_ranker_orders_the_candidates():

@@ -52,6 +52,16 @@ DOCUMENTS = [
 ]
 
 
+def test_punctuation_is_no_further_answer():
+    pipe = Pipe()
+    rows = [
+        {"score": 0.1, "start": at, "end": at + 1, "logit": 5.0 - n, "null_gap": 0.0} for n, at in enumerate((1, 3, 0))
+    ]
+    pipe.answer = lambda context: rows
+    document = Document("a.b!", id="x")
+    assert [answer.answer for answer in Reader(pipe).read("Which?", [document])] == [".", "a"]
+
+
 def test_answers_are_ranked_across_documents_by_logit():
     pipe = Pipe()
     answers = Reader(pipe, top_k=5).read("Which?", [*DOCUMENTS, DOCUMENTS[0]])
@@ -111,6 +121,7 @@ def test_contexts_are_whole_words_around_the_answer():
         assert first <= start and last >= start + 4 and last - first <= max(size, 4)
         assert set(text[first:last].split()) <= set(text.split()) and text[first:last] == text[first:last].strip()
     assert context_around(text, 0, 3, 20) == (0, 19) and context_around("x" * 50, 20, 22, 10) == (20, 22)
+    assert context_around("日本" * 25, 20, 22, 10) == (16, 26)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,11 @@ def test_invalid_arguments_are_refused(make):
         (lambda: store.write_documents(["a"]), "is a str"),
         (lambda: store.write_documents([Document("a")], "skip"), "DuplicatePolicy"),
         (lambda: store.delete_documents("a"), "list of ids"),
+        (lambda: store.delete_documents(None), "list of ids"),
+        (lambda: store.delete_documents([["a"]]), "is ['a'] (list)"),
+        (lambda: store.update_embeddings(LengthEncoder(), batch_size=0), "batch_size is 0"),
+        (lambda: make(normalize="yes"), "normalize is 'yes'"),
+        (lambda: make(encoder=5), "encoder is 5"),
         (lambda: make(bm25={"k1": 1}), "BM25Options"),
         (lambda: make(tokenize="word"), "function"),
     ]:
@@ -204,7 +209,7 @@ def test_invalid_arguments_are_refused(make):
     ("factory", "parameters", "named"),
     [
         ("Flat,", "", "'Flat,'"),
-        ("nonsense", "", "'nonsense'"),
+        ("nonsense", "", "length 2: could not parse index string nonsense; see"),
         ("Flat", "nprobe=3", "nprobe=3"),
         ("L2norm,Flat", "", "normalize=True"),
         (3, "", "factory of FaissStore is 3"),
@@ -220,7 +225,7 @@ def test_too_few_documents_to_train_on():
     store = FaissStore(factory="IVF64,Flat", parameters="nprobe=64")
     store.write_documents(documents(10))
     for _ in range(2):
-        with pytest.raises(InputError, match=r"10 vectors.*write more documents"):
+        with pytest.raises(InputError, match=r"10 vectors: Number of training points.*write more documents"):
             store.search_embeddings(np.ones((1, 8)))
     store.write_documents(documents(100, first=10))
     assert len(store.search_embeddings(np.ones((1, 8)))[0]) == 10
@@ -260,6 +265,20 @@ def test_update_embeddings(make):
     store.delete_documents(["1", "2", "3"])
     store.write_documents([Document("x", embedding=[1, 2, 3, 4])])  # an empty store takes any length
     assert store.embedding_size == 4
+
+
+def test_documents_are_deleted_while_they_are_encoded():
+    store = MemoryStore()
+    store.write_documents([Document("a", id="a")])
+
+    class Deleting(LengthEncoder):
+        def encode_documents(self, texts, titles=None):
+            store.delete_documents(["a"])
+            return super().encode_documents(texts, titles)
+
+    store.update_embeddings(Deleting())
+    assert store.embedding_size is None
+    store.write_documents([Document("b", embedding=[1, 2, 3])])
 
 
 def test_an_encoder_that_returns_nonsense_changes_nothing():

@@ -29,6 +29,9 @@ from duonlp.util.reading import read_json_object
 
 KIND, FORMAT = "duonlp passages", 1
 INDEX, LOCK, STORE = "index.json", ".lock", "store-"
+KEYS = {"source", "settings", "encoder", "store", "files"}
+"""Keys of index.json besides its kind and format."""
+
 RACY = 2_000_000_000
 """Nanoseconds: a file that was changed less than this before it was read may change again without a new time."""
 
@@ -237,7 +240,7 @@ class IndexFolder:
             raise InputError(
                 f"{str(self.folder / INDEX)!r} is not an index of passages; give another folder for the index"
             )
-        if header.get("format") != FORMAT:
+        if header.get("format") != FORMAT or not header.keys() >= KEYS:
             return None
         self._check(header)
         return header if header["settings"] == asdict(self.settings) else None

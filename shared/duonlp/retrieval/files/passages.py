@@ -10,8 +10,9 @@ from typing import Any
 
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.reading import TextFormat, file_rows
-from duonlp.data.reading.document_files import Problems, read_text
+from duonlp.data.reading.document_files import Problems, is_readable, read_text
 from duonlp.errors import InputError
+from duonlp.retrieval.answer import CJK
 from duonlp.retrieval.document import Document
 from duonlp.util.files import may_read, unreadable
 
@@ -27,8 +28,7 @@ TEXT_COLUMNS = ("text", "content", "document", "context", "passage", "body", "re
 PROBLEMS_SHOWN = 5
 """Problems of one kind in a file that are described."""
 
-# Chinese, Japanese and Korean characters are words of their own; very long words are cut.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,100}")
+_WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]{{1,100}}")  # very long words are cut
 _PARAGRAPH_END = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
@@ -62,8 +62,8 @@ class PassageSettings:
 def document_files(source: str | Path, exclude: Path | None = None) -> dict[str, os.stat_result]:
     """Return the files with documents, {path relative to the folder: status}, sorted by path.
 
-    Hidden files and folders, and files with another ending than those of TEXT_ENDINGS and ROW_ENDINGS, are left out. A file that
-    is given itself is read as text if its ending is another one.
+    Hidden files and folders, links to folders, and files with another ending than those of TEXT_ENDINGS and ROW_ENDINGS, are left
+    out. A file that is given itself is read as text if its ending is another one.
 
     Args:
         source: A folder, which is searched recursively, or a file.
@@ -133,7 +133,7 @@ def read_passages(path: Path, name: str, settings: PassageSettings) -> tuple[lis
     Returns:
         (passages, problems). A passage's meta has "file", "line" (the line that it, or its row, begins on; in a JSON list, the
         number of its entry) and "offset" (its first character in the text of the file, or of the row); those of rows also have
-        the row's other columns.
+        the row's other columns, except those of these three names.
         A problem is a line of text, such as "a.txt: invalid UTF-8: byte 0xff at 3".
     """
     report = CleaningReport(most_examples=PROBLEMS_SHOWN)
@@ -175,6 +175,8 @@ def _texts(path: Path, settings: PassageSettings, problems: Problems) -> Iterato
                 wanted = repr(column) if column else "a usual name (" + ", ".join(TEXT_COLUMNS) + ")"
                 detail = f"no text in a column of {wanted}; its columns are {', '.join(map(str, row)) or 'none'}"
                 problems.note("no text", place, detail)
+                continue
+            if not is_readable(text, place, problems):
                 continue
             meta = {str(key): value for key, value in row.items() if key != column and _is_plain(value)}
             yield text.replace("\r\n", "\n").replace("\r", "\n"), int(place.rpartition(":")[2]), meta

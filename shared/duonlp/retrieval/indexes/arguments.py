@@ -1,6 +1,6 @@
 """Check the arguments of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,16 @@ def check_queries(queries: Sequence[str]) -> None:
     for query in queries:
         if not isinstance(query, str):
             raise InputError(f"a query is {query!r}; expected a text (str)")
+
+
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """Return the ids of documents as a list; raise InputError unless they are texts."""
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise InputError(f"the ids to delete are {ids!r:.80}; expected a list of ids")
+    ids = list(ids)
+    if other := next((name for name in ids if not isinstance(name, str)), None):
+        raise InputError(f"an id to delete is {other!r:.80} ({type(other).__name__}); expected a text (str)")
+    return ids
 
 
 def check_top_k(top_k: int) -> int:

@@ -7,7 +7,7 @@ scores up for a query (Lù, 2024, "BM25S: Orders of magnitude faster lexical sea
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -90,6 +90,8 @@ class BM25Options:
             choice("the stop words", words, ("english",))
         elif not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
             raise InputError(f"stop_words of BM25 is {words!r}; expected a list of words, or 'english'")
+        else:
+            object.__setattr__(self, "stop_words", tuple(words))  # so that options read from JSON are equal
 
     def tokenizer(self) -> Tokenize:
         """Return the function that splits a text into words."""
@@ -270,11 +272,23 @@ class BM25Index:
             ids, repeats = np.unique(words, return_counts=True)
             scores /= np.float32(np.sqrt(np.sum((repeats * scorer.idf[ids].astype(np.float64)) ** 2)))
         chosen = best(scores, k, float(floor))
-        if fill and len(chosen) < k:
+        weightless = {word for word in words if not scorer.idf[word]}  # such as those of all texts, in "atire"
+        if len(chosen) < k and (fill or weightless):
             others = np.flatnonzero(scores <= floor)
-            lengths = self.lengths[others if allowed is None else allowed[others]]
-            chosen = np.concatenate([chosen, others[np.argsort(lengths, kind="stable")][: k - len(chosen)]])
+            numbers = others if allowed is None else allowed[others]
+            if fill:
+                others = others[np.argsort(self.lengths[numbers], kind="stable")]
+            else:
+                others = others[self._has_any(weightless)[numbers]]
+            chosen = np.concatenate([chosen, others[: k - len(chosen)]])
         return (chosen if allowed is None else allowed[chosen]), scores[chosen]
+
+    def _has_any(self, words: Iterable[int]) -> np.ndarray:
+        """Return which texts have one of the words, bool [documents]."""
+        has = np.zeros(len(self.lengths), bool)
+        for word in words:
+            has[self.positions[self.starts[word] : self.starts[word + 1]]] = True
+        return has
 
     def _look_up(self, words: Sequence[int], allowed: np.ndarray) -> np.ndarray:
         """Return the scores of a few texts, added in the order in which bm25s adds."""

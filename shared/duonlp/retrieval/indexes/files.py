@@ -79,7 +79,7 @@ def write_store(folder: str | os.PathLike[str], files: StoreFiles) -> None:
             for document in files.documents:
                 try:
                     stream.write(to_json(document).encode() + b"\n")
-                except TypeError as error:
+                except (TypeError, RecursionError) as error:
                     raise InputError(
                         f"document {document['id']!r} cannot be saved: in its meta, {error}; use texts, numbers, lists and dicts"
                     ) from None

@@ -1,5 +1,6 @@
 """Find the vectors that have the largest inner products with a query's: exactly, or with a FAISS index."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,5 +171,7 @@ class FaissIndex(VectorIndex):
 
 
 def _reason(error: Exception) -> str:
-    """Return the last part of FAISS's message, without its C++ function and file."""
-    return str(error).strip().splitlines()[-1].rpartition("Error: ")[2].rpartition(" at /")[0][:200] or str(error)[:200]
+    """Return FAISS's message without its C++ function, file and condition."""
+    return (
+        re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed: ?)?", "", str(error).strip())[:200] or str(error)[:200]
+    )
