@@ -391,8 +391,7 @@ class MemoryStore:
 
     def _files(self) -> StoreFiles:
         keywords: BM25Index = self._synced_keywords().index
-        names = ("lengths", "starts", "positions", "counts")
-        arrays = {name: getattr(keywords, name) for name in names}
+        arrays = keywords.arrays()
         if self._embedding_size is not None:
             vectors = self._synced_vectors()
             number = {id(document): i for i, document in enumerate(self._documents.values())}
@@ -408,13 +407,7 @@ class MemoryStore:
         if len(self._documents) != len(documents) or not all(isinstance(name, str) for name in self._documents):
             raise InputError(f"the ids of the store's documents are not unique texts; {ADVICE}")
         keywords = BM25Index(self.bm25, self.tokenize)
-        keywords.vocabulary = {word: i for i, word in enumerate(files.vocabulary)}
-        keywords.lengths = files.array("lengths", np.int32, (len(documents),))
-        keywords.starts = files.array("starts", np.int64, (len(files.vocabulary) + 1,))
-        keywords.positions = files.array("positions", np.int32, (None,))
-        keywords.counts = files.array("counts", np.float32, keywords.positions.shape)
-        if not keywords.is_valid():
-            raise InputError(f"the postings of the store contradict each other; {ADVICE}")
+        keywords.read(files, len(documents))
         self._keywords = _Indexed(keywords, documents, self._version)
         if "embeddings" in files.arrays:
             numbers = files.array("embedded", np.int64, (None,))

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from duonlp.errors import InputError
+from duonlp.retrieval.indexes.files import ADVICE, StoreFiles
 from duonlp.retrieval.indexes.ranking import best, import_bm25s
 from duonlp.util.suggestions import choice
 
@@ -139,6 +140,28 @@ class BM25Index:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name, to be written to files beside the vocabulary."""
+        return {name: getattr(self, name) for name in ("lengths", "starts", "positions", "counts")}
+
+    def read(self, files: StoreFiles, documents: int) -> None:
+        """Take over what was written.
+
+        Args:
+            files: Files whose hashes are right.
+            documents: Number of documents in them.
+
+        Raises:
+            InputError: The arrays cannot be those of an index.
+        """
+        self.vocabulary = {word: i for i, word in enumerate(files.vocabulary)}
+        self.lengths = files.array("lengths", np.int32, (documents,))
+        self.starts = files.array("starts", np.int64, (len(files.vocabulary) + 1,))
+        self.positions = files.array("positions", np.int32, (None,))
+        self.counts = files.array("counts", np.float32, self.positions.shape)
+        if not self._is_valid():
+            raise InputError(f"the postings of the store contradict each other; {ADVICE}")
+
     def update(self, kept: np.ndarray, texts: Sequence[str]) -> None:
         """Delete texts, then add others at the end.
 
@@ -152,8 +175,8 @@ class BM25Index:
             self._add(texts)
         self.__dict__.pop("_scorer", None)
 
-    def is_valid(self) -> bool:
-        """Return whether the arrays can be those of an index, after they were read from files."""
+    def _is_valid(self) -> bool:
+        """Return whether the arrays can be those of an index."""
         starts, positions = self.starts, self.positions
         if len(self.vocabulary) != len(starts) - 1 or starts[0] != 0 or starts[-1] != len(positions):
             return False
