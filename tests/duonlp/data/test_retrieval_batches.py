@@ -42,6 +42,9 @@ def test_titles_are_paired_with_passages():
     ids, mask = batch["passage_input_ids"][0, 0], batch["passage_attention_mask"][0, 0]
     assert ids[mask == 1].tolist() == made._passages.tokenizer("Ada", "wrote")["input_ids"]
     assert batch["passage_token_type_ids"].max() == 1
+    (batch,) = batches(made.examples, join_titles=True).epoch(0)  # as SentenceEncoder reads them
+    ids, mask = batch["passage_input_ids"][0, 0], batch["passage_attention_mask"][0, 0]
+    assert ids[mask == 1].tolist() == made._passages.tokenizer("Ada wrote")["input_ids"]
 
 
 def test_hosts_get_their_rows_of_the_same_batches():

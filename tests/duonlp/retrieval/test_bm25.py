@@ -134,13 +134,20 @@ def test_words_that_weigh_nothing_are_found():
         assert index.search("x", 5)[0].tolist() == []
 
 
+def test_words_without_spaces_are_found():
+    index = index_of(["東京は日本の首都です", "大阪は西にあります", "北京是中国的首都"])
+    assert index.search("東京はどこですか", 3)[0].tolist()[0] == 0 and index.search("中国", 3)[0].tolist()[0] == 2
+
+
 def test_only_empty_texts():
     for method in METHODS:
         assert index_of(["", "!"], method=method).search("a", 5)[0].tolist() == []
 
 
 def test_words():
-    assert BM25Options().tokenizer()("The cat's Größe_2, a 東京!") == ["the", "cat", "s", "größe_2", "a", "東京"]
+    assert BM25Options().tokenizer()("The cat's Größe_2, a 東京タ1 서울!") == [
+        "the", "cat", "s", "größe_2", "a", "東", "京", "タ", "1", "서울",
+    ]  # fmt: skip
     assert BM25Options(stop_words="english").tokenizer()("the battery of it") == ["battery"]
     assert BM25Options(stop_words=["The"], lowercase=False).tokenizer()("The the") == ["the"]
     assert BM25Options(pattern=r"(\w\w)\w*").tokenizer()("abc d ef") == ["ab", "ef"]

@@ -94,6 +94,7 @@ class RetrievalBatches(LengthBatches):
         max_passage_length: int = 256,
         question_prefix: str = "",
         passage_prefix: str = "",
+        join_titles: bool = False,
         passage_tokenizer: "PreTrainedTokenizerBase | None" = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -112,6 +113,8 @@ class RetrievalBatches(LengthBatches):
             max_passage_length: Number of tokens that passages are truncated to, with their titles.
             question_prefix: Text before each question, such as "query: " for E5.
             passage_prefix: Text before each passage or title, such as "passage: ".
+            join_titles: Whether a title and its text are one text, as SentenceEncoder reads them, instead of the pair that DPR
+                reads.
             passage_tokenizer: Tokenizer of the passage encoder; None if it is the same.
             seed: Seed of the order, in [0, 2**64).
             shuffle: Whether each epoch has an order of its own.
@@ -145,9 +148,10 @@ class RetrievalBatches(LengthBatches):
             ]
         self._positives = _all_positives([example.question for example in self.examples], self._candidates[:, 0])
         questions = [question_prefix + _text(example.question) for example in self.examples]
-        texts = [passage_prefix + p if isinstance(p, str) else (passage_prefix + p[0], p[1]) for p in numbers]
-        if len({type(text) for text in texts}) > 1:
+        if len({type(passage) for passage in numbers}) > 1:
             raise InputError("only some of the passages have titles; give all of them titles, or none")
+        passages = [" ".join(p) if join_titles and isinstance(p, tuple) else p for p in numbers]
+        texts = [passage_prefix + p if isinstance(p, str) else (passage_prefix + p[0], p[1]) for p in passages]
         self._questions = TextInputs("", tokenizer, questions, max_question_length, None, None)
         self._passages = TextInputs("", passage_tokenizer or tokenizer, texts, max_passage_length, None, None)
 

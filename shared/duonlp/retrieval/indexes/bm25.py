@@ -26,6 +26,12 @@ DELTAS = {"bm25l": 0.5, "bm25+": 1.0}
 Tokenize: TypeAlias = Callable[[str], Sequence[str]]
 """A function that splits a text into words."""
 
+IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+"""Ranges of Chinese and Japanese characters, between whose words there are no spaces."""
+
+WORD = rf"[^\W{IDEOGRAPHS}]+|[{IDEOGRAPHS}]"
+"""A run of letters, digits and underscores, or a single Chinese or Japanese character, as Lucene's standard tokenizer has it."""
+
 FEW = 16
 """The scores of one document in this many, or fewer, are looked up instead of selected from those of all documents."""
 
@@ -40,7 +46,7 @@ class BM25Options:
         k1: How much the repetition of a word counts, at least 0.
         b: How much the length of a document counts, from 0 to 1.
         delta: Lower bound of a word's weight, in BM25L (default 0.5) and BM25+ (default 1).
-        pattern: Regular expression of a word; the default takes letters, digits and underscores of all alphabets.
+        pattern: Regular expression of a word; the default is WORD.
         lowercase: Whether to ignore case.
         stop_words: Words to ignore: a list, or "english" for those of bm25s.
 
@@ -52,7 +58,7 @@ class BM25Options:
     k1: float = 1.2
     b: float = 0.75
     delta: float | None = None
-    pattern: str = r"\w+"
+    pattern: str = WORD
     lowercase: bool = True
     stop_words: str | Sequence[str] = ()
 
