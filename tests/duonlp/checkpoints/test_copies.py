@@ -193,6 +193,7 @@ NEVER_USED = (
     r"(encoder|decoder)\.version",  # a constant of fairseq
     r"embed_positions\._float_tensor",  # an empty tensor of fairseq
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",  # cross-attention has no positions
+    r"(question|ctx)_encoder\.bert_model\.pooler\.dense\.(weight|bias)",  # DPR takes the CLS token, without BERT's pooler
 )
 """Tensors that no version of a model reads, whatever their values."""
 
