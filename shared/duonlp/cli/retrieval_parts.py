@@ -11,9 +11,8 @@ from duonlp.util.reading import parse_json
 
 if TYPE_CHECKING:
     from duonlp.rag import RagPipeline
-    from duonlp.retrieval import Encoder, Filters, MemoryStore, Retriever
+    from duonlp.retrieval import Encoder, Filters, MemoryStore, Ranker, Retriever
     from duonlp.retrieval.prompting import PromptGenerator
-    from duonlp.retrieval.question_answering import Ranker
     from duonlp.typing import Engine
 
 BM25 = "bm25"

@@ -1,7 +1,7 @@
 """Find passages that answer a question: document stores, retrievers, encoders, rankers, readers and generators."""
 
 from duonlp.retrieval.answer import Answer
-from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Retriever
+from duonlp.retrieval.document import Document, DocumentStore, DuplicatePolicy, Encoder, Filters, Ranker, Retriever
 from duonlp.retrieval.encoders import DPREncoder, SentenceEncoder
 from duonlp.retrieval.evaluation import (
     AnswerScores,
@@ -49,6 +49,7 @@ __all__ = [
     "MemoryStore",
     "PipelineScores",
     "PromptGenerator",
+    "Ranker",
     "Reader",
     "RerankingRetriever",
     "Retriever",

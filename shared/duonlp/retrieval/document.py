@@ -114,6 +114,20 @@ class Retriever(Protocol):
         ...
 
 
+class Ranker(Protocol):
+    """Sorts documents by their relevance to a query, such as CrossEncoderRanker."""
+
+    def rank(self, query: str, documents: Sequence[Document], top_k: int | None = None) -> list[Document]:
+        """Return copies of the best documents, most relevant first, with their scores."""
+        ...
+
+    def rank_all(
+        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], top_k: int | None = None
+    ) -> list[list[Document]]:
+        """Return the same for each query and its documents."""
+        ...
+
+
 class Encoder(Protocol):
     """Turns texts into vectors whose inner product is their similarity.
 

@@ -2,26 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.retrieval.document import Document, Filters, Retriever
+from duonlp.retrieval.document import Document, Filters, Ranker, Retriever
 from duonlp.tasks.base import check_int, describe
 
 SMOOTHING = 60
 """The constant k of Cormack et al. 2009."""
-
-
-class Ranker(Protocol):
-    """Orders documents by how well they answer a query; see :class:`duonlp.retrieval.CrossEncoderRanker`."""
-
-    def rank_all(
-        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], top_k: int | None = None
-    ) -> list[list[Document]]:
-        """Return copies of the best documents of each query, best first, with their scores."""
-        ...
 
 
 class HybridRetriever:

@@ -4,29 +4,15 @@ The method ``run`` and its results have the names of Haystack's ExtractiveQAPipe
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from duonlp.errors import InputError
-from duonlp.retrieval.document import Document, Filters, Retriever
+from duonlp.retrieval.document import Filters, Ranker, Retriever
 from duonlp.retrieval.reader import Reader, check_count, check_queries
 from duonlp.util.suggestions import nearest
 
 PARAMETERS = {"Retriever": ("top_k", "filters"), "Ranker": ("top_k",), "Reader": ("top_k",)}
 """Parameters of each node of the pipeline."""
-
-
-class Ranker(Protocol):
-    """Sorts documents by their relevance to a query."""
-
-    def rank(self, query: str, documents: Sequence[Document], top_k: int | None = None) -> list[Document]:
-        """Return copies of the best documents, most relevant first, with their scores."""
-        ...
-
-    def rank_all(
-        self, queries: Sequence[str], documents: Sequence[Sequence[Document]], top_k: int | None = None
-    ) -> list[list[Document]]:
-        """Return the same for each query and its documents."""
-        ...
 
 
 class ExtractiveQA:
