@@ -53,7 +53,7 @@ def make_tokenizer() -> Any:
 
 
 def make_questions(count: int, tokens: int) -> list[dict[str, str]]:
-    """Return questions on contexts of so many tokens, of random words of one or two pieces."""
+    """Return questions on contexts of a given number of tokens, made of random words of one or two pieces."""
     import numpy as np
 
     random = np.random.default_rng(0)

@@ -146,7 +146,8 @@ def question_answering(
     max_answer_length: Annotated[int, cli_option(help="Longest answer in tokens (default: as tuned, else 30).")] = 0,
     batch_size: Annotated[int, cli_option(help="Windows read at once (default 16).")] = 16,
     threshold: Annotated[
-        float | None, cli_option(help="Null gap above which there is no answer (default: as tuned, else 0).")
+        float | None,
+        cli_option(help="Null gap above which there is no answer (default: the one tuned in training, or 0)."),
     ] = None,
     confidence: Annotated[float, cli_option(help="Confidence level of the intervals (default 0.95).")] = 0.95,
     resamples: Annotated[int, cli_option(help="Bootstrap resamples for intervals (default 1000).")] = 1000,

@@ -21,7 +21,7 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """How a reader was trained and tuned.
+    """Settings that a reader was trained with, and its tuned threshold.
 
     Attributes:
         max_seq_len: Number of tokens in a window.

@@ -74,7 +74,8 @@ class RetrievalBatches(LengthBatches):
     - the question encoder's inputs, int32 [B, T]: input_ids, attention_mask, and token_type_ids if the tokenizer has them;
     - the passage encoder's inputs, int32 [B, P, S], with the prefix "passage_", each row's positive first;
     - "candidates", int32 [B, P]: number of each passage, the same for equal passages; -1 where a row has fewer negatives;
-    - "positives", int32 [B, K]: numbers of all passages that answer the question in any example, which are no negatives of it;
+    - "positives", int32 [B, K]: numbers of all passages that answer the question in any example, which never count as its
+      negatives;
     - "row_mask" and "sample_weight" [B]: 0 for rows that fill up the batch.
 
     Attributes:

@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an update did.
+    """The outcome of an update.
 
     Attributes:
         added: Files read for the first time.
