@@ -10,9 +10,11 @@ from duonlp.errors import InputError
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import BEST, describe_model, evaluates, fit_log, total_steps
+from duonlp.training.objectives import Objective
 from duonlp.training.result import FitResult
 from duonlp.training.stream import EpochStream
 from duonlp.typing import BatchStream, Tokenizer
+from jaxnlp.training.grouped import GroupedStep, ObjectiveModel
 from jaxnlp.training.loop import Evaluation, Loop, with_parameters
 from jaxnlp.training.objectives import LossFunction
 from jaxnlp.training.step import FitStep, Step
@@ -29,6 +31,7 @@ def fit(
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer: Tokenizer | None = None,
     loss: LossFunction | None = None,
+    objective: Objective | None = None,
     model_options: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     data: Mapping[str, Any] | None = None,
@@ -58,6 +61,8 @@ def fit(
             the training.
         tokenizer: Tokenizer to save with the best model.
         loss: ``(outputs, batch) -> Terms`` in place of the head's own loss, see FitStep.
+        objective: Objective of duonlp.training.objectives in place of the head's own loss, over batches of its own. Where it has
+            parameters of its own, `evaluate` gets, and the result has, an ObjectiveModel in place of the model.
         model_options: Further arguments of the model's call, such as output_hidden_states=True.
         mesh: Device mesh; by default ``config.mesh`` over all devices.
         data: What identifies the data in run.json; by default the number of batches.
@@ -71,9 +76,15 @@ def fit(
     """
     config = FitConfig() if config is None else config
     if hasattr(model, "fit_step"):
-        if loss is not None or model_options:
-            raise InputError("a RAG model trains with its own loss and options; omit loss= and model_options=")
+        if loss is not None or objective is not None or model_options:
+            raise InputError(
+                "a RAG model trains with its own loss and options; omit loss=, objective= and model_options="
+            )
         step = model.fit_step(config, mesh)
+    elif objective is not None:
+        if loss is not None or model_options:
+            raise InputError("an objective has its own loss and options; omit loss= and model_options=")
+        step, model = GroupedStep(model, objective, config, mesh), ObjectiveModel(model, objective, {})
     else:
         step = FitStep(model, config, mesh, loss=loss, model_options=model_options)
     return train(

@@ -20,6 +20,7 @@ from duonlp.training.fit_loop import (
     fit_log,
     total_steps,
 )
+from duonlp.training.objectives import Objective
 from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
@@ -27,6 +28,7 @@ from duonlp.util.frameworks import keep_heap
 from tfnlp.training.backups import is_main_worker, locked_run
 from tfnlp.training.callbacks import StopAtSigterm
 from tfnlp.training.fit_callback import Run
+from tfnlp.training.grouped import ObjectiveModel
 from tfnlp.training.input import epoch_source
 from tfnlp.training.optimizers import Schedule, make_optimizer
 
@@ -42,6 +44,7 @@ def fit(
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     tokenizer: Tokenizer | None = None,
     loss: keras.losses.Loss | None = None,
+    objective: Objective | None = None,
     jit_compile: bool | str = "auto",
     data: Mapping[str, Any] | None = None,
     log: Mapping[str, Any] | None = None,
@@ -74,6 +77,8 @@ def fit(
             the training.
         tokenizer: Tokenizer to save with the best model.
         loss: Loss in place of the head's own, as of ``compile``.
+        objective: Objective of duonlp.training.objectives in place of the head's own loss, over batches of its own. Where it has
+            parameters of its own, `evaluate` gets, and the result has, an ObjectiveModel in place of the model.
         jit_compile: Whether to compile the step with XLA. "auto", the default, does with a single replica. XLA's steps are
             faster, above all in bfloat16, but each new shape takes longer to compile; False may pay off for a short run with many
             lengths.
@@ -86,11 +91,20 @@ def fit(
         NonFiniteLossError: The loss is not finite; the best model and the last checkpoint precede that step.
         CheckpointError: A checkpoint cannot be read or written.
     """
+    config = FitConfig() if config is None else config
+    if objective is not None:
+        if loss is not None:
+            raise InputError("an objective has its own loss; omit loss=")
+        trainer = ObjectiveModel(model, objective, seed=config.seed)
+        return train(
+            trainer, batches, config, folder, description=objective.describe(), validation=validation, evaluate=evaluate,
+            on_evaluation=on_evaluation, tokenizer=tokenizer, data=data, log=log, jit_compile=jit_compile,
+        )  # fmt: skip
     if loss is None and not model.targets:
         raise InputError(f"a {model.head} model has no labels to learn from; use another head, or pass loss=")
     return train(
-        model, batches, FitConfig() if config is None else config, folder, validation=validation, evaluate=evaluate,
-        on_evaluation=on_evaluation, tokenizer=tokenizer, data=data, log=log, jit_compile=jit_compile, loss=loss,
+        model, batches, config, folder, validation=validation, evaluate=evaluate, on_evaluation=on_evaluation,
+        tokenizer=tokenizer, data=data, log=log, jit_compile=jit_compile, loss=loss,
     )  # fmt: skip
 
 

@@ -1,0 +1,11 @@
+"""Learn to classify from few labels, or none: one interface for all methods, and their comparison.
+
+method = method_class("setfit")(model="sentence-transformers/all-MiniLM-L6-v2")
+classifier = method.fit(jaxnlp, FewShotData(train, validation, unlabeled))
+classifier.scores(["The download hangs at 99%"])
+"""
+
+from duonlp.fewshot.classifier import Classifier, FewShotData, Method
+from duonlp.fewshot.methods import METHODS, load_classifier, method_class
+
+__all__ = ["METHODS", "Classifier", "FewShotData", "Method", "load_classifier", "method_class"]

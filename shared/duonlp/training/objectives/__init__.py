@@ -1,0 +1,5 @@
+"""Losses over several forward passes of one model, such as those of pairs or of unlabeled texts; each is one file."""
+
+from duonlp.training.objectives.objective import Group, Objective
+
+__all__ = ["Group", "Objective"]
