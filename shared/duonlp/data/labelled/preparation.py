@@ -110,7 +110,7 @@ def prepare_labels(
     source: Any,
     split: str | None = None,
     *,
-    unlabelled: str = "separate",
+    unlabelled: str | None = "separate",
     duplicates: str = "drop",
     **options: Unpack[LabelledOptions],
 ) -> PreparedTexts:
@@ -129,15 +129,14 @@ def prepare_labels(
         split: Name of the split.
         unlabelled: What rows without a label mean, be it that they have none or that all of theirs are dropped: "separate", texts
             that nobody has labeled, which are returned as such; "negative", texts to which no label applies (multi-label
-            only); "error". With "separate", rows may also lack the label's key, as in JSONL.
+            only); "error". None separates empty lists of labels but refuses other rows without a label, such as single-label rows
+            and, in JSONL, rows without the label's key.
         duplicates: "drop", or "keep" to only count them.
         **options: Further options of :func:`read_labelled_texts`. `limit` is that of labeled texts.
 
     Raises:
         InputError: As for :func:`read_labelled_texts`; or no row has a label.
     """
-    if unlabelled is None:
-        raise InputError("unlabelled is None; it must be separate, negative or error")
     choice("duplicates", duplicates, DUPLICATES)
     cleaning = options.get("report") or CleaningReport()
     reader = SplitReader(source, unlabelled, **options)
