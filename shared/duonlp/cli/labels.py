@@ -21,7 +21,8 @@ MOST_LISTED = 10
 
 def labels(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Texts, all or some with labels: a table, folder or Hub id (required).")
+        str,
+        typer.Argument(metavar="FILE", help="Texts, all or some with labels: a table, folder or Hub id (required)."),
     ] = "",
     from_split: Annotated[str, cli_option(help="Split of the data to read, if it has several, such as train.")] = "",
     text_column: flags.TextColumn = None,
@@ -86,12 +87,12 @@ def labels(
             (slice_counts or part_counts).plot(plot, f"{Path(file).name} {from_split}".strip())
         written = []
         if output:
-            written = write_label_folder(
-                output, parts, named_slices, prepared.unlabelled, prepared.unlabelled_ids
-            )
+            written = write_label_folder(output, parts, named_slices, prepared.unlabelled, prepared.unlabelled_ids)
     if as_json:
         examples = {reason: entry.examples for reason, entry in report.dropped.items()}
-        print_json(_summary(prepared, part_counts, slice_counts, bool(shares), output, written) | {"examples": examples})
+        print_json(
+            _summary(prepared, part_counts, slice_counts, bool(shares), output, written) | {"examples": examples}
+        )
     else:
         _print(prepared, part_counts, slice_counts, report, output, sys.stdout)
 
@@ -103,7 +104,9 @@ def _shares(text: str) -> list[float]:
     except ValueError:
         shares = [0.0]
     if shares and not 2 <= len(shares) <= len(PARTS):
-        raise InputError(f"--split is {text!r}; give two or three shares: train, validation and test, such as 0.7,0.15,0.15")
+        raise InputError(
+            f"--split is {text!r}; give two or three shares: train, validation and test, such as 0.7,0.15,0.15"
+        )
     return shares
 
 
@@ -176,4 +179,6 @@ def _print(
     if output:
         console.print(f"wrote {output}", soft_wrap=True)
         if parts.without.any():
-            console.print("texts without a label are written as such: read them with --unlabeled negative", soft_wrap=True)
+            console.print(
+                "texts without a label are written as such: read them with --unlabeled negative", soft_wrap=True
+            )

@@ -141,7 +141,9 @@ class LabelledData:
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says about the data: "summary", a line, and "out_of_scope"."""
-        none_applies = sum(_without_labels(batches) for batches in (self.batches, self.validation) if batches is not None)
+        none_applies = sum(
+            _without_labels(batches) for batches in (self.batches, self.validation) if batches is not None
+        )
         data, scope = self.describe(), f" ({self.out_of_scope!r} is out of scope)" if self.out_of_scope else ""
         summary = (
             f"{data['train']} training texts, {data['validation']} validation texts, {data['labels']} labels{scope}"
@@ -250,7 +252,7 @@ def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
     if settings.validation_split:
         warnings.warn(
             f"{settings.data!r} is a single table: all of it is trained on, nothing is validated and the last model is kept; to "
-            f"keep the best one, give {remedy}",
+            f"keep the best one, give {remedy}, as duonlp labels --split writes",
             stacklevel=3,
         )
     return None, ""

@@ -11,7 +11,7 @@ import numpy as np
 from duonlp.data.labelled.splits import indicators
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
-from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib
+from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,12 +97,19 @@ class LabelCounts:
         path = Path(path)
         check_picture_file(path)
         require_matplotlib("label counts are plotted")
+        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
         shown = min(len(self.label_names), MOST_PLOTTED)
         with picture(path, 12, max(3.5, 1.5 + 0.28 * shown), dpi=120) as figure:
             counts_axes, share_axes = figure.subplots(1, 2, sharey=True)
             self._draw(counts_axes, self.counts[:, :shown].astype(float))
+            most = max(2.0, 1.15 * float(self.counts.max(initial=0)))
             counts_axes.set_xscale("log")
-            counts_axes.set_xlim(left=0.8)
+            counts_axes.set_xlim(0.8, most)
+            counts_axes.xaxis.set_major_locator(FixedLocator(ticks(0.8, most)))
+            counts_axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            counts_axes.xaxis.set_minor_locator(NullLocator())
+            counts_axes.legend(frameon=False, loc="lower right", fontsize="small")
             counts_axes.set_xlabel("texts")
             self._draw(share_axes, 100 * self.counts[:, :shown] / np.maximum(self.texts, 1)[:, None])
             share_axes.set_xlim(left=0)
@@ -124,7 +131,6 @@ class LabelCounts:
             )  # fmt: skip
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right", fontsize="small")
 
 
 def label_counts(parts: Mapping[str, LabelledTexts] | LabelledTexts) -> LabelCounts:
@@ -142,7 +148,9 @@ def label_counts(parts: Mapping[str, LabelledTexts] | LabelledTexts) -> LabelCou
     names = next(iter(named.values())).label_names
     for part, texts in named.items():
         if texts.label_names != names:
-            raise InputError(f"the part {part!r} has other label names than the first; read all with the same label_names")
+            raise InputError(
+                f"the part {part!r} has other label names than the first; read all with the same label_names"
+            )
     marks = [indicators(texts) for texts in named.values()]
     counts = np.stack([mark.sum(0) for mark in marks]).astype(np.int64)
     order = np.argsort(-counts.sum(0), kind="stable")

@@ -69,7 +69,6 @@ class PreparationReport:
         table.add_column(no_wrap=True)
         table.add_column(justify="right", no_wrap=True)
         table.add_column(overflow="fold")
-        unused = f"no row has {', '.join(map(repr, self.unused))} of the label map" if self.unused else ""
         table.add_row("rows", f"{self.rows:,}", "")
         table.add_row("labeled", f"{self.labelled:,}", f"{self.cardinality:.2f} labels a text")
         note = f"{self.labels_dropped:,} lost all their labels" if self.labels_dropped else ""
@@ -77,10 +76,12 @@ class PreparationReport:
         what = "dropped" if self.duplicates_dropped else "kept"
         conflicts = f", {self.conflicts:,} with other labels than the first" if self.conflicts else ""
         table.add_row("duplicates", f"{self.duplicates:,}", f"{what}{conflicts}" if self.duplicates else "")
-        if self.dropped_labels or unused:
-            number = sum(self.dropped_labels.values())
+        if self.dropped_labels:
             listed = ", ".join(f"{name} ({count:,})" for name, count in self.dropped_labels.items())
-            table.add_row("dropped labels", f"{number:,}", Text("; ".join(filter(None, (listed, unused)))))
+            table.add_row("dropped labels", f"{sum(self.dropped_labels.values()):,}", Text(listed))
+        if self.unused:
+            listed = ", ".join(self.unused)
+            table.add_row("unknown labels", f"{len(self.unused):,}", Text(f"in the label map, but in no row: {listed}"))
         for reason, count in self.unusable.items():
             table.add_row(Text(f"dropped rows, {reason}"), f"{count:,}", "")
         return table

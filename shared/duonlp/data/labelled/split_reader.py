@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.labelled import files as labelled_files
 from duonlp.data.labelled.columns import LabelledColumns, TextTemplate
-from duonlp.data.labelled.label_map import LabelMap, label_map, names_from_file
+from duonlp.data.labelled.label_map import names_from_file, read_label_map
 from duonlp.data.labelled.labels import as_list, collect_names, label_lookup, meaning_of
 from duonlp.data.labelled.records import (
     Record,
@@ -125,7 +125,7 @@ class SplitReader:
         self.label_names = None if label_names is None else check_label_names(label_names)
         self.class_names = None if class_names is None else read_class_names(class_names)
         self.separator = label_separator
-        self.label_map = None if label_map is None else _label_map(label_map)
+        self.label_map = None if label_map is None else read_label_map(label_map)
         self.most_frequent = most_frequent
         template = None if text_template is None else TextTemplate(text_template)
         self.columns = LabelledColumns(text_column, label_column, template, needs_label=unlabelled is None)
@@ -240,10 +240,6 @@ class SplitReader:
         """Return the source and the split as a phrase for messages."""
         name = repr(str(self.source)) if isinstance(self.source, (str, Path)) else "the list of rows"
         return f"{name}, split {split!r}," if split is not None else name
-
-
-def _label_map(source: Any) -> LabelMap:
-    return label_map(source)
 
 
 def _labels(records: Iterable[Record]) -> list[Any]:
