@@ -5,7 +5,12 @@ copies = augmenter.augment(["The download hangs at 99%"], per_text=4, seed=1)
 """
 
 from duonlp.augmentation.augmenter import Augmenter, Unchanged, count_unchanged
+from duonlp.augmentation.back_translation import BackTranslation
+from duonlp.augmentation.batches import AugmentedBatches
+from duonlp.augmentation.cache import CachedAugmenter, cached
+from duonlp.augmentation.chain import Chain, compose
 from duonlp.augmentation.edits import RandomEdits
+from duonlp.augmentation.labelled import augment_texts
 from duonlp.augmentation.masked import MaskedSubstitution
 from duonlp.augmentation.synonyms import STOP_WORDS, Synonyms
 from duonlp.augmentation.words import PATTERNS, Protection
@@ -13,11 +18,18 @@ from duonlp.augmentation.words import PATTERNS, Protection
 __all__ = [
     "PATTERNS",
     "STOP_WORDS",
+    "AugmentedBatches",
     "Augmenter",
+    "BackTranslation",
+    "CachedAugmenter",
+    "Chain",
     "MaskedSubstitution",
     "Protection",
     "RandomEdits",
     "Synonyms",
     "Unchanged",
+    "augment_texts",
+    "cached",
+    "compose",
     "count_unchanged",
 ]
