@@ -12,6 +12,7 @@ from duonlp.augmentation.chain import Chain, compose
 from duonlp.augmentation.edits import RandomEdits
 from duonlp.augmentation.labelled import augment_texts
 from duonlp.augmentation.masked import MaskedSubstitution
+from duonlp.augmentation.rows import Rows, augment_rows, read_rows
 from duonlp.augmentation.synonyms import STOP_WORDS, Synonyms
 from duonlp.augmentation.words import PATTERNS, Protection
 
@@ -26,10 +27,13 @@ __all__ = [
     "MaskedSubstitution",
     "Protection",
     "RandomEdits",
+    "Rows",
     "Synonyms",
     "Unchanged",
+    "augment_rows",
     "augment_texts",
     "cached",
     "compose",
     "count_unchanged",
+    "read_rows",
 ]
