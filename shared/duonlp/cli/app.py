@@ -11,6 +11,7 @@ import typer
 
 from duonlp import __version__
 from duonlp.cli.ask import ask
+from duonlp.cli.augment import augment
 from duonlp.cli.benchmark import benchmark
 from duonlp.cli.common import describe_error
 from duonlp.cli.convert import convert
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, distill, tune, benchmark, parity, labels, questions, models, convert, demo,
+    run, ask, generate, summarize, finetune, distill, tune, benchmark, parity, labels, augment, questions, models, convert, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
