@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from jaxnlp.model import Model
 
 
-def predict(
-    model: "Model", batches: Any, *, as_teacher: bool = False, dropout_seed: int | None = None
-) -> np.ndarray:
+def predict(model: "Model", batches: Any, *, as_teacher: bool = False, dropout_seed: int | None = None) -> np.ndarray:
     """Return the logits of each text, float32 [n, C], in the order of the texts.
 
     Args:

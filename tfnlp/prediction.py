@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from tfnlp.model import Model
 
 
-def predict(
-    model: "Model", batches: Any, *, as_teacher: bool = False, dropout_seed: int | None = None
-) -> np.ndarray:
+def predict(model: "Model", batches: Any, *, as_teacher: bool = False, dropout_seed: int | None = None) -> np.ndarray:
     """Return the logits of each text, float32 [n, C], in the order of the texts.
 
     Args:
@@ -35,7 +33,11 @@ def predict(
     Raises:
         InputError: The model does not accept the inputs, or the batches do not say which text each row is.
     """
-    run = get_compiled(model) if dropout_seed is None else cached(model, "_compiled_dropout", lambda: _with_dropout(model))
+    run = (
+        get_compiled(model)
+        if dropout_seed is None
+        else cached(model, "_compiled_dropout", lambda: _with_dropout(model))
+    )
 
     def forward(batch: Batch) -> np.ndarray:
         return run(**model_inputs(model.config, batch, as_teacher=as_teacher))["logits"]

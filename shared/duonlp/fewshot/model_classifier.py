@@ -95,7 +95,9 @@ class ModelClassifier:
         if checkpoint.transformer_config().labels != files.label_names:
             raise CheckpointError(f"{folder} has other labels than classifier.json; train again")
         model = getattr(package, AUTO_CLASS).from_pretrained(folder)
-        return cls(files.method, package, model, checkpoint.tokenizer(), files.label_names, files.multi_label, **settings)
+        return cls(
+            files.method, package, model, checkpoint.tokenizer(), files.label_names, files.multi_label, **settings
+        )
 
 
 def load_classifier_model(
@@ -122,7 +124,9 @@ def load_classifier_model(
     names = tuple(texts.label_names)
     check_labels(name, names)
     if matching_label_names(name, names) not in (None, names):
-        raise InputError(f"{name!r} is fine-tuned for the same labels in another order; read the data with its label_names")
+        raise InputError(
+            f"{name!r} is fine-tuned for the same labels in another order; read the data with its label_names"
+        )
     checkpoint = open_checkpoint(name)
     kind = "multi_label_classification" if texts.multi_label else "single_label_classification"
     model, _ = load_for_training(
@@ -133,7 +137,9 @@ def load_classifier_model(
     return ModelClassifier(method, package, model, checkpoint.tokenizer(), names, texts.multi_label, longest)
 
 
-def train(classifier: ModelClassifier, batches: Any, config: FitConfig, console: Any, **options: Any) -> ModelClassifier:
+def train(
+    classifier: ModelClassifier, batches: Any, config: FitConfig, console: Any, **options: Any
+) -> ModelClassifier:
     """Return a classifier after a short training with ``fit``.
 
     Args:

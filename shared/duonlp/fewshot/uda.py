@@ -204,7 +204,9 @@ class UDA:
         augmenter = RandomEdits() if self.augmenter is None else self.augmenter
         copies = augmenter.augment(texts, per_text=self.copies, seed=seed)
         # Without a character, a text may have no tokens.
-        return [[copy if copy.strip() else text for copy in of_text] for text, of_text in zip(texts, copies, strict=True)]
+        return [
+            [copy if copy.strip() else text for copy in of_text] for text, of_text in zip(texts, copies, strict=True)
+        ]
 
 
 def choose(texts: Sequence[str], most: int | None, seed: int) -> list[str]:
