@@ -1,7 +1,27 @@
-"""Read labeled texts from files, datasets and the Hub, and batch them for a classifier."""
+"""Read labeled texts from files, datasets and the Hub, split them evenly, and batch them for a classifier."""
 
 from duonlp.data.labelled.batches import LabelledBatches
+from duonlp.data.labelled.columns import LabelledColumns, TextTemplate
 from duonlp.data.labelled.files import Table, open_source
-from duonlp.data.labelled.texts import LabelledColumns, LabelledTexts, read_labelled_texts
+from duonlp.data.labelled.label_map import LabelMap
+from duonlp.data.labelled.preparation import PreparationReport, PreparedTexts, prepare_labels, read_unlabelled_texts
+from duonlp.data.labelled.splits import balanced_split, nested_slices, stratified_split
+from duonlp.data.labelled.texts import LabelledTexts, read_labelled_texts
 
-__all__ = ["LabelledBatches", "LabelledColumns", "LabelledTexts", "Table", "open_source", "read_labelled_texts"]
+__all__ = [
+    "LabelMap",
+    "LabelledBatches",
+    "LabelledColumns",
+    "LabelledTexts",
+    "PreparationReport",
+    "PreparedTexts",
+    "Table",
+    "TextTemplate",
+    "balanced_split",
+    "nested_slices",
+    "open_source",
+    "prepare_labels",
+    "read_labelled_texts",
+    "read_unlabelled_texts",
+    "stratified_split",
+]

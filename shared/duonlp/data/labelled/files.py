@@ -319,7 +319,7 @@ def _file_rows(
 ) -> Iterator[tuple[str, Any]]:
     def column_names(names: list[str]) -> list[str]:
         texts, label = columns.of(names, str(file))
-        return list(dict.fromkeys([*texts, label, *(["id"] if "id" in names else [])]))
+        return list(dict.fromkeys([*texts, *([label] if label else []), *(["id"] if "id" in names else [])]))
 
     return summary_files.file_rows(file, kind, column_names, problems, text)
 

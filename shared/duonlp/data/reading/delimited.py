@@ -28,7 +28,7 @@ _MAC_LINE = re.compile(r"[^\r]*\r|[^\r]+$")
 
 
 def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (file:line, {column: value}) for each row of a CSV file with a header; .tsv files are tab-separated.
+    """Yield (file:line, {column: value}) for each row of a CSV file; .tsv files are tab-separated.
 
     The line is the one where the row begins.
 
@@ -46,7 +46,8 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
     foreign = foreign_start(file, text.encoding)
     lines = _Lines(file, foreign or text.encoding)
     advice = "" if text.encoding else foreign or "cp1252"
-    header: list[str] | None = None
+    named = "the header has" if text.columns is None else "column_names has"
+    header = None if text.columns is None else check_columns(list(text.columns), file)
     try:
         tabs = is_tab_separated(file)
         quoted = text.quoting if text.quoting is not None else not tabs or _is_quoted_tsv(file, lines.encoding)
@@ -59,7 +60,7 @@ def csv_rows(file: Path, problems: Problems, text: TextFormat = UTF8) -> Iterato
             elif foreign:
                 problems.note("invalid UTF-8", place, f"it is {foreign.upper()} text", encoding=foreign)
             elif len(row) != len(header):
-                detail = f"row has {len(row)} fields, but the header has {len(header)}: {', '.join(header)}"
+                detail = f"row has {len(row)} fields, but {named} {len(header)}: {', '.join(header)}"
                 hint = "; if its fields are quoted, pass quoting=True" if not quoted and QUOTE in "".join(row) else ""
                 problems.note("corrupt row", place, detail + hint)
             elif all(is_readable(field, place, problems, advice or "cp1252", text.encoding) for field in row):

@@ -4,7 +4,7 @@ import gzip
 import importlib
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class TextFormat:
         quoting: Whether fields of CSV and TSV files may be quoted: a field in double quotes may hold delimiters and line
             ends, and two double quotes in it stand for one. If False, a double quote is a character like any other.
             None: CSV files quote; TSV files do not, unless they can only be read as quoted.
+        columns: Names of the columns of CSV and TSV files without a header, also as "first,second"; None if they have one.
 
     Raises:
         InputError: An option is invalid.
@@ -37,11 +38,17 @@ class TextFormat:
 
     encoding: str | None = None
     quoting: bool | None = None
+    columns: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoding", check_encoding(self.encoding))
         if self.quoting not in (None, True, False):
             raise InputError(f"quoting is {self.quoting!r}; it must be True, False or None")
+        if self.columns is not None:
+            names = self.columns.split(",") if isinstance(self.columns, str) else list(self.columns)
+            if not names or not all(isinstance(name, str) and name.strip() for name in names):
+                raise InputError(f"column_names is {self.columns!r}; give the name of each column, such as text,label")
+            object.__setattr__(self, "columns", tuple(name.strip() for name in names))
 
     def check(self, kind: str, source: Any) -> None:
         """Raise InputError if an option has no effect on files of a kind.
@@ -55,6 +62,10 @@ class TextFormat:
             raise InputError(f"encoding is {self.encoding!r}, but {name} is not a file of text; drop encoding")
         if self.quoting is not None and kind != "csv":
             raise InputError(f"quoting is {self.quoting!r}, but {name} is neither CSV nor TSV; drop quoting")
+        if self.columns is not None and kind != "csv":
+            raise InputError(
+                f"column_names is {','.join(self.columns)!r}, but {name} is neither CSV nor TSV; drop column_names"
+            )
 
 
 UTF8 = TextFormat()
