@@ -57,12 +57,16 @@ def import_bm25s() -> Any:
     return sys.modules["bm25s"]
 
 
-def import_faiss() -> Any:
+def import_faiss(user: str = "FaissStore", extra: str = "qa") -> Any:
     """Return the faiss module.
+
+    Args:
+        user: Name of what needs it, for the error message.
+        extra: Extra of duonlp that installs it.
 
     Raises:
         MissingExtraError: It is not installed.
     """
     if importlib.util.find_spec("faiss") is None:
-        raise MissingExtraError('FaissStore needs faiss-cpu, which is not installed; pip install "duonlp[qa]"')
+        raise MissingExtraError(f'{user} needs faiss-cpu, which is not installed; pip install "duonlp[{extra}]"')
     return importlib.import_module("faiss")

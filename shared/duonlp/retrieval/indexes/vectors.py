@@ -12,6 +12,10 @@ from duonlp.retrieval.indexes.ranking import best, import_faiss
 BLOCK = 64
 """Queries whose products are computed together: at 100,000 vectors they take 26 MB."""
 
+FAISS_BLOCK = 4096
+"""Queries that FAISS gets together. It computes their products in blocks of its own, and searches 2,048 queries in 100,000
+vectors 8 times as fast as in calls of 64."""
+
 FEW = 10
 """A filter that leaves one vector in this many, or fewer, is searched exactly, without the FAISS index."""
 
@@ -21,10 +25,13 @@ class VectorIndex:
 
     Attributes:
         matrix: float32 [n, size], the vectors; replaced, never changed in place.
+        block: Queries that are searched together.
 
     Args:
         size: Length of a vector.
     """
+
+    block = BLOCK
 
     def __init__(self, size: int):
         self.matrix = np.zeros((0, size), np.float32)
@@ -59,8 +66,8 @@ class VectorIndex:
         """
         results: list[Any] = [None] * len(queries)
         unfiltered = [i for i, numbers in enumerate(allowed) if numbers is None]
-        for start in range(0, len(unfiltered), BLOCK):
-            block = unfiltered[start : start + BLOCK]
+        for start in range(0, len(unfiltered), self.block):
+            block = unfiltered[start : start + self.block]
             for i, result in zip(block, self._search_all(queries[block], k), strict=True):
                 results[i] = result
         for i, numbers in enumerate(allowed):
@@ -95,6 +102,8 @@ class FaissIndex(VectorIndex):
     Raises:
         InputError: FAISS cannot make the index.
     """
+
+    block = FAISS_BLOCK
 
     def __init__(self, size: int, factory: str, parameters: str = ""):
         super().__init__(size)
