@@ -5,6 +5,13 @@ from duonlp.metrics.bleu import Bleu
 from duonlp.metrics.bootstrap import Score
 from duonlp.metrics.classification import ClassificationScorer, classification_scores, threshold_scores
 from duonlp.metrics.comparison import Comparison, Difference, compare
+from duonlp.metrics.learning_curves import (
+    CurvePoint,
+    learning_curve_plot,
+    learning_curve_scores,
+    learning_curves,
+    summarize_runs,
+)
 from duonlp.metrics.multi_label import (
     AveragePrecision,
     average_precision,
@@ -39,7 +46,7 @@ from duonlp.metrics.report import (
 )
 from duonlp.metrics.retrieval import query_scores, retrieval_scores
 from duonlp.metrics.rouge import Rouge
-from duonlp.metrics.thresholds import F1Curves, choose_thresholds, threshold_curves, top_k_curves
+from duonlp.metrics.thresholds import F1Curves, choose_thresholds, f1_curve_plot, threshold_curves, top_k_curves
 
 __all__ = [
     "AveragePrecision",
@@ -49,6 +56,7 @@ __all__ = [
     "ClassificationReport",
     "ClassificationScorer",
     "Comparison",
+    "CurvePoint",
     "Difference",
     "ExampleScores",
     "F1Curves",
@@ -65,6 +73,10 @@ __all__ = [
     "entity_report",
     "exact_match",
     "example_scores",
+    "f1_curve_plot",
+    "learning_curve_plot",
+    "learning_curve_scores",
+    "learning_curves",
     "multi_label_report",
     "multi_label_scores",
     "normalize_answer",
@@ -75,6 +87,7 @@ __all__ = [
     "regression_scores",
     "retrieval_scores",
     "squad_scores",
+    "summarize_runs",
     "tags_of_ids",
     "threshold_curves",
     "threshold_predictions",

@@ -1,7 +1,9 @@
 """Thresholds of several labels per text, chosen on validation texts, and curves of F1 against threshold and top-k."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,3 +159,49 @@ def _curves(by: str, values: np.ndarray, predictions: Sequence[np.ndarray], true
     micro = np.array([micro_f1(predicted, true) for predicted in predictions])
     macro = np.array([macro_f1(predicted, true, classes="all") for predicted in predictions])
     return F1Curves(by, values, micro, macro)
+
+
+def f1_curve_plot(
+    curves: F1Curves | Sequence[F1Curves] | Mapping[str, F1Curves], file: str | os.PathLike, *, title: str = ""
+) -> None:
+    """Plot micro and macro F1 against the threshold or the number of labels per text, a panel for each pair of curves.
+
+    Args:
+        curves: One or several results of :func:`threshold_curves` and :func:`top_k_curves`, or a mapping of them by heading.
+        file: A .png, .svg or .pdf file in an existing folder.
+        title: Title above the figure.
+
+    Raises:
+        InputError: There are no curves, or the file format is unsupported, or the folder does not exist.
+        MissingExtraError: matplotlib is not installed.
+    """
+    from duonlp.util.pictures import COLOURS, check_picture_file, picture, require_matplotlib
+
+    file = Path(file)
+    check_picture_file(file)
+    single = [curves] if isinstance(curves, F1Curves) else curves
+    panels = list(single.items() if isinstance(single, Mapping) else (("", entry) for entry in single))
+    if not panels:
+        raise InputError("there are no curves to plot; give at least one")
+    require_matplotlib("F1 scores are plotted")
+    with picture(file, 4.8 * len(panels), 4.0) as figure:
+        for axes, (heading, curve) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
+            for color, name in zip(COLOURS, F1_AVERAGES):
+                values = getattr(curve, name)
+                best = int(values.argmax())
+                label = f"{name[:5]} F1, best {values[best]:.3f} at {curve.values[best]:g}"
+                axes.plot(curve.values, values, color=color, linewidth=1.8, label=label)
+                axes.plot([curve.values[best]], [values[best]], "o", color=color, markersize=5)
+            axes.set(xlabel=AXES[curve.by], ylabel="F1", title=heading)
+            if curve.by == "top_k":
+                axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.25, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(fontsize=9, frameon=False)
+        if title:
+            figure.suptitle(title, fontsize=12)
+
+
+AXES = {"threshold": "threshold", "top_k": "labels per text (top k)"}
+"""Labels of the axis of F1Curves."""
