@@ -52,7 +52,12 @@ class Source:
 
         Embedding tables are split into chunks of about ``max_bytes``; other parameters are one chunk.
         """
-        if self.values is not None or self.tensor is None or self.layout != "embedding" or len(self.parameter.shape) < 2:
+        if (
+            self.values is not None
+            or self.tensor is None
+            or self.layout != "embedding"
+            or len(self.parameter.shape) < 2
+        ):
             yield 0, self.read(dtype)
             return
         rows, width = self.parameter.shape

@@ -54,7 +54,5 @@ def adapt(
 
     given["text_template"] = text_template.replace("\\n", "\n")
     names = ("model", "text_template", "cleaning", "held_out", "probability", "whole_words")
-    settings = flags.read_settings(
-        adaptation.AdaptationSettings, config, given, option, {name: name for name in names}
-    )
+    settings = flags.read_settings(adaptation.AdaptationSettings, config, given, option, {name: name for name in names})
     flags.run_training(adaptation, adaptation.adapt, settings, plot=plot, dry_run=dry_run, as_json=as_json)

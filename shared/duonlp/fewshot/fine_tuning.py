@@ -1,12 +1,12 @@
 """Fine-tune any checkpoint on few labels, with or without adapting it to the texts of the domain before.
 
-The number of optimizer steps is bounded from below, since a few epochs of eight texts are a few steps, and above, since a thousand
-texts need no more of them. One program per length serves all numbers of texts.
+The number of optimizer steps is bounded from below, since a few epochs of eight texts are a few steps, and above, since a
+thousand texts need no more of them. One program per length serves all numbers of texts.
 """
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,9 +119,9 @@ class ModelClassifier:
 class FineTuning:
     """Fine-tune all parameters of a checkpoint with a classification head.
 
-    For several labels per text, the bias of a new head starts at the logits of the labels' frequencies in the training texts, with
-    one text added that has half of each label (as Lin et al. 2017, https://arxiv.org/abs/1708.02002, 4.1, start a detector's): where
-    labels are rare, a head that starts at probabilities of 0.5 spends most of a short training on learning that.
+    For several labels per text, the bias of a new head starts at the logits of the labels' frequencies in the training texts,
+    with one text added that has half of each label (as Lin et al. 2017, https://arxiv.org/abs/1708.02002, 4.1, start a
+    detector's): where labels are rare, a head that starts at probabilities of 0.5 spends most of a short training on that.
 
     Attributes:
         model: Checkpoint: a folder or a Hub id.
@@ -135,6 +135,9 @@ class FineTuning:
         weight_decay: Decoupled weight decay.
         label_smoothing: Share of the target probability spread over all labels; only with one label per text.
         frequency_bias: Whether the bias of a new head starts at the labels' frequencies.
+        positive_weight: Exponent p of the weight ((1 - f) / f)^p of a label of frequency f where a text has it, in the loss of
+            several labels per text: 0 weighs all alike, 1 balances the texts that have a label with those that have not. More
+            finds more of the rare labels, at the cost of false ones.
         keep_best: Whether to evaluate the loss on the validation texts five times and keep the best model.
         dtype: Compute dtype: "float32" or "bfloat16".
 
@@ -153,6 +156,7 @@ class FineTuning:
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     frequency_bias: bool = True
+    positive_weight: float = 0.0
     keep_best: bool = False
     dtype: str = "float32"
 
@@ -170,6 +174,8 @@ class FineTuning:
                 raise InputError(f"{setting} is {value!r}; it must be a positive integer")
         if self.min_steps > self.max_steps:
             raise InputError(f"min_steps is {self.min_steps} and max_steps {self.max_steps}; swap them")
+        if not 0 <= self.positive_weight <= 1:
+            raise InputError(f"positive_weight is {self.positive_weight}; it must be an exponent from 0 to 1")
         self.fit_config(1, 0)
 
     def fit_config(self, batches: int, seed: int) -> FitConfig:
@@ -181,9 +187,7 @@ class FineTuning:
             evaluate_every=max(1, steps // EVALUATIONS) if self.keep_best else 0, save_every=0,
         )  # fmt: skip
 
-    def fit(
-        self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False
-    ) -> ModelClassifier:
+    def fit(self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False) -> ModelClassifier:
         """Train a classifier; the same seed gives the same one.
 
         Args:
@@ -218,7 +222,9 @@ class FineTuning:
         )  # fmt: skip
         tokenizer = open_checkpoint(model).tokenizer()
         batching = {"max_length": self.max_length, "widths": widths_up_to(self.max_length)}
-        batches = LabelledBatches(train, tokenizer, self.batch_size, seed=seed, **batching)
+        batches: Any = LabelledBatches(train, tokenizer, self.batch_size, seed=seed, **batching)
+        if train.multi_label and self.positive_weight:
+            batches = WeightedBatches(batches, positive_weights(train, self.positive_weight))
         options: dict[str, Any] = training_options(package)
         with ExitStack() as stack:
             folder = None
@@ -229,6 +235,8 @@ class FineTuning:
             result = run_folder.training_module(package).fit(
                 network, batches, self.fit_config(len(batches), seed), folder, log={"console": console}, **options
             )
+            if result.preempted:  # half-trained
+                raise KeyboardInterrupt
             trained = result.model
             if result.best_folder is not None:
                 trained = getattr(package, AUTO_CLASS).from_pretrained(result.best_folder, dtype=self.dtype)
@@ -241,8 +249,8 @@ class FineTuning:
 class AdaptedFineTuning(FineTuning):
     """Continue masked language modeling on all texts, labeled or not, then fine-tune (Gururangan et al. 2020).
 
-    The adapted model depends on the set of all texts, not on which of them are labeled, and on no seed of :meth:`fit`: trainings on
-    slices of the same texts share it through the cache.
+    The adapted model depends on the set of all texts, not on which of them are labeled, and on no seed of :meth:`fit`: trainings
+    on slices of the same texts share it through the cache.
 
     Attributes:
         adaptation_epochs: Passes over all texts.
@@ -265,9 +273,7 @@ class AdaptedFineTuning(FineTuning):
     name: ClassVar[str] = "adapt"
     needs_unlabelled: ClassVar[bool] = True
 
-    def fit(
-        self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False
-    ) -> ModelClassifier:
+    def fit(self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False) -> ModelClassifier:
         """Adapt the model, unless the cache has it, and train a classifier from it; see :meth:`FineTuning.fit`.
 
         Raises:
@@ -302,6 +308,33 @@ class AdaptedFineTuning(FineTuning):
             if report["preempted"]:
                 raise KeyboardInterrupt
         return folder / run_folder.BEST
+
+
+@dataclass(frozen=True)
+class WeightedBatches:
+    """Batches of LabelledBatches in which the labels that a text has weigh more in the loss.
+
+    Attributes:
+        batches: The batches.
+        weights: float32 [C], weight of each label where a text has it.
+    """
+
+    batches: LabelledBatches
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Return an iterator over the batches of an epoch, with ``sample_weight`` float32 [B, C]."""
+        for batch in self.batches.epoch(number, first):
+            yield batch | {"sample_weight": np.where(batch["labels"] > 0, self.weights, np.float32(1))}
+
+
+def positive_weights(train: LabelledTexts, exponent: float) -> np.ndarray:
+    """Return ((1 - f) / f)^exponent for labels of frequency f, float32 [C]; see :class:`FineTuning`."""
+    frequency = (train.labels.sum(0) + 0.5) / (len(train) + 1)
+    return (((1 - frequency) / frequency) ** exponent).astype(np.float32)
 
 
 def need_engine(package: Engine | None, method: str) -> Engine:

@@ -1,10 +1,11 @@
 """Continue masked-language-model pretraining on the texts of a domain, before a classifier is fine-tuned for it.
 
-Gururangan et al. 2020, "Don't Stop Pretraining" (https://arxiv.org/abs/2004.10964): on the texts of the task itself, labeled or not.
+Follows Gururangan et al. 2020, "Don't Stop Pretraining" (https://arxiv.org/abs/2004.10964): on the texts of the task itself,
+labeled or not.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,8 +33,8 @@ class AdaptationSettings(RunSettings):
     """Settings of an adaptation, in addition to RunSettings.
 
     Attributes:
-        model: Checkpoint to start from: a folder in Hugging Face layout, or a Hub id. Without a masked-language-model head, it gets
-            a new one, whose output matrix is that of the embeddings.
+        model: Checkpoint to start from: a folder in Hugging Face layout, or a Hub id. Without a masked-language-model head, it
+            gets a new one, whose output matrix is that of the embeddings.
         text_column: Column of the text; None for the first with a usual name.
         text_template: What to make the text of instead, with columns in braces, such as "{title}: {body}".
         held_out: Share of the texts that the loss is evaluated on; 0 to train on all and keep the last model.
@@ -170,7 +171,9 @@ def prepare(settings: AdaptationSettings, texts: Sequence[str] | None = None) ->
     held_out = [text for text in texts if _draw(text, settings.seed) < settings.held_out]
     train = [text for text in texts if _draw(text, settings.seed) >= settings.held_out] if held_out else texts
     if not train:
-        raise InputError(f"no text is left to train on ({len(held_out)} held out); give more texts, or a lower held_out")
+        raise InputError(
+            f"no text is left to train on ({len(held_out)} held out); give more texts, or a lower held_out"
+        )
     tokenizer = checkpoint.tokenizer()
     options: dict[str, Any] = {
         "max_length": settings.max_length or longest, "seed": settings.seed, "probability": settings.probability,

@@ -46,8 +46,8 @@ class RunConfig:
     Attributes:
         corpus: A source for duonlp.data.read_documents, one of :data:`NAMED_SOURCES`, or a list of these.
         corpus_options: Options of read_documents.
-        cleaning: Cleaning applied to the corpus before it is split. ``filters`` may be the name of a preset, "code" or "prose", or
-            have limits beside ``"preset": "prose"``.
+        cleaning: Cleaning applied to the corpus before it is split. ``filters`` may be the name of a preset, "code" or "prose",
+            or have limits beside ``"preset": "prose"``.
         held_out: Share of the documents that is held out.
         tokenizer: Options of duonlp.tokenizers.train_tokenizer; or ``{"from": folder or Hub id}`` to use an existing one.
         block_length: Tokens per block, which is also the training length.

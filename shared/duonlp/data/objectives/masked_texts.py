@@ -68,7 +68,9 @@ class MaskedTexts(LabelledBatches):
             InputError: The epoch is negative or `first` is out of range.
         """
         batches = super().epoch(number, first)
-        return (self._mask(rows, batch, number) for rows, batch in zip(self.order(number)[first:], batches, strict=True))
+        return (
+            self._mask(rows, batch, number) for rows, batch in zip(self.order(number)[first:], batches, strict=True)
+        )
 
     def _mask(self, rows: np.ndarray, batch: dict[str, np.ndarray], epoch: int) -> dict[str, np.ndarray]:
         positions = epoch * len(self.texts) + np.maximum(rows, 0)

@@ -1,7 +1,6 @@
 """The texts of a comparison: one test set and one validation set for all methods, and nested training slices."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from duonlp.data.labelled.preparation import prepare_labels, read_unlabelled_texts
-from duonlp.data.labelled.splits import ALL, indicators, nested_slices, stratified_split
+from duonlp.data.labelled.splits import indicators, nested_slices, stratified_split
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.fewshot.comparison.settings import ComparisonSettings
@@ -58,7 +57,7 @@ class ComparisonData:
             "multi_label": self.train.multi_label,
             "ids": {name: list(texts.ids) for name, texts in parts.items()},
             "sha256": {name: _fingerprint(texts) for name, texts in parts.items()}
-            | {"unlabelled": hashlib.sha256(json.dumps(self.unlabelled).encode()).hexdigest()},
+            | {"unlabelled": hashlib.sha256(to_json(list(self.unlabelled)).encode()).hexdigest()},
         }
 
     def counts(self) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def verify_split(folder: Path, data: ComparisonData) -> None:
     Raises:
         InputError: It is another, since the data or the settings of the split have changed.
     """
-    file, split = folder / SPLIT, json.loads(to_json(data.describe()))
+    file, split = folder / SPLIT, data.describe()
     if not may_read(file):
         write_text(file, to_json(split, indent=1) + "\n")
         return
@@ -174,7 +173,7 @@ def verify_split(folder: Path, data: ComparisonData) -> None:
 
 
 def _fingerprint(texts: LabelledTexts) -> str:
-    digest = hashlib.sha256(json.dumps([texts.ids, texts.texts]).encode())
+    digest = hashlib.sha256(to_json([texts.ids, texts.texts]).encode())
     digest.update(np.ascontiguousarray(texts.labels).tobytes())
     return digest.hexdigest()
 

@@ -33,7 +33,9 @@ def collect_cells(folder: Path) -> list[dict[str, Any]]:
     files = folder.glob(f"{CELLS}/*/*/*/{RESULTS}")
     records = [read_json_object(file, advice="delete it to run the cell again") for file in files]
     if broken := next((record for record in records if not {"method", "size", "seed"} <= set(record)), None):
-        raise InputError(f"a {RESULTS} below {folder / CELLS} lacks its method, size or seed ({broken!r:.80}); delete it")
+        raise InputError(
+            f"a {RESULTS} below {folder / CELLS} lacks its method, size or seed ({broken!r:.80}); delete it"
+        )
     order = list(METHODS)
     return sorted(records, key=lambda r: (order.index(r["method"]), r["size"], r["slice"] == "all", r["seed"]))
 
@@ -91,7 +93,8 @@ def print_report(report: Mapping[str, Any], console: "Console") -> None:
         console.print("\n".join(_seconds(unique)) + "\n", soft_wrap=True)
     for failure in report["failed"]:
         console.print(
-            f"failed: {failure['method']}, {failure['size']}, seed {failure['seed']}: {failure['error']}", soft_wrap=True
+            f"failed: {failure['method']}, {failure['size']}, seed {failure['seed']}: {failure['error']}",
+            soft_wrap=True,
         )
     console.print(", ".join(report["files"].values()), soft_wrap=True)
 
@@ -115,7 +118,7 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = [(variant, score) for variant in VARIANTS for score in SCORES]
-    own = ("method", "size", "slice", "seed", "threshold", "fit_seconds", "score_seconds")
+    own = ("method", "size", "slice", "seed", "threshold", "fit_seconds", "score_seconds", "cpu_seconds")
     writer.writerow([*own, *(f"{variant}_{score}".strip("_") for variant, score in names)])
     for record in records:
         scores = [((record.get(variant) or {}) if variant else record).get(score) for variant, score in names]

@@ -42,8 +42,8 @@ def compare(
         "interrupted", "files", "settings".
 
     Raises:
-        InputError: Settings and data are invalid, the output has another comparison or is in use, or a cell that is finished there
-            has other settings.
+        InputError: Settings and data are invalid, the output has another comparison or is in use, or a cell that is finished
+            there has other settings.
     """
     methods = settings.made_methods()
     data = prepare(settings)
@@ -70,8 +70,8 @@ def compare(
                     progress.start(cell)
                     train = _slice(cell, slices, data)
                     keep = settings.keep_models == "all"
-                    done[cell] = run_cell(folder, cell, method, abouts[cell.method], package, data, train, keep)
-                    progress.finish(cell, done[cell])
+                    record = run_cell(folder, cell, method, abouts[cell.method], package, data, train, keep)
+                    progress.finish(cell, record)
                 except InputError as error:
                     failed.append({"method": cell.method, "size": cell.size, "seed": cell.seed, "error": str(error)})
                     progress.fail(cell, str(error))
@@ -155,5 +155,3 @@ def _check_framework(folder: Path, framework: str) -> None:
         raise InputError(
             f"output {str(folder)!r} holds a comparison in {stored}, and this one is in {framework}; give another folder"
         )
-
-
