@@ -25,9 +25,7 @@ def adapt(
     batch_size: Annotated[int | None, cli_option(help="Texts per step (default 32).")] = None,
     max_length: Annotated[int | None, cli_option(help="Truncate texts to this many tokens (default 128).")] = None,
     text_column: flags.TextColumn = None,
-    text_template: Annotated[
-        str, cli_option(help="Make the text of several columns: '{title} {body}'; \\n is a line break.")
-    ] = "",
+    text_template: flags.TextTemplate = None,
     cleaning: Annotated[str, cli_option(help="Filter the texts: none, prose or code (default none).")] = "",
     held_out: Annotated[
         float | None, cli_option(help="Share of texts that the loss is evaluated on (default 0.05).")
@@ -52,7 +50,6 @@ def adapt(
     given = dict(locals())
     from duonlp.runs import adaptation
 
-    given["text_template"] = text_template.replace("\\n", "\n")
-    names = ("model", "text_template", "cleaning", "held_out", "probability", "whole_words")
+    names = ("model", "cleaning", "held_out", "probability", "whole_words")
     settings = flags.read_settings(adaptation.AdaptationSettings, config, given, option, {name: name for name in names})
     flags.run_training(adaptation, adaptation.adapt, settings, plot=plot, dry_run=dry_run, as_json=as_json)

@@ -21,6 +21,7 @@ from duonlp.cli.evaluate import app as evaluate
 from duonlp.cli.fewshot import fewshot
 from duonlp.cli.finetune import finetune
 from duonlp.cli.generate import generate
+from duonlp.cli.labels import labels
 from duonlp.cli.models import models
 from duonlp.cli.parity import parity
 from duonlp.cli.questions import questions
@@ -38,7 +39,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, fewshot, adapt, distill, tune, benchmark, parity, questions, models, convert, demo,
+    run, ask, generate, summarize, finetune, fewshot, adapt, distill, tune, benchmark, parity, labels, questions, models, convert,
+    demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, cli_option, print_json
-from duonlp.cli.training import DataConfig, Encoding, LabelColumn, Quoting, TextColumn
+from duonlp.cli.common import Debug, Framework, Json, SettingsFile, cli_option, print_json, with_line_ends
+from duonlp.cli.training import DataConfig, Encoding, LabelColumn, LabelMap, Quoting, TextColumn, TextTemplate
 from duonlp.errors import InputError
 from duonlp.util.frameworks import load_package, quiet_stdout
 
@@ -29,7 +29,7 @@ class BenchmarkSettings:
     Attributes:
         models: Folders in Hugging Face layout or Hub ids, or NAME=MODEL; the name defaults to the folder's.
         data: Labeled texts, as :func:`duonlp.data.read_labelled_texts` takes them; so are `config`, `split`,
-            `text_column`, `label_column`, `encoding` and `quoting`.
+            `text_column`, `text_template`, `label_column`, `label_map`, `encoding` and `quoting`.
         limit: Use at most this many texts, evenly spaced; None for all.
         framework: "tf" or "jax"; "" for the installed one.
         out_of_scope: See :class:`duonlp.benchmark.PerformanceBenchmark`; so are `threshold`, `queries`, `repeats`,
@@ -45,7 +45,9 @@ class BenchmarkSettings:
     config: str | None = None
     split: str | None = None
     text_column: str | None = None
+    text_template: str | None = None
     label_column: str | None = None
+    label_map: str | dict[str, str] | None = None
     encoding: str | None = None
     quoting: bool | None = None
     limit: int | None = None
@@ -93,7 +95,9 @@ def benchmark(
     data_config: DataConfig = None,
     split: Annotated[str, cli_option(help="Split of the data, such as validation.")] = "",
     text_column: TextColumn = None,
+    text_template: TextTemplate = None,
     label_column: LabelColumn = None,
+    label_map: LabelMap = None,
     encoding: Encoding = None,
     quoting: Quoting = None,
     limit: Annotated[int | None, cli_option(help="Use at most N texts, evenly spaced (default: all).")] = None,
@@ -127,7 +131,8 @@ def benchmark(
 
     flags = {
         "models": model or None, "data": data or None, "config": data_config, "split": split or None,
-        "text_column": text_column or None, "label_column": label_column or None,
+        "text_column": text_column or None, "text_template": with_line_ends(text_template or "") or None,
+        "label_column": label_column or None, "label_map": label_map or None,
         "encoding": encoding or None, "quoting": quoting, "limit": limit, "framework": framework or None,
         "out_of_scope": out_of_scope or None, "threshold": threshold, "queries": queries, "repeats": repeats,
         "batch_size": batch_size, "memory": memory, "output": output or None, "plot": plot or None,
@@ -240,7 +245,8 @@ def read_texts(settings: BenchmarkSettings) -> "LabelledTexts":
 
     return read_labelled_texts(
         settings.data, settings.split, config=settings.config, text_column=settings.text_column,
-        label_column=settings.label_column, encoding=settings.encoding, quoting=settings.quoting, limit=settings.limit,
+        text_template=settings.text_template, label_column=settings.label_column, label_map=settings.label_map,
+        encoding=settings.encoding, quoting=settings.quoting, limit=settings.limit,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ REMEDIES = {
     "overwrite": "give another folder, or pass --overwrite to replace the model in it",
     "kind": "give files of one of these kinds",
     "text_column": "pass the text column with --text-column",
+    "text_template": "name existing columns in --text-template",
     "label_column": "pass the label column with --label-column",
     "by": "name another column with --fold-by, such as --fold-by context",
     "document_field": "name the document column with --document-field",
@@ -115,6 +116,11 @@ def suggest_options(task: str, options: Mapping[str, Any]) -> Generator[None, No
         unknown = [name for name in options if name not in allowed and repr(name) in error.message]
         hint = "".join(nearest(name, allowed) for name in unknown)
         raise InputError(f"{error.message}{hint}", remedy=error.remedy, argument=error.argument) from error
+
+
+def with_line_ends(text: str) -> str:
+    r"""Return a text in which \n and \t, as typed in a shell, are a line end and a tab."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def need_model(model: str) -> None:

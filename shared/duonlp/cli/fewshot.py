@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from duonlp.cli import training as flags
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption, cli_option, print_json
+from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption, cli_option, print_json, with_line_ends
 from duonlp.cli.settings import merged
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
@@ -48,14 +48,12 @@ def fewshot(
     train_split: Annotated[str, cli_option(help="Split of the data with the other labeled texts.")] = "",
     split_seed: Annotated[int | None, cli_option(help="Seed of the split (default 0).")] = None,
     text_column: flags.TextColumn = None,
-    text_template: Annotated[
-        str, cli_option(help="Make the text of several columns: '{title} {body}'; \\n is a line break.")
-    ] = "",
+    text_template: flags.TextTemplate = None,
     label_column: flags.LabelColumn = None,
-    label_map: Annotated[str, cli_option(help="JSON or TOML file: old label -> new label, or null to drop it.")] = "",
-    label_separator: Annotated[str, cli_option(help="Separator of several labels in one field.")] = "",
-    class_names: Annotated[str, cli_option(help="File with the names that numbers in the data stand for.")] = "",
-    column_names: Annotated[str, cli_option(help="Columns of a file without a header: text,label.")] = "",
+    label_map: flags.LabelMap = None,
+    label_separator: flags.LabelSeparator = None,
+    class_names: flags.ClassNames = None,
+    column_names: flags.ColumnNames = None,
     encoding: flags.Encoding = None,
     quoting: flags.Quoting = None,
     data_config: flags.DataConfig = None,
@@ -111,7 +109,7 @@ def read_settings(given: Mapping[str, Any]) -> Any:
     )  # fmt: skip
     values = {name: given[name] for name in names} | {
         "unlabelled": given["unlabeled"], "config": given["data_config"],
-        "text_template": given["text_template"].replace("\\n", "\n"),
+        "text_template": with_line_ends(given["text_template"] or ""),
         "methods": _listed(given["methods"]), "sizes": parse_sizes("--sizes", given["sizes"]),
         "per_label": parse_sizes("--per-label", given["per_label"]),
     }  # fmt: skip

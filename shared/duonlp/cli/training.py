@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from duonlp.cli.common import cli_option, print_json
+from duonlp.cli.common import cli_option, print_json, with_line_ends
 from duonlp.cli.settings import merged, settings_from
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
@@ -36,7 +36,33 @@ Limit = Annotated[int | None, cli_option(help="Use at most N texts of each split
 TrainSplit = Annotated[str | None, cli_option(help="Training split (default train).")]
 ValidationSplit = Annotated[str | None, cli_option(help='Validation split (default validation); "" for none.')]
 TextColumn = Annotated[str | None, cli_option(help="Text column (default: the first with a usual name).")]
+TextTemplate = Annotated[
+    str | None, cli_option(help="Text made of columns, such as '{title}\\n\\n{body}' (default: the text column).")
+]
 LabelColumn = Annotated[str | None, cli_option(help="Label column (default: the first with a usual name).")]
+LabelSeparator = Annotated[
+    str | None, cli_option(help="Separator of several labels in one field (default: a field is one label).")
+]
+LabelMap = Annotated[
+    str | None, cli_option(help="JSON or TOML file of old and new label names; null or an empty name drops a label.")
+]
+MostFrequent = Annotated[
+    int | None, cli_option(metavar="N", help="Keep the N most frequent labels and drop the others (default: all).")
+]
+ClassNames = Annotated[
+    str | None, cli_option(help="File with the name of a class on each line, for labels that are numbers.")
+]
+ColumnNames = Annotated[
+    str | None, cli_option(help="Columns of a CSV or TSV file without a header, such as text,labels,id.")
+]
+Unlabelled = Annotated[
+    str | None,
+    cli_option(
+        "--unlabeled",
+        help="Rows without a label: separate (left out), negative (no label applies) or error (default: separate if a text may "
+        "have several labels).",
+    ),
+]
 Encoding = Annotated[str | None, cli_option(help="Encoding of text files, such as cp1252 (default: UTF-8).")]
 Quoting = Annotated[
     bool | None,
@@ -62,7 +88,10 @@ FLAGS = {
     "data": "data", "output": "output", "framework": "framework", "epochs": "fit.epochs", "steps": "fit.steps",
     "learning_rate": "fit.learning_rate", "batch_size": "batch_size", "max_length": "max_length", "dtype": "dtype",
     "limit": "limit", "train_split": "train_split", "validation_split": "validation_split", "text_column": "text_column",
-    "label_column": "label_column", "encoding": "encoding", "quoting": "quoting",
+    "text_template": "text_template", "label_column": "label_column", "label_separator": "label_separator",
+    "label_map": "label_map", "most_frequent": "most_frequent", "class_names": "class_names", "column_names": "column_names",
+    "unlabelled": "unlabelled",
+    "encoding": "encoding", "quoting": "quoting",
     "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
     "tensorboard": "tensorboard",
 }  # fmt: skip
@@ -122,6 +151,8 @@ def read_settings(
         for name, path in {**FLAGS, **more_flags}.items()
         if values.get(name) is not None and (values[name] != "" or name in MAY_BE_EMPTY)
     }
+    if "text_template" in flags:
+        flags["text_template"] = with_line_ends(flags["text_template"])
     if values.get("seed") is not None:
         flags |= {"seed": values["seed"], "fit.seed": values["seed"]}
     names = {task: {field.name for field in fields(settings)} for task, settings in (tasks or {}).items()}

@@ -14,6 +14,7 @@ from duonlp.data.cleaning import (
     write_split,
 )
 from duonlp.data.labelled import (
+    LabelCounts,
     LabelledBatches,
     LabelledColumns,
     LabelledTexts,
@@ -22,11 +23,14 @@ from duonlp.data.labelled import (
     PreparedTexts,
     TextTemplate,
     balanced_split,
+    label_counts,
     nested_slices,
     prepare_labels,
     read_labelled_texts,
     read_unlabelled_texts,
     stratified_split,
+    write_labelled_texts,
+    write_unlabelled_texts,
 )
 from duonlp.data.objectives import (
     CausalLM,
@@ -76,6 +80,7 @@ __all__ = [
     "FilterConfig",
     "GapSentences",
     "HeldOutBatches",
+    "LabelCounts",
     "LabelMap",
     "LabelledBatches",
     "LabelledColumns",
@@ -112,6 +117,7 @@ __all__ = [
     "head_of",
     "held_out_batches",
     "is_held_out",
+    "label_counts",
     "leakage",
     "length_report",
     "mask",
@@ -131,6 +137,8 @@ __all__ = [
     "stratified_split",
     "text_files",
     "write_blocks",
+    "write_labelled_texts",
     "write_split",
     "write_squad",
+    "write_unlabelled_texts",
 ]

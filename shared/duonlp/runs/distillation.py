@@ -173,8 +173,8 @@ def prepare(settings: DistillSettings) -> _Prepared:
         own_inputs=tokenizers_differ,
     )  # fmt: skip
     texts = labelled_run.read_texts(settings, label_names, "the teacher")
-    data_is_multi_label = texts[0].labels.ndim == 2
-    if (head_kind(HEAD, teacher_config, texts[0].labels) == "bernoulli") != data_is_multi_label:
+    data_is_multi_label = texts.train.labels.ndim == 2
+    if (head_kind(HEAD, teacher_config, texts.train.labels) == "bernoulli") != data_is_multi_label:
         data_kind, teacher_kind = ("several labels", "one") if data_is_multi_label else ("one label", "several")
         raise InputError(
             f"the data has {data_kind} per text and the teacher predicts {teacher_kind}; give data of the teacher's kind"

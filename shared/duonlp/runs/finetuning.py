@@ -109,13 +109,11 @@ def prepare(settings: AnySettings) -> tuple[RunData, Any]:
 def _prepare_texts(settings: FinetuneSettings) -> tuple[LabelledData, Any]:
     checkpoint = open_checkpoint(settings.model)
     tokenizer = checkpoint.tokenizer()
-    train, validation = labelled_run.read_texts(settings)
-    label_names = labelled_run.matching_label_names(settings.model, tuple(train.label_names))
+    texts = labelled_run.read_texts(settings)
+    label_names = labelled_run.matching_label_names(settings.model, tuple(texts.train.label_names))
     if label_names is not None:
-        train = labelled_run.with_label_names(train, label_names)
-        validation = None if validation is None else labelled_run.with_label_names(validation, label_names)
-    labelled_run.check_labels(settings.model, tuple(train.label_names))
-    texts = (train, validation)
+        texts = texts.with_label_names(label_names)
+    labelled_run.check_labels(settings.model, tuple(texts.train.label_names))
     return labelled_run.make_batches(settings, texts, tokenizer, checkpoint.transformer_config()), tokenizer
 
 

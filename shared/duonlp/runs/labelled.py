@@ -5,7 +5,7 @@ import json
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -39,16 +39,64 @@ class LabelledRunSettings(RunSettings):
     Attributes:
         text_column: Name of the text column, or of two ("question,passage") for pairs of texts; None to detect it as
             read_labelled_texts does.
+        text_template: What to make the text of instead of `text_column`, such as "{title}\n\n{body}".
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
+        label_separator: Separator of several labels in one field.
+        label_map: New names of labels by old ones, or a .json or .toml file of them; "" drops a label. See read_labelled_texts.
+        most_frequent: Keep this many labels, the most frequent ones of the training split, and drop the others; None for all.
+        unlabelled: What rows without a label mean: "separate" (left out, and counted in the summary), "negative" (none applies;
+            multi-label only) or "error". None: "separate" for multi-label texts, "error" for others.
+        class_names: Names of the classes that numbers in the data stand for, or a file with one on each line.
+        column_names: Names of the columns of a CSV or TSV file without a header.
         batch_size: Texts per step.
         out_of_scope: Name of the out-of-scope label. None: "oos" if there is such a label. "": there is none.
     """
 
     text_column: str | None = None
+    text_template: str | None = None
     label_column: str | None = None
+    label_separator: str | None = None
+    label_map: str | dict[str, str] | None = None
+    most_frequent: int | None = None
+    unlabelled: str | None = None
+    class_names: str | tuple[str, ...] | None = None
+    column_names: str | tuple[str, ...] | None = None
     batch_size: int = 48
     out_of_scope: str | None = None
     fit: FitConfig = field(default_factory=lambda: FIT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.label_map, dict):  # TOML has no null
+            object.__setattr__(self, "label_map", {name: new or "" for name, new in self.label_map.items()})
+
+    def reading_options(self) -> dict[str, Any]:
+        """Return the arguments of prepare_labels, other than the source and the split."""
+        names = (
+            "config", "text_column", "text_template", "label_column", "label_separator", "label_map", "most_frequent",
+            "unlabelled", "class_names", "column_names", "encoding", "quoting", "limit",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The texts of a run.
+
+    Attributes:
+        train: Training texts.
+        validation: Validation texts with the same label names, or None.
+        unlabelled: Number of rows of both splits that were left out because they have no label.
+    """
+
+    train: "LabelledTexts"
+    validation: "LabelledTexts | None"
+    unlabelled: int = 0
+
+    def with_label_names(self, label_names: tuple[str, ...], whose: str = "the model") -> Self:
+        """Return the texts with their label ids mapped to `label_names`; see :func:`with_label_names`."""
+        validation = self.validation and with_label_names(self.validation, label_names, whose)
+        return replace(self, train=with_label_names(self.train, label_names, whose), validation=validation)
 
 
 @dataclass(frozen=True)
@@ -61,6 +109,7 @@ class LabelledData:
         label_names: Names of the classes, in the order of the logits.
         out_of_scope: Name of the out-of-scope label, or None.
         fingerprint: Hash of the texts and labels.
+        unlabelled: Number of rows that were left out because they have no label.
     """
 
     batches: "LabelledBatches"
@@ -68,6 +117,7 @@ class LabelledData:
     label_names: tuple[str, ...]
     out_of_scope: str | None
     fingerprint: str
+    unlabelled: int = 0
 
     head: ClassVar[str] = "sequence-classification"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -86,14 +136,22 @@ class LabelledData:
             "train": len(self.batches.texts),
             "validation": validation_texts,
             "labels": len(self.label_names),
+            **({"unlabelled": self.unlabelled} if self.unlabelled else {}),
         }
 
     def plan(self) -> dict[str, Any]:
         """Return what a plan says about the data: "summary", a line, and "out_of_scope"."""
+        none_applies = sum(
+            _without_labels(batches) for batches in (self.batches, self.validation) if batches is not None
+        )
         data, scope = self.describe(), f" ({self.out_of_scope!r} is out of scope)" if self.out_of_scope else ""
         summary = (
             f"{data['train']} training texts, {data['validation']} validation texts, {data['labels']} labels{scope}"
         )
+        if self.unlabelled:
+            summary += f"; {self.unlabelled} unlabeled rows are left out"
+        if none_applies:
+            summary += f"; no label applies to {none_applies} of the texts"
         return {"summary": summary, "out_of_scope": self.out_of_scope}
 
     def overrides(self) -> dict[str, Any]:
@@ -138,6 +196,12 @@ class LabelledData:
         """Write nothing: the labels are in config.json."""
 
 
+def _without_labels(batches: "LabelledBatches") -> int:
+    """Return the number of multi-label texts to which no label applies."""
+    labels = batches.labels
+    return 0 if labels is None or labels.ndim == 1 else int((labels.sum(1) == 0).sum())
+
+
 def cannot_predict(model: Any, batches: Any, *, as_teacher: bool = False) -> np.ndarray:
     """Stand in for an engine's ``predict`` in a scorer that only checks names; always raise NotImplementedError."""
     raise NotImplementedError("this scorer has no engine to predict with")
@@ -145,7 +209,7 @@ def cannot_predict(model: Any, batches: Any, *, as_teacher: bool = False) -> np.
 
 def read_texts(
     settings: LabelledRunSettings, label_names: tuple[str, ...] | None = None, whose: str = "the model"
-) -> "tuple[LabelledTexts, LabelledTexts | None]":
+) -> RunTexts:
     """Read the training texts and the validation texts (None without a validation split), with the same label ids.
 
     Args:
@@ -156,24 +220,19 @@ def read_texts(
     Raises:
         InputError: The data cannot be read, or has labels that are not in `label_names`.
     """
-    from duonlp.data.labelled.texts import read_labelled_texts
+    from duonlp.data.labelled.preparation import prepare_labels
 
     train_split, validation_split = _splits(settings)
-    options: dict[str, Any] = {
-        "config": settings.config,
-        "text_column": settings.text_column,
-        "label_column": settings.label_column,
-        "encoding": settings.encoding,
-        "quoting": settings.quoting,
-        "limit": settings.limit,
-    }
-    train = read_labelled_texts(settings.data, train_split, **options)
+    options = settings.reading_options()
+    prepared = prepare_labels(settings.data, train_split, duplicates="keep", **options)
+    train = prepared.labelled
     if label_names is not None:
         train = with_label_names(train, label_names, whose)
     if not validation_split:
-        return train, None
-    names = tuple(train.label_names)
-    return train, read_labelled_texts(settings.data, validation_split, **options, label_names=names)
+        return RunTexts(train, None, prepared.report.unlabelled)
+    options["label_names"] = tuple(train.label_names)
+    held_out = prepare_labels(settings.data, validation_split, duplicates="keep", **options)
+    return RunTexts(train, held_out.labelled, prepared.report.unlabelled + held_out.report.unlabelled)
 
 
 def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
@@ -193,7 +252,7 @@ def _splits(settings: LabelledRunSettings) -> tuple[str | None, str]:
     if settings.validation_split:
         warnings.warn(
             f"{settings.data!r} is a single table: all of it is trained on, nothing is validated and the last model is kept; to "
-            f"keep the best one, give {remedy}",
+            f"keep the best one, give {remedy}, as duonlp labels --split writes",
             stacklevel=3,
         )
     return None, ""
@@ -231,7 +290,7 @@ def with_label_names(texts: "LabelledTexts", label_names: tuple[str, ...], whose
 
 def make_batches(
     settings: LabelledRunSettings,
-    texts: "tuple[LabelledTexts, LabelledTexts | None]",
+    texts: RunTexts,
     tokenizer: Any,
     *configs: TransformerConfig,
     teacher_tokenizer: Any = None,
@@ -240,7 +299,7 @@ def make_batches(
 
     Args:
         settings: Settings of the run.
-        texts: Training and validation texts, from :func:`read_texts`.
+        texts: The texts, from :func:`read_texts`.
         tokenizer: Tokenizer of the model.
         configs: Configurations of all models that read the texts; these are truncated to the shortest maximum.
         teacher_tokenizer: Tokenizer of a teacher that needs its own inputs.
@@ -250,7 +309,7 @@ def make_batches(
     """
     from duonlp.data.labelled.batches import LabelledBatches
 
-    train, validation = texts
+    train, validation = texts.train, texts.validation
     longest = min(config.max_length for config in configs)
     if settings.max_length is not None and settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}; the model reads at most {longest} tokens")
@@ -268,7 +327,9 @@ def make_batches(
     out_of_scope = settings.out_of_scope
     if out_of_scope is None:
         out_of_scope = OUT_OF_SCOPE if OUT_OF_SCOPE in names and np.ndim(train.labels) == 1 else None
-    data = LabelledData(batches, validation_batches, names, out_of_scope or None, fingerprint(train, validation))
+    data = LabelledData(
+        batches, validation_batches, names, out_of_scope or None, fingerprint(train, validation), texts.unlabelled
+    )
     if data.out_of_scope is not None:  # raises for an unknown label before training starts
         ClassificationScorer(batches, cannot_predict, out_of_scope=data.out_of_scope)
     return data

@@ -287,7 +287,7 @@ def measure_latency(package: Engine, settings: Any, model: Path, options: TuneSe
     from duonlp.benchmark.performance import PerformanceBenchmark
     from duonlp.runs.labelled import read_texts
 
-    _, texts = read_texts(settings)
+    texts = read_texts(settings).validation
     assert texts is not None  # describe() has checked that there is validation data
     # the labels do not matter for latency, and the benchmark rejects multi-label ones
     texts = replace(texts, labels=np.zeros(len(texts.texts), np.int32))

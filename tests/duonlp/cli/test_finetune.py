@@ -144,6 +144,36 @@ def test_a_folder_of_tables_is_trained_on_and_validated(settings, tmp_path):
     assert data.describe() | {"train": 40, "validation": 12} == data.describe()
 
 
+def test_unlabelled_rows_are_left_out_and_counted(run, settings, tmp_path):
+    rows = [
+        {"title": "hello", "body": None, "labels": ["greeting", "x"]}, {"title": "block", "body": "card", "labels": ["lost"]},
+        {"title": "what", "body": "now", "labels": []}, {"title": "hm", "body": "", "labels": ["x"]},
+    ]  # fmt: skip
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "map.json").write_text('{"lost": "freeze", "x": null}')
+    given = ["finetune", "-m", settings.model, "-d", tmp_path, "--output", settings.folder, "--dry-run"]
+    given += ["--text-template", r"{title}\n{body}", "--label-map", tmp_path / "map.json"]
+    status, out, err = run(*given)
+    assert status == 0 and "2 training texts, 2 validation texts, 2 labels; 4 unlabeled rows are left out" in out, err
+    status, out, err = run(*given, "--unlabeled", "negative")
+    assert (
+        status == 0 and "4 training texts, 4 validation texts, 2 labels; no label applies to 4 of the texts" in out
+    ), err
+    status, out, err = run(*given, "--unlabeled", "error")
+    assert status == 2 and "train.jsonl:3: no label: it has no label; fix that record or remove it" in err
+    table = {"lost": "freeze", "x": None}
+    changed = replace_settings(
+        settings, {"data": str(tmp_path), "text_template": "{title}\n{body}", "label_map": table}
+    )
+    assert build(FinetuneSettings, tomllib.loads(to_toml(changed))) == changed and changed.label_map["x"] == ""
+    data, _ = training.prepare(changed)
+    assert data.batches.texts == ["hello", "block\ncard"] and data.describe()["unlabelled"] == 4
+    assert data.label_names == ("freeze", "greeting") and data.validation.labels.tolist() == [[0, 1], [1, 0]]
+    few = training.prepare(replace_settings(changed, {"label_map": None, "most_frequent": 1}))[0]
+    assert few.label_names == ("x",) and few.batches.texts == ["hello", "hm"] and few.describe()["unlabelled"] == 4
+
+
 def test_a_run_that_another_process_is_writing_is_rejected(settings):
     settings.folder.mkdir()
     package = Package()

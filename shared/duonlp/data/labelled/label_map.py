@@ -45,7 +45,7 @@ class LabelMap:
         return tuple(dict.fromkeys(name for name in new_names if name is not None))
 
 
-def label_map(source: Mapping[Any, str | None] | str | Path) -> LabelMap:
+def read_label_map(source: Mapping[Any, str | None] | str | Path) -> LabelMap:
     """Check a map of labels, or read it from a file.
 
     Args:

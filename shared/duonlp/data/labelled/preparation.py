@@ -69,7 +69,6 @@ class PreparationReport:
         table.add_column(no_wrap=True)
         table.add_column(justify="right", no_wrap=True)
         table.add_column(overflow="fold")
-        unused = f"no row has {', '.join(map(repr, self.unused))} of the label map" if self.unused else ""
         table.add_row("rows", f"{self.rows:,}", "")
         table.add_row("labeled", f"{self.labelled:,}", f"{self.cardinality:.2f} labels a text")
         note = f"{self.labels_dropped:,} lost all their labels" if self.labels_dropped else ""
@@ -77,10 +76,12 @@ class PreparationReport:
         what = "dropped" if self.duplicates_dropped else "kept"
         conflicts = f", {self.conflicts:,} with other labels than the first" if self.conflicts else ""
         table.add_row("duplicates", f"{self.duplicates:,}", f"{what}{conflicts}" if self.duplicates else "")
-        if self.dropped_labels or unused:
-            number = sum(self.dropped_labels.values())
+        if self.dropped_labels:
             listed = ", ".join(f"{name} ({count:,})" for name, count in self.dropped_labels.items())
-            table.add_row("dropped labels", f"{number:,}", Text("; ".join(filter(None, (listed, unused)))))
+            table.add_row("dropped labels", f"{sum(self.dropped_labels.values()):,}", Text(listed))
+        if self.unused:
+            listed = ", ".join(self.unused)
+            table.add_row("unknown labels", f"{len(self.unused):,}", Text(f"in the label map, but in no row: {listed}"))
         for reason, count in self.unusable.items():
             table.add_row(Text(f"dropped rows, {reason}"), f"{count:,}", "")
         return table
@@ -110,7 +111,7 @@ def prepare_labels(
     source: Any,
     split: str | None = None,
     *,
-    unlabelled: str = "separate",
+    unlabelled: str | None = "separate",
     duplicates: str = "drop",
     **options: Unpack[LabelledOptions],
 ) -> PreparedTexts:
@@ -129,15 +130,14 @@ def prepare_labels(
         split: Name of the split.
         unlabelled: What rows without a label mean, be it that they have none or that all of theirs are dropped: "separate", texts
             that nobody has labeled, which are returned as such; "negative", texts to which no label applies (multi-label
-            only); "error". With "separate", rows may also lack the label's key, as in JSONL.
+            only); "error". None separates empty lists of labels but refuses other rows without a label, such as single-label rows
+            and, in JSONL, rows without the label's key.
         duplicates: "drop", or "keep" to only count them.
         **options: Further options of :func:`read_labelled_texts`. `limit` is that of labeled texts.
 
     Raises:
         InputError: As for :func:`read_labelled_texts`; or no row has a label.
     """
-    if unlabelled is None:
-        raise InputError("unlabelled is None; it must be separate, negative or error")
     choice("duplicates", duplicates, DUPLICATES)
     cleaning = options.get("report") or CleaningReport()
     reader = SplitReader(source, unlabelled, **options)

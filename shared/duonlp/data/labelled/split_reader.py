@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from duonlp.data.cleaning.report import CleaningReport
 from duonlp.data.labelled import files as labelled_files
 from duonlp.data.labelled.columns import LabelledColumns, TextTemplate
-from duonlp.data.labelled.label_map import LabelMap, label_map, names_from_file
+from duonlp.data.labelled.label_map import names_from_file, read_label_map
 from duonlp.data.labelled.labels import as_list, collect_names, label_lookup, meaning_of
 from duonlp.data.labelled.records import (
     Record,
@@ -88,6 +88,7 @@ class SplitReader:
         source: Any,
         unlabelled: str | None,
         *,
+        keeps_empty: bool = False,
         config: str | None = None,
         text_column: str | Sequence[str] | None = None,
         text_template: str | None = None,
@@ -107,7 +108,8 @@ class SplitReader:
 
         Args:
             source: As for :func:`duonlp.data.read_labelled_texts`, and so are the options.
-            unlabelled: One of UNLABELLED. None keeps lists without labels, with a warning, and refuses rows without a label.
+            unlabelled: One of UNLABELLED. None separates lists without labels, and refuses other rows without a label.
+            keeps_empty: With None, keep lists without labels as texts to which none applies, with a warning.
 
         Raises:
             InputError: An option is invalid, or the source does not exist.
@@ -118,11 +120,12 @@ class SplitReader:
         if unlabelled is not None:
             choice("unlabelled", unlabelled, UNLABELLED)
         self.unlabelled = unlabelled
+        self.keeps_empty = keeps_empty
         self.limit = limit
         self.label_names = None if label_names is None else check_label_names(label_names)
         self.class_names = None if class_names is None else read_class_names(class_names)
         self.separator = label_separator
-        self.label_map = None if label_map is None else _label_map(label_map)
+        self.label_map = None if label_map is None else read_label_map(label_map)
         self.most_frequent = most_frequent
         template = None if text_template is None else TextTemplate(text_template)
         self.columns = LabelledColumns(text_column, label_column, template, needs_label=unlabelled is None)
@@ -211,20 +214,21 @@ class SplitReader:
         self, rows: list[Record], is_multi_label: bool, problems: document_files.Problems
     ) -> tuple[list[Record], list[Record]]:
         """Return the rows that count as labeled and those that do not; unusable ones are noted."""
+        labelled = [row for row in rows if row.is_labelled]
         unlabelled = [row for row in rows if not row.is_labelled]
-        if not unlabelled or self.unlabelled == "separate":
-            return [row for row in rows if row.is_labelled], unlabelled
-        if self.unlabelled == "error" or (self.unlabelled == "negative" and not is_multi_label):
+        mode = "separate" if self.unlabelled is None and not self.keeps_empty else self.unlabelled
+        if not unlabelled or mode == "separate":
+            return labelled, unlabelled
+        if mode == "error" or (mode == "negative" and not is_multi_label):
             for row in unlabelled:
                 dropped = f"; its labels {', '.join(row.dropped)} are dropped" if row.dropped else ""
                 problems.note("no label", row.place, f"it has no label{dropped}")
-            return [row for row in rows if row.is_labelled], []
+            return labelled, []
         if not is_multi_label:  # their labels were dropped on purpose
-            if self.report is not None:
-                for row in unlabelled:
-                    self.report.drop("label dropped", f"{row.place}: its label {row.dropped[0]!r} is dropped", 0)
-            return [row for row in rows if row.is_labelled], []
-        if self.unlabelled is None:
+            for row in unlabelled if self.report is not None else ():
+                self.report.drop("label dropped", f"{row.place}: its label {row.dropped[0]!r} is dropped", 0)
+            return labelled, []
+        if mode is None:
             warnings.warn(
                 f"{len(unlabelled)} of {len(rows)} texts have no label and are read as texts to which none applies; pass "
                 "unlabelled='negative' if that is so, or 'separate' to leave them out",
@@ -236,10 +240,6 @@ class SplitReader:
         """Return the source and the split as a phrase for messages."""
         name = repr(str(self.source)) if isinstance(self.source, (str, Path)) else "the list of rows"
         return f"{name}, split {split!r}," if split is not None else name
-
-
-def _label_map(source: Any) -> LabelMap:
-    return label_map(source)
 
 
 def _labels(records: Iterable[Record]) -> list[Any]:

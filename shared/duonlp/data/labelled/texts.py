@@ -161,9 +161,10 @@ def read_labelled_texts(
         MissingExtraError: A library that the source needs is not installed.
     """
     reader = SplitReader(
-        source, unlabelled, config=config, text_column=text_column, text_template=text_template, label_column=label_column,
-        label_names=label_names, class_names=class_names, label_separator=label_separator, label_map=label_map,
-        most_frequent=most_frequent, limit=limit, encoding=encoding, quoting=quoting, column_names=column_names, report=report,
+        source, unlabelled, keeps_empty=True, config=config, text_column=text_column, text_template=text_template,
+        label_column=label_column, label_names=label_names, class_names=class_names, label_separator=label_separator,
+        label_map=label_map, most_frequent=most_frequent, limit=limit, encoding=encoding, quoting=quoting,
+        column_names=column_names, report=report,
     )  # fmt: skip
     return limited(labelled_texts(reader.read(split)), limit)
 
