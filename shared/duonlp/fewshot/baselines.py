@@ -1,4 +1,4 @@
-"""Baselines with scikit-learn: naive Bayes on word counts, and logistic regression on TF-IDF.
+"""Baselines with scikit-learn: naive Bayes on word counts, and logistic regression on TF-IDF or on embeddings.
 
 With several labels per text, each label has a classifier of its own (one-vs-rest). All of them are linear: a text's logits are
 its features times coefficients, plus intercepts. That is also what is saved, so that nothing is unpickled.
@@ -17,14 +17,17 @@ from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import CheckpointError, InputError, MissingExtraError
 from duonlp.fewshot.classifier import CLASSIFIER, ClassifierFiles, FewShotData, check_settings, write_classifier
 from duonlp.metrics.classification import sigmoid, softmax
-from duonlp.schema import BOOL, choice, integer, list_of, text
+from duonlp.schema import BOOL, POSITIONS, choice, integer, list_of, text
 from duonlp.tasks.base import check_bool, check_int, describe
 from duonlp.typing import Engine
 
 MOST_WORDS = 1 << 24
 LONGEST_NGRAM = 10
-FEATURES = ("counts", "tf-idf")
-"""Features of a text by name, as a classifier's folder has them."""
+WEIGHINGS = ("counts", "tf-idf")
+"""What WordFeatures are by name, as a classifier's folder has them."""
+
+PROBE = "The download of the data set hangs; please fix it."
+"""A text by whose embedding a classifier recognizes the encoder that it was trained with."""
 
 
 class Features(Protocol):
@@ -34,16 +37,17 @@ class Features(Protocol):
         """Return the features, a matrix [n, F], sparse or dense."""
         ...
 
+    @property
+    def width(self) -> int:
+        """Number of features F."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """Return what a classifier.json has about them."""
         ...
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a classifier.safetensors has about them."""
-        ...
-
-    def save_models(self, folder: Path) -> None:
-        """Write models into subfolders of a classifier's folder."""
         ...
 
 
@@ -116,17 +120,19 @@ class WordFeatures:
         counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
         return import_sklearn("preprocessing").normalize(counts, copy=False)
 
+    @property
+    def width(self) -> int:
+        """Number of words."""
+        return len(self.vocabulary)
+
     def settings(self) -> dict[str, Any]:
         """Return what a classifier.json has about them."""
-        names = {"features": FEATURES[self.idf is not None], "vocabulary": list(self.vocabulary)}
+        names = {"features": WEIGHINGS[self.idf is not None], "vocabulary": list(self.vocabulary)}
         return names | {"longest_ngram": self.longest_ngram, "stop_words": self.stop_words}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a classifier.safetensors has about them."""
         return {} if self.idf is None else {"idf": self.idf}
-
-    def save_models(self, folder: Path) -> None:
-        """Write nothing: there is no model."""
 
     @classmethod
     def load(cls, files: ClassifierFiles) -> Self:
@@ -146,7 +152,7 @@ class WordFeatures:
 
 
 WORD_SETTINGS = {
-    "features": choice(*FEATURES), "vocabulary": list_of(text(1 << 24), 1, MOST_WORDS),
+    "features": choice(*WEIGHINGS), "vocabulary": list_of(text(1 << 24), 1, MOST_WORDS),
     "longest_ngram": integer(1, LONGEST_NGRAM), "stop_words": BOOL,
 }  # fmt: skip
 """Kinds of the settings of WordFeatures."""
@@ -156,6 +162,77 @@ def _vectorizer(longest_ngram: int, stop_words: bool, vocabulary: Sequence[str] 
     return import_sklearn("feature_extraction.text").CountVectorizer(
         ngram_range=(1, longest_ngram), stop_words="english" if stop_words else None, vocabulary=vocabulary
     )
+
+
+class EmbeddingFeatures:
+    """Embeddings of texts by a frozen sentence encoder.
+
+    A classifier's folder refers to the encoder, by its Hub id or the absolute path of its folder, rather than copying what has
+    not been trained. It also has the embedding of one text, so that another encoder in its place is an error.
+
+    Args:
+        package: tfnlp or jaxnlp.
+        model: A checkpoint for the pipeline "sentence-embedding": a folder or a Hub id.
+        max_length: Maximum number of tokens of a text; the model's limit holds for larger numbers, and for None.
+        batch_size: Rows of a batch.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be found or read.
+        InputError: It has no sentence encoder.
+    """
+
+    def __init__(self, package: Engine, model: str | Path, max_length: int | None, batch_size: int):
+        folder = Path(model).expanduser()
+        self.model = str(folder.absolute()) if folder.is_dir() else str(model)
+        self.max_length, self.batch_size = max_length, batch_size
+        self._pipe = package.pipeline("sentence-embedding", self.model, progress=False)
+        limits = (max_length, self._pipe.task.limit())
+        self._limit = min((limit for limit in limits if limit is not None), default=None)
+        self.probe = self([PROBE])[0]
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the embeddings of texts, float32 [n, F].
+
+        Raises:
+            InputError: A text is empty.
+        """
+        return np.asarray(self._pipe(list(texts), max_length=self._limit, batch_size=self.batch_size), np.float32)
+
+    @property
+    def width(self) -> int:
+        """Number of components of an embedding."""
+        return len(self.probe)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a classifier.json has about them."""
+        return {"model": self.model, "max_length": self.max_length, "batch_size": self.batch_size}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a classifier.safetensors has about them."""
+        return {"probe": self.probe}
+
+    @classmethod
+    def load(cls, files: ClassifierFiles, package: Engine) -> Self:
+        """Return the features of a classifier's folder.
+
+        Raises:
+            CheckpointError: It is damaged, or the encoder is missing or another than in training.
+        """
+        settings = check_settings(files, EMBEDDING_SETTINGS)
+        expected = files.array("probe", np.float32, (None,))
+        features = cls(package, settings["model"], settings["max_length"], settings["batch_size"])
+        probe = features.probe
+        is_same = probe.shape == expected.shape and np.isfinite(expected).all()
+        if not is_same or np.abs(probe - expected).max() > 1e-3 * np.abs(expected).max():
+            raise CheckpointError(
+                f"{files.folder}: the encoder {settings['model']!r} is not the one that this classifier was trained with; "
+                "restore it, or train again"
+            )
+        return features
+
+
+EMBEDDING_SETTINGS = {"model": text(10_000), "max_length": POSITIONS | None, "batch_size": integer(1, 1 << 20)}
+"""Kinds of the settings of EmbeddingFeatures."""
 
 
 class LinearClassifier:
@@ -205,8 +282,7 @@ class LinearClassifier:
         """Write everything that ``load_classifier`` needs, atomically."""
         arrays = {"coefficients": self.coefficients, "intercepts": self.intercepts} | self.features.arrays()
         settings = self.features.settings()
-        files = ClassifierFiles(self.method, self.label_names, self.multi_label, settings, arrays)
-        write_classifier(files, folder, self.features.save_models)
+        write_classifier(ClassifierFiles(self.method, self.label_names, self.multi_label, settings, arrays), folder)
 
     @classmethod
     def load(cls, files: ClassifierFiles, package: Engine | None) -> Self:
@@ -215,9 +291,10 @@ class LinearClassifier:
         Raises:
             CheckpointError: It is damaged.
         """
-        features = WordFeatures.load(files)
+        uses_words = files.method != EmbeddingRegression.name or package is None
+        features = WordFeatures.load(files) if uses_words else EmbeddingFeatures.load(files, package)
         classes = len(files.label_names)
-        coefficients = files.array("coefficients", np.float64, (len(features.vocabulary), classes))
+        coefficients = files.array("coefficients", np.float64, (features.width, classes))
         intercepts = files.array("intercepts", np.float64, (classes,))
         is_valid = np.isfinite(coefficients).all() and not np.isnan(intercepts).any()
         if not files.multi_label:
@@ -243,7 +320,7 @@ def fit_linear(
     """
     matrix = features(single_texts(train))  # [n, F]
     classes = len(train.label_names)
-    coefficients, intercepts = np.zeros((matrix.shape[1], classes)), np.full(classes, -np.inf)
+    coefficients, intercepts = np.zeros((features.width, classes)), np.full(classes, -np.inf)
     if train.multi_label:
         for label, true in enumerate((train.labels > 0.5).T):
             if true.all():
@@ -375,6 +452,58 @@ class TfidfRegression:
         """
         train = check_train(data)
         features = WordFeatures.of(single_texts(train), self.longest_ngram, self.stop_words, weighted=True)
+        return fit_linear(self.name, features, train, regression(self.inverse_penalty, self.balanced))
+
+
+@dataclass(frozen=True)
+class EmbeddingRegression:
+    """Logistic regression on the embeddings of a frozen sentence encoder.
+
+    A label without training texts has a probability of 0, and multi-label one that all of them have has 1.
+
+    Attributes:
+        model: A checkpoint for the pipeline "sentence-embedding": a folder or a Hub id. A saved classifier refers to it.
+        inverse_penalty: Inverse strength of the L2 penalty, scikit-learn's C.
+        balanced: Whether the texts of each class, or those with and those without a label, weigh equally together.
+        max_length: Maximum number of tokens of a text; None for the model's limit.
+        batch_size: Texts that are embedded together.
+
+    Raises:
+        InputError: A setting is invalid.
+    """
+
+    name: ClassVar[str] = "embeddings"
+    needs_engine: ClassVar[bool] = True
+    needs_unlabelled: ClassVar[bool] = False
+    classifier: ClassVar[type[LinearClassifier]] = LinearClassifier
+
+    model: str | Path
+    inverse_penalty: float = 1.0
+    balanced: bool = True
+    max_length: int | None = 128
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        check_above_0("inverse_penalty", self.inverse_penalty)
+        check_bool("balanced", self.balanced)
+        check_int("max_length", self.max_length, minimum=1, optional=True)
+        check_int("batch_size", self.batch_size, minimum=1)
+
+    def fit(
+        self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False
+    ) -> LinearClassifier:
+        """Embed the texts and train; nothing is random, whatever the seed.
+
+        Raises:
+            InputError: There is no package, or no training text, or one is empty.
+            CheckpointError: The encoder cannot be found or read.
+            MissingExtraError: scikit-learn is not installed.
+        """
+        train = check_train(data)
+        if package is None:
+            raise InputError(f"the method {self.name!r} runs a model; pass package=tfnlp or jaxnlp")
+        import_sklearn("linear_model")  # raises before the encoder is loaded
+        features = EmbeddingFeatures(package, self.model, self.max_length, self.batch_size)
         return fit_linear(self.name, features, train, regression(self.inverse_penalty, self.balanced))
 
 

@@ -184,7 +184,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return 1 / (1 + exp(-logits)) in float64."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
 
 
 def classification_scores(

@@ -1,6 +1,7 @@
 """The baselines against scikit-learn's own estimators, and their files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from duonlp.data import LabelledTexts
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot import FewShotData, load_classifier, method_class
-from duonlp.fewshot.baselines import NaiveBayes, TfidfRegression
+from duonlp.fewshot.baselines import EmbeddingRegression, NaiveBayes, TfidfRegression
+from tests.intents import checkpoint
 
 pytest.importorskip("sklearn")
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -78,6 +80,56 @@ def test_slices_with_constant_labels(method, tmp_path):
     assert not load_classifier(tmp_path / "nothing").scores(TEXTS).any()
     one = method.fit(None, FewShotData(LabelledTexts(TEXTS[:1], SEVERAL[:1], NAMES)))
     assert one.scores(OTHERS).tolist() == [[1, 0, 0, 0, 1]] * 5 and one.scores([]).shape == (0, 5)
+
+
+class Encoder:
+    """A stand-in for an engine whose embeddings are counts of letters."""
+
+    def __init__(self, letters="aeioun", limit=None):
+        self.letters, self.limit, self.calls = letters, limit, []
+
+    def pipeline(self, task, model, progress=None):
+        self.calls.append((task, model))
+
+        def call(texts, max_length, batch_size):
+            self.calls.append((max_length, batch_size))
+            return np.array([[text.count(letter) for letter in self.letters] for text in texts], np.float32)
+
+        call.task = SimpleNamespace(limit=lambda: self.limit)
+        return call
+
+
+def test_embeddings(tmp_path):
+    package, method = Encoder(limit=100), EmbeddingRegression(tmp_path, 2.0, batch_size=8)
+    classifier = method.fit(package, FewShotData(LabelledTexts(TEXTS, SEVERAL, NAMES)))
+    train, test = (np.array([[text.count(c) for c in "aeioun"] for text in texts]) for texts in (TEXTS, OTHERS))
+    model = LogisticRegression(C=2.0, class_weight="balanced", max_iter=1000)
+    expected = model.fit(train, SEVERAL[:, 1]).predict_proba(test)[:, 1]
+    np.testing.assert_allclose(classifier.scores(OTHERS)[:, 1], expected, atol=1e-5)
+    assert ("sentence-embedding", str(tmp_path)) in package.calls and (100, 8) in package.calls
+    classifier.save(tmp_path / "x")
+    loaded = load_classifier(tmp_path / "x", package)
+    assert (loaded.scores(OTHERS) == classifier.scores(OTHERS)).all()
+    for other in (Encoder("aeiou"), Encoder("ngdfht")):
+        with pytest.raises(CheckpointError, match="is not the one that this classifier was trained with"):
+            load_classifier(tmp_path / "x", other)
+    with pytest.raises(InputError, match="pass package=tfnlp or jaxnlp"):
+        load_classifier(tmp_path / "x")
+    with pytest.raises(InputError, match="pass package=tfnlp or jaxnlp"):
+        method.fit(None, FewShotData(LabelledTexts(TEXTS, SEVERAL, NAMES)))
+
+
+@pytest.mark.parametrize("engine", ["jaxnlp", "tfnlp"])
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_of_an_engine(engine, tmp_path):
+    package = pytest.importorskip(engine)
+    folder = checkpoint(tmp_path / "bert")
+    texts = ["pay the bill", "send money", "hello", "hi"]
+    data = FewShotData(LabelledTexts(texts, np.array([0, 0, 1, 1], np.int32), ("pay", "greet")))
+    classifier = EmbeddingRegression(folder, max_length=8, batch_size=4).fit(package, data)
+    classifier.save(tmp_path / "x")
+    loaded = load_classifier(tmp_path / "x", package)
+    np.testing.assert_allclose(loaded.scores(texts), classifier.scores(texts), atol=1e-6)
 
 
 def test_settings_and_texts_are_checked():
