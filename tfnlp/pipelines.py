@@ -16,9 +16,9 @@ def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: A
     """Return a callable that takes one input, a list or an iterator, and returns what Transformers' pipelines return.
 
     Args:
-        task: Task name: feature-extraction, sentence-embedding, text-classification, token-classification,
-            fill-mask, question-answering, text-generation, summarization, translation, text2text-generation or
-            image-classification.
+        task: Task name: feature-extraction, sentence-embedding, text-classification, zero-shot-classification,
+            token-classification, fill-mask, question-answering, text-generation, summarization, translation,
+            text2text-generation or image-classification.
         model: Folder, Hub id, or a model of this package with the task's head.
         tokenizer: Transformers tokenizer, the checkpoint's own by default. It must be a fast one, except for
             translation and other text-to-text tasks. Tasks that read images take ``image_processor=`` instead.

@@ -18,6 +18,10 @@ from tests.reference import record_pipelines as reference
 
 PACKAGES = ("tfnlp", "jaxnlp")
 LABELS = {"id2label": {str(i): label for i, label in enumerate(reference.LABELS)}}
+NLI = {
+    "id2label": {str(i): label for i, label in enumerate(reference.NLI_LABELS[0])},
+    "label2id": {label: i for i, label in enumerate(reference.NLI_LABELS[0])},
+}
 BERT = {
     "model_type": "bert", "vocab_size": 190, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 40, "max_position_embeddings": reference.MAX_POSITIONS, "pad_token_id": 0,
@@ -34,6 +38,7 @@ CALLS = {
     "feature-extraction": (TEXTS[:3], [{}, {"return_tensors": True}]),
     "sentence-embedding": (TEXTS[:5], [{}, {"normalize": False}]),
     "text-classification": (TEXTS, [{}, {"top_k": None}, {"top_k": 2}, {"function_to_apply": "sigmoid"}]),
+    "zero-shot-classification": (TEXTS[:4], reference.ZERO_SHOT_OPTIONS),
     "token-classification": (
         TEXTS,
         [{"aggregation_strategy": s} for s in ("none", "simple", "first", "average", "max")],
@@ -73,6 +78,7 @@ def folder(tmp_path_factory):
         body, name = (GPT2, "gpt2") if task == "text-generation" else (BERT, "wordpiece")
         tokenizer = reference.load_tokenizer(name)
         labels = LABELS if task in ("text-classification", "token-classification") else {}
+        labels = NLI if task == "zero-shot-classification" else labels
         path = Case(task, body | labels | {"vocab_size": len(tokenizer)}, get_task(task).head).write(root / task)
         tokenizer.save_pretrained(path)
         if task == "sentence-embedding":

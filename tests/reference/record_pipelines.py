@@ -75,6 +75,13 @@ ANSWER_OPTIONS = [
     {"doc_stride": 4, "max_seq_len": 32, "top_k": 5, "handle_impossible_answer": True},
     {"max_question_len": 4, "top_k": 2},
 ]  # fmt: skip
+NLI_LABELS = (("contradiction", "neutral", "entailment"), ("ENTAILMENT", "neutral", "contradiction"), ("no", "Entails", "?"),
+              ("not_entailment", "entailment"), ("entailed", "not entailed"))  # fmt: skip
+ZERO_SHOT_OPTIONS = [
+    {"candidate_labels": ["programs", "flowers and leaves", "cities"]}, {"candidate_labels": " programs,cities , ,flowers"},
+    {"candidate_labels": ["programs", "cities"], "multi_label": True}, {"candidate_labels": "cities"},
+    {"candidate_labels": ["cities", "a", "cities"], "hypothesis_template": "The engine weaves {}, in London!"},
+]  # fmt: skip
 POOLINGS = [
     ("mean",), ("cls",), ("max",), ("mean_sqrt_len_tokens",), ("weightedmean",), ("lasttoken",), ("cls", "mean", "max"),
 ]  # fmt: skip
@@ -347,6 +354,24 @@ def record() -> None:
             for o in options
         ]
     write("text_classification", labels)
+
+    entailed = []
+    for names in NLI_LABELS:
+        pipe = make(
+            "zero-shot-classification", "BertForSequenceClassification", "wordpiece",
+            NumpyModel(len(load_tokenizer("wordpiece")), len(names)), id2label=dict(enumerate(names)),
+            label2id={label: i for i, label in enumerate(names)},
+        )  # fmt: skip
+        entailed += [
+            {"labels": names, "input": i, "options": o, "result": pipe(i, **o)}
+            for i in (TEXTS[0], TEXTS[:3], [LONG_TEXT])
+            for o in ZERO_SHOT_OPTIONS
+        ]
+    for case in entailed:
+        if case["input"] == [LONG_TEXT]:  # too long to repeat
+            case["input"] = "long"
+            case["result"][0].pop("sequence")
+    write("zero_shot_classification", entailed)
 
     masks = []
     for name in ("wordpiece", "bpe", "unigram"):

@@ -142,9 +142,14 @@ def print_results(items: Sequence[Any], results: Sequence[Any]) -> None:
 
 
 def _rows(result: Any) -> list[dict[str, Any]]:
-    """Return the rows of a result: one for a dict, several for a list of dicts (one empty row if none), else one value."""
+    """Return the rows of a result: one for a dict, several for a list of dicts (one empty row if none), else one value.
+
+    Labels with scores, as of zero-shot classification, are one row each.
+    """
     import numpy as np
 
+    if isinstance(result, Mapping) and {"labels", "scores"} <= set(result):
+        return [{"label": label, "score": score} for label, score in zip(result["labels"], result["scores"])]
     if isinstance(result, Mapping):
         return [dict(result)]
     if isinstance(result, list) and all(isinstance(part, (Mapping, list)) for part in result):

@@ -103,7 +103,7 @@ class Pipeline:
     def __call__(
         self,
         inputs: Any = None,
-        *args: str,
+        *args: Any,
         batch_size: int | None = None,
         progress: bool | None = None,
         **keywords: Any,
@@ -112,7 +112,7 @@ class Pipeline:
 
         Args:
             inputs: Inputs of the task; question answering also accepts ``question=`` and ``context=``.
-            args: The context, if ``inputs`` is a question.
+            args: The context, if ``inputs`` is a question; candidate labels, of zero-shot classification.
             batch_size: Overrides the constructor's, for this call.
             progress: Overrides the constructor's, for this call. For an iterator of unknown length, the bar has no total.
             keywords: Options of the task, for this call.
@@ -125,8 +125,7 @@ class Pipeline:
             NonFiniteOutputError: an output of the model is NaN or infinite.
         """
         if args:
-            keywords = self._positional(inputs, args, keywords)
-            inputs = None
+            inputs, keywords = self.task.positional(inputs, args, keywords)
         if batch_size is not None:
             check_int("batch_size", batch_size, minimum=1)
         parsed = self.task.parse_inputs(inputs, keywords | self._input_options(keywords))
@@ -175,15 +174,8 @@ class Pipeline:
 
     def _input_options(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Return the constructor's options that affect how inputs are parsed."""
-        names, options = ("is_split_into_words",), self._constructor_options
+        names, options = self.task.input_options, self._constructor_options
         return {name: options[name] for name in names if name in options and name not in keywords}
-
-    def _positional(self, inputs: Any, args: tuple[str, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-        if self.task.name != "question-answering" or len(args) != 1 or {"question", "context"} & set(keywords):
-            raise InputError(
-                f"{self.task.name} got {1 + len(args)} positional inputs; pass {self.task.accepted_inputs}"
-            )
-        return keywords | {"question": inputs, "context": args[0]}
 
     def _stream(self, items: Iterable[Any], options: Any, rows: int, bar: "Progress") -> Iterator[Any]:
         """Yield results while reading a few batches ahead, so that rows can be sorted by length."""

@@ -20,6 +20,7 @@ from duonlp.tasks.text_classification import TextClassificationTask
 from duonlp.tasks.text_generation import TextGenerationTask
 from duonlp.tasks.token_classification import TokenClassificationTask
 from duonlp.tasks.translation import PAIR, TranslationTask
+from duonlp.tasks.zero_shot_classification import ZeroShotClassificationTask
 
 TASKS: dict[str, type[Task[Any]]] = {
     task.name: task
@@ -27,6 +28,7 @@ TASKS: dict[str, type[Task[Any]]] = {
         FeatureExtractionTask,
         SentenceEmbeddingTask,
         TextClassificationTask,
+        ZeroShotClassificationTask,
         TokenClassificationTask,
         FillMaskTask,
         QuestionAnsweringTask,

@@ -84,6 +84,7 @@ class Task(Generic[OptionsT]):
         padding_side: Side on which rows are padded.
         generates: Whether the forward pass is a model's ``generate``.
         buckets: Whether batches are padded to a few shapes; False if the forward pass pads, or if it must not be padded.
+        input_options: Options that :meth:`parse_inputs` needs, also if they were passed to the constructor.
     """
 
     name: str = ""
@@ -95,6 +96,7 @@ class Task(Generic[OptionsT]):
     padding_side: ClassVar[str] = "right"
     generates: ClassVar[bool] = False
     buckets: bool = True
+    input_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, processor: Any, config: TransformerConfig, folder: str | os.PathLike[str] | None = None) -> None:
         self.processor = processor
@@ -138,6 +140,14 @@ class Task(Generic[OptionsT]):
         """
 
     # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def positional(self, inputs: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the inputs and keywords of a call with further positional arguments.
+
+        Raises:
+            InputError: The task has no use for them.
+        """
+        raise InputError(f"{self.name} got {1 + len(args)} positional inputs; pass {self.accepted_inputs}")
 
     def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
         """Determine whether a call was given one item, a list of items or an iterator of items.

@@ -74,6 +74,11 @@ class QuestionAnsweringTask(TextTask[QuestionAnsweringOptions]):
     def accepted_inputs(self) -> str:
         return 'question= and context=, a {"question": ..., "context": ...}, or a list or an iterator of those'
 
+    def positional(self, inputs: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if len(args) != 1 or {"question", "context"} & set(keywords):
+            return super().positional(inputs, args, keywords)
+        return None, keywords | {"question": inputs, "context": args[0]}
+
     def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
         keywords = dict(keywords)
         question, context = keywords.pop("question", None), keywords.pop("context", None)

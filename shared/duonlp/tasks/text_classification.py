@@ -55,9 +55,7 @@ class TextClassificationTask(TextTask[TextClassificationOptions]):
         self, tokenizer: Tokenizer, config: TransformerConfig, folder: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__(tokenizer, config, folder)
-        # A model that pools the last token but has no padding token would pool padding, so its rows are not padded.
-        last = config.classification.token in ("last", "last_non_padding")
-        self.buckets = not (last and config.pad_token_id is None)
+        self.buckets = may_pad(config)
 
     @property
     def accepted_inputs(self) -> str:
@@ -104,6 +102,11 @@ class TextClassificationTask(TextTask[TextClassificationOptions]):
             best = int(scores.argmax())
             return {"label": self.config.labels[best], "score": float(scores[best])}
         return ranked_labels(scores, self.config, options.top_k)
+
+
+def may_pad(config: TransformerConfig) -> bool:
+    """Return False for a classifier that pools the last token but has no padding token, and so would pool padding."""
+    return config.pad_token_id is not None or config.classification.token not in ("last", "last_non_padding")
 
 
 def is_pair(item: Any) -> bool:

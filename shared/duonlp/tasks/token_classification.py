@@ -94,6 +94,7 @@ class TokenClassificationTask(TextTask[TokenClassificationOptions]):
     """
 
     name = "token-classification"
+    input_options = ("is_split_into_words",)
     head = "token-classification"
     Options = TokenClassificationOptions
     remedy = "shorten it, or pass stride= to read it through windows"

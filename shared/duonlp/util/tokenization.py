@@ -60,6 +60,53 @@ def encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[Any], An
         return backend.encode_batch(list(texts), add_special_tokens=False), backend.encode("a", "a")
 
 
+def pair_rows(
+    tokenizer: Tokenizer, texts: Sequence[str], seconds: Sequence[str], max_length: int | None
+) -> list[list[dict[str, list[int]]]]:
+    """Pair every text with every one of a few second texts, tokenizing each text once, safely from any thread.
+
+    Row [i][j] is ``tokenizer(texts[i], seconds[j], truncation="only_first", max_length=max_length)``, or without truncation where
+    the special tokens and the second text leave no room for a token of the first, as in Transformers' zero-shot pipeline.
+
+    Args:
+        tokenizer: A tokenizer of Transformers, fast or not.
+        texts: First text of each pair.
+        seconds: Second texts.
+        max_length: Number of tokens that pairs are truncated to; None for no limit.
+
+    Returns:
+        For each text and each second text: "input_ids", "attention_mask" and "token_type_ids".
+    """
+    with private_tokenizer(tokenizer) as own:
+        backend = getattr(own, "backend_tokenizer", None)
+        if backend is None:
+            firsts, others = (
+                [own(text, add_special_tokens=False)["input_ids"] for text in part] for part in (texts, seconds)
+            )
+            keywords = {"return_token_type_ids": True, "return_attention_mask": True, "verbose": False}
+            keywords |= {"truncation": max_length is not None and "only_first", "max_length": max_length}
+            return [[dict(own.prepare_for_model(a, b, **keywords)) for b in others] for a in firsts]
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = bool(getattr(own, "split_special_tokens", False))
+        firsts, others = (backend.encode_batch(list(part), add_special_tokens=False) for part in (texts, seconds))
+        special = backend.num_special_tokens_to_add(True)
+
+        def join(first: Any, second: Any) -> dict[str, list[int]]:
+            room = None if max_length is None else max_length - special - len(second.ids)
+            if room is not None and 0 < room < len(first.ids):
+                backend.enable_truncation(max_length, strategy="only_first", direction=own.truncation_side)
+                joined = backend.post_process(first, second)
+                backend.no_truncation()
+            else:
+                joined = backend.post_process(first, second)
+            return {
+                "input_ids": joined.ids, "attention_mask": joined.attention_mask, "token_type_ids": joined.type_ids,
+            }  # fmt: skip
+
+        return [[join(first, second) for second in others] for first in firsts]
+
+
 def has_line_break_token(tokenizer: Tokenizer) -> bool:
     """Return whether the vocabulary has LINE_BREAK as one token, so that it stands for a line break."""
     token_id = tokenizer.convert_tokens_to_ids(LINE_BREAK)

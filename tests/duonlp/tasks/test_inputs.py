@@ -39,6 +39,8 @@ def pipe_for(task: str, **options):
         return images.make(**options)
     if task in text2text.SEQ2SEQ:
         return text2text.make(task, **options)[0]
+    if task == "zero-shot-classification":
+        return make(task, labels=reference.NLI_LABELS[0], **{"candidate_labels": "code, cities"} | options)
     return make(task, "gpt2" if task == "text-generation" else "wordpiece", **options)
 
 
@@ -123,6 +125,34 @@ def test_truncation(task):
         ("text-classification", {"function_to_apply": "relu"}, "expected one of 'sigmoid', 'softmax', 'none', None"),
         ("text-classification", {"truncation": "middle"}, "truncation is 'middle'"),
         ("text-classification", {"max_length": 2.5}, "max_length is 2.5"),
+        (
+            "zero-shot-classification",
+            {"candidate_labels": []},
+            "candidate_labels is [], which has no labels; pass at least one",
+        ),
+        ("zero-shot-classification", {"candidate_labels": " , "}, "candidate_labels is ' , ', which has no labels"),
+        ("zero-shot-classification", {"candidate_labels": ["a", ""]}, "candidate_labels has '' (str)"),
+        ("zero-shot-classification", {"candidate_labels": ["a", 3]}, "candidate_labels has 3 (int)"),
+        ("zero-shot-classification", {"candidate_labels": 3}, "candidate_labels is 3 (int); pass a list of labels"),
+        ("zero-shot-classification", {"candidate_labels": None}, "got no candidate_labels; pass a list of labels"),
+        ("zero-shot-classification", {"hypothesis_template": "It is so."}, 'it must have one "{}"'),
+        ("zero-shot-classification", {"hypothesis_template": "{} {}"}, "hypothesis_template is '{} {}'"),
+        ("zero-shot-classification", {"hypothesis_template": "{label}"}, "hypothesis_template is '{label}'"),
+        ("zero-shot-classification", {"hypothesis_template": "{{}}"}, "hypothesis_template is '{{}}'"),
+        ("zero-shot-classification", {"hypothesis_template": None}, "hypothesis_template is None"),
+        ("zero-shot-classification", {"multi_label": 1}, "multi_label is 1"),
+        ("zero-shot-classification", {"max_length": 5}, "max_length is 5, but a hypothesis leaves no room for input 0"),
+        (
+            "zero-shot-classification",
+            {"entailment_label": 3},
+            "the model has labels 0 to 2: contradiction, neutral, entail",
+        ),
+        (
+            "zero-shot-classification",
+            {"entailment_label": "yes"},
+            "is 'yes', but the model's labels are contradiction, ",
+        ),
+        ("zero-shot-classification", {"entailment_label": True}, "entailment_label is True"),
         (
             "token-classification",
             {"aggregation_strategy": "best"},

@@ -16,6 +16,7 @@ FORWARDS = {
     "question-answering": lambda model: model,
     "token-classification": lambda model: model.tag,
     "text-classification": lambda model: model.classify,
+    "zero-shot-classification": lambda model: model.classify,
     "fill-mask": lambda model: model.fill,
     "text-generation": lambda model: model.generate,
 }
@@ -81,6 +82,20 @@ def test_text_classification():
         labels = [f"L{i}" for i in range(case["labels"])]
         pipe = make("text-classification", labels=labels, problem=case["problem"])
         assert_same(pipe(case["input"], **case["options"]), case["result"])
+
+
+def test_zero_shot_classification():
+    for names in reference.NLI_LABELS:
+        pipe = make("zero-shot-classification", labels=names, batch_size=4)
+        cases = [c for c in reference.load_reference("zero_shot_classification") if tuple(c["labels"]) == names]
+        assert len(cases) == 15
+        for case in cases:
+            if case["input"] != "long":
+                assert_same(pipe(case["input"], **case["options"]), case["result"])
+                continue
+            (result,) = pipe([reference.LONG_TEXT], **case["options"])  # truncated
+            assert result.pop("sequence") == reference.LONG_TEXT
+            assert_same([result], case["result"])
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
