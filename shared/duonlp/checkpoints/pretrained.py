@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint, override
@@ -55,7 +58,7 @@ class PretrainedBase:
     def from_pretrained(
         cls, name_or_path: str | os.PathLike[str] | Checkpoint, *, revision: str | None = None, local_files_only: bool = False,
         dtype: Any = None, param_dtype: Any = "float32", seed: int = 0, ignore_mismatched_sizes: bool = False,
-        **config_overrides: Any,
+        initial_values: Mapping[str, np.ndarray] | None = None, **config_overrides: Any,
     ) -> Self:  # fmt: skip
         """Load a checkpoint in Hugging Face layout.
 
@@ -68,6 +71,7 @@ class PretrainedBase:
                 feed-forward matrices, which stay in float32).
             seed: Seed for parameters of a head that the checkpoint lacks.
             ignore_mismatched_sizes: Initialize a head whose stored shapes do not match, instead of raising.
+            initial_values: Values of parameters by path, which replace those of the checkpoint or of the initializer.
             config_overrides: Keys of config.json to replace, such as ``num_labels=3``.
 
         Returns:
@@ -76,7 +80,7 @@ class PretrainedBase:
         Raises:
             CheckpointError: the checkpoint is not found, damaged, or does not match the model.
             ConfigError: the family, the head or an option is unsupported.
-            InputError: a keyword is unknown.
+            InputError: a keyword is unknown, or `initial_values` has a path or a shape that the model lacks.
         """
         check_process()
         _check_keywords(config_overrides)
@@ -85,7 +89,7 @@ class PretrainedBase:
         try:
             cfg = checkpoint.transformer_config(cls.head, **config_overrides)
             check_head(cls, cfg)
-            plan = checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes)
+            plan = with_values(checkpoint.plan(cfg, cls.head, seed, ignore_mismatched_sizes), initial_values or {})
             model = cls._from_plan(cfg, plan, dtype, param_dtype)
             stored, image_config = checkpoint.generation_config, checkpoint.image_config
         finally:
@@ -162,6 +166,27 @@ def check_memory(parameter_bytes: int) -> None:
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
     """Return a plan that initializes every parameter from ``seed``."""
     return [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, head).items()]
+
+
+def with_values(plan: list[Source], values: Mapping[str, np.ndarray]) -> list[Source]:
+    """Return a plan in which some parameters have other values.
+
+    Args:
+        plan: One source per parameter.
+        values: Values by path.
+
+    Raises:
+        InputError: No parameter has the path, or it has another shape.
+    """
+    sources = {source.path: source for source in plan}
+    for path, value in values.items():
+        if path not in sources:
+            raise InputError(f"initial_values has {path!r}, which is not a parameter of the model; see parameter_tree")
+        if np.shape(value) != tuple(sources[path].parameter.shape):
+            raise InputError(
+                f"initial_values[{path!r}] has shape {list(np.shape(value))}; it must be {list(sources[path].parameter.shape)}"
+            )
+    return [replace(source, values=values[source.path]) if source.path in values else source for source in plan]
 
 
 def resolve_config(config: Any, overrides: Mapping[str, Any]) -> TransformerConfig:

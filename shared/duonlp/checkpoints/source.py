@@ -1,7 +1,7 @@
 """Origin of a parameter's values."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,6 +24,7 @@ class Source:
         part: Place of the parameter in the tensor, see ``Weight``.
         grid: Rows and columns of patches, if the parameter is the position table of an image.
         seed: Seed of the initializer.
+        values: Values to take instead, in the parameter's shape.
     """
 
     path: str
@@ -33,9 +34,12 @@ class Source:
     part: Part | None = None
     grid: tuple[int, ...] = ()
     seed: int = 0
+    values: np.ndarray | None = field(default=None, compare=False)
 
     def read(self, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Return the values in the parameter's shape, possibly as a transposed view."""
+        if self.values is not None:
+            return np.array(self.values, dtype)
         if self.tensor is None:
             return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
         values = our_layout(self.layout, self.tensor.read())
@@ -48,7 +52,12 @@ class Source:
 
         Embedding tables are split into chunks of about ``max_bytes``; other parameters are one chunk.
         """
-        if self.tensor is None or self.layout != "embedding" or len(self.parameter.shape) < 2:
+        if (
+            self.values is not None
+            or self.tensor is None
+            or self.layout != "embedding"
+            or len(self.parameter.shape) < 2
+        ):
             yield 0, self.read(dtype)
             return
         rows, width = self.parameter.shape

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from duonlp import __version__
+from duonlp.cli.adapt import adapt
 from duonlp.cli.ask import ask
 from duonlp.cli.augment import augment
 from duonlp.cli.benchmark import benchmark
@@ -18,6 +19,7 @@ from duonlp.cli.convert import convert
 from duonlp.cli.demo import demo
 from duonlp.cli.distill import distill
 from duonlp.cli.evaluate import app as evaluate
+from duonlp.cli.fewshot import fewshot
 from duonlp.cli.finetune import finetune
 from duonlp.cli.generate import generate
 from duonlp.cli.labels import labels
@@ -38,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, distill, tune, benchmark, parity, labels, augment, questions, models, convert, demo,
+    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, benchmark, parity, labels, augment, questions, models, convert, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")

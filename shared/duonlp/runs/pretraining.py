@@ -11,7 +11,7 @@ from typing import Any
 from duonlp.config import TransformerConfig
 from duonlp.data.cleaning.cleaner import CleaningConfig
 from duonlp.data.cleaning.duplicates import NearDuplicateConfig
-from duonlp.data.cleaning.filters import FilterConfig
+from duonlp.data.cleaning.filters import PRESETS, FilterConfig
 from duonlp.data.cleaning.licences import LicenceConfig
 from duonlp.data.cleaning.masking import MaskingConfig
 from duonlp.data.objectives.encoder_decoder import EncoderDecoderObjective
@@ -23,7 +23,7 @@ from duonlp.training.config import PretrainingConfig
 from duonlp.training.settings_file import build, set_path
 from duonlp.util.files import may_read
 from duonlp.util.reading import parse_json, read_json
-from duonlp.util.suggestions import unknown_setting
+from duonlp.util.suggestions import choice, unknown_setting
 
 SENTINELS = 100
 """Number of sentinel tokens of a tokenizer trained for span corruption, as in T5."""
@@ -46,7 +46,8 @@ class RunConfig:
     Attributes:
         corpus: A source for duonlp.data.read_documents, one of :data:`NAMED_SOURCES`, or a list of these.
         corpus_options: Options of read_documents.
-        cleaning: Cleaning applied to the corpus before it is split.
+        cleaning: Cleaning applied to the corpus before it is split. ``filters`` may be the name of a preset, "code" or "prose",
+            or have limits beside ``"preset": "prose"``.
         held_out: Share of the documents that is held out.
         tokenizer: Options of duonlp.tokenizers.train_tokenizer; or ``{"from": folder or Hub id}`` to use an existing one.
         block_length: Tokens per block, which is also the training length.
@@ -239,6 +240,11 @@ def _build_cleaning(settings: Mapping[str, Any]) -> CleaningConfig:
     settings = dict(settings)
     for key, value in settings.items():
         _check_key(key, [f.name for f in fields(CleaningConfig)], "cleaning")
+        if key == "filters" and isinstance(value, str):
+            value = {"preset": value}
+        if key == "filters" and isinstance(value, Mapping) and "preset" in value:
+            preset = choice("cleaning.filters.preset", str(value["preset"]), PRESETS)
+            value = asdict(PRESETS[preset]()) | {name: limit for name, limit in value.items() if name != "preset"}
         if key in PARTS and isinstance(value, Mapping):
             for name in value:
                 _check_key(name, [f.name for f in fields(PARTS[key])], f"cleaning.{key}")

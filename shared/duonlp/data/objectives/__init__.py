@@ -4,6 +4,7 @@ from duonlp.data.objectives.denoising import SpanCorruption, TextInfilling, bloc
 from duonlp.data.objectives.encoder_decoder import EncoderDecoderObjective
 from duonlp.data.objectives.gap_sentence_generation import GapSentences, gap_sentences
 from duonlp.data.objectives.language_modelling import CausalLM, MaskedLM, head_of, objective
+from duonlp.data.objectives.masked_texts import MaskedTexts
 from duonlp.data.objectives.vocabulary import WordBorders, sentinels, special_tokens, word_borders
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "EncoderDecoderObjective",
     "GapSentences",
     "MaskedLM",
+    "MaskedTexts",
     "SpanCorruption",
     "TextInfilling",
     "WordBorders",

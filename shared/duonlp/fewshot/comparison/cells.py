@@ -1,0 +1,160 @@
+"""One cell of a comparison: a method trained on one slice with one seed, its scores, and its folder."""
+
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duonlp.data.labelled.texts import LabelledTexts
+from duonlp.errors import InputError
+from duonlp.fewshot.classifier import FewShotData, Method
+from duonlp.fewshot.comparison.data import ComparisonData
+from duonlp.metrics.classification import classification_scores
+from duonlp.metrics.multi_label import multi_label_scores
+from duonlp.metrics.thresholds import choose_thresholds
+from duonlp.typing import Engine
+from duonlp.util.files import may_read, write_text
+from duonlp.util.json_text import to_json
+from duonlp.util.reading import read_json_object
+
+CELLS, RESULTS, CLASSIFIER = "cells", "results.json", "classifier"
+SCORES = ("micro_f1", "macro_f1", "accuracy", "micro_average_precision", "macro_average_precision")
+"""Scores of test texts; those that do not depend on a threshold come last."""
+
+AT_THRESHOLD, AT_THRESHOLDS = "at_threshold", "at_label_thresholds"
+WITHOUT_LABELS = ("zero-shot", "entailment", "prompt")
+"""Methods that learn from no text, so that one cell of size 0 serves all sizes and seeds."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method, a size and a seed.
+
+    Attributes:
+        method: Name of the method.
+        size: Number of training texts, of all labels or of each; or "all"; 0 for a method without training texts.
+        seed: The seed.
+        per_label: Whether the size is that of each label.
+    """
+
+    method: str
+    size: int | str
+    seed: int
+    per_label: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Path of the cell's folder in that of the comparison."""
+        size = f"{self.size}-per-label" if self.per_label and self.size else str(self.size)
+        return Path(CELLS) / self.method / size / f"seed-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.size}{' per label' * (self.per_label and bool(self.size))}, seed {self.seed}"
+
+
+def finished(folder: Path, cell: Cell, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the results of a cell if it is finished, or None.
+
+    Args:
+        folder: Folder of the comparison.
+        cell: The cell.
+        about: Settings of the method.
+
+    Raises:
+        InputError: The cell was run with other settings.
+    """
+    file = folder / cell.path / RESULTS
+    if not may_read(file):
+        return None
+    record = read_json_object(file, advice="delete it to run the cell again")
+    stored = record.get("settings", {})
+    for name in {**about, **stored}:
+        if stored.get(name) != about.get(name):
+            raise InputError(
+                f"{cell} has been run with {name} {stored.get(name)!r}, now it is {about.get(name)!r}; use the same settings, "
+                f"another output, or delete {str(file.parent)!r} to run it again"
+            )
+    return record
+
+
+def run_cell(
+    folder: Path, cell: Cell, method: Method, about: Mapping[str, Any], package: Engine | None, data: ComparisonData,
+    train: LabelledTexts, keep_model: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Train, save and score a classifier, and write its results, which finishes the cell.
+
+    Args:
+        folder: Folder of the comparison.
+        cell: The cell.
+        method: The method.
+        about: Its settings.
+        package: tfnlp or jaxnlp, or None if the method runs no model.
+        data: The texts.
+        train: The slice to train on.
+        keep_model: Whether to save the classifier.
+
+    Returns:
+        The results: "method", "size" (the number of training texts), "slice" (the size asked for), "seed", SCORES at the
+        threshold 0.5 (with one label per text, of the most probable label), "at_threshold" and "at_label_thresholds" (the same
+        with one threshold, or one per label, chosen on the validation texts; None with one label per text), "threshold",
+        "fit_seconds", "score_seconds", "cpu_seconds" (of both, over all cores), "settings".
+    """
+    start, computed = time.perf_counter(), time.process_time()
+    few = FewShotData(train, data.validation, data.unlabelled)
+    classifier = method.fit(package if method.needs_engine else None, few, seed=cell.seed)
+    fitted = time.perf_counter()
+    target = folder / cell.path
+    if keep_model:
+        target.mkdir(parents=True, exist_ok=True)
+        classifier.save(target / CLASSIFIER)
+    saved = time.perf_counter()
+    scores = classifier.scores([*map(str, data.test.texts)])
+    validation = classifier.scores([*map(str, data.validation.texts)]) if data.test.multi_label else None
+    scored = time.perf_counter()
+    record = {
+        "method": cell.method, "size": len(train), "slice": cell.size, "per_label": cell.per_label, "seed": cell.seed,
+        **score(scores, data.test, validation, data.validation),
+        "fit_seconds": fitted - start, "score_seconds": scored - saved,
+        "cpu_seconds": time.process_time() - computed, "settings": dict(about),
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    write_text(target / RESULTS, to_json(record, indent=1) + "\n")
+    del classifier
+    gc.collect()  # models are in cycles
+    return record
+
+
+def score(
+    scores: np.ndarray, test: LabelledTexts, validation_scores: np.ndarray | None, validation: LabelledTexts
+) -> dict[str, Any]:
+    """Return the scores of test texts, see :func:`run_cell`.
+
+    Args:
+        scores: Probabilities of the test texts, [n, C].
+        test: The test texts.
+        validation_scores: Those of the validation texts; None with one label per text.
+        validation: The validation texts.
+    """
+    if not test.multi_label or validation_scores is None:
+        own = classification_scores(np.log(np.maximum(np.float64(scores), 1e-12)), test.labels)
+        own["micro_f1"] = own["accuracy"]  # each text has one label and gets one
+        return {name: own.get(name) for name in SCORES} | {
+            AT_THRESHOLD: None, AT_THRESHOLDS: None, "threshold": None
+        }  # fmt: skip
+    threshold = choose_thresholds(validation_scores, validation.labels)
+    each = choose_thresholds(validation_scores, validation.labels, per_label=True)
+    at = {
+        name: multi_label_scores(scores, test.labels, value)
+        for name, value in (("half", 0.5), (AT_THRESHOLD, threshold), (AT_THRESHOLDS, each))
+    }
+    kept = {name: {score: values[score] for score in SCORES} for name, values in at.items()}
+    return {
+        **kept["half"],
+        AT_THRESHOLD: kept[AT_THRESHOLD],
+        AT_THRESHOLDS: kept[AT_THRESHOLDS],
+        "threshold": threshold,
+    }
