@@ -40,7 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, benchmark, parity, labels, augment, questions, models, convert, demo,
+    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, benchmark, parity, labels, augment,
+    questions, models, convert, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
