@@ -17,7 +17,9 @@ BODIES = {
     "distilbert": (SIZES["distilbert"] | {"max_position_embeddings": 64}, "wordpiece", 1),
     "roberta": (BERT | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}, "bpe", 2),
     "bart": (
-        SEQ2SEQ | {"max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0, "decoder_start_token_id": 2},
+        SEQ2SEQ | {
+            "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+        },
         "bpe", 3,
     ),
     "gpt2": (SIZES["gpt2"] | {"n_positions": 64, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}, "gpt2", 4),
@@ -71,7 +73,9 @@ def test_engines_agree_on_a_model_that_pools_the_last_token(tmp_path):
     path = write("gpt2", tmp_path / "gpt2")
     results = []
     for package in PACKAGES:
-        pipe = importlib.import_module(package).pipeline("zero-shot-classification", path, candidate_labels="code, cities")
+        pipe = importlib.import_module(package).pipeline(
+            "zero-shot-classification", path, candidate_labels="code, cities"
+        )
         results.append(pipe(reference.TEXTS[:2]))
         assert np.isclose(sum(results[-1][0]["scores"]), 1, atol=1e-6)
     assert_close(results[0], results[1], 1e-5)
