@@ -39,7 +39,8 @@ def default_in(text: str) -> str | None:
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
         "run", "ask", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "questions", "augment",
-        "models", "convert", "demo", "evaluate code", "evaluate question-answering", "evaluate retrieval", "evaluate summarization",
+        "models", "convert", "demo", "evaluate code", "evaluate question-answering", "evaluate retrieval",
+        "evaluate summarization",
     }  # fmt: skip
 
 
