@@ -28,7 +28,13 @@ def folders(tmp_path_factory):
         "decoder_vocab_size": len(tokenizer),
         "forced_eos_token_id": None,
     }
-    sizes |= {"model_type": "marian", "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    sizes |= {
+        "model_type": "marian",
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+        "max_position_embeddings": 64,
+    }
     paths = []
     for name in ("there", "back"):
         path = Case(f"back-translation-{name}", sizes, "seq2seq-lm").write(tmp_path_factory.mktemp(name) / "marian")
