@@ -13,6 +13,7 @@ import numpy as np
 from duonlp.checkpoints import open_checkpoint
 from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts
+from duonlp.data.rows.order import permuted
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, check_settings, write_classifier
 from duonlp.runs.folder import training_module
@@ -63,8 +64,11 @@ class ModelClassifier:
 
     def batches(self, texts: Sequence[str]) -> LabelledBatches:
         """Return batches of texts, in an order of their own, for ``package.predict``."""
-        size = min(self.batch_size, 1 << (len(texts) - 1).bit_length())  # few sizes, so that few shapes are compiled
-        return LabelledBatches(list(texts), self.tokenizer, size, max_length=self.max_length, shuffle=False)
+        # Few sizes and lengths, so that few shapes are compiled.
+        size, widths = min(self.batch_size, 1 << (len(texts) - 1).bit_length()), few_widths(self.max_length)
+        return LabelledBatches(
+            list(texts), self.tokenizer, size, max_length=self.max_length, shuffle=False, widths=widths
+        )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return the probabilities that logits [..., C] stand for, float32."""
@@ -172,3 +176,15 @@ def check_positive(name: str, value: Any) -> None:
     """Raise InputError unless a value is a number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InputError(f"{name} is {value!r}; it must be a number above 0")
+
+
+def choose(texts: Sequence[str], most: int | None, seed: int) -> list[str]:
+    """Return at most `most` of the texts, chosen at random, in their order; None for all."""
+    if most is None or most >= len(texts):
+        return list(texts)
+    return [texts[i] for i in np.sort(permuted(np.arange(most), len(texts), seed % 2**64))]
+
+
+def few_widths(max_length: int) -> tuple[int, ...]:
+    """Return the lengths to pad texts to: few, and the same for all texts, since each is compiled once."""
+    return tuple(sorted({-(-max_length // 4), -(-max_length // 2), max_length}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from duonlp.data.labelled.batches import TextInputs, useful_widths
+from duonlp.data.labelled.batches import TextInputs
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.order import permuted
 from duonlp.errors import InputError
@@ -18,6 +18,8 @@ from duonlp.fewshot.model_classifier import (
     ModelClassifier,
     check_positive,
     check_unlabelled,
+    choose,
+    few_widths,
     load_classifier_model,
     train,
 )
@@ -82,8 +84,8 @@ class ConsistencyBatches:
             TextInputs(prefix, tokenizer, list(of_prefix), max_length, None, None)
             for prefix, of_prefix in (("", texts.texts), (ORIGINAL, originals), (AUGMENTED, augmented))
         ]
-        lengths = np.concatenate([inputs.ids.lengths for inputs in self._inputs])
-        self.width = useful_widths(lengths, max_length)[-1]
+        longest = max(int(inputs.ids.lengths.max()) for inputs in self._inputs)
+        self.width = next(width for width in few_widths(max_length) if width >= longest)
         for inputs in self._inputs:
             inputs.widths = (self.width,)
 
@@ -189,8 +191,8 @@ class UDA:
         classifier = load_classifier_model(self.name, package, self.model, data.train, self.max_length, seed)
         originals = choose(data.unlabelled, self.most_unlabelled, seed)
         batches = ConsistencyBatches(
-            data.train, originals, self._augmented(originals, seed), classifier.tokenizer, self.batch_size, self.ratio, self.steps,
-            max_length=classifier.max_length, tsa=self.tsa, seed=seed,
+            data.train, originals, self._augmented(originals, seed), classifier.tokenizer, self.batch_size, self.ratio,
+            self.steps, max_length=classifier.max_length, tsa=self.tsa, seed=seed,
         )  # fmt: skip
         config = FitConfig(
             steps=self.steps, learning_rate=self.learning_rate, warmup_share=self.warmup_share, seed=seed % 2**32,
@@ -207,10 +209,3 @@ class UDA:
         return [
             [copy if copy.strip() else text for copy in of_text] for text, of_text in zip(texts, copies, strict=True)
         ]
-
-
-def choose(texts: Sequence[str], most: int | None, seed: int) -> list[str]:
-    """Return at most `most` of the texts, chosen at random, in their order; None for all."""
-    if most is None or most >= len(texts):
-        return list(texts)
-    return [texts[i] for i in np.sort(permuted(np.arange(most), len(texts), seed % 2**64))]
