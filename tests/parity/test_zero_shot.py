@@ -71,7 +71,9 @@ def test_engines_agree_on_a_model_that_pools_the_last_token(tmp_path):
     path = write("gpt2", tmp_path / "gpt2")
     results = []
     for package in PACKAGES:
-        pipe = importlib.import_module(package).pipeline("zero-shot-classification", path, candidate_labels="code, cities")
+        pipe = importlib.import_module(package).pipeline(
+            "zero-shot-classification", path, candidate_labels="code, cities"
+        )
         results.append(pipe(reference.TEXTS[:2]))
         assert np.isclose(sum(results[-1][0]["scores"]), 1, atol=1e-6)
     assert_close(results[0], results[1], 1e-5)

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from duonlp.cli import training as flags
-from duonlp.cli.common import Debug, Framework, Json, SettingsFile, SettingsOption, cli_option, print_json, with_line_ends
+from duonlp.cli.common import (
+    Debug,
+    Framework,
+    Json,
+    SettingsFile,
+    SettingsOption,
+    cli_option,
+    print_json,
+    with_line_ends,
+)
 from duonlp.cli.settings import merged
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console

@@ -140,5 +140,7 @@ def test_a_hypothesis_without_room_for_the_text():
     pipe = make(TASK, labels=NLI)  # the tokenizer's limit is 64, the model's is 128
     long = "weaves flowers " * 12
     assert pipe(TEXTS[4], [long])["labels"] == [long]  # Transformers does not truncate it either
-    with pytest.raises(InputError, match=r"input 0 has \d+ tokens, but the model has positions for 128; shorten the label"):
+    with pytest.raises(
+        InputError, match=r"input 0 has \d+ tokens, but the model has positions for 128; shorten the label"
+    ):
         pipe(TEXTS[4], [long * 6])
