@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tfnlp import test_biencoder, test_distiller, test_finetune
+from tests.tfnlp import test_biencoder, test_distiller, test_finetune, test_grouped
 
 ROOT = Path(__file__).parents[2]
 # One process for all runs: TensorFlow takes seconds to start, and its devices are fixed from then on.
@@ -25,6 +25,7 @@ for name, run in RUNS.items():
 """
 RUNS = {
     "distiller": test_distiller.run_steps, "finetune": test_finetune.run_steps, "biencoder": test_biencoder.run_steps,
+    "grouped": test_grouped.run_steps,
 }  # fmt: skip
 
 

@@ -59,6 +59,22 @@ class MeanOfTerms(keras.metrics.Metric):
         return tf.reduce_sum(divide(tf.convert_to_tensor(self.totals), tf.convert_to_tensor(self.counts)))
 
 
+class PartsOfLoss(MeanOfTerms):
+    """The terms of a loss by name, without their factors, over all batches so far; nothing for a single term.
+
+    Attributes:
+        factors: Name and factor of each term, which the first update sets.
+    """
+
+    factors: tuple[tuple[str, float], ...] = ()
+
+    def result(self) -> Any:
+        """Return sum / (factor x count) of each term."""
+        means = divide(tf.convert_to_tensor(self.totals), tf.convert_to_tensor(self.counts))
+        several = self.factors if len(self.factors) > 1 else ()
+        return {name: means[number] / factor for number, (name, factor) in enumerate(several)}
+
+
 def compiled_terms(compiled: Any, y_true: Any, y_pred: Any, sample_weight: Any, share: float = 1.0) -> Terms:
     """Return the terms of ``compile(loss=...)``, each times its ``loss_weights``.
 

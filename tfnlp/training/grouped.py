@@ -16,12 +16,14 @@ from duonlp.typing import Tokenizer
 from tfnlp import losses, ops
 from tfnlp.pretrained import parameter_tree
 from tfnlp.steps.step import TrainStep
-from tfnlp.steps.terms import Terms
+from tfnlp.steps.terms import PartsOfLoss, Terms
 from tfnlp.trainer_mixin import TrainerMixin
 
 
 class ObjectiveModel(TrainerMixin, keras.Model):
     """A model with an objective over several forward passes: ``compile(optimizer)``, then ``fit`` and ``evaluate``.
+
+    They log the ``loss`` and, if there are several, its terms by name, without their factors.
 
     Args:
         model: The model, created under the strategy to train with; it is trained in place.
@@ -48,6 +50,7 @@ class ObjectiveModel(TrainerMixin, keras.Model):
                 )
                 for name, value in objective.parameters(model.config, seed).items()
             }
+            self.parts = PartsOfLoss(name="parts")
         self.built = True
 
     @property
@@ -107,7 +110,12 @@ class ObjectiveModel(TrainerMixin, keras.Model):
             outputs.append(result if group.gradient else tf.nest.map_structure(tf.stop_gradient, result))
         own = {name: variable.value for name, variable in self.parameters.items()}
         terms = self.objective.terms(ops, losses, self.head, self.config, outputs, batch, own)
+        self.parts.factors = tuple((name, float(factor)) for name, (_, _, factor) in terms.items())
         return {name: (factor * total, count) for name, (total, count, factor) in terms.items()}, outputs[0]
+
+    def _update_logs(self, terms: Terms) -> dict[str, Any]:
+        self.parts.update_state(terms)
+        return super()._update_logs(terms)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Write the model in Hugging Face layout, and the objective's own parameters beside it."""

@@ -1,15 +1,13 @@
 """Encoders of questions and passages over the "sentence-embedding" pipeline of either engine."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from duonlp.architectures.dpr import BASE_CLASSES
 from duonlp.errors import InputError
+from duonlp.pipelines.identity import weights_hash
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.sentence_config import l2_normalize
 from duonlp.tasks.sentence_embedding import SentenceEmbeddingTask
@@ -17,9 +15,6 @@ from duonlp.tasks.sentence_embedding import SentenceEmbeddingTask
 QUERY_PROMPTS = ("query", "question")
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names of the prompts of a checkpoint that queries and documents get, the first that exists; as in sentence-transformers."""
-
-WEIGHTS = (".safetensors", ".h5", ".msgpack")
-"""Endings of the files whose contents identify a model."""
 
 
 class SentenceEncoder:
@@ -197,34 +192,12 @@ def model_name(pipe: Pipeline) -> str:
     Raises:
         InputError: The model has no files with weights, or was passed to the pipeline loaded.
     """
-    task = sentence_task(pipe, "model_name")
-    folder = pipe.weights_folder
-    if folder is None and task.folder is not None:
-        raise InputError(
-            f"the model of {pipe!r} was passed to it loaded, and may have been trained since; make the pipeline from its folder, "
-            "or pass name=, a name that changes with the model"
-        )
-    files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS)
-    if not files:
-        raise InputError(
-            f"the model of {pipe!r} has no files that would identify it; pass name=, a name that changes with the model"
-        )
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(_digest(file, status.st_size, status.st_mtime_ns))
+    task, digest = sentence_task(pipe, "model_name"), weights_hash(pipe)
     sentence, cfg = task.sentence, pipe.config
     pooling = "own" if task.pooled else "+".join(sentence.pooling)
     details = [f"{pooling} pooling"] + [f"{sentence.max_length} tokens"] * (sentence.max_length is not None)
     details += ["lower case"] * sentence.lower_case
-    return f"{cfg.model_type} {cfg.num_layers}x{cfg.hidden_size} {digest.hexdigest()[:16]} ({', '.join(details)})"
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, size: int, modified: int) -> bytes:
-    """Return the hash of a file that has not changed since it had this size and time."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    return f"{cfg.model_type} {cfg.num_layers}x{cfg.hidden_size} {digest[:16]} ({', '.join(details)})"
 
 
 def _first(prompts: Mapping[str, str], names: Sequence[str], default: str | None) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from duonlp import architectures
 from duonlp.checkpoints.atomic_folder import remove_leftovers
 from duonlp.errors import InputError
+from duonlp.heads import ROW_MASK
 from duonlp.labels import IGNORED, WEIGHTS, array_of
 from duonlp.schema import shorten
 from duonlp.training.best import EVALUATE, Best
@@ -110,13 +111,15 @@ def _batches_from(batches: Any, epoch: int, first: int) -> Iterable[Batch]:
 
 
 def count_examples(batch: Batch) -> int:
-    """Return the number of rows of a batch except padding rows, whose labels are all -100 or whose weight is 0."""
+    """Return the number of rows of a batch except padding rows: masked, with labels that are all -100, or of weight 0."""
     rows = len(next(iter(batch.values())))
     labels, real = np.asarray(array_of("labels", batch.get("labels", 0))), np.ones(rows, bool)
     if labels.ndim and (labels.ndim > 1 or labels.dtype.kind in "iu"):
         real &= (labels != IGNORED).reshape(rows, -1).any(axis=1)
     if WEIGHTS in batch:
         real &= (np.asarray(array_of(WEIGHTS, batch[WEIGHTS])) != 0).reshape(rows, -1).any(axis=1)
+    if ROW_MASK in batch:
+        real &= np.asarray(batch[ROW_MASK]) != 0
     return int(real.sum())
 
 

@@ -1,5 +1,6 @@
 """Losses over several forward passes of one model, such as those of pairs or of unlabeled texts; each is one file."""
 
+from duonlp.training.objectives.consistency import ConsistencyLoss
 from duonlp.training.objectives.objective import Group, Objective
 
-__all__ = ["Group", "Objective"]
+__all__ = ["ConsistencyLoss", "Group", "Objective"]

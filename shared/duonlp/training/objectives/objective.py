@@ -82,12 +82,17 @@ class Objective:
 
     Attributes:
         groups: The forward passes, in the order in which :meth:`terms` gets their outputs.
-        counts_depend_on_outputs: Whether the count of a term depends on the outputs of the model. Then a step must be one
-            program over one batch: without accumulation, pmap, or several replicas.
     """
 
     groups: ClassVar[tuple[Group, ...]] = (Group(),)
-    counts_depend_on_outputs: ClassVar[bool] = False
+
+    @property
+    def counts_depend_on_outputs(self) -> bool:
+        """Whether the count of a term depends on the outputs of the model.
+
+        Then a step must be one program over one batch: without accumulation, pmap, or several replicas.
+        """
+        return False
 
     def terms(
         self,
@@ -100,6 +105,8 @@ class Objective:
         parameters: Mapping[str, Array],
     ) -> Terms:
         """Return the terms of the loss of a batch before division, so that they add up over its parts.
+
+        Several terms are logged one by one under their names, without their factors, which must be positive constants.
 
         Args:
             ops: ``tfnlp.ops`` or ``jaxnlp.ops``.
@@ -146,6 +153,10 @@ def check_objective(
     """
     if not isinstance(objective, Objective):
         raise InputError(f"objective is {objective!r}; pass an Objective of duonlp.training.objectives")
+    if not isinstance(getattr(model, "config", None), TransformerConfig):
+        raise InputError(
+            f"a {type(model).__name__} has several parts, which no objective can train; pass a single model"
+        )
     if label_smoothing:
         raise InputError(f"label_smoothing is {label_smoothing}, but an objective has its own loss; leave it at 0")
     if objective.counts_depend_on_outputs and accumulation * parts > 1:
