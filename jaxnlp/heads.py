@@ -6,7 +6,9 @@ import jax
 from flax import nnx
 
 from duonlp.heads import outputs_of
+from duonlp.inputs import LOGIT_POSITIONS
 from duonlp.parameters import sentence_classes
+from jaxnlp import ops
 from jaxnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from jaxnlp.head_layers import Discriminator, LMHead
 from jaxnlp.layers import Linear, dropout
@@ -15,7 +17,10 @@ from jaxnlp.transformer import Cache
 
 
 class ModelForMaskedLM(Model):
-    """Masked language model: ``logits`` [B, T, V]; ``labels`` int [B, T], -100 where the input is not masked."""
+    """Masked language model: ``logits`` [B, T, V]; ``labels`` int [B, T], -100 where the input is not masked.
+
+    With ``logit_positions`` int [B, n] among the inputs, only the logits at these positions are computed, [B, n, V].
+    """
 
     head = "masked-lm"
 
@@ -25,6 +30,8 @@ class ModelForMaskedLM(Model):
         self.lm_head = LMHead(c.lm_head, *sizes, c.norm, **options)
 
     def _head(self, hidden_states: jax.Array, inputs: dict[str, Any], rngs: nnx.Rngs | None) -> dict[str, Any]:
+        if inputs.get(LOGIT_POSITIONS) is not None:
+            hidden_states = ops.take_along(hidden_states, inputs[LOGIT_POSITIONS], 1)
         return {"logits": self.lm_head(hidden_states, self.embeddings.word_embeddings)}
 
 

@@ -5,7 +5,9 @@ from typing import Any
 import tensorflow as tf
 
 from duonlp.heads import outputs_of
+from duonlp.inputs import LOGIT_POSITIONS
 from duonlp.parameters import sentence_classes
+from tfnlp import ops
 from tfnlp.generation.decoder import Decoder, Seq2SeqDecoder
 from tfnlp.head_layers import Discriminator, LMHead
 from tfnlp.layers import Dropout, dense
@@ -15,7 +17,10 @@ from tfnlp.transformer import Cache
 
 @register
 class ModelForMaskedLM(Model):
-    """Masked language model: ``logits`` [B, T, V]; ``labels`` int [B, T], -100 where the input is not masked."""
+    """Masked language model: ``logits`` [B, T, V]; ``labels`` int [B, T], -100 where the input is not masked.
+
+    With ``logit_positions`` int [B, n] among the inputs, only the logits at these positions are computed, [B, n, V].
+    """
 
     head = "masked-lm"
 
@@ -28,6 +33,8 @@ class ModelForMaskedLM(Model):
         return self.lm_head(hidden_states, word_embeddings=self.embeddings.word_embeddings)
 
     def _head(self, hidden_states: tf.Tensor, inputs: dict[str, Any], training: bool | None) -> dict[str, Any]:
+        if LOGIT_POSITIONS in inputs:
+            hidden_states = ops.take_along(hidden_states, inputs[LOGIT_POSITIONS], 1)
         return {"logits": self._logits(hidden_states)}
 
 

@@ -127,6 +127,7 @@ class Head:
         shifts_labels: Whether the decoder reads the labels, shifted to the right, if it gets no inputs.
         has_choices: Whether inputs are [batch, choices, length].
         mask_per_query: Whether the attention mask may be [batch, length, length], because the head does not read it.
+        selects_positions: Whether it takes ``logit_positions`` int [batch, n], the only positions to compute logits for.
     """
 
     outputs: tuple[Output, ...] = (Output(),)
@@ -139,6 +140,7 @@ class Head:
     shifts_labels: bool = False
     has_choices: bool = False
     mask_per_query: bool = True
+    selects_positions: bool = False
 
     def outputs_of(self, config: TransformerConfig) -> tuple[Output, ...]:
         """Return the outputs of a model's head that have labels, the main one first."""
@@ -157,8 +159,10 @@ _SPANS = [Output(f"{end}_logits", f"{end}_positions", "span", over="positions", 
 
 HEADS: dict[str, Head] = {
     "base": Head((), pooling="pooler", reads_target=True),
-    "masked-lm": Head((_MASKED_WORDS,), ("lm_head",)),
-    "causal-lm": Head((replace(_WORDS, next_token=True),), ("lm_head",), generates=True, causal=True),
+    "masked-lm": Head((_MASKED_WORDS,), ("lm_head",), selects_positions=True),
+    "causal-lm": Head(
+        (replace(_WORDS, next_token=True),), ("lm_head",), generates=True, causal=True, selects_positions=True
+    ),
     "seq2seq-lm": Head((_WORDS,), ("lm_head",), generates=True, reads_target=True, shifts_labels=True),
     "sequence-classification": Head(
         (Output(kind=BY_PROBLEM_TYPE),), ("classifier",), pooling="classification", mask_per_query=False

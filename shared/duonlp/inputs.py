@@ -17,6 +17,10 @@ TEACHER = "teacher_"
 """Prefix of the inputs in a batch that only a teacher with its own tokenizer reads."""
 
 
+LOGIT_POSITIONS = "logit_positions"
+"""Optional input of language models, int [B, n]: the only positions to compute logits for, [B, n, V] instead of [B, T, V]."""
+
+
 def input_specs(cfg: TransformerConfig, head: str) -> tuple[InputSpec, ...]:
     """Return the inputs of a model with a head: ``cfg.inputs``, with an axis of choices if the head has several texts."""
     if not HEADS[head].has_choices:
@@ -57,7 +61,7 @@ def model_inputs(cfg: TransformerConfig, batch: Mapping[str, Array], *, as_teach
     source = teacher_batch if as_teacher and main in teacher_batch else batch
     if main not in source:
         raise InputError(f"the batch has {', '.join(source) or 'no inputs'}; a model needs {main}")
-    return {spec.name: source[spec.name] for spec in cfg.inputs if spec.name in source}
+    return {name: source[name] for name in (*(spec.name for spec in cfg.inputs), LOGIT_POSITIONS) if name in source}
 
 
 def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array | None], cached: bool = False) -> None:
@@ -78,7 +82,7 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
     """
     specs = {spec.name: spec for spec in input_specs(cfg, head)}
     main = next(iter(specs.values()))
-    allowed = (*specs, *HEADS[head].label_names)
+    allowed = (*specs, *HEADS[head].label_names, *([LOGIT_POSITIONS] if HEADS[head].selects_positions else []))
     present = {name: value for name, value in inputs.items() if value is not None}
     for name in present:
         if name not in allowed:
@@ -94,7 +98,22 @@ def check_inputs(cfg: TransformerConfig, head: str, inputs: Mapping[str, Array |
     for name, spec in specs.items():
         if name in present and spec.limit is not None:
             _check_range(name, present[name], spec.limit, spec.kind)
+    if LOGIT_POSITIONS in present:
+        _check_positions(head, present, shape)
     _check_labels(cfg, head, present, shape)
+
+
+def _check_positions(head: str, inputs: Mapping[str, Array], main: Shape | None) -> None:
+    """Raise InputError unless the positions to compute logits for are int [B, n], below the length, and without labels."""
+    positions = static_shape(LOGIT_POSITIONS, inputs[LOGIT_POSITIONS])
+    if positions is not None and len(positions) != 2:
+        raise InputError(f"{LOGIT_POSITIONS} has shape {positions}; pass int [batch, positions]")
+    if main is not None and main[-1] is not None:
+        _check_range(LOGIT_POSITIONS, inputs[LOGIT_POSITIONS], main[-1], "positions")
+    if labels := next((name for name in HEADS[head].label_names if name in inputs), None):
+        raise InputError(
+            f"{LOGIT_POSITIONS} leaves out the logits that {labels} would be compared with; pass one of them"
+        )
 
 
 def _check_main(cfg: TransformerConfig, head: str, spec: InputSpec, shape: Shape | None, cached: bool) -> None:

@@ -2,5 +2,13 @@
 
 from duonlp.training.objectives.consistency import ConsistencyLoss
 from duonlp.training.objectives.objective import Group, Objective
+from duonlp.training.objectives.prompt import DecoupledLoss, PromptAndTextLoss, PromptLoss
 
-__all__ = ["ConsistencyLoss", "Group", "Objective"]
+__all__ = [
+    "ConsistencyLoss",
+    "DecoupledLoss",
+    "Group",
+    "Objective",
+    "PromptAndTextLoss",
+    "PromptLoss",
+]

@@ -15,7 +15,7 @@ import numpy as np
 from duonlp import numpy_ops
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
-from duonlp.inputs import check_inputs, main_input
+from duonlp.inputs import LOGIT_POSITIONS, check_inputs, main_input
 from duonlp.typing import Array, Batch, Ops
 
 Terms = dict[str, tuple[Array, Array, float]]
@@ -47,9 +47,8 @@ class Group:
         Raises:
             InputError: The batch lacks the model's main input.
         """
-        named = {
-            spec.name: batch[self.prefix + spec.name] for spec in config.inputs if self.prefix + spec.name in batch
-        }
+        names = (*(spec.name for spec in config.inputs), LOGIT_POSITIONS)
+        named = {name: batch[self.prefix + name] for name in names if self.prefix + name in batch}
         if main_input(config) not in named:
             raise InputError(
                 f"the batch has {', '.join(batch) or 'no arrays'}; the objective needs {self.prefix}{main_input(config)}"
@@ -66,8 +65,9 @@ class Group:
 
     def check(self, config: TransformerConfig, head: str, batch: Batch) -> None:
         """Raise InputError unless a model with a head takes the inputs, NumPy arrays."""
+        axes = {spec.name: len(spec.axes) for spec in config.inputs} | {LOGIT_POSITIONS: 2}
         for name, value in self.inputs(config, batch).items():
-            expected = len(next(spec.axes for spec in config.inputs if spec.name == name)) + self.several
+            expected = axes[name] + self.several
             if np.ndim(value) != expected:
                 raise InputError(
                     f"{self.prefix}{name} has shape {list(np.shape(value))}; it must have {expected} axes"
