@@ -83,16 +83,16 @@ def test_finished_cells_are_kept_and_methods_sizes_and_seeds_can_be_added(option
     left = plan(ComparisonSettings(**options))
     assert left["to_run"] == ["naive-bayes, all, seed 0", "naive-bayes, 4, seed 1", "naive-bayes, all, seed 1"]
     with pytest.raises(
-        InputError, match="has been run with smoothing 1.0, now it is 0.5; use the same settings, anoth"
+        InputError, match=r"has been run with smoothing 1\.0, now it is 0\.5; use the same settings, anoth"
     ):
         run(options, options={"naive-bayes": {"smoothing": 0.5}})
     with pytest.raises(InputError, match="has other train texts; all methods must be compared on the same split"):
         run(options, split_seed=1)
-    with pytest.raises(InputError, match="has other labels .bug, docs, new, not "):
+    with pytest.raises(InputError, match=r"has other labels .bug, docs, new, not "):
         run(options, labels=2)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model.safetensors").touch()
-    with pytest.raises(InputError, match="holds something else .model.safetensors.; give another folder"):
+    with pytest.raises(InputError, match=r"holds something else .model.safetensors.; give another folder"):
         run(options, output=str(tmp_path / "other"))
 
 
