@@ -84,7 +84,15 @@ def test_uda_learns_and_is_loaded_again(package, checkpoint, tmp_path, multi_lab
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_ust_learns_and_is_loaded_again(package, checkpoint, tmp_path, multi_label):
     method = UST(
-        checkpoint, teacher_steps=30, steps=10, batch_size=4, learning_rate=1e-2, passes=3, pool=10, selected=6, max_length=8
+        checkpoint,
+        teacher_steps=30,
+        steps=10,
+        batch_size=4,
+        learning_rate=1e-2,
+        passes=3,
+        pool=10,
+        selected=6,
+        max_length=8,
     )
     classifier = method.fit(package, DATA[multi_label], seed=1)
     scores = classifier.scores(UNLABELLED)

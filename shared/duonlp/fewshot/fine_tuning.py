@@ -5,35 +5,35 @@ thousand texts need no more of them. One program per length serves all numbers o
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import numpy as np
 
 from duonlp.checkpoints.checkpoint import open_checkpoint
+from duonlp.config import TransformerConfig
 from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.length_batches import cache_key
-from duonlp.errors import CheckpointError, InputError
-from duonlp.fewshot.classifier import (
-    Classifier,
-    ClassifierFiles,
-    FewShotData,
-    check_settings,
-    write_classifier,
+from duonlp.errors import InputError
+from duonlp.fewshot.classifier import Classifier, FewShotData
+from duonlp.fewshot.model_classifier import (
+    HEAD,
+    ModelClassifier,
+    check_unlabelled,
+    completed,
+    few_widths,
+    load_classifier_model,
 )
 from duonlp.heads import HEADS
-from duonlp.metrics.classification import softmax
 from duonlp.parameters import parameters
 from duonlp.runs import folder as run_folder
 from duonlp.runs.adaptation import AdaptationSettings, adapt
-from duonlp.runs.labelled import check_labels, matching_label_names, with_label_names
-from duonlp.runs.models import load_for_training
-from duonlp.schema import integer
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.settings_file import as_table
 from duonlp.typing import Engine
@@ -42,77 +42,8 @@ from duonlp.util.reading import read_json
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 """Default checkpoint: small, and better than a plain BERT of its size with few labels."""
 
-HEAD, AUTO_CLASS, MODEL_FOLDER = "sequence-classification", "AutoModelForSequenceClassification", "model"
 EVALUATIONS = 5
 """Evaluations of a training that keeps its best model."""
-
-
-@dataclass
-class ModelClassifier:
-    """A sequence-classification model as a classifier.
-
-    Attributes:
-        package: tfnlp or jaxnlp.
-        model: The model, whose config names its labels.
-        tokenizer: Its tokenizer.
-        label_names: Names of the labels, which may be in another order than the model's.
-        multi_label: Whether a text may have several labels, or none.
-        max_length: Maximum number of tokens of a text.
-        batch_size: Texts per batch.
-        method: Name of the method that trained it.
-    """
-
-    package: Engine
-    model: Any
-    tokenizer: Any
-    label_names: tuple[str, ...]
-    multi_label: bool
-    max_length: int
-    batch_size: int
-    method: str = "fine-tune"
-
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the probability of each label, float32 [n, C]; without `multi_label`, rows add up to 1."""
-        if not len(texts):
-            return np.zeros((0, len(self.label_names)), np.float32)
-        batches = LabelledBatches(
-            list(texts), self.tokenizer, self.batch_size, max_length=self.max_length, shuffle=False,
-            widths=widths_up_to(self.max_length),
-        )  # fmt: skip
-        logits = np.asarray(self.package.predict(self.model, batches), np.float64)  # [n, C]
-        logits = logits[:, [self.model.config.label2id[name] for name in self.label_names]]
-        return (1 / (1 + np.exp(-logits)) if self.multi_label else softmax(logits)).astype(np.float32)
-
-    def save(self, folder: str | Path) -> None:
-        """Write the model and what else ``load_classifier`` needs, atomically."""
-        settings = {"max_length": self.max_length, "batch_size": self.batch_size}
-        files = ClassifierFiles(self.method, self.label_names, self.multi_label, settings)
-        write_classifier(
-            files, folder, lambda new: self.model.save_pretrained(new / MODEL_FOLDER, self.tokenizer)
-        )  # fmt: skip
-
-    @classmethod
-    def load(cls, files: ClassifierFiles, package: Engine | None) -> Self:
-        """Return the classifier of a folder.
-
-        Raises:
-            InputError: There is no engine.
-            CheckpointError: The folder is damaged.
-        """
-        if package is None:
-            raise InputError(f"{files.folder} holds a model; pass package=tfnlp or jaxnlp")
-        settings = check_settings(files, {"max_length": integer(1, 1 << 20), "batch_size": integer(1, 1 << 20)})
-        folder = files.folder / MODEL_FOLDER
-        model, tokenizer = getattr(package, AUTO_CLASS).from_pretrained(folder), open_checkpoint(folder).tokenizer()
-        if set(model.config.labels) != set(files.label_names):
-            raise CheckpointError(
-                f"{folder} has the labels {', '.join(model.config.labels)}, but the classifier has "
-                f"{', '.join(files.label_names)}; train again"
-            )
-        return cls(
-            package, model, tokenizer, files.label_names, files.multi_label, settings["max_length"],
-            settings["batch_size"], files.method,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,44 +136,28 @@ class FineTuning:
     def _fit_from(
         self, model: str, package: Engine | None, data: FewShotData, seed: int, console: Any
     ) -> ModelClassifier:
-        package = need_engine(package, self.name)
         if self.keep_best and data.validation is None:
             raise InputError("keep_best needs validation texts to evaluate; give some, or set keep_best to false")
-        train, names = data.train, tuple(data.train.label_names)
-        checkpoint_names = matching_label_names(model, names)
-        check_labels(model, names)
-        own = checkpoint_names or names
-        train = with_label_names(train, own)
-        overrides = label_settings(own, train.multi_label)
-        config = open_checkpoint(model).transformer_config(HEAD, **overrides)
-        check_length(self.max_length, config.max_length)
-        values = head_bias(config, train) if self.frequency_bias and checkpoint_names is None else {}
-        network, _ = load_for_training(
-            package, AUTO_CLASS, model, self.dtype, seed, initial_values=values, **overrides
-        )  # fmt: skip
-        tokenizer = open_checkpoint(model).tokenizer()
-        batching = {"max_length": self.max_length, "widths": widths_up_to(self.max_length)}
+        train, batching = data.train, {"max_length": self.max_length, "widths": few_widths(self.max_length)}
+        bias = partial(head_bias, train=train) if self.frequency_bias else None
+        started = load_classifier_model(self.name, package, model, train, self.max_length, seed, self.dtype, bias)
+        check_length(self.max_length, started.model.config.max_length)
+        tokenizer, folder = started.tokenizer, None
         batches: Any = LabelledBatches(train, tokenizer, self.batch_size, seed=seed, **batching)
         if train.multi_label and self.positive_weight:
             batches = WeightedBatches(batches, positive_weights(train, self.positive_weight))
-        options: dict[str, Any] = training_options(package)
+        config, options = self.fit_config(len(batches), seed), training_options(started.package)
         with ExitStack() as stack:
-            folder = None
             if self.keep_best and data.validation is not None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                held_out = with_label_names(data.validation, own)
-                options["validation"] = LabelledBatches(held_out, tokenizer, self.batch_size, shuffle=False, **batching)
-            result = run_folder.training_module(package).fit(
-                network, batches, self.fit_config(len(batches), seed), folder, log={"console": console}, **options
-            )
-            if result.preempted:  # half-trained
-                raise KeyboardInterrupt
+                folder = stack.enter_context(TemporaryDirectory())
+                held_out = LabelledBatches(data.validation, tokenizer, self.batch_size, shuffle=False, **batching)
+                options["validation"] = held_out
+            fit = run_folder.training_module(started.package).fit
+            result = completed(fit(started.model, batches, config, folder, log={"console": console}, **options))
             trained = result.model
             if result.best_folder is not None:
-                trained = getattr(package, AUTO_CLASS).from_pretrained(result.best_folder, dtype=self.dtype)
-        return ModelClassifier(
-            package, trained, tokenizer, names, train.multi_label, self.max_length, 2 * self.batch_size, self.name
-        )
+                trained = type(trained).from_pretrained(result.best_folder, dtype=self.dtype)
+        return replace(started, model=trained)
 
 
 @dataclass(frozen=True)
@@ -279,12 +194,12 @@ class AdaptedFineTuning(FineTuning):
         Raises:
             InputError: There are no unlabeled texts, or see :meth:`FineTuning.fit`.
         """
-        package = need_engine(package, self.name)
-        if not data.unlabelled:
-            raise InputError("adapt needs unlabeled texts; give some, or use fine-tune")
+        if package is None:
+            raise InputError("adapt trains a model; pass package=tfnlp or jaxnlp")
+        check_unlabelled(data.unlabelled)
         texts = sorted({*data.unlabelled, *map(str, data.train.texts)})
         with ExitStack() as stack:
-            root = self.cache or stack.enter_context(tempfile.TemporaryDirectory())
+            root = self.cache or stack.enter_context(TemporaryDirectory())
             folder = self._adapted(package, texts, Path(root).expanduser(), console)
             return self._fit_from(str(folder), package, data, seed, console)
 
@@ -337,29 +252,13 @@ def positive_weights(train: LabelledTexts, exponent: float) -> np.ndarray:
     return (((1 - frequency) / frequency) ** exponent).astype(np.float32)
 
 
-def need_engine(package: Engine | None, method: str) -> Engine:
-    """Return the engine; raise InputError if there is none."""
-    if package is None:
-        raise InputError(f"{method} trains a model; pass package=tfnlp or jaxnlp")
-    return package
-
-
-def label_settings(names: Sequence[str], multi_label: bool) -> dict[str, Any]:
-    """Return the keys of config.json about labels."""
-    return {
-        "num_labels": len(names), "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
-    }  # fmt: skip
-
-
 def check_length(max_length: int, longest: int) -> None:
     """Raise InputError if a model cannot read texts of `max_length` tokens."""
     if max_length > longest:
         raise InputError(f"max_length is {max_length}; the model reads at most {longest} tokens")
 
 
-def head_bias(config: Any, train: LabelledTexts) -> dict[str, np.ndarray]:
+def head_bias(config: TransformerConfig, train: LabelledTexts) -> dict[str, np.ndarray]:
     """Return the initial bias of a new head by its path: the logits of the labels' frequencies, float32 [C].
 
     Empty for one label per text, or for a head without a bias of this size.
@@ -376,11 +275,6 @@ def head_bias(config: Any, train: LabelledTexts) -> dict[str, np.ndarray]:
         return {}
     frequency = (train.labels.sum(0) + 0.5) / (len(train) + 1)  # [C], never 0 or 1
     return {paths[-1]: np.log(frequency / (1 - frequency)).astype(np.float32)}
-
-
-def widths_up_to(max_length: int) -> tuple[int, ...]:
-    """Return the lengths to pad to: few, since each is compiled, and the same for any texts."""
-    return tuple(sorted({-(-max_length // 4), -(-max_length // 2), max_length}))
 
 
 def training_options(package: Engine) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A fine-tuned model as a classifier, and what the methods that train one share."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from duonlp.checkpoints import open_checkpoint
+from duonlp.config import TransformerConfig
 from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.order import permuted
@@ -22,8 +23,10 @@ from duonlp.runs.models import load_for_training
 from duonlp.schema import integer
 from duonlp.tasks.base import softmax
 from duonlp.training.fit_config import FitConfig
+from duonlp.training.result import FitResult
 from duonlp.typing import Engine, Tokenizer
 
+HEAD = "sequence-classification"
 AUTO_CLASS = "AutoModelForSequenceClassification"
 
 MODEL = "model"
@@ -105,8 +108,9 @@ class ModelClassifier:
 
 
 def load_classifier_model(
-    method: str, package: Engine | None, name: str, texts: LabelledTexts, max_length: int, seed: int
-) -> ModelClassifier:
+    method: str, package: Engine | None, name: str, texts: LabelledTexts, max_length: int, seed: int, dtype: str = "float32",
+    initial_bias: Callable[[TransformerConfig], dict[str, np.ndarray]] | None = None,
+) -> ModelClassifier:  # fmt: skip
     """Load a checkpoint to fine-tune it for the labels of texts.
 
     Args:
@@ -116,6 +120,8 @@ def load_classifier_model(
         texts: Labeled texts.
         max_length: Maximum number of tokens of a text; the checkpoint may have a lower limit.
         seed: Seed of a new head.
+        dtype: Compute dtype.
+        initial_bias: Returns initial values of parameters of a new head by path, from the model's configuration.
 
     Raises:
         InputError: `package` is None, there are no texts, or the checkpoint is fine-tuned for other labels.
@@ -133,10 +139,14 @@ def load_classifier_model(
         )
     checkpoint = open_checkpoint(name)
     kind = "multi_label_classification" if texts.multi_label else "single_label_classification"
-    model, _ = load_for_training(
-        package, AUTO_CLASS, name, "float32", seed, num_labels=len(names), id2label=dict(enumerate(names)),
-        label2id={label: number for number, label in enumerate(names)}, problem_type=kind,
-    )  # fmt: skip
+    overrides: dict[str, Any] = {
+        "num_labels": len(names), "id2label": dict(enumerate(names)),
+        "label2id": {label: number for number, label in enumerate(names)}, "problem_type": kind,
+    }  # fmt: skip
+    values = None
+    if initial_bias is not None and matching_label_names(name, names) is None:
+        values = initial_bias(checkpoint.transformer_config(HEAD, **overrides))
+    model, _ = load_for_training(package, AUTO_CLASS, name, dtype, seed, initial_values=values, **overrides)
     longest = min(max_length, checkpoint.transformer_config().max_length)
     return ModelClassifier(method, package, model, checkpoint.tokenizer(), names, texts.multi_label, longest)
 
@@ -158,7 +168,14 @@ def train(
         options["jit_compile"] = False  # in so few steps, XLA gains less than its compilation takes
     with TemporaryDirectory() if console else nullcontext() as folder:  # progress belongs to a folder
         result = fit(classifier.model, batches, config, folder, log={"console": console}, **options)
-    return replace(classifier, model=result.model)
+    return replace(classifier, model=completed(result).model)
+
+
+def completed(result: FitResult) -> FitResult:
+    """Return the result of a training; raise KeyboardInterrupt if it was asked to stop, so that nobody uses half of one."""
+    if result.preempted:
+        raise KeyboardInterrupt
+    return result
 
 
 def check_unlabelled(texts: Sequence[str], least: int = 1) -> None:

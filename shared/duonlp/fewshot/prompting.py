@@ -13,6 +13,7 @@ import numpy as np
 from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import FewShotData
+from duonlp.fewshot.model_classifier import completed
 from duonlp.fewshot.prompt_classifier import COMBINATIONS, PromptClassifier, load_language_model, with_prior
 from duonlp.prompts.batches import PromptBatches
 from duonlp.prompts.patterns import DEFAULT_PATTERN, Verbalizer, as_patterns, encode_masked
@@ -183,7 +184,8 @@ class _TrainedPrompt(_PromptMethod):
             steps=self.steps, learning_rate=self.learning_rate, seed=seed, evaluate_every=0, save_every=0
         )
         fit = training_module(classifier.package).fit
-        model = fit(classifier.model, batches, config, objective=objective, log={"console": console}).model
+        result = fit(classifier.model, batches, config, objective=objective, log={"console": console})
+        model = completed(result).model
         return replace(classifier, model=model)
 
 

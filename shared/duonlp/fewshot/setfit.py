@@ -17,6 +17,7 @@ from duonlp.data.labelled.texts import LabelledTexts, Text
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
 from duonlp.fewshot.linear_head import LinearHead
+from duonlp.fewshot.model_classifier import completed
 from duonlp.fewshot.setfit_pairs import ContrastiveBatches, check_strategy
 from duonlp.runs.folder import training_module
 from duonlp.runs.models import load_for_training
@@ -102,7 +103,7 @@ class SentenceEncoder:
         # Keras: in the few steps of such a run, XLA gains less than its compilation takes.
         options = {"jit_compile": False} if "jit_compile" in inspect.signature(fit).parameters else {}
         log = {"console": console}
-        trained = fit(self.model, batches, config, objective=objective, log=log, **options).model
+        trained = completed(fit(self.model, batches, config, objective=objective, log=log, **options)).model
         own = {}
         if hasattr(trained, "objective"):
             own, trained = {name: np.asarray(value) for name, value in trained.parameters.items()}, trained.model

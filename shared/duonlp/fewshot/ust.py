@@ -285,7 +285,10 @@ class _Best:
         """Save the classifier if it is the best so far."""
         if self.validation is None or not len(self.validation):
             return
-        scores, labels = np.clip(classifier.scores([*map(str, self.validation.texts)]), 1e-7, 1 - 1e-7), self.validation.labels
+        scores, labels = (
+            np.clip(classifier.scores([*map(str, self.validation.texts)]), 1e-7, 1 - 1e-7),
+            self.validation.labels,
+        )
         true = np.where(labels == 1, scores, 1 - scores) if labels.ndim == 2 else scores[np.arange(len(labels)), labels]
         loss = -np.log(true[labels != IGNORED]).mean()
         if loss < self.loss:

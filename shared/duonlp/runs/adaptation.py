@@ -113,6 +113,9 @@ class AdaptationData:
     def at_threshold(self, scorer: Any) -> None:
         """Return None: there is nothing to choose."""
 
+    def at_label_thresholds(self, scorer: Any) -> None:
+        """Return None, likewise."""
+
     def save_with(self, folder: Any, at_threshold: Any) -> None:
         """Write nothing beside the model."""
 

@@ -69,7 +69,9 @@ def test_classes_are_drawn_equally_often():
     several = np.zeros((40, 3), np.float32)
     several[:6, 0] = several[4:20, 1] = 1
     drawn = select(information, several, 15, seed=1)
-    groups = [np.isin(part, rows).all() for part, rows in zip(drawn.reshape(3, 5), (range(6), range(4, 20), range(20, 40)))]
+    groups = [
+        np.isin(part, rows).all() for part, rows in zip(drawn.reshape(3, 5), (range(6), range(4, 20), range(20, 40)))
+    ]
     assert all(groups)
     assert len(select(information, labels, 100, per_class=False)) == 40
 
