@@ -7,8 +7,8 @@ from typing import Any
 from duonlp.augmentation.augmenter import Augmenter, Unchanged
 from duonlp.augmentation.labelled import copies_of, new_copies, nothing_new
 from duonlp.data.cleaning.report import CleaningReport
-from duonlp.data.labelled.files import open_source
 from duonlp.data.labelled.columns import TEXT_COLUMNS
+from duonlp.data.labelled.files import open_source
 from duonlp.data.labelled.records import ID_COLUMN
 from duonlp.data.reading.document_files import Problems, TextFormat, is_readable
 from duonlp.data.reading.documents import with_columns
