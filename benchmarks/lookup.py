@@ -1,10 +1,10 @@
 """Find nearest neighbors among vectors with a flat and an inverted-file index: queries per second, and cost against their number.
 
-    python -m benchmarks lookup [--vectors N ...] [--queries N] [--neighbors K] [--probes N ...] [--rounds N] [--plot FILE] [--json FILE]
+    python -m benchmarks lookup [--vectors N ...] [--queries N] [--neighbors K] [--probes N ...] [--rounds N] [--plot FILE]
 
-Vectors are random points around random centers, of unit length and 384 values, like those of a small sentence encoder. An index of
-c clusters compares a query with c + probes * n / c vectors, which c = sqrt(n) minimizes for one probe. The table has the queries
-per second of one call for all queries, and the share of the true neighbors that the index finds.
+Vectors are random points around random centers, of unit length and 384 values, like those of a small sentence encoder. An index
+of c clusters compares a query with c + probes * n / c vectors, which c = sqrt(n) minimizes for one probe. The table has the
+queries per second of one call for all queries, and the share of the true neighbors that the index finds.
 """
 
 import argparse
@@ -85,10 +85,14 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks lookup", description=__doc__.splitlines()[0])
-    parser.add_argument("--vectors", type=int, nargs="+", default=SIZES, help="numbers of vectors (default %(default)s)")
+    parser.add_argument(
+        "--vectors", type=int, nargs="+", default=SIZES, help="numbers of vectors (default %(default)s)"
+    )
     parser.add_argument("--queries", type=int, default=4096, help="queries per timed call (default %(default)s)")
     parser.add_argument("--neighbors", type=int, default=10, help="neighbors per query (default %(default)s)")
-    parser.add_argument("--probes", type=int, nargs="+", default=PROBES, help="clusters to search (default %(default)s)")
+    parser.add_argument(
+        "--probes", type=int, nargs="+", default=PROBES, help="clusters to search (default %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed turns of each index (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="plot cost against n (.png, .svg or .pdf)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
@@ -97,7 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
         check_picture_file(options.plot)
         require_matplotlib("costs are plotted")
     queries, records = clustered_vectors(options.queries, 2), []
-    print("| vectors | index | searched | compared | built (s) | queries/s | recall |\n|---:|---|---:|---:|---:|---:|---:|")
+    print(
+        "| vectors | index | searched | compared | built (s) | queries/s | recall |\n|---:|---|---:|---:|---:|---:|---:|"
+    )
     for count in options.vectors:
         for r in measure(count, queries, options.neighbors, tuple(options.probes), options.rounds):
             records.append(r)

@@ -87,7 +87,9 @@ def test_embedding_scores_equal_the_formula(package, encoder, tmp_path):  # noqa
     with pytest.raises(CheckpointError, match="temperature is 0"):
         load_classifier(tmp_path / "saved", engine)
 
-    results = classify_by_embeddings(embed.pipe, TEXTS[:1], dict(zip(NAMES, ("programs and computers", "craft", "Ada and Charles"))))
+    results = classify_by_embeddings(
+        embed.pipe, TEXTS[:1], dict(zip(NAMES, ("programs and computers", "craft", "Ada and Charles")))
+    )
     order = np.argsort(-cosines[0])
     assert results[0]["sequence"] == TEXTS[0] and results[0]["labels"] == [NAMES[i] for i in order]
     powers = np.exp(cosines[0] / 0.05)
@@ -101,7 +103,9 @@ def test_the_temperature_is_chosen_on_validation_texts(encoder):  # noqa: F811
     chosen = EmbeddingZeroShot(encoder).fit(jaxnlp, FewShotData(empty(False), validation))
 
     def loss(temperature):
-        scores = EmbeddingZeroShot(encoder, temperature=temperature).fit(jaxnlp, FewShotData(empty(False))).scores(TEXTS)
+        scores = (
+            EmbeddingZeroShot(encoder, temperature=temperature).fit(jaxnlp, FewShotData(empty(False))).scores(TEXTS)
+        )
         return -np.log(scores[np.arange(5), SINGLE]).mean()
 
     assert all(loss(chosen.temperature) <= loss(other) + 1e-5 for other in (0.01, 0.05, 0.1, 0.5))
