@@ -79,6 +79,8 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
         for axes, title in ((left, "time of a query (ms)"), (right, "vectors compared with a query")):
             axes.set(xscale="log", yscale="log", xlabel="vectors n", title=title)
             axes.grid(alpha=0.3)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.legend(fontsize=8)
 
 
