@@ -1,10 +1,10 @@
 """Find nearest neighbors among vectors with a flat and an inverted-file index: queries per second, and cost against their number.
 
-    python -m benchmarks lookup [--vectors N ...] [--queries N] [--neighbors K] [--probes N ...] [--rounds N] [--plot FILE] [--json FILE]
+    python -m benchmarks lookup [--vectors N ...] [--queries N] [--neighbors K] [--probes N ...] [--rounds N] [--plot FILE]
 
-Vectors are random points around random centers, of unit length and 384 values, like those of a small sentence encoder. An index of
-c clusters compares a query with c + probes * n / c vectors, which c = sqrt(n) minimizes for one probe. The table has the queries
-per second of one call for all queries, and the share of the true neighbors that the index finds.
+Vectors are random points around random centers, of unit length and 384 values, like those of a small sentence encoder. An index
+of c clusters compares a query with c + probes * n / c vectors, which c = sqrt(n) minimizes for one probe. The table has the
+queries per second of one call for all queries, and the share of the true neighbors that the index finds.
 """
 
 import argparse
@@ -79,6 +79,8 @@ def plot(records: list[dict[str, Any]], file: Path) -> None:
         for axes, title in ((left, "time of a query (ms)"), (right, "vectors compared with a query")):
             axes.set(xscale="log", yscale="log", xlabel="vectors n", title=title)
             axes.grid(alpha=0.3)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.legend(fontsize=8)
 
 
