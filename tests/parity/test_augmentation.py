@@ -1,22 +1,22 @@
-"""Compare back-translation in both engines with Transformers' ``generate`` on small random models."""
+"""Compare augmenters in both engines with each other, and back-translation with Transformers' ``generate``."""
 
 import importlib
 from importlib.util import find_spec
 
 import pytest
 
-from duonlp.augmentation import BackTranslation, Protection
-from tests.cases import SIZES, Case
+from duonlp.augmentation import BackTranslation, MaskedSubstitution, Protection
+from tests import augmentation
+from tests.cases import ENCODER, SIZES, Case
 from tests.reference import record_pipelines as reference
 
 PACKAGES = ("tfnlp", "jaxnlp")
 TEXTS = ["Paris is lovely. The model fails again", "memory grows"]
 BEAMS = 3
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.skipif(not all(map(find_spec, ("tensorflow", "flax", "torch"))), reason="a framework is not installed"),
-]
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, ("tensorflow", "flax"))), reason="one of the frameworks is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def folders(tmp_path_factory):
     return paths
 
 
+@pytest.mark.parity
 def test_copies_are_those_of_transformers(folders):
-    import torch
-    import transformers
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 
     tokenizer = reference.load_tokenizer("unigram")
     models = [transformers.MarianMTModel.from_pretrained(folder).eval() for folder in folders]
@@ -80,3 +80,17 @@ def test_copies_are_those_of_transformers(folders):
     assert made["jaxnlp"] == expected
     assert made["tfnlp"] == expected
     assert expected != [[text] * 2 for text in TEXTS]
+
+
+def test_engines_substitute_the_same_words(tmp_path):
+    tokenizer = augmentation.tokenizer("wordpiece")
+    sizes = ENCODER | {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    folder = Case("substitution", sizes, "masked-lm").write(tmp_path / "bert")
+    tokenizer.save_pretrained(folder)
+    copies = []
+    for name in PACKAGES:
+        pipe = importlib.import_module(name).pipeline("fill-mask", folder, batch_size=8)
+        masked = MaskedSubstitution(pipe, share=0.3, max_length=64)
+        copies.append(masked.augment(augmentation.TEXTS, 2, seed=1))
+        assert len(masked.settings()["model"]) == 64
+    assert copies[0] == copies[1] and copies[0][0][0] != augmentation.TEXTS[0]

@@ -108,8 +108,7 @@ class BackTranslation:
             "models": list(self.names or map(weights_hash, pipes)),
             "tokenizers": [_tokenizer_hash(pipe.tokenizer) for pipe in pipes],
             "tasks": [pipe.task.name for pipe in pipes],
-            "options": [repr(sorted({**pipe.options.explicit, **options}.items())) for pipe, options in
-                        zip(pipes, (self.forward_options, self.backward_options))],
+            "options": [_described(self.forward, self.forward_options), _described(self.backward, self.backward_options)],
             "protect": protection_settings(self.protect),
         }  # fmt: skip
 
@@ -157,6 +156,13 @@ class BackTranslation:
         parts = [sentence[start:end] for start, end in self.protect.spans(sentence)]
         intact = all(copy.count(part) >= parts.count(part) for part in parts)
         return copy.strip() if intact and copy.strip() else sentence
+
+
+def _described(pipe: Pipeline, options: Mapping[str, Any]) -> list[str]:
+    """Return all options of a call, those of the checkpoint included."""
+    task, resolved = pipe.task, pipe.task.options(pipe.options, **options)
+    assert isinstance(task, Text2TextGenerationTask)
+    return [repr(resolved), repr(resolved.resolved), resolved.source_prefix]
 
 
 def _tokenizer_hash(tokenizer: Tokenizer) -> str:
