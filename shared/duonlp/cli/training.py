@@ -205,10 +205,12 @@ def print_results(report: Mapping[str, Any]) -> None:
     columns = {"best model": report["metrics"]}
     if report["at_threshold"]:
         columns[f"at threshold {report['at_threshold']['threshold']:.3f}"] = report["at_threshold"]
+    if report.get("at_label_thresholds"):
+        columns["threshold per label"] = report["at_label_thresholds"]
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
     console = plain_console()
-    names = _in_order(name for scores in columns.values() for name in scores if name != "threshold")
+    names = _in_order(name for scores in columns.values() for name in scores if not name.startswith("threshold"))
     if names:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("validation", no_wrap=True)

@@ -12,7 +12,9 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED
-from duonlp.metrics.report import ClassificationReport, classification_report
+from duonlp.metrics.multi_label import average_precision, threshold_predictions
+from duonlp.metrics.report import ClassificationReport, classification_report, macro_f1, micro_f1
+from duonlp.metrics.thresholds import choose_thresholds
 from duonlp.util.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ class ClassificationScorer:
     With one label per text: "loss" (mean cross-entropy in nats), "accuracy" and "macro_f1"; with an out-of-scope label also
     "in_scope_accuracy", "out_of_scope_recall", "out_of_scope_precision" and "out_of_scope_f1" (scores without any text to
     compute them on are left out). Multi-label: "loss" (mean binary cross-entropy), "accuracy" (fraction of texts with all
-    labels right), "micro_f1" and "macro_f1" (over all labels; that of a label without any is 0).
+    labels right), "micro_f1" and "macro_f1" (over all labels; that of a label without any is 0) of the labels with a probability
+    above 0.5, and "micro_average_precision" and "macro_average_precision", which need no threshold.
 
     Args:
         batches: Batches of labeled validation texts.
@@ -84,20 +87,51 @@ class ClassificationScorer:
         )
         return dict.fromkeys(scores, 0.0)
 
-    def at_threshold(self, maximise: str = "mean") -> dict[str, float]:
-        """Return :func:`threshold_scores` of the last call's predictions.
+    def at_threshold(self, maximise: str | None = None) -> dict[str, float]:
+        """Return the scores of the last call's predictions at the threshold that is best for them.
+
+        With an out-of-scope label, these are those of :func:`threshold_scores`. Multi-label: "threshold", the one for all labels,
+        and "accuracy", "micro_f1" and "macro_f1" at it (see :func:`duonlp.metrics.choose_thresholds`).
 
         Args:
-            maximise: One of :data:`MAXIMISED`.
+            maximise: One of :data:`MAXIMISED`, by default "mean"; multi-label: "micro_f1" (the default) or "macro_f1".
 
         Raises:
-            InputError: The scorer was not called yet, or has no out-of-scope label.
+            InputError: The scorer was not called yet, or has neither an out-of-scope label nor multi-label texts.
         """
+        if self.logits is not None and self.labels.ndim == 2:
+            return self._at(choose_thresholds(*self._labeled(), maximise=maximise))
         if self.logits is None or self.out_of_scope is None:
             raise InputError(
-                "a threshold needs an out_of_scope label and predictions; pass out_of_scope and call the scorer first"
+                "a threshold needs predictions, and an out_of_scope label or multi-label texts; pass out_of_scope and call the "
+                "scorer first"
             )
-        return threshold_scores(softmax(self.logits), self.labels, self.out_of_scope, maximise=maximise)
+        return threshold_scores(softmax(self.logits), self.labels, self.out_of_scope, maximise=maximise or "mean")
+
+    def at_label_thresholds(self) -> dict[str, Any]:
+        """Return the scores of the last call's predictions with a threshold for each label that is best for it.
+
+        Returns:
+            "thresholds", {label name: threshold}, and "accuracy", "micro_f1" and "macro_f1".
+
+        Raises:
+            InputError: The scorer was not called yet, or the texts are not multi-label.
+        """
+        if self.logits is None or self.labels.ndim != 2:
+            raise InputError("thresholds of labels need multi-label texts and predictions; call the scorer first")
+        thresholds = np.asarray(choose_thresholds(*self._labeled(), per_label=True))
+        named = dict(zip(self.batches.label_names, thresholds.tolist(), strict=True))
+        return {"thresholds": named} | {k: v for k, v in self._at(thresholds).items() if k != "threshold"}
+
+    def _labeled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probabilities float64 [n, C] and labels bool [n, C] of the labeled texts."""
+        rows = (self.labels != IGNORED).all(axis=1)
+        return sigmoid(np.asarray(self.logits)[rows]), self.labels[rows] > 0.5
+
+    def _at(self, threshold: float | np.ndarray) -> dict[str, float]:
+        probabilities, true = self._labeled()
+        shared = {"threshold": float(threshold)} if np.ndim(threshold) == 0 else {}
+        return shared | _label_scores(threshold_predictions(probabilities, threshold), true)
 
     def report(
         self, *, classes: Sequence[int | str] | None = None, zero_division: float | str = 0.0
@@ -148,6 +182,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-logits)) in float64."""
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+
+
 def classification_scores(
     logits: np.ndarray, labels: np.ndarray, out_of_scope_id: int | None = None
 ) -> dict[str, float]:
@@ -180,7 +220,7 @@ def classification_scores(
     scores = {
         "loss": float(loss.mean()),
         "accuracy": float(np.mean(predicted == labels)),
-        "macro_f1": _macro_f1(_one_hot(predicted, classes), _one_hot(labels, classes)),
+        "macro_f1": macro_f1(_one_hot(predicted, classes), _one_hot(labels, classes), classes="occurring"),
     }
     return scores | ({} if out_of_scope_id is None else _scope_scores(predicted, labels, out_of_scope_id))
 
@@ -280,23 +320,23 @@ def _scope_scores(predicted: np.ndarray, labels: np.ndarray, out_of_scope_id: in
 
 
 def _multi_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    true, predicted = labels > 0.5, logits > 0
+    true = labels > 0.5
     loss = np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))
-    both, total = int((true & predicted).sum()), int(true.sum() + predicted.sum())
+    scores = {"loss": float(loss.mean())} | _label_scores(logits > 0, true)
+    if not np.isfinite(logits).all():  # a run that diverged
+        return scores | dict.fromkeys(("micro_average_precision", "macro_average_precision"), float("nan"))
+    ranking = average_precision(logits, true)
+    return scores | {"micro_average_precision": ranking.micro, "macro_average_precision": ranking.macro}
+
+
+def _label_scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Return the scores of predicted sets of labels, bool [n, C]."""
     return {
-        "loss": float(loss.mean()),
         "accuracy": float(np.mean((true == predicted).all(axis=1))),
-        "micro_f1": 2 * both / total if total else 0.0,
-        "macro_f1": _macro_f1(predicted, true, all_classes=True),
+        "micro_f1": micro_f1(predicted, true),
+        "macro_f1": macro_f1(predicted, true, classes="all"),
     }
 
 
 def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels[:, None] == np.arange(classes)
-
-
-def _macro_f1(predicted: np.ndarray, true: np.ndarray, all_classes: bool = False) -> float:
-    """Return the mean F1 as scikit-learn's: over all columns of multi-label texts, else over the classes that occur."""
-    both, total = (predicted & true).sum(axis=0), predicted.sum(axis=0) + true.sum(axis=0)
-    f1 = 2 * both / np.maximum(total, 1)
-    return float(f1.mean() if all_classes else f1[total > 0].mean())

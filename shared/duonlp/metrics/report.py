@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ZERO_DIVISION = (0.0, 1.0, "nan")
 """Values of `zero_division`; "nan" stands for NaN."""
 
+CLASSES = ("all", "occurring")
+"""Classes that an average over classes counts; see :func:`averaged_classes`."""
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -122,7 +125,7 @@ def classification_report(
         true, guessed = labels > 0.5, predicted > 0.5  # [n, C]
     else:
         true, guessed = (values[:, None] == np.arange(count) for values in (labels, predicted))
-    ids = np.arange(count) if multi_label else np.flatnonzero(true.any(axis=0) | guessed.any(axis=0))
+    ids = averaged_classes(true, guessed, "all" if multi_label else "occurring")
     if classes is not None:
         ids = np.array([_class_id(entry, names) for entry in classes], np.int64)
     if not len(ids) or len(set(ids.tolist())) != len(ids):
@@ -168,6 +171,52 @@ def report_of_counts(
         name: ClassScores.of(row, int(support)) for name, row, support in zip(names, zip(*ratios), true, strict=True)
     }
     return ClassificationReport(classes, averages, accuracy, examples)
+
+
+def averaged_classes(predicted: np.ndarray, true: np.ndarray, classes: str) -> np.ndarray:
+    """Return the ids of the classes that an average over classes counts.
+
+    Args:
+        predicted: bool [n, C].
+        true: bool [n, C].
+        classes: "all", scikit-learn's convention for several labels per text (indicator matrices), where a class without any
+            true or predicted label counts as 0; or "occurring", its convention for one label per text: the classes that are true
+            or predicted.
+
+    Raises:
+        InputError: `classes` is neither.
+    """
+    if classes not in CLASSES:
+        raise InputError(f"classes is {classes!r}; it must be one of {', '.join(CLASSES)}")
+    if classes == "all":
+        return np.arange(true.shape[1])
+    return np.flatnonzero(true.any(axis=0) | predicted.any(axis=0))
+
+
+def macro_f1(predicted: np.ndarray, true: np.ndarray, *, classes: str) -> float:
+    """Return the mean F1 over classes, with zero_division=0.
+
+    Args:
+        predicted: bool [n, C].
+        true: bool [n, C].
+        classes: "all" or "occurring", as for :func:`averaged_classes`.
+
+    Raises:
+        InputError: `classes` is neither.
+    """
+    ids = averaged_classes(predicted, true, classes)
+    both, guessed, positives = (array[:, ids].sum(axis=0) for array in (predicted & true, predicted, true))
+    return _mean(_ratios(both, guessed, positives, 0.0)[2])
+
+
+def micro_f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Return the F1 of the summed counts of all classes, 0 without any label.
+
+    Args:
+        predicted: bool [n, C].
+        true: bool [n, C].
+    """
+    return float(_ratios((predicted & true).sum(), predicted.sum(), true.sum(), 0.0)[2])
 
 
 def _labeled(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

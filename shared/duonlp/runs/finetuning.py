@@ -66,9 +66,9 @@ def finetune(
 
     Returns:
         The report that is also written to results.json: "metrics" of the best model by name, "at_threshold" (see
-        threshold_scores, or squad_scores), "best", "steps", "examples" (rows of batches, called "row_noun"), "seconds" (of
-        training), "examples_per_second", "history" (every evaluation), "data", "parameters", "bytes" (of the weights on disk),
-        "settings", "machine".
+        threshold_scores, choose_thresholds, or squad_scores), "at_label_thresholds" (of several labels per text), "best",
+        "steps", "examples" (rows of batches, called "row_noun"), "seconds" (of training), "examples_per_second", "history"
+        (every evaluation), "data", "parameters", "bytes" (of the weights on disk), "settings", "machine".
 
     Raises:
         InputError: Settings, data and output folder are invalid or incompatible; raised before anything is computed.

@@ -177,12 +177,12 @@ def train_and_report(
             result.model.save_pretrained(best, tokenizer)
         history = read_evaluations(folder) or list(result.history)
         scores = next((row for row in history if result.best and row["step"] == result.best["step"]), None)
-        threshold = None
+        threshold = label_thresholds = None
         if scorer is not None and result.best is not None:
             last = result.history[-1]["step"] if result.history else None
             if last != result.best["step"] or scores is None:  # the scorer holds another model's predictions
                 scores = scorer(getattr(package, data.auto_class).from_pretrained(best, dtype=settings.dtype))
-            threshold = data.at_threshold(scorer)
+            threshold, label_thresholds = data.at_threshold(scorer), data.at_label_thresholds(scorer)
         data.save_with(best, threshold)
         report = {
             "framework": framework,
@@ -190,6 +190,7 @@ def train_and_report(
             "model": str(best),
             "metrics": {name: value for name, value in (scores or {}).items() if name not in ("step", "examples")},
             "at_threshold": threshold,
+            "at_label_thresholds": label_thresholds,
             "best": result.best,
             "steps": result.steps,
             "examples": result.examples,

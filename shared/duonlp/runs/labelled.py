@@ -127,11 +127,18 @@ class LabelledData:
 
     def at_threshold(self, scorer: ClassificationScorer) -> dict[str, float] | None:
         """Return the scores of the last predictions at the threshold that is best for them; None if none can be chosen."""
-        if scorer.out_of_scope is None:
+        if scorer.out_of_scope is None and not self.multi_label:
             return None
         try:
             return scorer.at_threshold()
-        except InputError:  # the texts are all in scope, or all out of scope
+        except InputError:  # the texts are all in scope, or all out of scope; or the model has diverged
+            return None
+
+    def at_label_thresholds(self, scorer: ClassificationScorer) -> dict[str, Any] | None:
+        """Return the scores of the last predictions with a threshold per label; None with one label per text."""
+        try:
+            return scorer.at_label_thresholds() if self.multi_label else None
+        except InputError:  # the model has diverged
             return None
 
     def save_with(self, folder: Path, at_threshold: dict[str, float] | None) -> None:

@@ -159,6 +159,9 @@ class QuestionData:
         """Return the scores of the last predictions with the null threshold that is best for them."""
         return scorer.at_threshold()
 
+    def at_label_thresholds(self, scorer: Any) -> None:
+        """Return None: there are no labels."""
+
     def save_with(self, folder: Path, at_threshold: dict[str, float] | None) -> None:
         """Write reader.json: how the model was trained to read, and its null threshold if it was tuned."""
         threshold = None if at_threshold is None else at_threshold["threshold"]

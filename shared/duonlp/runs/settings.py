@@ -136,6 +136,10 @@ class RunData(Protocol):
         """Return the scores of the scorer's last predictions at the best "threshold"; None if none can be chosen."""
         ...
 
+    def at_label_thresholds(self, scorer: Any) -> dict[str, Any] | None:
+        """Return the scores of the last predictions with the best "thresholds" of each label; None without several labels."""
+        ...
+
     def save_with(self, folder: Path, at_threshold: dict[str, float] | None) -> None:
         """Write what a pipeline should know beside the model in `folder`."""
         ...

@@ -60,6 +60,31 @@ def test_a_run_writes_its_settings_and_results(settings):
     assert report["bytes"] > 4 * report["parameters"] and report["machine"]["versions"]["numpy"]
 
 
+class Unconfident(Package):
+    """A stand-in that finds every label of a text more likely than all others, but never likely."""
+
+    def predict(self, model, batches, *, as_teacher=False):
+        return np.where(batches.labels > 0.5, -0.5, -2.0).astype(np.float32)
+
+
+def test_several_labels_are_also_scored_at_the_best_thresholds(base, run, tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [{"text": f"{a} {b}", "labels": [a, b]} for a, b in (("bug", "docs"), ("bug", "new"), ("docs", "new"))]
+    for split in ("train", "validation"):
+        (tmp_path / f"data/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 3))
+    options = ["-m", base[0], "-d", tmp_path / "data", "--output", tmp_path / "run", "--epochs", "1"]
+    status, out, err = run("finetune", *options, "-f", "jax", package=Unconfident())
+    report = json.loads((tmp_path / "run/results.json").read_text())
+    assert status == 0, err
+    assert report["metrics"]["micro_f1"] == 0 and report["metrics"]["macro_average_precision"] == 1
+    shared, own = report["at_threshold"], report["at_label_thresholds"]
+    assert shared["micro_f1"] == own["macro_f1"] == own["accuracy"] == 1
+    assert set(own["thresholds"]) == {"bug", "docs", "new"}
+    assert 1 / (1 + np.exp(2.0)) < shared["threshold"] < 1 / (1 + np.exp(0.5))
+    assert f"at threshold {shared['threshold']:.3f}" in out and "threshold per label" in out
+    assert "macro_average_precision" in out
+
+
 def test_the_reported_scores_are_those_of_the_best_model(settings):
     report = finetune(Package(best_epoch=2), settings, console=False)
     assert report["best"] == {"value": 6 / 24, "step": 16}

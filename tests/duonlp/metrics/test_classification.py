@@ -66,6 +66,34 @@ def test_multi_label_scores():
     assert scores["loss"] == pytest.approx(-np.mean(labels * np.log(p) + (1 - labels) * np.log(1 - p)))
 
 
+def test_the_scorer_chooses_thresholds_of_several_labels():
+    labels = np.array([[1, 0], [0, 0], [1, 0], [-100, -100]], np.float32)
+    logits = np.array([[0.5, -3.0], [0.2, -2.0], [0.9, -1.0], [9.0, 9.0]])
+    scorer = ClassificationScorer(SimpleNamespace(labels=labels, label_names=("a", "never")), lambda *_: logits)
+    with pytest.raises(InputError, match="thresholds of labels need multi-label texts and predictions"):
+        scorer.at_label_thresholds()
+    scores = scorer(None)
+    assert scores["macro_average_precision"] == 0.5 and scores["micro_average_precision"] == 1.0
+    assert set(scorer.dry_run(None)) == set(scores)
+    best = scorer.at_threshold()
+    assert 1 / (1 + np.exp(-0.2)) < best["threshold"] < 1 / (1 + np.exp(-0.5))
+    assert best == {"threshold": best["threshold"], "accuracy": 1.0, "micro_f1": 1.0, "macro_f1": 0.5}
+    own = scorer.at_label_thresholds()  # the label without texts takes the shared threshold
+    assert own == {
+        "thresholds": dict.fromkeys(("a", "never"), best["threshold"]),
+        "accuracy": 1.0,
+        "micro_f1": 1.0,
+        "macro_f1": 0.5,
+    }
+    assert scorer.at_threshold("macro_f1")["macro_f1"] == 0.5
+    with pytest.raises(InputError, match="maximise is 'mean'; it must be one of micro_f1, macro_f1"):
+        scorer.at_threshold("mean")
+    logits[0, 0] = np.nan  # a run that diverged
+    assert np.isnan(scorer(None)["macro_average_precision"])
+    with pytest.raises(InputError, match="is nan; scores must be finite"):
+        scorer.at_threshold()
+
+
 def by_search(probabilities, labels, outside_id, maximise):
     """Return the best score over a grid of thresholds."""
     outside, best = labels == outside_id, -1.0
