@@ -30,11 +30,9 @@ def pair_batch(rng):
 
 
 def label_batch(rng, multi_label):
-    labels = (
-        rng.integers(0, 2, (ROWS, CLASSES)).astype(np.float32)
-        if multi_label
-        else np.where(np.arange(ROWS) == 2, -100, np.arange(ROWS) % CLASSES).astype(np.int32)
-    )
+    labels = np.where(np.arange(ROWS) == 2, -100, np.arange(ROWS) % CLASSES).astype(np.int32)
+    if multi_label:
+        labels = rng.integers(0, 2, (ROWS, CLASSES)).astype(np.float32)
     return text_inputs(rng, ROWS) | {"labels": labels}
 
 

@@ -1,4 +1,4 @@
-"""Pairs of SetFit: their counts are those of setfit 1.2, each occurs as often as its strategy says, and any can be computed alone."""
+"""Pairs of SetFit: counts of setfit 1.2, each pair as often as its strategy says, and random access."""
 
 import itertools
 from collections import Counter
@@ -143,9 +143,8 @@ def test_batches_have_every_pair_of_the_epoch_and_resume_anywhere(widths):
     ids = {tuple(row): number for number, row in enumerate(tokenizer(texts.texts)["input_ids"])}
     for batch in epoch:
         assert batch["input_ids"].shape[:2] == batch["attention_mask"].shape[:2] == (8, 2)
-        for rows, mask, similarity, real in zip(
-            *(batch[name] for name in ("input_ids", "attention_mask", "similarity", "row_mask"))
-        ):
+        names = ("input_ids", "attention_mask", "similarity", "row_mask")
+        for rows, mask, similarity, real in zip(*(batch[name] for name in names)):
             pair = [ids[tuple(row[row_mask != 0])] for row, row_mask in zip(rows, mask)]
             assert not real or similarity == (texts.labels[pair[0]] == texts.labels[pair[1]])
             drawn[tuple(rows.ravel())] += real
