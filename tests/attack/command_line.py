@@ -36,6 +36,10 @@ COMMANDS: tuple[tuple[bytes, ...], ...] = (
     (b"generate", b"@", b"-m", b"@"), (b"finetune", b"-c", b"@"), (b"finetune", b"-m", b"M", b"-d", b"@", b"--output", b"@"),
     (b"finetune", b"-m", b"M", b"-d", b"x", b"--output", b"out", b"-o", b"fit.epochs=@"), (b"tune", b"-c", b"@"), (b"@",),
     (b"parity", b"@"), (b"summarize", b"@"), (b"benchmark", b"@"), (b"evaluate", b"code", b"@"), (b"evaluate", b"@"),
+    (b"fewshot", b"-d", b"@", b"--output", b"out", b"--methods", b"naive-bayes"), (b"fewshot", b"-c", b"@"),
+    (b"fewshot", b"-d", b"x", b"--output", b"out", b"--sizes", b"@"),
+    (b"fewshot", b"-d", b"x", b"--output", b"out", b"-o", b"@=1"),
+    (b"adapt", b"-m", b"M", b"-d", b"@", b"--output", b"out"), (b"adapt", b"-c", b"@"),
     (b"models", b"--@"), (b"models", b"M", b"@"), (b"distill", b"-c", b"@", b"-o", b"a.b.c=@"),
 )  # fmt: skip
 """Commands with @ in the place of a hostile text, and M of a checkpoint."""

@@ -21,7 +21,7 @@ from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.length_batches import cache_key
 from duonlp.errors import InputError
-from duonlp.fewshot.classifier import Classifier, FewShotData
+from duonlp.fewshot.classifier import FewShotData
 from duonlp.fewshot.model_classifier import (
     HEAD,
     ModelClassifier,
@@ -94,7 +94,7 @@ class FineTuning:
     name: ClassVar[str] = "fine-tune"
     needs_engine: ClassVar[bool] = True
     needs_unlabelled: ClassVar[bool] = False
-    classifier: ClassVar[type[Classifier]] = ModelClassifier
+    classifier: ClassVar[type[ModelClassifier]] = ModelClassifier
 
     def __post_init__(self) -> None:
         if not self.model:

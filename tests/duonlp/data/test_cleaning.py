@@ -56,6 +56,17 @@ def test_filters(text, expected):
     assert reason(text) == expected
 
 
+def test_filters_for_prose_keep_what_people_write_and_drop_data():
+    prose = FilterConfig.for_prose()
+    issue = "The viewer hangs on my dataset, and I waited for an hour. " * 30 + "\n\n```\nx = 1\n```"
+    assert reason(issue, FilterConfig()) is not None and reason(issue, prose) is None
+    for text, expected in (("", "empty"), ("+1", "too small"), ("A" * 30_000, "line too long"), ("=" * 99, "too few")):
+        assert (reason(text, prose) or "").startswith(expected), text[:9]
+    assert FilterConfig.for_prose(minimum_bytes=100).minimum_bytes == 100
+    with pytest.raises(InputError, match="minimum_bytes is 9 and maximum_bytes is 8"):
+        FilterConfig.for_prose(minimum_bytes=9, maximum_bytes=8)
+
+
 def test_filters_can_be_turned_off():
     off = FilterConfig(
         minimum_bytes=0,

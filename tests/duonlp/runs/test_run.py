@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("array_record")
 pytest.importorskip("detect_secrets")
 
+from duonlp.data.cleaning import FilterConfig
 from duonlp.errors import ConfigError, InputError
 from duonlp.runs.preparation import load_tokenizer, open_prepared, prepare
 from duonlp.runs.pretraining import RunConfig, load_run
@@ -72,6 +73,15 @@ def test_round_trip_through_json(run):
 def test_invalid_settings(settings, message):
     with pytest.raises(InputError, match=f"(?s){message}"):
         RunConfig.of(settings)
+
+
+def test_filters_by_name():
+    prose = RunConfig.of({"cleaning": {"filters": "prose"}}).cleaning.filters
+    assert prose == FilterConfig.for_prose()
+    filters = {"preset": "prose", "minimum_bytes": 9}
+    assert RunConfig.of({"cleaning": {"filters": filters}}).cleaning.filters == FilterConfig.for_prose(minimum_bytes=9)
+    with pytest.raises(InputError, match="did you mean 'prose'"):
+        RunConfig.of({"cleaning": {"filters": "pros"}})
 
 
 def test_overrides(tmp_path):
