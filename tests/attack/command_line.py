@@ -40,9 +40,11 @@ COMMANDS: tuple[tuple[bytes, ...], ...] = (
     (b"fewshot", b"-d", b"x", b"--output", b"out", b"--sizes", b"@"),
     (b"fewshot", b"-d", b"x", b"--output", b"out", b"-o", b"@=1"),
     (b"adapt", b"-m", b"M", b"-d", b"@", b"--output", b"out"), (b"adapt", b"-c", b"@"),
+    (b"labels", b"@"), (b"labels", b"D", b"--text-template", b"@"), (b"labels", b"D", b"--slices", b"@", b"--split", b"@"),
+    (b"labels", b"D", b"--label-map", b"@", b"--output", b"@"),
     (b"models", b"--@"), (b"models", b"M", b"@"), (b"distill", b"-c", b"@", b"-o", b"a.b.c=@"),
 )  # fmt: skip
-"""Commands with @ in the place of a hostile text, and M of a checkpoint."""
+"""Commands with @ in the place of a hostile text, M of a checkpoint, and D of labeled texts."""
 
 STREAMS = (
     ">&- models", "2>&- models", "<&- models", ">&- 2>&- models /nowhere", "2>&- run", ">/dev/full models", "| models --json",
@@ -71,6 +73,7 @@ def write_model(folder: Path) -> Path:
     model = write_checkpoint(folder / "[red]:smile:é", head="token-classification", id2label=labels, vocab_size=300)
     train_tokenizer(TEXTS, vocab_size=300, min_frequency=0, kind="wordpiece").save_pretrained(model)
     (folder / "bytes.txt").write_bytes(b"caf\xe9\n")
+    (folder / "labels.jsonl").write_text('{"text": "a", "labels": ["[red]"]}\n{"text": "b", "labels": []}\n')
     return model
 
 
@@ -78,7 +81,8 @@ def argument_case(number: int, budget: Budget, model: Path) -> Outcome:
     """Run a command with a hostile text as an argument."""
     command = COMMANDS[number % len(COMMANDS)]
     text = HOSTILE_TEXTS[budget.rng.integers(len(HOSTILE_TEXTS))]
-    arguments = [os.fsencode(model) if part == b"M" else part.replace(b"@", text) for part in command]
+    names = {b"M": os.fsencode(model), b"D": os.fsencode(budget.folder / "labels.jsonl")}
+    arguments = [names.get(part) or part.replace(b"@", text) for part in command]
     name = f"{b' '.join(command).decode()} with {text[:20]!r}"
     done = start(arguments, budget.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return judge(name, done, (OK, USAGE))
