@@ -32,7 +32,7 @@ ENCODER = "encoder"
 TIE = 1e-4
 """Weight that breaks ties between labels with equally many votes, in votes; with one label per text only."""
 
-COUNT = integer(1, 1 << 31)
+COUNT = integer(1, 1 << 24)
 
 
 def search_cost(count: int, clusters: int, probes: int = 1) -> float:
@@ -302,17 +302,20 @@ class LookupClassifier:
             if files.multi_label
             else files.array("labels", np.int32, (count,))
         )
-        in_range = files.multi_label or (labels.min(initial=0) >= 0 and labels.max(initial=0) < classes)
-        if not (in_range and settings["m"] <= settings["k"] <= count and np.isfinite(vectors).all()):
-            raise CheckpointError(f"{files.folder}: labels, vectors, k and m do not fit each other; train again")
         encoder = TextEncoder(
             package, files.folder / ENCODER, settings["pooling"], settings["max_length"], settings["batch_size"]
         )
+        in_range = files.multi_label or (labels.min(initial=0) >= 0 and labels.max(initial=0) < classes)
+        fits = settings["m"] <= settings["k"] <= count and (settings["clusters"] or 1) <= count
+        if not (in_range and fits and vectors.shape[1] == encoder.size and np.isfinite(vectors).all()):
+            raise CheckpointError(
+                f"{files.folder}: labels, vectors, k, m, clusters and the encoder do not fit each other; train again"
+            )
         index = {name: settings[name] for name in ("index", "clusters", "probes")}
         search = None
         if SCORES[0] in files.arrays:
-            sizes = files.arrays[SCORES[0]].shape[:1] * 2
-            search = LookupSearch(**{name: files.array(name, np.float32, sizes) for name in SCORES})
+            most = len(files.array(SCORES[0], np.float32, (None, None)))
+            search = LookupSearch(**{name: files.array(name, np.float32, (most, most)) for name in SCORES})
         return cls(encoder, vectors, labels, files.label_names, index, settings["k"], settings["m"], search)
 
 

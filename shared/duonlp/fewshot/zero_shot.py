@@ -280,6 +280,8 @@ class EmbeddingClassifier:
         encoder = TextEncoder(
             package, files.folder / MODEL, settings["pooling"], settings["max_length"], settings["batch_size"]
         )
+        if vectors.shape[1] != encoder.size or not (np.isfinite(vectors).all() and np.isfinite(offsets).all()):
+            raise CheckpointError(f"{files.folder}: the labels' vectors do not fit the encoder; train again")
         return cls(encoder, vectors, offsets, settings["temperature"], files.label_names, files.multi_label)
 
 

@@ -106,6 +106,12 @@ class TextEncoder:
         task = SentenceEmbeddingTask if pooling is None else FeatureExtractionTask
         self.pipe = cached_pipeline(package, task.name, model)
 
+    @property
+    def size(self) -> int:
+        """Length of a vector."""
+        task = self.pipe.task
+        return task.size if isinstance(task, SentenceEmbeddingTask) else self.pipe.config.hidden_size
+
     def __call__(self, texts: Sequence[Any]) -> np.ndarray:
         """Return the vectors of texts, float32 [n, d], of unit length.
 

@@ -147,10 +147,11 @@ def test_fit_scores_and_files(package, labels, encoder, tmp_path):
     with pytest.raises(InputError, match="lookup, which runs a model"):
         load_classifier(tmp_path / "saved")
     settings = json.loads((tmp_path / "saved" / "classifier.json").read_text())
-    settings["settings"]["k"] = 6
-    (tmp_path / "saved" / "classifier.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="do not fit each other"):
-        load_classifier(tmp_path / "saved", engine)
+    for changes in ({"k": 6}, {"m": 5, "k": 4}, {"clusters": 6}):
+        changed = settings | {"settings": settings["settings"] | changes}
+        (tmp_path / "saved" / "classifier.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match="do not fit each other"):
+            load_classifier(tmp_path / "saved", engine)
 
 
 def test_bad_settings(encoder):
