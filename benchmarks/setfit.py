@@ -61,7 +61,7 @@ def torch_classifier(method: Any, texts: LabelledTexts, seed: int) -> Any:
     from sentence_transformers.sentence_transformer import losses
     from transformers import get_linear_schedule_with_warmup
 
-    from duonlp.fewshot.linear_head import LinearHead
+    from duonlp.fewshot.linear import fit_linear, regression
     from duonlp.fewshot.setfit_pairs import ContrastiveBatches
 
     torch.manual_seed(seed)
@@ -81,10 +81,27 @@ def torch_classifier(method: Any, texts: LabelledTexts, seed: int) -> Any:
         schedule.step()
         optimizer.zero_grad()
     body.eval()
-    head = LinearHead.fit(
-        body.encode(texts.texts), texts.labels, len(texts.label_names), method.inverse_regularization, method.balanced
-    )
-    return lambda texts: head.scores(body.encode(texts))
+    fitted = fit_linear("torch", Encoder(body), texts, regression(method.inverse_penalty, method.balanced))
+    return fitted.scores
+
+
+class Encoder:
+    """Embeddings of a SentenceTransformer, as features of a linear classifier."""
+
+    def __init__(self, body: Any):
+        self.body, self.width = body, body.get_embedding_dimension()
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the embeddings."""
+        return self.body.encode(list(texts), show_progress_bar=False)
+
+    def settings(self) -> dict[str, Any]:
+        """Return nothing: this is not saved."""
+        return {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return nothing: this is not saved."""
+        return {}
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

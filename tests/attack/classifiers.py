@@ -80,3 +80,23 @@ def _baseline(method: str, labels: np.ndarray) -> Callable[[Path], object]:
 for method in ("naive-bayes", "tf-idf"):
     fuzzed_classifier(method, _baseline(method, ONE))
     fuzzed_classifier(f"{method} with several labels", _baseline(method, SEVERAL))
+
+
+def _setfit(folder: Path) -> None:
+    from duonlp.data import LabelledTexts
+    from duonlp.fewshot import FewShotData
+    from duonlp.fewshot.setfit import SetFit
+    from tests import intents
+
+    body = intents.checkpoint(folder.parent / "encoder", num_hidden_layers=1)
+    method = SetFit(model=str(body), max_steps=0, max_length=8)
+    method.fit(_jaxnlp(), FewShotData(LabelledTexts(TEXTS, ONE, NAMES))).save(folder)
+
+
+def _jaxnlp() -> Any:
+    import jaxnlp
+
+    return jaxnlp
+
+
+fuzzed_classifier("setfit", _setfit, _jaxnlp)

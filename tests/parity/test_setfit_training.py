@@ -89,7 +89,7 @@ def test_the_other_engine_reads_the_files(classifiers, tmp_path):
 
 def test_the_same_seed_gives_the_same_classifier(classifiers, folder):
     again = method(folder).fit(jaxnlp, FewShotData(texts_of(16)), seed=1)
-    np.testing.assert_array_equal(again.head.kernel, classifiers[0].head.kernel)
+    np.testing.assert_array_equal(again.coefficients, classifiers[0].coefficients)
 
 
 @pytest.mark.parametrize("package", ENGINES)
@@ -165,7 +165,7 @@ def test_damaged_files(classifiers, tmp_path):
     with pytest.raises(CheckpointError, match="max_length is 0"):
         load_classifier(tmp_path / "whole", jaxnlp)
     (tmp_path / "whole/classifier.json").write_text(json.dumps(about | {"label_names": ["one"]}))
-    with pytest.raises(CheckpointError, match="'kernel' is float32"):
+    with pytest.raises(CheckpointError, match="'coefficients' is float64"):
         load_classifier(tmp_path / "whole", jaxnlp)
     (tmp_path / "whole/classifier.json").write_text(json.dumps(about))
     (tmp_path / "whole/body").rename(tmp_path / "elsewhere")

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts, Text
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
-from duonlp.fewshot.linear_head import LinearHead
+from duonlp.fewshot.linear import LinearClassifier, fit_linear, import_sklearn, regression, single_texts
 from duonlp.fewshot.model_classifier import completed
 from duonlp.fewshot.setfit_pairs import ContrastiveBatches, check_strategy
 from duonlp.runs.folder import training_module
@@ -29,6 +29,9 @@ from duonlp.typing import Engine
 
 BODY = "body"
 """Subfolder of a classifier for its sentence encoder."""
+
+CERTAIN = 1e4
+"""Largest logit that training starts from."""
 
 SETTINGS = {"max_length": integer(1, 1 << 20)}
 
@@ -45,7 +48,7 @@ class SentenceEncoder:
 
     Attributes:
         max_length: Number of tokens that texts are truncated to.
-        settings: Pooling of the embeddings, and whether they are scaled to unit length.
+        pooling: Pooling of the embeddings, and whether they are scaled to unit length.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -61,7 +64,7 @@ class SentenceEncoder:
         limit = self._pipe.task.limit()
         self.max_length = max_length if limit is None else min(max_length, limit)
         sentence = self._pipe.task.sentence
-        self.settings = replace(InBatchNegatives.for_model(self.model), normalize=bool(sentence.steps))
+        self.pooling = replace(InBatchNegatives.for_model(self.model), normalize=bool(sentence.steps))
         if self._prompt and not sentence.include_prompt:
             raise InputError(
                 f"{name} leaves its prompt out of the pooling, which cannot be trained; use another checkpoint"
@@ -73,16 +76,30 @@ class SentenceEncoder:
         )
 
     @property
-    def size(self) -> int:
+    def width(self) -> int:
         """Length of an embedding."""
         return self._pipe.task.size
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a classifier.json has about the encoder."""
+        return {"max_length": self.max_length}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a classifier.safetensors has about the encoder: nothing, since it has a folder of its own."""
+        return {}
 
     @property
     def _prompt(self) -> str:
         return self._pipe.task.prompt(self._pipe.options)
 
     def texts(self, texts: Sequence[str]) -> list[Text]:
-        """Return texts as the encoder reads them: with its prompt, and lowercased if it asks for that."""
+        """Return training texts as the encoder reads them: with its prompt, and lowercased if it asks for that.
+
+        Raises:
+            InputError: A text is empty.
+        """
+        if (empty := next((number for number, text in enumerate(texts) if not text.strip()), None)) is not None:
+            raise InputError(f"training text {empty} is empty; drop it")
         fold = str.lower if self._pipe.task.sentence.lower_case else str
         return [fold(self._prompt + text) for text in texts]
 
@@ -114,35 +131,21 @@ class SentenceEncoder:
     def save(self, folder: Path) -> None:
         """Write the model in the layout of Hugging Face and sentence-transformers."""
         self.model.save_pretrained(folder, self.tokenizer)
-        save_sentence_files(getattr(self.model, "folder", None), folder, self.settings)
+        save_sentence_files(getattr(self.model, "folder", None), folder, self.pooling)
 
 
-class SetFitClassifier:
-    """A sentence encoder with a linear layer.
-
-    Args:
-        encoder: The encoder.
-        head: The layer.
-        label_names: Names of the labels.
-    """
-
-    def __init__(self, encoder: SentenceEncoder, head: LinearHead, label_names: tuple[str, ...]):
-        self.encoder, self.head, self.label_names = encoder, head, label_names
+class SetFitClassifier(LinearClassifier):
+    """A linear classifier on the embeddings of a sentence encoder that has been trained, and is saved, with it."""
 
     @property
-    def multi_label(self) -> bool:
-        """Whether a text may have several labels, or none."""
-        return self.head.multi_label
-
-    def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the probability of each label, float32 [n, C]; without `multi_label`, rows add up to 1."""
-        return self.head.scores(self.encoder(texts))
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder."""
+        return cast(SentenceEncoder, self.features)
 
     def save(self, folder: str | Path) -> None:
-        """Write the classifier: its encoder to ``body/``, its layer to classifier.safetensors."""
-        files = ClassifierFiles(
-            SetFit.name, self.label_names, self.multi_label, {"max_length": self.encoder.max_length}, self.head.arrays()
-        )
+        """Write everything that ``load_classifier`` needs, atomically: the encoder to ``body/``, the rest beside it."""
+        arrays = {"coefficients": self.coefficients, "intercepts": self.intercepts}
+        files = ClassifierFiles(self.method, self.label_names, self.multi_label, self.encoder.settings(), arrays)
         write_classifier(files, folder, lambda new: self.encoder.save(new / BODY))
 
     @classmethod
@@ -158,9 +161,7 @@ class SetFitClassifier:
         settings, folder = check_settings(files, SETTINGS), files.folder / BODY
         if not folder.is_dir():
             raise CheckpointError(f"{files.folder} has no {BODY}, the folder of its sentence encoder; train again")
-        encoder = SentenceEncoder(package, str(folder), settings["max_length"])
-        head = LinearHead.read(files, encoder.size)
-        return cls(encoder, head, files.label_names)
+        return cls.with_features(files, SentenceEncoder(package, str(folder), settings["max_length"]))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class SetFit:
         loss: "cosine" or "contrastive", see PairSimilarity.
         differentiable_head: Whether the logistic regression of scikit-learn (for multi-label texts one per label, which setfit
             calls "one-vs-rest" and "multi-output") is then trained further, together with the encoder.
-        inverse_regularization: C of the logistic regression.
+        inverse_penalty: Inverse strength of the L2 penalty of the logistic regression, scikit-learn's C.
         balanced: Whether the logistic regression weighs the labels as if all were equally frequent. Otherwise, with few texts
             per label of several, hardly any probability reaches 0.5.
         head_epochs: Passes over the texts to train a differentiable head for.
@@ -210,7 +211,7 @@ class SetFit:
     warmup_share: float = 0.1
     loss: str = "cosine"
     differentiable_head: bool = False
-    inverse_regularization: float = 1.0
+    inverse_penalty: float = 1.0
     balanced: bool = True
     head_epochs: int = 5
     temperature: float = 1.0
@@ -239,7 +240,7 @@ class SetFit:
                 not isinstance(value, int) or isinstance(value, bool) or value < least
             ):
                 raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}")
-        for name in ("learning_rate", "temperature", "inverse_regularization"):
+        for name in ("learning_rate", "temperature", "inverse_penalty"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value!r}; it must be a positive number")
@@ -265,21 +266,20 @@ class SetFit:
         if package is None:
             raise InputError("setfit trains a sentence encoder; pass package=tfnlp or jaxnlp")
         texts = self._with_templates(data.train)
+        import_sklearn("linear_model")  # raises before the encoder is loaded
         encoder = SentenceEncoder(package, self.model, self.max_length, seed=seed)
-        plain = [str(text) for text in texts.texts]
-        read = replace(texts, texts=list(encoder.texts(plain)))
+        read = replace(texts, texts=encoder.texts(single_texts(texts)))
         batches = self._batches(read, encoder, seed)
         if self.max_steps != 0:
             steps = self.epochs * len(batches)
             steps = steps if self.max_steps is None else min(steps, self.max_steps)
-            objective = PairSimilarity(encoder.settings.pooling, self.loss)
+            objective = PairSimilarity(encoder.pooling.pooling, self.loss)
             encoder.train(batches, self._config(seed, steps=steps), objective, console)
-        head = LinearHead.fit(
-            encoder(plain), texts.labels, len(texts.label_names), self.inverse_regularization, self.balanced
-        )
+        linear = fit_linear(self.name, encoder, texts, regression(self.inverse_penalty, self.balanced))
+        layer = linear.coefficients, linear.intercepts
         if self.differentiable_head:
-            head = self._train_head(encoder, head, read, seed, console)
-        return SetFitClassifier(encoder, head, texts.label_names)
+            layer = self._train_head(encoder, *layer, read, seed, console)
+        return SetFitClassifier(self.name, encoder, *layer, texts.label_names, texts.multi_label)
 
     def _with_templates(self, texts: LabelledTexts) -> LabelledTexts:
         """Return the texts and, with a template, the synthetic ones."""
@@ -311,16 +311,24 @@ class SetFit:
         )  # fmt: skip
 
     def _train_head(
-        self, encoder: SentenceEncoder, head: LinearHead, texts: LabelledTexts, seed: int, console: Any
-    ) -> LinearHead:
-        """Return the head after training it together with the encoder."""
-        temperature = float(self.temperature)
+        self,
+        encoder: SentenceEncoder,
+        kernel: np.ndarray,
+        bias: np.ndarray,
+        texts: LabelledTexts,
+        seed: int,
+        console: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a linear layer after training it together with the encoder; probabilities of 0 and 1 remain."""
+        divisor = float(self.temperature)
+        start = np.clip(bias, -CERTAIN, CERTAIN)
         objective = EmbeddingLabels(
-            encoder.settings.pooling, encoder.settings.normalize, texts.multi_label, temperature,
-            head.kernel * temperature, head.bias * temperature,
+            encoder.pooling.pooling, encoder.pooling.normalize, texts.multi_label, divisor,
+            (kernel * divisor).astype(np.float32), (start * divisor).astype(np.float32),
         )  # fmt: skip
         batches = LabelledBatches(
             texts, encoder.tokenizer, min(self.batch_size, len(texts)), max_length=encoder.max_length, seed=seed
         )
         own = encoder.train(batches, self._config(seed, epochs=self.head_epochs), objective, console)
-        return replace(head, kernel=own["kernel"] / temperature, bias=own["bias"] / temperature)
+        trained = own["bias"].astype(np.float64) / divisor
+        return own["kernel"].astype(np.float64) / divisor, np.where(np.isfinite(bias), trained, bias)

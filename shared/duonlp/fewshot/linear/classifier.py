@@ -97,6 +97,15 @@ class LinearClassifier:
             features = EmbeddingFeatures.load(files, package)
         else:
             features = WordFeatures.load(files)
+        return cls.with_features(files, features)
+
+    @classmethod
+    def with_features(cls, files: ClassifierFiles, features: Features) -> Self:
+        """Return the classifier of a folder on features that are already loaded.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
         classes = len(files.label_names)
         coefficients = files.array("coefficients", np.float64, (features.width, classes))
         intercepts = files.array("intercepts", np.float64, (classes,))
