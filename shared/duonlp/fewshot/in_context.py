@@ -117,7 +117,8 @@ class InContextClassifier:
         for item in texts:
             while len(ids := prompt_ids(self.tokenizer, before + item + after)) > room and item:
                 length = len(tokenize(self.tokenizer, item, add_special_tokens=False, verbose=False)["input_ids"])
-                item = truncated(self.tokenizer, [item], max(length - (len(ids) - room), 0))[0]
+                shorter = truncated(self.tokenizer, [item], max(length - (len(ids) - room), 0))[0]
+                item = shorter[: len(item) - 1]  # always shorter: several tokens may share one character
             if len(ids) > room:
                 raise InputError(
                     f"the prompt has {len(ids)} tokens without a text, but the model reads {room} beside the labels; use fewer "
