@@ -188,14 +188,10 @@ class _TrainedPrompt(_PromptMethod):
             steps=self.steps, learning_rate=self.learning_rate, seed=seed, evaluate_every=0, save_every=0
         )
         fit = training_module(classifier.package).fit
-<<<<<<< HEAD
-        result = fit(classifier.model, batches, config, objective=objective, log={"console": console})
-        model = completed(result).model
-=======
         # In so few steps, XLA gains less in Keras than its compilation takes.
         options = {"jit_compile": False} if "jit_compile" in inspect.signature(fit).parameters else {}
-        model = fit(classifier.model, batches, config, objective=objective, log={"console": console}, **options).model
->>>>>>> fs-prompt
+        result = fit(classifier.model, batches, config, objective=objective, log={"console": console}, **options)
+        model = completed(result).model
         return replace(classifier, model=model)
 
 
