@@ -41,7 +41,7 @@ class Same:
 def checkpoint(tmp_path_factory):
     """A tiny encoder with dropout."""
     folder, tokenizer = tmp_path_factory.mktemp("encoder"), load_tokenizer("wordpiece")
-    hf = BERT | {"vocab_size": len(tokenizer), "hidden_dropout_prob": 0.2}
+    hf = BERT | {"vocab_size": len(tokenizer), "hidden_dropout_prob": 0.05}
     jaxnlp.AutoModel.from_config(hf, seed=1).save_pretrained(folder, tokenizer)
     return str(folder)
 
@@ -67,7 +67,7 @@ def probability_of_truth(classifier, texts):
 
 @PACKAGES
 def test_uda_learns_and_is_loaded_again(package, checkpoint, tmp_path):
-    method = UDA(checkpoint, steps=30, batch_size=4, ratio=2, learning_rate=1e-2, tsa="log", max_length=8)
+    method = UDA(checkpoint, steps=60, batch_size=4, ratio=2, learning_rate=5e-3, tsa="log", max_length=8)
     classifier = method.fit(package, DATA[False], seed=1)
     scores = classifier.scores(UNLABELLED)
     assert scores.dtype == np.float32 and np.allclose(scores.sum(-1), 1, atol=1e-6)
@@ -86,7 +86,7 @@ def test_uda_learns_and_is_loaded_again(package, checkpoint, tmp_path):
 def test_ust_learns_and_is_loaded_again(package, checkpoint, tmp_path):
     """With several labels per text; validation texts whose labels are wrong choose the first of the models."""
     method = UST(
-        checkpoint, teacher_steps=30, rounds=1, steps=4, batch_size=4, learning_rate=1e-2, passes=2, pool=10, selected=6,
+        checkpoint, teacher_steps=60, rounds=1, steps=4, batch_size=4, learning_rate=5e-3, passes=2, pool=10, selected=6,
         max_length=8,
     )  # fmt: skip
     classifier = method.fit(package, DATA[True], seed=1)
