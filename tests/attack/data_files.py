@@ -312,3 +312,132 @@ def questions(budget: Budget) -> Iterator[Outcome]:
         write_squad(read, budget.folder / "copy.json")
         again = {row["id"]: row for row in read_questions(budget.folder / "copy.json")}
         yield Outcome(case, HELD if again == {row["id"]: row for row in read} else "wrong", f"written: {again!r:.300}")
+
+
+LABELS = ("a", "b", "1", "c d")
+TEMPLATES = (
+    "{x}", "{x}\n\n{y}", "{{{x}}} {x}", "{x}{id}", "{", "{}", "{x!r}", "{x.y}", "{x[0]}", "{x:9}", "}{", "{z}", "x", "{\0}"
+)  # fmt: skip
+
+
+def write_label_map(name: str):
+    """Return a writer of a map of labels."""
+
+    def write(folder: Path) -> Path:
+        pairs = {"a": "b", "1": "one", "c d": "", "*": "other"}
+        lines = "".join(f"{json.dumps(old)} = {json.dumps(new)}\n" for old, new in pairs.items())
+        (folder / name).write_text(json.dumps(pairs) if name.endswith("json") else lines)
+        return folder / name
+
+    return write
+
+
+def read_mapped(file: Path) -> None:
+    """Read labeled texts with the map."""
+    from duonlp.data import prepare_labels
+
+    rows = [{"text": f"{label}", "labels": [label]} for label in LABELS]
+    prepare_labels([*rows, {"text": "x", "labels": [*LABELS]}], label_map=file).report.table()
+
+
+fuzzed("label map in JSON", "json", write=write_label_map("map.json"))(read_mapped)
+fuzzed("label map in TOML", "toml", write=write_label_map("map.toml"))(read_mapped)
+
+
+def write_issues(folder: Path) -> Path:
+    """Write rows with and without labels."""
+    rows = [{"x": f"t{i % 5}", "y": [None, "body"][i % 2], "labels": list(LABELS[: i % 4])} for i in range(9)]
+    (folder / "issues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "issues.jsonl"
+
+
+@fuzzed("issues", "jsonl", write=write_issues)
+def read_issues(file: Path) -> None:
+    """Prepare and split the rows; write and read them again."""
+    from duonlp.data import (
+        CleaningReport,
+        label_counts,
+        nested_slices,
+        prepare_labels,
+        read_unlabelled_texts,
+        stratified_split,
+    )
+    from duonlp.data.labelled.writing import write_label_folder
+
+    read = prepare_labels(file, text_template="{x} {y}", report=CleaningReport())
+    parts = dict(zip(("train", "test"), stratified_split(read.labelled, (0.5, 0.5))))
+    label_counts(parts).to_dict()
+    slices = {"all": nested_slices(parts["train"], ("all",))[0]}
+    folder = file.with_name("out")
+    write_label_folder(folder, parts, slices, read.unlabelled)
+    if len({len(text) for text in read.unlabelled}):
+        assert read_unlabelled_texts(folder / "unlabeled.jsonl") == read.unlabelled
+    prepare_labels(file, text_template="{x} {y}")
+
+
+@attack("text templates")
+def text_templates(budget: Budget) -> Iterator[Outcome]:
+    """Make texts of random columns by templates, valid and not; a template reads columns and nothing else."""
+    from duonlp.data import read_labelled_texts
+    from duonlp.errors import InputError
+
+    rng = budget.rng
+    values = (None, "", " ", "v", "{x}", "{{", 7, 1.5, True, float("nan"), ["a"], {"y": "w"}, "\ud800", "a\0b")
+    for number in budget:
+        template = "".join(rng.choice(TEMPLATES, rng.integers(1, 3)))
+        row = {"id": "r", **{name: values[rng.integers(len(values))] for name in ("x", "y")}, "label": "l"}
+        case = f"seed {budget.seed}, case {number}: {template!r} of {row!r}"
+        try:
+            (text,) = read_labelled_texts([row], text_template=template).texts
+        except InputError as error:
+            yield Outcome(case, HELD, str(error)[:200])
+            continue
+        texts = {name: "" if value is None or value != value else str(value) for name, value in row.items()}
+        parts = re.split(r"(\{\{|\}\}|\{(?:x|y|id)\})", template)
+        special = {"{{": "{", "}}": "}", **{f"{{{name}}}": texts[name] for name in ("x", "y", "id")}}
+        wanted = "".join(special[part] if index % 2 else part for index, part in enumerate(parts)).strip()
+        yield Outcome(case, HELD if text == wanted else "wrong", f"{text!r} for {wanted!r}")
+
+
+@attack("prepared labels")
+def prepared_labels(budget: Budget) -> Iterator[Outcome]:
+    """Prepare random rows with a random map; compare with a few lines of Python, and check splits and slices of the result."""
+    from duonlp.data import nested_slices, prepare_labels, stratified_split
+    from duonlp.errors import InputError
+
+    rng = budget.rng
+    for number in budget:
+        names = list(LABELS[: rng.integers(1, 5)])
+        label_map = {name: [None, "b", "new"][rng.integers(3)] for name in names if rng.random() < 0.4}
+        rows = [
+            {"text": f"t{rng.integers(12)}", "labels": [name for name in names if rng.random() < 0.4]}
+            for _ in range(rng.integers(1, 20))
+        ]
+        case = f"seed {budget.seed}, case {number}: {label_map} {rows!r:.300}"
+        expected: dict[str, set[str]] = {}
+        mapped = [(row["text"], {label_map.get(n, n) for n in row["labels"]} - {None}) for row in rows]
+        for text, labels in mapped:
+            if labels:
+                expected.setdefault(text, labels)
+        others = list(dict.fromkeys(text for text, _ in mapped if text not in expected))
+        try:
+            read = prepare_labels(rows, label_map=label_map or None)
+        except InputError as error:
+            yield Outcome(case, "wrong" if expected else HELD, str(error)[:200])
+            continue
+        labelled = read.labelled
+        found = {
+            text: {labelled.label_names[i] for i in np.flatnonzero(row)}
+            for text, row in zip(labelled.texts, labelled.labels)
+        }
+        report = read.report
+        adds_up = report.labelled + report.unlabelled + report.duplicates == report.rows == len(rows)
+        held = found == expected and read.unlabelled == others and adds_up
+        yield Outcome(
+            case, HELD if held else "wrong", f"{found} for {expected}; {read.unlabelled} for {others}; {report}"
+        )
+        parts = stratified_split(labelled, (0.5, 0.5), number) if len(labelled) > 1 else [labelled]
+        slices = nested_slices(labelled, (1, "all", (len(labelled) + 1) // 2), number)
+        nested = set(slices[0].texts) <= set(slices[2].texts) <= set(slices[1].texts)
+        whole = sorted(text for part in parts for text in part.texts) == sorted(labelled.texts)
+        yield Outcome(case, HELD if nested and whole else "wrong", "splits and slices")

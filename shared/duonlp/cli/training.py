@@ -41,7 +41,8 @@ TextTemplate = Annotated[
 ]
 LabelColumn = Annotated[str | None, cli_option(help="Label column (default: the first with a usual name).")]
 LabelSeparator = Annotated[
-    str | None, cli_option(help="Separator of several labels in one field (default: a field is one label).")
+    str | None,
+    cli_option(help="Separator of several labels in one field, or json for lists (default: a field is one label)."),
 ]
 LabelMap = Annotated[
     str | None, cli_option(help="JSON or TOML file of old and new label names; null or an empty name drops a label.")

@@ -41,7 +41,7 @@ class LabelledRunSettings(RunSettings):
             read_labelled_texts does.
         text_template: What to make the text of instead of `text_column`, such as "{title}\n\n{body}".
         label_column: Name of the label column; None to detect it as read_labelled_texts does.
-        label_separator: Separator of several labels in one field.
+        label_separator: Separator of several labels in one field; "json" if fields hold lists in JSON.
         label_map: New names of labels by old ones, or a .json or .toml file of them; "" drops a label. See read_labelled_texts.
         most_frequent: Keep this many labels, the most frequent ones of the training split, and drop the others; None for all.
         unlabelled: What rows without a label mean: "separate" (left out, and counted in the summary), "negative" (none applies;

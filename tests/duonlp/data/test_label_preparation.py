@@ -296,3 +296,14 @@ def test_tables_without_a_label_column(tmp_path):
     write_csv(tmp_path / "a.csv", [{"text": "x", "kind": "y"}])
     with pytest.raises(InputError, match=r"a\.csv has no column 'label' or .*; it has text, kind"):
         prepare_labels(tmp_path / "a.csv")
+
+
+def test_lists_in_json_in_a_csv_file(tmp_path):
+    rows = [{"text": "x", "labels": '["b", "a"]'}, {"text": "y", "labels": "[]"}, {"text": "z", "labels": ""}]
+    read = prepare_labels(write_csv(tmp_path / "a.csv", rows), label_separator="json")
+    assert named(read.labelled) == [("x", ["a", "b"])] and read.unlabelled == ["y", "z"]
+    flags = [{"text": "x", "labels": "[0, 1, 1]"}, {"text": "y", "labels": "[0, 0, 0]"}]
+    assert prepare_labels(flags, label_separator="json").labelled.labels.tolist() == [[0, 1, 1], [0, 0, 0]]
+    for wrong in ("['a']", "a", '{"a": 1}'):
+        with pytest.raises(InputError, match=r"no label: its label .* is not a list in JSON, such as \["):
+            prepare_labels([{"text": "x", "labels": wrong}], label_separator="json")

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 
 from duonlp.errors import InputError
+from duonlp.util.reading import parse_json
+
+JSON = "json"
+"""Separator that stands for fields with a list in JSON."""
+
+JSON_EXAMPLE = '["bug", "docs"]'
 
 
 def _to_python(value: Any) -> Any:
@@ -39,6 +45,23 @@ def parse_labels(value: Any, names: tuple[str, ...] | None, separator: str | Non
     if isinstance(value, (list, tuple)):
         return [_parse_label(part, names) for part in value]
     return _parse_label(value, names)
+
+
+def parse_json_list(value: Any) -> Any:
+    """Return the list in a field of a table that holds JSON, such as '["bug", "docs"]'; an empty field is an empty list.
+
+    Raises:
+        ValueError: The field holds anything else.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        labels = parse_json(value) if value.strip() else []
+    except ValueError:
+        labels = None
+    if not isinstance(labels, list):
+        raise ValueError(f"its label {value!r} is not a list in JSON, such as {JSON_EXAMPLE}")
+    return labels
 
 
 def _parse_label(value: Any, names: tuple[str, ...] | None) -> str | int:

@@ -9,7 +9,7 @@ import numpy as np
 from duonlp.data.labelled import files as labelled_files
 from duonlp.data.labelled.columns import NO_COLUMN, LabelledColumns
 from duonlp.data.labelled.label_map import LabelMap
-from duonlp.data.labelled.labels import as_list, flags_of, label_lookup, meaning_of, parse_labels
+from duonlp.data.labelled.labels import JSON, as_list, flags_of, label_lookup, meaning_of, parse_json_list, parse_labels
 from duonlp.data.pairs.summaries import has_text
 from duonlp.data.reading import document_files, documents
 from duonlp.errors import InputError
@@ -76,8 +76,9 @@ def records_of(
         value = None if label == NO_COLUMN else row[label]
         names = class_names or labelled_files.class_names(table.features.get(label))
         try:
+            value = parse_json_list(value) if separator == JSON else value
             missing = not needs_label and _is_missing(value, separator)
-            labels = None if missing else parse_labels(value, names, separator)
+            labels = None if missing else parse_labels(value, names, None if separator == JSON else separator)
         except ValueError as error:
             problems.note("no label", place, str(error))
             continue

@@ -225,8 +225,9 @@ class SplitReader:
                 problems.note("no label", row.place, f"it has no label{dropped}")
             return labelled, []
         if not is_multi_label:  # their labels were dropped on purpose
-            for row in unlabelled if self.report is not None else ():
-                self.report.drop("label dropped", f"{row.place}: its label {row.dropped[0]!r} is dropped", 0)
+            if (report := self.report) is not None:
+                for row in unlabelled:
+                    report.drop("label dropped", f"{row.place}: its label {row.dropped[0]!r} is dropped", 0)
             return labelled, []
         if mode is None:
             warnings.warn(

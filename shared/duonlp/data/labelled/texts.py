@@ -136,7 +136,8 @@ def read_labelled_texts(
         class_names: Names of the classes that numbers in the data stand for, in order, or a file with one name on each line.
             Defaults to those that the dataset declares. Unlike `label_names`, they are the names before `label_map` and
             `most_frequent`.
-        label_separator: Separator of several labels in one field, which makes the texts multi-label.
+        label_separator: Separator of several labels in one field, which makes the texts multi-label; "json" if fields hold lists
+            in JSON.
         label_map: {old name: new name, or None to drop the label}, or a .json or .toml file with that. Several labels may get the
             same name and are then one. The key "*" stands for all labels without a key, which otherwise keep their names.
         most_frequent: Keep this many labels, those of most rows of the train split (or of this split if there is none), and
