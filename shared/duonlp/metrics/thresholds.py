@@ -50,14 +50,12 @@ def choose_thresholds(
     if maximise is not None and (per_label or maximise not in F1_AVERAGES):
         expected = "left out with per_label=True" if per_label else f"one of {', '.join(F1_AVERAGES)}"
         raise InputError(f"maximise is {maximise!r}; it must be {expected}")
-    shared = _best_threshold(scores.ravel(), true.ravel(), np.zeros(true.size, np.int64))
-    if per_label:
-        columns = zip(scores.T, true.T, strict=True)
-        group = np.zeros(len(scores), np.int64)
-        return np.array([_best_threshold(s, t, group) if t.any() else shared for s, t in columns])
-    if maximise == "macro_f1":
-        return _best_threshold(scores.ravel(), true.ravel(), np.tile(np.arange(true.shape[1]), len(true)))
-    return shared
+    groups = np.tile(np.arange(true.shape[1]), len(true)) if maximise == "macro_f1" else np.zeros(true.size, np.int64)
+    if not per_label:
+        return _best_threshold(scores.ravel(), true.ravel(), groups)
+    shared = DEFAULT if true.any(axis=0).all() else _best_threshold(scores.ravel(), true.ravel(), groups)
+    columns = zip(scores.T, true.T, strict=True)
+    return np.array([_best_threshold(s, t, groups[: len(s)]) if t.any() else shared for s, t in columns])
 
 
 def _best_threshold(scores: np.ndarray, true: np.ndarray, groups: np.ndarray) -> float:
