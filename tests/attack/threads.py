@@ -40,6 +40,7 @@ MBART = {
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "init_std": 0.5,
 }  # fmt: skip
 LABELS = {"id2label": {str(i): label for i, label in enumerate(("O", "B-PER", "I-PER", "B-LOC"))}}
+NLI = {"id2label": {"0": "contradiction", "1": "neutral", "2": "entailment"}}
 GREEDY = {"max_new_tokens": 5, "num_beams": 1}
 
 OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -52,6 +53,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
     "fill-mask": ({"targets": ["in", "a"]}, {"top_k": 2}, {"targets": ["the"]}, {"max_length": 12}),
     "question-answering": (
         {}, {"max_seq_len": 20, "doc_stride": 3}, {"max_seq_len": 16, "doc_stride": 2, "top_k": 3},
+    ),
+    "zero-shot-classification": (
+        {"candidate_labels": "in, the"}, {"candidate_labels": ["wrote"], "max_length": 24},
+        {"candidate_labels": "in, the", "multi_label": True, "max_length": 20},
     ),
     "sentence-embedding": ({}, {"max_length": 5}, {"max_length": 11, "normalize": True}, {"truncation": False}),
     "feature-extraction": ({}, {"tokenize_kwargs": {"max_length": 3}}, {"return_tensors": True, "max_length": 7}),
@@ -85,7 +90,13 @@ def write_checkpoints(folder: Path) -> dict[str, Path]:
             "text-generation": lambda: (GPT2, reference.load_tokenizer("gpt2")),
             "translation": lambda: (MBART, translator),
         }.get(task, lambda: ({"model_type": "bert", **BODY}, reference.load_tokenizer("wordpiece")))()
-        labels = LABELS if task in ("text-classification", "token-classification") else {}
+        labels = (
+            NLI
+            if task == "zero-shot-classification"
+            else LABELS
+            if task in ("text-classification", "token-classification")
+            else {}
+        )
         case = Case(task, body | labels | {"vocab_size": len(tokenizer)}, get_task(task).head)
         paths[task] = case.write(folder / task)
         tokenizer.model_max_length = POSITIONS

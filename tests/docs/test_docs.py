@@ -51,6 +51,7 @@ def checkpoints(tmp_path_factory):
         ("google-t5/t5-small", t5, "seq2seq-lm", unigram, T5_SPECIAL),
         ("deepset/minilm-uncased-squad2", bert, "question-answering", words, BERT_SPECIAL),
         ("sentence-transformers/all-MiniLM-L6-v2", bert, "base", words, BERT_SPECIAL),
+        ("facebook/bart-large-mnli", bert | {"id2label": NLI_LABELS}, "sequence-classification", words, BERT_SPECIAL),
         ("demo/model", gpt2 | {"n_positions": 128}, "causal-lm", pieces, {"eos_token": "<|endoftext|>"}),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,7 @@ BERT_SPECIAL = {
 }  # fmt: skip
 
 
+NLI_LABELS = {"0": "contradiction", "1": "neutral", "2": "entailment"}
 T5_SPECIAL = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 T5_TASKS = {
     "summarization": {"prefix": "summarize: ", "max_length": 20, "min_length": 4, "num_beams": 4},

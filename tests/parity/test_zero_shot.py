@@ -17,7 +17,9 @@ BODIES = {
     "distilbert": (SIZES["distilbert"] | {"max_position_embeddings": 64}, "wordpiece", 1),
     "roberta": (BERT | {"model_type": "roberta", "max_position_embeddings": 66, "pad_token_id": 1}, "bpe", 2),
     "bart": (
-        SEQ2SEQ | {"max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0, "decoder_start_token_id": 2},
+        SEQ2SEQ | {
+            "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+        },
         "bpe", 3,
     ),
     "gpt2": (SIZES["gpt2"] | {"n_positions": 64, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}, "gpt2", 4),

@@ -7,5 +7,14 @@ classifier.scores(["The download hangs at 99%"])
 
 from duonlp.fewshot.classifier import Classifier, FewShotData, Method
 from duonlp.fewshot.methods import METHODS, load_classifier, method_class
+from duonlp.fewshot.zero_shot import classify_by_embeddings
 
-__all__ = ["METHODS", "Classifier", "FewShotData", "Method", "load_classifier", "method_class"]
+__all__ = [
+    "METHODS",
+    "Classifier",
+    "FewShotData",
+    "Method",
+    "classify_by_embeddings",
+    "load_classifier",
+    "method_class",
+]

@@ -3,6 +3,6 @@
 from duonlp.pipelines.embedding import TextEncoder, embed
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline, make_pipeline
-from duonlp.pipelines.trained import trained_pipeline
+from duonlp.pipelines.trained import cached_pipeline, trained_pipeline
 
-__all__ = ["Pipeline", "TextEncoder", "embed", "load_pipeline", "make_pipeline", "trained_pipeline"]
+__all__ = ["Pipeline", "TextEncoder", "cached_pipeline", "embed", "load_pipeline", "make_pipeline", "trained_pipeline"]

@@ -1,17 +1,15 @@
 """Vectors of texts by any pooling, and frozen text encoders that are saved with what was built on their vectors."""
 
 import shutil
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from duonlp.errors import CheckpointError, InputError, NewHeadWarning
+from duonlp.errors import CheckpointError, InputError
 from duonlp.pipelines.pipeline import Pipeline
-from duonlp.pipelines.trained import trained_pipeline
+from duonlp.pipelines.trained import cached_pipeline
 from duonlp.tasks.base import check_choice, check_int, describe, read_json
 from duonlp.tasks.feature_extraction import FeatureExtractionTask
 from duonlp.tasks.sentence_config import folder_of_module, l2_normalize
@@ -101,14 +99,12 @@ class TextEncoder:
         max_length: int | None = None,
         batch_size: int | None = None,
     ):
-        if package is None:
-            raise InputError("an encoder of texts runs a model; pass package=tfnlp or jaxnlp")
         check_choice("pooling", pooling, (*POOLINGS, None))
         check_int("max_length", max_length, minimum=1, optional=True)
         check_int("batch_size", batch_size, minimum=1, optional=True)
         self.pooling, self.max_length, self.batch_size = pooling, max_length, batch_size
         task = SentenceEmbeddingTask if pooling is None else FeatureExtractionTask
-        self.pipe = _loaded(package, task.name, str(model), _state(Path(model).expanduser()))
+        self.pipe = cached_pipeline(package, task.name, model)
 
     def __call__(self, texts: Sequence[Any]) -> np.ndarray:
         """Return the vectors of texts, float32 [n, d], of unit length.
@@ -124,37 +120,21 @@ class TextEncoder:
         Raises:
             CheckpointError: The files that the model was loaded from are gone.
         """
-        source = self.pipe.weights_folder
-        if source is None or not (source / "config.json").is_file():
-            raise CheckpointError(f"the encoder's checkpoint {str(source)!r} is gone; restore it, then save again")
-        copy_checkpoint(source, folder)
+        copy_checkpoint(self.pipe.weights_folder, folder)
 
 
-@lru_cache(maxsize=2)
-def _loaded(package: Engine, task: str, model: str, state: Any) -> Pipeline:
-    """Return the pipeline of a checkpoint in this `state`, which methods that are compared fit many times with."""
-    if task == SentenceEmbeddingTask.name:
-        return trained_pipeline(package, task, model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NewHeadWarning)  # about the pooler, which token vectors do not depend on
-        return package.pipeline(task, model)
-
-
-def _state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of a checkpoint is replaced; () for one on the Hub."""
-    if not folder.is_dir():
-        return ()
-    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
-
-
-def copy_checkpoint(source: Path, folder: Path) -> None:
+def copy_checkpoint(source: Path | None, folder: Path) -> None:
     """Copy the files of a checkpoint that its model, tokenizer and sentence-transformers modules are read from.
 
     Args:
         source: Folder of the checkpoint; links in it, as in the Hub's cache, are followed.
         folder: Folder to create or replace.
+
+    Raises:
+        CheckpointError: The checkpoint is gone.
     """
+    if source is None or not (source / "config.json").is_file():
+        raise CheckpointError(f"the model's checkpoint {str(source)!r} is gone; restore it, then save again")
     shutil.rmtree(folder, ignore_errors=True)  # its files can be hard links to those of the source
     modules = read_json(source / "modules.json") or []
     parts = {source: folder} | {

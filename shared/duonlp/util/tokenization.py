@@ -78,7 +78,7 @@ def pair_rows(
         For each text and each second text: "input_ids", "attention_mask" and "token_type_ids".
     """
     with private_tokenizer(tokenizer) as own:
-        backend = getattr(own, "backend_tokenizer", None)
+        backend: Any = getattr(own, "backend_tokenizer", None)
         if backend is None:
             firsts, others = (
                 [own(text, add_special_tokens=False)["input_ids"] for text in part] for part in (texts, seconds)

@@ -198,6 +198,26 @@ def test_run_gives_one_result_for_each_input(run, bert, task):
     assert run(*base[:-1], inputs[0])[0] == 0  # and the table
 
 
+@needs("flax")
+def test_run_prints_a_row_for_each_candidate_label(run, tmp_path):
+    tokenizer = reference.load_tokenizer("wordpiece")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    labels = {"id2label": {str(i): name for i, name in enumerate(reference.NLI_LABELS[0])}}
+    config = config_from_hf({"model_type": "bert", **sizes, **labels, "intermediate_size": 16})
+    spec = parameters(config, "sequence-classification")
+    save_checkpoint(
+        tmp_path, config, "sequence-classification", lambda p: initial_value(p, spec[p]), np.dtype("float32"), tokenizer
+    )
+    base = ["run", "zero-shot-classification", "-m", tmp_path, "-f", "jax", "Ada wrote."]
+    status, out, _ = run(*base, "--option", "candidate_labels=code, cities")
+    assert (
+        status == 0 and [line.split()[-1] for line in out.splitlines()[:1]] == ["score"] and len(out.splitlines()) == 3
+    )
+    (result,) = json.loads(run(*base, "--option", "candidate_labels=code, cities", "--json")[1])["results"]
+    assert sorted(result["labels"]) == ["cities", "code"] and result["sequence"] == "Ada wrote."
+    assert run(*base)[0] == 2 and "candidate_labels" in run(*base)[2]
+
+
 def fake_runner(noise, ids, together=None, lacks=(), extra=()):
     def forward(batch):
         logits = np.linspace(-4, 4, batch["input_ids"].size * 5, dtype=np.float32).reshape(*batch["input_ids"].shape, 5)
