@@ -168,7 +168,10 @@ class SetFit:
     """SetFit: training of a sentence encoder on pairs of texts with and without a common label, then a classifier.
 
     The differences from setfit 1.2: the number of training steps has a limit by default; pairs are drawn in another random order,
-    a new one in each epoch; and the differentiable head starts from the logistic one, not from random weights.
+    a new one in each epoch; the logistic regression is balanced by default; and the differentiable head starts from the
+    logistic one, not from random weights.
+
+    Texts that occur once with their label have a positive pair only with themselves; those without any label, only negative ones.
 
     Attributes:
         model: Sentence encoder: a folder in the layout of Hugging Face or sentence-transformers, or a Hub id.
@@ -184,7 +187,8 @@ class SetFit:
         differentiable_head: Whether the logistic regression of scikit-learn (for multi-label texts one per label, which setfit
             calls "one-vs-rest" and "multi-output") is then trained further, together with the encoder.
         inverse_regularization: C of the logistic regression.
-        balanced: Whether the logistic regression weighs the labels as if all were equally frequent.
+        balanced: Whether the logistic regression weighs the labels as if all were equally frequent. Otherwise, with few texts
+            per label of several, hardly any probability reaches 0.5.
         head_epochs: Passes over the texts to train a differentiable head for.
         temperature: Divisor of the logits of a differentiable head.
         template: Template of synthetic texts from the labels' names, such as "This sentence is {}", which are added to the
@@ -207,7 +211,7 @@ class SetFit:
     loss: str = "cosine"
     differentiable_head: bool = False
     inverse_regularization: float = 1.0
-    balanced: bool = False
+    balanced: bool = True
     head_epochs: int = 5
     temperature: float = 1.0
     template: str | None = None
