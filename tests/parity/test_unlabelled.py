@@ -61,56 +61,47 @@ def test_predictions_with_dropout_are_samples(package, checkpoint):
     assert len(np.unique(rows[:, 0])) == 8  # neither rows nor batches share their masks
 
 
+def probability_of_truth(classifier, texts):
+    return classifier.scores(texts)[np.arange(9), LABELS].mean()
+
+
 @PACKAGES
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_uda_learns_and_is_loaded_again(package, checkpoint, tmp_path, multi_label):
-    method = UDA(checkpoint, steps=40, batch_size=4, ratio=2, learning_rate=1e-2, tsa="log", max_length=8)
-    classifier = method.fit(package, DATA[multi_label], seed=1)
+def test_uda_learns_and_is_loaded_again(package, checkpoint, tmp_path):
+    method = UDA(checkpoint, steps=30, batch_size=4, ratio=2, learning_rate=1e-2, tsa="log", max_length=8)
+    classifier = method.fit(package, DATA[False], seed=1)
     scores = classifier.scores(UNLABELLED)
-    assert scores.dtype == np.float32 and (scores.argmax(-1) == np.arange(12) // 4).mean() > 0.6
-    assert multi_label or np.allclose(scores.sum(-1), 1, atol=1e-6)
+    assert scores.dtype == np.float32 and np.allclose(scores.sum(-1), 1, atol=1e-6)
+    assert probability_of_truth(classifier, TEXTS) > 0.4
     assert classifier.scores([]).shape == (0, 3)
     classifier.save(tmp_path / "saved")
     loaded = load_classifier(tmp_path / "saved", package)
-    assert (loaded.label_names, loaded.multi_label, loaded.method) == (NOUNS, multi_label, "uda")
+    assert (loaded.label_names, loaded.multi_label, loaded.method) == (NOUNS, False, "uda")
     np.testing.assert_array_equal(loaded.scores(UNLABELLED), scores)
-    if not multi_label:
-        np.testing.assert_array_equal(method.fit(package, DATA[False], seed=1).scores(UNLABELLED), scores)
-        same = replace(method, steps=2, tsa=None, augmenter=Same(), most_unlabelled=5).fit(package, DATA[False])
-        assert np.isfinite(same.scores(TEXTS)).all()
+    short = replace(method, steps=2, augmenter=Same(), most_unlabelled=5)
+    first, again = (short.fit(package, DATA[False], seed=2).scores(TEXTS) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
 
 
 @PACKAGES
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_ust_learns_and_is_loaded_again(package, checkpoint, tmp_path, multi_label):
+def test_ust_learns_and_is_loaded_again(package, checkpoint, tmp_path):
+    """With several labels per text; validation texts whose labels are wrong choose the first of the models."""
     method = UST(
-        checkpoint,
-        teacher_steps=30,
-        steps=10,
-        batch_size=4,
-        learning_rate=1e-2,
-        passes=3,
-        pool=10,
-        selected=6,
+        checkpoint, teacher_steps=30, rounds=1, steps=4, batch_size=4, learning_rate=1e-2, passes=2, pool=10, selected=6,
         max_length=8,
-    )
-    classifier = method.fit(package, DATA[multi_label], seed=1)
+    )  # fmt: skip
+    classifier = method.fit(package, DATA[True], seed=1)
     scores = classifier.scores(UNLABELLED)
-    assert (scores.argmax(-1) == np.arange(12) // 4).mean() > 0.6
+    assert probability_of_truth(classifier, TEXTS) > 0.4
     classifier.save(tmp_path / "saved")
     np.testing.assert_array_equal(load_classifier(tmp_path / "saved", package).scores(UNLABELLED), scores)
-    if not multi_label:
-        np.testing.assert_array_equal(method.fit(package, DATA[False], seed=1).scores(UNLABELLED), scores)
-        return
-    # With validation texts whose labels are wrong, the teacher stays the best.
+    short = replace(method, teacher_steps=2, restart=True, weighted=False, easy=False, per_class=False)
     wrong = replace(DATA[True].train, labels=1 - DATA[True].train.labels)
-    short = replace(method, rounds=1, restart=True, weighted=False, easy=False, per_class=False)
-    best = short.fit(package, replace(DATA[True], validation=wrong), seed=1)
-    assert np.isfinite(best.scores(UNLABELLED)).all()
+    first, again = (short.fit(package, replace(DATA[True], validation=wrong), seed=2).scores(TEXTS) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
 
 
 @PACKAGES
-def test_usage_errors(package, checkpoint, tmp_path):
+def test_models_and_labels_that_do_not_suit(package, checkpoint, tmp_path):
     data, names = DATA[False], ("a", "b", "c")
     classifier = UDA(checkpoint, steps=1, batch_size=1, ratio=1, max_length=8).fit(package, data)
     classifier.save(tmp_path / "saved")

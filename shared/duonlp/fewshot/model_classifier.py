@@ -185,7 +185,7 @@ def check_unlabelled(texts: Sequence[str], least: int = 1) -> None:
     if len(texts) < least:
         raise InputError(
             f"there are {len(texts)} unlabeled texts, but this method needs at least {least}; pass more as "
-            "FewShotData(unlabelled=...), or lower its ratio"
+            f"FewShotData(unlabelled=...){', or lower its ratio' if least > 1 else ''}"
         )
 
 

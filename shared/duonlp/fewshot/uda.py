@@ -5,6 +5,7 @@ Xie et al. 2020, https://arxiv.org/abs/1904.12848; the loss is :class:`duonlp.tr
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.order import permuted
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import FewShotData
+from duonlp.fewshot.fine_tuning import head_bias
 from duonlp.fewshot.model_classifier import (
     ModelClassifier,
     check_positive,
@@ -121,6 +123,8 @@ class ConsistencyBatches:
 class UDA:
     """UDA: a fine-tuned model that also learns to answer the same for an unlabeled text and its augmented copy.
 
+    A new head starts as that of :class:`duonlp.fewshot.fine_tuning.FineTuning`.
+
     Attributes:
         model: Checkpoint to fine-tune: a folder in Hugging Face layout, or a Hub id.
         steps: Optimizer steps.
@@ -188,7 +192,10 @@ class UDA:
             CheckpointError: The model cannot be read.
         """
         check_unlabelled(data.unlabelled, self.ratio)
-        classifier = load_classifier_model(self.name, package, self.model, data.train, self.max_length, seed)
+        bias = partial(head_bias, train=data.train)
+        classifier = load_classifier_model(
+            self.name, package, self.model, data.train, self.max_length, seed, initial_bias=bias
+        )
         originals = choose(data.unlabelled, self.most_unlabelled, seed)
         batches = ConsistencyBatches(
             data.train, originals, self._augmented(originals, seed), classifier.tokenizer, self.batch_size, self.ratio,

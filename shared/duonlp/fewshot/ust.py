@@ -5,6 +5,7 @@ Mukherjee and Awadallah 2020, https://arxiv.org/abs/2006.15315; the authors' cod
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import FewShotData, read_classifier
+from duonlp.fewshot.fine_tuning import head_bias
 from duonlp.fewshot.model_classifier import (
     ModelClassifier,
     check_positive,
@@ -140,7 +142,8 @@ class UST:
 
     It differs from the authors' code in small ways: trainings have a fixed number of steps; the labeled texts, repeated to a
     quarter of all, are among those that the student learns from (the authors stop early on half of them instead); there is one
-    teacher rather than the best of ten; and dropout is the checkpoint's own.
+    teacher rather than the best of ten; and dropout is the checkpoint's own. A new head starts as that of
+    :class:`duonlp.fewshot.fine_tuning.FineTuning`.
 
     With several labels per text, each label is a choice between two answers: a pseudo-label is there with a probability of at
     least 0.5, the information is the mean over the labels, and each label has its own weight.
@@ -214,7 +217,7 @@ class UST:
             CheckpointError: The model cannot be read.
         """
         check_unlabelled(data.unlabelled)
-        start = load_classifier_model(self.name, package, self.model, data.train, self.max_length, seed)
+        start = self._load(package, data, seed)
         if start.model.config.without_dropout() == start.model.config:
             raise InputError(f"{self.model!r} has no dropout, whose samples ust needs; use a checkpoint with dropout")
         student = self._train(start, data.train, None, self.teacher_steps, seed, console)
@@ -225,10 +228,14 @@ class UST:
                 seeds = np.random.SeedSequence([seed, number]).generate_state(3).tolist()
                 texts, weights = self._pseudo_labelled(student, data, seeds)
                 if self.restart:
-                    student = load_classifier_model(self.name, package, self.model, data.train, self.max_length, seed)
+                    student = self._load(package, data, seed)
                 student = self._train(student, texts, weights, self.steps, seeds[2], console)
                 best.update(student)
             return best.classifier(student)
+
+    def _load(self, package: Engine | None, data: FewShotData, seed: int) -> ModelClassifier:
+        bias, length = partial(head_bias, train=data.train), self.max_length
+        return load_classifier_model(self.name, package, self.model, data.train, length, seed, initial_bias=bias)
 
     def _train(
         self, classifier: ModelClassifier, texts: LabelledTexts, weights: np.ndarray | None, steps: int, seed: int, console: Any

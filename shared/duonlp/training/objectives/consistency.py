@@ -14,6 +14,7 @@ import numpy as np
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import IGNORED, ROW_MASK, Output, outputs_of, standard_batch
+from duonlp.inputs import main_input
 from duonlp.labels import WEIGHTS
 from duonlp.training.objectives.objective import Group, Objective, Terms
 from duonlp.typing import Array, Batch, Ops
@@ -119,7 +120,7 @@ class ConsistencyLoss(Objective):
         total, count = self._supervised(ops, losses, is_softmax, logits, labels, batch)
 
         rows = batch[ROW_MASK] if ROW_MASK in batch else ops.arange(ops.size(logits, 0)) >= 0
-        per_row = ops.size(batch[AUGMENTED + "input_ids"], 1)
+        per_row = ops.size(batch[AUGMENTED + main_input(config)], 1)
         counts = ops.repeat(ops.cast(rows, "float32"), per_row, axis=0)  # [B x R]
         divergence = divergences(ops, original, augmented, self.temperature, self.confidence, is_softmax)
         unsupervised = ops.sum(divergence * counts), ops.sum(counts)
@@ -158,7 +159,7 @@ class ConsistencyLoss(Objective):
         if missing := [name for name in needed if name not in batch]:
             raise InputError(f"the batch has {', '.join(batch) or 'no arrays'}; ConsistencyLoss needs {missing[0]}")
         super().check(head, config, batch)
-        shapes = [np.shape(batch[prefix + "input_ids"])[:2] for prefix in (ORIGINAL, AUGMENTED)]
+        shapes = [np.shape(batch[prefix + main_input(config)])[:2] for prefix in (ORIGINAL, AUGMENTED)]
         if shapes[0] != shapes[1] or shapes[0][0] != len(batch[output.labels]):
             raise InputError(
                 f"the batch has {len(batch[output.labels])} rows of labels, original texts [B, R] {list(shapes[0])} and copies "
