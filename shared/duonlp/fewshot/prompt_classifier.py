@@ -20,6 +20,15 @@ from duonlp.training.objectives.prompt import label_scores
 from duonlp.typing import Engine, Tokenizer
 from duonlp.util.buckets import bucket
 
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Texts without content (Zhao et al. 2021, https://arxiv.org/abs/2102.09690, section 5)."""
+
+CALIBRATION_TEXTS = 256
+"""Number of unlabeled texts that a prior is computed from."""
+
+CALIBRATIONS = ("content-free", "unlabelled", "none")
+"""What a prior is computed from."""
+
 COMBINATIONS = ("mean", "sum")
 
 MODEL = "model"
@@ -117,9 +126,7 @@ class PromptClassifier:
             CheckpointError: The folder is damaged.
             InputError: There is no engine.
         """
-        if package is None:
-            raise InputError("a prompt needs a model; pass package=tfnlp or jaxnlp")
-        settings = check_settings(files, SETTINGS)
+        package, settings = checked_engine(package), check_settings(files, SETTINGS)
         if len(settings["words"]) != len(files.label_names):
             raise CheckpointError(
                 f"{files.folder}: there are words for {len(settings['words'])} labels, but {len(files.label_names)} label names; "
@@ -173,3 +180,14 @@ def with_prior(classifier: PromptClassifier, texts: Sequence[str]) -> PromptClas
     scores = classifier.raw_scores(texts).astype(np.float64)  # [patterns, n, C]
     mean = scores.mean(1) if classifier.multi_label else np.log(softmax(scores).mean(1))
     return replace(classifier, prior=mean.astype(np.float32))
+
+
+def checked_engine(package: Engine | None) -> Engine:
+    """Return an engine.
+
+    Raises:
+        InputError: It is None.
+    """
+    if package is None:
+        raise InputError("prompts need a model; pass package=tfnlp or jaxnlp")
+    return package

@@ -14,7 +14,16 @@ from duonlp.checkpoints.checkpoint import open_checkpoint
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import FewShotData
 from duonlp.fewshot.model_classifier import completed
-from duonlp.fewshot.prompt_classifier import COMBINATIONS, PromptClassifier, load_language_model, with_prior
+from duonlp.fewshot.prompt_classifier import (
+    CALIBRATION_TEXTS,
+    CALIBRATIONS,
+    COMBINATIONS,
+    CONTENT_FREE,
+    PromptClassifier,
+    checked_engine,
+    load_language_model,
+    with_prior,
+)
 from duonlp.prompts.batches import PromptBatches
 from duonlp.prompts.patterns import DEFAULT_PATTERN, Verbalizer, as_patterns, encode_masked
 from duonlp.runs.folder import training_module
@@ -22,12 +31,6 @@ from duonlp.tasks.base import check_choice, check_int
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.objectives.prompt import DecoupledLoss, PromptAndTextLoss, PromptLoss, Words
 from duonlp.typing import Engine
-
-CONTENT_FREE = ("N/A", "[MASK]", "")
-"""Texts without content (Zhao et al. 2021, https://arxiv.org/abs/2102.09690, section 5)."""
-
-CALIBRATION_TEXTS = 256
-"""Number of unlabeled texts that a prior is computed from."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class PromptZeroShot(_PromptMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("calibrate", self.calibrate, ("content-free", "unlabelled", "none"))
+        check_choice("calibrate", self.calibrate, CALIBRATIONS)
 
     def fit(
         self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False
@@ -301,14 +304,3 @@ def check_labelled(data: FewShotData) -> None:
         raise InputError(
             "there are no labeled texts to learn from; pass some, or use the method 'prompt', which needs none"
         )
-
-
-def checked_engine(package: Engine | None) -> Engine:
-    """Return an engine.
-
-    Raises:
-        InputError: It is None.
-    """
-    if package is None:
-        raise InputError("prompts need a model; pass package=tfnlp or jaxnlp")
-    return package
