@@ -66,3 +66,50 @@ def fill_mask(kind: str = "wordpiece", positions: int = 64, batch_size: int = 8)
         return {"logits": (context * (1 + places)) % 8 + np.arange(size, dtype=np.float32) / 4096}  # no two are equal
 
     return make_pipeline("fill-mask", forward, tokens, config_from_hf(hf), batch_size=batch_size)
+
+
+WORDS = (
+    "[PAD]",
+    "</s>",
+    "[UNK]",
+    "the",
+    "model",
+    "is",
+    "slow",
+    ".",
+    "and",
+    "memory",
+    "grows",
+    "`x_1`",
+    "Fine",
+    "please",
+    "help",
+)
+WORDS = (*WORDS, "das", "Modell", "ist", "langsam")
+FORTH = {"the": "das", "model": "Modell", "is": "ist", "slow": "langsam"}
+
+
+def translator(table: dict[str, str], positions: int = 24) -> Pipeline:
+    """Return a "translation" pipeline that translates word by word and rotates the words of its n-th best translation by n."""
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "[PAD]", "eos_token": "</s>", "unk_token": "[UNK]", "model_max_length": positions}
+    tokens = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    config = config_from_hf({
+        "model_type": "t5", "vocab_size": len(tokens), "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2,
+        "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+    })  # fmt: skip
+    ids = np.array([WORDS.index(table.get(word, word)) for word in WORDS])
+
+    def generate(input_ids, attention_mask, *, generation_config, **options):
+        rows = []
+        for row, mask in zip(np.asarray(input_ids), np.asarray(attention_mask)):
+            words = ids[row[mask != 0][:-1]].tolist()
+            for number in range(generation_config.num_return_sequences):
+                number = number % max(1, len(words))
+                rows.append([0, *words[number:], *words[:number], 1])
+        longest = max(map(len, rows))
+        return np.array([row + [0] * (longest - len(row)) for row in rows])
+
+    return make_pipeline("translation", generate, tokens, config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-EXCLUSIVE, SHARED = ("prepare", "blocks", "split", "log", "search"), ("rows", "logits", "text", "records")
+EXCLUSIVE, SHARED = ("prepare", "blocks", "split", "log", "search"), ("rows", "logits", "text", "records", "copies")
 """Work that one process at a time may do in a folder, and work that any number may."""
 
 
@@ -120,6 +120,16 @@ def records(folder: Path) -> None:
         with updating(folder / "n.json"):
             file = folder / "n.json"
             write_text(file, str(int(file.read_text() if file.exists() else 0) + 1))
+
+
+def copies(folder: Path) -> None:
+    """Keep augmented copies of texts in a folder."""
+    from duonlp.augmentation import RandomEdits
+    from duonlp.augmentation.cache import CachedAugmenter
+
+    texts = [f"some words of text {'x' * i} that may change" for i in range(60)]
+    cached = CachedAugmenter(RandomEdits(), folder / "cache", chunk=7)
+    assert cached.augment(texts, 2) == RandomEdits().augment(texts, 2), "mixed"
 
 
 def run_duonlp(kind: str, folder: Path) -> tuple[dict[str, np.ndarray], bool]:

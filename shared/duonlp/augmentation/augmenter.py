@@ -129,3 +129,9 @@ def count_unchanged(texts: Sequence[str], copies: Sequence[Sequence[str]]) -> Un
     new = sum(len({*of_text} - {text}) for text, of_text in zip(texts, copies, strict=True))
     total = sum(map(len, copies))
     return Unchanged(len(texts), total, unchanged, total - unchanged - new)
+
+
+def derived_seed(seed: int, *parts: int | str) -> int:
+    """Return another seed for each combination of parts, such as the number of an epoch."""
+    digest = hashlib.blake2b("\0".join(map(str, (seed, *parts))).encode(), digest_size=8, person=b"duonlp seed")
+    return int.from_bytes(digest.digest(), "little")

@@ -12,6 +12,7 @@ import typer
 from duonlp import __version__
 from duonlp.cli.adapt import adapt
 from duonlp.cli.ask import ask
+from duonlp.cli.augment import augment
 from duonlp.cli.benchmark import benchmark
 from duonlp.cli.common import describe_error
 from duonlp.cli.convert import convert
@@ -39,8 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, fewshot, adapt, distill, tune, benchmark, parity, labels, questions, models, convert,
-    demo,
+    run, ask, generate, summarize, finetune, fewshot, adapt, distill, tune, benchmark, parity, labels, questions, augment, models,
+    convert, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")

@@ -3,11 +3,13 @@
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from duonlp.augmentation import Protection, RandomEdits, Synonyms, count_unchanged
-from duonlp.errors import InputError
+from duonlp.augmentation import synonyms as module
+from duonlp.errors import InputError, MissingExtraError
 from tests.augmentation import TEXTS
 
 TABLE = {"network": ["connection", "web"], "slow": ["sluggish"], "error": ["bug", "fault"]}
@@ -103,7 +105,7 @@ def test_bad_input(make, message):
         make()
 
 
-def test_wordnet():
+def test_wordnet_is_never_downloaded():
     try:
         from nltk.corpus import wordnet
 
@@ -111,5 +113,26 @@ def test_wordnet():
     except LookupError:
         with pytest.raises(InputError, match=r"nltk\.downloader wordnet"):
             Synonyms()
+    except ImportError:
+        with pytest.raises(MissingExtraError, match="few-labels"):
+            Synonyms()
     else:
         assert "mistake" in Synonyms().of("error")
+
+
+def test_words_of_wordnet(monkeypatch):
+    class Reader:
+        def synsets(self, word):
+            names = {"hang": [["hang", "hang_up"], ["Hang", "bent", "90_degrees"]], "bug": [["bug"]]}
+            return [SimpleNamespace(lemma_names=lambda of=of: of) for of in names.get(word, [])]
+
+        def get_version(self):
+            return "3.0"
+
+    monkeypatch.setattr(module, "wordnet", Reader)
+    module._of_wordnet.cache_clear()
+    synonyms = Synonyms(protect=Protection(words=["bent"]))
+    assert synonyms.of("Hang") == ("hang up",) and synonyms.of("bug") == ()
+    assert synonyms.augment(["Hang a bug"]) == [["Hang up a bug"]]
+    assert synonyms.settings()["source"] == "WordNet 3.0"
+    module._of_wordnet.cache_clear()

@@ -38,7 +38,8 @@ def default_in(text: str) -> str | None:
 
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
-        "run", "ask", "generate", "summarize", "finetune", "distill", "tune", "benchmark", "parity", "labels", "questions",
+        "run", "ask", "generate", "summarize", "finetune", "fewshot", "adapt", "distill", "tune", "benchmark", "parity", "labels",
+        "questions", "augment",
         "models", "convert", "demo", "evaluate code", "evaluate question-answering", "evaluate retrieval",
         "evaluate summarization",
     }  # fmt: skip

@@ -1,10 +1,11 @@
 """Batch labeled texts: tokenized once, padded to a few lengths, shuffled by seed and epoch."""
 
+import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -174,6 +175,13 @@ class TextInputs:
         self.widths = (
             useful_widths(lengths, self.max_length) if widths is None else check_widths(widths, int(lengths.max()))
         )
+
+    def of_texts(self, texts: Sequence[Text]) -> Self:
+        """Return the inputs of other texts, truncated to the largest of the same widths."""
+        inputs = copy.copy(self)
+        inputs.max_length = min(self.max_length, self.widths[-1])
+        inputs.ids, inputs.types = (*inputs._tokenize(texts), None)[:2]
+        return inputs
 
     def arrays(self, rows: np.ndarray, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Return input_ids, attention_mask and, if the model reads them, token_type_ids, int32 [rows, width] each."""
