@@ -53,7 +53,7 @@ def outcome(folder: Path) -> tuple[Any, list[str]]:
 def killed_comparisons(budget: Budget) -> Iterator[Outcome]:
     """Kill `duonlp fewshot` wherever it writes, and resume it."""
     rows = [
-        {"text": f"{word} of {n}", "labels": [name] if n % 7 else [name, "other"]}
+        {"text": f"{word} of {n}", "labels": sorted({name} if n % 7 else {name, "other"})}
         for n in range(12) for name, word in (("bug", "crash"), ("docs", "typo"), ("other", "please"))
     ]  # fmt: skip
     data = budget.folder / "texts.jsonl"

@@ -79,10 +79,10 @@ class FineTuning:
     model: str = MODEL
     epochs: int = 10
     min_steps: int = 100
-    max_steps: int = 300
+    max_steps: int = 500
     batch_size: int = 16
     max_length: int = 128
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     warmup_share: float = 0.1
     weight_decay: float = 0.01
     label_smoothing: float = 0.0

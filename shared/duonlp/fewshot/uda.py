@@ -6,10 +6,11 @@ Xie et al. 2020, https://arxiv.org/abs/1904.12848; the loss is :class:`duonlp.tr
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from duonlp.augmentation import Augmenter
 from duonlp.data.labelled.batches import TextInputs
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.data.rows.order import permuted
@@ -36,9 +37,6 @@ from duonlp.training.objectives.consistency import (
     tsa_threshold,
 )
 from duonlp.typing import Engine, Tokenizer
-
-if TYPE_CHECKING:
-    from duonlp.augmentation import Augmenter
 
 
 class ConsistencyBatches:
@@ -157,7 +155,7 @@ class UDA:
     temperature: float = 0.8
     confidence: float = 0.5
     weight: float = 1.0
-    augmenter: "Augmenter | None" = None
+    augmenter: Augmenter | None = None
     copies: int = 1
     most_unlabelled: int | None = 2000
     max_length: int = 128

@@ -26,7 +26,7 @@ def test_plan_tables_and_json(run, options, tmp_path):  # noqa: F811
     assert "0 cells are finished, 2 would run" in out and "naive-bayes, all, seed 0" in out and "unlabelled" in out
     status, out, err = run("fewshot", *few, "-o", "naive_bayes.smoothing=0.5")
     assert status == 0, err
-    assert "macro F1" in out and "At the threshold 0.5" in out and "curves.png" in out
+    assert "macro F1" in out and "at the threshold 0.5" in out and "curves.png" in out
     assert "[2/2] naive-bayes, all, seed 0: micro F1" in err
     report = json.loads(run("fewshot", *few, "-o", "naive_bayes.smoothing=0.5", "--json")[1])
     assert [cell["settings"]["smoothing"] for cell in report["cells"]] == [0.5, 0.5]

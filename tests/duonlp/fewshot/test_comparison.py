@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.data import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.fewshot import load_classifier
@@ -62,12 +63,15 @@ def test_every_cell_has_scores_a_classifier_and_the_same_split(options, tmp_path
     true = np.array([[name in next(r for r in rows() if r["id"] == i)["labels"] for name in classifier.label_names]
                      for i in split["ids"]["test"]])  # fmt: skip
     assert report["cells"][-1]["macro_f1"] == multi_label_scores(scores, true)["macro_f1"]
-    summary = report["summary"][0]
+    summary = report["summary"]["at_threshold"][0]
     first = [r["at_threshold"]["macro_f1"] for r in report["cells"] if r["size"] == summary["size"]]
     assert summary["macro_f1"]["mean"] == pytest.approx(np.mean(first)) and summary["macro_f1"]["seeds"] == 2
     table = (tmp_path / "out/results.csv").read_text().splitlines()
-    assert len(table) == 7 and table[0].startswith("method,size,slice,seed,threshold,fit_seconds")
-    assert (tmp_path / "out/curves.png").stat().st_size > 1000
+    assert len(table) == 7 and table[0].startswith("method,size,slice,seed,fit_seconds")
+    for name in ("curves", "curves-at-threshold", "curves-at-macro-threshold", "curves-at-label-thresholds"):
+        assert (tmp_path / f"out/{name}.png").stat().st_size > 1000
+    kept = list_tensors(tmp_path / "out/cells/naive-bayes/all/seed-1/probabilities.safetensors")
+    np.testing.assert_array_equal(kept["test"].read(), scores)
 
 
 def test_finished_cells_are_kept_and_methods_sizes_and_seeds_can_be_added(options, tmp_path):
@@ -170,7 +174,7 @@ def test_scores_at_the_thresholds_of_the_validation_texts():
     scores, held_out = rng.random((2, 30, 3))
     found = score(scores, texts, held_out, texts)
     threshold = choose_thresholds(held_out, texts.labels)
-    assert found["threshold"] == threshold
+    assert found["thresholds"]["at_threshold"] == threshold
     assert found["at_threshold"]["micro_f1"] == multi_label_scores(scores, texts.labels, threshold)["micro_f1"]
     each = choose_thresholds(held_out, texts.labels, per_label=True)
     assert found["at_label_thresholds"]["macro_f1"] == multi_label_scores(scores, texts.labels, each)["macro_f1"]

@@ -4,11 +4,13 @@ import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import FewShotData, Method
@@ -17,15 +19,23 @@ from duonlp.metrics.classification import classification_scores
 from duonlp.metrics.multi_label import multi_label_scores
 from duonlp.metrics.thresholds import choose_thresholds
 from duonlp.typing import Engine
-from duonlp.util.files import may_read, write_text
+from duonlp.util.files import may_read, storage_errors, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import read_json_object
 
-CELLS, RESULTS, CLASSIFIER = "cells", "results.json", "classifier"
+CELLS, RESULTS, CLASSIFIER, PROBABILITIES = "cells", "results.json", "classifier", "probabilities.safetensors"
 SCORES = ("micro_f1", "macro_f1", "accuracy", "micro_average_precision", "macro_average_precision")
 """Scores of test texts; those that do not depend on a threshold come last."""
 
-AT_THRESHOLD, AT_THRESHOLDS = "at_threshold", "at_label_thresholds"
+AT_THRESHOLD, AT_MACRO, AT_THRESHOLDS = "at_threshold", "at_macro_threshold", "at_label_thresholds"
+VARIANTS = {
+    "": "at the threshold 0.5",
+    AT_THRESHOLD: "at one threshold that maximizes micro F1 on the validation texts",
+    AT_MACRO: "at one threshold that maximizes macro F1 on the validation texts",
+    AT_THRESHOLDS: "at one threshold per label that maximizes its F1 on the validation texts",
+}
+"""Where the scores of several labels per text are taken, by the key of a cell's results that has them."""
+
 WITHOUT_LABELS = ("zero-shot", "entailment", "prompt")
 """Methods that learn from no text, so that one cell of size 0 serves all sizes and seeds."""
 
@@ -85,7 +95,7 @@ def run_cell(
     folder: Path, cell: Cell, method: Method, about: Mapping[str, Any], package: Engine | None, data: ComparisonData,
     train: LabelledTexts, keep_model: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, save and score a classifier, and write its results, which finishes the cell.
+    """Train, save and score a classifier, and write its probabilities and its results, which finish the cell.
 
     Args:
         folder: Folder of the comparison.
@@ -99,8 +109,8 @@ def run_cell(
 
     Returns:
         The results: "method", "size" (the number of training texts), "slice" (the size asked for), "seed", SCORES at the
-        threshold 0.5 (with one label per text, of the most probable label), "at_threshold" and "at_label_thresholds" (the same
-        with one threshold, or one per label, chosen on the validation texts; None with one label per text), "threshold",
+        threshold 0.5 (with one label per text, of the most probable label), the same under each other key of VARIANTS (None with
+        one label per text), "thresholds" of each of these,
         "fit_seconds", "score_seconds", "cpu_seconds" (of both, over all cores), "settings".
     """
     start, computed = time.perf_counter(), time.process_time()
@@ -122,6 +132,10 @@ def run_cell(
         "cpu_seconds": time.process_time() - computed, "settings": dict(about),
     }  # fmt: skip
     target.mkdir(parents=True, exist_ok=True)
+    arrays = {"test": scores} | ({} if validation is None else {"validation": validation})
+    tensors = [TensorToWrite(name, a.shape, a.dtype, partial(np.ascontiguousarray, a)) for name, a in arrays.items()]
+    with storage_errors(target):
+        write_tensors(target / PROBABILITIES, tensors)
     write_text(target / RESULTS, to_json(record, indent=1) + "\n")
     del classifier
     gc.collect()  # models are in cycles
@@ -139,22 +153,18 @@ def score(
         validation_scores: Those of the validation texts; None with one label per text.
         validation: The validation texts.
     """
+    others = [name for name in VARIANTS if name]
     if not test.multi_label or validation_scores is None:
         own = classification_scores(np.log(np.maximum(np.float64(scores), 1e-12)), test.labels)
         own["micro_f1"] = own["accuracy"]  # each text has one label and gets one
-        return {name: own.get(name) for name in SCORES} | {
-            AT_THRESHOLD: None, AT_THRESHOLDS: None, "threshold": None
-        }  # fmt: skip
-    threshold = choose_thresholds(validation_scores, validation.labels)
-    each = choose_thresholds(validation_scores, validation.labels, per_label=True)
-    at = {
-        name: multi_label_scores(scores, test.labels, value)
-        for name, value in (("half", 0.5), (AT_THRESHOLD, threshold), (AT_THRESHOLDS, each))
+        return {name: own.get(name) for name in SCORES} | dict.fromkeys([*others, "thresholds"])
+    known = validation.labels
+    thresholds: dict[str, Any] = {
+        AT_THRESHOLD: choose_thresholds(validation_scores, known),
+        AT_MACRO: choose_thresholds(validation_scores, known, maximise="macro_f1"),
+        AT_THRESHOLDS: choose_thresholds(validation_scores, known, per_label=True),
     }
-    kept = {name: {score: values[score] for score in SCORES} for name, values in at.items()}
-    return {
-        **kept["half"],
-        AT_THRESHOLD: kept[AT_THRESHOLD],
-        AT_THRESHOLDS: kept[AT_THRESHOLDS],
-        "threshold": threshold,
-    }
+    found = {name: multi_label_scores(scores, test.labels, thresholds.get(name, 0.5)) for name in VARIANTS}
+    kept = {name: {key: values[key] for key in SCORES} for name, values in found.items()}
+    listed = {name: np.asarray(value).tolist() for name, value in thresholds.items()}
+    return {**kept[""], **{name: kept[name] for name in others}, "thresholds": listed}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duonlp.errors import InputError
-from duonlp.fewshot.comparison.cells import AT_THRESHOLD, AT_THRESHOLDS, CELLS, RESULTS, SCORES
+from duonlp.fewshot.comparison.cells import AT_THRESHOLD, CELLS, RESULTS, SCORES, VARIANTS
 from duonlp.fewshot.methods import METHODS
 from duonlp.metrics.learning_curves import learning_curve_plot, learning_curve_scores, summarize_runs
 from duonlp.util.files import write_text
@@ -18,10 +18,8 @@ from duonlp.util.reading import read_json_object
 if TYPE_CHECKING:
     from rich.console import Console
 
-REPORT, TABLE, CURVES, CURVES_AT_HALF = "results.json", "results.csv", "curves.png", "curves-at-0.5.png"
+REPORT, TABLE, CURVES = "results.json", "results.csv", "curves{}.png"
 F1 = ("micro_f1", "macro_f1")
-VARIANTS = ("", AT_THRESHOLD, AT_THRESHOLDS)
-"""Prefixes of scores in the CSV file: at 0.5, at the validation texts' threshold, and at one per label."""
 
 
 def collect_cells(folder: Path) -> list[dict[str, Any]]:
@@ -40,22 +38,23 @@ def collect_cells(folder: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda r: (order.index(r["method"]), r["size"], r["slice"] == "all", r["seed"]))
 
 
-def at_threshold(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records with the scores at the threshold chosen on the validation texts in place of those at 0.5."""
-    return [{**record, **(record.get(AT_THRESHOLD) or {})} for record in records]
+def variant(records: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Return the records with the scores of one of VARIANTS in place of those at 0.5."""
+    return [{**record, **((record.get(key) if key else None) or {})} for record in records]
+
+
+def variants_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of VARIANTS that the records have: with one label per text, only ""."""
+    return [key for key in VARIANTS if not key or any(record.get(key) for record in records)]
 
 
 def make_report(records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the report: "cells", "summary" at the validation texts' threshold, "summary_at_half", and `about`."""
-    unique = _unique(records)
-    summaries = {"summary": [], "summary_at_half": []}
+    """Return the report: "cells", "summary" (means over seeds by variant, "half" for the threshold 0.5), and `about`."""
+    unique, summary = _unique(records), {}
     if unique:
         scores = [name for name in SCORES if any(record.get(name) is not None for record in unique)]
-        summaries = {
-            "summary": summarize_runs(at_threshold(unique), scores),
-            "summary_at_half": summarize_runs(unique, scores),
-        }
-    return {**summaries, "cells": list(records), **about}
+        summary = {key or "half": summarize_runs(variant(unique, key), scores) for key in variants_of(unique)}
+    return {"summary": summary, "cells": list(records), **about}
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +64,12 @@ def write_report(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
     write_text(folder / TABLE, _csv(records))
     if records and importlib.util.find_spec("matplotlib"):
         unique = _unique(records)
-        learning_curve_plot(at_threshold(unique), folder / CURVES, scores=F1)
-        files["curves"] = str(folder / CURVES)
-        if any(record.get(AT_THRESHOLD) for record in unique):
-            learning_curve_plot(unique, folder / CURVES_AT_HALF, scores=F1)
-            files["curves_at_half"] = str(folder / CURVES_AT_HALF)
+        for key in variants_of(unique):
+            file = folder / CURVES.format(f"-{key.replace('_', '-')}" if key else "")
+            learning_curve_plot(
+                variant(unique, key), file, scores=F1, title=VARIANTS[key] if unique[0].get(AT_THRESHOLD) else ""
+            )
+            files[f"curves {key}".strip()] = str(file)
     report = {**report, "files": files}
     write_text(folder / REPORT, to_json(report, indent=1) + "\n")
     return report
@@ -79,16 +79,12 @@ def print_report(report: Mapping[str, Any], console: "Console") -> None:
     """Print a table for each F1 score, the cells that failed, and the files."""
     unique = _unique(report["cells"])
     if unique:
-        tuned = any(record.get(AT_THRESHOLD) for record in unique)
-        if tuned:
-            console.print("At the threshold chosen on the validation texts, mean ± standard deviation over seeds:\n")
-        for name in F1:
-            console.print(learning_curve_scores(at_threshold(unique), name))
-            console.print()
-        if tuned:
-            console.print("At the threshold 0.5:\n")
+        keys = variants_of(unique)
+        for key in keys:
+            heading = f", {VARIANTS[key]}" if len(keys) > 1 else ""
+            console.print(f"Mean ± standard deviation over seeds{heading}:\n", soft_wrap=True)
             for name in F1:
-                console.print(learning_curve_scores(unique, name))
+                console.print(learning_curve_scores(variant(unique, key), name))
                 console.print()
         console.print("\n".join(_seconds(unique)) + "\n", soft_wrap=True)
     for failure in report["failed"]:
@@ -117,10 +113,10 @@ def _unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _csv(records: Sequence[Mapping[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    names = [(variant, score) for variant in VARIANTS for score in SCORES]
-    own = ("method", "size", "slice", "seed", "threshold", "fit_seconds", "score_seconds", "cpu_seconds")
-    writer.writerow([*own, *(f"{variant}_{score}".strip("_") for variant, score in names)])
+    names = [(key, score) for key in VARIANTS for score in SCORES]
+    own = ("method", "size", "slice", "seed", "fit_seconds", "score_seconds", "cpu_seconds")
+    writer.writerow([*own, *(f"{key}_{score}".strip("_") for key, score in names)])
     for record in records:
-        scores = [((record.get(variant) or {}) if variant else record).get(score) for variant, score in names]
+        scores = [((record.get(key) or {}) if key else record).get(score) for key, score in names]
         writer.writerow(["" if value is None else value for value in [*(record.get(name) for name in own), *scores]])
     return stream.getvalue()

@@ -38,8 +38,8 @@ def compare(
 
     Returns:
         The report that is also written to results.json: "cells" (see ``run_cell``), "summary" (mean and spread over seeds by
-        method and size), "data" (numbers of texts and labels), "failed" (cells that raised InputError, with the message),
-        "interrupted", "files", "settings".
+        method and size, for each way to choose thresholds), "data" (numbers of texts and labels), "failed" (cells that raised
+        InputError, with the message), "interrupted", "files", "settings".
 
     Raises:
         InputError: Settings and data are invalid, the output has another comparison or is in use, or a cell that is finished

@@ -148,7 +148,10 @@ class ComparisonSettings:
             shared = {key: getattr(self, key) for key in SHARED if key in has and getattr(self, key) is not None}
             if CACHE in has:
                 shared[CACHE] = str(self.folder / CACHE)
-            made[name] = build(cls, {**shared, **own}, f"the method {name}", f"{name}.")
+            try:
+                made[name] = build(cls, {**shared, **own}, f"the method {name}", f"{name}.")
+            except TypeError as error:  # an object that no text describes, such as an augmenter
+                raise InputError(f"{name} has a setting that can only be given in Python: {error}") from error
         return made
 
 
