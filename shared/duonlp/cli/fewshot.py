@@ -66,6 +66,9 @@ def fewshot(
     encoding: flags.Encoding = None,
     quoting: flags.Quoting = None,
     data_config: flags.DataConfig = None,
+    descriptions: Annotated[
+        str, cli_option(help="JSON or TOML file with a description of each label: further training texts.")
+    ] = "",
     keep_models: Annotated[str, cli_option(help="all or none: which classifiers to save (default all).")] = "",
     option: SettingsOption = None,
     dry_run: flags.DryRun = False,
@@ -114,7 +117,7 @@ def read_settings(given: Mapping[str, Any]) -> Any:
     names = (
         "data", "output", "framework", "seeds", "labels", "model", "max_length", "batch_size", "dtype", "validation", "test",
         "test_data", "test_split", "train_split", "split_seed", "text_column", "label_column", "label_map", "label_separator",
-        "class_names", "column_names", "encoding", "quoting", "keep_models",
+        "class_names", "column_names", "encoding", "quoting", "keep_models", "descriptions",
     )  # fmt: skip
     values = {name: given[name] for name in names} | {
         "unlabelled": given["unlabeled"], "config": given["data_config"],

@@ -6,6 +6,7 @@ classifier.scores(["The download hangs at 99%"])
 """
 
 from duonlp.fewshot.classifier import Classifier, FewShotData, Method
+from duonlp.fewshot.descriptions import with_descriptions
 from duonlp.fewshot.methods import METHODS, load_classifier, method_class
 from duonlp.fewshot.zero_shot import classify_by_embeddings
 
@@ -17,4 +18,5 @@ __all__ = [
     "classify_by_embeddings",
     "load_classifier",
     "method_class",
+    "with_descriptions",
 ]

@@ -16,6 +16,7 @@ from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts, Text
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
+from duonlp.fewshot.descriptions import with_descriptions
 from duonlp.fewshot.linear import LinearClassifier, fit_linear, import_sklearn, regression, single_texts
 from duonlp.fewshot.model_classifier import completed
 from duonlp.fewshot.setfit_pairs import ContrastiveBatches, check_strategy
@@ -289,14 +290,8 @@ class SetFit:
                     "there are no training texts; add some, or set a template to start from the labels' names"
                 )
             return texts
-        count, copies = len(texts.label_names), self.template_examples
-        added = [self.template.format(name) for name in texts.label_names for _ in range(copies)]
-        ids = [f"template:{name}:{copy}" for name in texts.label_names for copy in range(copies)]
-        labels = np.eye(count, dtype=np.float32) if texts.multi_label else np.arange(count, dtype=np.int32)
-        return LabelledTexts(
-            texts.texts + added, np.concatenate([texts.labels, labels.repeat(copies, axis=0)]), texts.label_names,
-            texts.ids + ids,
-        )  # fmt: skip
+        named = {name: self.template.format(name) for name in texts.label_names}
+        return with_descriptions(texts, named, self.template_examples)
 
     def _batches(self, texts: LabelledTexts, encoder: SentenceEncoder, seed: int) -> ContrastiveBatches:
         return ContrastiveBatches(

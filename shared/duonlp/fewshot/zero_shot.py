@@ -10,14 +10,14 @@ import numpy as np
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
+from duonlp.fewshot.descriptions import label_texts
 from duonlp.pipelines.embedding import POOLINGS, TextEncoder, copy_checkpoint, embed
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.pipelines.trained import cached_pipeline
 from duonlp.schema import POSITIONS, choice, integer, list_of, number, text
-from duonlp.tasks.base import check_bool, check_choice, check_int, check_text, describe, softmax
+from duonlp.tasks.base import check_bool, check_choice, check_int, describe, softmax
 from duonlp.tasks.zero_shot_classification import check_candidates, check_template
 from duonlp.typing import Engine
-from duonlp.util.suggestions import nearest
 
 TEMPERATURE = 0.05
 """Temperature of cosine similarities: sentence encoders are trained with a scale of 20."""
@@ -35,36 +35,6 @@ MODEL = "model"
 """Subfolder of the model's checkpoint."""
 
 COUNT, TEXTS = integer(1, 1 << 31), list_of(text(10_000), 1, 1 << 20)
-
-
-def label_texts(label_names: Sequence[str], descriptions: Mapping[str, str] | None, template: str = "{}") -> list[str]:
-    """Return the text that stands for each label: its description, or else its name, put into a template.
-
-    Args:
-        label_names: Names of the labels.
-        descriptions: Descriptions by name; a label without one is described by its name.
-        template: Text with "{}" in place of the description.
-
-    Raises:
-        InputError: A description is of no label or empty, two labels have the same text, or the template has no "{}".
-    """
-    check_template(template)
-    descriptions = {} if descriptions is None else descriptions
-    if not isinstance(descriptions, Mapping):
-        raise InputError(f"descriptions is {describe(descriptions)}; pass a dict from the names of labels to texts")
-    for name, description in descriptions.items():
-        if name not in label_names:
-            known = [str(other) for other in label_names]
-            raise InputError(f"descriptions has {name!r}, which is no label{nearest(str(name), known)}; drop it")
-        check_text(description, f"the description of {name!r}")
-    texts = [template.format(descriptions.get(name, name)) for name in label_names]
-    for i, described in enumerate(texts):
-        if described in texts[:i]:
-            raise InputError(
-                f"the labels {label_names[texts.index(described)]!r} and {label_names[i]!r} are both described as "
-                f"{described!r}; give them different descriptions"
-            )
-    return texts
 
 
 def classify_by_embeddings(

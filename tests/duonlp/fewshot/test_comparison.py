@@ -10,7 +10,7 @@ import pytest
 from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.data import LabelledTexts
 from duonlp.errors import InputError
-from duonlp.fewshot import load_classifier
+from duonlp.fewshot import load_classifier, with_descriptions
 from duonlp.fewshot.comparison import ComparisonSettings, compare, plan
 from duonlp.fewshot.comparison.cells import score
 from duonlp.fewshot.comparison.data import slices_per_label
@@ -203,3 +203,25 @@ def test_bad_input(options, tmp_path, changes, message):
     with pytest.raises(InputError, match=f"(?s){message}"):
         run(options, **changes)
     assert not (tmp_path / "out/split.json").exists()
+
+
+def test_descriptions_are_further_training_texts(options, tmp_path):
+    described = {"bug": "a crash in the program", "docs": "a typo in the manual"}
+    (tmp_path / "labels.toml").write_text("".join(f'{name} = "{text}"\n' for name, text in described.items()))
+    plain = run(options, sizes=(4,), seeds=1)["cells"][0]
+    with pytest.raises(InputError, match="other description texts"):
+        run(options, sizes=(4,), seeds=1, descriptions=described)
+    given = options | {"output": str(tmp_path / "described"), "sizes": (4,), "seeds": 1}
+    record = run(given, descriptions=str(tmp_path / "labels.toml"))["cells"][0]
+    assert (
+        record["size"] == plain["size"] == 4 and record["macro_average_precision"] != plain["macro_average_precision"]
+    )
+    with pytest.raises(InputError, match="other description texts"):
+        run(given, descriptions=described, description_copies=3)
+    with pytest.raises(InputError, match="descriptions has 'bugs', which is no label; did you mean 'bug'"):
+        run(options, output=str(tmp_path / "wrong"), descriptions={"bugs": "a crash"})
+
+    texts = LabelledTexts(["a"], np.array([1], np.int32), ("bug", "docs"))
+    more = with_descriptions(texts, described, copies=2)
+    assert more.texts == ["a", *[described["bug"]] * 2, *[described["docs"]] * 2]
+    assert more.labels.tolist() == [1, 0, 0, 1, 1] and len(set(more.ids)) == 5

@@ -13,7 +13,7 @@ import numpy as np
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
-from duonlp.fewshot.classifier import FewShotData, Method
+from duonlp.fewshot.classifier import Method
 from duonlp.fewshot.comparison.data import ComparisonData
 from duonlp.metrics.classification import classification_scores
 from duonlp.metrics.multi_label import multi_label_scores
@@ -114,7 +114,7 @@ def run_cell(
         "fit_seconds", "score_seconds", "cpu_seconds" (of both, over all cores), "settings".
     """
     start, computed = time.perf_counter(), time.process_time()
-    few = FewShotData(train, data.validation, data.unlabelled)
+    few = data.few(train)
     classifier = method.fit(package if method.needs_engine else None, few, seed=cell.seed)
     fitted = time.perf_counter()
     target = folder / cell.path

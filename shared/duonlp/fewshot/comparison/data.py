@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from duonlp.data.labelled.preparation import prepare_labels, read_unlabelled_tex
 from duonlp.data.labelled.splits import indicators, nested_slices, stratified_split
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
+from duonlp.fewshot.classifier import FewShotData
 from duonlp.fewshot.comparison.settings import ComparisonSettings
+from duonlp.fewshot.descriptions import label_texts, read_descriptions, with_descriptions
 from duonlp.util.files import may_read, write_text
 from duonlp.util.json_text import to_json
 from duonlp.util.reading import read_json_object
@@ -31,6 +33,8 @@ class ComparisonData:
         test: Labeled texts to score.
         unlabelled: Texts without labels, those of `train` among them, which is the same for every slice.
         report: What was found while the data was prepared.
+        descriptions: Descriptions of labels that are added to the training texts, by name.
+        copies: How often each of them is added.
     """
 
     train: LabelledTexts
@@ -38,6 +42,13 @@ class ComparisonData:
     test: LabelledTexts
     unlabelled: tuple[str, ...]
     report: Mapping[str, Any]
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    copies: int = 1
+
+    def few(self, train: LabelledTexts) -> FewShotData:
+        """Return what a method may learn from, with a slice of the training texts."""
+        described = with_descriptions(train, self.descriptions, self.copies) if self.descriptions else train
+        return FewShotData(described, self.validation, self.unlabelled)
 
     def slices(self, settings: ComparisonSettings, seed: int) -> dict[int | str, LabelledTexts]:
         """Return the training texts of each size; each slice is part of all larger ones.
@@ -57,8 +68,12 @@ class ComparisonData:
             "multi_label": self.train.multi_label,
             "ids": {name: list(texts.ids) for name, texts in parts.items()},
             "sha256": {name: _fingerprint(texts) for name, texts in parts.items()}
-            | {"unlabelled": hashlib.sha256(to_json(list(self.unlabelled)).encode()).hexdigest()},
+            | {"unlabelled": hashlib.sha256(to_json(list(self.unlabelled)).encode()).hexdigest()}
+            | ({"description": self._hash_descriptions()} if self.descriptions else {}),
         }
+
+    def _hash_descriptions(self) -> str:
+        return hashlib.sha256(to_json([sorted(self.descriptions.items()), self.copies]).encode()).hexdigest()
 
     def counts(self) -> dict[str, Any]:
         """Return the number of texts of each part, and of each label in it."""
@@ -111,7 +126,12 @@ def prepare(settings: ComparisonSettings) -> ComparisonData:
         unlabelled += [str(text) for text in further]
     kept_out = {*validation.texts, *test.texts}
     pool = (text for text in [*unlabelled, *map(str, train.texts)] if text not in kept_out)
-    return ComparisonData(train, validation, test, tuple(dict.fromkeys(pool)), prepared.report.to_dict())
+    descriptions = {} if settings.descriptions is None else read_descriptions(settings.descriptions)
+    label_texts(labelled.label_names, descriptions)
+    return ComparisonData(
+        train, validation, test, tuple(dict.fromkeys(pool)), prepared.report.to_dict(), descriptions,
+        settings.description_copies,
+    )  # fmt: skip
 
 
 def slices_per_label(texts: LabelledTexts, sizes: Sequence[int], seed: int) -> list[LabelledTexts]:
@@ -164,8 +184,8 @@ def verify_split(folder: Path, data: ComparisonData) -> None:
                 f"{file} has other {what} ({_shortened(stored.get(name))}, not {_shortened(split[name])}); use the same data and "
                 "settings, or another output"
             )
-    for part, digest in split["sha256"].items():
-        if stored.get("sha256", {}).get(part) != digest:
+    for part in {**stored.get("sha256", {}), **split["sha256"]}:
+        if stored.get("sha256", {}).get(part) != split["sha256"].get(part):
             raise InputError(
                 f"{file} has other {part} texts; all methods must be compared on the same split, so use the same data and "
                 "settings, or another output"

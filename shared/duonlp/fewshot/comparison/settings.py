@@ -9,6 +9,7 @@ from duonlp.data.labelled.splits import ALL
 from duonlp.dtypes import TRAINING_DTYPES, check_dtype
 from duonlp.errors import InputError
 from duonlp.fewshot.classifier import Method
+from duonlp.fewshot.descriptions import read_descriptions
 from duonlp.fewshot.methods import METHODS, method_class
 from duonlp.training.settings_file import build
 from duonlp.util.frameworks import PACKAGES
@@ -17,6 +18,9 @@ from duonlp.util.suggestions import choice
 KEEP_MODELS = ("all", "none")
 SHARED = ("model", "max_length", "batch_size", "dtype")
 """Settings of all methods that have them; those of a method itself go first."""
+
+DESCRIPTIONS = "descriptions"
+"""Setting of zero-shot methods."""
 
 CACHE = "cache"
 """Setting of a method for a folder of what its trainings share."""
@@ -57,6 +61,9 @@ class ComparisonSettings:
         batch_size: Texts per batch, likewise.
         dtype: Compute dtype, likewise.
         keep_models: "all", or "none" to write scores only.
+        descriptions: {label: description}, or a .json or .toml file with it. They are training texts of each slice in addition to
+            its own, and what zero-shot methods compare texts with.
+        description_copies: How often each of them is added to a slice.
         options: Settings of methods by the name of the method.
 
     Raises:
@@ -93,6 +100,8 @@ class ComparisonSettings:
     batch_size: int | None = None
     dtype: str | None = None
     keep_models: str = "all"
+    descriptions: Mapping[str, str] | str | None = field(default=None, hash=False)
+    description_copies: int = 2
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +120,7 @@ class ComparisonSettings:
                 raise InputError(f"size {size!r} is not a positive number of texts or {ALL!r}")
         if not self.sizes and not self.per_label:
             raise InputError("sizes is empty; give numbers of texts, such as 8,16,32,all")
-        for name in ("seeds", "labels", "max_length", "batch_size"):
+        for name in ("seeds", "labels", "max_length", "batch_size", "description_copies"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
@@ -146,6 +155,8 @@ class ComparisonSettings:
                 raise InputError(f"{name} is {own!r}; it must be a table of settings, such as {name}.max_length = 64")
             has = {f.name for f in fields(cast(Any, cls))}
             shared = {key: getattr(self, key) for key in SHARED if key in has and getattr(self, key) is not None}
+            if DESCRIPTIONS in has and self.descriptions is not None:
+                shared[DESCRIPTIONS] = read_descriptions(self.descriptions)
             if CACHE in has:
                 shared[CACHE] = str(self.folder / CACHE)
             try:
