@@ -101,6 +101,10 @@ def test_finished_cells_are_kept_and_methods_sizes_and_seeds_can_be_added(option
         run(options, split_seed=1)
     with pytest.raises(InputError, match=r"has other labels .bug, docs, new, not "):
         run(options, labels=2)
+    with open(options["data"], "a") as file:
+        file.write(json.dumps({"id": "new", "title": "another crash", "body": None, "labels": []}) + "\n")
+    with pytest.raises(InputError, match="has other unlabelled texts; all methods must be compared on the same split"):
+        run(options)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model.safetensors").touch()
     with pytest.raises(InputError, match=r"holds something else .model.safetensors.; give another folder"):
