@@ -23,7 +23,8 @@ from duonlp.fewshot.linear import (
     regression,
     single_texts,
 )
-from duonlp.tasks.base import check_bool, check_int
+from duonlp.pipelines.embedding import POOLINGS, TextEncoder
+from duonlp.tasks.base import check_bool, check_choice, check_int
 from duonlp.typing import Engine
 
 
@@ -121,16 +122,17 @@ class TfidfRegression:
 
 @dataclass(frozen=True)
 class EmbeddingRegression:
-    """Logistic regression on the embeddings of a frozen sentence encoder.
+    """Logistic regression on the embeddings of a frozen encoder.
 
     A label without training texts has a probability of 0, and multi-label one that all of them have has 1.
 
     Attributes:
-        model: A checkpoint for the pipeline "sentence-embedding": a folder or a Hub id. A saved classifier refers to it.
+        model: A sentence encoder, or with `pooling` any encoder or decoder: a folder or a Hub id.
         inverse_penalty: Inverse strength of the L2 penalty, scikit-learn's C.
         balanced: Whether the texts of each class, or those with and those without a label, weigh equally together.
         max_length: Maximum number of tokens of a text; None for the model's limit.
         batch_size: Texts that are embedded together.
+        pooling: See :func:`duonlp.pipelines.embed`.
 
     Raises:
         InputError: A setting is invalid.
@@ -146,12 +148,14 @@ class EmbeddingRegression:
     balanced: bool = True
     max_length: int | None = 128
     batch_size: int = 32
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         check_above_0("inverse_penalty", self.inverse_penalty)
         check_bool("balanced", self.balanced)
         check_int("max_length", self.max_length, minimum=1, optional=True)
         check_int("batch_size", self.batch_size, minimum=1)
+        check_choice("pooling", self.pooling, (*POOLINGS, None))
 
     def fit(
         self, package: Engine | None, data: FewShotData, *, seed: int = 0, console: Any = False
@@ -164,10 +168,8 @@ class EmbeddingRegression:
             MissingExtraError: scikit-learn is not installed.
         """
         train = check_train(data)
-        if package is None:
-            raise InputError(f"the method {self.name!r} runs a model; pass package=tfnlp or jaxnlp")
         import_sklearn("linear_model")  # raises before the encoder is loaded
-        features = EmbeddingFeatures(package, self.model, self.max_length, self.batch_size)
+        features = EmbeddingFeatures(TextEncoder(package, self.model, self.pooling, self.max_length, self.batch_size))
         return fit_linear(self.name, features, train, regression(self.inverse_penalty, self.balanced))
 
 

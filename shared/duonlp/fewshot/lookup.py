@@ -16,19 +16,18 @@ import numpy as np
 
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
+from duonlp.fewshot.linear import ENCODER, ENCODER_SETTINGS, load_encoder
+from duonlp.metrics.report import macro_f1, micro_f1
 from duonlp.pipelines.embedding import POOLINGS, TextEncoder
 from duonlp.retrieval.indexes.ranking import import_faiss
 from duonlp.retrieval.indexes.vectors import FaissIndex, VectorIndex
-from duonlp.schema import POSITIONS, choice, integer
+from duonlp.schema import choice, integer
 from duonlp.tasks.base import check_choice, check_int
 from duonlp.typing import Engine
 from duonlp.util.pictures import check_picture_file, picture, require_matplotlib
 
 INDEXES = ("flat", "ivf")
 SCORES = ("macro_f1", "micro_f1")
-ENCODER = "encoder"
-"""Subfolder of the encoder's checkpoint."""
-
 TIE = 1e-4
 """Weight that breaks ties between labels with equally many votes, in votes; with one label per text only."""
 
@@ -193,12 +192,7 @@ def search_votes(neighbors: np.ndarray, known: np.ndarray, labels: np.ndarray) -
             predicted = votes >= m
             if single:
                 predicted &= votes.argmax(1)[:, None] == np.arange(classes)
-            right = (predicted & true).sum(0)
-            total = predicted.sum(0) + true.sum(0)
-            maps[:, k - 1, m - 1] = (
-                2 * right.sum() / max(total.sum(), 1),
-                (2 * right / np.maximum(total, 1)).mean(),
-            )
+            maps[:, k - 1, m - 1] = micro_f1(predicted, true), macro_f1(predicted, true, classes="all")
     return LookupSearch(*maps)
 
 
@@ -277,10 +271,7 @@ class LookupClassifier:
     def save(self, folder: str | Path) -> None:
         """Write the vectors, the labels and the encoder; the index is built again from them."""
         encoder = self.encoder
-        settings = {
-            "k": self.k, "m": self.m, "pooling": encoder.pooling, "max_length": encoder.max_length,
-            "batch_size": encoder.batch_size, **self._settings,
-        }  # fmt: skip
+        settings = {"k": self.k, "m": self.m, **encoder.settings(), **self._settings}
         arrays = {"vectors": self.vectors, "labels": self.labels}
         if self.search is not None:
             arrays |= {name: getattr(self.search, name) for name in SCORES}
@@ -302,9 +293,7 @@ class LookupClassifier:
             if files.multi_label
             else files.array("labels", np.int32, (count,))
         )
-        encoder = TextEncoder(
-            package, files.folder / ENCODER, settings["pooling"], settings["max_length"], settings["batch_size"]
-        )
+        encoder = load_encoder(files, package)
         in_range = files.multi_label or (labels.min(initial=0) >= 0 and labels.max(initial=0) < classes)
         fits = settings["m"] <= settings["k"] <= count and (settings["clusters"] or 1) <= count
         if not (in_range and fits and vectors.shape[1] == encoder.size and np.isfinite(vectors).all()):
@@ -320,9 +309,13 @@ class LookupClassifier:
 
 
 SETTINGS = {
-    "k": COUNT, "m": COUNT, "pooling": choice(*POOLINGS) | None, "max_length": POSITIONS | None, "batch_size": COUNT | None,
-    "index": choice(*INDEXES), "clusters": COUNT | None, "probes": COUNT,
-}  # fmt: skip
+    "k": COUNT,
+    "m": COUNT,
+    **ENCODER_SETTINGS,
+    "index": choice(*INDEXES),
+    "clusters": COUNT | None,
+    "probes": COUNT,
+}
 """Kinds of a classifier's settings."""
 
 

@@ -15,7 +15,7 @@ from duonlp.checkpoints import open_checkpoint
 from duonlp.data.labelled.batches import LabelledBatches
 from duonlp.data.labelled.texts import LabelledTexts, Text
 from duonlp.errors import CheckpointError, InputError
-from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
+from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings
 from duonlp.fewshot.descriptions import with_descriptions
 from duonlp.fewshot.linear import LinearClassifier, fit_linear, import_sklearn, regression, single_texts
 from duonlp.fewshot.model_classifier import completed
@@ -130,7 +130,8 @@ class SentenceEncoder:
         return own
 
     def save(self, folder: Path) -> None:
-        """Write the model in the layout of Hugging Face and sentence-transformers."""
+        """Write the model in the layout of Hugging Face and sentence-transformers, to ``body/``."""
+        folder = folder / BODY
         self.model.save_pretrained(folder, self.tokenizer)
         save_sentence_files(getattr(self.model, "folder", None), folder, self.pooling)
 
@@ -142,12 +143,6 @@ class SetFitClassifier(LinearClassifier):
     def encoder(self) -> SentenceEncoder:
         """The sentence encoder."""
         return cast(SentenceEncoder, self.features)
-
-    def save(self, folder: str | Path) -> None:
-        """Write everything that ``load_classifier`` needs, atomically: the encoder to ``body/``, the rest beside it."""
-        arrays = {"coefficients": self.coefficients, "intercepts": self.intercepts}
-        files = ClassifierFiles(self.method, self.label_names, self.multi_label, self.encoder.settings(), arrays)
-        write_classifier(files, folder, lambda new: self.encoder.save(new / BODY))
 
     @classmethod
     def load(cls, files: ClassifierFiles, package: Engine | None) -> Self:

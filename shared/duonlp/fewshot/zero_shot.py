@@ -11,10 +11,11 @@ from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings, write_classifier
 from duonlp.fewshot.descriptions import label_texts
+from duonlp.fewshot.linear import ENCODER, ENCODER_SETTINGS, load_encoder
 from duonlp.pipelines.embedding import POOLINGS, TextEncoder, copy_checkpoint, embed
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.pipelines.trained import cached_pipeline
-from duonlp.schema import POSITIONS, choice, integer, list_of, number, text
+from duonlp.schema import POSITIONS, integer, list_of, number, text
 from duonlp.tasks.base import check_bool, check_choice, check_int, describe, softmax
 from duonlp.tasks.zero_shot_classification import check_candidates, check_template
 from duonlp.typing import Engine
@@ -230,13 +231,10 @@ class EmbeddingClassifier:
     def save(self, folder: str | Path) -> None:
         """Write the labels' vectors and the encoder."""
         encoder = self.encoder
-        settings = {
-            "temperature": self.temperature, "pooling": encoder.pooling, "max_length": encoder.max_length,
-            "batch_size": encoder.batch_size,
-        }  # fmt: skip
+        settings = {"temperature": self.temperature, **encoder.settings()}
         arrays = {"vectors": self.vectors, "offsets": self.offsets}
         files = ClassifierFiles("zero-shot", self.label_names, self.multi_label, settings, arrays)
-        write_classifier(files, folder, lambda new: encoder.save(new / MODEL))
+        write_classifier(files, folder, lambda new: encoder.save(new / ENCODER))
 
     @classmethod
     def load(cls, files: ClassifierFiles, package: Engine | None) -> Self:
@@ -247,18 +245,13 @@ class EmbeddingClassifier:
             files.array("vectors", np.float32, (count, None)),
             files.array("offsets", np.float32, (count,)),
         )
-        encoder = TextEncoder(
-            package, files.folder / MODEL, settings["pooling"], settings["max_length"], settings["batch_size"]
-        )
+        encoder = load_encoder(files, package)
         if vectors.shape[1] != encoder.size or not (np.isfinite(vectors).all() and np.isfinite(offsets).all()):
             raise CheckpointError(f"{files.folder}: the labels' vectors do not fit the encoder; train again")
         return cls(encoder, vectors, offsets, settings["temperature"], files.label_names, files.multi_label)
 
 
-EMBEDDING_SETTINGS = {
-    "temperature": number(0, 1e6, above=True), "pooling": choice(*POOLINGS) | None, "max_length": POSITIONS | None,
-    "batch_size": COUNT | None,
-}  # fmt: skip
+EMBEDDING_SETTINGS = {"temperature": number(0, 1e6, above=True), **ENCODER_SETTINGS}
 """Kinds of the settings of an EmbeddingClassifier."""
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SCORES = ("micro_f1", "macro_f1")
 INTERVALS = ("range", "t")
+WIDTH = 80
+"""Columns of a terminal, and of what is written to a pipe."""
+
 MARKERS = "os^Dv*PX"
 
 T_QUANTILES = (
@@ -162,6 +165,8 @@ def summarize_runs(records: Iterable[Mapping[str, Any]], scores: Sequence[str] =
 def learning_curve_scores(records: Iterable[Mapping[str, Any]], score: str = "macro_f1") -> "Table":
     """Return a rich table of a score with a row per method and a column per size: mean ± standard deviation over seeds.
 
+    Where that would be wider than 80 columns, the deviation is below the mean.
+
     Args:
         records: As for :func:`learning_curves`.
         score: Name of the score.
@@ -174,12 +179,15 @@ def learning_curve_scores(records: Iterable[Mapping[str, Any]], score: str = "ma
 
     curves = learning_curves(records, score)
     sizes = sorted({point.size for points in curves.values() for point in points})
+    longest = max(map(len, [*curves, _heading(score)]))
+    is_wide = longest + len(sizes) * len("  0.500 ± 0.500") > WIDTH
+    between = "\n±" if is_wide else " ± "
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(_heading(score), overflow="fold")
+    table.add_column(_heading(score), overflow="fold", min_width=min(longest, WIDTH // 3))
     for size in sizes:
         table.add_column(f"{size:,}", justify="right", no_wrap=True)
     for method, points in curves.items():
-        cells = {point.size: f"{point.mean:.3f}" + f" ± {point.std:.3f}" * (point.seeds > 1) for point in points}
+        cells = {point.size: f"{point.mean:.3f}" + f"{between}{point.std:.3f}" * (point.seeds > 1) for point in points}
         table.add_row(Text(method), *(cells.get(size, "") for size in sizes))
     return table
 

@@ -1,9 +1,11 @@
 """Vectors of texts by any pooling, and frozen text encoders that are saved with what was built on their vectors."""
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -22,6 +24,13 @@ POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "max": "max"}
 WEIGHTS, OTHER_WEIGHTS = ".safetensors", (".h5", ".msgpack")
 TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 """Endings of the files of a checkpoint: its weights, those of other frameworks, and its configuration and tokenizer."""
+
+
+CACHED_BYTES = 1 << 26
+"""Size of the vectors of one model that are kept."""
+
+_cached_vectors: WeakKeyDictionary[Pipeline, dict[bytes, np.ndarray]] = WeakKeyDictionary()
+"""Vectors by pipeline and by a hash of pooling, length and text; the last used come last."""
 
 
 def embed(
@@ -79,6 +88,9 @@ def embed(
 class TextEncoder:
     """A frozen encoder of texts: a checkpoint, a pooling, and a number of tokens.
 
+    Up to 64 MiB of a model's vectors are kept, also for other encoders of the same checkpoint: methods are trained many times on
+    slices of the same texts, and scored on the same test texts.
+
     Args:
         package: tfnlp or jaxnlp.
         model: A sentence encoder, or with `pooling` any encoder or decoder: a folder or a Hub id.
@@ -118,7 +130,30 @@ class TextEncoder:
         Raises:
             InputError: A text is empty, or not a text.
         """
+        texts = list(texts)
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            return self._embed(texts)  # raises an error that names the text
+        cache = _cached_vectors.setdefault(self.pipe, {})
+        keys = [self._key(text) for text in texts]
+        vectors = {key: vector for key in keys if (vector := cache.pop(key, None)) is not None}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in vectors}
+        if missing:
+            vectors |= zip(missing, map(np.copy, self._embed([*missing.values()])), strict=True)
+        cache |= vectors
+        for key in list(cache)[: -max(1, CACHED_BYTES // (4 * self.size))]:
+            cache.pop(key, None)
+        return np.stack([vectors[key] for key in keys])
+
+    def _key(self, text: str) -> bytes:
+        about = f"{self.pooling} {self.max_length} {text}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(about, digest_size=16).digest()
+
+    def _embed(self, texts: Sequence[Any]) -> np.ndarray:
         return embed(self.pipe, texts, self.pooling, max_length=self.max_length, batch_size=self.batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments `pooling`, `max_length` and `batch_size`."""
+        return {"pooling": self.pooling, "max_length": self.max_length, "batch_size": self.batch_size}
 
     def save(self, folder: Path) -> None:
         """Copy the checkpoint: weights, configuration, tokenizer, and the modules of a sentence encoder.

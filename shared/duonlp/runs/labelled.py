@@ -152,6 +152,10 @@ class LabelledData:
             summary += f"; {self.unlabelled} unlabeled rows are left out"
         if none_applies:
             summary += f"; no label applies to {none_applies} of the texts"
+        if self.validation is not None:
+            seen = set(self.batches.texts)
+            if repeated := sum(text in seen for text in self.validation.texts):
+                summary += f"; {repeated} of the validation texts are also training texts, so scores are too high"
         return {"summary": summary, "out_of_scope": self.out_of_scope}
 
     def overrides(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def test_usage_errors(run, options, tmp_path):  # noqa: F811
         ([*options, "-o", "sise=1"], "'sise' is not a setting of duonlp fewshot"),
         ([*options, "--keep-models", "some"], "'some' is not one of all, none"),
         ([*options, "--unlabeled", tmp_path / "none.jsonl", "--methods", "naive-bayes"], "none.jsonl"),
+        ([*options, "--sizes", "8,500", "--methods", "naive-bayes"], "a slice of 500 texts is larger than the data"),
         ([*options, "--per-label", "500", "--methods", "naive-bayes"], "500 texts of each label are wanted"),
     ]:
         status, _, err = run("fewshot", *arguments)

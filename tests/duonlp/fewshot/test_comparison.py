@@ -11,7 +11,7 @@ from duonlp.checkpoints.safetensors_file import list_tensors
 from duonlp.data import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.fewshot import load_classifier, with_descriptions
-from duonlp.fewshot.comparison import ComparisonSettings, compare, plan
+from duonlp.fewshot.comparison import ComparisonSettings, compare, plan, report
 from duonlp.fewshot.comparison.cells import score
 from duonlp.fewshot.comparison.data import slices_per_label
 from duonlp.metrics.multi_label import multi_label_scores
@@ -39,6 +39,13 @@ def options(tmp_path):
         "data": str(file), "output": str(tmp_path / "out"), "text_template": "{title} {body}", "methods": ("naive-bayes",),
         "sizes": (4, 8, "all"), "seeds": 2,
     }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Draw no curves, which takes a second per comparison, except in the test of all that is written."""
+    if "same_split" not in request.node.name:
+        monkeypatch.setattr(report, "learning_curve_plot", lambda *_, **__: None)
 
 
 def run(given, **changes):
@@ -94,6 +101,10 @@ def test_finished_cells_are_kept_and_methods_sizes_and_seeds_can_be_added(option
         run(options, split_seed=1)
     with pytest.raises(InputError, match=r"has other labels .bug, docs, new, not "):
         run(options, labels=2)
+    with open(options["data"], "a") as file:
+        file.write(json.dumps({"id": "new", "title": "another crash", "body": None, "labels": []}) + "\n")
+    with pytest.raises(InputError, match="has other unlabelled texts; all methods must be compared on the same split"):
+        run(options)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/model.safetensors").touch()
     with pytest.raises(InputError, match=r"holds something else .model.safetensors.; give another folder"):
@@ -115,6 +126,7 @@ compare(ComparisonSettings(**eval(sys.argv[1])), console=False)
 
 
 def test_a_killed_comparison_resumes_with_the_cell_that_was_running(options, tmp_path):
+    options |= {"seeds": 1}
     whole = run(options)
     options |= {"output": str(tmp_path / "killed")}
     done = subprocess.run([sys.executable, "-c", KILLED, repr(options)], check=False)

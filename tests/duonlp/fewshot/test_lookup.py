@@ -1,6 +1,7 @@
 """Nearest neighbors: votes against loops, the search of k and m, indexes, files and bad input."""
 
 import json
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from duonlp.fewshot.lookup import (
     search_cost,
     search_votes,
 )
-from duonlp.pipelines import TextEncoder, embed, make_pipeline
+from duonlp.pipelines import TextEncoder, embed, embedding, make_pipeline
 from tests.cases import Case
 from tests.reference import record_pipelines as reference
 
@@ -212,6 +213,32 @@ def test_pooling_of_a_sentence_encoder_can_be_replaced(encoder):
     np.testing.assert_allclose(embed(own.pipe, TEXTS, "mean"), own(TEXTS), atol=1e-6)
     np.testing.assert_allclose(embed(own.pipe, TEXTS, "first"), first(TEXTS), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(first(TEXTS), axis=1), 1, rtol=1e-6)
+
+
+def test_vectors_of_the_same_texts_are_computed_once(encoder, monkeypatch):
+    jaxnlp = pytest.importorskip("jaxnlp")
+    computed = []
+
+    def counted(pipe, texts, *args, **options):
+        computed.append(list(texts))
+        return embed(pipe, texts, *args, **options)
+
+    monkeypatch.setattr(embedding, "embed", counted)
+    monkeypatch.setattr(embedding, "_cached_vectors", WeakKeyDictionary())
+    first = TextEncoder(jaxnlp, encoder, max_length=7)
+    vectors = first([*TEXTS, TEXTS[0]])
+    np.testing.assert_array_equal(vectors[0], vectors[-1])
+    np.testing.assert_array_equal(TextEncoder(jaxnlp, encoder, max_length=7)(TEXTS[::-1]), vectors[:-1][::-1])
+    assert computed == [list(TEXTS)]
+    TextEncoder(jaxnlp, encoder, "last", max_length=7)(TEXTS[:1])  # another pipeline, another pooling, another length
+    TextEncoder(jaxnlp, encoder, max_length=6)(TEXTS[:1])
+    assert computed[1:] == [[TEXTS[0]]] * 2
+    with pytest.raises(InputError, match="text"):
+        first([TEXTS[0], " "])
+    monkeypatch.setattr(embedding, "CACHED_BYTES", 2 * 4 * first.size)
+    for texts in (TEXTS[:3], TEXTS[1:3], TEXTS[:1]):  # at most two are kept, the last used
+        np.testing.assert_allclose(first(texts), [vectors[TEXTS.index(text)] for text in texts], atol=1e-6)
+    assert computed[-1] == [TEXTS[0]] and len(embedding._cached_vectors[first.pipe]) == 2
 
 
 def test_heat_maps_are_plotted(tmp_path):

@@ -61,6 +61,23 @@ def test_tables():
     assert first.split() == ["setfit", *["0.400", "±", "0.020", "0.480", "±", "0.020", "0.960", "±", "0.020"]]
 
 
+def test_a_wide_table_fits_80_columns():
+    methods, sizes = (
+        ("naive-bayes", "lookup", "setfit", "fine-tune", "adapt", "in-context"),
+        (8, 16, 32, 64, 128, 223, 985),
+    )
+    records = [
+        {"method": m, "size": n, "seed": s, "macro_f1": 0.4 + s / 100} for m in methods for n in sizes for s in range(3)
+    ]
+    text = io.StringIO()
+    Console(file=text, width=80).print(learning_curve_scores(records))
+    lines = text.getvalue().splitlines()
+    assert lines[0].split() == ["macro", "F1", *map(str, sizes)]
+    for number, method in enumerate(methods):
+        means, deviations = lines[1 + 2 * number : 3 + 2 * number]
+        assert means.split() == [method, *["0.410"] * 7] and deviations.split() == ["±0.010"] * 7
+
+
 @pytest.mark.parametrize("interval", ["range", "t"])
 def test_the_figure_has_a_tick_at_each_size(interval, tmp_path):
     pytest.importorskip("matplotlib")

@@ -10,7 +10,6 @@ from typing import Any
 
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
-from duonlp.fewshot.classifier import Method
 from duonlp.fewshot.comparison.cells import WITHOUT_LABELS, Cell, finished, run_cell
 from duonlp.fewshot.comparison.data import ComparisonData, prepare, verify_split
 from duonlp.fewshot.comparison.progress import ComparisonProgress
@@ -47,7 +46,6 @@ def compare(
     """
     methods = settings.made_methods()
     data = prepare(settings)
-    _check_methods(methods, data)
     slices = {seed: data.slices(settings, seed) for seed in range(settings.seeds)}
     cells = cells_of(settings)
     folder, framework = settings.folder, settings.framework
@@ -94,7 +92,6 @@ def plan(settings: ComparisonSettings) -> dict[str, Any]:
     """
     methods = settings.made_methods()
     data = prepare(settings)
-    _check_methods(methods, data)
     folder = settings.folder
     if may_read(folder / SETTINGS_FILE):
         _check_framework(folder, settings.framework)
@@ -133,12 +130,6 @@ def _engine(load_engine: Callable[[], Engine] | None, method: str) -> Engine:
     if load_engine is None:
         raise InputError(f"{method} runs a model; pass load_engine=, such as lambda: jaxnlp")
     return load_engine()
-
-
-def _check_methods(methods: Mapping[str, Method], data: ComparisonData) -> None:
-    for name, method in methods.items():
-        if method.needs_unlabelled and not data.unlabelled:
-            raise InputError(f"{name} needs unlabeled texts, and there are none; give a file with --unlabeled")
 
 
 def _check_framework(folder: Path, framework: str) -> None:

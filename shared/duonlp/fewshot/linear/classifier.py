@@ -36,6 +36,10 @@ class Features(Protocol):
         """Return what a classifier.safetensors has about them."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Write what else belongs to them into the folder of a classifier."""
+        ...
+
 
 class LinearClassifier:
     """A classifier whose logits are linear in the features of a text.
@@ -83,8 +87,8 @@ class LinearClassifier:
     def save(self, folder: str | Path) -> None:
         """Write everything that ``load_classifier`` needs, atomically."""
         arrays = {"coefficients": self.coefficients, "intercepts": self.intercepts} | self.features.arrays()
-        settings = self.features.settings()
-        write_classifier(ClassifierFiles(self.method, self.label_names, self.multi_label, settings, arrays), folder)
+        files = ClassifierFiles(self.method, self.label_names, self.multi_label, self.features.settings(), arrays)
+        write_classifier(files, folder, self.features.save)
 
     @classmethod
     def load(cls, files: ClassifierFiles, package: Engine | None) -> Self:

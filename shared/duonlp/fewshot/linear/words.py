@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +27,8 @@ def import_sklearn(module: str) -> Any:
     """
     if importlib.util.find_spec("sklearn") is None:
         raise MissingExtraError(
-            'the baselines need scikit-learn, which is not installed; pip install "duonlp[few-labels]"'
+            "training linear classifiers and counting words need scikit-learn, which is not installed; "
+            'pip install "duonlp[few-labels]"'
         )
     return importlib.import_module(f"sklearn.{module}")
 
@@ -100,6 +102,9 @@ class WordFeatures:
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a classifier.safetensors has about them."""
         return {} if self.idf is None else {"idf": self.idf}
+
+    def save(self, folder: Path) -> None:
+        """Write no further files: settings and arrays are all there is."""
 
     @classmethod
     def load(cls, files: ClassifierFiles) -> Self:
