@@ -67,7 +67,7 @@ def test_copies_are_those_of_transformers(folders):
         expected.append([" ".join(part[number] for part in parts) for number in range(2)])
     made = {}
     for name in PACKAGES:
-        pipes = [importlib.import_module(name).pipeline("translation", folder, batch_size=2) for folder in folders]
+        pipes = [importlib.import_module(name).pipeline("translation", folder, batch_size=8) for folder in folders]
         options = {"max_new_tokens": 8}
         augmenter = BackTranslation(
             *pipes,

@@ -1,6 +1,6 @@
 """Which tokens of a vocabulary are whole words, and the rows of a masked language model in which words are masked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from duonlp.augmentation.words import Protection, is_word
 from duonlp.errors import InputError
+from duonlp.inputs import LOGIT_POSITIONS
 from duonlp.tasks.base import Example, ParsedInputs
 from duonlp.tasks.fill_mask import FillMaskOptions, FillMaskTask
-from duonlp.typing import Tokenizer
+from duonlp.typing import Array, Tokenizer
 from duonlp.util.reading import parse_json
 from duonlp.util.tokenization import tokenize
 
@@ -198,6 +199,10 @@ class Windows:
         return Row(number, np.array(row + list(self.after), np.int32), masks)
 
 
+FEW = 8
+"""Tokens of a row for each position that the logits of a batch are computed at: more than masked words, as a rule."""
+
+
 class SubstitutionTask(FillMaskTask):
     """Row -> for each of its masks, the ids of the best candidates and their probabilities.
 
@@ -223,12 +228,38 @@ class SubstitutionTask(FillMaskTask):
             examples.append([Example(inputs, state=row)])
         return examples
 
+    def batch(self, examples: Sequence[Example], rows: int, length: int) -> dict[str, np.ndarray]:
+        """Return the inputs, with the positions of the masks among them: the others need no logits.
+
+        Their number, an eighth, a quarter or a half of the length, or all of it, gives batches few shapes.
+        """
+        batch, most = super().batch(examples, rows, length), max(len(example.state.masks) for example in examples)
+        count = next((-(-length // share) for share in (FEW, 4, 2) if -(-length // share) >= most), length)
+        positions = np.zeros((rows, count), np.int32)
+        for row, example in enumerate(examples):
+            positions[row, : len(example.state.masks)] = [mask.position for mask in example.state.masks]
+        return batch | {LOGIT_POSITIONS: positions}
+
+    def run(
+        self, forward: Callable[..., Any], batch: dict[str, np.ndarray], group: Any, options: FillMaskOptions
+    ) -> Mapping[str, Array]:
+        """Return "logits" float32 [B, n, V] at the positions, also of a forward pass that computes those of all tokens."""
+        inputs = dict(batch)
+        positions, length = inputs.pop(LOGIT_POSITIONS), inputs["input_ids"].shape[1]
+        few = positions.shape[1] < length
+        logits = forward(inputs | {LOGIT_POSITIONS: positions} if few else inputs)["logits"]
+        if not few or logits.shape[1] == length:
+            logits = np.take_along_axis(np.asarray(logits), positions[:, :, None], 1)
+        return {"logits": logits}
+
     def reduce(
         self, examples: Sequence[Example], outputs: Mapping[str, np.ndarray], options: FillMaskOptions
     ) -> list[dict[str, Any]]:
         logits, reduced = outputs["logits"], []
         for number, example in enumerate(examples):
-            candidates = [self._candidates(logits[number, mask.position], mask) for mask in example.state.masks]
+            candidates = [
+                self._candidates(logits[number, place], mask) for place, mask in enumerate(example.state.masks)
+            ]
             scores = np.concatenate([np.zeros(0, np.float32), *(scores for _, scores in candidates)])
             reduced.append({"candidates": candidates, "scores": scores})  # the pipeline checks that scores are finite
         return reduced

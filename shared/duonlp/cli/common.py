@@ -26,6 +26,7 @@ REMEDIES = {
     "text_template": "name existing columns in --text-template",
     "label_column": "pass the label column with --label-column",
     "by": "name another column with --fold-by, such as --fold-by context",
+    "candidate_labels": 'pass them with --labels, such as --labels "politics, sports"',
     "document_field": "name the document column with --document-field",
     "summary_field": "name the summary column with --summary-field",
 }

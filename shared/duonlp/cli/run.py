@@ -48,6 +48,9 @@ def run(
         cli_option("--input", "-i", help="Input file: .json, .jsonl, or one text per line; - for standard input."),
     ] = "",
     encoding: Encoding = None,
+    labels: Annotated[
+        str, cli_option(help="Comma-separated labels of zero-shot-classification, or a JSON list of them.")
+    ] = "",
     option: TaskOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -57,7 +60,7 @@ def run(
 
     get_task(task if task.startswith("translation_") else choice("task", task, [*TASKS, *ALIASES]))
     need_model(model)
-    options = parsed_options(option or [])
+    options = run_options(task, labels, option or [])
     items = read_inputs(texts or [], input_file, encoding or None)
     with quiet_stdout(), suggest_options(task, options):
         package, name = load_package(framework)
@@ -67,6 +70,29 @@ def run(
         print_json({"task": task, "model": model, "framework": name, "results": results})
     else:
         print_results(items, results)
+
+
+def run_options(task: str, labels: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a task's pipeline from --labels and the pairs of --option.
+
+    Raises:
+        InputError: A pair is invalid, labels are given twice, or the task takes none.
+    """
+    options = parsed_options(pairs)
+    if labels and task != "zero-shot-classification":
+        raise InputError(f"--labels has no effect on {task}; leave it out, or run zero-shot-classification")
+    if labels and "candidate_labels" in options:
+        raise InputError("candidate_labels is given twice, by --labels and by --option; give one of the two")
+    candidates = {"candidate_labels": parse_labels(labels)} if labels else {}
+    return options | candidates
+
+
+def parse_labels(text: str) -> Any:
+    """Return the list of labels that a text is in JSON, for labels with commas; else the text."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return parse_json(text)
+    return text
 
 
 def read_inputs(texts: Sequence[str], input_file: str, encoding: str | None = None) -> list[Any]:

@@ -62,8 +62,9 @@ class ZeroShotClassificationOptions(Options):
         """
         if self.candidate_labels is None:
             raise InputError(
-                'zero-shot-classification got no candidate_labels; pass a list of labels, or a text such as "politics, sports"'
-            )
+                "zero-shot-classification got no candidate_labels",
+                remedy='pass a list of labels, or a text such as "politics, sports"', argument="candidate_labels",
+            )  # fmt: skip
         return tuple(self.candidate_labels)
 
 
@@ -166,6 +167,9 @@ class ZeroShotClassificationTask(TextTask[ZeroShotClassificationOptions]):
         return inputs, keywords | {"candidate_labels": args[0]}
 
     def parse_inputs(self, inputs: Any, keywords: dict[str, Any]) -> ParsedInputs:
+        if inputs is None and "sequences" in keywords:  # Transformers' name
+            keywords = dict(keywords)
+            inputs = keywords.pop("sequences")
         if inputs is not None:
             _ = ZeroShotClassificationOptions(
                 candidate_labels=keywords.get("candidate_labels")

@@ -8,7 +8,7 @@ import pytest
 from duonlp.augmentation import MaskedSubstitution, Protection, count_unchanged
 from duonlp.augmentation.masked_words import WholeWords, Windows
 from duonlp.errors import InputError, NonFiniteOutputError
-from duonlp.pipelines import make_pipeline
+from duonlp.pipelines import Pipeline, make_pipeline
 from tests.augmentation import KINDS, TEXTS, fill_mask, tokenizer
 
 
@@ -140,3 +140,21 @@ def test_predictions_that_are_not_finite():
 
     with pytest.raises(NonFiniteOutputError):
         MaskedSubstitution(make_pipeline("fill-mask", forward, pipe.tokenizer, pipe.config)).augment(TEXTS[:1])
+
+
+def test_logits_are_computed_at_the_masks_alone():
+    pipe, shapes = fill_mask(), []
+
+    def select(batch):
+        inputs = dict(batch)
+        positions = inputs.pop("logit_positions", None)
+        shapes.append((batch["input_ids"].shape, None if positions is None else positions.shape))
+        logits = pipe.forward(inputs)["logits"]
+        return {"logits": logits if positions is None else np.take_along_axis(logits, positions[:, :, None], 1)}
+
+    selecting = Pipeline(pipe.task, select, batch_size=pipe.batch_size)
+    for options in ({}, {"share": 1.0, "masked_at_once": 0.4}, {"share": 1.0, "masked_at_once": 1.0}):
+        expected = MaskedSubstitution(pipe, **options).augment(TEXTS, 2, seed=1)
+        assert MaskedSubstitution(selecting, **options).augment(TEXTS, 2, seed=1) == expected
+    parts = {"all" if of_masks is None else inputs[1] / of_masks[1] for inputs, of_masks in shapes}
+    assert 8 in parts and parts <= {"all", 2, 4, 8}

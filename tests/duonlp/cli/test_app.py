@@ -215,7 +215,18 @@ def test_run_prints_a_row_for_each_candidate_label(run, tmp_path):
     )
     (result,) = json.loads(run(*base, "--option", "candidate_labels=code, cities", "--json")[1])["results"]
     assert sorted(result["labels"]) == ["cities", "code"] and result["sequence"] == "Ada wrote."
-    assert run(*base)[0] == 2 and "candidate_labels" in run(*base)[2]
+    assert json.loads(run(*base, "--labels", "code, cities", "--json")[1])["results"] == [result]
+    (listed,) = json.loads(run(*base, "--labels", '["code, Python", "1815"]', "--json")[1])["results"]
+    assert sorted(listed["labels"]) == ["1815", "code, Python"]
+    for extra, words in (
+        ([], 'got no candidate_labels; pass them with --labels, such as --labels "politics, sports"'),
+        (["--labels", "a", "-o", "candidate_labels=b"], "given twice, by --labels and by --option"),
+        (["--labels", "[]"], "has no labels"),
+    ):
+        status, _, error = run(*base, *extra)
+        assert status == 2 and words in error
+    status, _, error = run("run", "fill-mask", "-m", tmp_path, "--labels", "a", "A [MASK].")
+    assert status == 2 and "--labels has no effect on fill-mask" in error
 
 
 def fake_runner(noise, ids, together=None, lacks=(), extra=()):

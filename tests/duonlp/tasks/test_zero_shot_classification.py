@@ -144,3 +144,10 @@ def test_a_hypothesis_without_room_for_the_text():
         InputError, match=r"input 0 has \d+ tokens, but the model has positions for 128; shorten the label"
     ):
         pipe(TEXTS[4], [long * 6])
+
+
+def test_texts_may_have_the_name_of_transformers():
+    pipe = make(TASK, labels=NLI, candidate_labels="code, cities")
+    assert pipe(sequences=reference.TEXTS[:2]) == pipe(reference.TEXTS[:2])
+    with pytest.raises(InputError, match="sequences"):
+        pipe(reference.TEXTS[0], sequences=reference.TEXTS[1])
