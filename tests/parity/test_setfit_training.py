@@ -16,7 +16,8 @@ import tfnlp.training
 from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot import FewShotData, load_classifier, method_class
-from duonlp.fewshot.setfit import SetFit
+from duonlp.fewshot.model_classifier import few_widths
+from duonlp.fewshot.setfit import SentenceEncoder, SetFit
 from duonlp.fewshot.setfit_pairs import ContrastiveBatches
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.log.metrics_file import read_metrics
@@ -171,3 +172,13 @@ def test_damaged_files(classifiers, tmp_path):
     (tmp_path / "whole/body").rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="has no body"):
         load_classifier(tmp_path / "whole", jaxnlp)
+
+
+def test_slices_of_all_sizes_share_their_shapes(folder):
+    """Each shape is a program to compile, so it must not depend on how long and how many the texts are."""
+    encoder = SentenceEncoder(jaxnlp, str(folder), 8)
+    shapes = [
+        {batch["input_ids"].shape for batch in method(folder)._batches(texts_of(count), encoder, 0).epoch(0)}
+        for count in (6, 16, 30)
+    ]
+    assert set.union(*shapes) <= {(8, 2, width) for width in few_widths(8)}

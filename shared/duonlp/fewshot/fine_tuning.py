@@ -4,6 +4,7 @@ The number of optimizer steps is bounded from below, since a few epochs of eight
 thousand texts need no more of them. One program per length serves all numbers of texts.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from duonlp.fewshot.model_classifier import (
     completed,
     few_widths,
     load_classifier_model,
+    training_options,
 )
 from duonlp.heads import HEADS
 from duonlp.parameters import parameters
@@ -277,13 +279,10 @@ def head_bias(config: TransformerConfig, train: LabelledTexts) -> dict[str, np.n
     return {paths[-1]: np.log(frequency / (1 - frequency)).astype(np.float32)}
 
 
-def training_options(package: Engine) -> dict[str, Any]:
-    """Return options of an engine's ``fit`` for a short training: XLA compiles for longer than it saves."""
-    return {"jit_compile": False} if run_folder.framework_name(package) == "tf" else {}
-
-
 def fingerprint_of(model: str) -> str:
-    """Return what tells a checkpoint from one that replaced it: the sizes and times of its files."""
-    folder = open_checkpoint(model).folder
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    return ";".join(f"{path.name}:{path.stat().st_size}" for path in files)
+    """Return what tells a checkpoint from one that replaced it: a hash of the names and contents of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(open_checkpoint(model).folder).iterdir() if path.is_file()):
+        with open(path, "rb") as stream:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

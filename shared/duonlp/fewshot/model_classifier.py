@@ -163,12 +163,15 @@ def train(
         console: Whether to show progress, or the Console to show it on.
         options: Further arguments of ``fit``.
     """
-    fit = training_module(classifier.package).fit
-    if "jit_compile" in inspect.signature(fit).parameters:
-        options["jit_compile"] = False  # in so few steps, XLA gains less than its compilation takes
+    fit, options = training_module(classifier.package).fit, training_options(classifier.package) | options
     with TemporaryDirectory() if console else nullcontext() as folder:  # progress belongs to a folder
         result = fit(classifier.model, batches, config, folder, log={"console": console}, **options)
     return replace(classifier, model=completed(result).model)
+
+
+def training_options(package: Engine) -> dict[str, Any]:
+    """Return options of an engine's ``fit`` for a short training: in so few steps, XLA gains less than it takes to compile."""
+    return {"jit_compile": False} if "jit_compile" in inspect.signature(training_module(package).fit).parameters else {}
 
 
 def completed(result: FitResult) -> FitResult:

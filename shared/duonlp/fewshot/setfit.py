@@ -3,7 +3,6 @@
 Tunstall et al. 2022, https://arxiv.org/abs/2209.11055, and its library setfit.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from duonlp.errors import CheckpointError, InputError
 from duonlp.fewshot.classifier import ClassifierFiles, FewShotData, check_settings
 from duonlp.fewshot.descriptions import with_descriptions
 from duonlp.fewshot.linear import LinearClassifier, fit_linear, import_sklearn, regression, single_texts
-from duonlp.fewshot.model_classifier import completed
+from duonlp.fewshot.model_classifier import completed, few_widths, training_options
 from duonlp.fewshot.setfit_pairs import ContrastiveBatches, check_strategy
 from duonlp.runs.folder import training_module
 from duonlp.runs.models import load_for_training
@@ -118,10 +117,8 @@ class SentenceEncoder:
             console: Whether to show progress, or the Console to show it on.
         """
         fit = training_module(self.package).fit
-        # Keras: in the few steps of such a run, XLA gains less than its compilation takes.
-        options = {"jit_compile": False} if "jit_compile" in inspect.signature(fit).parameters else {}
-        log = {"console": console}
-        trained = completed(fit(self.model, batches, config, objective=objective, log=log, **options)).model
+        options = {"log": {"console": console}, **training_options(self.package)}
+        trained = completed(fit(self.model, batches, config, objective=objective, **options)).model
         own = {}
         if hasattr(trained, "objective"):
             own, trained = {name: np.asarray(value) for name, value in trained.parameters.items()}, trained.model
@@ -291,7 +288,7 @@ class SetFit:
     def _batches(self, texts: LabelledTexts, encoder: SentenceEncoder, seed: int) -> ContrastiveBatches:
         return ContrastiveBatches(
             texts, encoder.tokenizer, self.batch_size, strategy=self.strategy, iterations=self.iterations,
-            max_length=encoder.max_length, seed=seed,
+            max_length=encoder.max_length, widths=few_widths(encoder.max_length), seed=seed,
         )  # fmt: skip
 
     def _config(self, seed: int, **options: Any) -> FitConfig:
@@ -316,9 +313,11 @@ class SetFit:
             encoder.pooling.pooling, encoder.pooling.normalize, texts.multi_label, divisor,
             (kernel * divisor).astype(np.float32), (start * divisor).astype(np.float32),
         )  # fmt: skip
+        # The last batch is filled up, so slices of all sizes share the compiled programs.
         batches = LabelledBatches(
-            texts, encoder.tokenizer, min(self.batch_size, len(texts)), max_length=encoder.max_length, seed=seed
-        )
+            texts, encoder.tokenizer, self.batch_size, max_length=encoder.max_length, seed=seed,
+            widths=few_widths(encoder.max_length),
+        )  # fmt: skip
         own = encoder.train(batches, self._config(seed, epochs=self.head_epochs), objective, console)
         trained = own["bias"].astype(np.float64) / divisor
         return own["kernel"].astype(np.float64) / divisor, np.where(np.isfinite(bias), trained, bias)
