@@ -62,7 +62,7 @@ def new_copies(text: Text, numbered: Sequence[tuple[Text, str]]) -> list[tuple[T
 
 
 def nothing_new(count: int) -> str:
-    """Return the message of the error that no copy of so many texts differs from its text."""
+    """Return the error message for texts whose copies are all identical to them."""
     return (
         f"no copy of the {count} texts differs from its text; check that they have words outside of protected parts, or use "
         "another augmenter or other settings"

@@ -24,7 +24,7 @@ from duonlp.fewshot.linear import (
     single_texts,
 )
 from duonlp.pipelines.embedding import POOLINGS, TextEncoder
-from duonlp.tasks.base import check_bool, check_choice, check_int
+from duonlp.tasks.base import check_bool, check_choice, check_int, check_positive
 from duonlp.typing import Engine
 
 
@@ -53,7 +53,7 @@ class NaiveBayes:
     stop_words: bool = False
 
     def __post_init__(self) -> None:
-        check_above_0("smoothing", self.smoothing)
+        check_positive("smoothing", self.smoothing)
         check_words(self.longest_ngram, self.stop_words)
 
     def fit(
@@ -102,7 +102,7 @@ class TfidfRegression:
     stop_words: bool = False
 
     def __post_init__(self) -> None:
-        check_above_0("inverse_penalty", self.inverse_penalty)
+        check_positive("inverse_penalty", self.inverse_penalty)
         check_bool("balanced", self.balanced)
         check_words(self.longest_ngram, self.stop_words)
 
@@ -151,7 +151,7 @@ class EmbeddingRegression:
     pooling: str | None = None
 
     def __post_init__(self) -> None:
-        check_above_0("inverse_penalty", self.inverse_penalty)
+        check_positive("inverse_penalty", self.inverse_penalty)
         check_bool("balanced", self.balanced)
         check_int("max_length", self.max_length, minimum=1, optional=True)
         check_int("batch_size", self.batch_size, minimum=1)
@@ -186,10 +186,3 @@ def check_words(longest_ngram: Any, stop_words: Any) -> None:
     if longest_ngram > LONGEST_NGRAM:
         raise InputError(f"longest_ngram is {longest_ngram}; it must be at most {LONGEST_NGRAM}")
     check_bool("stop_words", stop_words)
-
-
-def check_above_0(name: str, value: Any) -> None:
-    """Raise InputError unless a value is a finite number above 0."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value!r}; it must be a finite number above 0")

@@ -1,4 +1,4 @@
-"""What every method of learning from few labels takes and returns, and the files of what it has learned."""
+"""The interface of methods that learn from few labels, and the files of trained classifiers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

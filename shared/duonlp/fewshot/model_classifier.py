@@ -192,12 +192,6 @@ def check_unlabelled(texts: Sequence[str], least: int = 1) -> None:
         )
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Raise InputError unless a value is a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value!r}; it must be a number above 0")
-
-
 def choose(texts: Sequence[str], most: int | None, seed: int) -> list[str]:
     """Return at most `most` of the texts, chosen at random, in their order; None for all."""
     if most is None or most >= len(texts):

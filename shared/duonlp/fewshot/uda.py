@@ -19,7 +19,6 @@ from duonlp.fewshot.classifier import FewShotData
 from duonlp.fewshot.fine_tuning import head_bias
 from duonlp.fewshot.model_classifier import (
     ModelClassifier,
-    check_positive,
     check_unlabelled,
     choose,
     few_widths,
@@ -27,7 +26,7 @@ from duonlp.fewshot.model_classifier import (
     train,
 )
 from duonlp.heads import ROW_MASK
-from duonlp.tasks.base import check_int
+from duonlp.tasks.base import check_int, check_positive
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.objectives.consistency import (
     AUGMENTED,

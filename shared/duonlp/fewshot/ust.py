@@ -19,7 +19,6 @@ from duonlp.fewshot.classifier import FewShotData, read_classifier
 from duonlp.fewshot.fine_tuning import head_bias
 from duonlp.fewshot.model_classifier import (
     ModelClassifier,
-    check_positive,
     check_unlabelled,
     choose,
     few_widths,
@@ -28,7 +27,7 @@ from duonlp.fewshot.model_classifier import (
 )
 from duonlp.heads import IGNORED
 from duonlp.labels import WEIGHTS
-from duonlp.tasks.base import check_bool, check_int
+from duonlp.tasks.base import check_bool, check_int, check_positive
 from duonlp.training.fit_config import FitConfig
 from duonlp.typing import Engine
 
@@ -140,10 +139,10 @@ class UST:
     dropout, draws the texts to learn from by the mutual information of these samples, and the student, which starts from the
     teacher, is trained on them with weights by their variance. The student is the teacher of the next round.
 
-    It differs from the authors' code in small ways: trainings have a fixed number of steps; the labeled texts, repeated to a
-    quarter of all, are among those that the student learns from (the authors stop early on half of them instead); there is one
-    teacher rather than the best of ten; and dropout is the checkpoint's own. A new head starts as that of
-    :class:`duonlp.fewshot.fine_tuning.FineTuning`.
+    It differs from the authors' code in small ways: trainings have a fixed number of steps; the labeled texts, repeated to
+    about a quarter of all but at least once each, are among those that the student learns from (the authors stop early on
+    half of them instead); there is one teacher rather than the best of ten; and dropout is the checkpoint's own. A new head
+    starts as that of :class:`duonlp.fewshot.fine_tuning.FineTuning`.
 
     With several labels per text, each label is a choice between two answers: a pseudo-label is there with a probability of at
     least 0.5, the information is the mean over the labels, and each label has its own weight.

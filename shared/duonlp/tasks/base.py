@@ -316,6 +316,12 @@ def check_int(name: str, value: Any, *, minimum: int, optional: bool = False) ->
         )
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raise InputError unless a value is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InputError(f"{name} is {value!r}; it must be a number above 0")
+
+
 def check_bool(name: str, value: Any, optional: bool = False) -> None:
     """Raise InputError unless ``value`` is True or False, or None if ``optional``."""
     if not (isinstance(value, (bool, np.bool_)) or (optional and value is None)):

@@ -25,7 +25,7 @@ MOST_CONFLICTS = 5
 
 @dataclass(frozen=True)
 class PreparationReport:
-    """What was found while labeled data was prepared. `rich.print` shows it as a table.
+    """Report of preparing labeled data. `rich.print` shows it as a table.
 
     Attributes:
         rows: Number of rows with a usable text.

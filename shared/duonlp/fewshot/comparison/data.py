@@ -32,7 +32,7 @@ class ComparisonData:
         validation: Labeled texts for thresholds, and for what methods tune themselves.
         test: Labeled texts to score.
         unlabelled: Texts without labels, those of `train` among them, which is the same for every slice.
-        report: What was found while the data was prepared.
+        report: Report of preparing the data.
         descriptions: Descriptions of labels that are added to the training texts, by name.
         copies: How often each of them is added.
     """

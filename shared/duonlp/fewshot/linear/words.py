@@ -16,7 +16,7 @@ from duonlp.schema import BOOL, choice, integer, list_of, text
 MOST_WORDS = 1 << 24
 LONGEST_NGRAM = 10
 WEIGHINGS = ("counts", "tf-idf")
-"""What WordFeatures are by name, as a classifier's folder has them."""
+"""How WordFeatures weigh words, as stored in a classifier's folder."""
 
 
 def import_sklearn(module: str) -> Any:
