@@ -17,15 +17,18 @@ from duonlp.layer_config import (
     FeedForwardConfig,
     LayerConfig,
     LayerPattern,
+    LayerQuantization,
     NormConfig,
+    QuantizationConfig,
     RotaryConfig,
     RotaryScaling,
 )
 
 __all__ = (
     "ACTIVATIONS", "POSITIONS", "POSITION_TABLES", "PROBLEM_TYPES", "UNLIMITED", "AttentionConfig", "DecoderConfig",
-    "EmbeddingConfig", "FeedForwardConfig", "LMHeadConfig", "LayerConfig", "LayerPattern", "NormConfig", "PatchConfig",
-    "PoolingConfig", "RotaryConfig", "RotaryScaling", "TransformerConfig", "activation_name",
+    "EmbeddingConfig", "FeedForwardConfig", "LMHeadConfig", "LayerConfig", "LayerPattern", "LayerQuantization",
+    "NormConfig", "PatchConfig", "PoolingConfig", "QuantizationConfig", "RotaryConfig", "RotaryScaling",
+    "TransformerConfig", "activation_name",
 )  # fmt: skip
 
 ACTIVATIONS = (
@@ -271,6 +274,7 @@ class TransformerConfig(_HasLayers):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
+    quantization: QuantizationConfig | None = None  # layers that are stored as integers
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self):

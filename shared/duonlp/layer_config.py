@@ -5,6 +5,7 @@ They are exported by :mod:`duonlp.config`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -297,3 +298,58 @@ class LayerPattern:
         renumbered = tuple(used.index(i) for i in order)
         pattern = LayerPattern.of([self[step] for step in steps])
         return pattern if renumbered == tuple(range(len(steps))) else replace(pattern, order=renumbered)
+
+
+QUANTIZED_BITS = 8, 4
+"""Widths of quantized weights."""
+
+ACTIVATIONS_OF_QUANTIZED = "float", "dynamic", "static"
+"""How a quantized layer treats its inputs: as they are, quantized with a scale per row, or with one calibrated scale."""
+
+
+@dataclass(frozen=True)
+class LayerQuantization:
+    """How one layer's kernel, or the rows of one table, are stored and multiplied.
+
+    Weights are symmetric signed integers times float32 scales. A kernel [in, out] has one scale per output or, with groups, one
+    per output and group of consecutive inputs; a table [rows, width] has one per row.
+    """
+
+    bits: int = 8  # one of QUANTIZED_BITS; two values of 4 bits share a byte
+    group_size: int | None = None  # inputs that share a scale; None: all
+    activations: str = "float"  # one of ACTIVATIONS_OF_QUANTIZED
+    channel_scaled: bool = False  # inputs are first divided by a fixed factor per channel (AWQ)
+
+    def __post_init__(self):
+        if self.bits not in QUANTIZED_BITS:
+            raise ConfigError(f"bits is {self.bits!r}; quantized weights have 8 or 4 bits")
+        if self.activations not in ACTIVATIONS_OF_QUANTIZED:
+            allowed = ", ".join(ACTIVATIONS_OF_QUANTIZED)
+            raise ConfigError(f"activations {self.activations!r} are unknown; use one of {allowed}")
+        if self.group_size is not None and self.group_size < 1:
+            raise ConfigError(f"group_size is {self.group_size}; it must be a positive number of inputs, or None")
+        if self.activations != "float" and (self.bits, self.group_size) != (8, None):
+            raise ConfigError("quantized activations need weights of 8 bits with one scale per output")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Which layers of a model are quantized, and how.
+
+    Attributes:
+        layers: (path, LayerQuantization) of each quantized layer or table. A path is that of the layer in the parameter tree,
+            such as ``encoder/layer_0/attention/query``; those that a head lacks have no effect.
+        simulated: Whether parameters stay in floating point and are rounded in each forward pass, for quantization-aware
+            training (Jacob et al. 2018, https://arxiv.org/abs/1712.05877).
+    """
+
+    layers: tuple[tuple[str, LayerQuantization], ...]
+    simulated: bool = False
+
+    def of(self, path: str) -> LayerQuantization | None:
+        """Return how the layer at a path is quantized; None if it is not."""
+        return self._by_path.get(path)
+
+    @cached_property
+    def _by_path(self) -> dict[str, LayerQuantization]:
+        return dict(self.layers)

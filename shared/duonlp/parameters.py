@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from duonlp.config import AttentionConfig, LayerConfig, NormConfig, PoolingConfig, TransformerConfig
+from duonlp.config import AttentionConfig, LayerConfig, LayerQuantization, NormConfig, PoolingConfig, TransformerConfig
 from duonlp.dtypes import without_float16
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS, SENTENCE_OUTPUTS
@@ -28,12 +28,14 @@ class Parameter:
         init: ``normal`` (with ``std``), ``zeros``, ``ones``, ``sinusoidal`` or ``split_sinusoidal``.
         std: Standard deviation of ``normal``.
         keeps_float32: Whether the parameter is stored in float32 beside others in float16.
+        dtype: Name of the dtype in which a part of a quantized layer is always stored; None for a parameter that is trained.
     """
 
     shape: tuple[int, ...]
     init: str
     std: float = 0.0
     keeps_float32: bool = False
+    dtype: str | None = None
 
     @property
     def size(self) -> int:
@@ -42,6 +44,8 @@ class Parameter:
 
     def stored_dtype(self, dtype: Any) -> Any:
         """Return the dtype in which the parameter is stored where most are stored in ``dtype``."""
+        if self.dtype is not None:
+            return self.dtype
         return without_float16(dtype) if self.keeps_float32 else dtype
 
 
@@ -57,6 +61,9 @@ def decays(path: str) -> bool:
 def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Parameter]:
     """Return the parameter tree as a mapping from path to Parameter, in a fixed order.
 
+    A quantized layer has integers in place of its kernel or table, and further parameters beside it, see
+    :func:`quantized_parameters`.
+
     Raises:
         ConfigError: The family does not support the head.
     """
@@ -70,16 +77,61 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
         _embeddings(tree, cfg.as_decoder(), "decoder_embeddings", words=not cfg.decoder.shares_words)
         _stack(tree, cfg.as_decoder())
     _head(tree, cfg, head)
-    return tree.rows
+    if cfg.quantization is None or cfg.quantization.simulated:
+        return tree.rows
+    rows: dict[str, Parameter] = {}
+    for path, parameter in tree.rows.items():
+        layer, _, leaf = path.rpartition("/")
+        quantization = cfg.quantization.of(layer) if leaf in QUANTIZED_LEAVES else None
+        rows |= {path: parameter} if quantization is None else quantized_parameters(path, parameter.shape, quantization)
+    return rows
+
+
+QUANTIZED_LEAVES = "kernel", "embedding"
+"""Parameters that can be quantized, by the last component of their path."""
+
+
+def quantized_parameters(path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> dict[str, Parameter]:
+    """Return the parameters of a quantized layer that replace its kernel or table, by path.
+
+    Args:
+        path: Path of the kernel [in, out] or table [rows, width].
+        shape: Its shape.
+        quantization: How the layer is quantized.
+
+    Returns:
+        ``path``: int8, or for 4 bits uint8 with two values per byte along the first axis of a kernel ([ceil(in / 2), out]) and
+        the last of a table, the first value in the low half, as value + 8; ``path + "_scale"``: float32 [out], [groups, out] or
+        [rows]; for static activations ``layer/input_scale``: float32 []; for scaled channels ``layer/channel_scale``: float32
+        [in].
+    """
+    layer, _, leaf = path.rpartition("/")
+    is_kernel = leaf == "kernel"
+    (first, last), group = shape, quantization.group_size
+    stored = shape
+    if quantization.bits == 4:
+        stored = (math.ceil(first / 2), last) if is_kernel else (first, math.ceil(last / 2))
+    scales = (last,) if is_kernel else (first,)
+    if is_kernel and group is not None:
+        scales = math.ceil(first / group), last
+    out = {
+        path: Parameter(stored, "zeros", dtype="int8" if quantization.bits == 8 else "uint8"),
+        f"{path}_scale": Parameter(scales, "ones", dtype="float32"),
+    }
+    if quantization.activations == "static":
+        out[f"{layer}/input_scale"] = Parameter((), "ones", dtype="float32")
+    if quantization.channel_scaled:
+        out[f"{layer}/channel_scale"] = Parameter((first,), "ones", dtype="float32")
+    return out
 
 
 def count_parameters(cfg: TransformerConfig, head: str = "base") -> int:
-    """Return the number of values in all parameters of a model.
+    """Return the number of values in all parameters of a model, before any of it is quantized.
 
     Raises:
         ConfigError: The family does not support the head.
     """
-    return sum(parameter.size for parameter in parameters(cfg, head).values())
+    return sum(parameter.size for parameter in parameters(cfg.replace(quantization=None), head).values())
 
 
 class _Tree:

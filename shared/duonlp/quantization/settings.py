@@ -1,0 +1,73 @@
+"""What a user says about a quantization."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from duonlp.config import LayerQuantization
+from duonlp.errors import InputError
+from duonlp.tasks.base import check_bool, check_int
+from duonlp.util.suggestions import choice
+
+SCHEMES = {
+    "int8": LayerQuantization(activations="dynamic"),
+    "int8-static": LayerQuantization(activations="static"),
+    "int8-weights": LayerQuantization(),
+    "int4": LayerQuantization(bits=4, group_size=64),
+}
+"""Quantization of the linear layers by the name of a scheme."""
+
+ROUNDINGS = "nearest", "gptq", "awq"
+"""How weights become integers: each to the nearest; GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323); or AWQ (Lin et
+al. 2023, https://arxiv.org/abs/2306.00978)."""
+
+CALIBRATIONS = "min-max", "percentile", "mse"
+"""How the range of a static scale is chosen from the inputs seen in calibration."""
+
+
+@dataclass(frozen=True)
+class QuantizationSettings:
+    """What to quantize in a model, and how.
+
+    Attributes:
+        scheme: "int8" quantizes weights per output channel and activations per row while the model runs; "int8-static" uses one
+            calibrated scale per layer for the activations; "int8-weights" and "int4" quantize only the weights.
+        layers: Patterns of paths of linear layers, such as ``*/feed_forward/*``, as of fnmatch; all by default.
+        skip: Patterns of paths to leave in floating point.
+        embeddings: Whether to store the rows of word, position and token type tables in 8 bits.
+        output: Whether to quantize the output layers of heads, which map to labels or the vocabulary. A vocabulary that is tied
+            to the word table is quantized with it.
+        rounding: One of ROUNDINGS. "gptq" and "awq" need calibration data.
+        calibration: One of CALIBRATIONS, for static scales.
+        percentile: Percentage of the inputs that the range covers, for "percentile".
+        group_size: Inputs per scale of a scheme that quantizes only weights; by default that of the scheme.
+    """
+
+    scheme: str = "int8"
+    layers: Sequence[str] = ("*",)
+    skip: Sequence[str] = ()
+    embeddings: bool = True
+    output: bool = True
+    rounding: str = "nearest"
+    calibration: str = "min-max"
+    percentile: float = 99.99
+    group_size: int | None = None
+
+    def __post_init__(self):
+        choice("scheme", self.scheme, SCHEMES)
+        choice("rounding", self.rounding, ROUNDINGS)
+        choice("calibration", self.calibration, CALIBRATIONS)
+        check_bool("embeddings", self.embeddings)
+        check_bool("output", self.output)
+        check_int("group_size", self.group_size, minimum=1, optional=True)
+        for name in ("layers", "skip"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise InputError(f"{name} is {patterns!r}; pass a list of patterns, such as ['*/feed_forward/*']")
+            object.__setattr__(self, name, tuple(patterns))
+        if not 50 < self.percentile <= 100:
+            raise InputError(f"percentile is {self.percentile!r}; it must be above 50 and at most 100")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the settings need calibration data."""
+        return self.scheme == "int8-static" or self.rounding != "nearest"
