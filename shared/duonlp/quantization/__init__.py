@@ -1,5 +1,20 @@
-"""Quantization of models: what both engines share."""
+"""Quantization of models: what both engines share, in NumPy."""
 
+from duonlp.quantization.driver import Record, dequantized_values, quantized_values
+from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
+from duonlp.quantization.statistics import InputStatistics
 
-__all__ = ["CALIBRATIONS", "ROUNDINGS", "SCHEMES", "QuantizationSettings"]
+__all__ = [
+    "CALIBRATIONS",
+    "ROUNDINGS",
+    "SCHEMES",
+    "InputStatistics",
+    "QuantizationSettings",
+    "Record",
+    "dequantized_values",
+    "output_table",
+    "quantizable",
+    "quantized_values",
+    "resolve",
+]

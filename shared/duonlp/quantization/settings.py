@@ -64,6 +64,8 @@ class QuantizationSettings:
             if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
                 raise InputError(f"{name} is {patterns!r}; pass a list of patterns, such as ['*/feed_forward/*']")
             object.__setattr__(self, name, tuple(patterns))
+        if self.rounding == "awq" and SCHEMES[self.scheme].activations != "float":
+            raise InputError(f"AWQ quantizes only weights; use it with 'int8-weights' or 'int4', not {self.scheme!r}")
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile!r}; it must be above 50 and at most 100")
 

@@ -1,0 +1,52 @@
+"""AWQ: give the channels with large inputs more precise weights.
+
+Lin et al. 2023, "AWQ: Activation-aware Weight Quantization", https://arxiv.org/abs/2306.00978. The weights of a channel are
+multiplied by a factor before they are rounded, and the layer divides its inputs by it.
+"""
+
+import numpy as np
+
+from duonlp.config import LayerQuantization
+from duonlp.quantization.arithmetic import dequantize_kernel, quantize_kernel
+from duonlp.quantization.statistics import InputStatistics
+
+EXPONENTS = np.linspace(0, 0.95, 20)
+"""Exponents of the mean magnitudes among which the factors are searched."""
+
+
+def awq(
+    kernel: np.ndarray, quantization: LayerQuantization, seen: InputStatistics
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Round a kernel after scaling its channels by a power of their inputs' mean magnitude.
+
+    The exponent is the one of EXPONENTS whose outputs on the sampled inputs have the smallest squared error; 0 is among them, so
+    the result is never worse than rounding to the nearest.
+
+    Args:
+        kernel: float32 [in, out].
+        quantization: Bits and groups.
+        seen: Statistics of the inputs, with a sample of rows.
+
+    Returns:
+        Integers int8 [in, out], scales float32 [out] or [groups, out], and the factors float32 [in].
+    """
+    inputs, magnitudes = seen.sample, seen.magnitudes / seen.rows
+    gram = inputs.T.astype(np.float64) @ inputs  # the error of any rounding is a trace over this
+    best = None
+    for exponent in EXPONENTS:
+        factors = _factors(magnitudes, exponent)
+        integers, scales = quantize_kernel(kernel * factors[:, None], quantization)
+        rounded = dequantize_kernel(integers, scales, quantization) / factors[:, None]
+        difference = (rounded - kernel).astype(np.float64)
+        error = float(np.sum(difference * (gram @ difference)))
+        if best is None or error < best[0]:
+            best = error, integers, scales, factors
+    assert best is not None
+    return best[1:]
+
+
+def _factors(magnitudes: np.ndarray, exponent: float) -> np.ndarray:
+    """Return magnitudes^exponent float32 [in], normalized so that the largest and the smallest are each other's inverses."""
+    factors = np.maximum(magnitudes, 1e-4 * max(magnitudes.max(), 1e-30)) ** exponent
+    factors = factors / np.sqrt(factors.max() * factors.min())
+    return factors.astype(np.float32)

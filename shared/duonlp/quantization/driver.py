@@ -1,0 +1,186 @@
+"""Quantize a model's parameters: from its floating-point values to the values of the quantized model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+
+from duonlp.config import LayerQuantization, QuantizationConfig, TransformerConfig
+from duonlp.errors import InputError
+from duonlp.parameters import parameters
+from duonlp.quantization.arithmetic import (
+    check_finite,
+    dequantize_kernel,
+    dequantize_table,
+    pack_int4,
+    quantize_kernel,
+    quantize_table,
+    unpack_int4,
+)
+from duonlp.quantization.awq import awq
+from duonlp.quantization.gptq import gptq
+from duonlp.quantization.resolve import resolve
+from duonlp.quantization.settings import QuantizationSettings
+from duonlp.quantization.statistics import InputStatistics
+
+Read = Callable[[str], np.ndarray]
+"""Returns a parameter by its path."""
+
+
+class Record(Protocol):
+    """Runs a model on the calibration data and observes the inputs of layers; each engine has its own."""
+
+    def __call__(
+        self, paths: Sequence[str], observe: Callable[[str, np.ndarray], Any], values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Run the model.
+
+        Args:
+            paths: Paths of the linear layers to observe.
+            observe: Called with a path and the layer's inputs float32 [rows, n] of each batch, without padding.
+            values: Kernels by path that replace the model's own.
+        """
+        ...
+
+
+def quantized_values(
+    read: Read, cfg: TransformerConfig, head: str, settings: QuantizationSettings | None = None, record: Record | None = None
+) -> tuple[TransformerConfig, dict[str, np.ndarray]]:  # fmt: skip
+    """Return the configuration of a quantized model and the values of its quantized layers by path.
+
+    Args:
+        read: Returns the floating-point parameters.
+        cfg: The model.
+        head: Its head.
+        settings: What to quantize, and how. None: what the model was prepared for by quantization-aware training.
+        record: Runs the model on calibration data, for settings that need it.
+
+    Raises:
+        InputError: The settings do not fit the model or need calibration data, the model is already quantized, or a weight is
+            not finite.
+    """
+    quantization, settings = _plan(cfg, head, settings)
+    if settings.needs_data and record is None:
+        need = "static activations" if settings.rounding == "nearest" else settings.rounding
+        raise InputError(f"{need} need calibration data; pass batches= of typical inputs, a few hundred texts suffice")
+    spec = parameters(cfg.replace(quantization=None), head)
+    values: dict[str, np.ndarray] = {}
+    kernels: list[tuple[str, LayerQuantization]] = []
+    for layer, layer_quantization in quantization.layers:
+        path = f"{layer}/embedding"
+        if path in spec:
+            table = _read_finite(read, path)
+            values[path], values[f"{path}_scale"] = quantize_table(table)
+        elif f"{layer}/kernel" in spec:
+            kernels.append((layer, layer_quantization))
+    rounded: dict[str, np.ndarray] = {}  # kernels of the stages so far, as the quantized layers have them
+    for stage in _stages(kernels, settings):
+        new = _quantize_kernels(read, stage, settings, record, rounded)
+        values |= new
+        if settings.rounding == "gptq":
+            for layer, layer_quantization in stage:
+                path = f"{layer}/kernel"
+                rounded[path] = _dequantize(new.__getitem__, path, spec[path].shape, layer_quantization)
+    return cfg.replace(quantization=replace(quantization, simulated=False)), values
+
+
+def dequantized_values(
+    read: Read, cfg: TransformerConfig, head: str
+) -> tuple[TransformerConfig, dict[str, np.ndarray]]:
+    """Return the configuration of a model without quantization, and the float32 values of all its quantized layers by path."""
+    quantization = cfg.quantization
+    if quantization is None or quantization.simulated:
+        return cfg.replace(quantization=None), {}
+    plain = cfg.replace(quantization=None)
+    values = {}
+    for path, parameter in parameters(plain, head).items():
+        layer, _, leaf = path.rpartition("/")
+        layer_quantization = quantization.of(layer) if leaf in ("kernel", "embedding") else None
+        if layer_quantization is not None:
+            values[path] = _dequantize(read, path, parameter.shape, layer_quantization)
+    return plain, values
+
+
+def _dequantize(read: Read, path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> np.ndarray:
+    integers, scales = np.asarray(read(path)), np.asarray(read(f"{path}_scale"), np.float32)
+    if path.endswith("/embedding"):
+        return dequantize_table(integers, scales)
+    integers = unpack_int4(integers, shape[0]) if quantization.bits == 4 else integers
+    kernel = dequantize_kernel(integers, scales, quantization)
+    if quantization.channel_scaled:
+        channel_scale = np.asarray(read(f"{path.rpartition('/')[0]}/channel_scale"), np.float32)
+        kernel = kernel * (np.float32(1) / channel_scale)[:, None]
+    return kernel
+
+
+def _plan(
+    cfg: TransformerConfig, head: str, settings: QuantizationSettings | None
+) -> tuple[QuantizationConfig, QuantizationSettings]:
+    if settings is None and cfg.quantization is not None and cfg.quantization.simulated:
+        return cfg.quantization, QuantizationSettings()
+    settings = settings or QuantizationSettings()
+    return resolve(settings, cfg, head), settings
+
+
+def _stages(
+    kernels: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings
+) -> list[list[tuple[str, LayerQuantization]]]:
+    """Return the layers to quantize one after the other: block by block for GPTQ, whose later layers see the earlier errors."""
+    if settings.rounding != "gptq":
+        return [list(kernels)]
+    return [list(group) for _, group in groupby(kernels, key=lambda item: "/".join(item[0].split("/")[:2]))]
+
+
+def _quantize_kernels(
+    read: Read, layers: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings, record: Record | None,
+    rounded: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return the values of some linear layers; ``rounded`` has the kernels of the layers before them."""
+    kernels = {layer: _read_finite(read, f"{layer}/kernel") for layer, _ in layers}
+    statistics: dict[str, InputStatistics] = {}
+    if settings.needs_data:
+        assert record is not None
+        statistics = {
+            layer: InputStatistics(len(kernel), settings.rounding == "gptq", settings.rounding == "awq")
+            for layer, kernel in kernels.items()
+        }
+        record(list(kernels), lambda path, rows: statistics[path].add(rows), rounded)
+        unseen = [layer for layer, seen in statistics.items() if not seen.rows]
+        if unseen:
+            raise InputError(
+                f"the calibration data never reached {unseen[0]!r}; pass inputs of the whole model, or skip it"
+            )
+    values = {}
+    for layer, quantization in layers:
+        seen = statistics.get(layer)
+        values |= _quantize_kernel(layer, kernels[layer], quantization, settings, seen)
+    return values
+
+
+def _quantize_kernel(
+    layer: str, kernel: np.ndarray, quantization: LayerQuantization, settings: QuantizationSettings,
+    seen: InputStatistics | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    values: dict[str, np.ndarray] = {}
+    if quantization.channel_scaled:
+        assert seen is not None
+        integers, scales, values[f"{layer}/channel_scale"] = awq(kernel, quantization, seen)
+    elif settings.rounding == "gptq":
+        assert seen is not None and seen.hessian is not None
+        integers, scales = gptq(kernel, quantization, seen.hessian / seen.rows)
+    else:
+        integers, scales = quantize_kernel(kernel, quantization)
+    values[f"{layer}/kernel"] = pack_int4(integers) if quantization.bits == 4 else integers
+    values[f"{layer}/kernel_scale"] = scales
+    if quantization.activations == "static":
+        assert seen is not None
+        values[f"{layer}/input_scale"] = seen.input_scale(settings.calibration, settings.percentile)
+    return values
+
+
+def _read_finite(read: Read, path: str) -> np.ndarray:
+    values = np.asarray(read(path), np.float32)
+    check_finite(path, values)
+    return values
