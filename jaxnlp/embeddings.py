@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, PatchConfig
 from duonlp.positions import fixed_table, relative_bucket_table
-from jaxnlp.layers import Linear, dropout, make_norm
+from jaxnlp.layers import Embed, Linear, dropout, make_norm
 
 
 class Patches(nnx.Module):
@@ -59,13 +59,13 @@ class Embeddings(nnx.Module):
         if config.patches is not None:
             self.patches = Patches(config.patches, config.size, **options)
         elif has_word_embeddings:
-            self.word_embeddings = nnx.Embed(config.vocab_size, config.size, **options)
+            self.word_embeddings = Embed(config.vocab_size, config.size, **options)
         if config.positions == "learned":
-            self.position_embeddings = nnx.Embed(config.max_positions, config.size, **options)
+            self.position_embeddings = Embed(config.max_positions, config.size, **options)
         if config.stored_positions:
             self.position_table = nnx.Param(jnp.zeros((config.max_positions, config.size), param_dtype))
         if config.type_vocab_size:
-            self.token_type_embeddings = nnx.Embed(config.type_vocab_size, config.size, **options)
+            self.token_type_embeddings = Embed(config.type_vocab_size, config.size, **options)
         if config.norm:
             self.norm = make_norm(norm, config.size, **options)
         if config.projection:
@@ -73,7 +73,7 @@ class Embeddings(nnx.Module):
 
     def __call__(
         self, input_ids: jax.Array, token_type_ids: jax.Array | None, position_ids: jax.Array,
-        rngs: nnx.Rngs | None = None, word_embeddings: nnx.Embed | None = None,
+        rngs: nnx.Rngs | None = None, word_embeddings: Embed | None = None,
     ) -> jax.Array:  # fmt: skip
         """Embed a batch of tokens or images.
 

@@ -10,6 +10,7 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.inputs import decoder_input_ids, main_input
 from jaxnlp import ops
 from jaxnlp.embeddings import Embeddings, default_position_ids
+from jaxnlp.layers import Embed
 from jaxnlp.transformer import Stack, StackOutput, attention_bias, attention_biases
 
 
@@ -46,7 +47,7 @@ class EncoderDecoder:
         return self.encoder(x, tuple(bias + relative for bias in biases), position_ids, rngs=rngs)
 
     @property
-    def decoder_word_embeddings(self) -> nnx.Embed:
+    def decoder_word_embeddings(self) -> Embed:
         """Word table of the decoder: its own, or the encoder's."""
         shared = self._decoder_config.shares_words
         return self.embeddings.word_embeddings if shared else self.decoder_embeddings.word_embeddings

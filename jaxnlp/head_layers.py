@@ -7,8 +7,7 @@ from jax.typing import DTypeLike
 
 from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
 from duonlp.dtypes import without_float16
-from jaxnlp.layers import ACTIVATIONS, Linear, dropout, make_norm
-from jaxnlp.products import matmul_transposed
+from jaxnlp.layers import ACTIVATIONS, Embed, Linear, dropout, make_norm
 
 
 class Pooler(nnx.Module):
@@ -78,13 +77,13 @@ class LMHead(nnx.Module):
         if config.bias:
             self.bias = nnx.Param(jnp.zeros((vocab_size,), param_dtype))
 
-    def __call__(self, hidden_states: jax.Array, word_embeddings: nnx.Embed) -> jax.Array:
+    def __call__(self, hidden_states: jax.Array, word_embeddings: Embed) -> jax.Array:
         """Map hidden states [B, T, D] to logits [B, T, V]; a tied head multiplies with ``word_embeddings``."""
         x = hidden_states * hidden_states.shape[-1] ** -0.5 if self.config.scale else hidden_states
         if self.config.transform:
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         if self.config.tied:
-            x = matmul_transposed(x, word_embeddings.embedding[...].astype(x.dtype))
+            x = word_embeddings.attend(x)
         else:
             x = self.output(x)
         if not self.config.bias:

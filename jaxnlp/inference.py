@@ -14,6 +14,7 @@ from duonlp.typing import Array
 from duonlp.util.frameworks import check_process, keep_heap
 from jaxnlp.layers import Attention, Linear
 from jaxnlp.pretrained import merge, split
+from jaxnlp.quantization.layers import QuantizedLinear
 
 if TYPE_CHECKING:
     from jaxnlp.model import Model
@@ -80,21 +81,34 @@ def transposed(model: M) -> M:
         if isinstance(module, Attention) and not module.fused:
             _fuse(module, "key_value" if path[-1] == "cross_attention" else "query_key_value")
     for _, module in nnx.iter_modules(copy):
-        if isinstance(module, Linear) and not module.transposed:
+        if isinstance(module, Linear | QuantizedLinear) and not module.transposed and len(module.kernel.shape) == 2:
+            if isinstance(module, QuantizedLinear) and module.quantization.activations == "float":
+                continue  # its kernel is dequantized before the product
             module.kernel = nnx.Param(module.kernel[...].T)
             module.transposed = True
     return copy
 
 
 def _fuse(attention: Attention, name: str) -> None:
-    """Replace the linear layers listed in ``name`` by one with the outputs of all."""
+    """Replace the linear layers listed in ``name`` by one with the outputs of all, if they treat their inputs alike."""
     parts = [getattr(attention, part) for part in name.split("_")]
+    if len({(type(part), getattr(part, "quantization", None)) for part in parts}) > 1:
+        return
     fused = parts[0]
+    if isinstance(fused, QuantizedLinear):
+        shared = [
+            getattr(part, scale)[...]
+            for scale in ("input_scale", "channel_scale")
+            if hasattr(fused, scale)
+            for part in parts
+        ]
+        if any(not np.array_equal(scale, shared[i // len(parts) * len(parts)]) for i, scale in enumerate(shared)):
+            return
+        fused.kernel_scale = nnx.Param(jnp.concatenate([part.kernel_scale[...] for part in parts], axis=-1))
     fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
     if any(part.bias is not None for part in parts):
-        biases = [
-            jnp.zeros(part.out_features, part.kernel.dtype) if part.bias is None else part.bias[...] for part in parts
-        ]
+        dtype = next(part.bias.dtype for part in parts if part.bias is not None)
+        biases = [jnp.zeros(part.out_features, dtype) if part.bias is None else part.bias[...] for part in parts]
         fused.bias = nnx.Param(jnp.concatenate(biases))
     fused.out_features = fused.kernel.shape[1]
     setattr(attention, name, fused)

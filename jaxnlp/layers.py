@@ -199,6 +199,14 @@ class Linear(nnx.Linear):
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
+class Embed(nnx.Embed):
+    """Table of vectors."""
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        """Multiply [..., features] with the transposed table, giving [..., num_embeddings]."""
+        return matmul_transposed(query, self.embedding[...].astype(query.dtype))
+
+
 def dropout(x: jax.Array, rate: float, rngs: nnx.Rngs | None) -> jax.Array:
     """Zero a fraction ``rate`` of x and scale up the rest; return x unchanged if ``rngs`` is None."""
     if rngs is None or rate == 0:

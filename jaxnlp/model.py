@@ -23,6 +23,7 @@ from jaxnlp.embeddings import Embeddings, default_position_ids
 from jaxnlp.encoder_decoder import EncoderDecoder
 from jaxnlp.head_layers import Pooler
 from jaxnlp.pretrained import Pretrained
+from jaxnlp.quantization.layers import replace_layers
 from jaxnlp.transformer import Cache, Stack, attention_biases
 
 
@@ -61,6 +62,8 @@ class Model(Pretrained, EncoderDecoder, nnx.Module):
         if pooling is not None:
             self.pooler = Pooler(pooling, config.hidden_size, config.norm, **options)
         self._build_head(options)
+        if config.quantization is not None:
+            replace_layers(self, config.quantization)
 
     def _build_head(self, options: dict[str, Any]) -> None:
         """Create the layers of the head."""

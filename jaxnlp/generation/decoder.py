@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from duonlp.config import TransformerConfig
 from duonlp.generation import GenerationConfig, GenerationOutput
 from duonlp.typing import Array
 from jaxnlp.embeddings import Embeddings
 from jaxnlp.head_layers import LMHead
+from jaxnlp.layers import Embed
 from jaxnlp.transformer import MASKED, Biases, Cache, Stack, StackOutput, attention_bias, init_cache
 
 
@@ -91,7 +91,7 @@ class Seq2SeqDecoder(Decoder):
 
     decoder: Stack
     decoder_embeddings: Embeddings
-    decoder_word_embeddings: nnx.Embed
+    decoder_word_embeddings: Embed
     encode: Callable[..., StackOutput]
 
     def start_cache(self, rows: int, slots: int, source: tuple[jax.Array, jax.Array] | None = None) -> Cache:

@@ -1,5 +1,6 @@
 """Quantization of models: what both engines share, in NumPy."""
 
+from duonlp.quantization.calibration import calibration_batches
 from duonlp.quantization.driver import Record, dequantized_values, quantized_values
 from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
@@ -12,6 +13,7 @@ __all__ = [
     "InputStatistics",
     "QuantizationSettings",
     "Record",
+    "calibration_batches",
     "dequantized_values",
     "output_table",
     "quantizable",

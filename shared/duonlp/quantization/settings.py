@@ -1,12 +1,13 @@
 """What a user says about a quantization."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
 from duonlp.tasks.base import check_bool, check_int
-from duonlp.util.suggestions import choice
+from duonlp.util.suggestions import choice, unknown_setting
 
 SCHEMES = {
     "int8": LayerQuantization(activations="dynamic"),
@@ -73,3 +74,22 @@ class QuantizationSettings:
     def needs_data(self) -> bool:
         """Whether the settings need calibration data."""
         return self.scheme == "int8-static" or self.rounding != "nearest"
+
+    @classmethod
+    def of(cls, scheme: str | None, settings: Mapping[str, Any]) -> "QuantizationSettings | None":
+        """Return the settings of a call; None if it gives none.
+
+        Args:
+            scheme: Name of the scheme, or None.
+            settings: Other fields.
+
+        Raises:
+            InputError: A setting is unknown or invalid.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise InputError(unknown_setting(name, names, "quantization"))
+        if scheme is None and not settings:
+            return None
+        return cls(**({} if scheme is None else {"scheme": scheme}), **settings)

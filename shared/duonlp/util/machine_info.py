@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -52,6 +53,22 @@ def processor() -> str:
                 if line.startswith("model name"):
                     return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return the processor's instruction sets by their Linux names, such as "avx512_vnni" and "amx_int8".
+
+    Empty where the system does not tell.
+    """
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
 
 
 def physical_memory() -> int | None:

@@ -1,0 +1,40 @@
+"""Exact products of 8-bit integers."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxnlp.kernels.choice import FEWEST_ROWS, uses_bfloat16
+
+EXACT_TERMS = 1024
+"""Products of two 8-bit integers whose sum float32 holds exactly: 1,024 * 127 * 127 < 2^24."""
+
+
+def int8_product(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
+    """Multiply integers x int8 [T, in] with a kernel int8 [in, out], giving int32 [T, out], exactly.
+
+    Args:
+        x: Quantized activations, at least -127 as all quantized values are.
+        kernel: Quantized weights.
+        transposed: Whether the kernel is [out, in].
+    """
+    rows = x.shape[0]
+    axes = (((1,), (1 if transposed else 0,)), ((), ()))
+    if uses_bfloat16(rows):
+        return _through_bfloat16(x, kernel, axes)
+    if rows < FEWEST_ROWS:
+        x = jnp.pad(x, ((0, FEWEST_ROWS - rows), (0, 0)))
+    return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.int32)[:rows]
+
+
+def _through_bfloat16(x, kernel, axes) -> jax.Array:
+    """Return the same integers from products of bfloat16 numbers, which hold 8-bit integers, over parts of the inputs."""
+    ((x_axis,), (kernel_axis,)), _ = axes
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    total = None
+    for start in range(0, x.shape[1], EXACT_TERMS):
+        end = min(start + EXACT_TERMS, x.shape[1])
+        parts = (jax.lax.slice_in_dim(y, start, end, axis=axis) for y, axis in ((x, x_axis), (kernel, kernel_axis)))
+        part = jax.lax.dot_general(*parts, axes, preferred_element_type=jnp.float32).astype(jnp.int32)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -1,0 +1,63 @@
+"""Quantize a model, and restore its floating-point weights."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from duonlp.checkpoints.pretrained import fresh_plan, with_values
+from duonlp.config import TransformerConfig
+from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values
+from duonlp.quantization.calibration import batches_of
+from jaxnlp.pretrained import Pretrained, parameter_tree
+from jaxnlp.quantization.recording import record_inputs
+
+P = TypeVar("P", bound=Pretrained)
+
+
+def quantize(model: P, scheme: str | None = None, batches: Any = None, **settings: Any) -> P:
+    """Return a model whose weights are integers; the given one is not changed.
+
+    It is called, compiled, saved, loaded and generated with like any other model, but it cannot be trained.
+
+    Args:
+        model: A model with floating-point weights, or one prepared by :func:`prepare_qat`, whose quantization is then the
+            default.
+        scheme: "int8" (the default), "int8-static", "int8-weights" or "int4"; see QuantizationSettings.
+        batches: Typical inputs, as dicts of arrays or as training takes them, for static activations, GPTQ and AWQ; see
+            duonlp.quantization.calibration_batches.
+        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, rounding, ...
+
+    Raises:
+        InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
+            already quantized, or a weight is not finite.
+    """
+    values = parameter_tree(model)
+    record = None if batches is None else partial(record_inputs, model, batches_of(batches))
+    cfg, new = quantized_values(
+        lambda path: np.asarray(values[path], np.float32), model.config, model.head,
+        QuantizationSettings.of(scheme, settings), record,
+    )  # fmt: skip
+    return _rebuilt(model, cfg, new)
+
+
+def dequantize(model: P) -> P:
+    """Return a model with floating-point weights: those that the integers of a quantized model stand for.
+
+    Args:
+        model: A quantized model, or one prepared by :func:`prepare_qat`; it is not changed.
+    """
+    values = parameter_tree(model)
+    cfg, new = dequantized_values(lambda path: np.asarray(values[path]), model.config, model.head)
+    return _rebuilt(model, cfg, new)
+
+
+def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
+    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
+    plan = fresh_plan(cfg, model.head, 0)
+    own = parameter_tree(model)
+    plan = with_values(plan, {source.path: values.get(source.path, own.get(source.path)) for source in plan})
+    new = type(model)._from_plan(cfg, plan, model.dtype.name, model.param_dtype.name)
+    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
+    return new

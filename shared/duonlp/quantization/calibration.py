@@ -1,0 +1,88 @@
+"""Data for calibration."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from duonlp.errors import InputError
+from duonlp.typing import Array, Batch, Tokenizer
+
+MASKS = {False: "attention_mask", True: "decoder_attention_mask"}
+"""Mask of the tokens that a layer reads, by whether they are the decoder's."""
+
+
+def calibration_batches(
+    tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 32, max_length: int = 128
+) -> list[dict[str, np.ndarray]]:
+    """Tokenize texts into batches of model inputs.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        texts: Typical inputs; a few hundred suffice.
+        batch_size: Texts per batch.
+        max_length: Tokens to which a text is truncated. All batches are padded to one length, so that they compile once.
+
+    Raises:
+        InputError: There is no text.
+    """
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise InputError("there is no text to calibrate with; pass at least one, better a few hundred")
+    # A tokenizer without a padding token, such as GPT-2's, pads with any token: the mask leaves it out.
+    had_padding = tokenizer.pad_token is not None
+    if not had_padding:
+        tokenizer.pad_token = tokenizer.eos_token
+    try:
+        rows = tokenizer(list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="np")
+    finally:
+        if not had_padding:
+            tokenizer.pad_token = None
+    arrays = {name: np.asarray(values, np.int32) for name, values in rows.items()}
+    return [
+        {name: values[i : i + batch_size] for name, values in arrays.items()} for i in range(0, len(texts), batch_size)
+    ]
+
+
+def batches_of(batches: Any) -> list[dict[str, Array]]:
+    """Return calibration batches as a list of dicts, which can be read several times.
+
+    Args:
+        batches: Dicts of arrays, or batches with ``epoch(n)`` as training takes them. Labels are dropped.
+
+    Raises:
+        InputError: There is no batch, or one is not a dict.
+    """
+    stream: Iterable[Batch] = batches.epoch(0) if hasattr(batches, "epoch") else batches
+    if isinstance(stream, Mapping):
+        stream = [stream]
+    out = list(_inputs(stream))
+    if not out:
+        raise InputError("there are no calibration batches; pass at least one, better some hundred rows in all")
+    return out
+
+
+def _inputs(stream: Iterable[Batch]) -> Iterator[dict[str, Array]]:
+    for batch in stream:
+        if not isinstance(batch, Mapping):
+            raise InputError(
+                f"a calibration batch is a {type(batch).__name__}; pass dicts of the model's inputs, such as "
+                "duonlp.quantization.calibration_batches(tokenizer, texts)"
+            )
+        yield {name: np.asarray(value) for name, value in batch.items()}
+
+
+def rows_without_padding(path: str, x: np.ndarray, inputs: Mapping[str, Array]) -> np.ndarray:
+    """Return the rows [m, n] of a layer's inputs [..., n] that belong to real tokens.
+
+    Args:
+        path: Path of the layer.
+        x: Its inputs.
+        inputs: The model's inputs, with the masks.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    reads_source = "/cross_attention/key" in path or "/cross_attention/value" in path
+    mask = inputs.get(MASKS[path.startswith("decoder") and "decoder_input_ids" in inputs and not reads_source])
+    if mask is None or np.size(mask) != len(rows):  # the layer reads one vector per text, or all tokens are real
+        return rows
+    return rows[np.reshape(mask, -1) != 0]
