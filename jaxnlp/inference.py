@@ -96,13 +96,7 @@ def _fuse(attention: Attention, name: str) -> None:
         return
     fused = parts[0]
     if isinstance(fused, QuantizedLinear):
-        shared = [
-            getattr(part, scale)[...]
-            for scale in ("input_scale", "channel_scale")
-            if hasattr(fused, scale)
-            for part in parts
-        ]
-        if any(not np.array_equal(scale, shared[i // len(parts) * len(parts)]) for i, scale in enumerate(shared)):
+        if not all(_same_inputs(fused, part) for part in parts):
             return
         fused.kernel_scale = nnx.Param(jnp.concatenate([part.kernel_scale[...] for part in parts], axis=-1))
     fused.kernel = nnx.Param(jnp.concatenate([part.kernel[...] for part in parts], axis=1))
@@ -115,3 +109,9 @@ def _fuse(attention: Attention, name: str) -> None:
     attention.fused = True
     for part in name.split("_"):
         delattr(attention, part)
+
+
+def _same_inputs(first: QuantizedLinear, second: QuantizedLinear) -> bool:
+    """Return whether two quantized layers quantize the same inputs to the same integers."""
+    names = [name for name in ("input_scale", "channel_scale") if hasattr(first, name)]
+    return all(np.array_equal(getattr(first, name)[...], getattr(second, name)[...]) for name in names)
