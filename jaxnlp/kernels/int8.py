@@ -10,7 +10,9 @@ EXACT_TERMS = 1024
 
 
 def int8_product(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> jax.Array:
-    """Multiply integers x int8 [T, in] with a kernel int8 [in, out], giving int32 [T, out], exactly.
+    """Multiply integers x int8 [T, in] with a kernel int8 [in, out], giving float32 [T, out].
+
+    The result is the exact integer, or where float32 cannot hold it (from 2^24 on), the nearest float32.
 
     Args:
         x: Quantized activations, at least -127 as all quantized values are.
@@ -23,18 +25,18 @@ def int8_product(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> j
         return _through_bfloat16(x, kernel, axes)
     if rows < FEWEST_ROWS:
         x = jnp.pad(x, ((0, FEWEST_ROWS - rows), (0, 0)))
-    return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.int32)[:rows]
+    return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.int32)[:rows].astype(jnp.float32)
 
 
-def _through_bfloat16(x, kernel, axes) -> jax.Array:
-    """Return the same integers from products of bfloat16 numbers, which hold 8-bit integers, over parts of the inputs."""
+def _through_bfloat16(x: jax.Array, kernel: jax.Array, axes) -> jax.Array:
+    """Return the same numbers from products of bfloat16 numbers, which hold 8-bit integers, over parts of the inputs."""
     ((x_axis,), (kernel_axis,)), _ = axes
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    total = None
+    parts = []
     for start in range(0, x.shape[1], EXACT_TERMS):
         end = min(start + EXACT_TERMS, x.shape[1])
-        parts = (jax.lax.slice_in_dim(y, start, end, axis=axis) for y, axis in ((x, x_axis), (kernel, kernel_axis)))
-        part = jax.lax.dot_general(*parts, axes, preferred_element_type=jnp.float32).astype(jnp.int32)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        factors = (jax.lax.slice_in_dim(y, start, end, axis=axis) for y, axis in ((x, x_axis), (kernel, kernel_axis)))
+        parts.append(jax.lax.dot_general(*factors, axes, preferred_element_type=jnp.float32))
+    if len(parts) > 2:  # a sum of two is rounded once, as it should be
+        return sum(part.astype(jnp.int32) for part in parts).astype(jnp.float32)
+    return sum(parts[1:], parts[0])

@@ -63,8 +63,7 @@ class QuantizedLinear(nnx.Module):
         else:
             scale = self.input_scale[...]
             integers = jnp.clip(jnp.rint(x.astype(jnp.float32) * (1 / scale)), -127, 127).astype(jnp.int8)
-        product = int8_product(integers, self.kernel[...], self.transposed)
-        return product.astype(jnp.float32) * scale * self.kernel_scale[...]
+        return int8_product(integers, self.kernel[...], self.transposed) * scale * self.kernel_scale[...]
 
     def _weight_only(self, x: jax.Array) -> jax.Array:
         """Multiply rows [T, in] with the dequantized kernel in the compute dtype."""
@@ -114,7 +113,7 @@ class QuantizedEmbedding(nnx.Module):
         rows = query.reshape(-1, self.features)
         if self.quantization.activations == "dynamic":
             integers, scale = quantize_rows(rows)
-            product = int8_product(integers, self.embedding[...], transposed=True).astype(jnp.float32) * scale
+            product = int8_product(integers, self.embedding[...], transposed=True) * scale
         else:
             count = len(rows)
             padded = jnp.pad(rows, ((0, max(0, FEWEST_ROWS - count)), (0, 0)))
