@@ -11,7 +11,7 @@ from flax import nnx
 
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase
-from duonlp.checkpoints.save import save_checkpoint
+from duonlp.checkpoints.save import save_checkpoint, saved_values
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.generation import GenerationConfig
@@ -44,12 +44,23 @@ class Pretrained(PretrainedBase, _Module):
     dtype: np.dtype
     param_dtype: np.dtype
 
-    def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB") -> None:
-        """Write the model in Hugging Face layout; see duonlp.checkpoints.save_checkpoint."""
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB", dequantize: bool = False
+    ) -> None:
+        """Write the model in Hugging Face layout; see duonlp.checkpoints.save_checkpoint.
+
+        Args:
+            folder: Folder to write to.
+            tokenizer: Tokenizer or image processor to save.
+            max_shard_size: See save_checkpoint.
+            dequantize: Whether to write the weights of quantized layers in floating point, for software that does not read
+                quantized ones.
+        """
         values = parameter_tree(self)
+        cfg, read = saved_values(self.config, self.head, lambda path: np.asarray(values[path]), dequantize)
         save_checkpoint(
-            folder, self.config, self.head, lambda path: np.asarray(values[path]), self.param_dtype, tokenizer,
-            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
+            folder, cfg, self.head, read, self.param_dtype, tokenizer, max_shard_size,
+            self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
         )  # fmt: skip
 
     @classmethod

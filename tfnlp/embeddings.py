@@ -64,9 +64,7 @@ class Embeddings(keras.layers.Layer):
         if config.patches is not None:
             self.patches = Patches(config.patches, config.size, dtype=dtype)
         elif has_word_embeddings:
-            self.word_embeddings = Embed(
-                config.vocab_size, config.size, name="word_embeddings", **options
-            )
+            self.word_embeddings = Embed(config.vocab_size, config.size, name="word_embeddings", **options)
         if config.positions == "learned":
             self.position_embeddings = keras.layers.Embedding(
                 config.max_positions, config.size, name="position_embeddings", **options

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import keras
 import tensorflow as tf
 
 from duonlp.config import DecoderConfig, TransformerConfig

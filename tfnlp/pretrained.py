@@ -11,7 +11,7 @@ import tensorflow as tf
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase, default_generation_config
-from duonlp.checkpoints.save import save_checkpoint
+from duonlp.checkpoints.save import save_checkpoint, saved_values
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
@@ -96,20 +96,30 @@ class Pretrained(PretrainedBase, _Model):
             "quantized": quantized,
         }
 
-    def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self, folder: str | Path, tokenizer: Any = None, max_shard_size: int | str = "5GB", dequantize: bool = False
+    ) -> None:
         """Write the model in Hugging Face layout, with LoRA weights merged; see duonlp.checkpoints.save_checkpoint.
 
+        Args:
+            folder: Folder to write to.
+            tokenizer: Tokenizer or image processor to save.
+            max_shard_size: See save_checkpoint.
+            dequantize: Whether to write the weights of quantized layers in floating point, for software that does not read
+                quantized ones.
+
         Raises:
-            InputError: The model is quantized.
+            InputError: Keras has quantized single layers.
         """
         if any(layer.quantization_mode is not None for layer in self._flatten_layers()):
             raise InputError(
-                "a quantized model has no Hugging Face layout; use model.save('model.keras'), or call save_pretrained "
-                "before quantize"
+                "layers that Keras has quantized have no Hugging Face layout; use model.save('model.keras'), or quantize the "
+                "model with tfnlp.quantize"
             )
+        cfg, read = saved_values(self.config, self.head, lambda path: merged_values(self, path), dequantize)
         save_checkpoint(
-            folder, self.config, self.head, lambda path: merged_values(self, path), np.dtype(self.variable_dtype), tokenizer,
-            max_shard_size, self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
+            folder, cfg, self.head, read, np.dtype(self.variable_dtype), tokenizer, max_shard_size,
+            self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
         )  # fmt: skip
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:

@@ -32,8 +32,9 @@ def _xla_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool) -> tf.Tensor
 
 
 # Compiled by XLA wherever they are called: TensorFlow's own kernel takes 40 times as long.
-_product = tf.function(lambda x, kernel: _xla_product(x, kernel, False), jit_compile=True, autograph=False)
-_transposed_product = tf.function(lambda x, kernel: _xla_product(x, kernel, True), jit_compile=True, autograph=False)
+_OPTIONS = {"jit_compile": True, "autograph": False, "reduce_retracing": True}
+_product = tf.function(lambda x, kernel: _xla_product(x, kernel, False), **_OPTIONS)
+_transposed_product = tf.function(lambda x, kernel: _xla_product(x, kernel, True), **_OPTIONS)
 
 
 def onednn_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:

@@ -28,8 +28,12 @@ class QuantizedLinear(keras.layers.Layer):
         dtype: keras.DTypePolicy, name: str,
     ):  # fmt: skip
         super().__init__(dtype=dtype, name=name, autocast=False)
-        self.in_features, self.out_features, self.quantization, self.use_bias = in_features, out_features, quantization, use_bias
-        self._quantize, self._dequantize = island(quantize_rows), island(_scaled)
+        self.in_features, self.out_features, self.quantization, self.use_bias = (
+            in_features,
+            out_features,
+            quantization,
+            use_bias,
+        )
 
     def build(self, input_shape: Any = None) -> None:
         sizes = self.in_features, self.out_features
@@ -51,14 +55,14 @@ class QuantizedLinear(keras.layers.Layer):
     def _integer(self, x: tf.Tensor) -> tf.Tensor:
         """Multiply rows [T, in] in integers and return float32 [T, out], with the bias."""
         if self.quantization.activations == "dynamic":
-            integers, scale = self._quantize(x)
+            integers, scale = _quantize_rows(x)
         else:
             scale = self.input_scale.value
             scaled = tf.clip_by_value(tf.math.rint(tf.cast(x, tf.float32) * (1.0 / scale)), -127.0, 127.0)
             integers = tf.cast(scaled, tf.int8)
         product = int8_product(integers, self._kernel.value)
         bias = tf.cast(self.bias.value, tf.float32) if self.use_bias else tf.zeros([self.out_features])
-        return self._dequantize(product, scale, self.kernel_scale.value, bias)
+        return _scaled_product(product, scale, self.kernel_scale.value, bias)
 
     def _weight_only(self, x: tf.Tensor) -> tf.Tensor:
         """Multiply rows [T, in] with the dequantized kernel in the compute dtype, and add the bias."""
@@ -87,7 +91,13 @@ class QuantizedEmbedding(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_embeddings: int, features: int, quantization: LayerQuantization, *, dtype: keras.DTypePolicy, name: str
+        self,
+        num_embeddings: int,
+        features: int,
+        quantization: LayerQuantization,
+        *,
+        dtype: keras.DTypePolicy,
+        name: str,
     ):
         super().__init__(dtype=dtype, name=name, autocast=False)
         self.num_embeddings, self.features, self.quantization = num_embeddings, features, quantization
@@ -124,6 +134,9 @@ def quantize_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _scaled(product: tf.Tensor, row_scale: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor | float) -> tf.Tensor:
     return product * row_scale * scale + bias
+
+
+_quantize_rows, _scaled_product = island(quantize_rows), island(_scaled)
 
 
 def replace_layers(model: Any, cfg: TransformerConfig) -> list[Any]:
@@ -165,5 +178,10 @@ def replace_layers(model: Any, cfg: TransformerConfig) -> list[Any]:
 def _weight(layer: keras.layers.Layer, name: str, parameter: Parameter) -> keras.Variable:
     """Add a weight of the stored dtype, to be filled."""
     return layer.add_weight(
-        name=name, shape=parameter.shape, initializer=parameter.init, dtype=parameter.dtype, trainable=False, autocast=False
+        name=name,
+        shape=parameter.shape,
+        initializer=parameter.init,
+        dtype=parameter.dtype,
+        trainable=False,
+        autocast=False,
     )

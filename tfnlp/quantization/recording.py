@@ -11,7 +11,7 @@ import tensorflow as tf
 from duonlp.inputs import check_inputs
 from duonlp.quantization.calibration import rows_without_padding
 from duonlp.typing import Batch
-from tfnlp.inference import TRACING, NARROWED
+from tfnlp.inference import NARROWED, TRACING
 from tfnlp.pretrained import find_layer
 
 
@@ -33,20 +33,24 @@ def record_inputs(
     """
     names: list[str] = []
 
-    @tf.function(autograph=False)
     def run(inputs: dict[str, tf.Tensor]) -> list[tf.Tensor]:
         with _watched(model, paths) as seen:
             model(inputs, training=False)
         names[:] = [path for path, _ in seen]
         return [tf.cast(x, tf.float32) for _, x in seen]
 
+    traced: dict[tuple, Callable[..., list[tf.Tensor]]] = {}
     with _replaced(model, values or {}):
         for batch in batches:
             inputs = {name: np.asarray(value) for name, value in batch.items()}
             check_inputs(model.config, model.head, inputs)
             narrow = {name: value.astype(NARROWED.get(value.dtype.name, value.dtype)) for name, value in inputs.items()}
-            with TRACING:
-                arrays = run({name: tf.convert_to_tensor(value) for name, value in narrow.items()})
+            tensors = {name: tf.convert_to_tensor(value) for name, value in narrow.items()}
+            key = tuple((name, value.shape, value.dtype) for name, value in narrow.items())
+            if key not in traced:
+                with TRACING:  # a concrete function, since TensorFlow warns if several are created in one line
+                    traced[key] = tf.function(run, autograph=False).get_concrete_function(tensors)
+            arrays = traced[key](tensors)
             for path, x in zip(names, arrays, strict=True):
                 observe(path, rows_without_padding(path, x.numpy(), inputs))
 

@@ -21,7 +21,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from duonlp.architectures._common import COMMON_SCHEMA
+from duonlp.architectures._common import COMMON_SCHEMA, Weight
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS as HEADS
@@ -38,6 +38,9 @@ HINTS = {
 
 COMPOSITES = {"rag": "RagSequence or RagToken of jaxnlp.rag or tfnlp.rag"}
 """What loads models that consist of several others, by ``model_type``."""
+
+QUANTIZATION_KEYS = "quantization_config", "quantization_aware"
+"""Keys of config.json that say how a model is quantized, and how quantization-aware training rounds it."""
 
 FAMILY_ATTRIBUTES = ("MODEL_TYPES", "PREFIX", "heads", "config", "hf_config", "weights")
 """Attributes that a family must define."""
@@ -108,7 +111,16 @@ def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> Transfor
         raise ConfigError(f"{file} has no model_type; set it to one of {', '.join(families())}")
     family = get(hf["model_type"])
     check(file, hf, getattr(family, "SCHEMA", {}))
-    return family.config(dict(hf))
+    hf = dict(hf)
+    quantized, simulated = (hf.pop(key, None) for key in QUANTIZATION_KEYS)
+    cfg = family.config(hf)
+    if quantized is None and simulated is None:
+        return cfg
+    from duonlp.quantization.format import read_quantization
+
+    rows = (row for head in family.heads(cfg.model_type) for row in family.weights(cfg, head))
+    quantization = read_quantization(simulated if quantized is None else quantized, list(rows), family.PREFIX)
+    return cfg.replace(quantization=replace(quantization, simulated=quantized is None))
 
 
 def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
@@ -119,7 +131,24 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
     family = get(cfg.model_type)
     out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
     out["architectures"] = [class_of(cfg, head)]
+    if cfg.quantization is not None:
+        from duonlp.parameters import parameters
+        from duonlp.quantization.format import write_quantization
+
+        sizes = {path: p.shape[0] for path, p in parameters(cfg.replace(quantization=None), head).items() if p.shape}
+        key = QUANTIZATION_KEYS[cfg.quantization.simulated]
+        out[key] = write_quantization(cfg.quantization, family.weights(cfg, head), sizes)
     return out
+
+
+def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
+    """Return the weight table of a model: the family's, with the tensors of quantized layers in place of their weights."""
+    table = get(cfg.model_type).weights(cfg, head)
+    if cfg.quantization is None:
+        return table
+    from duonlp.quantization.format import quantized_rows
+
+    return quantized_rows(table, cfg.quantization)
 
 
 def class_of(cfg: TransformerConfig, head: str) -> str:

@@ -76,7 +76,8 @@ class Weight:
         layout: ``linear`` is [out, in] in the checkpoint and [in, out] here; ``row`` has a leading axis of size 1 in the
             checkpoint; ``patches`` is a convolution [out, channels, height, width] in the checkpoint and [in, out] here;
             ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
-            is loaded for another image size; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
+            is loaded for another image size; ``packed``, ``scale``, ``scalar`` and ``shape`` belong to quantized weights, see
+            duonlp.quantization.format; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
         part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
         aliases: Alternative names accepted when reading. Tensors under several names of one row alone must be equal, except
             those of ``copies``.
@@ -263,7 +264,6 @@ UNSUPPORTED = {
     "add_cross_attention": False,
     "position_embedding_type": "absolute",
     "pruned_heads": {},
-    "quantization_config": None,
 }
 """Options that any family may have and no engine implements, with the value that disables them."""
 

@@ -183,6 +183,17 @@ def owners(rows: Iterable[Weight]) -> dict[str, set[str]]:
     return out
 
 
+def check_kind(tensor: StoredTensor, dtype: np.dtype) -> None:
+    """Raise CheckpointError unless a tensor holds floating-point numbers, or where ``dtype`` is an integer's, just these."""
+    if dtype.kind not in "iu":
+        check_float(tensor)
+    elif tensor.dtype != dtype:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} has dtype {tensor.dtype}; expected {dtype} of a quantized layer: "
+            "quantization_config of config.json does not match the weights"
+        )
+
+
 def check_float(tensor: StoredTensor) -> None:
     """Raise CheckpointError if the values of a parameter are stored as integers."""
     if tensor.dtype not in FLOATS:
@@ -201,8 +212,9 @@ def check_same(first: StoredTensor, second: StoredTensor, remedy: str, equal: Eq
         remedy: What to do, for the error message.
         equal: Comparison of tensors.
     """
-    check_float(first)
-    check_float(second)
+    if first.dtype != second.dtype:
+        check_float(first)
+        check_float(second)
     if not equal(first, second):
         names = " and ".join(repr(tensor.origin or tensor.name) for tensor in (first, second))
         raise CheckpointError(f"{first.file}: the tensors {names} stand for the same values and differ; {remedy}")

@@ -13,12 +13,12 @@ from duonlp.checkpoints.copies import (
     Equality,
     Resolution,
     check_copies,
-    check_float,
+    check_kind,
     check_same,
     owners,
     present,
 )
-from duonlp.checkpoints.layouts import is_readable, stored_shape
+from duonlp.checkpoints.layouts import is_readable, stored_dtype, stored_shape
 from duonlp.checkpoints.safetensors_file import StoredTensor
 from duonlp.checkpoints.source import Source
 from duonlp.checkpoints.weight_files import list_names
@@ -50,7 +50,7 @@ class Planner:
     def plan(self, seed: int, ignore_mismatched_sizes: bool) -> list[Source]:
         """Return one source per parameter, largest first."""
         check_depth(self.folder, self.tensors, self.cfg)
-        spec, table = parameters(self.cfg, self.head), self.family.weights(self.cfg, self.head)
+        spec, table = parameters(self.cfg, self.head), architectures.weights(self.cfg, self.head)
         rows = [row for row in table if row.path is not None]
         sources: dict[str, Source] = {}
         missing: list[Weight] = []
@@ -58,7 +58,8 @@ class Planner:
         used: set[str] = set()
         owned, outputs = owners(rows), self._outputs()
         for row in rows:
-            tensor, parameter = self._find(row, owned, outputs), spec[_path(row)]
+            parameter = spec[_path(row)]
+            tensor = self._find(row, parameter, owned, outputs)
             if tensor is not None:
                 used.add(tensor.name)
             if tensor is not None and is_readable(row, parameter.shape, tensor.shape):
@@ -86,17 +87,19 @@ class Planner:
 
     def _outputs(self) -> set[str]:
         """Return the names of tied outputs of any head, which are compared with the words where the head has one."""
-        tables = (self.family.weights(self.cfg, head) for head in self.family.heads(self.cfg.model_type))
+        tables = (architectures.weights(self.cfg, head) for head in self.family.heads(self.cfg.model_type))
         return {row.name for rows in tables for row in rows if row.own_path == OUTPUT}
 
-    def _find(self, row: Weight, owned: Mapping[str, set[str]], outputs: set[str]) -> StoredTensor | None:
-        """Return the tensor of a row; raise CheckpointError if there are several that differ, or it holds integers."""
+    def _find(
+        self, row: Weight, parameter: Parameter, owned: Mapping[str, set[str]], outputs: set[str]
+    ) -> StoredTensor | None:
+        """Return the tensor of a row; raise CheckpointError if there are several that differ, or it is of another kind."""
         tensors, chosen = present(row, self.family.PREFIX, self.tensors), self.resolution.chosen.get(_path(row))
         if chosen is not None:
             tensors = [chosen, *(tensor for tensor in tensors if tensor != chosen)]
         if not tensors:
             return None
-        check_float(tensors[0])
+        check_kind(tensors[0], stored_dtype(row, parameter.stored_dtype("float32")))
         for other in tensors[1:]:
             if other.name in outputs or other.name in self.resolution.settled:
                 continue
@@ -169,7 +172,7 @@ def tensor_names(cfg: TransformerConfig, head: str) -> set[str]:
     names = {
         name
         for tied in (True, False)
-        for row in family.weights(cfg.replace(lm_head__tied=tied), head)
+        for row in architectures.weights(cfg.replace(lm_head__tied=tied), head)
         for name in (row.name, *row.aliases, *row.copies)
     }
     return names | {name.removeprefix(family.PREFIX) for name in names}

@@ -13,13 +13,14 @@ from duonlp import architectures
 from duonlp.architectures._common import Weight
 from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.checkpoints.checkpoint import IMAGE_CONFIG
-from duonlp.checkpoints.layouts import WRITTEN_POSITIONS, fixed_positions, stored_layout, stored_shape
+from duonlp.checkpoints.layouts import WRITTEN_POSITIONS, fixed_positions, stored_dtype, stored_layout, stored_shape
 from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.parameters import parameters
+from duonlp.quantization.driver import dequantized_values
 from duonlp.typing import Tokenizer
 from duonlp.util.json_text import to_json
 
@@ -66,6 +67,16 @@ def save_checkpoint(
     rows = tensors_to_write(cfg, head, read, np.dtype(dtype), without)
     config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name}
     write_checkpoint(folder, rows, config, {"": tokenizer}, max_shard_size, generation_config, image_config)
+
+
+def saved_values(
+    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dequantize: bool
+) -> tuple[TransformerConfig, Callable[[str], np.ndarray]]:
+    """Return the configuration and the reader to save a model with, as it is or with floating-point weights."""
+    if not dequantize:
+        return cfg, read
+    cfg, values = dequantized_values(read, cfg, head)
+    return cfg, lambda path: values[path] if path in values else read(path)
 
 
 def write_checkpoint(
@@ -130,7 +141,7 @@ def tensors_to_write(
     prefix = architectures.get(cfg.model_type).PREFIX if not HEADS[head].layers else ""
     spec = parameters(cfg, head)
     groups: dict[str, list[Weight]] = {}
-    for row in architectures.get(cfg.model_type).weights(cfg, head):
+    for row in architectures.weights(cfg, head):
         if row.path is not None and row.path not in without:
             for name in (row.name, *row.copies):
                 groups.setdefault(name.removeprefix(prefix), []).append(row)
@@ -139,14 +150,34 @@ def tensors_to_write(
         rows = sorted(rows, key=lambda row: 0 if row.part is None else row.part.index)
         path = rows[0].path
         assert path is not None
-        shape, stored = stored_shape(rows[0], spec[path].shape), np.dtype(spec[path].stored_dtype(dtype))
+        shape, stored = stored_shape(rows[0], spec[path].shape), stored_dtype(rows[0], spec[path].stored_dtype(dtype))
         out.append(TensorToWrite(name, shape, stored, _value(rows, read)))
+    out += _packed_shapes(groups, cfg, head)
     for row in architectures.get(cfg.model_type).weights(cfg, head):
         if row.path is None and row.layout in WRITTEN_POSITIONS:
             table = fixed_positions(row.layout, cfg)
             # Rounded ones would be read as a table of the checkpoint's own.
             out.append(
                 TensorToWrite(row.name.removeprefix(prefix), table.shape, table.dtype, lambda table=table: table)
+            )
+    return out
+
+
+def _packed_shapes(groups: Mapping[str, list[Weight]], cfg: TransformerConfig, head: str) -> list[TensorToWrite]:
+    """Return the shape [out, in] of each packed weight, which other software reads."""
+    plain = parameters(cfg.replace(quantization=None), head)
+    out = []
+    for name, rows in groups.items():
+        if rows[0].layout == "packed":
+            assert rows[0].path is not None
+            shape = (
+                plain[rows[0].path].shape
+                if rows[0].part is None
+                else rows[0].part.whole_shape(plain[rows[0].path].shape)
+            )
+            values = np.array(shape[::-1], np.int64)
+            out.append(
+                TensorToWrite(name.replace("_packed", "_shape"), (2,), values.dtype, lambda values=values: values)
             )
     return out
 

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 from duonlp.architectures._common import Part
 from duonlp.checkpoints.layouts import our_layout, resized_positions
 from duonlp.checkpoints.safetensors_file import StoredTensor
+from duonlp.errors import CheckpointError
 from duonlp.parameters import Parameter, initial_value
 
 
@@ -43,9 +44,24 @@ class Source:
         if self.tensor is None:
             return initial_value(self.path, self.parameter, self.seed).astype(dtype, copy=False)
         values = our_layout(self.layout, self.tensor.read())
+        if self.layout == "packed":
+            values = values[: self.parameter.shape[0]]
         values = values if self.part is None else self.part.of(values)
         values = resized_positions(values, self.parameter.shape[0], self.grid) if self.grid else values
-        return values.astype(dtype, copy=False)
+        values = values.astype(dtype, copy=False)
+        if self.parameter.dtype == "float32":
+            self._check_scale(values)
+        return values
+
+    def _check_scale(self, values: np.ndarray) -> None:
+        """Raise CheckpointError if a scale of a quantized layer is not a positive number."""
+        if not (np.isfinite(values) & (values > 0)).all():
+            assert self.tensor is not None
+            wrong = values[~(np.isfinite(values) & (values > 0))].flat[0] if values.shape else values
+            raise CheckpointError(
+                f"{self.tensor.file}: tensor {self.tensor.name!r} has the scale {float(wrong)}; a scale is a positive number: "
+                "quantize the original model again"
+            )
 
     def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, rows) pairs that cover the parameter.
