@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from duonlp.config import POSITION_TABLES, AttentionConfig, EmbeddingConfig, NormConfig, PatchConfig
 from duonlp.positions import fixed_table, relative_bucket_table
-from tfnlp.layers import Dropout, dense, make_norm
+from tfnlp.layers import Dropout, Embed, dense, make_norm
 
 
 class Patches(keras.layers.Layer):
@@ -64,8 +64,7 @@ class Embeddings(keras.layers.Layer):
         if config.patches is not None:
             self.patches = Patches(config.patches, config.size, dtype=dtype)
         elif has_word_embeddings:
-            # Reversible: a tied language model head multiplies with the same table.
-            self.word_embeddings = keras.layers.ReversibleEmbedding(
+            self.word_embeddings = Embed(
                 config.vocab_size, config.size, name="word_embeddings", **options
             )
         if config.positions == "learned":
@@ -103,7 +102,7 @@ class Embeddings(keras.layers.Layer):
 
     def call(
         self, input_ids: tf.Tensor, token_type_ids: tf.Tensor | None, position_ids: tf.Tensor,
-        training: bool | None = None, word_embeddings: keras.layers.Embedding | None = None,
+        training: bool | None = None, word_embeddings: Embed | None = None,
     ) -> tf.Tensor:  # fmt: skip
         """Embed a batch of tokens or images.
 

@@ -9,6 +9,7 @@ from duonlp.config import DecoderConfig, TransformerConfig
 from duonlp.inputs import decoder_input_ids, main_input
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings, default_position_ids
+from tfnlp.layers import Embed
 from tfnlp.transformer import Stack, StackOutput, attention_bias, attention_biases
 
 
@@ -46,7 +47,7 @@ class EncoderDecoder:
         return self.encoder(x, tuple(bias + relative for bias in biases), position_ids, training=training)
 
     @property
-    def decoder_word_embeddings(self) -> keras.layers.Embedding:
+    def decoder_word_embeddings(self) -> Embed:
         """Word table of the decoder: its own, or the encoder's."""
         shared = self._decoder_config.shares_words
         return self.embeddings.word_embeddings if shared else self.decoder_embeddings.word_embeddings

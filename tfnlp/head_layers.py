@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from duonlp.config import LMHeadConfig, NormConfig, PoolingConfig
 from duonlp.dtypes import without_float16
-from tfnlp.layers import ACTIVATIONS, Dropout, dense, flatten_tokens, make_norm
+from tfnlp.layers import ACTIVATIONS, Dropout, Embed, dense, flatten_tokens, make_norm
 
 
 class Pooler(keras.layers.Layer):
@@ -100,7 +100,7 @@ class LMHead(keras.layers.Layer):
             is_trainable = not self.config.fixed_bias
             self.bias = self.add_weight(name="bias", shape=(vocab_size,), initializer="zeros", trainable=is_trainable)
 
-    def call(self, hidden_states: tf.Tensor, word_embeddings: keras.layers.Embedding) -> tf.Tensor:
+    def call(self, hidden_states: tf.Tensor, word_embeddings: Embed) -> tf.Tensor:
         """Map hidden states [..., D] to logits [..., V]; a tied head multiplies with ``word_embeddings``."""
         x = flatten_tokens(hidden_states)
         x = x * self.sizes[0] ** -0.5 if self.config.scale else x
@@ -108,10 +108,8 @@ class LMHead(keras.layers.Layer):
             x = self.norm(ACTIVATIONS[self.config.activation](self.transform(x)))
         if not self.config.tied:
             x = self.output_layer(x)
-        elif word_embeddings.quantization_mode is not None:
-            x = word_embeddings(x, reverse=True)
         else:
-            x = tf.matmul(x, tf.cast(word_embeddings.embeddings, x.dtype), transpose_b=True)
+            x = word_embeddings.attend(x)
         x = x + tf.cast(self.bias, x.dtype) if self.config.bias else x
         return tf.reshape(x, tf.concat([tf.shape(hidden_states)[:-1], [self.sizes[2]]], 0))
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from duonlp.inputs import check_inputs, input_specs, num_tokens
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
+from tfnlp.kernels import choice
 
 if TYPE_CHECKING:
     from tfnlp.model import Model
@@ -20,9 +21,6 @@ FLAGS = ("output_hidden_states", "output_attentions")
 
 NARROWED = {"int64": np.int32, "float64": np.float32}
 """Dtypes of NumPy's numbers and the dtypes that models compute with."""
-
-XLA_MAX_TOKENS = 256
-"""Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
 
 CPU_BATCH_TOKENS = 2048
 """Tokens in a batch of long texts up to which a CPU's caches hold their attention: MiniLM-L6 reads rows of 384 tokens as fast in
@@ -37,7 +35,7 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     """Return a function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
     A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu
-    on a CPU. A batch of at most XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
+    on a CPU. A batch of at most kernels.choice.XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
     kernels and compiles once per shape; pad to few shapes (duonlp.util.buckets). New weight values take effect.
     Any number of threads may call the function. Get a new function after the layers have changed (LoRA, quantization).
     """
@@ -56,7 +54,8 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
             autograph=False,
             jit_compile=use_xla,
         )
-        return function.get_concrete_function()  # to skip selecting a trace in each call
+        with choice.products(choice.XLA if use_xla else choice.graph_product()):
+            return function.get_concrete_function()  # to skip selecting a trace in each call
 
     def run(**inputs: Array) -> dict[str, Array]:
         check_process()
@@ -66,7 +65,7 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(NARROWED.get(value.dtype.name, value.dtype)) for name, value in inputs.items()}
         types = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        use_xla = num_tokens(model.config, inputs) <= XLA_MAX_TOKENS
+        use_xla = choice.uses_xla(num_tokens(model.config, inputs))
         key = types, tuple(flags.items()), use_xla
         if key not in functions:
             with TRACING:

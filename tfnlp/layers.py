@@ -69,6 +69,16 @@ def dense(size: int, name: str, dtype: keras.DTypePolicy, bias: bool = True) -> 
     return keras.layers.Dense(size, use_bias=bias, kernel_initializer="zeros", dtype=dtype, name=name)
 
 
+class Embed(keras.layers.ReversibleEmbedding):
+    """Table of vectors, with which a tied language model head multiplies as well."""
+
+    def attend(self, query: tf.Tensor) -> tf.Tensor:
+        """Multiply [T, features] with the transposed table, giving [T, num_embeddings]."""
+        if self.quantization_mode is not None:
+            return self(query, reverse=True)
+        return tf.matmul(query, tf.cast(self.embeddings, query.dtype), transpose_b=True)
+
+
 def clamp(x: tf.Tensor) -> tf.Tensor:
     """Clamp float16 values to FLOAT16_BOUND; return other dtypes unchanged."""
     return tf.clip_by_value(x, -FLOAT16_BOUND, FLOAT16_BOUND) if x.dtype == tf.float16 else x

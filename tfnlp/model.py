@@ -21,6 +21,7 @@ from tfnlp.embeddings import Embeddings, default_position_ids
 from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
+from tfnlp.quantization.layers import replace_layers
 from tfnlp.steps.saving import register
 from tfnlp.trainer_mixin import TrainerMixin
 from tfnlp.transformer import Cache, Stack, attention_biases
@@ -67,6 +68,8 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         if pooling is not None:
             self.pooler = Pooler(pooling, config.hidden_size, config.norm, **options)
         self._build_head(options)
+        if config.quantization is not None:
+            replace_layers(self, config)
         self.build()
         if seed is not None:
             fill(self, fresh_plan(config, self.head, seed))

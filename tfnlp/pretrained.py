@@ -38,6 +38,21 @@ class Pretrained(PretrainedBase, _Model):
     config: TransformerConfig
     generation_config: GenerationConfig
 
+    def quantize(self, mode: str | None = None, batches: Any = None, **settings: Any) -> None:
+        """Quantize the model in place; see :func:`tfnlp.quantize`, which returns a new model and leaves this one as it is.
+
+        Args:
+            mode: A scheme, such as "int8".
+            batches: Calibration data, for schemes that need it.
+            settings: Fields of QuantizationSettings.
+
+        Raises:
+            InputError: See tfnlp.quantize.
+        """
+        from tfnlp.quantization.quantize import quantize_in_place
+
+        quantize_in_place(self, mode, batches, **settings)
+
     @classmethod
     def from_config(
         cls, config: Any, *, seed: int = 0, dtype: str | None = None, param_dtype: str = "float32",
@@ -165,7 +180,7 @@ LEAVES = {"kernel": "_kernel", "embedding": "_embeddings", "scale": "gamma"}
 """Attribute of the Keras layer by the last component of a parameter path, where they differ."""
 
 
-def _find_layer(model: Any, path: str) -> tuple[Any, str]:
+def find_layer(model: Any, path: str) -> tuple[Any, str]:
     """Return the layer that owns a parameter, and the last component of the parameter's path."""
     *parts, leaf = path.split("/")
     layer = model
@@ -179,7 +194,7 @@ def parameter_tree(model: Any) -> dict[str, keras.Variable]:
     """Return all parameters by path, e.g. ``encoder/layer_0/attention/query/kernel``; jaxnlp has the same paths."""
     if hasattr(model, "parameter_tree"):  # of several models that are trained together
         return model.parameter_tree()
-    return {path: _variable(*_find_layer(model, path)) for path in parameters(model.config, model.head)}
+    return {path: _variable(*find_layer(model, path)) for path in parameters(model.config, model.head)}
 
 
 def _variable(layer: Any, leaf: str) -> keras.Variable:
@@ -190,20 +205,20 @@ def _variable(layer: Any, leaf: str) -> keras.Variable:
 
 def merged_values(model: Any, path: str) -> np.ndarray:
     """Return the values of a parameter with its LoRA update merged in."""
-    layer, leaf = _find_layer(model, path)
+    layer, leaf = find_layer(model, path)
     if getattr(layer, "lora_enabled", False) and leaf in ("kernel", "embedding"):
         return np.asarray(layer.kernel if leaf == "kernel" else layer.embeddings)
     return _variable(layer, leaf).numpy()
 
 
-def fill(model: keras.Model, plan: list[Source]) -> None:
-    """Assign all parameters, in chunks of one megabyte where the layout of the checkpoint allows it.
+def fill(model: keras.Model, plan: list[Source], partial: bool = False) -> None:
+    """Assign all parameters, or if ``partial`` some, in chunks of one megabyte where the layout of the checkpoint allows it.
 
     Raises:
         ConfigError: Parameters or shapes of the model differ from the parameter table.
     """
     variables, expected = parameter_tree(model), {source.path for source in plan}
-    if set(variables) != expected:
+    if set(variables) != expected and not partial:
         raise ConfigError(f"model and parameter table differ in {sorted(set(variables) ^ expected)}")
     if len(variables) != len(model.weights):
         raise ConfigError(f"the model has {len(model.weights)} weights, and the parameter table {len(variables)}")
@@ -214,7 +229,7 @@ def fill(model: keras.Model, plan: list[Source]) -> None:
                 f"{source.path} has shape {tuple(variable.shape)} in the model and {source.parameter.shape} in the "
                 "parameter table"
             )
-        if isinstance(variable.value, tf.distribute.DistributedValues):
+        if isinstance(variable.value, tf.distribute.DistributedValues) or not source.parameter.shape:
             variable.assign(source.read(np.dtype(variable.dtype)))
             continue
         for start, values in source.chunks(np.dtype(variable.dtype), max_bytes=1 << 20):

@@ -10,7 +10,7 @@ FEWEST_ROWS = 2
 """Rows of an integer product to which fewer are padded: XLA's CPU backend hands products of matrices to a library (YNNPACK), and
 computes a product with a single row in a loop that takes 20 times as long (768 x 3,072: 2.6 ms against 0.11)."""
 
-WIDE_ROWS = 64
+WIDE_ROWS = 512
 """Rows from which a product of integers is computed in bfloat16 where the processor has such instructions for bfloat16 alone."""
 
 

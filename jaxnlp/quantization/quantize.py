@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from duonlp.checkpoints.pretrained import fresh_plan, with_values
+from duonlp.checkpoints.source import Source
 from duonlp.config import TransformerConfig
+from duonlp.parameters import parameters
 from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values
 from duonlp.quantization.calibration import batches_of
 from jaxnlp.pretrained import Pretrained, parameter_tree
@@ -55,9 +56,8 @@ def dequantize(model: P) -> P:
 
 def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
     """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
-    plan = fresh_plan(cfg, model.head, 0)
-    own = parameter_tree(model)
-    plan = with_values(plan, {source.path: values.get(source.path, own.get(source.path)) for source in plan})
+    specs, own = parameters(cfg, model.head), parameter_tree(model)
+    plan = [Source(p, spec, values=values[p] if p in values else np.asarray(own[p])) for p, spec in specs.items()]
     new = type(model)._from_plan(cfg, plan, model.dtype.name, model.param_dtype.name)
     new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
     return new

@@ -13,6 +13,7 @@ from duonlp.typing import Array
 from tfnlp import ops
 from tfnlp.embeddings import Embeddings
 from tfnlp.head_layers import LMHead
+from tfnlp.layers import Embed
 from tfnlp.transformer import MASKED, Biases, Cache, Stack, StackOutput, attention_bias, init_cache
 
 
@@ -92,7 +93,7 @@ class Seq2SeqDecoder(Decoder):
 
     decoder: Stack
     decoder_embeddings: Embeddings
-    decoder_word_embeddings: keras.layers.Embedding
+    decoder_word_embeddings: Embed
     encode: Callable[..., StackOutput]
 
     def start_cache(self, rows: int, slots: int, source: tuple[tf.Tensor, tf.Tensor] | None = None) -> Cache:

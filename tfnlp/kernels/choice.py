@@ -1,0 +1,98 @@
+"""Choose implementations by the processor: the one place where tfnlp decides what depends on the hardware."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from duonlp.util.machine_info import cpu_features
+
+FEWEST_ROWS = 2
+"""Rows of an integer product to which fewer are padded: XLA's CPU backend hands products of matrices to a library (YNNPACK), and
+computes a product with a single row in a loop that takes 20 times as long."""
+
+XLA_MAX_TOKENS = 256
+"""Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
+
+XLA, ONEDNN, FLOAT = "XLA", "oneDNN", "float32"
+"""Implementations of a product of 8-bit integers: an XLA program, the oneDNN kernel of TensorFlow's graph, and a float32 product
+of the integers, which any runtime that loads an exported model has."""
+
+_context = threading.local()
+
+
+def current_product() -> str:
+    """Return the implementation of integer products in what this thread is tracing or running."""
+    return getattr(_context, "product", XLA)
+
+
+@contextmanager
+def products(name: str) -> Iterator[None]:
+    """Use an implementation of integer products while a graph is traced."""
+    previous = current_product()
+    _context.product = name
+    try:
+        yield
+    finally:
+        _context.product = previous
+
+
+def graph_product() -> str:
+    """Return the fastest implementation in a graph that XLA does not compile."""
+    return ONEDNN if has_onednn() else XLA
+
+
+@cache
+def has_onednn() -> bool:
+    """Return whether TensorFlow's graph has oneDNN's product of 8-bit integers, and it is exact.
+
+    It is an operation that TensorFlow's graph optimizer inserts, and none that TensorFlow promises to keep: so it is tried.
+    """
+    from tfnlp.kernels.int8 import onednn_product
+
+    if not cpu_features() or tf.config.list_physical_devices("GPU"):
+        return False
+    x, kernel = np.int8([[-127, 3], [5, 127]]), np.int8([[127, 1, 0], [-2, 127, 9]])
+    try:
+        with tf.device("CPU"):
+            product = tf.function(lambda: onednn_product(tf.constant(x), tf.constant(kernel)), autograph=False)()
+    except Exception:
+        return False
+    return np.array_equal(product, x.astype(np.float32) @ kernel.astype(np.float32))
+
+
+def island(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of tensors that XLA compiles within a graph that it does not compile.
+
+    XLA fuses elementwise operations into one pass over memory, where TensorFlow's kernels make one each.
+    """
+    compiled = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+
+    def call(*arguments: Any) -> Any:
+        return compiled(*arguments) if current_product() == ONEDNN else function(*arguments)
+
+    return call
+
+
+def uses_xla(tokens: int) -> bool:
+    """Return whether a forward pass over this many tokens is faster with XLA than as a graph of TensorFlow's own kernels."""
+    return tokens <= XLA_MAX_TOKENS
+
+
+def kernels() -> dict[str, str]:
+    """Describe the implementations used on this machine, by what they compute."""
+    if tf.config.list_physical_devices("GPU"):
+        return {"all products": "TensorFlow on GPU"}
+    features, small = cpu_features(), f"up to {XLA_MAX_TOKENS} tokens"
+    slow = "" if features & {"avx512_bf16", "amx_bf16"} else ", slow: the processor computes in float32"
+    return {
+        f"forward pass, {small}": "XLA",
+        "forward pass, more tokens": "TensorFlow's graph (oneDNN)",
+        "bfloat16": "as float32" + slow,
+        f"int8, {small}": "XLA, int8 (YNNPACK)",
+        "int8, more tokens": "oneDNN, int8" if has_onednn() else "XLA, int8 (YNNPACK)",
+    }

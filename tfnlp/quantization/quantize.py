@@ -1,0 +1,77 @@
+"""Quantize a model, and restore its floating-point weights."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from duonlp.checkpoints.source import Source
+from duonlp.config import TransformerConfig
+from duonlp.parameters import parameters
+from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values
+from duonlp.quantization.calibration import batches_of
+from tfnlp.pretrained import Pretrained, fill, merged_values
+from tfnlp.quantization.layers import replace_layers
+from tfnlp.quantization.recording import record_inputs
+
+P = TypeVar("P", bound=Pretrained)
+
+
+def quantize(model: P, scheme: str | None = None, batches: Any = None, **settings: Any) -> P:
+    """Return a model whose weights are integers; the given one is not changed.
+
+    It is called, compiled, saved, loaded and generated with like any other model, but it cannot be trained.
+
+    Args:
+        model: A model with floating-point weights, or one prepared by :func:`prepare_qat`, whose quantization is then the
+            default.
+        scheme: "int8" (the default), "int8-static", "int8-weights" or "int4"; see QuantizationSettings.
+        batches: Typical inputs, as dicts of arrays or as training takes them, for static activations, GPTQ and AWQ; see
+            duonlp.quantization.calibration_batches.
+        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, rounding, ...
+
+    Raises:
+        InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
+            already quantized, or a weight is not finite.
+    """
+    return _rebuilt(model, *_quantized(model, scheme, batches, settings))
+
+
+def quantize_in_place(model: Pretrained, scheme: str | None = None, batches: Any = None, **settings: Any) -> None:
+    """Quantize a model as :func:`quantize` does, and change it itself, as Keras' ``model.quantize`` does."""
+    cfg, values = _quantized(model, scheme, batches, settings)
+    for layer in replace_layers(model, cfg):
+        layer.build()
+    model.config = cfg
+    specs = parameters(cfg, model.head)
+    fill(model, [Source(path, specs[path], values=value) for path, value in values.items()], partial=True)
+
+
+def _quantized(
+    model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]
+) -> tuple[TransformerConfig, dict[str, np.ndarray]]:
+    record = None if batches is None else functools.partial(record_inputs, model, batches_of(batches))
+    return quantized_values(
+        lambda path: np.asarray(merged_values(model, path), np.float32), model.config, model.head,
+        QuantizationSettings.of(scheme, settings), record,
+    )  # fmt: skip
+
+
+def dequantize(model: P) -> P:
+    """Return a model with floating-point weights: those that the integers of a quantized model stand for.
+
+    Args:
+        model: A quantized model, or one prepared by :func:`prepare_qat`; it is not changed.
+    """
+    cfg, new = dequantized_values(lambda path: np.asarray(merged_values(model, path)), model.config, model.head)
+    return _rebuilt(model, cfg, new)
+
+
+def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
+    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
+    specs = parameters(cfg, model.head)
+    plan = [Source(p, spec, values=values[p] if p in values else merged_values(model, p)) for p, spec in specs.items()]
+    new = type(model)._from_plan(cfg, plan, model.compute_dtype, model.variable_dtype)
+    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
+    return new
