@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
 from duonlp.dtypes import FLOAT16_BOUND, without_float16
-from jaxnlp.products import matmul, matmul_transposed
+from jaxnlp.kernels.choice import elementwise_dtype, product_dtype
+from jaxnlp.products import matmul, matmul_transposed, transpose
 
 KeyValues: TypeAlias = dict[str, jax.Array]
 """Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
@@ -31,7 +32,8 @@ def gelu(x: jax.Array) -> jax.Array:
     """Apply exact gelu, 0.5 x (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415)."""
     if x.dtype == jnp.float16:  # in which 1 + erf(x) has few digits for negative x
         return 0.5 * x * jax.lax.erfc(x * -math.sqrt(0.5))
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    y = x.astype(elementwise_dtype(x.dtype))
+    return (0.5 * y * (1 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 GELU_TANH = 2 * math.sqrt(2 / math.pi), 0.044715
@@ -45,13 +47,13 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     An exponential is cheaper than a tanh and keeps its precision for very negative x. Only x is saved for the
     gradient.
     """
-    wide = _without_float16(x)
+    wide = _widen(x)
     return (wide * _gelu_gate(wide)).astype(x.dtype)
 
 
-def _without_float16(x: jax.Array) -> jax.Array:
-    """Return float16 values as float32, where x * x * x does not overflow."""
-    return x.astype(without_float16(x.dtype))
+def _widen(x: jax.Array) -> jax.Array:
+    """Return float16 values as float32, where x * x * x does not overflow, and what is computed faster so."""
+    return x.astype(elementwise_dtype(without_float16(x.dtype)))
 
 
 def _gelu_gate(x: jax.Array) -> jax.Array:
@@ -61,7 +63,7 @@ def _gelu_gate(x: jax.Array) -> jax.Array:
 
 def _gelu_tanh_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
     slope, cubic = GELU_TANH
-    dtype, x = x.dtype, _without_float16(x)
+    dtype, x = x.dtype, _widen(x)
     gate = _gelu_gate(x)
     return ((cotangent * gate * (1 + (1 - gate) * x * (x * x * (3 * slope * cubic) + slope))).astype(dtype),)
 
@@ -191,12 +193,22 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., out]."""
-        if not self.transposed:
-            x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-            x = matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-            return x if self.bias is None else x + self.bias[...].astype(self.dtype)
-        x = matmul_transposed(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.transposed:
+            y = matmul_transposed(x, kernel)
+        else:
+            y = matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else add_bias(y, self.bias[...].astype(self.dtype))
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add a bias [D] to [..., D].
+
+    On a CPU, bfloat16 is added in float32, since the gradient of the bias is a sum over all rows, which has few digits in bfloat16
+    and takes 50 times as long.
+    """
+    dtype = elementwise_dtype(x.dtype)
+    return (x.astype(dtype) + bias.astype(dtype)).astype(x.dtype)
 
 
 class Embed(nnx.Embed):
@@ -320,12 +332,14 @@ def _attend_backward(softcap, residuals, cotangent):
     row_sums = jnp.sum(cotangent * context, axis=-1, keepdims=True)  # [B, N, T, 1]
     cotangent = _grouped(cotangent.astype(value.dtype), groups)
     dropped = _grouped((weights if keep is None else jnp.where(keep, weights, 0)).astype(value.dtype), groups)
-    to_value = jnp.matmul(dropped.mT, cotangent)
+    wide = {"preferred_element_type": product_dtype(query.dtype)}
+    to_value = jnp.matmul(transpose(dropped), cotangent, **wide).astype(value.dtype)
     to_weights = jnp.matmul(cotangent, value.mT, preferred_element_type=jnp.float32).reshape(weights.shape)
     to_scores = weights * ((to_weights if keep is None else jnp.where(keep, to_weights, 0)) - row_sums)  # [B, N, T, S]
     to_capped = to_scores if capped is None else to_scores * (1 - jnp.square(capped * (1 / softcap)))
     narrow = _grouped(to_capped.astype(query.dtype), groups)
-    to_query, to_key = jnp.matmul(narrow, key.mT).reshape(query.shape), jnp.matmul(_grouped(query, groups).mT, narrow)
+    to_query = jnp.matmul(narrow, key.mT, **wide).astype(query.dtype).reshape(query.shape)
+    to_key = jnp.matmul(transpose(_grouped(query, groups)), narrow, **wide).astype(key.dtype)
     shape = (1,) * (4 - bias.ndim) + bias.shape
     to_bias = to_scores.sum([i for i in range(4) if shape[i] == 1], keepdims=True).reshape(bias.shape)
     return to_query, to_key, to_value, to_bias, None

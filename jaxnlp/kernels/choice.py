@@ -1,6 +1,8 @@
 """Choose implementations by the processor: the one place where jaxnlp decides what depends on the hardware."""
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from duonlp.util.machine_info import cpu_features
 
@@ -22,6 +24,25 @@ def uses_bfloat16(rows: int) -> bool:
         return False
     features = cpu_features()
     return rows >= WIDE_ROWS and "avx512_bf16" in features and "amx_int8" not in features
+
+
+def product_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype of the sums that a product of two factors of a dtype gives, before they are rounded to that dtype.
+
+    XLA's CPU backend has kernels (YNNPACK's) for products of bfloat16 numbers with float32 sums, but none with bfloat16
+    sums: it converts the factors to float32 instead, which takes twice as long with AVX512-BF16.
+    """
+    return elementwise_dtype(dtype)
+
+
+def elementwise_dtype(dtype: DTypeLike) -> DTypeLike:
+    """Return the dtype to compute an activation in, of inputs and outputs of a dtype.
+
+    A CPU converts bfloat16 numbers to float32 and back for each single operation, which takes longer than the operation: gelu
+    takes 3.3 instead of 1.2 ms on 2,048 x 1,536 numbers.
+    """
+    narrow = jnp.dtype(dtype) == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return jnp.dtype("float32") if narrow else jnp.dtype(dtype)
 
 
 def kernels() -> dict[str, str]:
