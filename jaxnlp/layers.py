@@ -204,8 +204,8 @@ class Linear(nnx.Linear):
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """Add a bias [D] to [..., D].
 
-    On a CPU, bfloat16 is added in float32, since the gradient of the bias is a sum over all rows, which has few digits in bfloat16
-    and takes 50 times as long.
+    On a CPU, bfloat16 is added in float32, since the gradient of the bias is a sum over all rows, which has few digits in
+    bfloat16 and takes 50 times as long.
     """
     dtype = elementwise_dtype(x.dtype)
     return (x.astype(dtype) + bias.astype(dtype)).astype(x.dtype)
@@ -214,6 +214,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 class Embed(nnx.Embed):
     """Table of vectors."""
 
+    # pyrefly: ignore[bad-override]  # nnx's has more arguments
     def attend(self, query: jax.Array) -> jax.Array:
         """Multiply [..., features] with the transposed table, giving [..., num_embeddings]."""
         return matmul_transposed(query, self.embedding[...].astype(query.dtype))

@@ -40,6 +40,7 @@ from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
 from tfnlp.prediction import cached_teacher_logits, predict
 from tfnlp.pretrained import parameter_tree
+from tfnlp.quantization import dequantize, prepare_qat, quantize
 
 __all__ = [
     "AutoModel",
@@ -56,9 +57,12 @@ __all__ = [
     "Distiller",
     "cached_teacher_logits",
     "compiled",
+    "dequantize",
     "distill",
     "init_student",
     "parameter_tree",
     "pipeline",
     "predict",
+    "prepare_qat",
+    "quantize",
 ]

@@ -180,7 +180,7 @@ def _plan(
         )  # fmt: skip
         projections = init_projections(d, student.config, teacher.config, config.seed)
         teacher_mesh = mesh if config.parallelism == "jit" else None
-        prepared = make_trainable(teacher, scan=config.scan, mesh=teacher_mesh, options=options)
+        prepared = make_trainable(teacher, scan=config.scan, mesh=teacher_mesh, options=options, trains=False)
     elif d.losses:
         names = ", ".join(d.loss_names)
         raise InputError(f"cannot compute {names} without a teacher; pass it, or leave these losses out")

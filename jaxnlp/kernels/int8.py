@@ -1,5 +1,7 @@
 """Exact products of 8-bit integers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -28,15 +30,16 @@ def int8_product(x: jax.Array, kernel: jax.Array, transposed: bool = False) -> j
     return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.int32)[:rows].astype(jnp.float32)
 
 
-def _through_bfloat16(x: jax.Array, kernel: jax.Array, axes) -> jax.Array:
+def _through_bfloat16(x: jax.Array, kernel: jax.Array, axes: Any) -> jax.Array:
     """Return the same numbers from products of bfloat16 numbers, which hold 8-bit integers, over parts of the inputs."""
     ((x_axis,), (kernel_axis,)), _ = axes
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    parts = []
+    parts: list[jax.Array] = []
     for start in range(0, x.shape[1], EXACT_TERMS):
         end = min(start + EXACT_TERMS, x.shape[1])
-        factors = (jax.lax.slice_in_dim(y, start, end, axis=axis) for y, axis in ((x, x_axis), (kernel, kernel_axis)))
-        parts.append(jax.lax.dot_general(*factors, axes, preferred_element_type=jnp.float32))
+        x_part = jax.lax.slice_in_dim(x, start, end, axis=x_axis)
+        kernel_part = jax.lax.slice_in_dim(kernel, start, end, axis=kernel_axis)
+        parts.append(jax.lax.dot_general(x_part, kernel_part, axes, preferred_element_type=jnp.float32))
     if len(parts) > 2:  # a sum of two is rounded once, as it should be
-        return sum(part.astype(jnp.int32) for part in parts).astype(jnp.float32)
-    return sum(parts[1:], parts[0])
+        parts = [part.astype(jnp.int32) for part in parts]
+    return sum(parts[1:], parts[0]).astype(jnp.float32)

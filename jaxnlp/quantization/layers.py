@@ -13,6 +13,7 @@ from jaxnlp.kernels import int8_product
 from jaxnlp.kernels.choice import FEWEST_ROWS
 from jaxnlp.layers import Embed, Linear
 from jaxnlp.products import matmul
+from jaxnlp.quantization.simulated import SimulatedEmbed, SimulatedLinear
 
 
 class QuantizedLinear(nnx.Module):
@@ -31,6 +32,10 @@ class QuantizedLinear(nnx.Module):
     """
 
     transposed = False
+    kernel: nnx.Param
+    kernel_scale: nnx.Param
+    input_scale: nnx.Param
+    channel_scale: nnx.Param
 
     def __init__(
         self, in_features: int, out_features: int, quantization: LayerQuantization, *, use_bias: bool, dtype: DTypeLike,
@@ -83,7 +88,7 @@ class QuantizedLinear(nnx.Module):
         return kernel.astype(jnp.float32) * jnp.repeat(scale, group, axis=0)[: self.in_features]
 
 
-class QuantizedEmbedding(nnx.Module):
+class QuantizedEmbed(nnx.Module):
     """Table of vectors stored as integers with a scale per row.
 
     Args:
@@ -92,6 +97,9 @@ class QuantizedEmbedding(nnx.Module):
         quantization: Whether a product with the table, as of a tied language model head, is one of integers.
         dtype: Dtype of the vectors.
     """
+
+    embedding: nnx.Param
+    embedding_scale: nnx.Param
 
     def __init__(self, num_embeddings: int, features: int, quantization: LayerQuantization, *, dtype: DTypeLike):
         self.num_embeddings, self.features, self.quantization, self.dtype = (
@@ -145,17 +153,21 @@ def replace_layers(model: nnx.Module, quantization: QuantizationConfig) -> None:
         parent: Any = model
         for name in path[:-1]:
             parent = getattr(parent, str(name))
-        setattr(parent, str(path[-1]), _quantized(module, layer_quantization))
+        if quantization.simulated:
+            module.__class__ = SimulatedLinear if isinstance(module, Linear) else SimulatedEmbed
+            module.quantization = layer_quantization
+        else:
+            setattr(parent, str(path[-1]), _quantized(module, layer_quantization))
 
 
-def _quantized(module: Any, quantization: LayerQuantization) -> QuantizedLinear | QuantizedEmbedding:
+def _quantized(module: Any, quantization: LayerQuantization) -> QuantizedLinear | QuantizedEmbed:
     if isinstance(module, Linear):
+        dtypes: dict[str, Any] = {"dtype": module.dtype, "param_dtype": module.kernel.dtype}
         return QuantizedLinear(
-            module.in_features, module.out_features, quantization, use_bias=module.bias is not None, dtype=module.dtype,
-            param_dtype=module.kernel.dtype,
+            module.in_features, module.out_features, quantization, use_bias=module.bias is not None, **dtypes
         )  # fmt: skip
     assert isinstance(module, Embed), f"{type(module).__name__} cannot be quantized"
-    return QuantizedEmbedding(module.num_embeddings, module.features, quantization, dtype=module.dtype)
+    return QuantizedEmbed(module.num_embeddings, module.features, quantization, dtype=module.dtype)
 
 
 def _param(parameter: Parameter) -> nnx.Param:

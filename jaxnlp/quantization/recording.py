@@ -18,6 +18,9 @@ from jaxnlp.pretrained import merge, split
 class RecordedLinear(Linear):
     """Linear layer that appends its inputs to a list while the model is traced."""
 
+    path: str
+    seen: "_Seen"
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [..., in] to [..., out]."""
         self.seen.values.append((self.path, x))
@@ -59,7 +62,8 @@ def record_inputs(
         if isinstance(module, Linear) and values and f"{name}/kernel" in values:
             module.kernel = nnx.Param(jnp.asarray(values[f"{name}/kernel"], module.kernel.dtype))
         if name in wanted:
-            module.__class__, module.path, module.seen = RecordedLinear, name, seen
+            recorded: Any = module
+            recorded.__class__, recorded.path, recorded.seen = RecordedLinear, name, seen
     graphdef, params = split(copy)
 
     @jax.jit

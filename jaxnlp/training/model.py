@@ -26,9 +26,11 @@ from duonlp.checkpoints.checkpoint import Source, open_checkpoint
 from duonlp.checkpoints.pretrained import check_head, default_generation_config, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import without_float16
+from duonlp.errors import InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import outputs_of
 from duonlp.inputs import model_inputs, shift_right
+from duonlp.quantization import check_trainable
 from duonlp.typing import Batch
 from jaxnlp import ops
 from jaxnlp.heads import HEADS
@@ -160,6 +162,13 @@ class TrainingStack(nnx.Module):
             elif repeat == 0:
                 groups.append("layers" if (start, size) == (0, 1) else f"layers_{start + group}_{size}")
                 graphdef, state = nnx.split(getattr(stack, f"layer_{i}"))
+                if any(
+                    nnx.graphdef(getattr(stack, f"layer_{j}")) != graphdef
+                    for j in range(i, start + self.repeats * size, size)
+                ):
+                    raise InputError(
+                        "the layers of the stack are quantized in different ways, so they cannot be scanned; pass scan=False"
+                    )
                 stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.repeats, *x.shape)), state)
                 setattr(self, groups[-1], nnx.merge(graphdef, stacked))
         self.groups = tuple(groups)  # names of the stacked layers, in the order of the period
@@ -280,7 +289,7 @@ def gather_parameters(
     """
 
     def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim > 1:
+        if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not path_of(keys).endswith("_scale"):
             leaf = leaf.astype(without_float16(dtype) if path_of(keys).startswith(keeps_float32) else dtype)
         if mesh is None or mesh.shape["fsdp"] == 1:
             return leaf
@@ -396,7 +405,7 @@ class Trainable:
 
 def make_trainable(
     model: Any, *, dtype: DTypeLike | None = None, param_dtype: DTypeLike | None = None, scan: bool = False,
-    remat: str = "none", mesh: Mesh | None = None, options: Mapping[str, Any] = MappingProxyType({}),
+    remat: str = "none", mesh: Mesh | None = None, options: Mapping[str, Any] = MappingProxyType({}), trains: bool = True,
 ) -> Trainable:  # fmt: skip
     """Prepare a model for training without reading its parameters.
 
@@ -408,7 +417,13 @@ def make_trainable(
         remat: What the backward pass recomputes, as in PretrainingConfig.
         mesh: Mesh of the parameters; None for no sharding constraints (pmap).
         options: Further arguments of the model's call, such as output_hidden_states=True.
+        trains: Whether the parameters are trained; those of a teacher are not.
+
+    Raises:
+        InputError: The model is to be trained and quantized.
     """
+    if trains:
+        check_trainable(model.config)
     cfg, create = model.config, HEADS[model.head] if isinstance(model, LazyModel) else type(model)
     dtype, param_dtype = (
         jnp.dtype(getattr(model, name, "float32") if given is None else given)

@@ -56,7 +56,8 @@ def has_onednn() -> bool:
 
     if not cpu_features() or tf.config.list_physical_devices("GPU"):
         return False
-    x, kernel = np.int8([[-127, 3], [5, 127]]), np.int8([[127, 1, 0], [-2, 127, 9]])
+    x = np.array([[-127, 3], [5, 127]], np.int8)
+    kernel = np.array([[127, 1, 0], [-2, 127, 9]], np.int8)
     try:
         with tf.device("CPU"):
             product = tf.function(lambda: onednn_product(tf.constant(x), tf.constant(kernel)), autograph=False)()

@@ -1,5 +1,7 @@
 """Exact products of 8-bit integers."""
 
+from typing import Any
+
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
@@ -41,7 +43,8 @@ def onednn_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) ->
     """Multiply as :func:`int8_product` does, with an operation of TensorFlow's graph that XLA does not have."""
     bound = tf.constant(127.0)
     bias = tf.zeros([kernel.shape[0 if transposed else 1]])
-    outputs, _ = op_def_library.apply_op(
+    apply: Any = op_def_library.apply_op  # the operation has no function of its own
+    outputs, _ = apply(
         "_QuantizedMatMul", name="int8_product",
         device_inputs=[tf.bitcast(x, tf.qint8), tf.bitcast(kernel, tf.qint8), bias],
         host_inputs=[-bound, bound, -bound, bound],  # of both factors, so that a step is 1

@@ -1,5 +1,5 @@
 """Quantized models: layers with integer weights, and the functions that create such models."""
 
-from tfnlp.quantization.quantize import dequantize, quantize
+from tfnlp.quantization.quantize import dequantize, prepare_qat, quantize
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "prepare_qat", "quantize"]

@@ -9,6 +9,7 @@ from duonlp.config import LayerQuantization, TransformerConfig
 from duonlp.parameters import Parameter, parameters, quantized_parameters
 from tfnlp.kernels import int8_product
 from tfnlp.kernels.choice import island
+from tfnlp.quantization.simulated import SimulatedEmbed, SimulatedLinear
 
 
 class QuantizedLinear(keras.layers.Layer):
@@ -79,7 +80,7 @@ class QuantizedLinear(keras.layers.Layer):
         return tf.cast(kernel, tf.float32) * scale
 
 
-class QuantizedEmbedding(keras.layers.Layer):
+class QuantizedEmbed(keras.layers.Layer):
     """Table of vectors stored as integers with a scale per row.
 
     Args:
@@ -160,11 +161,15 @@ def replace_layers(model: Any, cfg: TransformerConfig) -> list[Any]:
         for part in layer_path.split("/")[:-1]:
             parent = getattr(parent, part)
         old = getattr(parent, name)
-        options = {"dtype": old.dtype_policy, "name": old.name}
-        if leaf == "kernel":
-            layer = QuantizedLinear(*parameter.shape, quantization, use_bias=old.use_bias, **options)
+        options: dict[str, Any] = {"dtype": old.dtype_policy, "name": old.name}
+        first, last = parameter.shape
+        is_simulated = cfg.quantization.simulated
+        if leaf == "embedding":
+            layer = (SimulatedEmbed if is_simulated else QuantizedEmbed)(first, last, quantization, **options)
+        elif is_simulated:
+            layer = SimulatedLinear(last, quantization, use_bias=old.use_bias, **options)
         else:
-            layer = QuantizedEmbedding(*parameter.shape, quantization, **options)
+            layer = QuantizedLinear(first, last, quantization, use_bias=old.use_bias, **options)
         was_locked = parent._tracker.locked
         parent._tracker.unlock()
         parent._tracker.untrack(old)

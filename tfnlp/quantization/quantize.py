@@ -9,7 +9,7 @@ import numpy as np
 from duonlp.checkpoints.source import Source
 from duonlp.config import TransformerConfig
 from duonlp.parameters import parameters
-from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values
+from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values, simulated_config
 from duonlp.quantization.calibration import batches_of
 from tfnlp.pretrained import Pretrained, fill, merged_values
 from tfnlp.quantization.layers import replace_layers
@@ -68,10 +68,29 @@ def dequantize(model: P) -> P:
     return _rebuilt(model, cfg, new)
 
 
+def prepare_qat(model: P, scheme: str = "int8", **settings: Any) -> P:
+    """Return a model for quantization-aware training; the given one is not changed.
+
+    It has the same parameters, but each forward pass rounds them, and the activations, as :func:`quantize` will. Train it like
+    any other model, with ``fit``, ``distill`` or, in tfnlp, Keras' ``compile`` and ``fit``; then call ``quantize(model)``.
+
+    Args:
+        model: A model with floating-point weights.
+        scheme: "int8", "int8-weights" or "int4".
+        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, group_size.
+
+    Raises:
+        InputError: A setting is unknown, does not fit the model or needs calibration data, or the model is already quantized.
+    """
+    cfg = simulated_config(model.config, model.head, QuantizationSettings.of(scheme, settings))
+    return _rebuilt(model, cfg, {})
+
+
 def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
     """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
     specs = parameters(cfg, model.head)
     plan = [Source(p, spec, values=values[p] if p in values else merged_values(model, p)) for p, spec in specs.items()]
-    new = type(model)._from_plan(cfg, plan, model.compute_dtype, model.variable_dtype)
+    create: Any = type(model)  # with the engine's mixin
+    new = create._from_plan(cfg, plan, model.compute_dtype, model.variable_dtype)
     new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
     return new

@@ -12,6 +12,7 @@ import tensorflow as tf
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, check_label_smoothing
+from duonlp.quantization import check_trainable
 from tfnlp import ops
 from tfnlp.steps.terms import MeanOfTerms, Terms, UncountedTermsError, divide, total_loss
 
@@ -187,7 +188,7 @@ class TrainStep(_Model):
         Raises:
             InputError: Trained parameters are stored in float16.
         """
-        self._check_dtypes()
+        self._check_parameters()
         batch = self._as_batch(data)
         try:
             counts, parts = self._differentiate(batch)
@@ -200,8 +201,10 @@ class TrainStep(_Model):
         self.optimizer.apply(gradients, self.trainable_variables)
         return self._update_logs(terms)
 
-    def _check_dtypes(self) -> None:
-        """Raise InputError for trained parameters in float16, where moments and epsilons of optimizers become 0."""
+    def _check_parameters(self) -> None:
+        """Raise InputError for quantized parameters, and for trained ones in float16, where epsilons of optimizers become 0."""
+        if hasattr(self.trained_model, "config"):
+            check_trainable(self.trained_model.config)
         if any(variable.dtype == "float16" for variable in self.trainable_variables):
             raise InputError(
                 "parameters stored in float16 cannot be trained, since optimizers underflow; load the model with "

@@ -8,6 +8,7 @@ from typing import Any, cast
 import keras
 
 from duonlp.errors import InputError
+from duonlp.quantization import check_trainable
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import (
@@ -175,7 +176,8 @@ def train(
 
 
 def _check_dtype(model: Any) -> None:
-    """Raise InputError for parameters that lose small updates."""
+    """Raise InputError for quantized parameters, and for those that lose small updates."""
+    check_trainable(model.config)
     if model.variable_dtype != "float32":
         raise InputError(
             f"the parameters are {model.variable_dtype}, which loses small updates; load the model with "

@@ -1,7 +1,7 @@
 """Quantization of models: what both engines share, in NumPy."""
 
 from duonlp.quantization.calibration import calibration_batches
-from duonlp.quantization.driver import Record, dequantized_values, quantized_values
+from duonlp.quantization.driver import Record, check_trainable, dequantized_values, quantized_values, simulated_config
 from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
@@ -14,9 +14,11 @@ __all__ = [
     "QuantizationSettings",
     "Record",
     "calibration_batches",
+    "check_trainable",
     "dequantized_values",
     "output_table",
     "quantizable",
     "quantized_values",
     "resolve",
+    "simulated_config",
 ]

@@ -19,16 +19,17 @@ INT4_RATIOS = np.linspace(0.7, 1.0, 13, dtype=np.float32)
 """Parts of a group's range that 4-bit scales try to cover."""
 
 
-def kernel_scales(kernel: np.ndarray, quantization: LayerQuantization) -> np.ndarray:
+def kernel_scales(kernel: np.ndarray, quantization: LayerQuantization, searches: bool = True) -> np.ndarray:
     """Return the scales float32 of a kernel [in, out]: [out], or [groups, out] with groups of inputs.
 
     A scale of 8 bits covers the largest magnitude. One of 4 bits covers the part of the range, among INT4_RATIOS, that has the
-    smallest squared error: with 16 levels, clipping the largest values makes all others more precise.
+    smallest squared error: with 16 levels, clipping the largest values makes all others more precise. Without ``searches`` it
+    covers all of it.
     """
     rows = np.abs(grouped(kernel, quantization)).astype(np.float32)  # [groups, size, out]
     largest = rows.max(axis=1)  # [groups, out]
-    if quantization.bits == 8:
-        scales = _scale(largest, INT8_MAX)
+    if quantization.bits == 8 or not searches:
+        scales = _scale(largest, limits(quantization)[1])
     else:
         values = grouped(kernel, quantization).astype(np.float32)
         scales = best = np.zeros_like(largest)

@@ -53,10 +53,8 @@ def batches_of(batches: Any) -> list[dict[str, Array]]:
     Raises:
         InputError: There is no batch, or one is not a dict.
     """
-    stream: Iterable[Batch] = batches.epoch(0) if hasattr(batches, "epoch") else batches
-    if isinstance(stream, Mapping):
-        stream = [stream]
-    out = list(_inputs(stream))
+    stream = batches.epoch(0) if hasattr(batches, "epoch") else batches
+    out = list(_inputs([stream] if isinstance(stream, Mapping) else stream))
     if not out:
         raise InputError("there are no calibration batches; pass at least one, better some hundred rows in all")
     return out

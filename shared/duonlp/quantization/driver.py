@@ -14,6 +14,7 @@ from duonlp.quantization.arithmetic import (
     check_finite,
     dequantize_kernel,
     dequantize_table,
+    kernel_scales,
     pack_int4,
     quantize_kernel,
     quantize_table,
@@ -76,14 +77,39 @@ def quantized_values(
         elif f"{layer}/kernel" in spec:
             kernels.append((layer, layer_quantization))
     rounded: dict[str, np.ndarray] = {}  # kernels of the stages so far, as the quantized layers have them
+    is_trained = cfg.quantization is not None and cfg.quantization.simulated
     for stage in _stages(kernels, settings):
-        new = _quantize_kernels(read, stage, settings, record, rounded)
+        new = _quantize_kernels(read, stage, settings, record, rounded, searches=not is_trained)
         values |= new
         if settings.rounding == "gptq":
             for layer, layer_quantization in stage:
                 path = f"{layer}/kernel"
                 rounded[path] = _dequantize(new.__getitem__, path, spec[path].shape, layer_quantization)
     return cfg.replace(quantization=replace(quantization, simulated=False)), values
+
+
+def simulated_config(cfg: TransformerConfig, head: str, settings: QuantizationSettings | None) -> TransformerConfig:
+    """Return the configuration of a model for quantization-aware training.
+
+    Raises:
+        InputError: The settings need calibration data or do not fit the model, or it is already quantized.
+    """
+    settings = settings or QuantizationSettings()
+    if settings.needs_data:
+        raise InputError(
+            "quantization-aware training rounds to the nearest, with a scale per row of activations; use the scheme 'int8', "
+            "'int8-weights' or 'int4', and calibrate the trained model if you need static activations, GPTQ or AWQ"
+        )
+    return cfg.replace(quantization=replace(resolve(settings, cfg, head), simulated=True))
+
+
+def check_trainable(cfg: TransformerConfig) -> None:
+    """Raise InputError if a model's weights are integers, which cannot be trained."""
+    if cfg.quantization is not None and not cfg.quantization.simulated:
+        raise InputError(
+            "the model is quantized, and integers cannot be trained; train the original with prepare_qat(model), or train "
+            "dequantize(model) and quantize it again"
+        )
 
 
 def dequantized_values(
@@ -135,9 +161,12 @@ def _stages(
 
 def _quantize_kernels(
     read: Read, layers: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings, record: Record | None,
-    rounded: Mapping[str, np.ndarray],
+    rounded: Mapping[str, np.ndarray], searches: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return the values of some linear layers; ``rounded`` has the kernels of the layers before them."""
+    """Return the values of some linear layers; ``rounded`` has the kernels of the layers before them.
+
+    With ``searches``, scales of 4 bits are searched; those of a model that was trained for its quantization are not.
+    """
     kernels = {layer: _read_finite(read, f"{layer}/kernel") for layer, _ in layers}
     statistics: dict[str, InputStatistics] = {}
     if settings.needs_data:
@@ -155,15 +184,15 @@ def _quantize_kernels(
     values = {}
     for layer, quantization in layers:
         seen = statistics.get(layer)
-        values |= _quantize_kernel(layer, kernels[layer], quantization, settings, seen)
+        values |= _quantize_kernel(layer, kernels[layer], quantization, settings, seen, searches)
     return values
 
 
 def _quantize_kernel(
     layer: str, kernel: np.ndarray, quantization: LayerQuantization, settings: QuantizationSettings,
-    seen: InputStatistics | None,
+    seen: InputStatistics | None, searches: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    values: dict[str, np.ndarray] = {}
+    values: dict[str, Any] = {}
     if quantization.channel_scaled:
         assert seen is not None
         integers, scales, values[f"{layer}/channel_scale"] = awq(kernel, quantization, seen)
@@ -171,7 +200,7 @@ def _quantize_kernel(
         assert seen is not None and seen.hessian is not None
         integers, scales = gptq(kernel, quantization, seen.hessian / seen.rows)
     else:
-        integers, scales = quantize_kernel(kernel, quantization)
+        integers, scales = quantize_kernel(kernel, quantization, kernel_scales(kernel, quantization, searches))
     values[f"{layer}/kernel"] = pack_int4(integers) if quantization.bits == 4 else integers
     values[f"{layer}/kernel_scale"] = scales
     if quantization.activations == "static":

@@ -33,7 +33,9 @@ def read_quantization(config: Any, rows: Iterable[Weight], prefix: str) -> Quant
     Raises:
         ConfigError: The method, or one of its options, is unsupported.
     """
-    method = config.get("quant_method") if isinstance(config, Mapping) else config
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"quantization_config is {shorten(config)}; it must be an object")
+    method = config.get("quant_method")
     if method == METHOD:
         return _read_own(config.get("layers"))
     if method != OTHERS:
@@ -83,7 +85,8 @@ def _matches(targets: Sequence[Any], names: tuple[str, str], kind: str) -> bool:
 
 
 def _read_group(group: Mapping[str, Any]) -> LayerQuantization:
-    weights, inputs = group.get("weights"), group.get("input_activations")
+    weights: Any = group.get("weights")
+    inputs = group.get("input_activations")
     bits = _option(weights, "num_bits", (8, 4), "weights")
     _option(weights, "type", ("int",), "weights")
     _option(weights, "symmetric", (True,), "weights")

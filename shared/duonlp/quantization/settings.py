@@ -92,4 +92,5 @@ class QuantizationSettings:
                 raise InputError(unknown_setting(name, names, "quantization"))
         if scheme is None and not settings:
             return None
-        return cls(**({} if scheme is None else {"scheme": scheme}), **settings)
+        options: dict[str, Any] = {} if scheme is None else {"scheme": scheme}
+        return cls(**options, **settings)
