@@ -154,8 +154,9 @@ def replace_layers(model: nnx.Module, quantization: QuantizationConfig) -> None:
         for name in path[:-1]:
             parent = getattr(parent, str(name))
         if quantization.simulated:
-            module.__class__ = SimulatedLinear if isinstance(module, Linear) else SimulatedEmbed
-            module.quantization = layer_quantization
+            simulated: Any = module
+            simulated.__class__ = SimulatedLinear if isinstance(module, Linear) else SimulatedEmbed
+            simulated.quantization = layer_quantization
         else:
             setattr(parent, str(path[-1]), _quantized(module, layer_quantization))
 

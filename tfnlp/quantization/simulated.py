@@ -70,7 +70,7 @@ def round_rows(x: tf.Tensor) -> tf.Tensor:
 def round_kernel(kernel: tf.Tensor, quantization: LayerQuantization) -> tf.Tensor:
     """Round a kernel [in, out] to its bits with one scale per output, or per output and group of inputs."""
     kernel = tf.convert_to_tensor(kernel)
-    wide, (size, outputs) = tf.cast(kernel, tf.float32), kernel.shape.as_list()
+    wide, (size, outputs) = tf.cast(kernel, tf.float32), (int(length) for length in kernel.shape)
     group = quantization.group_size or size
     padded = tf.reshape(tf.pad(wide, [[0, -size % group], [0, 0]]), [-1, group, outputs])
     high, low = (127, -127) if quantization.bits == 8 else (7, -8)
