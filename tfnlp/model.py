@@ -52,6 +52,9 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         # autocast is False in all layers: Keras would cast the float32 biases of attention scores to half
         # precision.
         super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
+        self.__dict__.pop(
+            "quantize", None
+        )  # Keras' wrapper of Pretrained.quantize, which knows only Keras' own schemes
         self.config = config
         self.generation_config = default_generation_config(config)
         options = {"dtype": self.dtype_policy}

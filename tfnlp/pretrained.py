@@ -11,7 +11,7 @@ import tensorflow as tf
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase, default_generation_config
-from duonlp.checkpoints.save import save_checkpoint, saved_values
+from duonlp.checkpoints.save import save_checkpoint
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
@@ -19,7 +19,9 @@ from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
 from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
+from duonlp.quantization import saved_values
 from duonlp.util.reading import parse_json
+from tfnlp.kernels.choice import FLOAT, products
 from tfnlp.steps.saving import check_export_path
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
@@ -38,12 +40,13 @@ class Pretrained(PretrainedBase, _Model):
     config: TransformerConfig
     generation_config: GenerationConfig
 
-    def quantize(self, mode: str | None = None, batches: Any = None, **settings: Any) -> None:
+    def quantize(self, mode: str | None = None, batches: Any = None, config: Any = None, **settings: Any) -> None:
         """Quantize the model in place; see :func:`tfnlp.quantize`, which returns a new model and leaves this one as it is.
 
         Args:
             mode: A scheme, such as "int8".
             batches: Calibration data, for schemes that need it.
+            config: Keras' own configuration, which is not supported.
             settings: Fields of QuantizationSettings.
 
         Raises:
@@ -51,6 +54,10 @@ class Pretrained(PretrainedBase, _Model):
         """
         from tfnlp.quantization.quantize import quantize_in_place
 
+        if config is not None:
+            raise InputError(
+                f"config is a {type(config).__name__}; pass a scheme and fields of QuantizationSettings instead"
+            )
         quantize_in_place(self, mode, batches, **settings)
 
     @classmethod
@@ -122,6 +129,10 @@ class Pretrained(PretrainedBase, _Model):
             self.generation_config.to_dict() if HEADS[self.head].generates else None, self.image_config,
         )  # fmt: skip
 
+    def _serve(self, inputs: dict[str, tf.Tensor]) -> dict[str, Any]:
+        with products(FLOAT):  # which any runtime has
+            return self(inputs, training=False)
+
     def input_signature(self) -> dict[str, tf.TensorSpec]:
         """Return the inputs of an exported model: those of ``config.inputs`` that are exported, for all batch sizes."""
         specs = [spec for spec in input_specs(self.config, self.head) if spec.exported]
@@ -146,7 +157,7 @@ class Pretrained(PretrainedBase, _Model):
             return super().export(filepath, format, verbose, input_signature=signature, **kwargs)
         archive = keras.export.ExportArchive()
         archive.track(self)
-        archive.add_endpoint("serve", lambda inputs: self(inputs, training=False), signature)
+        archive.add_endpoint("serve", self._serve, signature)
         return archive.write_out(filepath, verbose=bool(verbose))
 
 

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from duonlp.config import LayerQuantization, QuantizationConfig
 from duonlp.parameters import Parameter, quantized_parameters
+from duonlp.quantization.arithmetic import SMALLEST
 from jaxnlp.kernels import int8_product
 from jaxnlp.kernels.choice import FEWEST_ROWS
 from jaxnlp.layers import Embed, Linear
@@ -135,7 +136,8 @@ def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Round activations [T, n] to int8 with one scale float32 [T, 1] per row; as duonlp.quantization.arithmetic does."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    inverse = jnp.where(largest > 0, 127 / jnp.where(largest > 0, largest, 1), 0)
+    is_zero = largest <= SMALLEST
+    inverse = jnp.where(is_zero, 0, 127 / jnp.where(is_zero, 1, largest))
     return jnp.clip(jnp.rint(x * inverse), -127, 127).astype(jnp.int8), largest * jnp.float32(1 / 127)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from duonlp.config import LayerQuantization
+from duonlp.quantization.arithmetic import SMALLEST
 from jaxnlp.layers import Embed, Linear
 from jaxnlp.products import matmul, matmul_transposed
 
@@ -68,7 +69,7 @@ def round_kernel(kernel: jax.Array, quantization: LayerQuantization) -> jax.Arra
 
 
 def _rounded(x: jax.Array, largest: jax.Array, high: int, low: int) -> jax.Array:
-    scale = jnp.where(largest > 0, largest / high, 1)
+    scale = jnp.where(largest > SMALLEST, largest / high, 1)
     return jnp.clip(jnp.rint(x / scale), low, high) * scale
 
 

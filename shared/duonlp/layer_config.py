@@ -346,6 +346,9 @@ class QuantizationConfig:
     layers: tuple[tuple[str, LayerQuantization], ...]
     simulated: bool = False
 
+    def __post_init__(self):
+        object.__setattr__(self, "layers", tuple(sorted(self.layers, key=lambda layer: layer[0])))
+
     def of(self, path: str) -> LayerQuantization | None:
         """Return how the layer at a path is quantized; None if it is not."""
         return self._by_path.get(path)

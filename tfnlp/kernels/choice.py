@@ -66,17 +66,32 @@ def has_onednn() -> bool:
     return np.array_equal(product, x.astype(np.float32) @ kernel.astype(np.float32))
 
 
+def with_xla(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of tensors that XLA compiles wherever it is called: eagerly, or within a graph of any kind.
+
+    It is traced once per combination of dtypes and shapes, for any number of rows of matrices: a tf.function would be traced for
+    each number, with a warning.
+    """
+    traced: dict[tuple, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        tensors = [tf.convert_to_tensor(x) for x in arguments]
+        specs = [tf.TensorSpec([None, *x.shape[1:]] if x.shape.rank == 2 else x.shape, x.dtype) for x in tensors]
+        key = tuple((spec.dtype, tuple(spec.shape)) for spec in specs)
+        if key not in traced:
+            traced[key] = tf.function(lambda *xs: function(*xs), specs, jit_compile=True, autograph=False)
+        return traced[key](*tensors)
+
+    return call
+
+
 def island(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of tensors that XLA compiles within a graph that it does not compile.
+    """Return a function of tensors that XLA compiles within a graph with oneDNN's products, which XLA does not compile.
 
     XLA fuses elementwise operations into one pass over memory, where TensorFlow's kernels make one each.
     """
-    compiled = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
-
-    def call(*arguments: Any) -> Any:
-        return compiled(*arguments) if current_product() == ONEDNN else function(*arguments)
-
-    return call
+    compiled = with_xla(function)
+    return lambda *arguments: (compiled if current_product() == ONEDNN else function)(*arguments)
 
 
 def uses_xla(tokens: int) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import op_def_library
 
-from tfnlp.kernels.choice import FEWEST_ROWS, FLOAT, ONEDNN, current_product
+from tfnlp.kernels.choice import FEWEST_ROWS, FLOAT, ONEDNN, current_product, with_xla
 
 
 def int8_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
@@ -33,10 +33,9 @@ def _xla_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool) -> tf.Tensor
     return tf.cast(tf.matmul(x, kernel, transpose_b=transposed, output_type=tf.int32)[:rows], tf.float32)
 
 
-# Compiled by XLA wherever they are called: TensorFlow's own kernel takes 40 times as long.
-_OPTIONS = {"jit_compile": True, "autograph": False, "reduce_retracing": True}
-_product = tf.function(lambda x, kernel: _xla_product(x, kernel, False), **_OPTIONS)
-_transposed_product = tf.function(lambda x, kernel: _xla_product(x, kernel, True), **_OPTIONS)
+# TensorFlow's own kernel takes 40 times as long.
+_product = with_xla(lambda x, kernel: _xla_product(x, kernel, False))
+_transposed_product = with_xla(lambda x, kernel: _xla_product(x, kernel, True))
 
 
 def onednn_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from duonlp.config import LayerQuantization, TransformerConfig
 from duonlp.parameters import Parameter, parameters, quantized_parameters
+from duonlp.quantization.arithmetic import SMALLEST
 from tfnlp.kernels import int8_product
 from tfnlp.kernels.choice import island
 from tfnlp.quantization.simulated import SimulatedEmbed, SimulatedLinear
@@ -129,7 +130,8 @@ def quantize_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Round activations [T, n] to int8 with one scale float32 [T, 1] per row; as duonlp.quantization.arithmetic does."""
     x = tf.cast(x, tf.float32)
     largest = tf.reduce_max(tf.abs(x), axis=-1, keepdims=True)
-    inverse = tf.where(largest > 0, 127.0 / tf.where(largest > 0, largest, 1.0), 0.0)
+    is_zero = largest <= SMALLEST
+    inverse = tf.where(is_zero, 0.0, 127.0 / tf.where(is_zero, 1.0, largest))
     return tf.cast(tf.clip_by_value(tf.math.rint(x * inverse), -127.0, 127.0), tf.int8), largest * (1.0 / 127.0)
 
 

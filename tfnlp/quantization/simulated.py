@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from duonlp.config import LayerQuantization
+from duonlp.quantization.arithmetic import SMALLEST
 from tfnlp.layers import Embed
 
 
@@ -70,7 +71,7 @@ def round_rows(x: tf.Tensor) -> tf.Tensor:
 def round_kernel(kernel: tf.Tensor, quantization: LayerQuantization) -> tf.Tensor:
     """Round a kernel [in, out] to its bits with one scale per output, or per output and group of inputs."""
     kernel = tf.convert_to_tensor(kernel)
-    wide, (size, outputs) = tf.cast(kernel, tf.float32), (int(length) for length in kernel.shape)
+    wide, (size, outputs) = tf.cast(kernel, tf.float32), (int(length or 0) for length in kernel.shape)
     group = quantization.group_size or size
     padded = tf.reshape(tf.pad(wide, [[0, -size % group], [0, 0]]), [-1, group, outputs])
     high, low = (127, -127) if quantization.bits == 8 else (7, -8)
@@ -79,7 +80,7 @@ def round_kernel(kernel: tf.Tensor, quantization: LayerQuantization) -> tf.Tenso
 
 
 def _rounded(x: tf.Tensor, largest: tf.Tensor, high: int, low: int) -> tf.Tensor:
-    scale = tf.where(largest > 0, largest / high, 1.0)
+    scale = tf.where(largest > SMALLEST, largest / high, 1.0)
     return tf.clip_by_value(tf.math.rint(x / scale), low, high) * scale
 
 

@@ -203,8 +203,7 @@ class TrainStep(_Model):
 
     def _check_parameters(self) -> None:
         """Raise InputError for quantized parameters, and for trained ones in float16, where epsilons of optimizers become 0."""
-        if hasattr(self.trained_model, "config"):
-            check_trainable(self.trained_model.config)
+        check_trainable(self.trained_model().config)
         if any(variable.dtype == "float16" for variable in self.trainable_variables):
             raise InputError(
                 "parameters stored in float16 cannot be trained, since optimizers underflow; load the model with "

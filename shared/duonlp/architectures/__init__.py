@@ -118,8 +118,8 @@ def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> Transfor
         return cfg
     from duonlp.quantization.format import read_quantization
 
-    rows = (row for head in family.heads(cfg.model_type) for row in family.weights(cfg, head))
-    quantization = read_quantization(simulated if quantized is None else quantized, list(rows), family.PREFIX)
+    rows = family.weights(cfg, head_of(hf | {"model_type": cfg.model_type}))  # the layers that the checkpoint has
+    quantization = read_quantization(simulated if quantized is None else quantized, rows, family.PREFIX)
     return cfg.replace(quantization=replace(quantization, simulated=quantized is None))
 
 

@@ -20,7 +20,6 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.parameters import parameters
-from duonlp.quantization.driver import dequantized_values
 from duonlp.typing import Tokenizer
 from duonlp.util.json_text import to_json
 
@@ -67,16 +66,6 @@ def save_checkpoint(
     rows = tensors_to_write(cfg, head, read, np.dtype(dtype), without)
     config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name}
     write_checkpoint(folder, rows, config, {"": tokenizer}, max_shard_size, generation_config, image_config)
-
-
-def saved_values(
-    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dequantize: bool
-) -> tuple[TransformerConfig, Callable[[str], np.ndarray]]:
-    """Return the configuration and the reader to save a model with, as it is or with floating-point weights."""
-    if not dequantize:
-        return cfg, read
-    cfg, values = dequantized_values(read, cfg, head)
-    return cfg, lambda path: values[path] if path in values else read(path)
 
 
 def write_checkpoint(

@@ -1,7 +1,14 @@
 """Quantization of models: what both engines share, in NumPy."""
 
 from duonlp.quantization.calibration import calibration_batches
-from duonlp.quantization.driver import Record, check_trainable, dequantized_values, quantized_values, simulated_config
+from duonlp.quantization.driver import (
+    Record,
+    check_trainable,
+    dequantized_values,
+    quantized_values,
+    saved_values,
+    simulated_config,
+)
 from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
@@ -20,5 +27,6 @@ __all__ = [
     "quantizable",
     "quantized_values",
     "resolve",
+    "saved_values",
     "simulated_config",
 ]

@@ -12,6 +12,9 @@ from duonlp.errors import InputError
 INT8_MAX = 127
 """Largest magnitude of an 8-bit integer; -128 is not used, so that negation is exact."""
 
+SMALLEST = 1e-35
+"""Largest magnitude of values that are taken for zeros: the inverse of their scale would overflow."""
+
 INT4_MIN, INT4_MAX = -8, 7
 """Range of a 4-bit integer."""
 
@@ -97,7 +100,8 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round activations [..., n] to int8 with one scale float32 [..., 1] per row, as a layer with dynamic activations does."""
     x = np.asarray(x, np.float32)
     largest = np.abs(x).max(axis=-1, keepdims=True)
-    inverse = np.where(largest > 0, np.float32(INT8_MAX) / np.where(largest > 0, largest, 1), 0).astype(np.float32)
+    is_zero = largest <= SMALLEST
+    inverse = np.where(is_zero, 0, np.float32(INT8_MAX) / np.where(is_zero, 1, largest)).astype(np.float32)
     integers = np.clip(np.rint(x * inverse), -INT8_MAX, INT8_MAX).astype(np.int8)
     return integers, (largest / np.float32(INT8_MAX)).astype(np.float32)
 
@@ -173,5 +177,5 @@ def check_finite(path: str, values: np.ndarray) -> None:
 
 def _scale(largest: np.ndarray, levels: int) -> np.ndarray:
     """Return largest / levels float32; 1 where that is 0, as for a row of zeros."""
-    scales = (np.asarray(largest, np.float32) / np.float32(levels)).astype(np.float32)
-    return np.where(scales > 0, scales, np.float32(1))
+    largest = np.asarray(largest, np.float32)
+    return np.where(largest > SMALLEST, largest / np.float32(levels), np.float32(1)).astype(np.float32)

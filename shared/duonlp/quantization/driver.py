@@ -69,12 +69,12 @@ def quantized_values(
     spec = parameters(cfg.replace(quantization=None), head)
     values: dict[str, np.ndarray] = {}
     kernels: list[tuple[str, LayerQuantization]] = []
-    for layer, layer_quantization in quantization.layers:
-        path = f"{layer}/embedding"
-        if path in spec:
-            table = _read_finite(read, path)
-            values[path], values[f"{path}_scale"] = quantize_table(table)
-        elif f"{layer}/kernel" in spec:
+    for path in spec:  # from the inputs to the outputs
+        layer, _, leaf = path.rpartition("/")
+        layer_quantization = quantization.of(layer)
+        if leaf == "embedding" and layer_quantization is not None:
+            values[path], values[f"{path}_scale"] = quantize_table(_read_finite(read, path))
+        elif leaf == "kernel" and layer_quantization is not None:
             kernels.append((layer, layer_quantization))
     rounded: dict[str, np.ndarray] = {}  # kernels of the stages so far, as the quantized layers have them
     is_trained = cfg.quantization is not None and cfg.quantization.simulated
@@ -127,6 +127,16 @@ def dequantized_values(
         if layer_quantization is not None:
             values[path] = _dequantize(read, path, parameter.shape, layer_quantization)
     return plain, values
+
+
+def saved_values(
+    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dequantize: bool
+) -> tuple[TransformerConfig, Callable[[str], np.ndarray]]:
+    """Return the configuration and the reader to save a model with, as it is or with floating-point weights."""
+    if not dequantize:
+        return cfg, read
+    cfg, values = dequantized_values(read, cfg, head)
+    return cfg, lambda path: values[path] if path in values else read(path)
 
 
 def _dequantize(read: Read, path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> np.ndarray:
