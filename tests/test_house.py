@@ -60,6 +60,7 @@ ONE_SIDED = {
     "tfnlp/steps/step.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
+    "tfnlp/kernels/onednn.py": "an operation of TensorFlow's graph; XLA's products are jaxnlp's only ones",
     "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
 }
 """Modules without a twin in the other engine, and why."""
@@ -119,6 +120,9 @@ TWIN_EXCEPTIONS = {
     "inference.py:transposed": "transposes the kernels of jaxnlp's Linear",
     "pretrained.py:ComputeStoragePolicy": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
+    "pretrained.py:Pretrained.quantize": "overrides Keras' method, which changes the model itself",
+    "pretrained.py:find_layer": "Keras names layers in other ways; NNX walks modules",
+    "layers.py:add_bias": "TensorFlow adds biases in its fused products",
     "pretrained.py:fill": "Keras creates variables before filling them; NNX creates them from the values",
     "pretrained.py:split": "NNX's functional API",
     "pretrained.py:merge": "NNX's functional API",

@@ -28,8 +28,8 @@ from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params
 from jaxnlp.training.fit import train
 from jaxnlp.training.loop import filled
-from jaxnlp.training.mesh import BATCH, make_mesh
-from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
+from jaxnlp.training.mesh import BATCH, make_mesh, shard_rows
+from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
 from jaxnlp.training.objectives import NamedTerms, Objective
 from jaxnlp.training.step import Step, check_can_learn, make_plan
 

@@ -17,8 +17,8 @@ from duonlp.typing import Batch, Tokenizer
 from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params
 from jaxnlp.training.loop import filled
-from jaxnlp.training.mesh import make_mesh
-from jaxnlp.training.model import Trainable, shard_rows
+from jaxnlp.training.mesh import make_mesh, shard_rows
+from jaxnlp.training.model import Trainable
 from jaxnlp.training.objectives import NamedTerms, Objective
 from jaxnlp.training.step import Step, check_can_learn, make_plan
 

@@ -7,12 +7,16 @@ sharded by columns and the second by rows; embeddings are sharded over the vocab
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
+from duonlp.dtypes import without_float16
 from duonlp.training.config import AXES, mesh_shape
 
 PyTree: TypeAlias = Any
@@ -115,3 +119,43 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return the sharding of an array replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
+    """Constrain a pytree of arrays [B, ...] to have its rows over the devices and no other dimension sharded."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def gather_parameters(
+    params: PyTree, mesh: Mesh | None, dtype: DTypeLike, keeps_float32: tuple[str, ...] = ()
+) -> PyTree:
+    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
+
+    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype, and so do the layers in
+    `keeps_float32` if `dtype` is float16. Without a mesh nothing is gathered.
+    """
+
+    def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not path_of(keys).endswith("_scale"):
+            leaf = leaf.astype(without_float16(dtype) if path_of(keys).startswith(keeps_float32) else dtype)
+        if mesh is None or mesh.shape["fsdp"] == 1:
+            return leaf
+        path = "/" + path_of(keys)
+        gathered, sharded = (
+            NamedSharding(mesh, partition(path, leaf.shape, mesh, axes)) for axes in (("tensor",), ("fsdp", "tensor"))
+        )
+        return _gather(leaf, gathered, sharded)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, gathered: NamedSharding, sharded: NamedSharding) -> jax.Array:
+    """All-gather `x`. Its gradient is summed straight into shards (a reduce-scatter), never as a whole array."""
+    return jax.lax.with_sharding_constraint(x, gathered)
+
+
+_gather.defvjp(
+    lambda x, gathered, sharded: (_gather(x, gathered, sharded), None),
+    lambda gathered, sharded, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharded),),
+)

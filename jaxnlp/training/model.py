@@ -25,7 +25,6 @@ from duonlp import heads
 from duonlp.checkpoints.checkpoint import Source, open_checkpoint
 from duonlp.checkpoints.pretrained import check_head, default_generation_config, fresh_plan, resolve_config
 from duonlp.config import TransformerConfig
-from duonlp.dtypes import without_float16
 from duonlp.errors import InputError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import outputs_of
@@ -36,7 +35,7 @@ from jaxnlp import ops
 from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.pretrained import Params, parameter_tree, split
-from jaxnlp.training.mesh import PyTree, batch_sharding, partition, path_of
+from jaxnlp.training.mesh import PyTree, gather_parameters, path_of, shard_rows
 from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions, widen
 
 STACKED = re.compile(r"/layers(?:_(\d+)_(\d+))?/")
@@ -272,46 +271,6 @@ def _rematerialize(layer: Callable, remat: str, scan: bool) -> Callable:
         return layer
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(layer, prevent_cse=not scan, policy=policy)
-
-
-def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
-    """Constrain a pytree of arrays [B, ...] to have its rows over the devices and no other dimension sharded."""
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
-
-
-def gather_parameters(
-    params: PyTree, mesh: Mesh | None, dtype: DTypeLike, keeps_float32: tuple[str, ...] = ()
-) -> PyTree:
-    """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
-
-    Casting comes first so that half the bytes are sent. Norms and biases keep their dtype, and so do the layers in
-    `keeps_float32` if `dtype` is float16. Without a mesh nothing is gathered.
-    """
-
-    def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not path_of(keys).endswith("_scale"):
-            leaf = leaf.astype(without_float16(dtype) if path_of(keys).startswith(keeps_float32) else dtype)
-        if mesh is None or mesh.shape["fsdp"] == 1:
-            return leaf
-        path = "/" + path_of(keys)
-        gathered, sharded = (
-            NamedSharding(mesh, partition(path, leaf.shape, mesh, axes)) for axes in (("tensor",), ("fsdp", "tensor"))
-        )
-        return _gather(leaf, gathered, sharded)
-
-    return jax.tree_util.tree_map_with_path(gather, params)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: jax.Array, gathered: NamedSharding, sharded: NamedSharding) -> jax.Array:
-    """All-gather `x`. Its gradient is summed straight into shards (a reduce-scatter), never as a whole array."""
-    return jax.lax.with_sharding_constraint(x, gathered)
-
-
-_gather.defvjp(
-    lambda x, gathered, sharded: (_gather(x, gathered, sharded), None),
-    lambda gathered, sharded, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharded),),
-)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
-from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shardings
-from jaxnlp.training.model import Trainable, make_trainable, parameter_reader, shard_rows
+from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shard_rows, shardings
+from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
 from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
 from jaxnlp.training.optimizers import make_optimizer
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.util.machine_info import cpu_features
+from tfnlp.kernels.onednn import onednn_product
 
 FEWEST_ROWS = 2
 """Rows of an integer product to which fewer are padded: XLA's CPU backend hands products of matrices to a library (YNNPACK), and
@@ -52,8 +53,6 @@ def has_onednn() -> bool:
 
     It is an operation that TensorFlow's graph optimizer inserts, and none that TensorFlow promises to keep: so it is tried.
     """
-    from tfnlp.kernels.int8 import onednn_product
-
     if not cpu_features() or tf.config.list_physical_devices("GPU"):
         return False
     x = np.array([[-127, 3], [5, 127]], np.int8)

@@ -1,11 +1,9 @@
 """Exact products of 8-bit integers."""
 
-from typing import Any
-
 import tensorflow as tf
-from tensorflow.python.framework import op_def_library
 
 from tfnlp.kernels.choice import FEWEST_ROWS, FLOAT, ONEDNN, current_product, with_xla
+from tfnlp.kernels.onednn import onednn_product
 
 
 def int8_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
@@ -36,19 +34,3 @@ def _xla_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool) -> tf.Tensor
 # TensorFlow's own kernel takes 40 times as long.
 _product = with_xla(lambda x, kernel: _xla_product(x, kernel, False))
 _transposed_product = with_xla(lambda x, kernel: _xla_product(x, kernel, True))
-
-
-def onednn_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) -> tf.Tensor:
-    """Multiply as :func:`int8_product` does, with an operation of TensorFlow's graph that XLA does not have."""
-    bound = tf.constant(127.0)
-    bias = tf.zeros([kernel.shape[0 if transposed else 1]])
-    apply: Any = op_def_library.apply_op  # the operation has no function of its own
-    outputs, _ = apply(
-        "_QuantizedMatMul", name="int8_product",
-        device_inputs=[tf.bitcast(x, tf.qint8), tf.bitcast(kernel, tf.qint8), bias],
-        host_inputs=[-bound, bound, -bound, bound],  # of both factors, so that a step is 1
-        Tdevice_outputs=[tf.float32], Thost_outputs=[], T1=tf.qint8, T2=tf.qint8, Tbias=tf.float32, U=tf.float32,
-        Tout=tf.float32, transpose_a=False, transpose_b=transposed, is_weight_const=False, is_bias_const=True,
-        fused_ops=["BiasAdd", "Dequantize"], input_quant_mode="SCALED", output_quant_mode="SCALED", leakyrelu_alpha=0.0,
-    )  # fmt: skip
-    return outputs[0]

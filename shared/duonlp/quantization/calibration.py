@@ -7,6 +7,7 @@ import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.typing import Array, Batch, Tokenizer
+from duonlp.util.tokenization import tokenize
 
 MASKS = {False: "attention_mask", True: "decoder_attention_mask"}
 """Mask of the tokens that a layer reads, by whether they are the decoder's."""
@@ -29,16 +30,14 @@ def calibration_batches(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("there is no text to calibrate with; pass at least one, better a few hundred")
-    # A tokenizer without a padding token, such as GPT-2's, pads with any token: the mask leaves it out.
-    had_padding = tokenizer.pad_token is not None
-    if not had_padding:
-        tokenizer.pad_token = tokenizer.eos_token
-    try:
-        rows = tokenizer(list(texts), truncation=True, max_length=max_length, padding=True, return_tensors="np")
-    finally:
-        if not had_padding:
-            tokenizer.pad_token = None
-    arrays = {name: np.asarray(values, np.int32) for name, values in rows.items()}
+    rows = tokenize(tokenizer, texts, truncation=True, max_length=max_length)
+    longest = max(map(len, rows["input_ids"]))
+    # Padded here, since a tokenizer such as GPT-2's has no padding token: the mask leaves it out.
+    fill = {"input_ids": tokenizer.pad_token_id or 0}
+    arrays = {
+        name: np.array([[*row, *[fill.get(name, 0)] * (longest - len(row))] for row in values], np.int32)
+        for name, values in rows.items()
+    }
     return [
         {name: values[i : i + batch_size] for name, values in arrays.items()} for i in range(0, len(texts), batch_size)
     ]

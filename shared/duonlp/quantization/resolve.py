@@ -42,23 +42,22 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
                     f"{name} has the pattern {pattern!r}, which matches no layer of the model{hint}; its layers are "
                     f"{', '.join(paths[:4])} ..."
                 )
-    words = output_table(cfg, head)
+    words, spec = output_table(cfg, head), parameters(cfg.replace(quantization=None), head)
 
     def chosen(path: str) -> bool:
         is_wanted = any(fnmatchcase(path, pattern) for pattern in settings.layers)
         return is_wanted and not any(fnmatchcase(path, pattern) for pattern in settings.skip)
 
     quantization = SCHEMES[settings.scheme]
-    if settings.group_size is not None:
-        if quantization.activations != "float":
-            raise InputError(f"group_size is for schemes that quantize only weights; {settings.scheme!r} has no groups")
-        quantization = replace(quantization, group_size=settings.group_size)
+    if settings.group_size is not None and quantization.activations != "float":
+        raise InputError(f"group_size is for schemes that quantize only weights; {settings.scheme!r} has no groups")
     if settings.rounding == "awq":
         quantization = replace(quantization, channel_scaled=True)
     layers: list[tuple[str, LayerQuantization]] = []
     for path in linear:
         if chosen(path) and (settings.output or path not in OUTPUTS):
-            layers.append((path, quantization))
+            size = spec[f"{path}/kernel"].shape[0]
+            layers.append((path, replace(quantization, group_size=_group_size(settings, path, size))))
     if settings.embeddings:
         # The product of a tied output has no calibrated scale of its own: its inputs are quantized per row.
         activations = "dynamic" if settings.output and quantization.activations != "float" else "float"
@@ -70,6 +69,19 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
     if not layers:
         raise InputError("the settings quantize no layer of the model; choose other layers, embeddings or output")
     return QuantizationConfig(tuple(layers))
+
+
+def _group_size(settings: QuantizationSettings, path: str, size: int) -> int | None:
+    """Return the group size of a kernel with ``size`` inputs: the setting, or the scheme's, halved until it divides them."""
+    group = settings.group_size
+    if group is not None and size % group:
+        raise InputError(
+            f"group_size is {group}, which does not divide the {size} inputs of {path}; choose another, or skip it"
+        )
+    largest = SCHEMES[settings.scheme].group_size
+    if group is not None or largest is None:
+        return group
+    return next((group for group in (largest >> i for i in range(4)) if size % group == 0), None)
 
 
 def quantizable(cfg: TransformerConfig, head: str) -> tuple[list[str], list[str]]:

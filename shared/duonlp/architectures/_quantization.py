@@ -150,29 +150,24 @@ def _check_own(options: Mapping[str, Any]) -> None:
         )
 
 
-def write_quantization(
-    quantization: QuantizationConfig, rows: Iterable[Weight], sizes: Mapping[str, int]
-) -> dict[str, Any]:
+def write_quantization(quantization: QuantizationConfig, rows: Iterable[Weight]) -> dict[str, Any]:
     """Translate the quantization of a model's layers to ``quantization_config``; the inverse of :func:`read_quantization`.
 
     Args:
         quantization: The quantization.
         rows: The model's weight table.
-        sizes: Number of inputs of each kernel, by its path.
     """
     rows = [row for row in rows if row.path is not None]
     present = {row.path.rpartition("/")[0] for row in rows if row.path is not None}
     layers = [(path, layer) for path, layer in quantization.layers if path in present]
-    if (standard := _standard(dict(layers), rows, sizes)) is not None:
+    if (standard := _standard(dict(layers), rows)) is not None:
         return standard
     kinds = dict.fromkeys(layer for _, layer in layers)
     groups = [{"paths": [path for path, layer in layers if layer == kind], **asdict(kind)} for kind in kinds]
     return {"quant_method": METHOD, "layers": groups}
 
 
-def _standard(
-    layers: Mapping[str, LayerQuantization], rows: Sequence[Weight], sizes: Mapping[str, int]
-) -> dict[str, Any] | None:
+def _standard(layers: Mapping[str, LayerQuantization], rows: Sequence[Weight]) -> dict[str, Any] | None:
     """Return the description in the conventions of compressed-tensors; None if they cannot express it."""
     kinds = set(layers.values())
     if len(kinds) != 1 or (kind := next(iter(kinds))).channel_scaled:
@@ -185,8 +180,6 @@ def _standard(
                 return None
         elif row.layout == "linear":
             modules.setdefault(row.name.rpartition(".")[0], set()).add(path in layers)
-    if any(kind.group_size and sizes[f"{path}/kernel"] % kind.group_size for path in layers):
-        return None
     if any(len(states) > 1 for states in modules.values()):
         return None
     options = {"type": "int", "symmetric": True}
