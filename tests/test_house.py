@@ -120,7 +120,7 @@ TWIN_EXCEPTIONS = {
     "inference.py:transposed": "transposes the kernels of jaxnlp's Linear",
     "pretrained.py:ComputeStoragePolicy": "a Keras dtype policy",
     "pretrained.py:dtype_policy": "a Keras dtype policy",
-    "pretrained.py:Pretrained.quantize": "overrides Keras' method, which changes the model itself",
+    "model.py:Model.quantize": "overrides Keras' method, which changes the model itself",
     "pretrained.py:find_layer": "Keras names layers in other ways; NNX walks modules",
     "layers.py:add_bias": "TensorFlow adds biases in its fused products",
     "pretrained.py:fill": "Keras creates variables before filling them; NNX creates them from the values",

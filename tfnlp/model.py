@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
 from duonlp.generation.strategies.cache import check_cache
 from duonlp.heads import standard_batch
 from duonlp.inputs import check_inputs, main_input, named_inputs
@@ -22,6 +23,7 @@ from tfnlp.encoder_decoder import EncoderDecoder
 from tfnlp.head_layers import Pooler
 from tfnlp.pretrained import Pretrained, dtype_policy, fill
 from tfnlp.quantization.layers import replace_layers
+from tfnlp.quantization.quantize import quantize_in_place
 from tfnlp.steps.saving import register
 from tfnlp.trainer_mixin import TrainerMixin
 from tfnlp.transformer import Cache, Stack, attention_biases
@@ -52,9 +54,7 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         # autocast is False in all layers: Keras would cast the float32 biases of attention scores to half
         # precision.
         super().__init__(dtype=dtype_policy(dtype, param_dtype), autocast=False, **options)
-        self.__dict__.pop(
-            "quantize", None
-        )  # Keras' wrapper of Pretrained.quantize, which knows only Keras' own schemes
+        self.__dict__.pop("quantize", None)  # Keras' wrapper of the method below, which knows only Keras' own schemes
         self.config = config
         self.generation_config = default_generation_config(config)
         options = {"dtype": self.dtype_policy}
@@ -81,6 +81,25 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
         for layer in self.layers:
             # Only the layers of heads read the shape, and only its last axis.
             layer.build((None, self.config.hidden_size))
+
+    # pyrefly: ignore[bad-override]  # Keras' schemes have other options
+    def quantize(self, mode: str | None = None, batches: Any = None, config: Any = None, **settings: Any) -> None:
+        """Quantize the model in place; see :func:`tfnlp.quantize`, which returns a new model and leaves this one as it is.
+
+        Args:
+            mode: A scheme, such as "int8".
+            batches: Calibration data, for schemes that need it.
+            config: Keras' own configuration, which is not supported.
+            settings: Fields of QuantizationSettings.
+
+        Raises:
+            InputError: See tfnlp.quantize.
+        """
+        if config is not None:
+            raise InputError(
+                f"config is a {type(config).__name__}; pass a scheme and fields of QuantizationSettings instead"
+            )
+        quantize_in_place(self, mode, batches, **settings)
 
     def _build_head(self, options: dict[str, Any]) -> None:
         """Create the layers of the head."""

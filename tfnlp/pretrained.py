@@ -40,26 +40,6 @@ class Pretrained(PretrainedBase, _Model):
     config: TransformerConfig
     generation_config: GenerationConfig
 
-    def quantize(self, mode: str | None = None, batches: Any = None, config: Any = None, **settings: Any) -> None:
-        """Quantize the model in place; see :func:`tfnlp.quantize`, which returns a new model and leaves this one as it is.
-
-        Args:
-            mode: A scheme, such as "int8".
-            batches: Calibration data, for schemes that need it.
-            config: Keras' own configuration, which is not supported.
-            settings: Fields of QuantizationSettings.
-
-        Raises:
-            InputError: See tfnlp.quantize.
-        """
-        from tfnlp.quantization.quantize import quantize_in_place
-
-        if config is not None:
-            raise InputError(
-                f"config is a {type(config).__name__}; pass a scheme and fields of QuantizationSettings instead"
-            )
-        quantize_in_place(self, mode, batches, **settings)
-
     @classmethod
     def from_config(
         cls, config: Any, *, seed: int = 0, dtype: str | None = None, param_dtype: str = "float32",
