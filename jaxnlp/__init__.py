@@ -28,6 +28,7 @@ from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
 from jaxnlp.prediction import cached_teacher_logits, predict
 from jaxnlp.pretrained import functional, merge, parameter_tree, split, update
+from jaxnlp.quantization import dequantize, quantize
 
 if TYPE_CHECKING:
     from jaxnlp.distillation import distill
@@ -46,6 +47,7 @@ __all__ = [
     "AutoModelForTokenClassification",
     "cached_teacher_logits",
     "compiled",
+    "dequantize",
     "distill",
     "functional",
     "init_student",
@@ -53,6 +55,7 @@ __all__ = [
     "parameter_tree",
     "pipeline",
     "predict",
+    "quantize",
     "split",
     "update",
 ]

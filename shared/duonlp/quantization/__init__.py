@@ -2,6 +2,13 @@
 
 from duonlp.quantization.calibration import calibration_batches
 from duonlp.quantization.driver import Record, dequantized_values, quantized_values
+from duonlp.quantization.report import (
+    TensorStorage,
+    WeightHistograms,
+    plot_histograms,
+    storage_report,
+    weight_histograms,
+)
 from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
@@ -13,10 +20,15 @@ __all__ = [
     "InputStatistics",
     "QuantizationSettings",
     "Record",
+    "TensorStorage",
+    "WeightHistograms",
     "calibration_batches",
     "dequantized_values",
     "output_table",
+    "plot_histograms",
     "quantizable",
     "quantized_values",
     "resolve",
+    "storage_report",
+    "weight_histograms",
 ]
