@@ -29,6 +29,8 @@ class Engine(Protocol):
         pipeline: ``pipeline(task, model, **options)``; see :func:`duonlp.pipelines.load_pipeline`.
         compiled: Compile a model into a function of its inputs.
         predict: Compute the logits of many texts, in their order.
+        parameter_tree: Return a model's parameters by path.
+        quantize: Return a model with integer weights; ``dequantize`` is the inverse.
         distill: Train a student on a teacher's outputs; see also ``init_student`` and
             ``cached_teacher_logits``.
     """
@@ -51,6 +53,9 @@ class Engine(Protocol):
     distill: Callable[..., Any]
     init_student: Callable[..., Any]
     cached_teacher_logits: Callable[..., Any]
+    parameter_tree: Callable[[Any], dict[str, Any]]
+    quantize: Callable[..., Any]
+    dequantize: Callable[..., Any]
 
 
 class EpochBatches(Protocol):

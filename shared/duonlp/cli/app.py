@@ -18,6 +18,7 @@ from duonlp.cli.common import describe_error
 from duonlp.cli.convert import convert
 from duonlp.cli.demo import demo
 from duonlp.cli.distill import distill
+from duonlp.cli.doctor import doctor
 from duonlp.cli.evaluate import app as evaluate
 from duonlp.cli.fewshot import fewshot
 from duonlp.cli.finetune import finetune
@@ -25,6 +26,7 @@ from duonlp.cli.generate import generate
 from duonlp.cli.labels import labels
 from duonlp.cli.models import models
 from duonlp.cli.parity import parity
+from duonlp.cli.quantize import quantize
 from duonlp.cli.questions import questions
 from duonlp.cli.run import run
 from duonlp.cli.summarize import summarize
@@ -40,8 +42,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, benchmark, parity, labels, augment,
-    questions, models, convert, demo,
+    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, quantize, benchmark, parity,
+    labels, augment, questions, models, convert, doctor, demo,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")

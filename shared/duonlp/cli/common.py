@@ -27,6 +27,7 @@ REMEDIES = {
     "label_column": "pass the label column with --label-column",
     "by": "name another column with --fold-by, such as --fold-by context",
     "candidate_labels": 'pass them with --labels, such as --labels "politics, sports"',
+    "calibration": "pass typical texts with --data, a few hundred suffice",
     "document_field": "name the document column with --document-field",
     "summary_field": "name the summary column with --summary-field",
 }

@@ -9,6 +9,13 @@ from duonlp.quantization.driver import (
     saved_values,
     simulated_config,
 )
+from duonlp.quantization.report import (
+    TensorStorage,
+    WeightHistograms,
+    plot_histograms,
+    storage_report,
+    weight_histograms,
+)
 from duonlp.quantization.resolve import output_table, quantizable, resolve
 from duonlp.quantization.settings import CALIBRATIONS, ROUNDINGS, SCHEMES, QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
@@ -20,13 +27,18 @@ __all__ = [
     "InputStatistics",
     "QuantizationSettings",
     "Record",
+    "TensorStorage",
+    "WeightHistograms",
     "calibration_batches",
     "check_trainable",
     "dequantized_values",
     "output_table",
+    "plot_histograms",
     "quantizable",
     "quantized_values",
     "resolve",
     "saved_values",
     "simulated_config",
+    "storage_report",
+    "weight_histograms",
 ]

@@ -8,13 +8,14 @@ from typing import Any
 
 PACKAGES = (
     "duonlp", "jax", "jaxlib", "flax", "tensorflow", "tensorflow-cpu", "keras", "keras-hub", "torch", "onnxruntime",
-    "transformers", "tokenizers", "numpy",
+    "openvino", "transformers", "tokenizers", "numpy",
 )  # fmt: skip
 """Distributions whose versions are reported if they are installed."""
 
 VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
-    "TF_ENABLE_ONEDNN_OPTS", "XLA_FLAGS", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION",
+    "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "KERAS_BACKEND", "XLA_FLAGS", "TF_XLA_FLAGS", "JAX_PLATFORMS",
+    "JAX_DEFAULT_MATMUL_PRECISION", "JAX_DISABLE_JIT", "JAX_ENABLE_X64", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 """Environment variables that affect a framework's speed."""
 

@@ -99,7 +99,7 @@ def convert(
     output = Path(output).expanduser()
     dtype = None if dtype is None else check_dtype(dtype)
     parse_size(max_shard_size)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     with _opened(folder, output, revision, local_files_only) as (checkpoint, source):
         if output.resolve() == source.resolve():
             raise InputError(f"{str(output)!r} is the checkpoint itself; give another folder to write")
@@ -108,14 +108,14 @@ def convert(
         sources = {s.path: s for s in tensors.plan}
         missing = [path for path, s in sources.items() if s.tensor is None]
         stored = np.dtype(_stored_dtype(tensors.plan) if dtype is None else dtype)
-        names = _small_files(source)
+        names = small_files(source)
         with atomic_folder(output) as new:
             read = _reader(sources, on_progress)
             # A folder of its own: `new` begins with links to the files that it replaces.
             converted = new / f".converted-{secrets.token_hex(6)}"
             save_checkpoint(converted, cfg, tensors.head, read, stored, max_shard_size=max_shard_size, without=missing)
             _move_files(converted, new)
-            _copy_files(source, new, names)
+            copy_files(source, new, names)
         return {
             "source": str(folder), "output": str(output), "weights": _weight_files(checkpoint, source),
             "model_type": cfg.model_type, "head": tensors.head, "dtype": stored.name,
@@ -125,7 +125,8 @@ def convert(
         }  # fmt: skip
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise InputError unless a folder may be written: it is empty or does not exist, or may be overwritten."""
     try:
         is_folder = output.is_dir()
         is_file, is_filled = not is_folder and output.exists(), is_folder and any(output.iterdir())
@@ -237,7 +238,7 @@ def _reader(sources: dict[str, Source], on_progress: Callable[[int, int], None] 
     return read
 
 
-def _small_files(folder: Path) -> list[str]:
+def small_files(folder: Path) -> list[str]:
     """Return the names of the files to carry over, relative to the folder: all that are neither weights nor code."""
     names = []
     for pattern in ("*", "[0-9]_*/config.json"):  # the second is the pooling of sentence-transformers
@@ -249,7 +250,8 @@ def _small_files(folder: Path) -> list[str]:
     return names
 
 
-def _copy_files(source: Path, target: Path, names: list[str]) -> None:
+def copy_files(source: Path, target: Path, names: list[str]) -> None:
+    """Copy files from one folder to another by their relative names; links there are replaced, not followed."""
     for name in names:
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
