@@ -19,29 +19,47 @@ INT4_MIN, INT4_MAX = -8, 7
 """Range of a 4-bit integer."""
 
 INT4_RATIOS = np.linspace(0.7, 1.0, 13, dtype=np.float32)
-"""Parts of a group's range that 4-bit scales try to cover."""
+"""Parts of a group's range that 4-bit scales try to cover.
+
+On the kernels of all-MiniLM-L6-v2, in groups of 64, the root mean square error relative to the weights' is 0.115 with the scale
+max / 7, 0.110 with max / 7.5, 0.106 with max / 8, and 0.101 with this search; a finer or wider grid gains less than 0.001. Choosing
+the sign of the scale too, so that the largest value is always -8 steps, reaches 0.096, but scales have to be positive: others are
+taken for damage when a checkpoint is read.
+"""
 
 
-def kernel_scales(kernel: np.ndarray, quantization: LayerQuantization, searches: bool = True) -> np.ndarray:
+def kernel_scales(
+    kernel: np.ndarray, quantization: LayerQuantization, searches: bool = True, inputs: np.ndarray | None = None
+) -> np.ndarray:
     """Return the scales float32 of a kernel [in, out]: [out], or [groups, out] with groups of inputs.
 
     A scale of 8 bits covers the largest magnitude. One of 4 bits covers the part of the range, among INT4_RATIOS, that has the
-    smallest squared error: with 16 levels, clipping the largest values makes all others more precise. Without ``searches`` it
-    covers all of it.
+    smallest squared error: with 16 levels, clipping the largest values makes all others more precise.
+
+    Args:
+        kernel: [in, out].
+        quantization: Bits and groups.
+        searches: Whether scales of 4 bits are searched; otherwise they cover the whole range.
+        inputs: Typical inputs [rows, in]: the error is then that of each group's part of the outputs, not that of the weights.
     """
-    rows = np.abs(grouped(kernel, quantization)).astype(np.float32)  # [groups, size, out]
-    largest = rows.max(axis=1)  # [groups, out]
+    values = grouped(kernel, quantization).astype(np.float32)  # [groups, size, out]
+    largest = np.abs(values).max(axis=1)  # [groups, out]
     if quantization.bits == 8 or not searches:
         scales = _scale(largest, limits(quantization)[1])
     else:
-        values = grouped(kernel, quantization).astype(np.float32)
-        scales = best = np.zeros_like(largest)
-        for i, ratio in enumerate(INT4_RATIOS[::-1]):
-            trial = _scale(largest * ratio, INT4_MAX)
-            error = np.square(np.clip(np.rint(values / trial[:, None]), INT4_MIN, INT4_MAX) * trial[:, None] - values)
-            error = error.sum(axis=1)
-            better = error < best if i else np.ones_like(error, bool)
-            scales, best = np.where(better, trial, scales), np.where(better, error, best)
+        grams = None
+        if inputs is not None:
+            columns = grouped(np.asarray(inputs, np.float32).T, quantization)  # [groups, size, rows]
+            grams = columns @ columns.swapaxes(1, 2)  # [groups, size, size]
+        # Errors are compared in parts of the largest magnitude, whose square may overflow.
+        parts = values / np.where(largest > SMALLEST, largest, 1)[:, None]
+        ratios, best = np.ones_like(largest), np.full_like(largest, np.inf)
+        for ratio in INT4_RATIOS[::-1]:
+            step = ratio / np.float32(INT4_MAX)
+            difference = np.clip(np.rint(parts / step), INT4_MIN, INT4_MAX) * step - parts
+            error = (difference * (difference if grams is None else grams @ difference)).sum(axis=1)
+            ratios, best = np.where(error < best, ratio, ratios), np.minimum(error, best)
+        scales = _scale(largest * ratios, INT4_MAX)
     return scales if quantization.group_size is not None else scales[0]
 
 

@@ -1,13 +1,14 @@
 """AWQ: give the channels with large inputs more precise weights.
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization", https://arxiv.org/abs/2306.00978. The weights of a channel are
-multiplied by a factor before they are rounded, and the layer divides its inputs by it.
+multiplied by a factor before they are rounded, and the layer divides its inputs by it. As the authors' code clips weights, scales
+of 4 bits are then chosen for the smallest error of the outputs instead of the weights.
 """
 
 import numpy as np
 
 from duonlp.config import LayerQuantization
-from duonlp.quantization.arithmetic import dequantize_kernel, quantize_kernel
+from duonlp.quantization.arithmetic import dequantize_kernel, kernel_scales, quantize_kernel
 from duonlp.quantization.statistics import InputStatistics
 
 EXPONENTS = np.linspace(0, 0.95, 20)
@@ -19,8 +20,8 @@ def awq(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Round a kernel after scaling its channels by a power of their inputs' mean magnitude.
 
-    The exponent is the one of EXPONENTS whose outputs on the sampled inputs have the smallest squared error; 0 is among them, so
-    the result is never worse than rounding to the nearest.
+    The exponent is the one of EXPONENTS whose outputs on the sampled inputs have the smallest squared error. 0 is among them, and
+    scales that fit the inputs are taken only if they lower that error, so the result is never worse than rounding to the nearest.
 
     Args:
         kernel: float32 [in, out].
@@ -31,17 +32,18 @@ def awq(
         Integers int8 [in, out], scales float32 [out] or [groups, out], and the factors float32 [in].
     """
     inputs, magnitudes = seen.sample, seen.magnitudes / seen.rows
-    gram = inputs.T.astype(np.float64) @ inputs  # the error of any rounding is a trace over this
-    best = None
-    for exponent in EXPONENTS:
-        factors = _factors(magnitudes, exponent)
-        integers, scales = quantize_kernel(kernel * factors[:, None], quantization)
+
+    def attempt(factors: np.ndarray, fits_inputs: bool) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        scaled = kernel * factors[:, None]
+        scales = kernel_scales(scaled, quantization, inputs=inputs / factors if fits_inputs else None)
+        integers, scales = quantize_kernel(scaled, quantization, scales)
         rounded = dequantize_kernel(integers, scales, quantization) / factors[:, None]
-        difference = (rounded - kernel).astype(np.float64)
-        error = float(np.sum(difference * (gram @ difference)))
-        if best is None or error < best[0]:
-            best = error, integers, scales, factors
-    assert best is not None
+        error = float(np.square(inputs @ (rounded - kernel)).sum(dtype=np.float64))
+        return error, integers, scales, factors
+
+    best = min((attempt(_factors(magnitudes, exponent), False) for exponent in EXPONENTS), key=lambda result: result[0])
+    if quantization.bits == 4:
+        best = min(best, attempt(best[3], True), key=lambda result: result[0])
     return best[1:]
 
 

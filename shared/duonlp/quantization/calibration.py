@@ -25,8 +25,13 @@ def calibration_batches(
         max_length: Tokens to which a text is truncated. All batches are padded to one length, so that they compile once.
 
     Raises:
-        InputError: There is no text.
+        InputError: There is no text, or a size is not positive.
     """
+    if isinstance(texts, str):
+        raise InputError(f"texts is the string {texts[:40]!r}; pass a list of texts")
+    for name, size in (("batch_size", batch_size), ("max_length", max_length)):
+        if size < 1:
+            raise InputError(f"{name} is {size}; it must be at least 1")
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("there is no text to calibrate with; pass at least one, better a few hundred")
@@ -56,6 +61,11 @@ def batches_of(batches: Any) -> list[dict[str, Array]]:
     out = list(_inputs([stream] if isinstance(stream, Mapping) else stream))
     if not out:
         raise InputError("there are no calibration batches; pass at least one, better some hundred rows in all")
+    masks = [batch[name] for batch in out for name in MASKS.values() if name in batch]
+    if masks and not any(np.any(mask) for mask in masks):
+        raise InputError(
+            "the calibration batches are all padding; pass texts whose attention_mask is 1 at their tokens"
+        )
     return out
 
 

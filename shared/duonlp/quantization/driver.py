@@ -163,7 +163,10 @@ def _plan(
 def _stages(
     kernels: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings
 ) -> list[list[tuple[str, LayerQuantization]]]:
-    """Return the layers to quantize one after the other: block by block for GPTQ, whose later layers see the earlier errors."""
+    """Return the layers to quantize one after the other: block by block for GPTQ, whose later layers see the earlier errors.
+
+    Within a block, all layers see the block as it was: one run of the calibration data per block instead of four or more.
+    """
     if settings.rounding != "gptq":
         return [list(kernels)]
     return [list(group) for _, group in groupby(kernels, key=lambda item: "/".join(item[0].split("/")[:2]))]
@@ -182,7 +185,7 @@ def _quantize_kernels(
     if settings.needs_data:
         assert record is not None
         statistics = {
-            layer: InputStatistics(len(kernel), settings.rounding == "gptq", settings.rounding == "awq")
+            layer: InputStatistics(len(kernel), settings.rounding == "gptq", settings.rounding == "awq", layer)
             for layer, kernel in kernels.items()
         }
         record(list(kernels), lambda path, rows: statistics[path].add(rows), rounded)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from duonlp.config import TransformerConfig
+from duonlp.errors import InputError
 from duonlp.parameters import QUANTIZED_LEAVES, parameters, quantized_parameters
 from duonlp.quantization.arithmetic import limits, unpack_int4
 from duonlp.quantization.driver import dequantized_values
 from duonlp.util.pictures import picture
+from duonlp.util.suggestions import nearest
 
 Read = Callable[[str], np.ndarray]
 """Returns a parameter by its path."""
@@ -108,9 +110,15 @@ def weight_histograms(
         head: Its head.
         paths: Tensors; by default the table and the kernels with the most values, three at most.
         bins: Number of bins.
+
+    Raises:
+        InputError: A path is not that of a quantized tensor.
     """
     restored = dequantized_values(quantized, cfg, head)[1]
     chosen = paths or [row.path for row in storage_report(original, quantized, cfg, head) if row.path in restored][:3]
+    for path in chosen:
+        if path not in restored:
+            raise InputError(f"{path!r} is no quantized tensor of the model{nearest(path, list(restored))}")
     return [_histograms(path, original, quantized, restored, cfg, bins) for path in chosen]
 
 
@@ -124,7 +132,9 @@ def _histograms(
     if how.bits == 4:
         integers = unpack_int4(integers, len(values))
     low, high = limits(how)
-    edges = np.histogram_bin_edges(values, bins)
+    # Rounding may leave the range of the values: -8 steps are more than their largest magnitude.
+    ends = min(values.min(), rounded.min()), max(values.max(), rounded.max())
+    edges = np.histogram_bin_edges(values, bins, (float(ends[0]), float(ends[1])))
     error_edges = np.histogram_bin_edges(rounded - values, bins)
     return WeightHistograms(
         path, edges, np.histogram(values, edges)[0], np.histogram(rounded, edges)[0], error_edges,

@@ -10,8 +10,8 @@ from duonlp.quantization.arithmetic import INT8_MAX
 BINS = 2048
 """Bins of the histogram of magnitudes."""
 
-SAMPLED_ROWS = 512
-"""Rows kept for AWQ's search."""
+SAMPLED_ROWS = 1024
+"""Most rows kept for AWQ's search; at least half as many, if there are."""
 
 
 class InputStatistics:
@@ -20,7 +20,8 @@ class InputStatistics:
     Args:
         size: Number of inputs n.
         has_hessian: Whether to accumulate X^T X, for GPTQ.
-        has_sample: Whether to keep rows, for AWQ.
+        has_sample: Whether to keep rows, for AWQ: a sample of all, spread evenly.
+        name: Path of the layer, for error messages.
 
     Attributes:
         rows: Number of rows seen.
@@ -29,12 +30,12 @@ class InputStatistics:
         hessian: Sum of outer products x x^T, float64 [n, n]; None unless requested.
     """
 
-    def __init__(self, size: int, has_hessian: bool = False, has_sample: bool = False):
+    def __init__(self, size: int, has_hessian: bool = False, has_sample: bool = False, name: str = ""):
         self.rows, self.largest = 0, 0.0
         self.magnitudes = np.zeros(size)
         self.hessian = np.zeros((size, size)) if has_hessian else None
-        self.has_sample = has_sample
-        self._sample: list[np.ndarray] = []
+        self.has_sample, self.name = has_sample, name
+        self._sample, self._keys, self._limit = np.zeros((0, size), np.float32), np.zeros(0, np.uint32), 2**32
         self._counts, self._width = np.zeros(BINS, np.int64), 0.0
 
     def add(self, x: np.ndarray) -> None:
@@ -47,7 +48,10 @@ class InputStatistics:
             return
         size = np.abs(x)
         if not np.isfinite(size).all():
-            raise InputError("calibration met NaN or infinite activations; check the model's weights and the data")
+            where = f" at the inputs of {self.name!r}" if self.name else ""
+            raise InputError(
+                f"calibration met NaN or infinite activations{where}; check the model's weights and the data"
+            )
         self.rows += len(x)
         self.largest = max(self.largest, float(size.max()))
         self.magnitudes += size.sum(axis=0, dtype=np.float64)
@@ -71,15 +75,24 @@ class InputStatistics:
         self._counts += np.bincount(bins, minlength=BINS)
 
     def _keep(self, x: np.ndarray) -> None:
-        """Keep the first rows of the calibration data."""
-        room = SAMPLED_ROWS - sum(map(len, self._sample))
-        if room > 0:
-            self._sample.append(np.array(x[:room], np.float32))
+        """Add rows to the sample: those whose number has a hash below a limit that is halved whenever there are too many.
+
+        Multiples of the golden ratio spread evenly (Knuth, The Art of Computer Programming 3, 6.4), also over the positions of
+        texts of one length, which every n-th row would not.
+        """
+        numbers = np.arange(self.rows - len(x), self.rows, dtype=np.uint64)
+        keys = (numbers * np.uint64(2654435769)).astype(np.uint32)
+        wanted = keys < self._limit
+        self._sample, self._keys = np.concatenate([self._sample, x[wanted]]), np.concatenate([self._keys, keys[wanted]])
+        while len(self._keys) > SAMPLED_ROWS:
+            self._limit //= 2
+            wanted = self._keys < self._limit
+            self._sample, self._keys = self._sample[wanted], self._keys[wanted]
 
     @property
     def sample(self) -> np.ndarray:
         """Rows kept, float32 [m, n]."""
-        return np.concatenate(self._sample)
+        return self._sample
 
     def input_scale(self, calibration: str, percentile: float) -> np.float32:
         """Return the scale of static activations.

@@ -120,6 +120,14 @@ def test_what_calibration_lacks_is_named():
         batches_of([])
     with pytest.raises(InputError, match="a calibration batch is a str"):
         batches_of(["some text"])
+    with pytest.raises(InputError, match="the calibration batches are all padding"):
+        batches_of([{"input_ids": np.ones((2, 3)), "attention_mask": np.zeros((2, 3))}])
+
+    def overflow(paths, observe, _):
+        observe(paths[0], np.full((2, 8), np.inf, np.float32))
+
+    with pytest.raises(InputError, match="infinite activations at the inputs of 'encoder/layer_0/attention/query'"):
+        quantized_values(values.__getitem__, BERT, HEAD, QuantizationSettings("int8-static"), overflow)
     values["classifier/kernel"][0, 0] = np.nan
     with pytest.raises(InputError, match="classifier/kernel has 1 values that are NaN"):
         quantized_values(values.__getitem__, BERT, HEAD)
@@ -131,6 +139,11 @@ def test_texts_become_batches_of_one_length_with_or_without_a_padding_token():
     assert len({batch["input_ids"].shape[1] for batch in batches}) == 1
     with pytest.raises(InputError, match="no text to calibrate with"):
         calibration_batches(tokenizer(), ["", "  "])
+    with pytest.raises(InputError, match="texts is the string 'a b'; pass a list"):
+        calibration_batches(tokenizer(), "a b")
+    for name in ("batch_size", "max_length"):
+        with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
+            calibration_batches(tokenizer(), ["a b"], **{name: 0})
 
 
 def test_rows_of_padding_are_left_out():

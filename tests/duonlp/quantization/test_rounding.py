@@ -9,6 +9,7 @@ from duonlp.quantization import InputStatistics
 from duonlp.quantization.arithmetic import dequantize_kernel, kernel_scales, limits, quantize_kernel
 from duonlp.quantization.awq import awq
 from duonlp.quantization.gptq import DAMPING, gptq, output_error
+from duonlp.quantization.statistics import SAMPLED_ROWS
 
 KINDS = [LayerQuantization(), LayerQuantization(bits=4), LayerQuantization(bits=4, group_size=50)]
 
@@ -69,6 +70,30 @@ def test_awq_keeps_outputs_closer_than_rounding_to_the_nearest(quantization):
     hessian = (x.T @ x).astype(float)
     assert output_error(kernel, rounded, hessian) < output_error(kernel, nearest, hessian)
     assert factors[:4].min() > factors[4:].max()
+
+
+def test_scales_that_fit_the_inputs_lower_the_error_of_the_outputs():
+    x, kernel = correlated()
+    for quantization in KINDS[1:]:
+        hessian = (x.T @ x).astype(float)
+        plain, fitted = (
+            dequantize_kernel(*quantize_kernel(kernel, quantization, scales), quantization)
+            for scales in (kernel_scales(kernel, quantization), kernel_scales(kernel, quantization, inputs=x))
+        )
+        assert output_error(kernel, fitted, hessian) < output_error(kernel, plain, hessian)
+
+
+def test_the_sample_is_bounded_and_spread_over_all_rows_and_positions():
+    whole, parts = (InputStatistics(2, has_sample=True) for _ in range(2))
+    numbers = np.arange(30_000)
+    x = np.stack([numbers, numbers % 128], axis=1).astype(np.float32)  # texts of 128 tokens
+    whole.add(x)
+    for part in np.array_split(x, [3, 1000, 1001, 17_000]):
+        parts.add(part)
+    np.testing.assert_array_equal(whole.sample, parts.sample)
+    assert SAMPLED_ROWS // 2 <= len(whole.sample) <= SAMPLED_ROWS
+    assert np.histogram(whole.sample[:, 0], 10, (0, 30_000))[0].min() > 0.08 * len(whole.sample)
+    assert np.unique(whole.sample[:, 1]).size > 100
 
 
 def test_statistics_do_not_depend_on_how_rows_are_batched():
