@@ -111,8 +111,8 @@ def uses_xla(tokens: int, dtype: str = "float32") -> bool:
 def trains_with_xla(dtype: str) -> bool:
     """Return whether a training step with this compute dtype is faster with XLA than as a graph of TensorFlow's own kernels.
 
-    XLA's CPU backend converts the factors of TensorFlow's bfloat16 products to float32; oneDNN has kernels for AMX and AVX512-BF16:
-    0.42 against 0.62 s a step for the small GPT-2 of ``benchmarks pretrain`` with AVX512-BF16.
+    XLA's CPU backend converts the factors of TensorFlow's bfloat16 products to float32; oneDNN has kernels for AMX and for
+    AVX512-BF16: 0.42 against 0.62 s a step for the small GPT-2 of ``benchmarks pretrain`` with AVX512-BF16.
     """
     if tf.config.list_physical_devices("GPU"):
         return True

@@ -93,9 +93,9 @@ class TrainStep(_Model):
             accumulation: Microbatches that each batch is split into, computed one after the other.
             seed: Seed for dropout, which then depends on it, the step and the replica alone. None leaves dropout to Keras.
             label_smoothing: Label smoothing of the head's own loss.
-            options: Further options of keras.Model.compile. ``jit_compile="auto"`` leaves the choice to Keras, unless TensorFlow's
-                own kernels are faster than XLA's (tfnlp.kernels.choice.trains_with_xla). With several replicas, ``jit_compile`` compiles all but the
-                sums over replicas and the update.
+            options: Further options of keras.Model.compile. ``jit_compile="auto"`` leaves the choice to Keras, unless
+                TensorFlow's own kernels are faster than XLA's (tfnlp.kernels.choice.trains_with_xla). With several replicas,
+                ``jit_compile`` compiles all but the sums over replicas and the update.
 
         Raises:
             InputError: An argument is out of range, or the optimizer was created under another strategy.
@@ -103,9 +103,9 @@ class TrainStep(_Model):
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
         check_label_smoothing(self.head, self.config, label_smoothing)
-        if len(args) < JIT_COMPILE and options.get("jit_compile", "auto") == "auto":
-            if not trains_with_xla(self.trained_model().compute_dtype):
-                options["jit_compile"] = False
+        is_open = len(args) < JIT_COMPILE and options.get("jit_compile", "auto") == "auto"
+        if is_open and not trains_with_xla(self.trained_model().compute_dtype):
+            options["jit_compile"] = False
         # Keras keeps those of an earlier compile that are not replaced.
         self._compile_loss = self._compile_metrics = None
         self.__dict__.pop("loss", None)

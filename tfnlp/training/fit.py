@@ -81,9 +81,9 @@ def fit(
         loss: Loss in place of the head's own, as of ``compile``.
         objective: Objective of duonlp.training.objectives in place of the head's own loss, over batches of its own. Where it has
             parameters of its own, `evaluate` gets, and the result has, an ObjectiveModel in place of the model.
-        jit_compile: Whether to compile the step with XLA. "auto", the default, does with a single replica, unless TensorFlow's own
-            kernels are faster: in bfloat16 on a CPU with AMX or AVX512-BF16 (tfnlp.kernels.choice.trains_with_xla). With XLA, each new
-            shape takes longer to compile; False may pay off for a short run with many lengths.
+        jit_compile: Whether to compile the step with XLA. "auto", the default, does with a single replica, unless TensorFlow's
+            own kernels are faster: in bfloat16 on a CPU with AMX or AVX512-BF16 (tfnlp.kernels.choice.trains_with_xla). With
+            XLA, each new shape takes longer to compile; False may pay off for a short run with many lengths.
         data: What identifies the data in run.json; by default the number of batches.
         log: Options of MetricsLog: console, tensorboard, wandb, description.
 
