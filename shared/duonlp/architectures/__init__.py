@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from duonlp.architectures._common import COMMON_SCHEMA, Weight
+from duonlp.architectures._quantization import quantized_rows, read_quantization, write_quantization
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS as HEADS
@@ -116,8 +117,6 @@ def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> Transfor
     cfg = family.config(hf)
     if quantized is None and simulated is None:
         return cfg
-    from duonlp.quantization.format import read_quantization
-
     rows = (row for head in family.heads(cfg.model_type) for row in family.weights(cfg, head))
     quantization = read_quantization(simulated if quantized is None else quantized, list(rows), family.PREFIX)
     return cfg.replace(quantization=replace(quantization, simulated=quantized is None))
@@ -132,23 +131,13 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
     out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
     out["architectures"] = [class_of(cfg, head)]
     if cfg.quantization is not None:
-        from duonlp.parameters import parameters
-        from duonlp.quantization.format import write_quantization
-
-        sizes = {path: p.shape[0] for path, p in parameters(cfg.replace(quantization=None), head).items() if p.shape}
-        key = QUANTIZATION_KEYS[cfg.quantization.simulated]
-        out[key] = write_quantization(cfg.quantization, family.weights(cfg, head), sizes)
+        out[QUANTIZATION_KEYS[cfg.quantization.simulated]] = write_quantization(cfg.quantization)
     return out
 
 
 def weights(cfg: TransformerConfig, head: str) -> list[Weight]:
     """Return the weight table of a model: the family's, with the tensors of quantized layers in place of their weights."""
-    table = get(cfg.model_type).weights(cfg, head)
-    if cfg.quantization is None:
-        return table
-    from duonlp.quantization.format import quantized_rows
-
-    return quantized_rows(table, cfg.quantization)
+    return quantized_rows(get(cfg.model_type).weights(cfg, head), cfg.quantization)
 
 
 def class_of(cfg: TransformerConfig, head: str) -> str:

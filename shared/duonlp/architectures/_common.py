@@ -77,7 +77,7 @@ class Weight:
             checkpoint; ``patches`` is a convolution [out, channels, height, width] in the checkpoint and [in, out] here;
             ``image_positions`` is [1, tokens, width] in the checkpoint and [tokens, width] here, interpolated if the model
             is loaded for another image size; ``packed``, ``scale``, ``scalar`` and ``shape`` belong to quantized weights, see
-            duonlp.quantization.format; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
+            duonlp.architectures._quantization; ``conv1d``, ``embedding`` and ``vector`` have the same shape on both sides.
         part: Place of the parameter in the tensor, if the checkpoint fuses several of our parameters.
         aliases: Alternative names accepted when reading. Tensors under several names of one row alone must be equal, except
             those of ``copies``.
