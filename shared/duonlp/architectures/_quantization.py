@@ -23,7 +23,10 @@ METHOD, OTHERS = "duonlp", "compressed-tensors"
 LAYOUTS = {"linear": "Linear", "embedding": "Embedding"}
 """Class of the module in PyTorch that holds a tensor, by the tensor's layout."""
 
-FORMATS = "int-quantized", "pack-quantized", "naive-quantized", "mixed-precision"
+PACKED = "pack-quantized"
+"""Format of layers whose activations are not quantized: several weights to an int32."""
+
+FORMATS = "int-quantized", PACKED, "naive-quantized", "mixed-precision"
 """Formats of compressed-tensors that hold integers."""
 
 TABLES = LayerQuantization(), LayerQuantization(activations="dynamic")
@@ -266,7 +269,7 @@ def standard_quantization(
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
     return {
         "quant_method": OTHERS,
-        "format": "pack-quantized" if kind.bits == 4 else "int-quantized",
+        "format": PACKED if inputs is None else "int-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": sorted(module for module, states in modules.items() if not any(states)),

@@ -205,6 +205,21 @@ class TensorToWrite:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+def packed_bytes(tensor: TensorToWrite) -> list[TensorToWrite]:
+    """Return the packed weight and its shape that stand for a weight int8 [out, in]; :func:`with_bytes` inverts it."""
+    rows, columns = tensor.shape
+    words = -(-columns // 4)
+
+    def packed() -> np.ndarray:
+        values = np.pad(np.ascontiguousarray(tensor.value()).view(np.uint8) ^ 0x80, ((0, 0), (0, 4 * words - columns)))
+        return np.ascontiguousarray(values).view(np.int32)
+
+    return [
+        TensorToWrite(f"{tensor.name}_packed", (rows, words), np.dtype(np.int32), packed),
+        TensorToWrite(f"{tensor.name}_shape", (2,), np.dtype(np.int64), lambda: np.array(tensor.shape)),
+    ]
+
+
 def write_tensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:
     """Write one file while holding only one tensor in memory.
 

@@ -11,11 +11,11 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
-from duonlp.architectures._quantization import standard_quantization
+from duonlp.architectures._quantization import PACKED, standard_quantization
 from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.checkpoints.checkpoint import IMAGE_CONFIG
 from duonlp.checkpoints.layouts import WRITTEN_POSITIONS, fixed_positions, stored_dtype, stored_layout, stored_shape
-from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
+from duonlp.checkpoints.safetensors_file import TensorToWrite, packed_bytes, write_tensors
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
@@ -67,6 +67,8 @@ def save_checkpoint(
     """
     rows = tensors_to_write(cfg, head, read, np.dtype(dtype), without)
     config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name} | _quantization(cfg, head)
+    if config.get("quantization_config", {}).get("format") == PACKED:
+        rows = [part for row in rows for part in (packed_bytes(row) if row.dtype == np.int8 else [row])]
     write_checkpoint(folder, rows, config, {"": tokenizer}, max_shard_size, generation_config, image_config)
 
 

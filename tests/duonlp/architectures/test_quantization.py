@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from duonlp import architectures
-from duonlp.checkpoints import convert, open_checkpoint, save_checkpoint
+from duonlp.checkpoints import convert, list_tensors, open_checkpoint, save_checkpoint
 from duonlp.checkpoints.pretrained import fresh_plan, with_values
 from duonlp.checkpoints.save import saved_values
 from duonlp.config import LayerQuantization, QuantizationConfig
@@ -244,17 +244,17 @@ def test_scales_in_half_precision_are_read_into_float32(tmp_path):
     np.testing.assert_array_equal(scale, expected.astype(np.float32))
 
 
-def test_packed_bytes_of_compressed_tensors(tmp_path):
-    """It packs weights of 8 bits, too, if activations are not quantized."""
+def test_eight_bits_are_packed_if_activations_are_not_quantized(tmp_path):
+    """As compressed-tensors does; other versions of it did not."""
     _, values = write(tmp_path, scheme="int8-weights", embeddings=False)
-
-    def pack(tensors):
-        for name in [name for name in tensors if f"{name}_scale" in tensors]:
-            weight = tensors.pop(name)
-            tensors[f"{name}_packed"] = (weight.view(np.uint8) ^ 0x80).copy().view(np.int32)
-            tensors[f"{name}_shape"] = np.array(weight.shape)
-
-    edit(tmp_path, pack, format="pack-quantized")
+    name, path = "bert.encoder.layer.0.output.dense.weight", "encoder/layer_0/feed_forward/down/kernel"
+    packed = list_tensors(tmp_path / "model.safetensors")[f"{name}_packed"].read()
+    assert packed.shape == (24, 10)
+    for i in range(40):
+        np.testing.assert_array_equal((packed[:, i // 4] >> 8 * (i % 4) & 255) - 128, values[path][i])
+    assert_same(load(tmp_path)[1], values)
+    edit(tmp_path, lambda tensors: None, format="int-quantized")  # writes the tensors as they are read
+    assert f"{name}_packed" not in list_tensors(tmp_path / "model.safetensors")
     assert_same(load(tmp_path)[1], values)
 
 
