@@ -186,7 +186,7 @@ def _read_own(groups: Any, known: Collection[str]) -> QuantizationConfig:
     for group in groups:
         options = dict(group) if isinstance(group, Mapping) else {}
         paths = options.pop("paths", None)
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths) or set(options) - names:
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths) or set(options) != names:
             raise ConfigError(
                 f"quantization_config has the layers {shorten(group)}; save or download the checkpoint again"
             )

@@ -1,6 +1,7 @@
 """Quantized checkpoints on disk: written, read back, read as other software writes them, and damaged."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ def test_configurations_of_other_software():
 
 
 def own(**options):
-    return {"quant_method": "duonlp", "layers": [{"paths": ["encoder/layer_0/attention/query"], **options}]}
+    kind = asdict(LayerQuantization())
+    return {"quant_method": "duonlp", "layers": [{"paths": ["encoder/layer_0/attention/query"], **kind, **options}]}
 
 
 @pytest.mark.parametrize(
