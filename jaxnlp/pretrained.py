@@ -11,12 +11,11 @@ from flax import nnx
 
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase
-from duonlp.checkpoints.save import save_checkpoint
+from duonlp.checkpoints.save import save_checkpoint, saved_values
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
-from duonlp.quantization import saved_values
 from duonlp.typing import Array
 
 M = TypeVar("M", bound=nnx.Module)

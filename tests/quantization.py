@@ -5,6 +5,7 @@ import pytest
 
 from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
+from duonlp.parameters import parameters
 from duonlp.quantization import arithmetic
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
@@ -87,7 +88,8 @@ def check_schemes(engine, name: str, tmp_path) -> None:
         assert 0 < difference(values, full) < (0.6 if scheme == "int4" else 0.2), (scheme, settings)
         quantized.save_pretrained(tmp_path / scheme)
         back = getattr(engine, HEADS[name][0]).from_pretrained(tmp_path / scheme)
-        assert back.config.quantization == quantized.config.quantization
+        specs = [parameters(m.config, m.head) for m in (back, quantized)]
+        assert specs[0] == specs[1]
         assert difference(logits(back, inputs), values) < 1e-6
         quantized.save_pretrained(tmp_path / "float", dequantize=True)
         floats = getattr(engine, HEADS[name][0]).from_pretrained(tmp_path / "float")

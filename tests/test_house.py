@@ -27,6 +27,7 @@ FORBIDDEN = {
 MAY_IMPORT_LAZILY = (
     "shared/duonlp/cli/demo.py",
     "shared/duonlp/util/frameworks.py",
+    "shared/duonlp/doctor/probe.py",
     "shared/duonlp/parity.py",
     "shared/duonlp/checkpoints/conversion/unpickle.py",
 )

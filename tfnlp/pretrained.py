@@ -11,7 +11,7 @@ import tensorflow as tf
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Source
 from duonlp.checkpoints.pretrained import PretrainedBase, default_generation_config
-from duonlp.checkpoints.save import save_checkpoint
+from duonlp.checkpoints.save import save_checkpoint, saved_values
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
@@ -19,7 +19,6 @@ from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
 from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
-from duonlp.quantization import saved_values
 from duonlp.util.reading import parse_json
 from tfnlp.kernels.choice import FLOAT, products
 from tfnlp.steps.saving import check_export_path
@@ -168,7 +167,9 @@ def dtype_policy(dtype: str, param_dtype: str) -> keras.DTypePolicy:
 def _from_keras_config(cls: Any, config: dict[str, Any]) -> Any:
     cfg = architectures.config_from_hf(parse_json(config.pop("hf_config")))
     generation, quantized = parse_json(config.pop("generation_config")), config.pop("quantized")
-    model = cls(cfg, **config)
+    # Integers have no initial values; the file has theirs.
+    seed = {"seed": None} if cfg.quantization is not None and not cfg.quantization.simulated else {}
+    model = cls(cfg, **config, **seed)
     model.generation_config = default_generation_config(cfg, generation)
     for layer in model._flatten_layers():
         policy = quantized.get((layer.path or "").removeprefix(f"{model.path}/"))

@@ -300,6 +300,9 @@ class LayerPattern:
         return pattern if renumbered == tuple(range(len(steps))) else replace(pattern, order=renumbered)
 
 
+QUANTIZED_LEAVES = "kernel", "embedding"
+"""Parameters that can be quantized, by the last component of their path."""
+
 QUANTIZED_BITS = 8, 4
 """Widths of quantized weights."""
 

@@ -16,6 +16,7 @@ from duonlp.config import AttentionConfig, LayerConfig, LayerQuantization, NormC
 from duonlp.dtypes import without_float16
 from duonlp.errors import ConfigError
 from duonlp.heads import HEADS, SENTENCE_OUTPUTS
+from duonlp.layer_config import QUANTIZED_LEAVES
 from duonlp.positions import sinusoidal_table, split_sinusoidal_table
 
 
@@ -85,10 +86,6 @@ def parameters(cfg: TransformerConfig, head: str = "base") -> dict[str, Paramete
         quantization = cfg.quantization.of(layer) if leaf in QUANTIZED_LEAVES else None
         rows |= {path: parameter} if quantization is None else quantized_parameters(path, parameter.shape, quantization)
     return rows
-
-
-QUANTIZED_LEAVES = "kernel", "embedding"
-"""Parameters that can be quantized, by the last component of their path."""
 
 
 def quantized_parameters(path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> dict[str, Parameter]:

@@ -163,6 +163,66 @@ def read_weights(file: Path) -> None:
     read_checkpoint(file.parent)
 
 
+def write_quantized(folder: Path, model_type: str = "llama", **settings: Any) -> Path:
+    """Write a small quantized checkpoint and return the file of its weights."""
+    from duonlp.quantization import QuantizationSettings, quantized_values
+
+    head = list(architectures.get(model_type).heads(model_type))[-1]
+    cfg = architectures.config_from_hf({"model_type": model_type, **cases.SIZES.get(model_type, cases.ENCODER)})
+    values = {path: initial_value(path, parameter) for path, parameter in parameters(cfg, head).items()}
+
+    def record(paths: Any, observe: Callable[[str, np.ndarray], Any], replaced: Any) -> None:
+        for path in paths:
+            observe(path, np.ones((4, len(values[f"{path}/kernel"])), np.float32))
+
+    quantized, new = quantized_values(values.__getitem__, cfg, head, QuantizationSettings(**settings), record)
+    save_checkpoint(folder, quantized, head, lambda path: new.get(path, values.get(path)), np.float32)
+    return folder / "model.safetensors"
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "int8 of every table": {"model_type": "gpt2"},
+    "static int8": {"scheme": "int8-static", "embeddings": False},
+    "packed int8": {"scheme": "int8-weights", "embeddings": False},
+    "packed int4": {"scheme": "int4", "group_size": 8, "embeddings": False},
+    "int4 with scaled channels": {"model_type": "gpt2", "scheme": "int4", "rounding": "awq"},
+}
+
+
+def register_quantized(name: str) -> None:
+    """Register the weights and config.json of a quantized checkpoint."""
+
+    def write_config(folder: Path) -> Path:
+        return write_quantized(folder, **QUANTIZED[name]).parent / "config.json"
+
+    def read(file: Path) -> None:
+        """Load the checkpoint; whatever is read must be quantized like the sample, with scales that can be used."""
+        from duonlp.checkpoints import open_checkpoint
+        from duonlp.checkpoints.save import saved_values
+
+        read_checkpoint(file.parent)
+        checkpoint = open_checkpoint(file.parent)
+        cfg = checkpoint.transformer_config()
+        values = {s.path: s.read(s.parameter.stored_dtype("float32")) for s in checkpoint.plan(cfg, checkpoint.head)}
+        for path, parameter in parameters(cfg, checkpoint.head).items():
+            assert values[path].shape == parameter.shape and values[path].dtype == (parameter.dtype or "float32"), path
+            assert parameter.dtype != "float32" or (np.isfinite(values[path]) & (values[path] > 0)).all(), path
+        plain, floats = saved_values(cfg, checkpoint.head, values.__getitem__, dequantize=True)
+        assert all(
+            floats(path).shape == parameter.shape for path, parameter in parameters(plain, checkpoint.head).items()
+        )
+
+    def write(folder: Path) -> Path:
+        return write_quantized(folder, **QUANTIZED[name])
+
+    fuzzed(f"weights of {name}", "bytes", write=write)(read)
+    fuzzed(f"config.json of {name}", "json", write=write_config, group="mutated configs")(read)
+
+
+for name in QUANTIZED:
+    register_quantized(name)
+
+
 def write_shards(folder: Path) -> Path:
     """Write a checkpoint of several shards."""
     cfg = architectures.config_from_hf({"model_type": "bert", **cases.ENCODER})

@@ -117,8 +117,8 @@ def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> Transfor
     cfg = family.config(hf)
     if quantized is None and simulated is None:
         return cfg
-    rows = family.weights(cfg, head_of(hf | {"model_type": cfg.model_type}))  # the layers that the checkpoint has
-    quantization = read_quantization(simulated if quantized is None else quantized, rows, family.PREFIX)
+    rows = (row for head in family.heads(cfg.model_type) for row in family.weights(cfg, head))
+    quantization = read_quantization(simulated if quantized is None else quantized, list(rows), family.PREFIX)
     return cfg.replace(quantization=replace(quantization, simulated=quantized is None))
 
 
@@ -131,8 +131,7 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
     out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
     out["architectures"] = [class_of(cfg, head)]
     if cfg.quantization is not None:
-        key = QUANTIZATION_KEYS[cfg.quantization.simulated]
-        out[key] = write_quantization(cfg.quantization, family.weights(cfg, head))
+        out[QUANTIZATION_KEYS[cfg.quantization.simulated]] = write_quantization(cfg.quantization)
     return out
 
 

@@ -20,9 +20,9 @@ from duonlp.checkpoints.formats import describe_file, describe_folder, keras_cla
 from duonlp.checkpoints.hub import download, no_safetensors_message
 from duonlp.checkpoints.legacy import LEGACY, is_foreign, legacy_tensors, translate
 from duonlp.checkpoints.open_files import OpenFile, OpenFolder
-from duonlp.checkpoints.planner import Planner, check_depth
+from duonlp.checkpoints.planner import Planner, check_depth, without_new_layers
 from duonlp.checkpoints.processors import IMAGE_CONFIG, load_image_processor, load_tokenizer
-from duonlp.checkpoints.safetensors_file import StoredTensor
+from duonlp.checkpoints.safetensors_file import StoredTensor, with_bytes
 from duonlp.checkpoints.source import Source
 from duonlp.checkpoints.weight_files import PICKLE, PICKLE_INDEX, SAFETENSORS, list_names, shard_names, stored_tensors
 from duonlp.config import TransformerConfig
@@ -223,6 +223,7 @@ class Checkpoint:
         try:
             check_depth(self.folder, self.tensors, cfg)
             cfg = architectures.with_base_class(cfg, self.config | overrides, self.tensors)
+            cfg = without_new_layers(cfg, self.tensors)
             self._resolutions[head] = resolution = resolve(cfg, head, self.tensors, self._equal)
         except CheckpointError:  # no weights, or damaged ones, which `plan` reports
             return cfg
@@ -243,10 +244,16 @@ class Checkpoint:
             CheckpointError: there are no weights, a shard is missing or damaged, or the index is invalid.
         """
         tensors = stored_tensors(self._files)
+        if tensors is not None and not is_foreign(tensors):
+            return with_bytes(tensors) if self.config.get("quantization_config") else tensors
+        cfg = self._config()
+        tensors = legacy_tensors(self._files, cfg) if tensors is None else translate(tensors, cfg)
         if tensors is not None:
-            return translate(tensors, self._config()) if is_foreign(tensors) else tensors
-        tensors = legacy_tensors(self._files, self._config())
-        if tensors is not None:
+            if cfg.quantization is not None and not cfg.quantization.simulated:
+                raise CheckpointError(
+                    f"{self.folder} has weights of a TensorFlow or Flax model, and quantization_config in its config.json; "
+                    "quantized weights are only read from safetensors of PyTorch's layout: remove the key, or quantize again"
+                )
             return tensors
         # Transformers may have downloaded them to the cache.
         if any((self.folder / name).is_file() for name in (PICKLE, PICKLE_INDEX)) and (

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from duonlp import architectures
@@ -73,7 +74,8 @@ class Planner:
                 missing.append(row)
         if mismatched:
             self._check_shapes(mismatched, spec, ignore_mismatched_sizes)
-        self._check_names(missing, rows, used)
+        self._check_names(missing, rows, used, spec)
+        self._check_quantized(table)
         self._check_copies([row for row in table if row.path is None], sources)
         initialized = [_path(row) for row in (*missing, *(row for row, _ in mismatched))]
         if initialized:
@@ -114,7 +116,7 @@ class Planner:
         self, mismatched: list[tuple[Weight, StoredTensor]], spec: Mapping[str, Parameter], ignore: bool
     ) -> None:
         """Raise CheckpointError for mismatched shapes, unless they are to be ignored and only concern the head."""
-        base = [row for row, _ in mismatched if not _of_head(row)]
+        base = [row for row, _ in mismatched if not _of_head(row) or spec[_path(row)].dtype is not None]
         if ignore and not base:
             return
         lines = [
@@ -127,10 +129,14 @@ class Planner:
         )  # fmt: skip
         raise CheckpointError(f"{self.folder}: mismatched shapes; {advice}:\n  " + "\n  ".join(lines))
 
-    def _check_names(self, missing: list[Weight], rows: list[Weight], used: set[str]) -> None:
+    def _check_names(
+        self, missing: list[Weight], rows: list[Weight], used: set[str], spec: Mapping[str, Parameter]
+    ) -> None:
         """Raise CheckpointError if tensors of the base model or parts of a layer are missing, or any are unexpected."""
-        # An untrained head lacks whole layers; a partial layer, or anything missing in the base model, is damage.
+        # An untrained head lacks whole layers; a partial layer, or anything missing in the base model, is damage. Integers are
+        # not initialized.
         complete = {_module(row) for row in rows if row not in missing}
+        complete |= {_module(row) for row in missing if spec[_path(row)].dtype is not None}
         lacking = [row.name for row in missing if not _of_head(row) or _module(row) in complete]
         recognized = {name for head in self.family.heads(self.cfg.model_type) for name in tensor_names(self.cfg, head)}
         others = set(self.tensors) - used - recognized
@@ -141,6 +147,26 @@ class Planner:
             raise CheckpointError(
                 f"the tensors in {self.folder} do not match its config.json ({self.cfg.model_type}): {'; '.join(parts)}"
             )
+
+    def _check_quantized(self, table: list[Weight]) -> None:
+        """Raise CheckpointError if integers have zero points, or packed ones are of another shape than they say."""
+        plain = parameters(self.cfg.replace(quantization=None), self.head)
+        for row in table:
+            for tensor in present(row, self.family.PREFIX, self.tensors) if row.layout in ("packed", "zeros") else ():
+                if row.layout == "zeros":
+                    if tensor.read().any():
+                        raise CheckpointError(
+                            f"{tensor.file}: tensor {tensor.name!r} is not zero; only symmetric quantization is supported"
+                        )
+                    continue
+                shape, stored = plain[_path(row)].shape, self.tensors.get(tensor.name.removesuffix("packed") + "shape")
+                expected = (shape if row.part is None else row.part.whole_shape(shape))[::-1]
+                if stored is not None and (stored.shape != (2,) or tuple(stored.read().tolist()) != expected):
+                    values = stored.read().ravel()[:8].tolist()
+                    raise CheckpointError(
+                        f"{stored.file}: tensor {stored.name!r} has the shape {values} of {tensor.name!r}; config.json says "
+                        f"{list(expected)}: they do not belong together"
+                    )
 
     def _check_copies(self, rows: list[Weight], sources: Mapping[str, Source]) -> None:
         """Check the tensors that are not loaded; warn once about those that differ from what they should be."""
@@ -176,6 +202,30 @@ def tensor_names(cfg: TransformerConfig, head: str) -> set[str]:
         for name in (row.name, *row.aliases, *row.copies)
     }
     return names | {name.removeprefix(family.PREFIX) for name in names}
+
+
+def without_new_layers(cfg: TransformerConfig, tensors: Mapping[str, StoredTensor]) -> TransformerConfig:
+    """Return a configuration in which the layers of heads that a checkpoint lacks are not quantized, so that they can be trained.
+
+    ``quantization_config`` of other software quantizes all linear layers of a class, also of heads that the model never had.
+
+    Args:
+        cfg: The model.
+        tensors: The checkpoint's tensors by name.
+    """
+    quantization = cfg.quantization
+    if quantization is None or quantization.simulated:
+        return cfg
+    family = architectures.get(cfg.model_type)
+    stored = set()
+    for head in family.heads(cfg.model_type):
+        for row in (*family.weights(cfg, head), *architectures.weights(cfg, head)):
+            if row.path is not None and present(row, family.PREFIX, tensors):
+                stored.add(_module(row) if row.path.endswith(("/kernel", "/embedding")) else "")
+    layers = tuple(
+        (path, kind) for path, kind in quantization.layers if path in stored or path.split("/")[0] not in HEAD_PREFIXES
+    )
+    return cfg.replace(quantization=replace(quantization, layers=layers))
 
 
 def check_depth(folder: Path, tensors: Mapping[str, StoredTensor], cfg: TransformerConfig) -> None:

@@ -164,7 +164,16 @@ def check_memory(parameter_bytes: int) -> None:
 
 
 def fresh_plan(cfg: TransformerConfig, head: str, seed: int) -> list[Source]:
-    """Return a plan that initializes every parameter from ``seed``."""
+    """Return a plan that initializes every parameter from ``seed``.
+
+    Raises:
+        ConfigError: The model is quantized.
+    """
+    if cfg.quantization is not None and not cfg.quantization.simulated:
+        raise ConfigError(
+            "the configuration is that of a quantized model, whose integers cannot be initialized; load its checkpoint with "
+            "from_pretrained, or build the model without quantization_config and quantize it"
+        )
     return [Source(path, parameter, seed=seed) for path, parameter in parameters(cfg, head).items()]
 
 
@@ -176,7 +185,7 @@ def with_values(plan: list[Source], values: Mapping[str, np.ndarray]) -> list[So
         values: Values by path.
 
     Raises:
-        InputError: No parameter has the path, or it has another shape.
+        InputError: No parameter has the path, or it has another shape, or another dtype than the integers of a quantized layer.
     """
     sources = {source.path: source for source in plan}
     for path, value in values.items():
@@ -185,6 +194,11 @@ def with_values(plan: list[Source], values: Mapping[str, np.ndarray]) -> list[So
         if np.shape(value) != tuple(sources[path].parameter.shape):
             raise InputError(
                 f"initial_values[{path!r}] has shape {list(np.shape(value))}; it must be {list(sources[path].parameter.shape)}"
+            )
+        dtype = sources[path].parameter.dtype
+        if dtype is not None and np.asarray(value).dtype != dtype:
+            raise InputError(
+                f"initial_values[{path!r}] is {np.asarray(value).dtype}; as a part of a quantized layer it must be {dtype}"
             )
     return [replace(source, values=values[source.path]) if source.path in values else source for source in plan]
 

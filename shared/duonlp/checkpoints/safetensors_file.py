@@ -7,8 +7,8 @@ name, and needs all tensors at once when writing.
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,41 @@ class StoredTensor:
         if self.file.read_into(view, self.offset + start * row * self.dtype.itemsize) != len(view):
             raise CheckpointError(f"{self.file} ends within tensor {self.name!r}; download or save it again")
         return values.reshape((stop - start, *self.shape[1:]) if self.shape else ())
+
+
+@dataclass(frozen=True)
+class UnpackedBytes(StoredTensor):
+    """Integers int8 [out, in] that are packed on disk, four to an int32, each as value + 128 (compressed-tensors).
+
+    Attributes:
+        stored: The tensor on disk, int32 [out, ceil(in / 4)].
+    """
+
+    stored: StoredTensor = field(kw_only=True)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read rows ``start:stop`` of the first axis, by default all, into a new array."""
+        packed = self.stored.read(start, stop)
+        return (packed.view(np.uint8)[:, : self.shape[1]] ^ 0x80).view(np.int8)
+
+
+def with_bytes(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return tensors with packed weights of 8 bits as weights int8; those of 4 bits stay packed."""
+    out = dict(tensors)
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition("weight_packed")
+        shape = tensors.get(f"{module}weight_shape")
+        if leaf or not name.endswith("weight_packed") or tensor.dtype != np.int32 or len(tensor.shape) != 2:
+            continue
+        if shape is None or shape.shape != (2,) or shape.dtype.kind != "i" or f"{module}weight" in tensors:
+            continue
+        rows, columns = shape.read().tolist()
+        if tensor.shape == (rows, -(-columns // 4)) and tensor.shape[1] != -(-columns // 8):
+            del out[name], out[f"{module}weight_shape"]
+            out[f"{module}weight"] = UnpackedBytes(
+                tensor.file, f"{module}weight", (rows, columns), np.dtype(np.int8), tensor.offset, name, stored=tensor
+            )
+    return out
 
 
 def list_tensors(file: Path | OpenFile) -> dict[str, StoredTensor]:
@@ -168,6 +203,21 @@ class TensorToWrite:
     def nbytes(self) -> int:
         """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def packed_bytes(tensor: TensorToWrite) -> list[TensorToWrite]:
+    """Return the packed weight and its shape that stand for a weight int8 [out, in]; :func:`with_bytes` inverts it."""
+    rows, columns = tensor.shape
+    words = -(-columns // 4)
+
+    def packed() -> np.ndarray:
+        values = np.pad(np.ascontiguousarray(tensor.value()).view(np.uint8) ^ 0x80, ((0, 0), (0, 4 * words - columns)))
+        return np.ascontiguousarray(values).view(np.int32)
+
+    return [
+        TensorToWrite(f"{tensor.name}_packed", (rows, words), np.dtype(np.int32), packed),
+        TensorToWrite(f"{tensor.name}_shape", (2,), np.dtype(np.int64), lambda: np.array(tensor.shape)),
+    ]
 
 
 def write_tensors(path: Path, tensors: Iterable[TensorToWrite]) -> None:

@@ -11,15 +11,17 @@ from numpy.typing import DTypeLike
 
 from duonlp import architectures
 from duonlp.architectures._common import Weight
+from duonlp.architectures._quantization import PACKED, standard_quantization
 from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.checkpoints.checkpoint import IMAGE_CONFIG
 from duonlp.checkpoints.layouts import WRITTEN_POSITIONS, fixed_positions, stored_dtype, stored_layout, stored_shape
-from duonlp.checkpoints.safetensors_file import TensorToWrite, write_tensors
+from duonlp.checkpoints.safetensors_file import TensorToWrite, packed_bytes, write_tensors
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
-from duonlp.parameters import parameters
+from duonlp.parameters import QUANTIZED_LEAVES, parameters
+from duonlp.quantization.driver import dequantized_value
 from duonlp.typing import Tokenizer
 from duonlp.util.json_text import to_json
 
@@ -64,8 +66,45 @@ def save_checkpoint(
         CheckpointError: ``folder`` cannot be written to.
     """
     rows = tensors_to_write(cfg, head, read, np.dtype(dtype), without)
-    config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name}
+    config = architectures.hf_config(cfg, head) | {"dtype": np.dtype(dtype).name} | _quantization(cfg, head)
+    if config.get("quantization_config", {}).get("format") == PACKED:
+        rows = [part for row in rows for part in (packed_bytes(row) if row.dtype == np.int8 else [row])]
     write_checkpoint(folder, rows, config, {"": tokenizer}, max_shard_size, generation_config, image_config)
+
+
+def _quantization(cfg: TransformerConfig, head: str) -> dict[str, Any]:
+    """Return the keys of config.json that describe a quantization as other software reads it; {} if that is not possible."""
+    if cfg.quantization is None or cfg.quantization.simulated:
+        return {}
+    family, plain = architectures.get(cfg.model_type), parameters(cfg.replace(quantization=None), head)
+    sizes = {path: parameter.shape[0] for path, parameter in plain.items() if parameter.shape}
+    prefix = "" if HEADS[head].layers else family.PREFIX
+    standard = standard_quantization(cfg.quantization, family.weights(cfg, head), sizes, prefix)
+    return {} if standard is None else {"quantization_config": standard}
+
+
+def saved_values(
+    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dequantize: bool
+) -> tuple[TransformerConfig, Callable[[str], np.ndarray]]:
+    """Return the configuration and the reader to save a model with, as it is or with floating-point weights.
+
+    Args:
+        cfg: The model.
+        head: Its head.
+        read: Function from a parameter path to its values.
+        dequantize: Whether to save the weights of quantized layers in floating point, each computed when it is written.
+    """
+    plain, quantization = cfg.replace(quantization=None), cfg.quantization
+    if not dequantize or quantization is None or quantization.simulated:
+        return plain if dequantize else cfg, read
+    spec = parameters(plain, head)
+
+    def read_float(path: str) -> np.ndarray:
+        layer, _, leaf = path.rpartition("/")
+        kind = quantization.of(layer) if leaf in QUANTIZED_LEAVES else None
+        return read(path) if kind is None else dequantized_value(read, path, spec[path].shape, kind)
+
+    return plain, read_float
 
 
 def write_checkpoint(

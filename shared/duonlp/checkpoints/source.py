@@ -48,19 +48,22 @@ class Source:
             values = values[: self.parameter.shape[0]]
         values = values if self.part is None else self.part.of(values)
         values = resized_positions(values, self.parameter.shape[0], self.grid) if self.grid else values
-        values = values.astype(dtype, copy=False)
         if self.parameter.dtype == "float32":
+            with np.errstate(over="ignore"):  # a scale in float64 may be infinite in float32, which is an error
+                values = values.astype(np.float32, copy=False)
             self._check_scale(values)
-        return values
+        return values.astype(dtype, copy=False)
 
     def _check_scale(self, values: np.ndarray) -> None:
-        """Raise CheckpointError if a scale of a quantized layer is not a positive number."""
-        if not (np.isfinite(values) & (values > 0)).all():
+        """Raise CheckpointError if a scale of a quantized layer is not a positive number that can be computed with."""
+        # The inverse of a scale of inputs is computed.
+        least = 0.0 if self.path.endswith(("kernel_scale", "embedding_scale")) else float(np.finfo(np.float32).tiny)
+        wrong = ~(np.isfinite(values) & (values > least))
+        if wrong.any():
             assert self.tensor is not None
-            wrong = values[~(np.isfinite(values) & (values > 0))].flat[0] if values.shape else values
             raise CheckpointError(
-                f"{self.tensor.file}: tensor {self.tensor.name!r} has the scale {float(wrong)}; a scale is a positive number: "
-                "quantize the original model again"
+                f"{self.tensor.file}: tensor {self.tensor.name!r} has the scale {float(values[wrong].flat[0])} in float32; a "
+                "scale is a positive number: quantize the original model again"
             )
 
     def chunks(self, dtype: DTypeLike = np.float32, max_bytes: int = 4 << 20) -> Iterator[tuple[int, np.ndarray]]:

@@ -27,6 +27,9 @@ def convert(
     head: Annotated[str, cli_option(help="Head to write (default: the one that config.json names).")] = "",
     overwrite: Annotated[bool, cli_option("--overwrite", help="Replace the model in OUT if it holds files.")] = False,
     max_shard_size: Annotated[str, cli_option(help="Largest size of a file of weights (default 5GB).")] = "5GB",
+    dequantize: Annotated[
+        bool, cli_option("--dequantize", help="Write the weights of quantized layers in floating point.")
+    ] = False,
     revision: Annotated[str, cli_option(help="Branch, tag or commit of a Hub model (default: main).")] = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -46,7 +49,8 @@ def convert(
         task = progress.add_task("", total=None)
         report = convert_checkpoint(
             checkpoint, output, dtype=dtype or None, head=head or None, overwrite=overwrite, max_shard_size=max_shard_size,
-            revision=revision or None, on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            dequantize=dequantize, revision=revision or None,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
     if as_json:
         print_json(report)

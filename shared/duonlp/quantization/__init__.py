@@ -6,7 +6,6 @@ from duonlp.quantization.driver import (
     check_trainable,
     dequantized_values,
     quantized_values,
-    saved_values,
     simulated_config,
 )
 from duonlp.quantization.report import (
@@ -37,7 +36,6 @@ __all__ = [
     "quantizable",
     "quantized_values",
     "resolve",
-    "saved_values",
     "simulated_config",
     "storage_report",
     "weight_histograms",

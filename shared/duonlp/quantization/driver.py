@@ -84,7 +84,7 @@ def quantized_values(
         if settings.rounding == "gptq":
             for layer, layer_quantization in stage:
                 path = f"{layer}/kernel"
-                rounded[path] = _dequantize(new.__getitem__, path, spec[path].shape, layer_quantization)
+                rounded[path] = dequantized_value(new.__getitem__, path, spec[path].shape, layer_quantization)
     return cfg.replace(quantization=replace(quantization, simulated=False)), values
 
 
@@ -125,21 +125,19 @@ def dequantized_values(
         layer, _, leaf = path.rpartition("/")
         layer_quantization = quantization.of(layer) if leaf in ("kernel", "embedding") else None
         if layer_quantization is not None:
-            values[path] = _dequantize(read, path, parameter.shape, layer_quantization)
+            values[path] = dequantized_value(read, path, parameter.shape, layer_quantization)
     return plain, values
 
 
-def saved_values(
-    cfg: TransformerConfig, head: str, read: Callable[[str], np.ndarray], dequantize: bool
-) -> tuple[TransformerConfig, Callable[[str], np.ndarray]]:
-    """Return the configuration and the reader to save a model with, as it is or with floating-point weights."""
-    if not dequantize:
-        return cfg, read
-    cfg, values = dequantized_values(read, cfg, head)
-    return cfg, lambda path: values[path] if path in values else read(path)
+def dequantized_value(read: Read, path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> np.ndarray:
+    """Return the float32 values of one quantized kernel or table.
 
-
-def _dequantize(read: Read, path: str, shape: tuple[int, ...], quantization: LayerQuantization) -> np.ndarray:
+    Args:
+        read: Returns the quantized model's parameters.
+        path: Path of the kernel or table.
+        shape: Its shape in floating point.
+        quantization: How it is quantized.
+    """
     integers, scales = np.asarray(read(path)), np.asarray(read(f"{path}_scale"), np.float32)
     if path.endswith("/embedding"):
         return dequantize_table(integers, scales)

@@ -57,7 +57,7 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
     for path in linear:
         if chosen(path) and (settings.output or path not in OUTPUTS):
             size = spec[f"{path}/kernel"].shape[0]
-            layers.append((path, replace(quantization, group_size=_group_size(settings, path, size))))
+            layers.append((path, replace(quantization, group_size=_group_size(settings, size))))
     if settings.embeddings:
         # The product of a tied output has no calibrated scale of its own: its inputs are quantized per row.
         activations = "dynamic" if settings.output and quantization.activations != "float" else "float"
@@ -71,16 +71,11 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
     return QuantizationConfig(tuple(layers))
 
 
-def _group_size(settings: QuantizationSettings, path: str, size: int) -> int | None:
+def _group_size(settings: QuantizationSettings, size: int) -> int | None:
     """Return the group size of a kernel with ``size`` inputs: the setting, or the scheme's, halved until it divides them."""
-    group = settings.group_size
-    if group is not None and size % group:
-        raise InputError(
-            f"group_size is {group}, which does not divide the {size} inputs of {path}; choose another, or skip it"
-        )
     largest = SCHEMES[settings.scheme].group_size
-    if group is not None or largest is None:
-        return group
+    if settings.group_size is not None or largest is None:
+        return settings.group_size
     return next((group for group in (largest >> i for i in range(4)) if size % group == 0), None)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
-from duonlp.tasks.base import check_bool, check_int
 from duonlp.util.suggestions import choice, unknown_setting
 
 SCHEMES = {
@@ -57,9 +56,12 @@ class QuantizationSettings:
         choice("scheme", self.scheme, SCHEMES)
         choice("rounding", self.rounding, ROUNDINGS)
         choice("calibration", self.calibration, CALIBRATIONS)
-        check_bool("embeddings", self.embeddings)
-        check_bool("output", self.output)
-        check_int("group_size", self.group_size, minimum=1, optional=True)
+        for name in ("embeddings", "output"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        size = self.group_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise InputError(f"group_size is {size!r}; expected a positive integer or None")
         for name in ("layers", "skip"):
             patterns = getattr(self, name)
             if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):

@@ -18,7 +18,7 @@ from duonlp.checkpoints.checkpoint import Checkpoint, Source, open_checkpoint
 from duonlp.checkpoints.conversion.pickles import pickle_files, to_safetensors
 from duonlp.checkpoints.formats import ENDINGS
 from duonlp.checkpoints.planner import tensor_names
-from duonlp.checkpoints.save import parse_size, save_checkpoint
+from duonlp.checkpoints.save import parse_size, save_checkpoint, saved_values
 from duonlp.checkpoints.weight_files import INDEX, WEIGHTS
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
@@ -61,6 +61,7 @@ def convert(
     head: str | None = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
+    dequantize: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -80,6 +81,8 @@ def convert(
             tensors.
         overwrite: Whether `output` may hold files. Those that the conversion does not write are kept, except weights.
         max_shard_size: See :func:`duonlp.checkpoints.save_checkpoint`.
+        dequantize: Whether to write the weights of quantized layers in floating point, as software needs them that does not read
+            quantized ones; otherwise they stay as they are.
         revision: Branch, tag or commit on the Hub.
         local_files_only: Never access the network.
         on_progress: Called with the number of values written and their total.
@@ -113,7 +116,10 @@ def convert(
             read = _reader(sources, on_progress)
             # A folder of its own: `new` begins with links to the files that it replaces.
             converted = new / f".converted-{secrets.token_hex(6)}"
-            save_checkpoint(converted, cfg, tensors.head, read, stored, max_shard_size=max_shard_size, without=missing)
+            saved, read = saved_values(cfg, tensors.head, read, dequantize)
+            save_checkpoint(
+                converted, saved, tensors.head, read, stored, max_shard_size=max_shard_size, without=missing
+            )
             _move_files(converted, new)
             copy_files(source, new, names)
         return {
@@ -205,13 +211,16 @@ def _choose(checkpoint: Checkpoint, cfg: TransformerConfig, head: str | None) ->
 def _required(cfg: TransformerConfig, head: str) -> set[str]:
     """Return the names, without the prefix of the base model, of the tensors that a head cannot do without."""
     family = architectures.get(cfg.model_type)
-    rows = family.weights(cfg, head)
+    rows = architectures.weights(cfg, head)
     return {row.name.removeprefix(family.PREFIX) for row in rows if row.path is not None and not row.optional}
 
 
 def _stored_dtype(plan: Iterable[Source]) -> np.dtype:
     """Return the narrowest dtype that holds the values of all stored parameters."""
-    dtypes = {source.tensor.dtype for source in plan if source.tensor is not None}
+    stored = [source for source in plan if source.tensor is not None]
+    dtypes = {s.tensor.dtype for s in stored if s.tensor is not None and s.parameter.dtype is None}
+    if stored and not dtypes:  # all layers are quantized
+        return np.dtype(np.float32)
     if not dtypes:
         raise CheckpointError("the checkpoint holds none of the model's parameters; pass a folder with weights")
     return dtypes.pop() if len(dtypes) == 1 else np.result_type(np.float32, *(d for d in dtypes if d.itemsize > 4))
@@ -227,7 +236,7 @@ def _reader(sources: dict[str, Source], on_progress: Callable[[int, int], None] 
         nonlocal count
         source = sources[path]
         assert source.tensor is not None  # parameters that are missing are not written
-        values = source.read(source.tensor.dtype)
+        values = source.read(source.parameter.dtype or source.tensor.dtype)
         if path not in done:
             done.add(path)
             count += source.parameter.size
