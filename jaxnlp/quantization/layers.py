@@ -127,7 +127,9 @@ class QuantizedEmbed(nnx.Module):
             count = len(rows)
             padded = jnp.pad(rows, ((0, max(0, FEWEST_ROWS - count)), (0, 0)))
             table = self.embedding[...].astype(query.dtype)
-            product = jax.lax.dot_general(padded, table, (((1,), (1,)), ((), ())))[:count].astype(jnp.float32)
+            axes = ((1,), (1,)), ((), ())
+            # In float32, since sums of integers that are not scaled yet overflow float16.
+            product = jax.lax.dot_general(padded, table, axes, preferred_element_type=jnp.float32)[:count]
         product = (product * self.embedding_scale[...]).astype(query.dtype)
         return product.reshape(*query.shape[:-1], self.num_embeddings)
 

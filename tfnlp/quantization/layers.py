@@ -122,8 +122,9 @@ class QuantizedEmbed(keras.layers.Layer):
             integers, row_scale = quantize_rows(query)
             product = int8_product(integers, self._embeddings.value, transposed=True)
             return tf.cast(_scaled(product, row_scale, scale, 0.0), query.dtype)
-        product = tf.matmul(query, tf.cast(self._embeddings.value, query.dtype), transpose_b=True)
-        return tf.cast(tf.cast(product, tf.float32) * scale, query.dtype)
+        # In float32, since sums of integers that are not scaled yet overflow float16.
+        table = tf.cast(self._embeddings.value, tf.float32)
+        return tf.cast(tf.matmul(tf.cast(query, tf.float32), table, transpose_b=True) * scale, query.dtype)
 
 
 def quantize_rows(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
