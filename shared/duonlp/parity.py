@@ -1,7 +1,8 @@
 """Compare the outputs of one checkpoint across frameworks.
 
-The reference is Transformers' PyTorch model if torch is installed. Frameworks are imported lazily, inside
-functions.
+The reference is Transformers' PyTorch model if torch is installed. For a checkpoint with quantized weights it is that model with
+the floating-point weights that the integers stand for; activations that are quantized, too, have no reference but the other
+engine. Frameworks are imported lazily, inside functions.
 """
 
 import time
@@ -10,12 +11,15 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from duonlp.checkpoints.conversion import convert
 from duonlp.config import TransformerConfig
 from duonlp.errors import CheckpointError, InputError, MissingExtraError
 from duonlp.heads import HEADS
@@ -44,6 +48,11 @@ AUTO_CLASSES = {
     "replaced-token-detection": "AutoModelForPreTraining",
 }
 """Auto class by head; tfnlp and jaxnlp use the same names."""
+
+
+TOLERANCE, TOLERANCE_OF_QUANTIZED = 1e-5, 1e-3
+"""Largest difference, relative to the largest output: of float32 products, and where activations are rounded to integers, of which
+one may fall on the other side of a half."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Report:
         load_seconds: Framework to the time to load the model.
         forward_seconds: Framework to the time of the second forward pass, after compilation.
         skipped: Framework to the reason why it was skipped.
+        reference: What the outputs are compared with, in words.
     """
 
     checkpoint: str
@@ -97,6 +107,7 @@ class Report:
     load_seconds: dict[str, float] = field(default_factory=dict)
     forward_seconds: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    reference: str = ""
 
     @property
     def same_ids(self) -> bool | None:
@@ -117,6 +128,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.checkpoint} ({self.model_type}, {self.head}), tolerance {self.tolerance:g}:"]
+        lines += [f"  reference: {self.reference}"] if self.reference else []
         lines += [
             f"  {row.output} {list(row.shape)}: {row.framework} - {row.reference} = {row.difference:.2e}"
             f" (relative {row.relative:.2e}) {'ok' if row.ok else 'EXCEEDS TOLERANCE'}"
@@ -134,7 +146,7 @@ def compare(
     inputs: Sequence[str] | Mapping[str, np.ndarray] | None = None,
     frameworks: Iterable[str] = FRAMEWORKS,
     *,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     max_new_tokens: int = 16,
     local_files_only: bool = False,
 ) -> Report:
@@ -147,7 +159,8 @@ def compare(
             or random inputs if the checkpoint has no tokenizer or reads no texts.
         frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
             are not installed.
-        tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output.
+        tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output; by default TOLERANCE, or
+            TOLERANCE_OF_QUANTIZED if activations are quantized.
         max_new_tokens: Number of tokens a language model generates greedily from the first input, alone and
             in a batch with the input's first half; 0 to skip generation.
         local_files_only: Do not access the network.
@@ -166,6 +179,9 @@ def compare(
     head = opened.head if head is None else head
     config = opened.transformer_config(head)
     architectures.class_name(config.model_type, head)
+    rounds = _rounds_activations(config)
+    if tolerance is None:
+        tolerance = TOLERANCE_OF_QUANTIZED if rounds else TOLERANCE
     report = Report(str(checkpoint), config.model_type, head, tolerance)
 
     installed = [name for name in frameworks if available.installed(name)]
@@ -180,6 +196,11 @@ def compare(
             f"a comparison needs two frameworks, but got {', '.join(installed) or 'none'}: {remedy}"
         )
 
+    if rounds and "torch" in installed:
+        installed.remove("torch")
+        report.skipped["torch"] = (
+            "the checkpoint rounds activations to integers, which the engines do alike but torch does not"
+        )
     batch = make_inputs(opened, config, head, inputs)
     outputs: dict[str, dict[str, np.ndarray]] = {}
     for name in installed:
@@ -205,7 +226,23 @@ def compare(
             pair, mask = _pair_with_half(prompt, config)
             report.generated_together[name] = _generate_ids(generate, config, pair, mask, count)
     _fill_rows(report, outputs, batch.get("attention_mask"))
+    report.reference = _describe_reference(next((n for n in ("torch", *outputs) if n in outputs), ""), config)
     return report
+
+
+def _rounds_activations(config: TransformerConfig) -> bool:
+    """Return whether a model rounds what it computes to integers."""
+    quantization = config.quantization
+    return quantization is not None and (
+        quantization.simulated or any(how.activations != "float" for _, how in quantization.layers)
+    )
+
+
+def _describe_reference(framework: str, config: TransformerConfig) -> str:
+    if framework == "torch":
+        weights = "" if config.quantization is None else " with the floating-point weights that the integers stand for"
+        return f"Transformers' PyTorch model{weights}"
+    return available.PACKAGES.get(framework, "")
 
 
 def assert_parity(
@@ -342,9 +379,9 @@ def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, re
     import transformers
 
     model_class = getattr(transformers, architectures.class_of(config, head))
-    with _silent_transformers():
+    with _silent_transformers(), _float_folder(checkpoint, config, head) as folder:
         model, info = model_class.from_pretrained(
-            checkpoint.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])
@@ -369,6 +406,18 @@ def _load_torch(checkpoint: Checkpoint, config: TransformerConfig, head: str, re
             return model.generate(**inputs, max_new_tokens=count, do_sample=False, num_beams=1).numpy()
 
     return forward, generate
+
+
+@contextmanager
+def _float_folder(checkpoint: Checkpoint, config: TransformerConfig, head: str) -> Generator[Path, None, None]:
+    """Yield the checkpoint's folder; of quantized weights, a temporary copy in floating point, which Transformers reads."""
+    if config.quantization is None:
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory(prefix="duonlp-parity-") as temporary:
+        copy = Path(temporary) / "model"
+        convert(checkpoint.folder, copy, head=head, dequantize=True)
+        yield copy
 
 
 @contextmanager
