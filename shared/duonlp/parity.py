@@ -51,8 +51,8 @@ AUTO_CLASSES = {
 
 
 TOLERANCE, TOLERANCE_OF_QUANTIZED = 1e-5, 1e-3
-"""Largest difference, relative to the largest output: of float32 products, and where activations are rounded to integers, of which
-one may fall on the other side of a half."""
+"""Largest difference, relative to the largest output: of float32 products, and where activations are rounded to integers, which
+may differ by one."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def compare(
             or random inputs if the checkpoint has no tokenizer or reads no texts.
         frameworks: Any of "tf", "jax" and "torch". The report lists those that were skipped because they
             are not installed.
-        tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output; by default TOLERANCE, or
-            TOLERANCE_OF_QUANTIZED if activations are quantized.
+        tolerance: Largest difference allowed, relative to the largest magnitude in the reference's output; by default
+            TOLERANCE, or TOLERANCE_OF_QUANTIZED if activations are quantized.
         max_new_tokens: Number of tokens a language model generates greedily from the first input, alone and
             in a batch with the input's first half; 0 to skip generation.
         local_files_only: Do not access the network.
