@@ -35,7 +35,7 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
     """Return a function with the model's inputs and outputs, in NumPy, that runs as one TensorFlow graph.
 
     A large batch runs as a graph for all shapes on TensorFlow's own kernels, which fuse matmul, bias and gelu
-    on a CPU. A batch of at most kernels.choice.XLA_MAX_TOKENS tokens runs with XLA, which avoids the overhead of many small
+    on a CPU. A batch of few tokens (kernels.choice.uses_xla) runs with XLA, which avoids the overhead of many small
     kernels and compiles once per shape; pad to few shapes (duonlp.util.buckets). New weight values take effect.
     Any number of threads may call the function. Get a new function after the layers have changed (LoRA, quantization).
     """
@@ -65,7 +65,7 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(NARROWED.get(value.dtype.name, value.dtype)) for name, value in inputs.items()}
         types = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        use_xla = choice.uses_xla(num_tokens(model.config, inputs))
+        use_xla = choice.uses_xla(num_tokens(model.config, inputs), model.compute_dtype)
         key = types, tuple(flags.items()), use_xla
         if key not in functions:
             with TRACING:

@@ -19,6 +19,13 @@ computes a product with a single row in a loop that takes 20 times as long."""
 XLA_MAX_TOKENS = 256
 """Largest batch, in tokens, for which XLA is faster than TensorFlow's own kernels."""
 
+XLA_MAX_BFLOAT16_TOKENS = 32
+"""The same in bfloat16, where the processor has products of bfloat16 numbers: MiniLM-L6 reads 32 tokens in 6.1 ms with XLA and
+in 7.5 without, 128 tokens in 13.0 and 12.1."""
+
+BFLOAT16_FEATURES = frozenset({"amx_bf16", "avx512_bf16"})
+"""Instruction sets with products of bfloat16 numbers, for which oneDNN has kernels."""
+
 XLA, ONEDNN, FLOAT = "XLA", "oneDNN", "float32"
 """Implementations of a product of 8-bit integers: an XLA program, the oneDNN kernel of TensorFlow's graph, and a float32 product
 of the integers, which any runtime that loads an exported model has."""
@@ -93,9 +100,23 @@ def island(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: (compiled if current_product() == ONEDNN else function)(*arguments)
 
 
-def uses_xla(tokens: int) -> bool:
-    """Return whether a forward pass over this many tokens is faster with XLA than as a graph of TensorFlow's own kernels."""
-    return tokens <= XLA_MAX_TOKENS
+def uses_xla(tokens: int, dtype: str = "float32") -> bool:
+    """Return whether a forward pass over this many tokens is faster with XLA than as a graph of TensorFlow's own kernels.
+
+    In bfloat16 XLA computes in float32 (see trains_with_xla), and is faster only for the fewest tokens.
+    """
+    return tokens <= (XLA_MAX_TOKENS if trains_with_xla(dtype) else XLA_MAX_BFLOAT16_TOKENS)
+
+
+def trains_with_xla(dtype: str) -> bool:
+    """Return whether a training step with this compute dtype is faster with XLA than as a graph of TensorFlow's own kernels.
+
+    XLA's CPU backend converts the factors of TensorFlow's bfloat16 products to float32; oneDNN has kernels for AMX and for
+    AVX512-BF16: 0.42 against 0.62 s a step for the small GPT-2 of ``benchmarks pretrain`` with AVX512-BF16.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return True
+    return dtype != "bfloat16" or not cpu_features() & BFLOAT16_FEATURES
 
 
 def kernels() -> dict[str, str]:
@@ -103,11 +124,13 @@ def kernels() -> dict[str, str]:
     if tf.config.list_physical_devices("GPU"):
         return {"all products": "TensorFlow on GPU"}
     features, small = cpu_features(), f"up to {XLA_MAX_TOKENS} tokens"
-    slow = "" if features & {"avx512_bf16", "amx_bf16"} else ", slow: the processor computes in float32"
+    slow = "" if features & BFLOAT16_FEATURES else ", slow: the processor computes in float32"
     return {
         f"forward pass, {small}": "XLA",
         "forward pass, more tokens": "TensorFlow's graph (oneDNN)",
         "bfloat16": "as float32" + slow,
+        "training in float32": "XLA",
+        "training in bfloat16": ("XLA" if trains_with_xla("bfloat16") else "TensorFlow's graph (oneDNN)") + slow,
         f"int8, {small}": "XLA, int8 (YNNPACK)",
         "int8, more tokens": "oneDNN, int8" if has_onednn() else "XLA, int8 (YNNPACK)",
     }

@@ -26,6 +26,7 @@ from duonlp.training.in_batch_negatives import (
 from duonlp.training.result import FitResult
 from duonlp.typing import BatchStream, Tokenizer
 from tfnlp import losses, ops
+from tfnlp.kernels.choice import trains_with_xla
 from tfnlp.pretrained import parameter_tree
 from tfnlp.steps.terms import Terms
 from tfnlp.trainer_mixin import TrainerMixin
@@ -89,7 +90,8 @@ class BiEncoder(TrainerMixin, keras.Model):
         Args:
             optimizer: As for keras.Model.compile, or from tfnlp.training.make_optimizer.
             accumulation: 1; the negatives of a question are the passages of its whole batch.
-            jit_compile: Whether to compile the step with XLA, which a single replica alone can. "auto" does then.
+            jit_compile: Whether to compile the step with XLA, which a single replica alone can. "auto" does then,
+                unless TensorFlow's own kernels are faster (tfnlp.kernels.choice.trains_with_xla).
             options: Options of keras.Model.compile, and ``seed``.
 
         Raises:
@@ -106,7 +108,9 @@ class BiEncoder(TrainerMixin, keras.Model):
             raise InputError(
                 f"jit_compile is True with {self._replicas()} replicas, which exchange passages within a step; leave it at 'auto'"
             )
-        super().compile(optimizer, jit_compile=not several if jit_compile == "auto" else jit_compile, **options)
+        if jit_compile == "auto":
+            jit_compile = not several and trains_with_xla(self.question_model.compute_dtype)
+        super().compile(optimizer, jit_compile=jit_compile, **options)
 
     def check_batch(self, batch: Any, y: Any = None) -> None:
         """Raise InputError unless a batch of NumPy arrays is one of RetrievalBatches for the models."""

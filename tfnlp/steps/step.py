@@ -14,6 +14,7 @@ from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, check_label_smoothing
 from duonlp.quantization import check_trainable
 from tfnlp import ops
+from tfnlp.kernels.choice import trains_with_xla
 from tfnlp.steps.terms import MeanOfTerms, Terms, UncountedTermsError, divide, total_loss
 
 # The final class is a keras.Model, which the type checker needs to know of its mixins.
@@ -21,6 +22,9 @@ _Model = keras.Model if TYPE_CHECKING else object
 
 REPLICA_STRIDE = 0x3C6EF35F
 """Difference between the dropout seeds of two neighboring replicas."""
+
+JIT_COMPILE = 7
+"""Number of positional arguments after the optimizer with which keras.Model.compile is given ``jit_compile``."""
 
 MOST_DRAWS = 256
 """Largest number of draws from one dropout generator in a forward pass; ALBERT's layers share theirs."""
@@ -89,8 +93,9 @@ class TrainStep(_Model):
             accumulation: Microbatches that each batch is split into, computed one after the other.
             seed: Seed for dropout, which then depends on it, the step and the replica alone. None leaves dropout to Keras.
             label_smoothing: Label smoothing of the head's own loss.
-            options: Further options of keras.Model.compile. With several replicas, ``jit_compile`` compiles all but the
-                sums over replicas and the update.
+            options: Further options of keras.Model.compile. ``jit_compile="auto"`` leaves the choice to Keras, unless
+                TensorFlow's own kernels are faster than XLA's (tfnlp.kernels.choice.trains_with_xla). With several replicas,
+                ``jit_compile`` compiles all but the sums over replicas and the update.
 
         Raises:
             InputError: An argument is out of range, or the optimizer was created under another strategy.
@@ -98,6 +103,9 @@ class TrainStep(_Model):
         if accumulation < 1:
             raise InputError(f"accumulation is {accumulation}; it must be at least 1 microbatch")
         check_label_smoothing(self.head, self.config, label_smoothing)
+        is_open = len(args) < JIT_COMPILE and options.get("jit_compile", "auto") == "auto"
+        if is_open and not trains_with_xla(self.trained_model().compute_dtype):
+            options["jit_compile"] = False
         # Keras keeps those of an earlier compile that are not replaced.
         self._compile_loss = self._compile_metrics = None
         self.__dict__.pop("loss", None)

@@ -26,6 +26,7 @@ from duonlp.training.result import FitResult
 from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
+from tfnlp.kernels.choice import trains_with_xla
 from tfnlp.training.backups import is_main_worker, locked_run
 from tfnlp.training.callbacks import StopAtSigterm
 from tfnlp.training.fit_callback import Run
@@ -80,9 +81,9 @@ def fit(
         loss: Loss in place of the head's own, as of ``compile``.
         objective: Objective of duonlp.training.objectives in place of the head's own loss, over batches of its own. Where it has
             parameters of its own, `evaluate` gets, and the result has, an ObjectiveModel in place of the model.
-        jit_compile: Whether to compile the step with XLA. "auto", the default, does with a single replica. XLA's steps are
-            faster, above all in bfloat16, but each new shape takes longer to compile; False may pay off for a short run with many
-            lengths.
+        jit_compile: Whether to compile the step with XLA. "auto", the default, does with a single replica, unless TensorFlow's
+            own kernels are faster: in bfloat16 on a CPU with AMX or AVX512-BF16 (tfnlp.kernels.choice.trains_with_xla). With
+            XLA, each new shape takes longer to compile; False may pay off for a short run with many lengths.
         data: What identifies the data in run.json; by default the number of batches.
         log: Options of MetricsLog: console, tensorboard, wandb, description.
 
@@ -143,10 +144,12 @@ def train(
     with nullcontext() if folder is None else locked_run(folder, trainer):
         resumes = folder is not None and check_run(folder, config, about)
 
+        if jit_compile == "auto":
+            jit_compile = strategy.num_replicas_in_sync == 1 and trains_with_xla(model.compute_dtype)
         trainer.compile(
             _make_optimizer(model, config, total), accumulation=config.accumulation, seed=config.seed,
             label_smoothing=config.label_smoothing,
-            jit_compile=strategy.num_replicas_in_sync == 1 if jit_compile == "auto" else bool(jit_compile), **options,
+            jit_compile=jit_compile, **options,
         )  # fmt: skip
         with strategy.scope():
             trainer.optimizer.build(trainer.trainable_variables)

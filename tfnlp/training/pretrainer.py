@@ -13,6 +13,7 @@ from duonlp.heads import HEADS, PRETRAINING
 from duonlp.inputs import model_inputs as select_inputs
 from duonlp.typing import Batch
 from tfnlp import ops
+from tfnlp.kernels.choice import trains_with_xla
 from tfnlp.steps.terms import MeanOfTerms, Terms, total_loss
 from tfnlp.trainer_mixin import TrainerMixin
 
@@ -104,7 +105,8 @@ class Pretrainer(TrainerMixin, keras.Model):
         Args:
             optimizer: From :func:`make_optimizer`, or any Keras optimizer created under the model's strategy. With
                 mixed_float16 it is wrapped in a LossScaleOptimizer.
-            jit_compile: Whether to compile the step with XLA. "auto" does, since that is faster on CPUs as well.
+            jit_compile: Whether to compile the step with XLA. "auto" does unless TensorFlow's own kernels are
+                faster (tfnlp.kernels.choice.trains_with_xla).
             run_eagerly: Whether to run operation by operation, for debugging.
             options: Further arguments of keras.Model.compile, such as ``loss``, a Keras loss in place of the head's own.
 
@@ -112,7 +114,7 @@ class Pretrainer(TrainerMixin, keras.Model):
             InputError: The optimizer was created under another strategy.
         """
         if jit_compile == "auto":
-            jit_compile = not run_eagerly
+            jit_compile = not run_eagerly and trains_with_xla(self.trained_model().compute_dtype)
         super().compile(optimizer, run_eagerly=run_eagerly, jit_compile=jit_compile, **self._options, **options)
         with self.distribute_strategy.scope():
             self.optimizer.build(self.trainable_variables)
