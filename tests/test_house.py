@@ -28,7 +28,7 @@ MAY_IMPORT_LAZILY = (
     "shared/duonlp/cli/demo.py",
     "shared/duonlp/util/frameworks.py",
     "shared/duonlp/doctor/probe.py",
-    "shared/duonlp/parity.py",
+    "shared/duonlp/parity/runners.py",
     "shared/duonlp/checkpoints/conversion/unpickle.py",
 )
 

@@ -287,9 +287,14 @@ def quantized_rows(rows: Sequence[Weight], quantization: QuantizationConfig | No
     Args:
         rows: The family's table.
         quantization: Which layers are quantized; None for no layer.
+
+    Raises:
+        ConfigError: Layers whose weights are one tensor in a checkpoint, such as GPT-2's query, key and value, are not quantized
+            alike.
     """
     if quantization is None or quantization.simulated:
         return list(rows)
+    _check_fused(rows, quantization)
     out = []
     for row in rows:
         layer, leaf = str(row.path).rpartition("/")[0], _leaf(row)
@@ -310,6 +315,19 @@ def quantized_rows(rows: Sequence[Weight], quantization: QuantizationConfig | No
         if kind.channel_scaled:
             out.append(_beside(row, "channel_scale", f"{layer}/channel_scale", "vector", own))
     return out
+
+
+def _check_fused(rows: Sequence[Weight], quantization: QuantizationConfig) -> None:
+    kinds: dict[str, dict[str, LayerQuantization | None]] = {}
+    for row in rows:
+        if row.part is not None and _leaf(row) in QUANTIZED_LEAVES:
+            layer = str(row.path).rpartition("/")[0]
+            kinds.setdefault(row.name, {})[layer] = quantization.of(layer)
+    for name, by_layer in kinds.items():
+        if len(set(by_layer.values())) > 1:
+            raise ConfigError(
+                f"{', '.join(by_layer)} are one tensor of a checkpoint, {name!r}; quantize all of them alike, or none"
+            )
 
 
 def _beside(row: Weight, ending: str, path: str | None, layout: str, own: str = "") -> Weight:

@@ -24,6 +24,7 @@ from duonlp.errors import InputError
 from duonlp.metrics.classification import classification_scores, label_id
 from duonlp.parameters import count_parameters
 from duonlp.pipelines.pipeline import Pipeline, Progress
+from duonlp.quantization import scheme_of
 from duonlp.tasks.base import check_int
 from duonlp.util.machine_info import machine
 from duonlp.util.reading import read_json_object
@@ -298,6 +299,7 @@ def benchmark_together(
                 out_of_scope=benchmark.out_of_scope,
                 threshold=benchmark.threshold,
                 out_of_scope_examples=None if outside is None else pack_flags(outside),
+                quantization=scheme_of(getattr(getattr(benchmark.pipeline, "config", None), "quantization", None)),
                 machine=conditions,
             )
         )

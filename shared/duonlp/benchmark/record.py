@@ -105,6 +105,7 @@ class BenchmarkRecord:
         out_of_scope: Name of the out-of-scope label, or None.
         threshold: Score below which a prediction counts as out of scope, or None.
         out_of_scope_examples: One bit per example, whether its label is the out-of-scope one; None without one.
+        quantization: Scheme of a quantized model of this library, such as "int8"; None if it is not one.
         machine: See :func:`duonlp.util.machine`.
         settings: Settings of the command that measured.
     """
@@ -127,6 +128,7 @@ class BenchmarkRecord:
     out_of_scope: str | None = None
     threshold: float | None = None
     out_of_scope_examples: str | None = None
+    quantization: str | None = None
     machine: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -40,6 +40,7 @@ LARGEST_CIRCLE = 3600.0
 def rows_of(records: Sequence[BenchmarkRecord]) -> tuple[list[str], list[list[str]]]:
     """Return titles and rows of a table of records, without columns that no record has."""
     columns: list[tuple[str, list[str]]] = [("model", [record.name for record in records])]
+    columns.append(("weights", [record.quantization or "" for record in records]))
     for score, title in SCORE_TITLES.items():
         if score != "macro_f1" or not any("in_scope_accuracy" in record.scores for record in records):
             columns.append((title, [_percent(record.scores.get(score)) for record in records]))

@@ -28,6 +28,7 @@ REMEDIES = {
     "by": "name another column with --fold-by, such as --fold-by context",
     "candidate_labels": 'pass them with --labels, such as --labels "politics, sports"',
     "calibration": "pass typical texts with --data, a few hundred suffice",
+    "scheme": "quantize the original, or restore float weights with duonlp quantize MODEL OUT --dequantize",
     "document_field": "name the document column with --document-field",
     "summary_field": "name the summary column with --summary-field",
 }

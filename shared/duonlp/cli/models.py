@@ -47,6 +47,7 @@ def describe_checkpoint(name_or_path: str) -> dict[str, Any]:
         CheckpointError: The checkpoint cannot be found or read.
     """
     from duonlp.checkpoints.checkpoint import open_checkpoint
+    from duonlp.quantization import scheme_of
 
     checkpoint = open_checkpoint(name_or_path)
     config = checkpoint.transformer_config()
@@ -61,6 +62,7 @@ def describe_checkpoint(name_or_path: str) -> dict[str, Any]:
         "max_length": config.max_length,
         "inputs": {spec.name: str(spec) for spec in config.inputs},
         "labels": list(config.labels),
+        "quantization": scheme_of(config.quantization),
         "heads": _heads(config),
     }
 
@@ -108,7 +110,8 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
             f"{description['vocab_size']} tokens in the vocabulary, up to {description['max_length']} positions"
             if description["vocab_size"]
             else "reads " + ", ".join(f"{name} {axes}" for name, axes in description["inputs"].items())
-        ),
+        )
+        + (f"; quantized: {description['quantization']}" if description["quantization"] else ""),
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -19,8 +19,11 @@ def parity(
     text: Annotated[list[str] | None, cli_option(help="Input text; repeatable (default: three sentences).")] = None,
     frameworks: Annotated[str, cli_option(help="Frameworks, comma-separated (default tf,jax,torch).")] = "tf,jax,torch",
     tolerance: Annotated[
-        float, cli_option(help="Largest allowed difference, relative to the largest output (default 1e-5).")
-    ] = 1e-5,
+        float | None,
+        cli_option(
+            help="Largest allowed difference, relative to the largest output (default 1e-5; 1e-3 with quantized activations)."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -60,6 +63,7 @@ def print_report(report: "Report") -> None:
         shape = " x ".join(map(str, row.shape))
         table.add_row(row.output, shape, compared, f"{row.difference:.2e}", f"{row.relative:.2e}", verdict)
     console.print(table)
+    console.print(f"Reference: {report.reference}.", soft_wrap=True)
     if report.generated:
         same = ("identical", "green") if report.same_ids else ("different", "bold red")
         count = max(map(len, report.generated.values()))

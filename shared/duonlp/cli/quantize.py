@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from duonlp.cli.common import Debug, Framework, Json, cli_option, print_json
+from duonlp.cli.convert import print_report as print_converted
 from duonlp.errors import InputError
 from duonlp.util.console import plain_console
 from duonlp.util.frameworks import load_package, quiet_stdout
@@ -58,9 +59,10 @@ def quantize(
     debug: Debug = False,
 ) -> None:
     """Quantize a checkpoint to 8 or 4 bits, and report its size and how its outputs change."""
+    from duonlp.checkpoints import convert
     from duonlp.heads import HEADS
     from duonlp.quantization import QuantizationSettings
-    from duonlp.runs.quantization import CalibrationData, dequantize_checkpoint, quantize_checkpoint
+    from duonlp.runs.quantization import CalibrationData, quantize_checkpoint
 
     if head:
         choice("--head", head, HEADS)
@@ -73,9 +75,7 @@ def quantize(
     if dequantize:
         if options or scheme or data or plot:
             raise InputError("--dequantize takes no settings of a quantization; leave them out")
-        with quiet_stdout():
-            package, _ = load_package(framework)
-            report = dequantize_checkpoint(package, model, output, head=head or None, overwrite=overwrite)
+        report = convert(model, output, head=head or None, overwrite=overwrite, dequantize=True)
     else:
         settings = QuantizationSettings.of(scheme or None, options)
         with quiet_stdout(), plain_console(stderr=True).status("loading") as status:
@@ -86,12 +86,14 @@ def quantize(
             )  # fmt: skip
     if as_json:
         print_json(report)
+    elif dequantize:
+        print_converted(report)
     else:
         print_report(report)
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Print a report of :mod:`duonlp.runs.quantization` as text and a table."""
+    """Print the report of :func:`duonlp.runs.quantization.quantize_checkpoint` as text and a table."""
     console = plain_console()
     before, after = (report["size"][name] / 1e6 for name in ("before", "after"))
     console.print(
@@ -99,8 +101,6 @@ def print_report(report: Mapping[str, Any]) -> None:
         f"({after / before:.2f} times)",
         soft_wrap=True,
     )
-    if "tensors" not in report:
-        return
     _print_tensors(report["tensors"])
     console.print("error: root mean square of the rounding error, relative to that of the weights", style="dim")
     for row in report["outputs"]:

@@ -12,6 +12,7 @@ from duonlp.quantization.report import (
     TensorStorage,
     WeightHistograms,
     plot_histograms,
+    scheme_of,
     storage_report,
     weight_histograms,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "quantizable",
     "quantized_values",
     "resolve",
+    "scheme_of",
     "simulated_config",
     "storage_report",
     "weight_histograms",

@@ -1,5 +1,6 @@
 """What quantization does to each tensor: bytes, error, and histograms of the weights."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from duonlp.config import TransformerConfig
+from duonlp.config import QuantizationConfig, TransformerConfig
 from duonlp.errors import InputError
 from duonlp.parameters import QUANTIZED_LEAVES, parameters, quantized_parameters
 from duonlp.quantization.arithmetic import limits, unpack_int4
 from duonlp.quantization.driver import dequantized_values
+from duonlp.quantization.settings import SCHEMES
 from duonlp.util.pictures import picture
 from duonlp.util.suggestions import nearest
 
+TABLES = "_embeddings"
+"""Ending of the paths of tables."""
+
 Read = Callable[[str], np.ndarray]
 """Returns a parameter by its path."""
+
+
+def scheme_of(quantization: QuantizationConfig | None) -> str | None:
+    """Return the name of the scheme of most linear layers, such as "int8-static"; None for a float model.
+
+    Other schemes are added after a comma, and "(simulated)" if parameters are in floating point.
+    """
+    if quantization is None:
+        return None
+    layers = [how for path, how in quantization.layers if not path.endswith(TABLES)]
+    kinds = Counter((how.bits, how.activations) for how in layers or (how for _, how in quantization.layers))
+    names = {(how.bits, how.activations): name for name, how in SCHEMES.items()}
+    text = ", ".join(names.get(kind, f"int{kind[0]}-{kind[1]}") for kind, _ in kinds.most_common())
+    return text + " (simulated)" * quantization.simulated
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from duonlp.architectures import weights
 from duonlp.config import LayerQuantization, QuantizationConfig, TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
@@ -26,6 +27,7 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
         head: Its head.
 
     Raises:
+        ConfigError: Layers that a checkpoint stores as one tensor are not quantized alike.
         InputError: A pattern matches no layer, no layer is left, or the model is already quantized.
     """
     if cfg.quantization is not None and not cfg.quantization.simulated:
@@ -68,7 +70,9 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
         ]
     if not layers:
         raise InputError("the settings quantize no layer of the model; choose other layers, embeddings or output")
-    return QuantizationConfig(tuple(layers))
+    quantization_config = QuantizationConfig(tuple(layers))
+    weights(cfg.replace(quantization=quantization_config), head)  # raises if no checkpoint could hold it
+    return quantization_config
 
 
 def _group_size(settings: QuantizationSettings, size: int) -> int | None:

@@ -26,6 +26,7 @@ from duonlp.quantization import (
     calibration_batches,
     plot_histograms,
     resolve,
+    scheme_of,
     storage_report,
     weight_histograms,
 )
@@ -126,6 +127,12 @@ def quantize_checkpoint(
     start = time.perf_counter()
     output, data = Path(output).expanduser(), data or CalibrationData()
     checkpoint, cfg, head = _opened(model, output, head, overwrite, plot)
+    if cfg.quantization is not None and not cfg.quantization.simulated:
+        raise InputError(
+            f"{model!r} is already quantized ({scheme_of(cfg.quantization)})",
+            remedy="quantize the original, or restore float weights with duonlp.checkpoints.convert(..., dequantize=True)",
+            argument="scheme",
+        )
     if settings is None and cfg.quantization is None:
         settings = QuantizationSettings()
     if settings is not None:
@@ -161,36 +168,6 @@ def quantize_checkpoint(
         "tensors": [asdict(row) for row in storage_report(before, after, cfg, head)],
         "outputs": compare_outputs(package, plain, quantized, make_inputs(checkpoint, cfg, head, texts[:CHECKED] or None)),
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
-
-
-def dequantize_checkpoint(
-    package: Engine, model: str, output: str | os.PathLike[str], *, head: str | None = None, overwrite: bool = False
-) -> dict[str, Any]:
-    """Write a quantized checkpoint with the float weights that its integers stand for, for programs that know no integers.
-
-    Args:
-        package: tfnlp or jaxnlp.
-        model: The quantized checkpoint: a folder or a Hub id.
-        output: Folder to write.
-        head: Head to load; by default the one the checkpoint was saved with.
-        overwrite: Whether ``output`` may hold files.
-
-    Returns:
-        "source", "output", "model_type", "head" and "size" (bytes "before" and "after").
-
-    Raises:
-        InputError: The output holds files, or the checkpoint is not quantized.
-        CheckpointError: The checkpoint cannot be read.
-    """
-    output = Path(output).expanduser()
-    checkpoint, cfg, head = _opened(model, output, head, overwrite, "")
-    if cfg.quantization is None:
-        raise InputError(f"{model!r} is not quantized; it loads in Transformers as it is")
-    _write(package.dequantize(getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint)), output, checkpoint)
-    return {
-        "source": model, "output": str(output), "model_type": cfg.model_type, "head": head,
-        "size": {"before": _weight_bytes(checkpoint.folder), "after": _weight_bytes(output)},
     }  # fmt: skip
 
 

@@ -250,7 +250,7 @@ def fake_runner(noise, ids, together=None, lacks=(), extra=()):
 )
 def test_parity_measures_real_tokens_against_the_reference(checkpoint, monkeypatch, run, noise, ids, ok, same):
     runners = {"tf": fake_runner(0, [1, 2]), "jax": fake_runner(noise, ids)}
-    monkeypatch.setattr(parity, "_load", lambda name, *_: runners[name])
+    monkeypatch.setattr(parity.comparison, "load", lambda name, *_: runners[name])
     monkeypatch.setattr(frameworks, "installed", lambda name: name != "torch")
     report = parity.compare(checkpoint, max_new_tokens=2)
     assert (report.ok, report.same_ids) == (ok, same)
@@ -271,7 +271,7 @@ def test_parity_measures_real_tokens_against_the_reference(checkpoint, monkeypat
 def test_parity_sees_missing_outputs_and_batches_that_differ(checkpoint, monkeypatch, run, difference):
     runners = {"tf": fake_runner(0, [1, 2]), "jax": fake_runner(0, [1, 2], **difference)}
     for first, second in (("tf", "jax"), ("jax", "tf")):
-        monkeypatch.setattr(parity, "_load", lambda name, *_: runners[name])
+        monkeypatch.setattr(parity.comparison, "load", lambda name, *_: runners[name])
         report = parity.compare(checkpoint, frameworks=(first, second), max_new_tokens=2)
         failed = [row for row in report.rows if not row.ok]
         assert not report.ok
