@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from duonlp.errors import InputError
+from duonlp.pruning.settings import Pruning
 from duonlp.training.config import OPTIMIZERS, check_layout, default_mesh, unused_settings
 from duonlp.training.schedules import SCHEDULES, due
 from duonlp.training.settings import Settings
@@ -15,7 +16,7 @@ EPOCH = "epoch"
 FIXED_ON_RESUME = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
     "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay", "best_metric", "greater_is_better",
-    "scan",
+    "scan", "pruning",
 )  # fmt: skip
 """Settings that must not change on resume."""
 
@@ -62,6 +63,7 @@ class FitConfig(Settings):
         mesh: Devices along each axis, as in PretrainingConfig; with "fsdp" or "tensor" the model is sharded.
         scan: Run one compiled layer over stacked parameters, so that deep models compile fast.
         remat: What the backward pass recomputes, as in PretrainingConfig.
+        pruning: Which weights become zero, and when (duonlp.pruning); None for none.
 
     Raises:
         InputError: A value is out of range, or two of them are incompatible.
@@ -94,6 +96,7 @@ class FitConfig(Settings):
     mesh: Mapping[str, int] = field(default_factory=default_mesh, hash=False)
     scan: bool = False
     remat: str = "none"
+    pruning: Pruning | None = None
 
     settings_for: ClassVar[str] = "fit"
     fixed_on_resume: ClassVar[tuple[str, ...]] = FIXED_ON_RESUME

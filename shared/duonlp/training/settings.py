@@ -1,5 +1,6 @@
 """Base class of the training settings."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
@@ -71,9 +72,10 @@ class Settings:
         Args:
             stored: Settings the run was started with, as :meth:`to_dict` returned them.
         """
-        changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != getattr(self, name)]
+        now = json.loads(json.dumps(self.to_dict()))
+        changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != now[name]]
         if changed:
-            differences = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
+            differences = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in changed)
             raise InputError(
                 f"the run to resume was started with {differences}; use the same settings, or another folder for a new run"
             )
