@@ -26,7 +26,7 @@ from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
-from jaxnlp.pruning.masks import SCORES, initial_masks, initial_scores, penalty_term, pruned, rate_factor_of_scores, updated_masks
+from jaxnlp.pruning.step_masks import SCORES, initial_masks, initial_scores, penalty_term, pruned, rate_factor_of_scores, updated_masks
 from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shard_rows, shardings
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
 from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
@@ -38,7 +38,7 @@ State: TypeAlias = dict[str, Any]
     params: nested dicts of float32, the trained parameters.
     moments: the state of the optimizer.
     step: int32 [], the number of steps done.
-    pruning: masks and penalty (jaxnlp.pruning.masks), if the run prunes.
+    pruning: masks and penalty (jaxnlp.pruning.step_masks), if the run prunes.
 """
 
 Metrics: TypeAlias = dict[str, jax.Array]

@@ -1,12 +1,13 @@
 """Base class of the training settings."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
 
 from duonlp.errors import InputError
 from duonlp.training.schedules import learning_rate_at
+from duonlp.util.json_text import to_json
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import unknown_setting
 
 
@@ -72,7 +73,7 @@ class Settings:
         Args:
             stored: Settings the run was started with, as :meth:`to_dict` returned them.
         """
-        now = json.loads(json.dumps(self.to_dict()))
+        now = parse_json(to_json(self.to_dict()))
         changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != now[name]]
         if changed:
             differences = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in changed)
