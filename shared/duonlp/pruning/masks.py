@@ -1,6 +1,7 @@
 """Masks of a model's kernels from their scores, in NumPy, so that both engines prune the same weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -90,6 +91,9 @@ def compute_masks(settings: Pruning, shapes: Mapping[str, tuple[int, int]], valu
     """
     sparsity = settings.sparsity_at(step)
     scores = {path: _scores(settings, np.asarray(values[path], np.float32), shape) for path, shape in shapes.items()}
+    if settings.structure == "units":
+        for score in scores.values():  # a layer keeps at least one head and one row
+            score[np.unravel_index(np.argmax(score), score.shape)] = np.inf
     if settings.method == "soft-movement":
         masks = {path: 1 / (1 + np.exp(-score)) > sparsity for path, score in scores.items()}
     elif settings.n_of_m is not None:
@@ -105,16 +109,13 @@ def compute_masks(settings: Pruning, shapes: Mapping[str, tuple[int, int]], valu
                 size = scores[path].size
                 masks[path] = keep[start : start + size].reshape(shapes[path])
                 start += size
-    if settings.structure == "units":
-        for path, mask in masks.items():  # a layer keeps at least one head and one row
-            mask.reshape(-1)[np.argmax(scores[path])] |= not mask.any()
     return masks
 
 
 def _scores(settings: Pruning, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return the score of each block: the trained one, or the root mean square of its weights."""
     if settings.trains_scores:
-        return values
+        return values.copy()
     if values.shape == shape:
         return np.abs(values)
     (rows, columns), (inputs, outputs) = shape, values.shape
@@ -154,3 +155,27 @@ def expand(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a mask of blocks [in / r, out / c] as one of weights [in, out]."""
     rows, columns = (size // blocks for size, blocks in zip(shape, mask.shape, strict=True))
     return mask.repeat(rows, 0).repeat(columns, 1)
+
+
+def pruned_values(
+    read: Callable[[str], np.ndarray], cfg: TransformerConfig, head: str, settings: Pruning
+) -> dict[str, np.ndarray]:
+    """Return the kernels of a model that is pruned at once, by path.
+
+    Args:
+        read: Returns the model's parameters.
+        cfg: The model.
+        head: Its head.
+        settings: Which weights to prune, by magnitude.
+
+    Raises:
+        InputError: As :func:`mask_shapes`, or the settings need trained scores.
+    """
+    if settings.trains_scores:
+        raise InputError(
+            f"{settings.method} prunes by scores that only training gives; pass the settings to FitConfig(pruning=...)"
+        )
+    shapes = mask_shapes(settings, cfg, head)
+    kernels = {path: np.asarray(read(path), np.float32) for path in shapes}
+    masks = compute_masks(replace(settings, begin=0, end=0), shapes, kernels, 0)
+    return {path: kernel * expand(masks[path], kernel.shape) for path, kernel in kernels.items()}
