@@ -17,8 +17,8 @@ from duonlp.pruning import Pruning
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
-from tfnlp.steps import keras_data
 from tfnlp.pruning.keras_masks import KerasMasks, UpdateMasks
+from tfnlp.steps import keras_data
 from tfnlp.steps.data_mixin import DataMixin
 from tfnlp.steps.saving import KerasFiles, check_callbacks
 from tfnlp.steps.terms import Terms, compiled_terms, total_loss

@@ -83,7 +83,11 @@ class Evaluation:
     def check(self, state: State) -> None:
         """Dry-run the evaluation where it can, so that it fails before the first step; raise InputError if it does."""
         if hasattr(self.evaluate, "dry_run") and self.best is not None:
-            scorer, best, params = cast(Scorer, self.evaluate), self.best, self.step.model_parameters(self.step.effective(state))
+            scorer, best, params = (
+                cast(Scorer, self.evaluate),
+                self.best,
+                self.step.model_parameters(self.step.effective(state)),
+            )
             run_on_main(lambda: check_evaluation(scorer, self._with(params), best, self.batches is not None))
 
     def run(self, number: int, state: State, log: MetricsLog | NullLog) -> None:

@@ -26,11 +26,19 @@ from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
-from jaxnlp.pruning.step_masks import SCORES, initial_masks, initial_scores, penalty_term, pruned, rate_factor_of_scores, updated_masks
+from jaxnlp.pruning.step_masks import (
+    SCORES,
+    initial_masks,
+    initial_scores,
+    penalty_term,
+    pruned,
+    rate_factor_of_scores,
+    updated_masks,
+)
 from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shard_rows, shardings
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
 from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
-from jaxnlp.training.optimizers import make_optimizer
+from jaxnlp.training.optimizers import accumulate_gradients, make_optimizer
 
 State: TypeAlias = dict[str, Any]
 """State of a training run, all arrays:
@@ -44,7 +52,16 @@ State: TypeAlias = dict[str, Any]
 Metrics: TypeAlias = dict[str, jax.Array]
 """Metrics of a step, float32 []: "loss", "gradient_norm" (before clipping), and those of the objective, such as "tokens"."""
 
-PROGRAM_SETTINGS = ("accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "layer_decay", "pruning")
+PROGRAM_SETTINGS = (
+    "accumulation",
+    "optimizer",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "clip_norm",
+    "layer_decay",
+    "pruning",
+)
 """Settings that the program of a step depends on."""
 
 
@@ -158,42 +175,6 @@ class Plan:
             means[name] = values @ counts / max(counts.sum(), 1), counts.sum(), float(factor)
         metrics = {"loss": sum(factor * mean for mean, _, factor in means.values()), **self._metrics(means)}
         return {name: float(value) for name, value in metrics.items()}
-
-
-def accumulate_gradients(
-    loss: Callable[..., tuple[jax.Array, PyTree]], params: PyTree, batch: PyTree, key: jax.Array | None, pieces: int,
-    constrain: Callable[[PyTree], PyTree] = lambda tree: tree,
-) -> tuple[jax.Array, PyTree, PyTree]:  # fmt: skip
-    """Sum losses and gradients over the microbatches of a batch, computed one after the other.
-
-    Args:
-        loss: ``(params, batch, key) -> (loss, aux)``; aux is a pytree of arrays that are summed as well.
-        params: Parameters to differentiate with respect to.
-        batch: Arrays [B, ...]. Microbatch i has every `pieces`-th row, so that each device has rows of every microbatch.
-        key: PRNG key of dropout, or None. Each microbatch folds in its index.
-        pieces: Number of microbatches.
-        constrain: Function that applies sharding constraints to a microbatch.
-
-    Returns:
-        The summed loss, the summed aux, and the gradient of the summed loss, float32.
-    """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    if pieces == 1:
-        (total, aux), gradients = value_and_grad(params, batch, key)
-        return total, aux, gradients
-    # [B, ...] -> [pieces, B / pieces, ...]
-    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
-
-    def add(sums: PyTree, numbered_piece: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
-        number, piece = numbered_piece
-        piece_key = None if key is None else jax.random.fold_in(key, number)
-        (total, aux), gradients = value_and_grad(params, constrain(piece), piece_key)
-        return jax.tree.map(jnp.add, sums, (total, aux, gradients)), None
-
-    first = jax.tree.map(lambda x: x[0], split)
-    zeros = jax.tree.map(jnp.zeros_like, (*jax.eval_shape(loss, params, first, key), params))
-    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), split))
-    return sums
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from duonlp.errors import InputError
 from duonlp.pruning import Pruning, compute_masks, expand, mask_shapes
 from tfnlp.pretrained import parameter_tree
 from tfnlp.steps.terms import Terms
@@ -148,8 +149,12 @@ class UpdateMasks(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.masks.settings.end is None:
-            epochs, steps = (self.params.get(name) for name in ("epochs", "steps"))
-            self.masks.begin((epochs or 0) * (steps or 0))
+            params: Any = self.params
+            if not params.get("steps"):
+                raise InputError(
+                    "the number of steps of the run is unknown; set end of the Pruning, or steps_per_epoch"
+                )
+            self.masks.begin(params["epochs"] * params["steps"])
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.masks.update(int(self.model.step.numpy()))

@@ -45,7 +45,6 @@ def shrink(model: P) -> P:
 
 def _read(model: Any) -> Any:
     return lambda path: np.asarray(merged_values(model, path))
-    
 
 
 def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:

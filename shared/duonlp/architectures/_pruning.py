@@ -49,7 +49,8 @@ def read_pruned_layers(cfg: TransformerConfig, value: Any) -> TransformerConfig:
     for row, most in zip(value if fits else [], before):
         fits = fits and isinstance(row, list) and len(row) == 3 and (row[1] is None) == (most[1] is None)
         fits = fits and all(
-            new is old is None or (type(new) is int and old is not None and 1 <= new <= old) for new, old in zip(row, most)
+            new is old is None or (type(new) is int and old is not None and 1 <= new <= old)
+            for new, old in zip(row, most)
         )
     if not fits:
         raise ConfigError(

@@ -80,7 +80,9 @@ def _block(settings: Pruning, cfg: TransformerConfig, path: str, shape: tuple[in
     return attention.head_dim * (attention.num_heads // attention.kv_heads), shape[1]
 
 
-def compute_masks(settings: Pruning, shapes: Mapping[str, tuple[int, int]], values: Mapping[str, Any], step: int) -> Masks:
+def compute_masks(
+    settings: Pruning, shapes: Mapping[str, tuple[int, int]], values: Mapping[str, Any], step: int
+) -> Masks:
     """Return the masks after ``step`` steps.
 
     Args:

@@ -93,7 +93,8 @@ class Pruning:
             raise InputError(f"initial_sparsity is {self.initial_sparsity}, above the final {self.target}; lower it")
         if self.begin < 0 or self.every < 1 or min(self.block) < 1:
             raise InputError(
-                f"begin is {self.begin}, every {self.every} and block {self.block}; begin must be 0 or more and the others positive"
+                f"begin is {self.begin}, every {self.every} and block {self.block}; begin must be 0 or more and the others "
+                "positive"
             )
         if self.end is not None and self.end < self.begin:
             raise InputError(f"pruning ends at step {self.end}, before it begins at step {self.begin}")
