@@ -106,7 +106,8 @@ def compute_masks(
         masks = {}
         for pool in _pools(settings, shapes):
             joined = np.concatenate([scores[path].ravel() for path in pool])
-            keep, start = _keep(joined, joined.size - round(sparsity * joined.size)), 0
+            count = joined.size - round(sparsity * joined.size)
+            keep, start = _keep(joined, max(count, len(pool)) if settings.structure == "units" else count), 0
             for path in pool:
                 size = scores[path].size
                 masks[path] = keep[start : start + size].reshape(shapes[path])
