@@ -40,6 +40,7 @@ from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
 from tfnlp.prediction import cached_teacher_logits, predict
 from tfnlp.pretrained import parameter_tree
+from tfnlp.pruning import prune, shrink
 from tfnlp.quantization import dequantize, prepare_qat, quantize
 
 __all__ = [
@@ -64,5 +65,7 @@ __all__ = [
     "pipeline",
     "predict",
     "prepare_qat",
+    "prune",
     "quantize",
+    "shrink",
 ]

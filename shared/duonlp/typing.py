@@ -31,6 +31,7 @@ class Engine(Protocol):
         predict: Compute the logits of many texts, in their order.
         parameter_tree: Return a model's parameters by path.
         quantize: Return a model with integer weights; ``dequantize`` is the inverse.
+        prune: Return a model with weights of zero; ``shrink`` removes heads and rows that are.
         distill: Train a student on a teacher's outputs; see also ``init_student`` and
             ``cached_teacher_logits``.
     """
@@ -56,6 +57,8 @@ class Engine(Protocol):
     parameter_tree: Callable[[Any], dict[str, Any]]
     quantize: Callable[..., Any]
     dequantize: Callable[..., Any]
+    prune: Callable[..., Any]
+    shrink: Callable[..., Any]
 
 
 class EpochBatches(Protocol):

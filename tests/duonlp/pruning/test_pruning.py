@@ -113,7 +113,7 @@ def test_settings_are_checked(settings, message):
 
 def test_the_model_and_the_run_are_checked():
     for settings, message in (
-        ({"layers": ["*/feed_foward/*"]}, "matches no layer of the model; did you mean"),
+        ({"layers": ["*/feed_foward/*"]}, "matches no layer of the model; its layers are"),
         ({"layers": ["*"], "skip": ["*"]}, "prune no layer"),
         ({"structure": "3:5", "sparsity": None}, "16 inputs and 16 outputs, which do not divide into 3:5"),
         ({"structure": "blocks"}, "do not divide into blocks of 32 x 32"),
