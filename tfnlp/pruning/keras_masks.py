@@ -46,7 +46,8 @@ class KerasMasks:
     """
 
     def __init__(self, model: Any, settings: Pruning):
-        self.settings, self._step = settings, -1
+        self.settings = settings
+        self._step: int | None = None  # of the last update; None before the first, where a resumed run has its masks
         self._shapes = mask_shapes(settings, model.config, model.head)
         tree = parameter_tree(model)
         self._kernels = {path: tree[path] for path in self._shapes}
@@ -106,7 +107,8 @@ class KerasMasks:
 
     def update(self, step: int) -> None:
         """Compute the masks after ``step`` optimizer steps, if they have become due since the last call."""
-        due = any(self.settings.due(number) for number in range(min(self._step + 1, step), step + 1))
+        first = step if self._step is None else min(self._step + 1, step)
+        due = any(self.settings.due(number) for number in range(first, step + 1))
         self._step = step
         if not due:
             return

@@ -19,7 +19,7 @@ def model():
 
 
 def run(name, folder=None, **changes):
-    return fit(model(), batches(), config(name, **changes), folder, log={"console": False})
+    return fit(model(), batches(), config(name, **changes), folder, log={"console": False}, jit_compile=False)
 
 
 def test_a_resumed_run_is_identical(tmp_path):
@@ -31,11 +31,11 @@ def test_a_resumed_run_is_identical(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(
             model(), batches(), config("movement", save_every=5, evaluate_every=7), tmp_path / "half",
-            validation=batches(), on_evaluation=stop, log={"console": False},
+            validation=batches(), on_evaluation=stop, log={"console": False}, jit_compile=False,
         )  # fmt: skip
     half = fit(
         model(), batches(), config("movement", save_every=5, evaluate_every=7), tmp_path / "half",
-        validation=batches(), log={"console": False},
+        validation=batches(), log={"console": False}, jit_compile=False,
     )  # fmt: skip
     ours, theirs = (tfnlp.parameter_tree(result.model) for result in (whole, half))
     for path, value in ours.items():
@@ -45,7 +45,7 @@ def test_a_resumed_run_is_identical(tmp_path):
 
 
 def test_units_are_removed_after_distillation(tmp_path):
-    result = tfnlp.distill(model(), model(), batches(), config("units"), log={"console": False})
+    result = tfnlp.distill(model(), model(), batches(), config("units"), log={"console": False}, jit_compile=False)
     smaller = shrink(result.model)
     assert smaller.num_parameters() < result.model.num_parameters()
     expected = np.asarray(result.model(IDS)["logits"])
@@ -64,7 +64,7 @@ def test_the_evaluated_and_the_saved_model_are_pruned(tmp_path):
         return {"score": float(len(seen))}
 
     settings = config("2:4", evaluate_every=10, best_metric="score")
-    fit(model(), batches(), settings, tmp_path / "run", evaluate=evaluate, log={"console": False})
+    fit(model(), batches(), settings, tmp_path / "run", evaluate=evaluate, log={"console": False}, jit_compile=False)
     assert seen == [0.5]
     best = tfnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "best")
     for mask in zeros(tfnlp.parameter_tree(best)).values():
