@@ -38,6 +38,11 @@ def current_product() -> str:
     return getattr(_context, "product", XLA)
 
 
+def is_portable() -> bool:
+    """Return whether what this thread is tracing is exported, so that it must not have operations that only XLA runs."""
+    return current_product() == FLOAT
+
+
 @contextmanager
 def products(name: str) -> Iterator[None]:
     """Use an implementation of integer products while a graph is traced."""
