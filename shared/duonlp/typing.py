@@ -31,6 +31,7 @@ class Engine(Protocol):
         predict: Compute the logits of many texts, in their order.
         parameter_tree: Return a model's parameters by path.
         quantize: Return a model with integer weights; ``dequantize`` is the inverse.
+        export_model: Write a model for another runtime; see :mod:`duonlp.export`.
         distill: Train a student on a teacher's outputs; see also ``init_student`` and
             ``cached_teacher_logits``.
     """
@@ -56,6 +57,7 @@ class Engine(Protocol):
     parameter_tree: Callable[[Any], dict[str, Any]]
     quantize: Callable[..., Any]
     dequantize: Callable[..., Any]
+    export_model: Callable[..., Any]
 
 
 class EpochBatches(Protocol):

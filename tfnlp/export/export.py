@@ -53,7 +53,7 @@ def export_model(
     def write(folder: Path, graphs: tuple[Graph, ...]) -> None:
         WRITERS[to](model, folder, graphs, options, batches)
 
-    return write_exported(model, output, options, write, RUNTIMES, tokenizer=tokenizer, overwrite=overwrite)
+    return write_exported(model, output, options, write, model, RUNTIMES, tokenizer=tokenizer, overwrite=overwrite)
 
 
 def _write_onnx(

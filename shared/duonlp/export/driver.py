@@ -14,7 +14,7 @@ from duonlp.export.files import find_exported, remove_exported
 from duonlp.export.graphs import Graph, graphs_of
 from duonlp.export.model import ExportedModel
 from duonlp.export.settings import ExportSettings
-from duonlp.export.validation import compare
+from duonlp.export.validation import Forward, compare
 from duonlp.heads import HEADS
 from duonlp.util.json_text import to_json
 
@@ -26,6 +26,7 @@ def write_exported(
     output: str | os.PathLike[str],
     settings: ExportSettings,
     write: Write,
+    forward: Forward,
     runtimes: Mapping[str, Callable[[Path], Any]],
     *,
     tokenizer: Any = None,
@@ -38,6 +39,7 @@ def write_exported(
         output: The folder.
         settings: What to export.
         write: Writes the graphs into a folder.
+        forward: The model as a function of its inputs.
         runtimes: See ExportedFiles.sessions.
         tokenizer: Tokenizer or image processor to save; None copies the small files of the folder that the model was loaded from.
         overwrite: Whether the folder may hold files.
@@ -76,7 +78,7 @@ def write_exported(
         files = find_exported(new)
         assert files is not None, "the engine has written no graph"
         exported = ExportedModel(config, head, files.sessions(runtimes))
-        differences = compare(exported, model, graphs, settings)
+        differences = compare(exported, forward, graphs, settings)
         sizes = _sizes(new, [*files.paths.values()])
     return {
         "output": str(output), "format": settings.to, "model_type": config.model_type, "head": head,

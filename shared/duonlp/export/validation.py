@@ -12,6 +12,7 @@ from duonlp.export.model import ExportedModel
 from duonlp.export.settings import ExportSettings
 from duonlp.input_specs import InputSpec
 from duonlp.inputs import input_specs
+from duonlp.positions import position_ids
 
 ROWS, LENGTHS = (1, 3), (7, 12)
 """Two shapes: of one row, which batches of a static graph lack, and of rows with padding."""
@@ -108,14 +109,14 @@ def _decoded(model: ExportedModel, inputs: Mapping[str, np.ndarray]) -> np.ndarr
     """Return logits [B, T, V] of a text, all but the last token in one step, and the last one from the cache."""
     config, source = model.config.as_decoder(), None
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    positions = position_ids(config, ids, mask)
     if model.config.decoder is not None:
         source, ids = (ids, mask), inputs["decoder_input_ids"]
-        mask = np.ones_like(ids)
+        mask, positions = np.ones_like(ids), np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
     (rows, length), columns = ids.shape, np.arange(ids.shape[1])
     distance = columns[:, None] - columns[None]
     seen = (distance >= 0) & (mask[:, None] != 0)
     visible = [seen if window is None else seen & (distance < window) for window in config.layers.windows]
-    positions = np.broadcast_to(columns.astype(np.int32), ids.shape)
     cache, logits = model.start_cache(rows, length, source), []
     for part in (slice(0, length - 1), slice(length - 1, length)):
         views, index = tuple(view[:, part] for view in visible), (part.start,) * len(visible)
