@@ -11,9 +11,10 @@ from duonlp import numpy_ops
 from duonlp.checkpoints.checkpoint import Checkpoint
 from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.config import TransformerConfig
-from duonlp.errors import CheckpointError, InputError
+from duonlp.errors import CheckpointError, DuonlpError, InputError
 from duonlp.export.files import ExportedFiles
 from duonlp.export.graphs import flat_cache, nested_cache
+from duonlp.export.padding import run_padded
 from duonlp.export.sessions import Session, check_shapes
 from duonlp.generation import GenerationConfig, GenerationOutput, driver
 from duonlp.generation import loop as decoding
@@ -65,10 +66,10 @@ class ExportedModel:
         return cls(config, checkpoint.head, files.sessions(runtimes), generation_config, files.folder)
 
     def __call__(self, **inputs: Array) -> dict[str, np.ndarray]:
-        """Return the head's outputs.
+        """Return the head's outputs; a graph of static shapes runs in as many batches as needed.
 
         Args:
-            inputs: Arrays of ``config.inputs``. Those that the graph does not have, such as position_ids, must be the default.
+            inputs: Arrays of ``config.inputs``, at most as long as a static shape. Those that the graph does not have, such as position_ids, must be the default.
 
         Raises:
             InputError: The graph does not take the inputs.
@@ -80,7 +81,11 @@ class ExportedModel:
             inputs["attention_mask"] = np.ones_like(inputs["input_ids"])
         if "token_type_ids" in session.inputs and "token_type_ids" not in inputs:
             inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
-        return self._run(session, inputs)
+        return self._guarded(lambda: run_padded(session, inputs, self.config, self.head), inputs)
+
+    def run(self, batch: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """Return the head's outputs for a dict of inputs, as a pipeline calls it."""
+        return self(**batch)
 
     def _session(self, name: str, remedy: str) -> Session:
         if name not in self.sessions:
@@ -92,13 +97,19 @@ class ExportedModel:
 
     def _run(self, session: Session, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
         check_shapes(session.inputs, arrays)
+        return self._guarded(lambda: session(arrays), arrays)
+
+    def _guarded(
+        self, run: Callable[[], dict[str, np.ndarray]], arrays: Mapping[str, Array]
+    ) -> dict[str, np.ndarray]:
+        """Return what `run` returns, and raise a runtime's own errors as CheckpointError."""
         try:
-            return session(arrays)
-        except (InputError, CheckpointError):
+            return run()
+        except DuonlpError:
             raise
-        except Exception as error:  # of the runtime
-            shapes = ", ".join(f"{name} {list(np.shape(arrays[name]))}" for name in session.inputs)
-            raise CheckpointError(f"the exported graph failed for {shapes}: {error}") from error
+        except Exception as error:  # runtimes raise errors of many classes
+            shapes = ", ".join(f"{name} {list(np.shape(value))}" for name, value in arrays.items())
+            raise CheckpointError(f"the exported graph failed for {shapes}: {error}; export the model again") from error
 
     # -- the protocol of duonlp.generation.strategies.search.DecoderModel, in NumPy ----------------------------------------
 

@@ -119,7 +119,7 @@ def load_pipeline(
         return Pipeline(task_object, model.generate, stream=stream, assistant_model=assistant_model, **options)
     if assistant_model is not None:
         options["assistant_model"] = assistant_model  # Pipeline raises: other tasks have no such option
-    forward = model if isinstance(model, ExportedModel) else forward_of(model)
+    forward = model.run if isinstance(model, ExportedModel) else forward_of(model)
     pipe = Pipeline(task_object, forward, max_tokens=max_tokens, **options)
     pipe.weights_folder = weights_folder
     return pipe
