@@ -60,6 +60,7 @@ ONE_SIDED = {
     "tfnlp/steps/keras_data.py": "the forms of data that Keras' fit takes",
     "tfnlp/steps/step.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
+    "tfnlp/export/onnx_files.py": "jaxnlp exports to StableHLO; tfnlp, which has the same weights, to ONNX",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
     "tfnlp/kernels/onednn.py": "an operation of TensorFlow's graph; XLA's products are jaxnlp's only ones",
     "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
@@ -85,6 +86,8 @@ TWINS = (
     "generation/scoring.py",
     "generation/search.py",
     "rag/model.py",
+    "export/export.py",
+    "export/graphs.py",
 )
 OPS = ("shared/duonlp/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
 """The same array operations for NumPy, JAX and TensorFlow."""
