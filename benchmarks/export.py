@@ -98,7 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark and print a table or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks export", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="timed turns of each contestant (default %(default)s)")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["MiniLM-L6"], help="model sizes (default MiniLM-L6)")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=["MiniLM-L6"], help="model sizes (default MiniLM-L6)"
+    )
     parser.add_argument("--shapes", nargs="+", default=["1x32", "32x128"], help="batch shapes, ROWSxTOKENS")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS, help="(default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -31,7 +31,9 @@ class GraphSession:
             self.outputs = tuple(jax.tree.unflatten(self._exported.out_tree, self._exported.out_avals))
         except Exception as error:  # of flatbuffers, struct and JAX
             raise CheckpointError(f"JAX cannot load {str(path)!r}: {error}; export the model again") from error
-        self.inputs = {name: tuple(n if isinstance(n, int) else None for n in aval.shape) for name, aval in names.items()}
+        self.inputs = {
+            name: tuple(n if isinstance(n, int) else None for n in aval.shape) for name, aval in names.items()
+        }
         self._dtypes = {name: aval.dtype for name, aval in names.items()}
         self._call = jax.jit(self._exported.call)
 

@@ -46,7 +46,9 @@ def saved_model_sessions(folder: Path) -> dict[str, GraphSession]:
     try:
         loaded = tf.saved_model.load(str(folder))
     except Exception as error:  # of several classes of TensorFlow and protobuf
-        raise CheckpointError(f"TensorFlow cannot load the SavedModel {str(folder)!r}: {error}; export it again") from error
+        raise CheckpointError(
+            f"TensorFlow cannot load the SavedModel {str(folder)!r}: {error}; export it again"
+        ) from error
     return {name: GraphSession(loaded.signatures[name], loaded) for name in PUBLIC if name in loaded.signatures}
 
 

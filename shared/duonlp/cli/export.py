@@ -31,7 +31,9 @@ def export(
     tolerance: Annotated[
         float | None, cli_option(help="Largest accepted difference, relative (default 1e-5, for litert 1e-4).")
     ] = None,
-    overwrite: Annotated[bool, cli_option("--overwrite", help="Replace the model in --output if it holds files.")] = False,
+    overwrite: Annotated[
+        bool, cli_option("--overwrite", help="Replace the model in --output if it holds files.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

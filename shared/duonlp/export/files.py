@@ -49,7 +49,9 @@ class ExportedFiles:
         known = {"onnx": OnnxSession, "litert": litert_sessions, **runtimes}
         if self.format not in known:
             package = {"savedmodel": "tfnlp", "stablehlo": "jaxnlp"}[self.format]
-            raise InputError(f"{str(self.folder)!r} is a {self.format} export, which {package} runs; use {package}.pipeline")
+            raise InputError(
+                f"{str(self.folder)!r} is a {self.format} export, which {package} runs; use {package}.pipeline"
+            )
         opened = {name: known[self.format](path) for name, path in self.paths.items()}
         return dict(opened[""]) if "" in opened else opened
 

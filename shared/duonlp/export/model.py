@@ -69,7 +69,8 @@ class ExportedModel:
         """Return the head's outputs; a graph of static shapes runs in as many batches as needed.
 
         Args:
-            inputs: Arrays of ``config.inputs``, at most as long as a static shape. Those that the graph does not have, such as position_ids, must be the default.
+            inputs: Arrays of ``config.inputs``, at most as long as a static shape. Those that the graph does not have, such as
+                position_ids, must be the default.
 
         Raises:
             InputError: The graph does not take the inputs.
@@ -99,9 +100,7 @@ class ExportedModel:
         check_shapes(session.inputs, arrays)
         return self._guarded(lambda: session(arrays), arrays)
 
-    def _guarded(
-        self, run: Callable[[], dict[str, np.ndarray]], arrays: Mapping[str, Array]
-    ) -> dict[str, np.ndarray]:
+    def _guarded(self, run: Callable[[], dict[str, np.ndarray]], arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
         """Return what `run` returns, and raise a runtime's own errors as CheckpointError."""
         try:
             return run()
@@ -188,9 +187,7 @@ class ExportedModel:
         """
         streamer = options.pop("streamer", None)
         extras, options = self._extras(generation_config, options)
-        return driver.generate(
-            _programs, self, input_ids, attention_mask, generation_config, streamer, extras, options
-        )
+        return driver.generate(_programs, self, input_ids, attention_mask, generation_config, streamer, extras, options)
 
     def stream(
         self,
@@ -211,7 +208,9 @@ class ExportedModel:
         options = {name: value for name, value in options.items() if name not in names}
         config = driver.resolve_config(self.config, self.generation_config, generation_config, options)
         if config.strategy == "contrastive":
-            raise InputError("contrastive search compares hidden states, which exported graphs do not return; omit penalty_alpha")
+            raise InputError(
+                "contrastive search compares hidden states, which exported graphs do not return; omit penalty_alpha"
+            )
         if extras.assistant_model is not None and not isinstance(extras.assistant_model, ExportedModel):
             raise InputError("the assistant_model of an exported model must be exported, too; export it or omit it")
         return extras, options

@@ -56,7 +56,10 @@ def _reader(quantization: Any, path: Path, batches: Iterable[Mapping[str, Array]
         for batch in batches or ():
             if missing := [name for name in names if name not in batch]:
                 raise InputError(f"a batch to calibrate with lacks {', '.join(missing)}; it needs {', '.join(names)}")
-            yield {name: np.asarray(batch[name], np.int32 if np.asarray(batch[name]).dtype.kind in "iu" else None) for name in names}
+            yield {
+                name: np.asarray(batch[name], np.int32 if np.asarray(batch[name]).dtype.kind in "iu" else None)
+                for name in names
+            }
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:

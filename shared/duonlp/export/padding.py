@@ -45,9 +45,7 @@ def run_padded(
     return outputs
 
 
-def _pad_tokens(
-    name: str, array: np.ndarray, shape: tuple[int | None, ...], config: TransformerConfig
-) -> np.ndarray:
+def _pad_tokens(name: str, array: np.ndarray, shape: tuple[int | None, ...], config: TransformerConfig) -> np.ndarray:
     """Pad the last axis of token ids, masks and types on the right to a static length."""
     if array.dtype.kind not in "iu" or shape[-1] is None:
         return array

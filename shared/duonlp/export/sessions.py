@@ -141,7 +141,9 @@ def litert_sessions(path: Path) -> dict[str, Session]:
         names, lock = list(interpreter.get_signature_list()), threading.Lock()
         return {name: LiteRTSession(interpreter, name, lock) for name in names}
     except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"LiteRT cannot load {str(path)!r}: {_first_line(error)}; export the model again") from error
+        raise CheckpointError(
+            f"LiteRT cannot load {str(path)!r}: {_first_line(error)}; export the model again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

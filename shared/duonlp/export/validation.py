@@ -67,7 +67,9 @@ def relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, relative to the largest magnitude of the expected values; infinity for NaN."""
     if actual.shape != expected.shape:
         return float("inf")
-    error = np.abs(np.asarray(actual, np.float64) - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-6)
+    error = np.abs(np.asarray(actual, np.float64) - expected).max(initial=0) / max(
+        np.abs(expected).max(initial=0), 1e-6
+    )
     return float(error) if np.isfinite(error) else float("inf")
 
 

@@ -65,7 +65,5 @@ def export_checkpoint(
     loaded = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint, dtype="float32")
     on_stage("exporting")
     options = asdict(settings)
-    report = package.export_model(
-        loaded, output, options.pop("to"), batches=batches, overwrite=overwrite, **options
-    )
+    report = package.export_model(loaded, output, options.pop("to"), batches=batches, overwrite=overwrite, **options)
     return {"source": model, **report}
