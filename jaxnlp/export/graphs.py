@@ -1,6 +1,5 @@
 """The graphs of duonlp.export.graphs as JAX functions."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,14 +14,14 @@ if TYPE_CHECKING:
 Arrays = dict[str, jax.Array]
 
 
-def graph_function(model: "Model", graph: Graph) -> Callable[..., Any]:
+def graph_function(model: "Model", graph: Graph) -> Any:
     """Return a graph as a function from a dict of its inputs to a dict of its outputs."""
     body = {"serve": _serve, "encode": _encode, "decode": _decode}[graph.name]
     graphdef, params = split(model)
     return jax.jit(lambda inputs: body(merge(graphdef, params), inputs))
 
 
-def _serve(model: "Model", inputs: Arrays) -> Arrays:
+def _serve(model: Any, inputs: Arrays) -> Arrays:
     return model(**inputs)
 
 

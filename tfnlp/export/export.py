@@ -82,9 +82,10 @@ def _write_litert(
     require("ai_edge_litert")  # before a long conversion that could not be checked
     with tempfile.TemporaryDirectory() as temporary:
         _write_saved_model(model, Path(temporary), graphs, settings, batches)
-        converter = tf.lite.TFLiteConverter.from_saved_model(temporary, [graph.name for graph in graphs])
+        lite: Any = tf.lite
+        converter = lite.TFLiteConverter.from_saved_model(temporary, [graph.name for graph in graphs])
         if settings.int8:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.optimizations = [lite.Optimize.DEFAULT]
         try:
             content = converter.convert()
         except Exception as error:  # of several classes

@@ -1,6 +1,5 @@
 """The graphs of duonlp.export.graphs as TensorFlow functions."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, tf.Tensor]
 
 
-def graph_function(model: "Model", graph: Graph) -> Callable[..., Any]:
+def graph_function(model: "Model", graph: Graph) -> Any:
     """Return a graph as a function from a dict of its inputs to a dict of its outputs, with a signature."""
     body = {"serve": _serve, "encode": _encode, "decode": _decode}[graph.name]
     signature = {spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in graph.inputs}

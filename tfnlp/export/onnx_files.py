@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ LARGEST = 2**31 - 2**20
 """Bytes of the largest protobuf message; larger models keep their weights in a file of their own."""
 
 
-def write_onnx(function: Callable[..., Any], path: Path, opset: int | None) -> None:
+def write_onnx(function: Any, path: Path, opset: int | None) -> None:
     """Write a TensorFlow function as an ONNX file.
 
     Args:

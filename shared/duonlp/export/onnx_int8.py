@@ -1,5 +1,6 @@
 """Quantize an ONNX file to int8 with ONNX Runtime."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def quantize_onnx(path: Path, kind: str, batches: Iterable[Mapping[str, Array]] 
     options: dict[str, Any] = {
         "weight_type": quantization.QuantType.QInt8, "per_channel": True, "reduce_range": True, "op_types_to_quantize": PRODUCTS,
     }  # fmt: skip
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # advice about preprocessing, which changes nothing in these graphs
     try:
         if kind == "dynamic":
             quantization.quantize_dynamic(float_path, path, **options)
@@ -44,6 +47,7 @@ def quantize_onnx(path: Path, kind: str, batches: Iterable[Mapping[str, Array]] 
                 float_path, path, reader, activation_type=quantization.QuantType.QUInt8, **options
             )
     finally:
+        logging.disable(level)
         float_path.unlink()
 
 

@@ -88,7 +88,7 @@ def random_inputs(
     fixed = {axis: size for spec in specs for axis, size in spec.sizes}
     target = min(length - 2, config.as_decoder().max_length)
     free = {"batch": rows, "choices": 2, "length": min(length, config.max_length), "target_length": target} | fixed
-    inputs = {}
+    inputs: dict[str, np.ndarray] = {}
     for spec in specs:
         shape = tuple(free[axis] for axis in spec.axes)
         if spec.dtype == "float32":
@@ -102,7 +102,7 @@ def random_inputs(
         mask[(mask.shape[0] + 1) // 2 :, ..., -1] = 0
     if mask is not None and config.classification.token == "last_eos":
         ids, eos = inputs["input_ids"], config.eos_token_id
-        ids[ids == eos] = (eos or 0) + 1 if (eos or 0) == 0 else 0
+        ids[ids == eos] = 1 if eos == 0 else 0
         ids[..., min(1, ids.shape[-1] - 1)] = eos
     return inputs
 

@@ -140,8 +140,8 @@ def test_int8_is_close_and_smaller(classifier, exported, tmp_path):
     import tfnlp
 
     model = tfnlp.AutoModelForSequenceClassification.from_pretrained(classifier)
-    batch = {"input_ids": np.ones((2, 5), np.int32), "attention_mask": np.ones((2, 5), np.int32)}
-    batch["token_type_ids"] = 0 * batch["input_ids"]
+    ids = np.random.default_rng(0).integers(0, model.config.embedding.vocab_size, (16, 9), np.int32)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids % 2}
     for to, kind in (("onnx", "dynamic"), ("onnx", "static"), ("litert", "dynamic")):
         report = tfnlp.export_model(model, tmp_path / f"{to}-{kind}", to, int8=kind, batches=[batch])
         assert 1e-5 < report["differences"]["logits"] < 0.2 and report["tolerance"] is None
