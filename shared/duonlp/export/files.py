@@ -1,6 +1,7 @@
 """Find the graphs of an exported model on disk."""
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,6 @@ ENDINGS = {"onnx": ".onnx", "litert": ".tflite", "stablehlo": ".stablehlo"}
 """Formats and the endings of their files; a SavedModel is a folder."""
 
 SAVED_MODEL = "saved_model.pb"
-
-Open = Callable[[Path], Mapping[str, Session]]
-"""Opens a file or folder that holds several graphs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ExportedFiles:
             CheckpointError: A file is damaged.
             MissingExtraError: The format's runtime is not installed.
         """
-        known = {"onnx": OnnxSession, "litert": litert_sessions, **runtimes}
+        known: dict[str, Callable[[Path], Any]] = {"onnx": OnnxSession, "litert": litert_sessions, **runtimes}
         if self.format not in known:
             package = {"savedmodel": "tfnlp", "stablehlo": "jaxnlp"}[self.format]
             raise InputError(
@@ -93,8 +91,6 @@ def _from_file(name: str, path: Path) -> ExportedFiles:
 
 def remove_exported(folder: Path) -> None:
     """Remove the files of an earlier export from a folder, whose links would otherwise be written through."""
-    import shutil
-
     for file in folder.iterdir():
         if file.suffix in (*ENDINGS.values(), ".pb"):
             file.unlink()
