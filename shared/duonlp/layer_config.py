@@ -361,5 +361,10 @@ class QuantizationConfig:
         return self._by_path.get(path)
 
     @cached_property
+    def multiplies_integers(self) -> bool:
+        """Whether a layer multiplies integers with integers."""
+        return not self.simulated and any(layer.activations != "float" for _, layer in self.layers)
+
+    @cached_property
     def _by_path(self) -> dict[str, LayerQuantization]:
         return dict(self.layers)
