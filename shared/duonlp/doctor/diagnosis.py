@@ -19,6 +19,9 @@ FEATURES = (
 INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 """Instruction sets that multiply and add 8-bit integers."""
 
+ONEDNN_DEFAULT = frozenset({"avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"})
+"""Instruction sets of which one must be present for TensorFlow to use oneDNN by default."""
+
 THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
 """Environment variables that limit the threads of an operation."""
 
@@ -91,11 +94,12 @@ def _warnings(
     for engine in engines:
         if engine.installed and engine.problem:
             warnings.append(f"{engine.package} does not work: {engine.problem}")
-        if engine.onednn is False:
-            warnings.append(
-                "TensorFlow was built without oneDNN, so tfnlp is slower on this processor; install the official wheel, "
-                "pip install tensorflow"
-            )
+        if engine.onednn is False and features is not None and ONEDNN_DEFAULT & set(features):
+            if environment.get("TF_ENABLE_ONEDNN_OPTS") != "0":  # which has a warning of its own
+                warnings.append(
+                    "TensorFlow was built without oneDNN, so tfnlp is slower on this processor; install the official wheel, "
+                    "pip install tensorflow"
+                )
         if engine.threads is not None and cores and engine.threads < cores:
             warnings.append(f"{engine.package} uses {engine.threads} threads on {cores} cores")
     if os.path.exists("/proc/driver/nvidia/version"):

@@ -110,11 +110,11 @@ def random_inputs(
 def _decoded(model: ExportedModel, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return logits [B, T, V] of a text, all but the last token in one step, and the last one from the cache."""
     config, source = model.config.as_decoder(), None
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    positions = position_ids(config, ids, mask)
+    ids, mask, offset = inputs["input_ids"], inputs["attention_mask"], 0
     if model.config.decoder is not None:
-        source, ids = (ids, mask), inputs["decoder_input_ids"]
-        mask, positions = np.ones_like(ids), np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+        source, ids, offset = (ids, mask), inputs["decoder_input_ids"], config.embedding.position_offset  # see `decode`
+        mask = np.ones_like(ids)
+    positions = position_ids(config, ids, mask) - offset
     (rows, length), columns = ids.shape, np.arange(ids.shape[1])
     distance = columns[:, None] - columns[None]
     seen = (distance >= 0) & (mask[:, None] != 0)
