@@ -269,7 +269,10 @@ class Step:
         Raises:
             InputError: The model does not take the batch.
         """
-        batch, objective = {name: np.asarray(array_of(name, value)) for name, value in batch.items()}, self.plan.objective
+        batch, objective = (
+            {name: np.asarray(array_of(name, value)) for name, value in batch.items()},
+            self.plan.objective,
+        )
         if self._own_rows:  # whose labels every process has to know of
             own = objective.counts(self.trainable, batch)
             return bool(own if jax.process_count() == 1 else multihost_utils.process_allgather(np.bool_(own)).any())

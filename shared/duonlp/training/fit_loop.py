@@ -123,14 +123,16 @@ def check_label_counts(batches: Iterable[Batch], counts: Callable[[Batch], bool]
         batches: Batches in the order in which they are trained on, of which at most MOST_UNLABELED are read.
         counts: Returns whether a label of a batch counts in the loss, on any host.
     """
-    number = 0
-    for number, batch in enumerate(itertools.islice(batches, MOST_UNLABELED), 1):
+    read = 0
+    for batch in itertools.islice(batches, MOST_UNLABELED):
         if counts(batch):
             return
-    if number:
+        read += 1
+    if read:
+        name = "batch" if read == 1 else f"{read} batches"
         raise InputError(
-            f"no label of the first {'batch' if number == 1 else f'{number} batches'} counts in the loss: all are {IGNORED}, beyond the "
-            "sequence, or in masked rows; check how the labels are made"
+            f"no label of the first {name} counts in the loss: all are {IGNORED}, beyond the sequence, or in masked rows; "
+            "check how the labels are made"
         )
 
 
