@@ -35,7 +35,7 @@ def quantize(model: P, scheme: str | None = None, batches: Any = None, **setting
             already quantized, or a weight is not finite.
     """
     values = parameter_tree(model)
-    record = None if batches is None else partial(record_inputs, model, batches_of(batches))
+    record = None if batches is None else partial(record_inputs, model, batches_of(batches, model.config, model.head))
     cfg, new = quantized_values(
         lambda path: np.asarray(values[path], np.float32), model.config, model.head,
         QuantizationSettings.of(scheme, settings), record,

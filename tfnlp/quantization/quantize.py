@@ -51,7 +51,11 @@ def quantize_in_place(model: Pretrained, scheme: str | None = None, batches: Any
 def _quantized(
     model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]
 ) -> tuple[TransformerConfig, dict[str, np.ndarray]]:
-    record = None if batches is None else functools.partial(record_inputs, model, batches_of(batches))
+    record = (
+        None
+        if batches is None
+        else functools.partial(record_inputs, model, batches_of(batches, model.config, model.head))
+    )
     return quantized_values(
         lambda path: np.asarray(merged_values(model, path), np.float32), model.config, model.head,
         QuantizationSettings.of(scheme, settings), record,
