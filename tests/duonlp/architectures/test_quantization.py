@@ -169,7 +169,7 @@ def test_configurations_of_other_software():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"), [("(.|[a-z.])" * 60 + "!", "takes too long to match"), ("a" * 1001, "1001 characters")]
+    ("pattern", "message"), [("(.|[a-z._])" * 24 + "$", "takes too long to match"), ("a" * 1001, "1001 characters")]
 )
 def test_patterns_take_bounded_time(pattern, message, monkeypatch):
     monkeypatch.setattr(_quantization, "SECONDS", 0.05)
