@@ -75,8 +75,9 @@ def has_onednn() -> bool:
 
 def _is_exact(x: np.ndarray, kernel: np.ndarray) -> bool:
     """Return whether oneDNN's product of 8-bit integers gives NumPy's numbers."""
+    left, right = tf.constant(x), tf.constant(kernel)
     products = tf.function(
-        lambda: (onednn_product(x, kernel), onednn_product(x, kernel.T, transposed=True)), autograph=False
+        lambda: (onednn_product(left, right), onednn_product(left, tf.constant(kernel.T), True)), autograph=False
     )()
     return all(np.array_equal(product, x.astype(np.float32) @ kernel.astype(np.float32)) for product in products)
 
