@@ -8,7 +8,6 @@ from typing import Any, cast
 import keras
 
 from duonlp.errors import InputError
-from duonlp.quantization import check_trainable
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import (
@@ -27,6 +26,7 @@ from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
 from tfnlp.kernels.choice import trains_with_xla
+from tfnlp.steps.step import check_not_quantized
 from tfnlp.training.backups import is_main_worker, locked_run
 from tfnlp.training.callbacks import StopAtSigterm
 from tfnlp.training.fit_callback import Run
@@ -180,7 +180,7 @@ def train(
 
 def _check_dtype(model: Any) -> None:
     """Raise InputError for quantized parameters, and for those that lose small updates."""
-    check_trainable(model.config)
+    check_not_quantized(model)
     if model.variable_dtype != "float32":
         raise InputError(
             f"the parameters are {model.variable_dtype}, which loses small updates; load the model with "

@@ -203,7 +203,7 @@ def _read_own(groups: Any, known: Collection[str]) -> QuantizationConfig:
     layers: dict[str, LayerQuantization] = {}
     names = set(LayerQuantization.__dataclass_fields__)
     for group in groups:
-        options = dict(group) if isinstance(group, Mapping) else {}
+        options = {"input_scale": None, **group} if isinstance(group, Mapping) else {}
         paths = options.pop("paths", None)
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths) or set(options) != names:
             raise ConfigError(
@@ -237,13 +237,19 @@ def _own_kind(options: Mapping[str, Any]) -> LayerQuantization:
                 f"quantization_config has {name} {shorten(options[name])}, a {type(options[name]).__name__}; expected a "
                 f"{kind.__name__}"
             )
+    scale = options.get("input_scale")
+    if (scale is not None and not isinstance(scale, (int, float))) or isinstance(scale, bool):
+        raise ConfigError(f"quantization_config has the input_scale {shorten(scale)}; it must be a positive number")
     return LayerQuantization(**options)
 
 
 def write_quantization(quantization: QuantizationConfig) -> dict[str, Any]:
     """Describe which layers are quantized by their paths; :func:`read_quantization` inverts it."""
     runs = groupby(quantization.layers, key=lambda item: item[1])
-    groups = [{"paths": [path for path, _ in layers], **asdict(kind)} for kind, layers in runs]
+    groups: list[dict[str, Any]] = [{"paths": [path for path, _ in layers], **asdict(kind)} for kind, layers in runs]
+    for group in groups:
+        if group["input_scale"] is None:
+            del group["input_scale"]
     return {"quant_method": METHOD, "layers": groups}
 
 

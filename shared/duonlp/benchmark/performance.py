@@ -26,8 +26,8 @@ from duonlp.parameters import count_parameters
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.quantization import scheme_of
 from duonlp.tasks.base import check_int
+from duonlp.util.console import Progress
 from duonlp.util.machine_info import machine
-from duonlp.util.progress import Progress
 from duonlp.util.reading import read_json_object
 
 Text = str | dict[str, str]

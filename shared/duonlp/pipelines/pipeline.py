@@ -15,7 +15,7 @@ from duonlp.tasks.base import Example, Task, check_int, describe
 from duonlp.tasks.generation import GenerationTask
 from duonlp.typing import Tokenizer
 from duonlp.util.buckets import bucket, largest_bucket
-from duonlp.util.progress import Progress
+from duonlp.util.console import Progress
 
 MIN_LENGTH = 16
 """Minimum length to which rows are padded; compiling further shapes costs more than the padding."""

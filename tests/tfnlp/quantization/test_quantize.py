@@ -12,6 +12,7 @@ from duonlp.errors import InputError
 from duonlp.training import FitConfig
 from tests import quantization as checks
 from tfnlp.kernels import choice, int8_product, kernels
+from tfnlp.quantization import simulated
 from tfnlp.quantization.layers import QuantizedEmbed, QuantizedLinear
 
 
@@ -137,6 +138,35 @@ def test_wrong_calls_are_refused():
     checks.check_refusals(tfnlp)
 
 
-def test_training_for_quantization(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"scheme": "int8-static", "skip": ["encoder/layer_0/*"]}], ids=str)
+def test_training_for_quantization(settings, tmp_path):
     config = FitConfig(epochs=15, learning_rate=2e-2)
-    checks.check_training(tfnlp, config, tmp_path / "run")
+    checks.check_training(tfnlp, config, tmp_path / "run", **settings)
+
+
+def test_kernels_of_bfloat16_models_are_rounded_in_float32(monkeypatch):
+    model, dtypes, rounded = (
+        tfnlp.prepare_qat(checks.model_of(tfnlp, "bert", dtype="bfloat16")),
+        [],
+        simulated.round_kernel,
+    )
+
+    def round_kernel(kernel, quantization):
+        dtypes.append(tf.convert_to_tensor(kernel).dtype)
+        return rounded(kernel, quantization)
+
+    monkeypatch.setattr(simulated, "round_kernel", round_kernel)
+    assert model(**checks.inputs_of("bert"))["logits"].dtype == tf.bfloat16
+    assert len(dtypes) == 14 and set(dtypes) == {tf.float32}
+
+
+def test_models_prepared_for_training_learn_with_lora():
+    model = tfnlp.prepare_qat(checks.model_of(tfnlp, "bert"))
+    for layer in (model.classifier, model.embeddings.word_embeddings):
+        layer.enable_lora(2)
+    model.compile(keras.optimizers.Adam(1e-1))
+    batch = checks.batches_of()[0]
+    model.fit(batch, epochs=3, verbose=0)
+    simulated = checks.logits(model, checks.inputs_of("bert"))
+    assert np.any(model.classifier.lora_kernel_b) and np.any(model.embeddings.word_embeddings.lora_embeddings_b)
+    assert checks.difference(checks.logits(tfnlp.quantize(model), checks.inputs_of("bert")), simulated) < 1e-4
