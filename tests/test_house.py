@@ -62,6 +62,7 @@ ONE_SIDED = {
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
     "jaxnlp/pruning/step_masks.py": "masks in the compiled step over stacked parameters; Keras' are variables",
     "tfnlp/pruning/keras_masks.py": "masks as Keras variables, and a callback; jaxnlp's are part of the step's state",
+    "tfnlp/export/onnx_files.py": "jaxnlp exports to StableHLO; tfnlp, which has the same weights, to ONNX",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
     "tfnlp/kernels/onednn.py": "an operation of TensorFlow's graph; XLA's products are jaxnlp's only ones",
     "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
@@ -87,6 +88,8 @@ TWINS = (
     "generation/scoring.py",
     "generation/search.py",
     "rag/model.py",
+    "export/export.py",
+    "export/graphs.py",
 )
 OPS = ("shared/duonlp/numpy_ops.py", "jaxnlp/ops.py", "tfnlp/ops.py")
 """The same array operations for NumPy, JAX and TensorFlow."""

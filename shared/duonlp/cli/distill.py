@@ -72,6 +72,7 @@ def distill(
     prune_method: flags.PruneMethod = None,
     prune_structure: flags.PruneStructure = None,
     tensorboard: flags.TensorBoard = None,
+    quantization_aware: flags.QuantizationAware = "",
     option: SettingsOption = None,
     plot: flags.Plot = "",
     dry_run: flags.DryRun = False,

@@ -70,6 +70,7 @@ def finetune(
     prune_method: flags.PruneMethod = None,
     prune_structure: flags.PruneStructure = None,
     tensorboard: flags.TensorBoard = None,
+    quantization_aware: flags.QuantizationAware = "",
     option: SettingsOption = None,
     plot: flags.Plot = "",
     dry_run: flags.DryRun = False,
