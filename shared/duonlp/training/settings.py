@@ -73,7 +73,7 @@ class Settings:
         Args:
             stored: Settings the run was started with, as :meth:`to_dict` returned them.
         """
-        now = parse_json(to_json(self.to_dict()))
+        stored, now = (parse_json(to_json(settings)) for settings in (dict(stored), self.to_dict()))  # tuples as lists
         changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != now[name]]
         if changed:
             differences = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in changed)
