@@ -110,7 +110,7 @@ def train(
     if evaluates(config, validation, evaluate):
         evaluation = Evaluation(
             step, model, None if held_out is None else held_out.first_epoch, evaluate, on_evaluation, best, folder, tokenizer,
-            {"name": "validation"},
+            {"name": "validation"}, first_candidate=config.first_candidate(total),
         )  # fmt: skip
     about = describe_model(model)
     about |= step.plan.objective.describe()

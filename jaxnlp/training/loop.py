@@ -66,6 +66,7 @@ class Evaluation:
         best: Tracker of the best evaluation, whose model is saved with the tokenizer in the folder; or None.
         labels: Further entries of the log records.
         unit: What the run counts: "examples" or "tokens".
+        first_candidate: Steps from which an evaluation may be the best.
         history: Metrics of each evaluation, with its "step".
     """
 
@@ -79,6 +80,7 @@ class Evaluation:
     tokenizer: Tokenizer | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "examples"
+    first_candidate: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def check(self, state: State) -> None:
@@ -105,7 +107,8 @@ class Evaluation:
             metrics = run_on_main(lambda: evaluation_results(metrics, evaluate(self._with(params)), reserved))
         self.history.append({"step": number, **metrics})
         log.evaluation({**self.labels, **self.history[-1]})
-        if self.best is not None and self.best.update(number, metrics) and self.folder is not None:
+        best = self.best if number >= self.first_candidate else None
+        if best is not None and best.update(number, metrics) and self.folder is not None:
             folder = self.folder / BEST
             params = self.step.model_parameters(self.step.effective(state)) if params is None else params
             run_on_main(lambda: self._with(params).save_pretrained(folder, self.tokenizer))

@@ -162,7 +162,8 @@ class Run(keras.callbacks.Callback):
         metrics = dict(evaluation())
         self.history.append({"step": step, **metrics})
         self.log.evaluation({"name": "validation", **self.history[-1]})
-        if self.best.update(step, metrics) and self.folder is not None and self._writes:
+        candidate = step >= self.config.first_candidate(self.total)
+        if candidate and self.best.update(step, metrics) and self.folder is not None and self._writes:
             self.trainer.trained_model().save_pretrained(self.folder / BEST, self.tokenizer)
         if self.on_evaluation is not None:
             self.on_evaluation(step, metrics)

@@ -133,6 +133,14 @@ class FitConfig(Settings):
         self.check_effects(unused_settings(self.optimizer, self.schedule, self.save_every))
         self.learning_rate_at(0.0)  # raises for an invalid combination, such as inverse_sqrt without warmup
 
+    def first_candidate(self, total: int) -> int:
+        """Return the number of steps of a run of `total` steps from which evaluations may select the best model.
+
+        With pruning, those before are of models that are not as sparse as they are to be.
+        """
+        end = None if self.pruning is None else self.pruning.resolved(total).end
+        return 0 if end is None else end + 1
+
     def check_default_layout(self) -> None:
         """Raise InputError if a setting of :data:`LAYOUT` is not at its default, for an engine that cannot honor it."""
         default = FitConfig()

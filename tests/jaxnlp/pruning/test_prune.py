@@ -65,9 +65,9 @@ def test_the_evaluated_and_the_saved_model_are_pruned(tmp_path):
         seen.append(np.concatenate([mask.ravel() for mask in zeros(jaxnlp.parameter_tree(model)).values()]).mean())
         return {"score": float(len(seen))}
 
-    settings = config("2:4", evaluate_every=10, best_metric="score")
-    fit(model(), batches(), settings, tmp_path / "run", evaluate=evaluate, log={"console": False})
-    assert seen == [0.5]
+    settings = config("2:4", evaluate_every=3, best_metric="score", greater_is_better=False)
+    result = fit(model(), batches(), settings, tmp_path / "run", evaluate=evaluate, log={"console": False})
+    assert seen[-1] == 0.5 and seen[0] < 0.5 and result.best == {"value": 3.0, "step": 9}
     best = jaxnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "best")
     for mask in zeros(jaxnlp.parameter_tree(best)).values():
         assert (mask.reshape(-1, 4, mask.shape[1]).sum(axis=1) == 2).all()
