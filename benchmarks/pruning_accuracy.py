@@ -2,8 +2,9 @@
 
     python -m benchmarks pruning_accuracy MODEL DATA --work FOLDER [--framework jax] [--epochs 4] [--plot accuracy.png]
 
-MODEL is fine-tuned on DATA (`duonlp finetune`). Each row is a run in FOLDER, which resumes if it is interrupted: 70% of the weights
-by magnitude and by movement, and half of the heads and feed-forward rows, which are then removed and timed at 1x32 and 32x128.
+MODEL is fine-tuned on DATA (`duonlp finetune`). Each row is a run in FOLDER, which resumes if it is interrupted: 70% of the
+weights by magnitude and by movement, and half of the heads and feed-forward rows, which are then removed and timed at 1x32 and
+32x128.
 """
 
 import argparse

@@ -155,9 +155,9 @@ def _keep_in_groups(scores: np.ndarray, group: int, kept: int) -> np.ndarray:
 
 
 def expand(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a mask of blocks [in / r, out / c] as one of weights [in, out]."""
-    rows, columns = (size // blocks for size, blocks in zip(shape, mask.shape, strict=True))
-    return mask.repeat(rows, 0).repeat(columns, 1)
+    """Return a mask of blocks [..., in / r, out / c] as one of weights of a shape [..., in, out]."""
+    rows, columns = (size // blocks for size, blocks in zip(shape[-2:], mask.shape[-2:], strict=True))
+    return mask.repeat(rows, -2).repeat(columns, -1)
 
 
 def pruned_values(

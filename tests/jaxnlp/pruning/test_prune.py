@@ -10,7 +10,7 @@ from duonlp.errors import InputError
 from duonlp.pruning import Pruning
 from duonlp.training import FitConfig
 from jaxnlp.pruning import prune, shrink
-from jaxnlp.training import fit
+from jaxnlp.training import export, fit
 from tests.pruning import CONFIG, batches, config, zeros
 
 IDS = np.arange(5, 11, dtype=np.int32)[None]
@@ -42,6 +42,10 @@ def test_a_resumed_run_is_identical(tmp_path):
     ours, theirs = (jaxnlp.parameter_tree(result.model) for result in (whole, half))
     for path, value in ours.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(theirs[path]), path)
+    export(tmp_path / "whole", tmp_path / "exported")
+    exported = jaxnlp.AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
+    for path, value in jaxnlp.parameter_tree(exported).items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(ours[path]), path)
     share = np.concatenate([mask.ravel() for mask in zeros(ours).values()]).mean()
     assert share == pytest.approx(0.5, abs=1e-3)
 
