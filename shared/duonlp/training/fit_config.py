@@ -106,6 +106,8 @@ class FitConfig(Settings):
     seconds: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.pruning, Mapping):  # as to_dict returns it
+            object.__setattr__(self, "pruning", Pruning(**self.pruning))
         for name in ("epochs", "steps", "accumulation", "learning_rate", "clip_norm", "patience", "keep_last"):
             value = getattr(self, name)
             if value is not None and not value > 0:

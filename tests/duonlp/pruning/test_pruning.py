@@ -132,6 +132,7 @@ def test_settings_of_a_run_are_written_and_read():
 
     assert build(FitConfig, tomllib.loads(to_toml(config))) == config
     config.check_resumable(config.to_dict())
+    assert FitConfig.of(config.to_dict()) == config
     with pytest.raises(InputError, match="pruning="):
         FitConfig().check_resumable(config.to_dict())
 
