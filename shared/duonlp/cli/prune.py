@@ -41,10 +41,7 @@ def prune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Set weights of a checkpoint to zero, or remove heads and rows that are.
-
-    Training while pruning keeps more accuracy: see --prune of duonlp finetune and duonlp distill.
-    """
+    """Set weights of a checkpoint to zero at once (finetune and distill --prune lose less), or remove heads and rows that are."""
     from duonlp.heads import HEADS
     from duonlp.pruning import Pruning
     from duonlp.runs.pruning import prune_checkpoint

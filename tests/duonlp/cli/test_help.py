@@ -39,7 +39,7 @@ def default_in(text: str) -> str | None:
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
         "run", "ask", "generate", "summarize", "finetune", "adapt", "fewshot", "distill", "tune", "benchmark",
-        "parity", "labels", "augment", "questions", "models", "convert", "doctor", "quantize", "export", "demo", "evaluate code",
+        "parity", "labels", "augment", "questions", "models", "convert", "doctor", "prune", "quantize", "export", "demo", "evaluate code",
         "evaluate question-answering", "evaluate retrieval", "evaluate summarization",
     }  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_defaults_of_settings_are_those_of_the_dataclasses():
     for flag, path in FLAGS.items():
         value = SETTINGS
         for part in path.split("."):
-            value = getattr(value, part)
+            value = value and getattr(value, part)  # None: no pruning, whose settings have defaults of their own
         stated = default_in(params["finetune"][flag])
         assert stated is None or type(value)(stated) == value, flag
     assert default_in(params["finetune"]["seed"]) == str(SETTINGS.seed) == str(SETTINGS.fit.seed)
