@@ -41,7 +41,7 @@ def prune(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Set weights of a checkpoint to zero at once (finetune and distill --prune lose less), or remove heads and rows that are."""
+    """Set weights of a checkpoint to zero at once, or remove heads and rows that are; finetune --prune loses less."""
     from duonlp.heads import HEADS
     from duonlp.pruning import Pruning
     from duonlp.runs.pruning import prune_checkpoint
