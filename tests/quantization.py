@@ -107,6 +107,13 @@ def check_refusals(engine) -> None:
     wrong = {"input_ids": IDS + 30, "attention_mask": MASK}  # of another tokenizer
     with pytest.raises(InputError, match="token ids are 0 to 39; check that the tokenizer belongs to the model"):
         engine.quantize(model, "int8-static", [wrong])
+    with pytest.raises(InputError, match="a model needs input_ids"):
+        engine.quantize(model, "int8-static", [{"attention_mask": MASK}])
+    broken = model_of(engine, "bert")
+    kernel = broken.classifier.kernel
+    (kernel.assign if hasattr(kernel, "assign") else kernel.set_value)(np.full(kernel.shape, np.nan, np.float32))
+    with pytest.raises(InputError, match="classifier/kernel has 48 values that are NaN or infinite"):
+        engine.quantize(broken)
     quantized = engine.quantize(model)
     for function in (engine.quantize, engine.prepare_qat):
         with pytest.raises(InputError, match="already quantized"):

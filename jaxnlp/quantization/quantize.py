@@ -70,7 +70,7 @@ def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings:
 def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the arguments of the functions of duonlp.quantization that decide what is quantized."""
     values = parameter_tree(model)
-    record = None if batches is None else partial(record_inputs, model, batches_of(batches))
+    record = None if batches is None else partial(record_inputs, model, batches_of(batches, model.config, model.head))
     settings_of_call = QuantizationSettings.of(scheme, settings)
     return lambda path: np.asarray(values[path], np.float32), model.config, model.head, settings_of_call, record
 

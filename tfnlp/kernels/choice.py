@@ -80,8 +80,9 @@ def has_onednn() -> bool:
 
 def _is_exact(x: np.ndarray, kernel: np.ndarray) -> bool:
     """Return whether oneDNN's product of 8-bit integers gives NumPy's numbers."""
+    left, right = tf.constant(x), tf.constant(kernel)
     products = tf.function(
-        lambda: (onednn_product(x, kernel), onednn_product(x, kernel.T, transposed=True)), autograph=False
+        lambda: (onednn_product(left, right), onednn_product(left, tf.constant(kernel.T), True)), autograph=False
     )()
     return all(np.array_equal(product, x.astype(np.float32) @ kernel.astype(np.float32)) for product in products)
 
@@ -118,8 +119,8 @@ def uses_xla(tokens: int, dtype: str = "float32", multiplies_integers: bool = Fa
     """Return whether a forward pass over this many tokens is faster with XLA than as a graph of TensorFlow's own kernels.
 
     In bfloat16 XLA computes in float32 (see trains_with_xla), and is faster only for the fewest tokens. Integers are best
-    multiplied by XLA for any number of tokens where oneDNN is not exact: with AVX2 alone, MiniLM-L6 reads 8 x 128 tokens in 294 ms
-    with XLA and in 376 as a graph with products of XLA, against 367 in float32.
+    multiplied by XLA for any number of tokens where oneDNN is not exact: with AVX2 alone, MiniLM-L6 reads 8 x 128 tokens in 294
+    ms with XLA and in 376 as a graph with products of XLA, against 367 in float32.
     """
     if multiplies_integers and not has_onednn():
         return True

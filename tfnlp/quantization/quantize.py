@@ -79,7 +79,11 @@ def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings:
 
 def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the arguments of the functions of duonlp.quantization that decide what is quantized."""
-    record = None if batches is None else functools.partial(record_inputs, model, batches_of(batches))
+    record = (
+        None
+        if batches is None
+        else functools.partial(record_inputs, model, batches_of(batches, model.config, model.head))
+    )
     settings_of_call = QuantizationSettings.of(scheme, settings)
     return (
         lambda path: np.asarray(merged_values(model, path), np.float32),

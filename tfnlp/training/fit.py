@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import keras
+import numpy as np
 
 from duonlp.errors import InputError
 from duonlp.training.best import Best
@@ -204,10 +205,13 @@ def _validation_losses(trainer: Any, validation: BatchStream) -> dict[str, float
     """Return the losses of ``trainer.evaluate`` on the validation batches.
 
     Raises:
-        InputError: There are no batches, or one of them is unusable.
+        InputError: There are no batches, one of them is unusable, or no label counts.
     """
     try:
         dataset = epoch_source(validation, 1).dataset()
     except InputError as error:
         raise InputError(f"the validation batches cannot be evaluated: {error}") from error
-    return {name: float(value) for name, value in trainer.evaluate(dataset, verbose=0, return_dict=True).items()}
+    losses = trainer.evaluate(dataset, verbose=0, return_dict=True)
+    if not np.any(trainer._loss_tracker.counts.numpy()):
+        raise InputError("the validation batches have no label to evaluate on; pass batches with labels")
+    return {name: float(value) for name, value in losses.items()}

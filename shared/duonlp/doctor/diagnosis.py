@@ -94,12 +94,12 @@ def _warnings(
     for engine in engines:
         if engine.installed and engine.problem:
             warnings.append(f"{engine.package} does not work: {engine.problem}")
-        if engine.onednn is False and features is not None and ONEDNN_DEFAULT & set(features):
-            if environment.get("TF_ENABLE_ONEDNN_OPTS") != "0":  # which has a warning of its own
-                warnings.append(
-                    "TensorFlow was built without oneDNN, so tfnlp is slower on this processor; install the official wheel, "
-                    "pip install tensorflow"
-                )
+        is_expected = features is not None and ONEDNN_DEFAULT & set(features)
+        if engine.onednn is False and is_expected and environment.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+            warnings.append(
+                "TensorFlow was built without oneDNN, so tfnlp is slower on this processor; install the official wheel, "
+                "pip install tensorflow"
+            )
         if engine.threads is not None and cores and engine.threads < cores:
             warnings.append(f"{engine.package} uses {engine.threads} threads on {cores} cores")
     if os.path.exists("/proc/driver/nvidia/version"):

@@ -25,6 +25,7 @@ from duonlp.quantization.gptq import gptq
 from duonlp.quantization.resolve import resolve
 from duonlp.quantization.settings import QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
+from duonlp.util.console import Progress
 
 Read = Callable[[str], np.ndarray]
 """Returns a parameter by its path."""
@@ -77,13 +78,14 @@ def quantized_values(
     rounded: dict[str, np.ndarray] = {}  # kernels of the stages so far, as the quantized layers have them
     is_trained = cfg.quantization is not None and cfg.quantization.simulated
     final = QuantizationConfig(tuple((path, replace(layer, input_scale=None)) for path, layer in quantization.layers))
-    for stage in _stages(kernels, settings):
-        new = _quantize_kernels(read, stage, settings, record, rounded, searches=not is_trained)
-        values |= new
-        if settings.rounding == "gptq":
-            for layer, layer_quantization in stage:
-                path = f"{layer}/kernel"
-                rounded[path] = dequantized_value(new.__getitem__, path, spec[path].shape, layer_quantization)
+    with Progress(len(kernels), None, "quantizing layers") as bar:
+        for stage in _stages(kernels, settings):
+            new = _quantize_kernels(read, stage, settings, record, rounded, not is_trained, bar)
+            values |= new
+            if settings.rounding == "gptq":
+                for layer, layer_quantization in stage:
+                    path = f"{layer}/kernel"
+                    rounded[path] = dequantized_value(new.__getitem__, path, spec[path].shape, layer_quantization)
     return cfg.replace(quantization=final), values
 
 
@@ -193,7 +195,7 @@ def _stages(
 
 def _quantize_kernels(
     read: Read, layers: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings, record: Record | None,
-    rounded: Mapping[str, np.ndarray], searches: bool,
+    rounded: Mapping[str, np.ndarray], searches: bool, bar: Progress,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the values of some linear layers; ``rounded`` has the kernels of the layers before them.
 
@@ -205,6 +207,7 @@ def _quantize_kernels(
     for layer, quantization in layers:
         seen = statistics.get(layer)
         values |= _quantize_kernel(layer, kernels[layer], quantization, settings, seen, searches)
+        bar.advance(1)
     return values
 
 

@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 from duonlp.errors import NewHeadWarning
-from duonlp.inputs import model_inputs
 from duonlp.runs.settings import RunSettings
 from duonlp.typing import Engine, EpochBatches
 
@@ -57,5 +56,4 @@ def prepare_for_quantization(package: Engine, model: Any, settings: RunSettings,
     """
     if not settings.quantization_aware:
         return model
-    inputs = [dict(model_inputs(model.config, batch)) for batch in islice(batches.epoch(0), CALIBRATED)]
-    return package.prepare_qat(model, settings.quantization_aware, inputs)
+    return package.prepare_qat(model, settings.quantization_aware, list(islice(batches.epoch(0), CALIBRATED)))

@@ -15,7 +15,7 @@ from duonlp.errors import InputError
 from duonlp.training import FitConfig
 from jaxnlp.kernels import choice, int8_product, kernels
 from jaxnlp.layers import Linear
-from jaxnlp.quantization.layers import QuantizedLinear
+from jaxnlp.quantization.layers import QuantizedEmbed, QuantizedLinear
 from jaxnlp.quantization.simulated import SimulatedLinear, simulated_paths
 from jaxnlp.training.mesh import gather_parameters
 from jaxnlp.training.model import make_trainable, parameter_reader
@@ -93,6 +93,15 @@ def test_half_precision_models_are_quantized():
         assert jaxnlp.parameter_tree(quantized)["classifier/kernel_scale"].dtype == np.float32
         inputs = checks.inputs_of("bert")
         assert checks.difference(checks.logits(quantized, inputs), checks.logits(model, inputs)) < 0.2
+
+
+def test_products_with_a_table_do_not_overflow_float16():
+    table = QuantizedEmbed(3, 16, LayerQuantization(), dtype=jnp.float16)
+    table.embedding, table.embedding_scale = nnx.Param(jnp.full((3, 16), 127, jnp.int8)), nnx.Param(jnp.full(3, 1e-3))
+    # The sum of the integers is 1,219,200, and the largest number of float16 65,504.
+    y = table.attend(jnp.full((2, 16), 600, jnp.float16))
+    assert y.dtype == jnp.float16
+    np.testing.assert_allclose(y, np.full((2, 3), 1219.2), rtol=1e-3)
 
 
 def test_wrong_calls_are_refused():

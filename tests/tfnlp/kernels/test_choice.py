@@ -60,7 +60,9 @@ def exact(x, kernel, transposed=False):
 @pytest.mark.parametrize(("product", "has"), [(exact, True), (saturated, False), (None, False)])
 def test_onednn_is_used_for_integers_only_if_it_is_exact(monkeypatch, product, has):
     small = tf.constant([[1, -2], [3, 4]], tf.int8)
-    assert (saturated(small, small).numpy() == exact(small, small).numpy()).all()  # which a test of few values would miss
+    assert (
+        saturated(small, small).numpy() == exact(small, small).numpy()
+    ).all()  # which a test of few values would miss
     monkeypatch.setattr(choice, "cpu_features", lambda: frozenset({"avx2"}))
     monkeypatch.setattr(choice, "onednn_product", product)
     monkeypatch.setattr(choice, "has_onednn", choice.has_onednn.__wrapped__)

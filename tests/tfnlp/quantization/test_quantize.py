@@ -7,12 +7,13 @@ import tensorflow as tf
 
 import tfnlp
 import tfnlp.training
+from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
 from duonlp.training import FitConfig
 from tests import quantization as checks
 from tfnlp.kernels import choice, int8_product, kernels
 from tfnlp.quantization import simulated
-from tfnlp.quantization.layers import QuantizedLinear
+from tfnlp.quantization.layers import QuantizedEmbed, QuantizedLinear
 
 
 @pytest.mark.parametrize("kind", checks.KINDS, ids=str)
@@ -120,6 +121,17 @@ def test_half_precision_models_are_quantized():
         inputs = checks.inputs_of("bert")
         assert checks.difference(checks.logits(quantized, inputs), checks.logits(model, inputs)) < 0.2
         model.quantize("int8")  # Keras' own raises ValueError for float16
+
+
+def test_products_with_a_table_do_not_overflow_float16():
+    table = QuantizedEmbed(3, 16, LayerQuantization(), dtype=keras.DTypePolicy("float16"), name="table")
+    table.build()
+    table._embeddings.assign(np.full((3, 16), 127))
+    table.embedding_scale.assign(np.full(3, 1e-3))
+    # The sum of the integers is 1,219,200, and the largest number of float16 65,504.
+    y = table.attend(tf.fill((2, 16), tf.constant(600, tf.float16)))
+    assert y.dtype == tf.float16
+    np.testing.assert_allclose(y, np.full((2, 3), 1219.2), rtol=1e-3)
 
 
 def test_wrong_calls_are_refused():
