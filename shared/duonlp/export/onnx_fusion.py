@@ -54,7 +54,10 @@ def _is(onnx: Any, constants: dict[str, Any], name: str, value: float) -> bool:
 
 
 def _layer_norm(onnx: Any, last: Any, maker: dict[str, Any], constants: dict[str, Any]) -> Any:
-    """Return a LayerNormalization for centered * (1 / sqrt(mean(centered^2) + epsilon) * gamma) [+ beta], None for another node."""
+    """Return a LayerNormalization in place of the last node of a layer norm; None for other nodes.
+
+    tfnlp computes centered * (1 / sqrt(mean(centered^2) + epsilon) * gamma), + beta if it has one.
+    """
     scaled, bias = last, None
     if last.op_type == "Add" and len(last.input) == 2:
         bias = next((name for name in last.input if name in constants), None)
