@@ -60,6 +60,13 @@ def test_files_run_in_pipelines(exported, classifier, to):
     assert record.size is not None and record.size > 1000
 
 
+def test_layer_norms_are_one_operation(exported):
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(exported["onnx"]).graph.node]
+    assert kinds.count("LayerNormalization") >= 3 and not {"Reciprocal", "Sqrt"} & set(kinds)
+
+
 def test_a_saved_model_runs_without_this_library(exported):
     code = (
         "import sys, tensorflow as tf\n"
