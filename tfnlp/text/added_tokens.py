@@ -15,12 +15,14 @@ class Sections(NamedTuple):
     """What strings consist of.
 
     Attributes:
-        ids: int32 [n, None], the id of an added token, or -1 for the text between them.
-        lengths: int32 [n, None], number of characters.
+        ids: int32 [k], the id of each section that is an added token, or -1 for the text between them.
+        lengths: int32 [k], number of its characters.
+        counts: int32 [n], number of sections of each string.
     """
 
-    ids: tf.RaggedTensor
-    lengths: tf.RaggedTensor
+    ids: tf.Tensor
+    lengths: tf.Tensor
+    counts: tf.Tensor
 
 
 class AddedTokens(tf.Module):
@@ -69,7 +71,7 @@ class AddedTokens(tf.Module):
             names = tf.strings.regex_replace(names, f"^[{WHITESPACE}]+|[{WHITESPACE}]+$", "")
         ids = tf.cast(self._table.lookup(names), tf.int32)
         lengths = tf.strings.length(sections.flat_values, unit="UTF8_CHAR")
-        return Sections(sections.with_flat_values(ids), sections.with_flat_values(lengths))
+        return Sections(ids, lengths, tf.cast(sections.row_lengths(), tf.int32))
 
 
 def quote(text: str) -> str:

@@ -3,6 +3,7 @@
 A batch is one list of characters, however long its texts are, so that every step is a few vectorized operations.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -48,41 +49,76 @@ class Characters(NamedTuple):
         Returns:
             The characters [n], and the number of each one among the copies of one character, int32 [n].
         """
-        indices = tf.repeat(tf.range(tf.size(lengths)), lengths)
-        within = tf.range(tf.size(indices)) - tf.gather(tf.cumsum(lengths, exclusive=True), indices)
-        return self.take(indices), within
+        rows = row_ids(lengths)
+        return self.take(rows), places(lengths, rows)
 
     def insert_before(self, mask: tf.Tensor, code: int) -> "Characters":
         """Insert a character before those where mask, bool [C], is True; it begins the word, and stands for the same."""
         copies, within = self.expand(1 + tf.cast(mask, tf.int32))
-        has_inserted = tf.repeat(mask, 1 + tf.cast(mask, tf.int32))
-        inserted = has_inserted & (within == 0)
-        return copies._replace(
-            codes=tf.where(inserted, code, copies.codes),
-            first=copies.first & (~has_inserted | inserted),
-        )
+        is_copy = within == 1
+        inserted = shifted(is_copy, 1, False)
+        return copies._replace(codes=tf.where(inserted, code, copies.codes), first=copies.first & ~is_copy)
 
-    def words(self) -> tf.RaggedTensor:
-        """Return the code points of the words, int32 [W, None]."""
-        return tf.RaggedTensor.from_row_starts(self.codes, tf.where(self.first)[:, 0], validate=False)
+    def words(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the words in UTF-8, string [W], and the first character of each, int32 [W]."""
+        starts = tf.where(self.first)[:, 0]
+        words = tf.RaggedTensor.from_row_starts(self.codes, starts, validate=False)
+        return tf.strings.unicode_encode(words, "UTF-8"), tf.cast(starts, tf.int32)
+
+    def texts(self, count: tf.Tensor) -> tf.Tensor:
+        """Return the texts of ``count`` pieces in UTF-8, string [count]."""
+        lengths = tf.math.unsorted_segment_sum(tf.ones_like(self.pieces), self.pieces, count)
+        return tf.strings.unicode_encode(ragged(self.codes, lengths), "UTF-8")
 
 
 def decode(texts: tf.Tensor) -> Characters:
     """Return the characters of texts in UTF-8, string [B], of which each is a piece."""
+    codes, lengths = code_points(texts)
+    owners = row_ids(lengths)
+    starts = places(lengths, owners)
+    return Characters(codes, owners, starts, starts + 1, changes(owners))
+
+
+def code_points(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the code points of texts in UTF-8, string [B], int32 [C], and their numbers, int32 [B]."""
     codes = tf.strings.unicode_decode(texts, "UTF-8")
-    owners = tf.cast(codes.value_rowids(), tf.int32)
-    starts = tf.range(tf.size(owners)) - tf.gather(tf.cast(codes.row_starts(), tf.int32), owners)
-    return Characters(codes.flat_values, owners, starts, starts + 1, changes(owners))
+    return codes.flat_values, tf.cast(codes.row_lengths(), tf.int32)
+
+
+def row_ids(lengths: tf.Tensor) -> tf.Tensor:
+    """Return the row of each value of rows of these lengths, int32 [m] to [n]."""
+    starts = tf.cumsum(lengths, exclusive=True)
+    total = tf.reduce_sum(lengths)
+    begun = tf.scatter_nd(tf.expand_dims(starts, 1), tf.ones_like(starts), tf.expand_dims(total + 1, 0))
+    return tf.cumsum(begun)[:total] - 1
+
+
+def places(lengths: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Return the number of each value in its row, int32 [n], given ``row_ids(lengths)``."""
+    return tf.range(tf.size(rows)) - tf.gather(tf.cumsum(lengths, exclusive=True), rows)
+
+
+def interleaved(lengths: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return in which order to put the values of several parts so that those of row 0 come first, and so on.
+
+    Args:
+        lengths: int32 [m] for each part, number of its values in each row.
+
+    Returns:
+        int32 [n], indices of the concatenated values of the parts.
+    """
+    row_starts, before, targets = tf.cumsum(tf.add_n(lengths), exclusive=True), tf.zeros_like(lengths[0]), []
+    for own in lengths:
+        rows = row_ids(own)
+        targets.append(tf.gather(row_starts + before, rows) + places(own, rows))
+        before += own
+    target = tf.concat(targets, 0)
+    return tf.scatter_nd(tf.expand_dims(target, 1), tf.range(tf.size(target)), tf.expand_dims(tf.size(target), 0))
 
 
 def ragged(values: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
-    """Return values [n] as rows of these lengths [m]."""
+    """Return values [n] as rows of these lengths, int32 [m]."""
     return tf.RaggedTensor.from_row_lengths(values, tf.cast(lengths, tf.int64), validate=False)
-
-
-def encode(words: tf.RaggedTensor) -> tf.Tensor:
-    """Return the words, int32 [W, None], in UTF-8, string [W]."""
-    return tf.strings.unicode_encode(words, "UTF-8")
 
 
 def changes(values: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, shifted
+from tfnlp.text.characters import changes, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, byte_values, hash_table, in_characters, string_table
 
 NEVER = np.int64(2**62)
@@ -64,37 +64,29 @@ class BytePairs(tf.Module):
             bytes(bytes_of[c] for c in token): number for token, number in vocabulary.items() if all(c in bytes_of for c in token)
         }  # fmt: skip
         self._words = string_table(whole)
-        self._first_merge = spec["merges"][:1]
 
     def __call__(self, words: tf.Tensor) -> Subwords:
         """Return the subwords of words, string [U]."""
-        symbols = byte_values(words)
-        ids = tf.gather(tf.constant(self._symbols), symbols.flat_values)
-        owners = tf.cast(symbols.value_rowids(), tf.int32)
-        begins = tf.range(tf.size(owners)) - tf.gather(tf.cast(symbols.row_starts(), tf.int32), owners)
-        if self._ignores_merges:
-            whole = tf.cast(self._words.lookup(words), tf.int32)
-            is_rest = (tf.gather(whole, owners) >= 0) & (begins > 0)
-            ids = tf.where(tf.gather(whole, owners) >= 0, tf.gather(whole, owners), ids)
-            ids, owners, begins = (tf.boolean_mask(x, ~is_rest) for x in (ids, owners, begins))
-        known = ids >= 0  # as without an unknown token, others are left out
-        sizes = tf.ones_like(begins)
-        if self._ignores_merges:
-            sizes = tf.where(tf.gather(whole, owners) >= 0, tf.gather(tf.strings.length(words), owners), 1)
-        ids, owners, begins, ends = (tf.boolean_mask(x, known) for x in (ids, owners, begins, begins + sizes))
+        ids = tf.gather(tf.constant(self._symbols), byte_values(words))
+        sizes = tf.strings.length(words)
+        owners = row_ids(sizes)
+        begins = places(sizes, owners)
+        ends = begins + 1
+        if self._ignores_merges:  # words of the vocabulary are left as they are
+            whole = tf.gather(tf.cast(self._words.lookup(words), tf.int32), owners)
+            ids = tf.where((whole >= 0) & (begins > 0), -1, tf.where(whole >= 0, whole, ids))
+            ends = tf.where(whole >= 0, tf.gather(sizes, owners), ends)
+        known = ids >= 0  # without an unknown token, unknown symbols are left out
+        ids, owners, begins, ends = (tf.boolean_mask(x, known) for x in (ids, owners, begins, ends))
         pairs = self._pairs(ids, owners)
-        shapes = [tf.TensorShape([None])] * 5
         ids, owners, begins, ends, _ = tf.while_loop(
             lambda *state: tf.reduce_any(state[-1] < NEVER),
             lambda *state: self._merge(*state, tf.size(words)),
             (ids, owners, begins, ends, pairs),
-            shape_invariants=tuple(shapes),
+            shape_invariants=(tf.TensorShape([None]),) * 5,
         )
-        ids, begins, ends = (
-            tf.RaggedTensor.from_value_rowids(x, tf.cast(owners, tf.int64), tf.size(words, tf.int64), validate=False)
-            for x in (ids, begins, ends)
-        )
-        return in_characters(words, ids, begins, ends)
+        lengths = tf.math.unsorted_segment_sum(tf.ones_like(owners), owners, tf.size(words))
+        return in_characters(words, Subwords(ids, begins, ends, lengths))
 
     def _pairs(self, ids: tf.Tensor, owners: tf.Tensor) -> tf.Tensor:
         """Return the merge of each symbol with the next one of its word, int64 [n], or NEVER."""

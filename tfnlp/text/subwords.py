@@ -10,21 +10,31 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError, MissingExtraError
-from tfnlp.text.characters import ragged
+from tfnlp.text.characters import places, row_ids
 
 
 class Subwords(NamedTuple):
     """Subwords of words.
 
     Attributes:
-        ids: int32 [U, None].
-        begins: int32 [U, None], first character of each in its word.
-        ends: int32 [U, None], end of its characters.
+        ids: int32 [n].
+        begins: int32 [n], first character of each in its word.
+        ends: int32 [n], end of its characters.
+        lengths: int32 [U], number of those of each word.
     """
 
-    ids: tf.RaggedTensor
-    begins: tf.RaggedTensor
-    ends: tf.RaggedTensor
+    ids: tf.Tensor
+    begins: tf.Tensor
+    ends: tf.Tensor
+    lengths: tf.Tensor
+
+    def of(self, words: tf.Tensor) -> "Subwords":
+        """Return the subwords of words given by their indices, int32 [W]."""
+        lengths = tf.gather(self.lengths, words)
+        rows = row_ids(lengths)
+        first = tf.gather(tf.cumsum(self.lengths, exclusive=True), words)
+        index = tf.gather(first, rows) + places(lengths, rows)
+        return Subwords(*(tf.gather(column, index) for column in self[:3]), lengths)
 
 
 SubwordModel = Callable[[tf.Tensor], Subwords]
@@ -89,30 +99,28 @@ class WordPiece(tf.Module):
         """Return the subwords of words, string [U]."""
         too_long = tf.strings.length(words, unit="UTF8_CHAR") > self._longest
         ids, begins, ends = self._tokenizer.tokenize_with_offsets(tf.where(too_long, self._unknown_word, words))
-        whole = tf.gather(tf.where(too_long, tf.strings.length(words), -1), ids.value_rowids())
-        ends = tf.where(whole >= 0, whole, tf.cast(ends.flat_values, tf.int32))
-        return in_characters(words, tf.cast(ids, tf.int32), tf.cast(begins, tf.int32), ids.with_flat_values(ends))
+        lengths = tf.cast(ids.row_lengths(), tf.int32)
+        whole = tf.gather(tf.where(too_long, tf.strings.length(words), -1), row_ids(lengths))
+        ids, begins, ends = (tf.cast(x.flat_values, tf.int32) for x in (ids, begins, ends))
+        return in_characters(words, Subwords(ids, begins, tf.where(whole >= 0, whole, ends), lengths))
 
 
-def byte_values(words: tf.Tensor) -> tf.RaggedTensor:
-    """Return the bytes of words, string [U], as int32 [U, None]."""
-    values = tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8)
-    return ragged(tf.cast(values, tf.int32), tf.strings.length(words))
+def byte_values(words: tf.Tensor) -> tf.Tensor:
+    """Return the bytes of words, string [U], one after another, as int32 [n]."""
+    return tf.cast(tf.io.decode_raw(tf.strings.reduce_join(words), tf.uint8), tf.int32)
 
 
-def in_characters(words: tf.Tensor, ids: tf.RaggedTensor, begins: tf.RaggedTensor, ends: tf.RaggedTensor) -> Subwords:
+def in_characters(words: tf.Tensor, subwords: Subwords) -> Subwords:
     """Return subwords whose offsets are in bytes with offsets in characters; a part of a character stands for all of it.
 
     Args:
         words: string [U].
-        ids: int32 [U, None].
-        begins: int32 [U, None], in bytes.
-        ends: int32 [U, None], in bytes.
+        subwords: Their subwords.
     """
-    is_first = tf.bitwise.bitwise_and(byte_values(words).flat_values, 0xC0) != 0x80
+    is_first = tf.bitwise.bitwise_and(byte_values(words), 0xC0) != 0x80
     characters = tf.concat([tf.cumsum(tf.cast(is_first, tf.int32)) - 1, [0]], 0)
-    base = tf.gather(tf.cumsum(tf.strings.length(words), exclusive=True), ids.value_rowids())
+    base = tf.gather(tf.cumsum(tf.strings.length(words), exclusive=True), row_ids(subwords.lengths))
     before = tf.gather(characters, base)
-    first = tf.gather(characters, base + begins.flat_values) - before
-    last = tf.gather(characters, base + ends.flat_values - 1) - before
-    return Subwords(ids, ids.with_flat_values(first), ids.with_flat_values(last + 1))
+    begins = tf.gather(characters, base + subwords.begins) - before
+    ends = tf.gather(characters, base + subwords.ends - 1) - before + 1
+    return Subwords(subwords.ids, begins, ends, subwords.lengths)

@@ -12,7 +12,7 @@ from duonlp.typing import Tokenizer
 from duonlp.util.reading import parse_json
 from duonlp.util.tokenization import tokenize
 from tfnlp.text.added_tokens import AddedTokens, Sections
-from tfnlp.text.characters import Characters, decode, encode, ragged
+from tfnlp.text.characters import Characters, decode, interleaved, places, row_ids
 from tfnlp.text.merges import BytePairs
 from tfnlp.text.normalizers import make_normalizer
 from tfnlp.text.splitting import make_splitter
@@ -25,22 +25,26 @@ STRATEGIES = ("longest_first", "only_first", "only_second")
 
 
 class Tokens(NamedTuple):
-    """Tokens of texts.
+    """Tokens of texts, one text after another.
 
     Attributes:
-        ids: int32 [B, None].
-        begins: int32 [B, None], first character of each in its text.
-        ends: int32 [B, None], end of its characters.
+        ids: int32 [n].
+        begins: int32 [n], first character of each in its text.
+        ends: int32 [n], end of its characters.
+        lengths: int32 [B], number of those of each text.
     """
 
-    ids: tf.RaggedTensor
-    begins: tf.RaggedTensor
-    ends: tf.RaggedTensor
+    ids: tf.Tensor
+    begins: tf.Tensor
+    ends: tf.Tensor
+    lengths: tf.Tensor
 
-    def rows(self, starts: tf.Tensor, lengths: tf.Tensor) -> "Tokens":
+    def slice(self, starts: tf.Tensor, lengths: tf.Tensor) -> "Tokens":
         """Return ``lengths`` tokens of each text from ``starts`` on, int32 [B] each."""
-        index = tf.ragged.range(starts, starts + lengths)
-        return Tokens(*(tf.gather(column, index, batch_dims=1) for column in self))
+        rows = row_ids(lengths)
+        first = tf.cumsum(self.lengths, exclusive=True) + starts
+        index = tf.gather(first, rows) + places(lengths, rows)
+        return Tokens(*(tf.gather(column, index) for column in self[:3]), lengths)
 
 
 class Pieces(NamedTuple):
@@ -60,21 +64,40 @@ class Pieces(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of a model's input: the tokens of one or two texts with special tokens.
+    """Rows of a model's input, one after another: the tokens of one or two texts with special tokens.
 
     Attributes:
-        ids: int32 [B, None].
-        types: int32 [B, None], token types.
-        sequences: int32 [B, None], 0 or 1 for the tokens of the first or second text, and -1 for special tokens.
-        begins: int32 [B, None], see Tokens; 0 for special tokens.
-        ends: int32 [B, None].
+        ids: int32 [n].
+        types: int32 [n], token types.
+        sequences: int32 [n], 0 or 1 for the tokens of the first or second text, and -1 for special tokens.
+        begins: int32 [n], see Tokens; 0 for special tokens.
+        ends: int32 [n].
+        lengths: int32 [B], number of tokens of each row.
     """
 
-    ids: tf.RaggedTensor
-    types: tf.RaggedTensor
-    sequences: tf.RaggedTensor
-    begins: tf.RaggedTensor
-    ends: tf.RaggedTensor
+    ids: tf.Tensor
+    types: tf.Tensor
+    sequences: tf.Tensor
+    begins: tf.Tensor
+    ends: tf.Tensor
+    lengths: tf.Tensor
+
+    def dense(self, values: tf.Tensor, fill: int, length: int | None = None, left: bool = False) -> tf.Tensor:
+        """Return values [n] of the tokens as [B, T].
+
+        Args:
+            values: The values.
+            fill: What to pad with.
+            length: Number of columns; None for that of the longest row.
+            left: Whether to pad on the left.
+        """
+        columns = tf.reduce_max(tf.concat([self.lengths, [0]], 0)) if length is None else length
+        rows = row_ids(self.lengths)
+        place = places(self.lengths, rows)
+        if left:
+            place += columns - tf.gather(self.lengths, rows)
+        empty = tf.fill([tf.size(self.lengths), columns], tf.cast(fill, values.dtype))
+        return tf.tensor_scatter_nd_update(empty, tf.stack([rows, place], 1), values)
 
 
 class Template(NamedTuple):
@@ -153,10 +176,8 @@ class GraphTokenizer(tf.Module):
         for step in self._normalizer:
             characters = step(characters)
         if self._normalized is not None:
-            codes = tf.RaggedTensor.from_value_rowids(
-                characters.codes, tf.cast(characters.pieces, tf.int64), tf.size(pieces.ids, tf.int64), validate=False
-            )
-            characters, pieces = split_pieces(characters, pieces, self._normalized(encode(codes)))
+            texts = characters.texts(tf.size(pieces.ids))
+            characters, pieces = split_pieces(characters, pieces, self._normalized(texts))
         for step in self._splitter:
             characters = step(characters)
         return self._subwords(characters, pieces, rows)
@@ -165,22 +186,20 @@ class GraphTokenizer(tf.Module):
         self, characters: Characters, added: Pieces, rows: tf.Tensor
     ) -> Tokens:
         """Return the tokens of the words and the added tokens, in order."""
-        codes = characters.words()
-        words, index = tf.unique(encode(codes))
-        word_ids, first, end = (tf.gather(column, index) for column in self._model(words))  # [W, None]
-        start = tf.gather(tf.cast(codes.row_starts(), tf.int32), word_ids.value_rowids())
-        word_begins = at(characters.starts, start + first.flat_values)
-        word_ends = at(characters.ends, start + end.flat_values - 1)
+        words, starts = characters.words()
+        different, index = tf.unique(words)
+        subwords = self._model(different).of(index)
+        start = tf.gather(starts, row_ids(subwords.lengths))
+        begins, ends = at(characters.starts, start + subwords.begins), at(characters.ends, start + subwords.ends - 1)
         # Words to pieces, pieces to texts.
-        pieces = tf.gather(characters.pieces, codes.row_starts())
-        sizes = tf.math.unsorted_segment_sum(tf.cast(word_ids.row_lengths(), tf.int32), pieces, tf.size(added.ids))
+        pieces = tf.gather(characters.pieces, starts)
+        sizes = tf.math.unsorted_segment_sum(subwords.lengths, pieces, tf.size(added.ids))
         is_added = added.ids >= 0
-        result = []
-        for of_words, of_pieces in zip((word_ids.flat_values, word_begins, word_ends), (added.ids, added.begins, added.ends)):
-            tokens = ragged(tf.boolean_mask(of_pieces, is_added), tf.cast(is_added, tf.int32))
-            result.append(tf.concat([ragged(of_words, sizes), tokens], 1).flat_values)
+        order = interleaved([sizes, tf.cast(is_added, tf.int32)])
+        columns = zip((subwords.ids, begins, ends), (added.ids, added.begins, added.ends))
+        columns = (tf.gather(tf.concat([own, tf.boolean_mask(other, is_added)], 0), order) for own, other in columns)
         lengths = tf.math.unsorted_segment_sum(sizes + tf.cast(is_added, tf.int32), added.owners, rows)
-        return Tokens(*(ragged(x, lengths) for x in result))
+        return Tokens(*columns, lengths)
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +234,7 @@ class GraphTokenizer(tf.Module):
         return join(template, sequences)
 
     def _truncated(self, sequences: list[Tokens], room: int, strategy: str) -> list[Tokens]:
-        lengths = [tf.cast(tokens.ids.row_lengths(), tf.int32) for tokens in sequences]
+        lengths = [tokens.lengths for tokens in sequences]
         if len(lengths) == 1:
             kept = [tf.minimum(lengths[0], room)]
         elif strategy == "longest_first":
@@ -235,20 +254,19 @@ class GraphTokenizer(tf.Module):
             with tf.control_dependencies([] if check is None else [check]):
                 kept = [n - excess if i == target else n for i, n in enumerate(lengths)]
         starts = [own - n if self._left_truncated else tf.zeros_like(n) for own, n in zip(lengths, kept)]
-        return [tokens.rows(start, n) for tokens, start, n in zip(sequences, starts, kept)]
+        return [tokens.slice(start, n) for tokens, start, n in zip(sequences, starts, kept)]
 
-    def pad(self, ids: tf.RaggedTensor, types: tf.RaggedTensor, length: int | None = None) -> dict[str, tf.Tensor]:
+    def inputs(self, rows: Rows, length: int | None = None) -> dict[str, tf.Tensor]:
         """Return a model's inputs, int32 [B, T]: input_ids, attention_mask, and token_type_ids if the tokenizer has them.
 
         Args:
-            ids: int32 [B, None].
-            types: int32 [B, None].
-            length: Number of columns; None for the longest row.
+            rows: The rows.
+            length: Number of columns; None for that of the longest row.
         """
-        values = {"input_ids": (ids, self.pad_token_id or 0), "attention_mask": (tf.ones_like(ids), 0)}
+        columns = {"input_ids": (rows.ids, self.pad_token_id or 0), "attention_mask": (tf.ones_like(rows.ids), 0)}
         if "token_type_ids" in self.names:
-            values["token_type_ids"] = types, self._pad_type
-        return {name: to_dense(rows, fill, length, self._left_padded) for name, (rows, fill) in values.items()}
+            columns["token_type_ids"] = rows.types, self._pad_type
+        return {name: rows.dense(values, fill, length, self._left_padded) for name, (values, fill) in columns.items()}
 
 
 def split_pieces(characters: Characters, pieces: Pieces, sections: Sections) -> tuple[Characters, Pieces]:
@@ -259,12 +277,13 @@ def split_pieces(characters: Characters, pieces: Pieces, sections: Sections) -> 
         pieces: The pieces.
         sections: Sections of their texts; none for added tokens.
     """
-    is_added = tf.expand_dims(pieces.ids >= 0, 1)
-    earlier = tf.ragged.boolean_mask(tf.expand_dims(pieces.ids, 1), is_added)  # [P, 0 or 1]
-    ids = tf.concat([sections.ids, earlier], 1)
-    lengths = tf.concat([sections.lengths, tf.zeros_like(earlier)], 1).flat_values
-    parents, ids = ids.value_rowids(), ids.flat_values
-    numbers = tf.repeat(tf.range(tf.size(lengths)), lengths)  # the new piece of each character
+    is_added = pieces.ids >= 0
+    counts = sections.counts, tf.cast(is_added, tf.int32)
+    order, parents = interleaved(counts), row_ids(tf.add_n(counts))
+    ids = tf.gather(tf.concat([sections.ids, tf.boolean_mask(pieces.ids, is_added)], 0), order)
+    none = tf.zeros([tf.reduce_sum(counts[1])], tf.int32)
+    lengths = tf.gather(tf.concat([sections.lengths, none], 0), order)
+    numbers = row_ids(lengths)  # the new piece of each character
     # The characters of an added token; an earlier one has none.
     first, last = tf.cumsum(lengths, exclusive=True), tf.cumsum(lengths) - 1
     begins = tf.where(lengths > 0, at(characters.starts, first), tf.gather(pieces.begins, parents))
@@ -281,25 +300,17 @@ def at(values: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
 
 def join(template: Template, sequences: list[Tokens]) -> Rows:
     """Return the rows that a template makes of the tokens of texts."""
-    batch = sequences[0].ids.nrows()
-    parts = []
+    one = tf.ones_like(sequences[0].lengths)
+    parts, lengths = [], []
     for sequence, kind, special in template.parts:
-        if sequence >= 0:
-            tokens = sequences[sequence]
-            own = [tokens.ids, *(tf.ones_like(tokens.ids) * n for n in (kind, sequence)), tokens.begins, tokens.ends]
-        else:
-            ids = tf.RaggedTensor.from_tensor(tf.repeat(tf.constant([special], tf.int32), batch, axis=0))
-            own = [ids, *(tf.ones_like(ids) * n for n in (kind, -1, 0, 0))]
-        parts.append(own)
-    return Rows(*(tf.concat(list(columns), 1) for columns in zip(*parts)))
-
-
-def to_dense(rows: tf.RaggedTensor, fill: int, length: int | None, left: bool) -> tf.Tensor:
-    """Return the rows as a tensor [B, T], padded on one side; rows longer than ``length`` are cut."""
-    if not left:
-        return rows.to_tensor(fill, shape=(None, length))
-    backwards = tf.gather(rows, tf.ragged.range(rows.row_lengths() - 1, -1, -1), batch_dims=1)
-    return tf.reverse(backwards.to_tensor(fill, shape=(None, length)), [1])
+        tokens = sequences[max(sequence, 0)]
+        if sequence < 0:
+            ids = tf.tile(tf.constant(special, tf.int32), [tf.size(one)])
+            tokens = Tokens(ids, tf.zeros_like(ids), tf.zeros_like(ids), one * len(special))
+        parts.append([tokens.ids, *(tf.fill(tf.shape(tokens.ids), n) for n in (kind, sequence)), tokens.begins, tokens.ends])
+        lengths.append(tokens.lengths)
+    order = interleaved(lengths)
+    return Rows(*(tf.gather(tf.concat(column, 0), order) for column in zip(*parts)), tf.add_n(lengths))
 
 
 def _added_tokens(tokens: list[Mapping[str, Any]], normalizer: Any) -> AddedTokens | None:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, shifted
+from tfnlp.text.characters import changes, code_points, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, hash_table
 
 UNKNOWN_PENALTY = 10.0
@@ -15,6 +15,9 @@ UNKNOWN_PENALTY = 10.0
 
 BRANCH = 1 << 21
 """A branch of the trie is stored under node x BRANCH + code point."""
+
+LONGEST = 1 << 16
+"""More characters than any subword has."""
 
 
 class Unigram(tf.Module):
@@ -55,31 +58,28 @@ class Unigram(tf.Module):
 
     def __call__(self, words: tf.Tensor) -> Subwords:
         """Return the subwords of words, string [U]."""
-        codes = tf.strings.unicode_decode(words, "UTF-8")
-        lattice = self._lattice(codes)
+        codes, sizes = code_points(words)
+        lattice = self._lattice(codes, sizes)
         chosen = search(lattice)
         ends = path_ends(lattice, chosen)
         edges = tf.gather(chosen, ends)
-        ids = tf.gather(lattice.ids, edges)
-        owners = tf.gather(lattice.owners, ends)
-        base = tf.gather(codes.row_starts(), owners) + owners  # slots of earlier words
-        begins, ends = (tf.cast(slots - base, tf.int32) for slots in (tf.gather(lattice.starts, edges), ends))
+        ids, owners = tf.gather(lattice.ids, edges), tf.gather(lattice.owners, ends)
+        base = tf.gather(tf.cumsum(sizes + 1, exclusive=True), owners)  # first slot of the word
+        begins, ends = tf.gather(lattice.starts, edges) - base, ends - base
         # Adjacent unknown characters are one token.
         unknown = ids == self._unknown
         first = ~(unknown & shifted(unknown, -1, False)) | changes(owners)
         run = tf.cumsum(tf.cast(first, tf.int32)) - 1
         begins, ends = tf.math.segment_min(begins, run), tf.math.segment_max(ends, run)
         ids, owners = tf.boolean_mask(ids, first), tf.boolean_mask(owners, first)
-        return Subwords(
-            *(tf.RaggedTensor.from_value_rowids(x, owners, codes.nrows(), validate=False) for x in (ids, begins, ends))
-        )
+        lengths = tf.math.unsorted_segment_sum(tf.ones_like(owners), owners, tf.size(words))
+        return Subwords(ids, begins, ends, lengths)
 
-    def _lattice(self, codes: tf.RaggedTensor) -> "Lattice":
-        """Return the lattice of words, int32 [U, None]."""
-        flat, word_of = codes.flat_values, codes.value_rowids()
-        count = tf.size(flat, tf.int64)
-        columns = tf.range(count) - tf.gather(codes.row_starts(), word_of)
-        rest = tf.gather(codes.row_lengths(), word_of) - columns  # number of characters from each one on
+    def _lattice(self, flat: tf.Tensor, sizes: tf.Tensor) -> "Lattice":
+        """Return the lattice of words of ``sizes`` characters, int32 [U], with these code points, int32 [C]."""
+        count, word_of = tf.size(flat), row_ids(sizes)
+        columns = places(sizes, word_of)
+        rest = tf.gather(sizes, word_of) - columns  # number of characters from each one on
 
         def step(length: tf.Tensor, active: tf.Tensor, nodes: tf.Tensor, begins: Any, found: Any, lengths: Any) -> Any:
             codes_here = tf.cast(tf.gather(flat, active + length - 1), tf.int64)
@@ -87,18 +87,18 @@ class Unigram(tf.Module):
             active, nodes = tf.boolean_mask(active, nodes >= 0), tf.boolean_mask(nodes, nodes >= 0)
             is_subword = tf.gather(tf.constant(self._ids), nodes) >= 0
             own = tf.boolean_mask(active, is_subword)
-            index = tf.cast(length - 1, tf.int32)
-            begins, found = begins.write(index, own), found.write(index, tf.boolean_mask(nodes, is_subword))
-            lengths = lengths.write(index, tf.fill(tf.shape(own), length))
+            begins, found = begins.write(length - 1, own), found.write(length - 1, tf.boolean_mask(nodes, is_subword))
+            lengths = lengths.write(length - 1, tf.fill(tf.shape(own), length))
             goes_on = tf.gather(rest, active) > length
             return length + 1, tf.boolean_mask(active, goes_on), tf.boolean_mask(nodes, goes_on), begins, found, lengths
 
-        arrays = [tf.TensorArray(tf.int64, 0, dynamic_size=True, infer_shape=False, element_shape=[None]) for _ in range(3)]
-        one, none = tf.constant(1, tf.int64), tf.TensorShape([None])
+        dtypes = tf.int32, tf.int64, tf.int32
+        arrays = [tf.TensorArray(kind, 0, dynamic_size=True, infer_shape=False, element_shape=[None]) for kind in dtypes]
+        none = tf.TensorShape([None])
         _, _, _, *arrays = tf.while_loop(
             lambda length, active, *_: (length == 1) | (tf.size(active) > 0),
             step,
-            (one, tf.range(count), tf.zeros([count], tf.int64), *arrays),
+            (tf.constant(1), tf.range(count), tf.zeros([count], tf.int64), *arrays),
             shape_invariants=(tf.TensorShape([]), none, none, *(tf.TensorShape(None) for _ in arrays)),
         )
         begins, nodes, lengths = (array.concat() for array in arrays)
@@ -107,7 +107,7 @@ class Unigram(tf.Module):
         unknown = tf.where(tf.scatter_nd(single, tf.ones_like(single[:, 0]), tf.expand_dims(count, 0)) == 0)[:, 0]
         penalty = tf.constant(self._unknown_score, tf.float64)
         return sorted_lattice(
-            columns, word_of, codes.nrows(tf.int64),
+            columns, word_of, sizes,
             begins=tf.concat([begins, unknown], 0),
             lengths=tf.concat([lengths, tf.ones_like(unknown)], 0),
             ids=tf.concat([ids, tf.fill(tf.shape(unknown), self._unknown)], 0),
@@ -121,12 +121,12 @@ class Lattice(NamedTuple):
     A word of n characters has n + 1 slots, the places between them. Slots are numbered throughout the words.
 
     Attributes:
-        starts: int64 [E], slot where each begins.
-        ends: int64 [E], slot where it ends.
+        starts: int32 [E], slot where each begins.
+        ends: int32 [E], slot where it ends.
         ids: int32 [E].
         scores: float64 [E].
-        owners: int64 [S], the word of each slot.
-        splits: int64 [longest + 2], range of the subwords that end in each column.
+        owners: int32 [S], the word of each slot.
+        splits: int32 [longest + 2], range of the subwords that end in each column.
     """
 
     starts: tf.Tensor
@@ -138,33 +138,32 @@ class Lattice(NamedTuple):
 
 
 def sorted_lattice(
-    columns: tf.Tensor, word_of: tf.Tensor, words: tf.Tensor, begins: tf.Tensor, lengths: tf.Tensor, ids: tf.Tensor,
+    columns: tf.Tensor, word_of: tf.Tensor, sizes: tf.Tensor, begins: tf.Tensor, lengths: tf.Tensor, ids: tf.Tensor,
     scores: tf.Tensor,
 ) -> Lattice:  # fmt: skip
     """Return the lattice of subwords in order.
 
     Args:
-        columns: int64 [C], column of each character in its word.
-        word_of: int64 [C], its word.
-        words: Number of words.
-        begins: int64 [E], first character of each subword.
-        lengths: int64 [E], number of its characters.
+        columns: int32 [C], column of each character in its word.
+        word_of: int32 [C], its word.
+        sizes: int32 [U], number of characters of each word.
+        begins: int32 [E], first character of each subword.
+        lengths: int32 [E], number of its characters.
         ids: int32 [E].
         scores: float64 [E].
     """
-    slots, longest = tf.size(columns, tf.int64) + words, tf.reduce_max(lengths)
     starts = begins + tf.gather(word_of, begins)
     ends, column = starts + lengths, tf.gather(columns, begins) + lengths
-    order = tf.argsort((column * slots + ends) * (longest + 1) + longest - lengths)
+    wide = tf.cast(column, tf.int64) * tf.cast(tf.size(columns) + tf.size(sizes), tf.int64) + tf.cast(ends, tf.int64)
+    order = tf.argsort(wide * LONGEST - tf.cast(lengths, tf.int64))
     starts, ends, ids, scores, column = (tf.gather(x, order) for x in (starts, ends, ids, scores, column))
     last = tf.reduce_max(tf.concat([column, [0]], 0))
-    splits = tf.searchsorted(column, tf.range(last + 2), out_type=tf.int64)
-    sizes = tf.math.unsorted_segment_sum(tf.ones_like(word_of), word_of, words) + 1
-    return Lattice(starts, ends, ids, scores, tf.repeat(tf.range(words), sizes), splits)
+    splits = tf.searchsorted(column, tf.range(last + 2))
+    return Lattice(starts, ends, ids, scores, row_ids(sizes + 1), splits)
 
 
 def search(lattice: Lattice) -> tf.Tensor:
-    """Return, for each slot, the last subword of the most likely path to it, int64 [S] (Viterbi 1967)."""
+    """Return, for each slot, the last subword of the most likely path to it, int32 [S] (Viterbi 1967)."""
     slots = tf.size(lattice.owners)
     target = tf.cumsum(tf.cast(changes(lattice.ends), tf.int32)) - 1  # subwords with one end are adjacent
 
@@ -179,12 +178,12 @@ def search(lattice: Lattice) -> tf.Tensor:
         best = tf.tensor_scatter_nd_update(best, places, highest)
         return column + 1, best, tf.tensor_scatter_nd_update(chosen, places, winners)
 
-    start = tf.constant(1), tf.zeros([slots], tf.float64), tf.zeros([slots], tf.int64)
+    start = tf.constant(1), tf.zeros([slots], tf.float64), tf.zeros([slots], tf.int32)
     return tf.while_loop(lambda column, *_: column + 1 < tf.size(lattice.splits), step, start)[2]
 
 
 def path_ends(lattice: Lattice, chosen: tf.Tensor) -> tf.Tensor:
-    """Return the slots where the subwords of the most likely paths end, int64 [n], in order."""
+    """Return the slots where the subwords of the most likely paths end, int32 [n], in order."""
     previous = tf.gather(lattice.starts, chosen)
     is_start = changes(lattice.owners)
     ends = tf.where(shifted(is_start, 1, True) & ~is_start)[:, 0]
