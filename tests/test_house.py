@@ -62,6 +62,18 @@ ONE_SIDED = {
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
     "tfnlp/kernels/onednn.py": "an operation of TensorFlow's graph; XLA's products are jaxnlp's only ones",
+    "tfnlp/text/__init__.py": "tokenizers in TensorFlow's graph; JAX has no strings",
+    "tfnlp/text/added_tokens.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/characters.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/classification.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/endpoint.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/export.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/merges.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/normalizers.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/splitting.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/subwords.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/tokenizer.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/unigram.py": "see tfnlp/text/__init__.py",
     "tfnlp/trainer_mixin.py": "adapts Keras' compile and fit; jaxnlp has no trainer object",
 }
 """Modules without a twin in the other engine, and why."""

@@ -31,13 +31,13 @@ class Characters(NamedTuple):
     ends: tf.Tensor
     first: tf.Tensor
 
-    def take(self, indices: tf.Tensor) -> "Characters":
-        """Return the characters with these indices, int32 [n]."""
-        return Characters(*(tf.gather(column, indices) for column in self))
+    def take(self, index: tf.Tensor) -> "Characters":
+        """Return the characters at these indices, int32 [n]."""
+        return Characters(*(tf.gather(column, index) for column in self))
 
     def keep(self, mask: tf.Tensor) -> "Characters":
         """Return the characters where mask, bool [C], is True."""
-        return self.take(tf.where(mask)[:, 0])
+        return self.take(indices(mask))
 
     def with_piece_starts(self) -> "Characters":
         """Return the characters with ``first`` True where a piece begins, and nowhere else."""
@@ -61,9 +61,9 @@ class Characters(NamedTuple):
 
     def words(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the words in UTF-8, string [W], and the first character of each, int32 [W]."""
-        starts = tf.where(self.first)[:, 0]
-        words = tf.RaggedTensor.from_row_starts(self.codes, starts, validate=False)
-        return tf.strings.unicode_encode(words, "UTF-8"), tf.cast(starts, tf.int32)
+        starts = indices(self.first)
+        words = tf.RaggedTensor.from_row_starts(self.codes, tf.cast(starts, tf.int64), validate=False)
+        return tf.strings.unicode_encode(words, "UTF-8"), starts
 
     def texts(self, count: tf.Tensor) -> tf.Tensor:
         """Return the texts of ``count`` pieces in UTF-8, string [count]."""
@@ -83,6 +83,11 @@ def code_points(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the code points of texts in UTF-8, string [B], int32 [C], and their numbers, int32 [B]."""
     codes = tf.strings.unicode_decode(texts, "UTF-8")
     return codes.flat_values, tf.cast(codes.row_lengths(), tf.int32)
+
+
+def indices(mask: tf.Tensor) -> tf.Tensor:
+    """Return where a mask, bool [C], is True, int32 [n]."""
+    return tf.cast(tf.where(mask)[:, 0], tf.int32)
 
 
 def row_ids(lengths: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, places, row_ids, shifted
+from tfnlp.text.characters import changes, indices, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, byte_values, hash_table, in_characters, string_table
 
 NEVER = np.int64(2**62)
@@ -103,14 +103,14 @@ class BytePairs(tf.Module):
         # Of overlapping ones, as in "aaa", every second is merged.
         index = tf.range(tf.size(ids))
         begins_run = ~(merges & shifted(merges, -1, False)) | changes(owners)
-        run = tf.gather(tf.cast(tf.where(begins_run)[:, 0], tf.int32), tf.cumsum(tf.cast(begins_run, tf.int32)) - 1)
+        run = tf.gather(indices(begins_run), tf.cumsum(tf.cast(begins_run, tf.int32)) - 1)
         merges &= (index - run) % 2 == 0
         if self._single:
             first = tf.math.unsorted_segment_min(tf.where(merges, index, tf.size(ids)), owners, count)
             merges &= index == tf.gather(first, owners)
         ids = tf.where(merges, tf.cast(pairs % CONTENT, tf.int32), ids)
         ends = tf.where(merges, shifted(ends, 1, 0), ends)
-        keep = tf.where(~shifted(merges, -1, False))[:, 0]
+        keep = indices(~shifted(merges, -1, False))
         ids, owners, begins, ends = (tf.gather(x, keep) for x in (ids, owners, begins, ends))
         return ids, owners, begins, ends, self._pairs(ids, owners)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from duonlp.errors import InputError
 from duonlp.util.json_text import to_json
-from tfnlp.text.characters import Characters, CodePointTable, changes, probed_characters, shifted, spread
+from tfnlp.text.characters import Characters, CodePointTable, changes, indices, probed_characters, shifted, spread
 
 BY_CHARACTER = ("BertNormalizer", "Lowercase", "StripAccents", "NFD", "NFKD", "Nmt")
 """Normalizers whose result for a text is that for its characters, joined, up to the order of combining marks."""
@@ -222,8 +222,8 @@ def replace_doubles(characters: Characters, code: int, content: int) -> Characte
     is_code = characters.codes == code
     starts = changes(characters.pieces) | ~is_code | ~shifted(is_code, -1, False)
     index = tf.range(tf.size(is_code))
-    run = tf.gather(tf.where(starts)[:, 0], tf.cumsum(tf.cast(starts, tf.int32)) - 1)
-    is_second = is_code & ((index - tf.cast(run, tf.int32)) % 2 == 1)
+    run = tf.gather(indices(starts), tf.cumsum(tf.cast(starts, tf.int32)) - 1)
+    is_second = is_code & ((index - run) % 2 == 1)
     codes = tf.where(shifted(is_second, 1, False), content, characters.codes)
     ends = tf.where(shifted(is_second, 1, False), shifted(characters.ends, 1, 0), characters.ends)
     return characters._replace(codes=codes, ends=ends).keep(~is_second).with_piece_starts()

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, code_points, places, row_ids, shifted
+from tfnlp.text.characters import changes, code_points, indices, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, hash_table
 
 UNKNOWN_PENALTY = 10.0
@@ -104,7 +104,7 @@ class Unigram(tf.Module):
         begins, nodes, lengths = (array.concat() for array in arrays)
         ids, scores = tf.gather(tf.constant(self._ids), nodes), tf.gather(tf.constant(self._scores), nodes)
         single = tf.expand_dims(tf.boolean_mask(begins, lengths == 1), 1)
-        unknown = tf.where(tf.scatter_nd(single, tf.ones_like(single[:, 0]), tf.expand_dims(count, 0)) == 0)[:, 0]
+        unknown = indices(tf.scatter_nd(single, tf.ones_like(single[:, 0]), tf.expand_dims(count, 0)) == 0)
         penalty = tf.constant(self._unknown_score, tf.float64)
         return sorted_lattice(
             columns, word_of, sizes,
@@ -186,7 +186,7 @@ def path_ends(lattice: Lattice, chosen: tf.Tensor) -> tf.Tensor:
     """Return the slots where the subwords of the most likely paths end, int32 [n], in order."""
     previous = tf.gather(lattice.starts, chosen)
     is_start = changes(lattice.owners)
-    ends = tf.where(shifted(is_start, 1, True) & ~is_start)[:, 0]
+    ends = indices(shifted(is_start, 1, True) & ~is_start)
     marks = tf.zeros_like(lattice.owners, tf.bool)
 
     def step(slots: tf.Tensor, marks: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -196,4 +196,4 @@ def path_ends(lattice: Lattice, chosen: tf.Tensor) -> tf.Tensor:
 
     shapes = tf.TensorShape([None]), tf.TensorShape([None])
     _, marks = tf.while_loop(lambda slots, _: tf.size(slots) > 0, step, (ends, marks), shape_invariants=shapes)
-    return tf.where(marks)[:, 0]
+    return indices(marks)
