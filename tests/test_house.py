@@ -66,6 +66,7 @@ ONE_SIDED = {
     "tfnlp/text/added_tokens.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/characters.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/classification.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/code_points.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/endpoint.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/export.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/merges.py": "see tfnlp/text/__init__.py",

@@ -1,17 +1,12 @@
-"""Texts as flat tensors of code points, and tables over all code points.
+"""Texts as flat tensors of code points.
 
 A batch is one list of characters, however long its texts are, so that every step is a few vectorized operations.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
-
-CODE_POINTS = 0x110000
-PAGE = 256
 
 
 class Characters(NamedTuple):
@@ -62,8 +57,8 @@ class Characters(NamedTuple):
     def words(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the words in UTF-8, string [W], and the first character of each, int32 [W]."""
         starts = indices(self.first)
-        words = tf.RaggedTensor.from_row_starts(self.codes, tf.cast(starts, tf.int64), validate=False)
-        return tf.strings.unicode_encode(words, "UTF-8"), starts
+        lengths = tf.concat([starts[1:], [tf.size(self.codes)]], 0)[: tf.size(starts)] - starts
+        return tf.strings.unicode_encode(ragged(self.codes, lengths), "UTF-8"), starts
 
     def texts(self, count: tf.Tensor) -> tf.Tensor:
         """Return the texts of ``count`` pieces in UTF-8, string [count]."""
@@ -123,7 +118,9 @@ def interleaved(lengths: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def ragged(values: tf.Tensor, lengths: tf.Tensor) -> tf.RaggedTensor:
     """Return values [n] as rows of these lengths, int32 [m]."""
-    return tf.RaggedTensor.from_row_lengths(values, tf.cast(lengths, tf.int64), validate=False)
+    splits = tf.concat([[0], tf.cumsum(tf.cast(lengths, tf.int64))], 0)
+    rows: Any = tf.RaggedTensor
+    return rows.from_row_splits(values, splits, validate=False)
 
 
 def changes(values: tf.Tensor) -> tf.Tensor:
@@ -138,39 +135,5 @@ def shifted(values: tf.Tensor, by: int, fill: int | bool) -> tf.Tensor:
     return tf.concat([values[by:], padding] if by > 0 else [padding, values[: tf.maximum(size + by, 0)]], 0)
 
 
-class CodePointTable(tf.Module):
-    """A number for every code point, stored as pages of which equal ones are kept once.
-
-    Args:
-        values: int32 [CODE_POINTS].
-    """
-
-    def __init__(self, values: np.ndarray) -> None:
-        super().__init__()
-        pages, index = np.unique(np.asarray(values, np.int32).reshape(-1, PAGE), axis=0, return_inverse=True)
-        self._values, self._index = pages.reshape(-1), index.reshape(-1).astype(np.int32) * PAGE
-
-    def __call__(self, codes: tf.Tensor) -> tf.Tensor:
-        """Return the numbers of code points, int32 [C]."""
-        start = tf.gather(tf.constant(self._index), tf.bitwise.right_shift(codes, 8))
-        return tf.gather(tf.constant(self._values), start + tf.bitwise.bitwise_and(codes, PAGE - 1))
-
-
-PROBED = (*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000), 0x50000, 0xF0000)
-"""The characters that tokenizers are probed with: all but those of the unassigned and the private planes, which are alike."""
-
-
-@lru_cache(maxsize=1)
-def probed_characters() -> list[str]:
-    """Return the characters of PROBED."""
-    return [chr(code) for code in PROBED]
-
-
-def spread(values: Any, dtype: Any) -> np.ndarray:
-    """Return an array over all code points, given the values of PROBED; surrogates get 0."""
-    values = np.asarray(values, dtype)
-    table = np.zeros(CODE_POINTS, dtype)
-    table[0x40000:], table[0xF0000:] = values[-2], values[-1]
-    table[np.arange(0x4FFFE, CODE_POINTS, 1 << 16)[:, None] + [0, 1]] = values[PROBED.index(0x3FFFE)]  # no characters
-    table[np.array(PROBED[:-2])] = values[:-2]
-    return table
+FLAT = tf.TensorSpec([None], tf.int32).shape
+"""The shape of lists, as an invariant of loops."""

@@ -1,8 +1,5 @@
 """Endpoints of classifiers."""
 
-from typing import Any
-
-import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
@@ -31,12 +28,14 @@ class TextClassification(Endpoint[TextClassificationTask]):
     def __init__(self, model: Model, pipe: Pipeline, pairs: bool = False) -> None:
         super().__init__(model, pipe)
         if model.config.classification.token == "last":
-            raise InputError("the model classifies by the last token even if it is padding, so it cannot read batches of texts")
+            raise InputError(
+                "the model classifies by the last token even if it is padding, so it cannot read batches of texts"
+            )
         self.inputs = ("text", "text_pair") if pairs else ("text",)
 
     def serve(self, *texts: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return ``label`` string and ``score`` float32, [B] or with ``top_k`` [B, k]."""
-        options, config = self._pipe.options, self.model.config
+        options, config = self._options, self.model.config
         logits = tf.cast(self.forward(self.encode(*texts))["logits"], tf.float32)
         scores = {"sigmoid": tf.sigmoid, "softmax": tf.nn.softmax, "none": tf.identity}[
             score_function(config, options.function_to_apply)

@@ -1,7 +1,7 @@
 """Base of endpoints: a task as TensorFlow operations, from texts to results."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import tensorflow as tf
 
@@ -34,7 +34,8 @@ class Endpoint(tf.Module, Generic[TaskT]):
     def __init__(self, model: Model, pipe: Pipeline) -> None:
         super().__init__()
         self.model, self.tokenizer = model, GraphTokenizer(pipe.tokenizer)
-        self._pipe = pipe
+        self._task: TaskT = cast(TaskT, pipe.task)
+        self._options: Any = pipe.options
 
     def signature(self) -> list[tf.TensorSpec]:
         """Return the inputs of :meth:`serve`."""
@@ -46,7 +47,7 @@ class Endpoint(tf.Module, Generic[TaskT]):
 
     def encode(self, *texts: tf.Tensor) -> Rows:
         """Return the rows of texts or pairs, string [B] each, truncated as the options say."""
-        task, options = self._pipe.task, self._pipe.options
+        task, options = self._task, self._options
         limit, strategy = None, "longest_first"
         if isinstance(options, TruncationOptions) and options.truncates:
             limit = options.max_length or task.limit()
@@ -55,7 +56,7 @@ class Endpoint(tf.Module, Generic[TaskT]):
 
     def forward(self, rows: Rows) -> dict[str, tf.Tensor]:
         """Return the outputs of the model for rows, padded to the longest; fail if one is longer than its positions."""
-        task, longest = self._pipe.task, self.model.config.max_length
+        task, longest = self._task, self.model.config.max_length
         checks = []
         if longest is not None:
             message = f"a text has more tokens than the {longest} positions of the model; {task.remedy}"
@@ -67,5 +68,6 @@ class Endpoint(tf.Module, Generic[TaskT]):
         }  # fmt: skip
         with products(FLOAT):  # which any runtime has
             return self.model(
-                {name: rows.dense(*columns[name], left=task.padding_side == "left") for name in task.input_names}, training=False
+                {name: rows.dense(*columns[name], left=task.padding_side == "left") for name in task.input_names},
+                training=False,
             )

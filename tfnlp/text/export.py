@@ -1,34 +1,31 @@
 """Export a pipeline with its tokenizer to a SavedModel: strings in, results out."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from duonlp.checkpoints.atomic_folder import atomic_folder
 from duonlp.errors import InputError
 from duonlp.pipelines.loader import load_pipeline
-from duonlp.pipelines.pipeline import Pipeline
 from duonlp.typing import Tokenizer
 from tfnlp.heads import HEADS, Model
 from tfnlp.steps.saving import check_export_path
 from tfnlp.text.classification import TextClassification
 from tfnlp.text.endpoint import Endpoint
 
-ENDPOINTS: dict[str, type[Endpoint[Any]]] = {
-    endpoint.task: endpoint for endpoint in (TextClassification,)
-}
+ENDPOINTS: dict[str, type[Endpoint[Any]]] = {endpoint.task: endpoint for endpoint in (TextClassification,)}
 
 
 def export_pipeline(
     task: str, model: str | Path | Model, folder: str | Path, *, tokenizer: Tokenizer | None = None, **options: Any
-) -> None:  # fmt: skip
+) -> None:
     """Write a SavedModel that takes texts and returns what the pipeline returns, with the tokenizer in its graph.
 
-    It needs TensorFlow and tensorflow-text only, and no operation that the stock TensorFlow Serving lacks. The endpoint "serve" is
-    the default signature. Its inputs and outputs are arrays with one row per text:
+    It needs TensorFlow and tensorflow-text only, and no operation that the stock TensorFlow Serving lacks. The endpoint
+    "serve" is the default signature. Its inputs and outputs are arrays with one row per text:
 
       - text-classification: ``text`` string [B], or also ``text_pair`` with ``pairs=True``. Returns ``label`` string [B] and
         ``score`` float32 [B]; with ``top_k``, [B, k] each, best first.
@@ -41,7 +38,8 @@ def export_pipeline(
         options: Those of :func:`tfnlp.pipeline`, which hold for every call of the endpoint, and those of the endpoint.
 
     Raises:
-        InputError: The task has no endpoint, an option is unknown or invalid, or a part of the tokenizer cannot be put in a graph.
+        InputError: The task has no endpoint, an option is unknown or invalid, or a part of the tokenizer cannot be put in
+            a graph.
         MissingExtraError: tensorflow-text is not installed.
         CheckpointError: The checkpoint cannot be found or read.
     """
@@ -50,9 +48,14 @@ def export_pipeline(
     if kind is None:
         raise InputError(f"{task!r} has no endpoint; expected one of {', '.join(ENDPOINTS)}")
     own = {name: options.pop(name) for name in kind.options if name in options}
-    loaded: list[Model] = []
-    pipe: Pipeline = load_pipeline(HEADS, loaded.append, task, model, tokenizer=tokenizer, **options)
-    module = kind(loaded[0] if loaded else pipe.forward.__self__, pipe, **own)
+    loaded: list[Any] = []
+
+    def keep(of_pipeline: Any) -> Callable[..., Any]:
+        loaded.append(of_pipeline)
+        return of_pipeline
+
+    pipe = load_pipeline(HEADS, keep, task, model, tokenizer=tokenizer, **options)
+    module = kind(loaded[0], pipe, **own)
     archive = keras.export.ExportArchive()
     archive.track(module.model)
     archive.track(module)

@@ -1,13 +1,14 @@
 """Byte pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) as TensorFlow operations."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, indices, places, row_ids, shifted
+from tfnlp.text.characters import FLAT, changes, indices, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, byte_values, hash_table, in_characters, string_table
 
 NEVER = np.int64(2**62)
@@ -48,7 +49,9 @@ class BytePairs(tf.Module):
         if missing and spec.get("unk_token") is not None:
             unsupported["unk_token"] = spec["unk_token"]
         if unsupported:
-            raise InputError(f"BPE with {unsupported} cannot be put in a graph; use a byte-level vocabulary without them")
+            raise InputError(
+                f"BPE with {unsupported} cannot be put in a graph; use a byte-level vocabulary without them"
+            )
         self._symbols = np.array([vocabulary.get(letter, -1) for letter in letters], np.int32)
         self._ignores_merges = bool(spec.get("ignore_merges"))
         merges: dict[tuple[int, int], tuple[int, int]] = {}
@@ -81,9 +84,9 @@ class BytePairs(tf.Module):
         pairs = self._pairs(ids, owners)
         ids, owners, begins, ends, _ = tf.while_loop(
             lambda *state: tf.reduce_any(state[-1] < NEVER),
-            lambda *state: self._merge(*state, tf.size(words)),
+            partial(self._merge, tf.size(words)),
             (ids, owners, begins, ends, pairs),
-            shape_invariants=(tf.TensorShape([None]),) * 5,
+            shape_invariants=(FLAT,) * 5,
         )
         lengths = tf.math.unsorted_segment_sum(tf.ones_like(owners), owners, tf.size(words))
         return in_characters(words, Subwords(ids, begins, ends, lengths))
@@ -95,7 +98,7 @@ class BytePairs(tf.Module):
         return tf.where(shifted(changes(owners), 1, True), NEVER, values)
 
     def _merge(
-        self, ids: tf.Tensor, owners: tf.Tensor, begins: tf.Tensor, ends: tf.Tensor, pairs: tf.Tensor, count: tf.Tensor
+        self, count: tf.Tensor, ids: tf.Tensor, owners: tf.Tensor, begins: tf.Tensor, ends: tf.Tensor, pairs: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         """Merge, in each word, the pair of the lowest rank wherever it is, or only where it is first."""
         lowest = tf.gather(tf.math.unsorted_segment_min(pairs, owners, count), owners)
@@ -108,7 +111,7 @@ class BytePairs(tf.Module):
         if self._single:
             first = tf.math.unsorted_segment_min(tf.where(merges, index, tf.size(ids)), owners, count)
             merges &= index == tf.gather(first, owners)
-        ids = tf.where(merges, tf.cast(pairs % CONTENT, tf.int32), ids)
+        ids = tf.where(merges, tf.cast(tf.math.floormod(pairs, CONTENT), tf.int32), ids)
         ends = tf.where(merges, shifted(ends, 1, 0), ends)
         keep = indices(~shifted(merges, -1, False))
         ids, owners, begins, ends = (tf.gather(x, keep) for x in (ids, owners, begins, ends))
@@ -120,4 +123,6 @@ def is_ordered(merges: Mapping[tuple[int, int], tuple[int, int]]) -> bool:
     latest: dict[int, int] = {}
     for rank, new in merges.values():
         latest[new] = max(rank, latest.get(new, -1))
-    return all(rank > max(latest.get(first, -1), latest.get(second, -1)) for (first, second), (rank, _) in merges.items())
+    return all(
+        rank > max(latest.get(first, -1), latest.get(second, -1)) for (first, second), (rank, _) in merges.items()
+    )

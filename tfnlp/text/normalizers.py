@@ -4,24 +4,29 @@ Normalizers that map every character by itself are probed: the real one is run o
 never a version apart.
 """
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tokenizers import Tokenizer
 
 from duonlp.errors import InputError
 from duonlp.util.json_text import to_json
-from tfnlp.text.characters import Characters, CodePointTable, changes, indices, probed_characters, shifted, spread
+from tfnlp.text.characters import Characters, changes, indices, shifted
+from tfnlp.text.code_points import (
+    SPACE,
+    CodePointTable,
+    character_classes,
+    combining_ranks,
+    hf_component,
+    probe,
+    probed_characters,
+    spread,
+)
 
 BY_CHARACTER = ("BertNormalizer", "Lowercase", "StripAccents", "NFD", "NFKD", "Nmt")
 """Normalizers whose result for a text is that for its characters, joined, up to the order of combining marks."""
-
-SEPARATORS = "\u16a0\u1402\u2801"
-"""Characters that separate the others while a normalizer is probed."""
 
 Normalizer = Callable[[Characters], Characters]
 
@@ -95,38 +100,6 @@ def _by_character(spec: str) -> list[Normalizer]:
     return steps + ([Reorder(ranks)] if ranks.any() else [])
 
 
-def hf_component(name: str, spec: str) -> Any:
-    """Return a component of a tokenizer, such as its "normalizer", from its description in JSON."""
-    parts = {"normalizer": "null", "pre_tokenizer": "null", "post_processor": "null", "decoder": "null", name: spec}
-    fields = ",".join(f'"{key}":{value}' for key, value in parts.items())
-    model = '{"type":"WordPiece","unk_token":"","continuing_subword_prefix":"","max_input_chars_per_word":1,"vocab":{}}'
-    return getattr(Tokenizer.from_str(f'{{"version":"1.0","added_tokens":[],{fields},"model":{model}}}'), name)
-
-
-def probe(normalize: Callable[[str], str]) -> list[str]:
-    """Return the results for the characters of PROBED, each alone."""
-    characters = probed_characters()
-    for separator in SEPARATORS:
-        results = normalize(separator.join(characters)).split(separator)
-        own = characters.index(separator)  # the separator itself gives two empty results instead of one
-        if len(results) == len(characters) + 1:
-            return [*results[:own], separator, *results[own + 2 :]]
-    return [normalize(character) for character in characters]
-
-
-def combining_ranks(normalize: Callable[[str], str]) -> np.ndarray:
-    """Return the canonical combining class of each code point by which a normalizer sorts marks, int32; 0 for others."""
-    ranks = np.zeros(0x110000, np.int32)
-    lowest = "\u0334"  # a mark of class 1, which moves before marks of any other class
-    for code in range(0x300, 0x1F000):
-        rank = unicodedata.combining(chr(code))
-        if rank > 1 and normalize(f"{chr(code)}{lowest}") == f"{lowest}{chr(code)}":
-            ranks[code] = rank
-    for code in np.flatnonzero([unicodedata.combining(chr(code)) == 1 for code in range(0x20000)]) if ranks.any() else ():
-        ranks[code] = int(normalize(f"\u0301{chr(code)}") == f"{chr(code)}\u0301")
-    return ranks
-
-
 class CharacterMap(tf.Module):
     """Replace each character by any number of others.
 
@@ -192,10 +165,8 @@ class Strip(tf.Module):
 
     def __call__(self, characters: Characters) -> Characters:
         """Return the remaining characters."""
-        from tfnlp.text.splitting import character_classes
-
         count = tf.size(characters.codes)
-        is_text = character_classes('{"type":"WhitespaceSplit"}')(characters.codes) != 1
+        is_text = character_classes('{"type":"WhitespaceSplit"}')(characters.codes) != SPACE
         index = tf.range(count)
         pieces = tf.cumsum(tf.cast(changes(characters.pieces), tf.int32)) - 1
         begins = tf.math.segment_min(tf.where(is_text, index, count), pieces)

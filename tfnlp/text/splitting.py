@@ -1,22 +1,16 @@
 """Pre-tokenizers of tokenizers as TensorFlow operations: characters to words."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from tokenizers import Regex, pre_tokenizers
 
 from duonlp.errors import InputError
 from duonlp.util.json_text import to_json
-from tfnlp.text.characters import Characters, CodePointTable, probed_characters, shifted, spread
-from tfnlp.text.normalizers import hf_component
+from tfnlp.text.characters import Characters, shifted
+from tfnlp.text.code_points import ALONE, SPACE, character_classes, regex_classes
 
 Splitter = Callable[[Characters], Characters]
-
-SPACE, ALONE = 1, 2
-"""Classes of characters: whitespace between words, and what is not part of a word of others."""
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of GPT-2's words, as in ByteLevel."""
@@ -35,39 +29,22 @@ def make_splitter(spec: Mapping[str, Any] | None) -> list[Splitter]:
         return [step for part in spec["pretokenizers"] for step in make_splitter(part)]
     if kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit"):
         return [SplitByClass(to_json({"type": kind}), merges=kind == "Whitespace")]
-    if kind == "Digits" and spec["individual_digits"] or kind == "Punctuation" and spec["behavior"] == "Isolated":
+    if (kind == "Digits" and spec["individual_digits"]) or (kind == "Punctuation" and spec["behavior"] == "Isolated"):
         return [SplitByClass(to_json(spec), merges=False)]
     if kind == "Metaspace" and len(spec["replacement"]) == 1:
         return [Metaspace(spec["replacement"], spec["prepend_scheme"], bool(spec.get("split", True)))]
     if kind == "ByteLevel":
         prefix: list[Splitter] = [add_prefix_space] if spec["add_prefix_space"] else []
         return [*prefix, *([GPT2Words()] if spec.get("use_regex", True) else [])]
-    if kind == "Split" and spec["pattern"].get("Regex") == GPT2 and spec["behavior"] in ("Isolated", "Removed"):
-        if bool(spec["invert"]) == (spec["behavior"] == "Removed"):  # the pattern covers every text
-            return [GPT2Words()]
+    # The pattern covers every text, so that matches may be isolated, or all else removed.
+    if kind == "Split" and spec["pattern"].get("Regex") == GPT2 and (spec["behavior"], spec["invert"]) in (
+        ("Isolated", False), ("Removed", True),
+    ):  # fmt: skip
+        return [GPT2Words()]
     raise InputError(
         f"the pre-tokenizer {to_json(spec)[:200]} cannot be put in a graph; use a tokenizer whose pre-tokenizers are among "
         "BertPreTokenizer, Whitespace, WhitespaceSplit, Digits, Punctuation, Metaspace and ByteLevel"
     )
-
-
-@lru_cache(maxsize=8)
-def character_classes(spec: str) -> CodePointTable:
-    """Return SPACE for what a pre-tokenizer removes, ALONE for what it does not join with letters, and 0 for others.
-
-    Args:
-        spec: Its description in JSON.
-    """
-    characters = probed_characters()
-    pieces = hf_component("pre_tokenizer", spec).pre_tokenize_str("".join(f"a{c}" for c in characters) + "a")
-    offsets = np.array([offset for _, offset in pieces])  # [pieces, 2]
-    covered = np.zeros(2 * len(characters) + 2, np.int32)
-    np.add.at(covered, offsets[:, 0], 1)
-    np.add.at(covered, offsets[:, 1], -1)
-    classes = np.where(np.cumsum(covered)[1:-1:2] > 0, 0, SPACE)
-    single = offsets[:, 0][(offsets[:, 1] - offsets[:, 0] == 1) & (offsets[:, 0] % 2 == 1)]
-    classes[single // 2] = ALONE
-    return CodePointTable(spread(classes, np.int32))
 
 
 class SplitByClass(tf.Module):
@@ -118,25 +95,16 @@ class Metaspace(tf.Module):
             if self._scheme == "first":
                 lacks &= characters.starts == 0
             characters = characters.insert_before(lacks, self._code)
-        return characters._replace(first=characters.first | (characters.codes == self._code)) if self._split else characters
+        return (
+            characters._replace(first=characters.first | (characters.codes == self._code))
+            if self._split
+            else characters
+        )
 
 
 def add_prefix_space(characters: Characters) -> Characters:
     """Insert a space before each word that does not begin with one."""
     return characters.insert_before(characters.first & (characters.codes != ord(" ")), ord(" "))
-
-
-@lru_cache(maxsize=1)
-def regex_classes() -> CodePointTable:
-    r"""Return 1 for ``\s``, 2 for ``\p{L}``, 3 for ``\p{N}`` and 0 for others, as the tokenizers' regular expressions see them."""
-    characters = probed_characters()
-    classes = np.zeros(len(characters), np.int32)
-    for number, pattern in enumerate((r"\s+", r"\p{L}+", r"\p{N}+"), 1):
-        pieces = pre_tokenizers.Split(Regex(pattern), "isolated").pre_tokenize_str("".join(characters))
-        # Matches alternate with what is between them, which comes first.
-        for _, (start, end) in pieces[1::2]:
-            classes[start:end] = number
-    return CodePointTable(spread(classes, np.int32))
 
 
 class GPT2Words(tf.Module):
@@ -158,11 +126,14 @@ class GPT2Words(tf.Module):
         after_space = shifted(is_space, -1, False) & ~first
         before_text = ~last & ~shifted(is_space, 1, False)
         attaches = shifted(codes, -1, 0) == ord(" ")
-        starts = tf.where(
-            is_space,
-            ~after_space | before_text,
-            tf.where(after_space, ~attaches, shifted(classes, -1, 0) != classes),
-        ) | first
+        starts = (
+            tf.where(
+                is_space,
+                ~after_space | before_text,
+                tf.where(after_space, ~attaches, shifted(classes, -1, 0) != classes),
+            )
+            | first
+        )
         one, two = self._contractions(codes, starts, last)
         either = one | two
         starts &= ~(shifted(either, -1, False) | shifted(two, -2, False)) | first
@@ -172,7 +143,9 @@ class GPT2Words(tf.Module):
     def _contractions(self, codes: tf.Tensor, starts: tf.Tensor, last: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return where a word such as 's begins, and where one such as 're, bool [C] each."""
         begins = starts & (codes == ord("'")) & ~last
-        second, third = (tf.where(~last if n == 1 else ~last & ~shifted(last, 1, True), shifted(codes, n, 0), 0) for n in (1, 2))
+        second, third = (
+            tf.where(~last if n == 1 else ~last & ~shifted(last, 1, True), shifted(codes, n, 0), 0) for n in (1, 2)
+        )
 
         def is_pair(pair: str) -> tf.Tensor:
             return (second == ord(pair[0])) & (third == ord(pair[1]))

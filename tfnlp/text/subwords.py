@@ -34,7 +34,7 @@ class Subwords(NamedTuple):
         rows = row_ids(lengths)
         first = tf.gather(tf.cumsum(self.lengths, exclusive=True), words)
         index = tf.gather(first, rows) + places(lengths, rows)
-        return Subwords(*(tf.gather(column, index) for column in self[:3]), lengths)
+        return Subwords._make([*(tf.gather(column, index) for column in self[:3]), lengths])
 
 
 SubwordModel = Callable[[tf.Tensor], Subwords]
@@ -48,8 +48,8 @@ def hash_table(keys: Any, values: Any, default: int, key_dtype: tf.DType) -> tf.
     return tf.lookup.StaticHashTable(initializer, default)
 
 
-def string_table(values: Mapping[str, int]) -> tf.lookup.StaticHashTable:
-    """Return a table from strings to integers that returns -1 for others."""
+def string_table(values: Mapping[Any, int]) -> tf.lookup.StaticHashTable:
+    """Return a table from strings, str or bytes, to integers that returns -1 for others."""
     return hash_table(list(values), list(values.values()), -1, tf.string)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
@@ -44,7 +43,7 @@ class Tokens(NamedTuple):
         rows = row_ids(lengths)
         first = tf.cumsum(self.lengths, exclusive=True) + starts
         index = tf.gather(first, rows) + places(lengths, rows)
-        return Tokens(*(tf.gather(column, index) for column in self[:3]), lengths)
+        return Tokens._make([*(tf.gather(column, index) for column in self[:3]), lengths])
 
 
 class Pieces(NamedTuple):
@@ -159,7 +158,9 @@ class GraphTokenizer(tf.Module):
     def _check_pairing(self, spec: Mapping[str, Any]) -> None:
         text = str(spec["pre_tokenizer"])
         if spec["model"]["type"] == "BPE" and "ByteLevel" not in text:
-            raise InputError("BPE without the pre-tokenizer ByteLevel cannot be put in a graph; use a byte-level tokenizer")
+            raise InputError(
+                "BPE without the pre-tokenizer ByteLevel cannot be put in a graph; use a byte-level tokenizer"
+            )
         if spec["model"]["type"] != "BPE" and "ByteLevel" in text:
             raise InputError(f"ByteLevel with {spec['model']['type']} cannot be put in a graph; use BPE")
 
@@ -182,9 +183,7 @@ class GraphTokenizer(tf.Module):
             characters = step(characters)
         return self._subwords(characters, pieces, rows)
 
-    def _subwords(
-        self, characters: Characters, added: Pieces, rows: tf.Tensor
-    ) -> Tokens:
+    def _subwords(self, characters: Characters, added: Pieces, rows: tf.Tensor) -> Tokens:
         """Return the tokens of the words and the added tokens, in order."""
         words, starts = characters.words()
         different, index = tf.unique(words)
@@ -199,7 +198,7 @@ class GraphTokenizer(tf.Module):
         columns = zip((subwords.ids, begins, ends), (added.ids, added.begins, added.ends))
         columns = (tf.gather(tf.concat([own, tf.boolean_mask(other, is_added)], 0), order) for own, other in columns)
         lengths = tf.math.unsorted_segment_sum(sizes + tf.cast(is_added, tf.int32), added.owners, rows)
-        return Tokens(*columns, lengths)
+        return Tokens._make([*columns, lengths])
 
     # -- rows ------------------------------------------------------------------------------------------------------
 
@@ -249,7 +248,9 @@ class GraphTokenizer(tf.Module):
         else:
             target = STRATEGIES.index(strategy) - 1
             excess = tf.maximum(lengths[0] + lengths[1] - room, 0)
-            message = f"a text of the pair that is not to be truncated leaves no room for the other; strategy is {strategy!r}"
+            message = (
+                f"a text of the pair that is not to be truncated leaves no room for the other; strategy is {strategy!r}"
+            )
             check = tf.debugging.assert_equal(tf.reduce_all((excess == 0) | (lengths[target] > excess)), True, message)
             with tf.control_dependencies([] if check is None else [check]):
                 kept = [n - excess if i == target else n for i, n in enumerate(lengths)]
@@ -307,10 +308,12 @@ def join(template: Template, sequences: list[Tokens]) -> Rows:
         if sequence < 0:
             ids = tf.tile(tf.constant(special, tf.int32), [tf.size(one)])
             tokens = Tokens(ids, tf.zeros_like(ids), tf.zeros_like(ids), one * len(special))
-        parts.append([tokens.ids, *(tf.fill(tf.shape(tokens.ids), n) for n in (kind, sequence)), tokens.begins, tokens.ends])
+        parts.append(
+            [tokens.ids, *(tf.fill(tf.shape(tokens.ids), n) for n in (kind, sequence)), tokens.begins, tokens.ends]
+        )
         lengths.append(tokens.lengths)
     order = interleaved(lengths)
-    return Rows(*(tf.gather(tf.concat(column, 0), order) for column in zip(*parts)), tf.add_n(lengths))
+    return Rows._make([*(tf.gather(tf.concat(column, 0), order) for column in zip(*parts)), tf.add_n(lengths)])
 
 
 def _added_tokens(tokens: list[Mapping[str, Any]], normalizer: Any) -> AddedTokens | None:

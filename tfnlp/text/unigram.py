@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
-from tfnlp.text.characters import changes, code_points, indices, places, row_ids, shifted
+from tfnlp.text.characters import FLAT, changes, code_points, indices, places, row_ids, shifted
 from tfnlp.text.subwords import Subwords, hash_table
 
 UNKNOWN_PENALTY = 10.0
@@ -36,7 +36,9 @@ class Unigram(tf.Module):
         super().__init__()
         if spec.get("byte_fallback") or spec.get("unk_id") is None:
             what = "byte_fallback=True" if spec.get("byte_fallback") else "no unknown token"
-            raise InputError(f"a Unigram model with {what} cannot be put in a graph; use one with an unknown token only")
+            raise InputError(
+                f"a Unigram model with {what} cannot be put in a graph; use one with an unknown token only"
+            )
         vocabulary = spec["vocab"]
         self._unknown = int(spec["unk_id"])
         self._unknown_score = min(score for _, score in vocabulary) - UNKNOWN_PENALTY
@@ -93,13 +95,14 @@ class Unigram(tf.Module):
             return length + 1, tf.boolean_mask(active, goes_on), tf.boolean_mask(nodes, goes_on), begins, found, lengths
 
         dtypes = tf.int32, tf.int64, tf.int32
-        arrays = [tf.TensorArray(kind, 0, dynamic_size=True, infer_shape=False, element_shape=[None]) for kind in dtypes]
-        none = tf.TensorShape([None])
+        arrays = [
+            tf.TensorArray(kind, 0, dynamic_size=True, infer_shape=False, element_shape=[None]) for kind in dtypes
+        ]
         _, _, _, *arrays = tf.while_loop(
             lambda length, active, *_: (length == 1) | (tf.size(active) > 0),
             step,
             (tf.constant(1), tf.range(count), tf.zeros([count], tf.int64), *arrays),
-            shape_invariants=(tf.TensorShape([]), none, none, *(tf.TensorShape(None) for _ in arrays)),
+            shape_invariants=(FLAT[:0], FLAT, FLAT, *(array.flow.shape for array in arrays)),
         )
         begins, nodes, lengths = (array.concat() for array in arrays)
         ids, scores = tf.gather(tf.constant(self._ids), nodes), tf.gather(tf.constant(self._scores), nodes)
@@ -194,6 +197,5 @@ def path_ends(lattice: Lattice, chosen: tf.Tensor) -> tf.Tensor:
         slots = tf.gather(previous, slots)
         return tf.boolean_mask(slots, ~tf.gather(is_start, slots)), marks
 
-    shapes = tf.TensorShape([None]), tf.TensorShape([None])
-    _, marks = tf.while_loop(lambda slots, _: tf.size(slots) > 0, step, (ends, marks), shape_invariants=shapes)
+    _, marks = tf.while_loop(lambda slots, _: tf.size(slots) > 0, step, (ends, marks), shape_invariants=(FLAT, FLAT))
     return indices(marks)
