@@ -1,10 +1,15 @@
-"""Texts that are hard to tokenize, at random, and a program that compares the tokenizers in a graph with Hugging Face's on them.
+"""Texts that are hard to tokenize, at random, and a comparison of tokenizers in a graph with Hugging Face's on them.
 
 python -m tests.fuzz_texts --count 100000
 """
 
+import argparse
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 RANGES = (
     (0x20, 0x7E), (0x20, 0x7E), (0x61, 0x7A), (0x0, 0x1F), (0x7F, 0xFF), (0x100, 0x24F), (0x300, 0x36F), (0x370, 0x3FF),

@@ -11,10 +11,11 @@ from tests.augmentation import TEXTS
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 NAMES = ("bos", "pad", "eos", "unk")
-CORPUS = [
-    *TEXTS,
-    "don't we'll I've they're 1999 3.14 caf\u00e9 na\u00efve Stra\u00dfe \u6771\u4eac \u3053\u3093 \uc548\ub155 \u0645\u0631 \U0001f600 a film, the films",
-] * 20
+FURTHER = (
+    "don't we'll I've they're 1999 3.14 caf\u00e9 na\u00efve Stra\u00dfe a film, the films",
+    "\u6771\u4eac \u3053\u3093 \uc548\ub155 \u0645\u0631 \U0001f600",
+)
+CORPUS = [*TEXTS, *FURTHER] * 20
 
 
 def _fast(backend: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
