@@ -119,9 +119,7 @@ def main() -> None:
             if counts[kind] <= 3:
                 print(difference[:1000])
         seconds = time.monotonic() - start
-        print(
-            f"{name}: of {arguments.count:,} texts, {counts['ids']} differ in ids and {counts['offsets']} in offsets ({seconds:.0f} s)"
-        )
+        print(f"{name}: {arguments.count:,} texts, {seconds:.0f} s, differences: {counts}")
 
 
 if __name__ == "__main__":

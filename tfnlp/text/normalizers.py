@@ -180,21 +180,19 @@ class Strip(tf.Module):
 
 
 def replace_runs(characters: Characters, code: int, content: int) -> Characters:
-    """Replace each run of at least two of a character by one other character."""
-    is_code = characters.codes == code
-    before = is_code & shifted(is_code, -1, False) & ~changes(characters.pieces)
-    after = shifted(before, 1, False)
-    runs = tf.where(after & ~before, content, characters.codes)
-    return characters._replace(codes=runs).keep(~before).with_piece_starts()
+    """Replace each run of at least two of a character by one other character, which stands for the last of them."""
+    is_code, starts = characters.codes == code, changes(characters.pieces)
+    follows = is_code & shifted(is_code, -1, False) & ~starts
+    goes_on = shifted(follows, 1, False)
+    codes = tf.where(follows & ~goes_on, content, characters.codes)
+    return characters._replace(codes=codes).keep(~goes_on).with_piece_starts()
 
 
 def replace_doubles(characters: Characters, code: int, content: int) -> Characters:
-    """Replace two of a character by one other character, from left to right."""
+    """Replace two of a character by one other character, which stands for the second, from left to right."""
     is_code = characters.codes == code
     starts = changes(characters.pieces) | ~is_code | ~shifted(is_code, -1, False)
-    index = tf.range(tf.size(is_code))
     run = tf.gather(indices(starts), tf.cumsum(tf.cast(starts, tf.int32)) - 1)
-    is_second = is_code & ((index - run) % 2 == 1)
-    codes = tf.where(shifted(is_second, 1, False), content, characters.codes)
-    ends = tf.where(shifted(is_second, 1, False), shifted(characters.ends, 1, 0), characters.ends)
-    return characters._replace(codes=codes, ends=ends).keep(~is_second).with_piece_starts()
+    is_second = is_code & ((tf.range(tf.size(is_code)) - run) % 2 == 1)
+    codes = tf.where(is_second, content, characters.codes)
+    return characters._replace(codes=codes).keep(~shifted(is_second, 1, False)).with_piece_starts()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from duonlp.errors import InputError
@@ -149,6 +150,7 @@ class GraphTokenizer(tf.Module):
         self._raw = _added_tokens([token for token in added if not token["normalized"]], None)
         self._normalized = _added_tokens([token for token in added if token["normalized"]], backend.normalizer)
         self._templates = [_template(tokenizer, pair) for pair in (False, True)]
+        self._trim = _trimmer(spec["post_processor"], backend)
         self._left_truncated = tokenizer.truncation_side == "left"
         self._left_padded = tokenizer.padding_side == "left"
         self.pad_token_id = tokenizer.pad_token_id
@@ -230,6 +232,8 @@ class GraphTokenizer(tf.Module):
                     f"max_length is {max_length}, but there are {template.special} special tokens; expected at least as many"
                 )
             sequences = self._truncated(sequences, max_length - template.special, strategy)
+        if self._trim is not None:
+            sequences = [self._trim(tokens) for tokens in sequences]
         return join(template, sequences)
 
     def _truncated(self, sequences: list[Tokens], room: int, strategy: str) -> list[Tokens]:
@@ -268,6 +272,50 @@ class GraphTokenizer(tf.Module):
         if "token_type_ids" in self.names:
             columns["token_type_ids"] = rows.types, self._pad_type
         return {name: rows.dense(values, fill, length, self._left_padded) for name, (values, fill) in columns.items()}
+
+
+class TrimOffsets(tf.Module):
+    """Exclude the spaces at the ends of tokens from their offsets.
+
+    Args:
+        spaces: int32 [V, 3], number of spaces at the beginning and at the end of each token; and the number of characters of an
+            added token that takes the whitespace before it, 0 for others.
+        prefix: Whether a space at the beginning of a text may be one that the tokenizer inserted.
+    """
+
+    def __init__(self, spaces: np.ndarray, prefix: bool) -> None:
+        super().__init__()
+        self._spaces, self._prefix = spaces, prefix
+
+    def __call__(self, tokens: Tokens) -> Tokens:
+        """Return the tokens with other offsets."""
+        leading, trailing, sizes = tf.unstack(tf.gather(tf.constant(self._spaces), tokens.ids), axis=1)
+        leading = tf.where(sizes > 0, tokens.ends - tokens.begins - sizes, leading)
+        if self._prefix:
+            is_first = (places(tokens.lengths, row_ids(tokens.lengths)) == 0) | (tokens.begins == 0)
+            leading = tf.where(is_first & (leading == 1), 0, leading)
+        begins = tf.minimum(tokens.begins + leading, tokens.ends)
+        trimmed = tf.maximum(tokens.ends - trailing, begins)
+        return tokens._replace(begins=begins, ends=tf.where(tokens.ends >= trailing, trimmed, tokens.ends))
+
+
+def _trimmer(spec: Mapping[str, Any] | None, backend: Any) -> TrimOffsets | None:
+    """Return what trims offsets as a post-processor in tokenizer.json does, or None if it does not."""
+    if spec is None:
+        return None
+    if spec["type"] == "Sequence":
+        found = [_trimmer(part, backend) for part in spec["processors"]]
+        return next((trimmer for trimmer in found if trimmer is not None), None)
+    if not spec.get("trim_offsets"):
+        return None
+    vocabulary = backend.get_vocab(True)
+    spaces = np.zeros((max(vocabulary.values()) + 1, 3), np.int32)
+    for token, number in vocabulary.items():
+        text = token.replace("\u0120", " ")  # which stands for a space
+        spaces[number, :2] = len(text) - len(text.lstrip()), len(text) - len(text.rstrip())
+    for number, token in backend.get_added_tokens_decoder().items():
+        spaces[number, 2] = len(token.content) if token.lstrip else 0
+    return TrimOffsets(spaces, bool(spec["add_prefix_space"]))
 
 
 def split_pieces(characters: Characters, pieces: Pieces, sections: Sections) -> tuple[Characters, Pieces]:
