@@ -80,6 +80,27 @@ def code_points(texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return codes.flat_values, tf.cast(codes.row_lengths(), tf.int32)
 
 
+def dense(
+    values: tf.Tensor, lengths: tf.Tensor, fill: Any, columns: int | tf.Tensor | None = None, left: bool = False
+) -> tf.Tensor:
+    """Return values [n] of rows of these lengths, int32 [m], as [m, columns].
+
+    Args:
+        values: The values.
+        lengths: Their numbers.
+        fill: What to pad with.
+        columns: Number of columns; None for that of the longest row.
+        left: Whether to pad on the left.
+    """
+    columns = tf.reduce_max(tf.concat([lengths, [0]], 0)) if columns is None else columns
+    rows = row_ids(lengths)
+    place = places(lengths, rows)
+    if left:
+        place += columns - tf.gather(lengths, rows)
+    empty = tf.fill([tf.size(lengths), columns], tf.constant(fill, values.dtype))
+    return tf.tensor_scatter_nd_update(empty, tf.stack([rows, place], 1), values)
+
+
 def indices(mask: tf.Tensor) -> tf.Tensor:
     """Return where a mask, bool [C], is True, int32 [n]."""
     return tf.cast(tf.where(mask)[:, 0], tf.int32)

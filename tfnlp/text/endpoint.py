@@ -9,6 +9,7 @@ from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.text import TextTask, TruncationOptions
 from tfnlp.heads import Model
 from tfnlp.kernels.choice import FLOAT, products
+from tfnlp.text.characters import dense
 from tfnlp.text.tokenizer import GraphTokenizer, Rows
 
 TaskT = TypeVar("TaskT", bound=TextTask[Any])
@@ -66,8 +67,7 @@ class Endpoint(tf.Module, Generic[TaskT]):
         columns = {
             "input_ids": (ids, task.pad_token_id), "attention_mask": (tf.ones_like(ids), 0), "token_type_ids": (rows.types, 0),
         }  # fmt: skip
+        left = task.padding_side == "left"
+        inputs = {name: dense(columns[name][0], rows.lengths, columns[name][1], left=left) for name in task.input_names}
         with products(FLOAT):  # which any runtime has
-            return self.model(
-                {name: rows.dense(*columns[name], left=task.padding_side == "left") for name in task.input_names},
-                training=False,
-            )
+            return self.model(inputs, training=False)

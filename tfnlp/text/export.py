@@ -13,10 +13,14 @@ from duonlp.pipelines.loader import load_pipeline
 from duonlp.typing import Tokenizer
 from tfnlp.heads import HEADS, Model
 from tfnlp.steps.saving import check_export_path
+from tfnlp.text.answers import QuestionAnswering
 from tfnlp.text.classification import TextClassification
 from tfnlp.text.endpoint import Endpoint
+from tfnlp.text.entities import TokenClassification
 
-ENDPOINTS: dict[str, type[Endpoint[Any]]] = {endpoint.task: endpoint for endpoint in (TextClassification,)}
+ENDPOINTS: dict[str, type[Endpoint[Any]]] = {
+    endpoint.task: endpoint for endpoint in (TextClassification, TokenClassification, QuestionAnswering)
+}
 
 
 def export_pipeline(
@@ -29,6 +33,11 @@ def export_pipeline(
 
       - text-classification: ``text`` string [B], or also ``text_pair`` with ``pairs=True``. Returns ``label`` string [B] and
         ``score`` float32 [B]; with ``top_k``, [B, k] each, best first.
+      - token-classification: ``text``. Returns ``count`` int32 [B], and ``entity`` or ``entity_group``, ``score``, ``word``,
+        ``start``, ``end`` (and ``index``) [B, N], padded with "" and 0. Offsets are in characters. The strategies are "none" and
+        "simple".
+      - question-answering: ``question`` and ``context`` string [B]. Returns ``answer``, ``score``, ``start``, ``end``, ``logit``
+        and ``null_gap`` [B].
 
     Args:
         task: Name of the task.

@@ -12,7 +12,7 @@ from duonlp.typing import Tokenizer
 from duonlp.util.reading import parse_json
 from duonlp.util.tokenization import tokenize
 from tfnlp.text.added_tokens import AddedTokens, Sections
-from tfnlp.text.characters import Characters, decode, interleaved, places, row_ids
+from tfnlp.text.characters import Characters, decode, dense, interleaved, places, row_ids
 from tfnlp.text.merges import BytePairs
 from tfnlp.text.normalizers import make_normalizer
 from tfnlp.text.splitting import make_splitter
@@ -31,20 +31,23 @@ class Tokens(NamedTuple):
         ids: int32 [n].
         begins: int32 [n], first character of each in its text.
         ends: int32 [n], end of its characters.
+        words: int32 [n], a number that adjacent tokens share if they are of one word.
         lengths: int32 [B], number of those of each text.
     """
 
     ids: tf.Tensor
     begins: tf.Tensor
     ends: tf.Tensor
+    words: tf.Tensor
     lengths: tf.Tensor
 
-    def slice(self, starts: tf.Tensor, lengths: tf.Tensor) -> "Tokens":
-        """Return ``lengths`` tokens of each text from ``starts`` on, int32 [B] each."""
+    def slice(self, starts: tf.Tensor, lengths: tf.Tensor, texts: tf.Tensor | None = None) -> "Tokens":
+        """Return ``lengths`` tokens from ``starts`` on, int32 [m] each, of each text, or of these, int32 [m]."""
         rows = row_ids(lengths)
-        first = tf.cumsum(self.lengths, exclusive=True) + starts
+        base = tf.cumsum(self.lengths, exclusive=True)
+        first = (base if texts is None else tf.gather(base, texts)) + starts
         index = tf.gather(first, rows) + places(lengths, rows)
-        return Tokens._make([*(tf.gather(column, index) for column in self[:3]), lengths])
+        return Tokens._make([*(tf.gather(column, index) for column in self[:-1]), lengths])
 
 
 class Pieces(NamedTuple):
@@ -72,6 +75,7 @@ class Rows(NamedTuple):
         sequences: int32 [n], 0 or 1 for the tokens of the first or second text, and -1 for special tokens.
         begins: int32 [n], see Tokens; 0 for special tokens.
         ends: int32 [n].
+        words: int32 [n].
         lengths: int32 [B], number of tokens of each row.
     """
 
@@ -80,24 +84,8 @@ class Rows(NamedTuple):
     sequences: tf.Tensor
     begins: tf.Tensor
     ends: tf.Tensor
+    words: tf.Tensor
     lengths: tf.Tensor
-
-    def dense(self, values: tf.Tensor, fill: int, length: int | None = None, left: bool = False) -> tf.Tensor:
-        """Return values [n] of the tokens as [B, T].
-
-        Args:
-            values: The values.
-            fill: What to pad with.
-            length: Number of columns; None for that of the longest row.
-            left: Whether to pad on the left.
-        """
-        columns = tf.reduce_max(tf.concat([self.lengths, [0]], 0)) if length is None else length
-        rows = row_ids(self.lengths)
-        place = places(self.lengths, rows)
-        if left:
-            place += columns - tf.gather(self.lengths, rows)
-        empty = tf.fill([tf.size(self.lengths), columns], tf.cast(fill, values.dtype))
-        return tf.tensor_scatter_nd_update(empty, tf.stack([rows, place], 1), values)
 
 
 class Template(NamedTuple):
@@ -197,7 +185,9 @@ class GraphTokenizer(tf.Module):
         sizes = tf.math.unsorted_segment_sum(subwords.lengths, pieces, tf.size(added.ids))
         is_added = added.ids >= 0
         order = interleaved([sizes, tf.cast(is_added, tf.int32)])
-        columns = zip((subwords.ids, begins, ends), (added.ids, added.begins, added.ends))
+        # Added tokens are words, numbered on.
+        words, number = row_ids(subwords.lengths), tf.size(starts) + tf.range(tf.size(added.ids))
+        columns = zip((subwords.ids, begins, ends, words), (added.ids, added.begins, added.ends, number))
         columns = (tf.gather(tf.concat([own, tf.boolean_mask(other, is_added)], 0), order) for own, other in columns)
         lengths = tf.math.unsorted_segment_sum(sizes + tf.cast(is_added, tf.int32), added.owners, rows)
         return Tokens._make([*columns, lengths])
@@ -261,6 +251,10 @@ class GraphTokenizer(tf.Module):
         starts = [own - n if self._left_truncated else tf.zeros_like(n) for own, n in zip(lengths, kept)]
         return [tokens.slice(start, n) for tokens, start, n in zip(sequences, starts, kept)]
 
+    def template(self, pair: bool) -> Template:
+        """Return where special tokens are added to a text, or to a pair."""
+        return self._templates[pair]
+
     def inputs(self, rows: Rows, length: int | None = None) -> dict[str, tf.Tensor]:
         """Return a model's inputs, int32 [B, T]: input_ids, attention_mask, and token_type_ids if the tokenizer has them.
 
@@ -271,7 +265,10 @@ class GraphTokenizer(tf.Module):
         columns = {"input_ids": (rows.ids, self.pad_token_id or 0), "attention_mask": (tf.ones_like(rows.ids), 0)}
         if "token_type_ids" in self.names:
             columns["token_type_ids"] = rows.types, self._pad_type
-        return {name: rows.dense(values, fill, length, self._left_padded) for name, (values, fill) in columns.items()}
+        return {
+            name: dense(values, rows.lengths, fill, length, self._left_padded)
+            for name, (values, fill) in columns.items()
+        }
 
 
 class TrimOffsets(tf.Module):
@@ -355,10 +352,10 @@ def join(template: Template, sequences: list[Tokens]) -> Rows:
         tokens = sequences[max(sequence, 0)]
         if sequence < 0:
             ids = tf.tile(tf.constant(special, tf.int32), [tf.size(one)])
-            tokens = Tokens(ids, tf.zeros_like(ids), tf.zeros_like(ids), one * len(special))
-        parts.append(
-            [tokens.ids, *(tf.fill(tf.shape(tokens.ids), n) for n in (kind, sequence)), tokens.begins, tokens.ends]
-        )
+            none = tf.zeros_like(ids)
+            tokens = Tokens(ids, none, none, none, one * len(special))
+        own = (tf.fill(tf.shape(tokens.ids), n) for n in (kind, sequence))
+        parts.append([tokens.ids, *own, tokens.begins, tokens.ends, tokens.words])
         lengths.append(tokens.lengths)
     order = interleaved(lengths)
     return Rows._make([*(tf.gather(tf.concat(column, 0), order) for column in zip(*parts)), tf.add_n(lengths)])
