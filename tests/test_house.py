@@ -70,6 +70,8 @@ ONE_SIDED = {
     "tfnlp/text/detokenizer.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/entities.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/answers.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/generation.py": "see tfnlp/text/__init__.py",
+    "tfnlp/text/layer.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/endpoint.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/export.py": "see tfnlp/text/__init__.py",
     "tfnlp/text/merges.py": "see tfnlp/text/__init__.py",

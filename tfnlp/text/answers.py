@@ -60,7 +60,7 @@ class QuestionAnswering(Endpoint[QuestionAnsweringTask]):
     def windows(self, question: tf.Tensor, context: tf.Tensor) -> Windows:
         """Return the windows of contexts, string [B] each; see duonlp.tokenizers.windows.make_windows."""
         size, stride = self._task.lengths(self._options)
-        asked, text = self.tokenizer.tokens(question), self.tokenizer.tokens(context)
+        asked, text = (self.tokenizer.trimmed(self.tokenizer.tokens(texts)) for texts in (question, context))
         template = self.tokenizer.template(pair=True)
         room = size - template.special - asked.lengths
         cut = tf.where((room < text.lengths) & (room <= stride), self._options.max_question_len, size)

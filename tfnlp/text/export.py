@@ -17,9 +17,10 @@ from tfnlp.text.answers import QuestionAnswering
 from tfnlp.text.classification import TextClassification
 from tfnlp.text.endpoint import Endpoint
 from tfnlp.text.entities import TokenClassification
+from tfnlp.text.generation import TextGeneration
 
 ENDPOINTS: dict[str, type[Endpoint[Any]]] = {
-    endpoint.task: endpoint for endpoint in (TextClassification, TokenClassification, QuestionAnswering)
+    endpoint.task: endpoint for endpoint in (TextClassification, TokenClassification, QuestionAnswering, TextGeneration)
 }
 
 
@@ -38,6 +39,8 @@ def export_pipeline(
         "simple".
       - question-answering: ``question`` and ``context`` string [B]. Returns ``answer``, ``score``, ``start``, ``end``, ``logit``
         and ``null_gap`` [B].
+      - text-generation: ``text`` string [batch_size], with ``batch_size=1`` and ``prompt_length=64`` tokens. Returns
+        ``generated_text`` string [batch_size]. The loop is compiled by XLA, which the server has to support.
 
     Args:
         task: Name of the task.
@@ -64,7 +67,8 @@ def export_pipeline(
         return of_pipeline
 
     pipe = load_pipeline(HEADS, keep, task, model, tokenizer=tokenizer, **options)
-    module = kind(loaded[0], pipe, **own)
+    # A pipeline that generates text calls the model's method.
+    module = kind(loaded[0] if loaded else pipe.forward.__self__, pipe, **own)
     archive = keras.export.ExportArchive()
     archive.track(module.model)
     archive.track(module)

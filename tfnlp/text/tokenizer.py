@@ -222,9 +222,7 @@ class GraphTokenizer(tf.Module):
                     f"max_length is {max_length}, but there are {template.special} special tokens; expected at least as many"
                 )
             sequences = self._truncated(sequences, max_length - template.special, strategy)
-        if self._trim is not None:
-            sequences = [self._trim(tokens) for tokens in sequences]
-        return join(template, sequences)
+        return join(template, [self.trimmed(tokens) for tokens in sequences])
 
     def _truncated(self, sequences: list[Tokens], room: int, strategy: str) -> list[Tokens]:
         lengths = [tokens.lengths for tokens in sequences]
@@ -250,6 +248,10 @@ class GraphTokenizer(tf.Module):
                 kept = [n - excess if i == target else n for i, n in enumerate(lengths)]
         starts = [own - n if self._left_truncated else tf.zeros_like(n) for own, n in zip(lengths, kept)]
         return [tokens.slice(start, n) for tokens, start, n in zip(sequences, starts, kept)]
+
+    def trimmed(self, tokens: Tokens) -> Tokens:
+        """Return tokens with the offsets that the tokenizer reports, which may exclude spaces."""
+        return tokens if self._trim is None else self._trim(tokens)
 
     def template(self, pair: bool) -> Template:
         """Return where special tokens are added to a text, or to a pair."""

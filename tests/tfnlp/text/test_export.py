@@ -10,12 +10,13 @@ import tensorflow as tf
 
 import tfnlp
 from duonlp.errors import InputError
+from duonlp.util.tokenization import tokenize
 from tests.augmentation import TEXTS
-from tests.graph_tokenizers import bert, roberta, t5
+from tests.graph_tokenizers import bert, gpt2, roberta, t5
 
 pytest.importorskip("tensorflow_text")
 
-from tfnlp.text import export_pipeline
+from tfnlp.text import TextTokenizer, export_pipeline
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 70,
@@ -123,6 +124,29 @@ def test_answers_are_those_of_the_pipeline(tmp_path, hf, impossible):
         assert (result["start"][i], result["end"][i]) == (answer["start"], answer["end"])
         for name in ("score", "logit", "null_gap"):
             np.testing.assert_allclose(result[name][i], answer[name], rtol=1e-4, atol=1e-5)
+
+
+def test_generated_texts_are_those_of_the_pipeline(tmp_path):
+    hf = {
+        "model_type": "gpt2", "vocab_size": len(gpt2()), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64,
+        "eos_token_id": gpt2().eos_token_id, "pad_token_id": gpt2().pad_token_id,
+    }  # fmt: skip
+    model = tfnlp.AutoModelForCausalLM.from_config(hf)
+    options = {"tokenizer": gpt2(), "max_new_tokens": 8}
+    export_pipeline("text-generation", model, tmp_path, batch_size=2, prompt_length=16, **options)
+    prompts = ["the film", "it's \u6771\u4eac"]
+    result = load(tmp_path)(text=tf.constant(prompts))["generated_text"].numpy()
+    expected = tfnlp.pipeline("text-generation", model, **options)(prompts)
+    assert [text.decode() for text in result] == [row[0]["generated_text"] for row in expected]
+
+
+def test_a_layer_tokenizes_a_dataset():
+    layer = TextTokenizer(bert(), max_length=12, pad_to_max_length=True)
+    (inputs,) = tf.data.Dataset.from_tensor_slices(SAMPLES).batch(len(SAMPLES)).map(layer)
+    expected = tokenize(bert(), SAMPLES, max_length=12, truncation=True, padding="max_length", return_tensors="np")
+    assert inputs.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(inputs[name], value)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
