@@ -68,7 +68,8 @@ def export_pipeline(
 
     pipe = load_pipeline(HEADS, keep, task, model, tokenizer=tokenizer, **options)
     # A pipeline that generates text calls the model's method.
-    module = kind(loaded[0] if loaded else pipe.forward.__self__, pipe, **own)
+    generate: Any = pipe.forward
+    module = kind(loaded[0] if loaded else generate.__self__, pipe, **own)
     archive = keras.export.ExportArchive()
     archive.track(module.model)
     archive.track(module)
