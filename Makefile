@@ -22,7 +22,7 @@ PIP = $(BIN)/python -m pip install -qq
 # Two workers for two cores, because most of the time goes into compiling. Each starts with half of the list and steals from
 # the other's end when it is done, which splits few files: few fixtures are created and programs compiled twice.
 PYTEST_ARGS ?= -n 2 --dist worksteal
-EXTRAS := tf-cpu,jax,data,pretrain,summarization,vision,qa,few-labels,search,bench,test,qa-test
+EXTRAS := tf-cpu,jax,data,pretrain,summarization,export,vision,qa,few-labels,search,bench,test,qa-test
 
 # Keep the output readable: no notes from the frameworks' C++, no GPU, no Hub.
 export TF_CPP_MIN_LOG_LEVEL ?= 2

@@ -24,6 +24,7 @@ from jaxnlp.auto import (
     AutoModelForTokenClassification,
 )  # fmt: skip
 from jaxnlp.distillation import init_student
+from jaxnlp.export import export_model
 from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
 from jaxnlp.prediction import cached_teacher_logits, predict
@@ -49,6 +50,7 @@ __all__ = [
     "compiled",
     "dequantize",
     "distill",
+    "export_model",
     "functional",
     "init_student",
     "merge",

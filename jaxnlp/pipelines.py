@@ -9,6 +9,7 @@ import jax
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.typing import Array, Batch
+from jaxnlp.export import RUNTIMES
 from jaxnlp.generation import stream
 from jaxnlp.heads import HEADS, Model
 from jaxnlp.inference import batch_tokens, compiled
@@ -21,7 +22,8 @@ def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: A
         task: Task name: feature-extraction, sentence-embedding, text-classification, zero-shot-classification,
             token-classification, fill-mask, question-answering, text-generation, summarization, translation,
             text2text-generation or image-classification.
-        model: Folder, Hub id, or a model of this package with the task's head.
+        model: Folder, Hub id, or a model of this package with the task's head; or an exported model: a .onnx, .tflite or
+            .stablehlo file beside its config.json and tokenizer, or a folder with these.
         tokenizer: Transformers tokenizer, the checkpoint's own by default. It must be a fast one, except for
             translation and other text-to-text tasks. Tasks that read images take ``image_processor=`` instead.
         options: Arguments of duonlp.pipelines.load_pipeline and of the task. The default of ``max_tokens`` is what is fastest on
@@ -31,7 +33,7 @@ def pipeline(task: str, model: str | Path | Model | None = None, *, tokenizer: A
         InputError: The task or an option is unknown, there is no model, or its head belongs to another task.
         CheckpointError: The checkpoint cannot be found or read.
     """
-    options = {"max_tokens": batch_tokens(), **options}
+    options = {"max_tokens": batch_tokens(), "runtimes": RUNTIMES, **options}
     return load_pipeline(HEADS, _forward, task, model, tokenizer=tokenizer, stream=stream, **options)
 
 

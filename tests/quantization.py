@@ -7,6 +7,7 @@ from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
 from duonlp.parameters import parameters
 from duonlp.quantization import arithmetic
+from duonlp.typing import Batch
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
 BERT = {"model_type": "bert", **TINY, "max_position_embeddings": 32, "initializer_range": 0.3, "num_labels": 3}
@@ -106,28 +107,44 @@ def check_refusals(engine) -> None:
     wrong = {"input_ids": IDS + 30, "attention_mask": MASK}  # of another tokenizer
     with pytest.raises(InputError, match="token ids are 0 to 39; check that the tokenizer belongs to the model"):
         engine.quantize(model, "int8-static", [wrong])
+    with pytest.raises(InputError, match="a model needs input_ids"):
+        engine.quantize(model, "int8-static", [{"attention_mask": MASK}])
+    broken = model_of(engine, "bert")
+    kernel = broken.classifier.kernel
+    (kernel.assign if hasattr(kernel, "assign") else kernel.set_value)(np.full(kernel.shape, np.nan, np.float32))
+    with pytest.raises(InputError, match="classifier/kernel has 48 values that are NaN or infinite"):
+        engine.quantize(broken)
     quantized = engine.quantize(model)
     for function in (engine.quantize, engine.prepare_qat):
         with pytest.raises(InputError, match="already quantized"):
             function(quantized)
-    for scheme in ("int8-static", "int5"):
-        with pytest.raises(InputError, match="int8"):
-            engine.prepare_qat(model, scheme)
+    refusals = (
+        ("int8-static", {}, "static activations need calibration data"),
+        ("int5", {}, "int8"),
+        ("int4", {"rounding": "gptq", "batches": [inputs_of("bert")]}, "to the nearest, not with 'gptq'"),
+    )
+    for scheme, settings, message in refusals:
+        with pytest.raises(InputError, match=message):
+            engine.prepare_qat(model, scheme, **settings)
 
 
-def check_training(engine, config, folder, **options) -> None:
+def batches_of() -> list[Batch]:
+    """Return a batch of the classifier with labels that it can learn."""
+    return [inputs_of("bert") | {"labels": (IDS[:, 1] % 3).astype(np.int32)}]
+
+
+def check_training(engine, config, folder, scheme: str = "int8", **settings) -> None:
     """Check that training with rounding ends in a model that predicts the same when it is quantized."""
-    from duonlp.typing import Batch
-
-    batches: list[Batch] = [inputs_of("bert") | {"labels": (IDS[:, 1] % 3).astype(np.int32)}]
-    prepared = engine.prepare_qat(model_of(engine, "bert"), "int8")
+    batches = batches_of()
+    prepared = engine.prepare_qat(model_of(engine, "bert"), scheme, [inputs_of("bert")], **settings)
     before = logits(prepared, inputs_of("bert"))
-    result = engine.training.fit(prepared, batches, config, folder, validation=batches, **options)
+    result = engine.training.fit(prepared, batches, config, folder, validation=batches)
     simulated = logits(result.model, inputs_of("bert"))
     assert result.loss < 0.5 and difference(simulated, before) > 0.1
     best = engine.AutoModelForSequenceClassification.from_pretrained(folder / "best")
-    assert best.config.quantization.simulated
+    assert best.config.quantization == prepared.config.quantization
     quantized = engine.quantize(result.model)
+    assert all(layer.input_scale is None for _, layer in quantized.config.quantization.layers)
     assert difference(logits(quantized, inputs_of("bert")), simulated) < 1e-4
     with pytest.raises(InputError, match="integers cannot be trained"):
-        engine.training.fit(quantized, batches, config, **options)
+        engine.training.fit(quantized, batches, config)

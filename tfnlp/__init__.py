@@ -36,6 +36,7 @@ from tfnlp.auto import (
     AutoModelForTokenClassification,
 )  # fmt: skip
 from tfnlp.distillation import Distiller, distill, init_student
+from tfnlp.export import export_model
 from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
 from tfnlp.prediction import cached_teacher_logits, predict
@@ -59,6 +60,7 @@ __all__ = [
     "compiled",
     "dequantize",
     "distill",
+    "export_model",
     "init_student",
     "parameter_tree",
     "pipeline",

@@ -65,7 +65,8 @@ def compiled(model: "Model") -> Callable[..., dict[str, Array]]:
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
         inputs = {name: value.astype(NARROWED.get(value.dtype.name, value.dtype)) for name, value in inputs.items()}
         types = tuple((name, value.dtype, value.ndim) for name, value in sorted(inputs.items()))
-        use_xla = choice.uses_xla(num_tokens(model.config, inputs), model.compute_dtype)
+        integers = model.config.quantization is not None and model.config.quantization.multiplies_integers
+        use_xla = choice.uses_xla(num_tokens(model.config, inputs), model.compute_dtype, integers)
         key = types, tuple(flags.items()), use_xla
         if key not in functions:
             with TRACING:

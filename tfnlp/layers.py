@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from duonlp.config import AttentionConfig, NormConfig, RotaryConfig
 from duonlp.dtypes import FLOAT16_BOUND
+from tfnlp import ops
 
 KeyValues: TypeAlias = dict[str, tf.Tensor]
 """Keys and values of one layer: {"key": [B, K, H, S], "value": [B, K, S, H]}.
@@ -254,7 +255,7 @@ class Attention(keras.layers.Layer):
         if cache is not None and cache_index is not None:
             key = tf.transpose(key, [0, 1, 3, 2])  # [B, K, H, T]
             cache = {
-                name: keras.ops.slice_update(cache[name], start, tf.cast(new, cache[name].dtype))
+                name: ops.update(cache[name], tf.cast(new, cache[name].dtype), start)
                 for name, new, start in (
                     ("key", key, (0, 0, 0, cache_index)),
                     ("value", value, (0, 0, cache_index, 0)),

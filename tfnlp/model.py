@@ -11,7 +11,7 @@ from duonlp.checkpoints.pretrained import default_generation_config, fresh_plan
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.generation.strategies.cache import check_cache
-from duonlp.heads import standard_batch
+from duonlp.heads import counts_labels, standard_batch
 from duonlp.inputs import check_inputs, main_input, named_inputs
 from duonlp.labels import array_of
 from duonlp.parameters import pooling_of
@@ -100,6 +100,9 @@ class Model(Pretrained, EncoderDecoder, TrainerMixin, keras.Model):
                 f"config is a {type(config).__name__}; pass a scheme and fields of QuantizationSettings instead"
             )
         quantize_in_place(self, mode, batches, **settings)
+
+    def _counts_labels(self, batch: Mapping[str, Any]) -> bool:
+        return not self._has_own_loss() or counts_labels(self.head, self.config, batch)
 
     def _build_head(self, options: dict[str, Any]) -> None:
         """Create the layers of the head."""

@@ -7,6 +7,8 @@ from typing import cast as cast_type
 import keras
 import tensorflow as tf
 
+from tfnlp.kernels.choice import is_portable
+
 cast = tf.cast
 reshape = tf.reshape
 transpose = tf.transpose
@@ -110,7 +112,12 @@ def put_along(x: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
 
 def update(x: tf.Tensor, new: tf.Tensor, start: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Return x with ``new``, of the same rank, written at ``start``, one index per axis."""
-    return keras.ops.slice_update(x, start, new)
+    if not is_portable():
+        return keras.ops.slice_update(x, start, new)
+    # In an exported graph, since slice_update is an operation of XLA: along the only axis on which an index is not 0.
+    axis = next((i for i, index in enumerate(start) if not isinstance(index, int) or index), 0)
+    before, end = (slice(None),) * axis, start[axis] + tf.shape(new)[axis]
+    return tf.concat([x[(*before, slice(0, start[axis]))], new, x[(*before, slice(end, None))]], axis)
 
 
 def marked(ids: tf.Tensor, mask: tf.Tensor, size: int) -> tf.Tensor:

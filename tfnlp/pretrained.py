@@ -15,9 +15,9 @@ from duonlp.checkpoints.save import save_checkpoint, saved_values
 from duonlp.config import TransformerConfig
 from duonlp.dtypes import check_dtype
 from duonlp.errors import ConfigError, InputError
+from duonlp.export import serve_inputs
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
-from duonlp.inputs import input_specs
 from duonlp.parameters import parameters
 from duonlp.util.reading import parse_json
 from tfnlp.kernels.choice import FLOAT, products
@@ -114,9 +114,7 @@ class Pretrained(PretrainedBase, _Model):
 
     def input_signature(self) -> dict[str, tf.TensorSpec]:
         """Return the inputs of an exported model: those of ``config.inputs`` that are exported, for all batch sizes."""
-        specs = [spec for spec in input_specs(self.config, self.head) if spec.exported]
-        if not HEADS[self.head].reads_target:  # other heads with a decoder feed it the source
-            specs = [spec for spec in specs if "target_length" not in spec.axes]
+        specs = serve_inputs(self.config, self.head)
         return {spec.name: tf.TensorSpec(spec.shape, spec.dtype, name=spec.name) for spec in specs}
 
     def export(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import keras
@@ -13,13 +14,14 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of
 from duonlp.inputs import TEACHER, check_inputs, check_weights, named_inputs, shift_right
 from duonlp.labels import WEIGHTS, standard_weights
+from duonlp.training.fit_loop import check_label_counts
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
 from tfnlp.steps import keras_data
 from tfnlp.steps.data_mixin import DataMixin
 from tfnlp.steps.saving import KerasFiles, check_callbacks
-from tfnlp.steps.terms import Terms, compiled_terms, total_loss
+from tfnlp.steps.terms import Terms, compiled_terms, sum_over_workers, total_loss
 
 ADDED = "added"
 """Name of the term of the losses that layers add."""
@@ -97,6 +99,7 @@ class TrainerMixin(KerasFiles, DataMixin):
             callbacks = options["callbacks"] = _backups_last(tf.nest.flatten(callbacks))
         self._set_class_weights(options.pop("class_weight", None))
         with self._read_data(options), self._fitting(options["x"], callbacks):
+            self._check_label_counts(options["x"], options.get("y"))
             return super().fit(**options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
@@ -109,6 +112,25 @@ class TrainerMixin(KerasFiles, DataMixin):
             if hasattr(options["x"], "source"):
                 stack.enter_context(options["x"].source.evaluating())
             return super().evaluate(**options)
+
+    def _check_label_counts(self, x: Any, y: Any) -> None:
+        """Raise InputError if no label of arrays, or of the first batches of a source, counts on any worker."""
+        source: Any = getattr(x, "source", None)
+        if source is not None:
+            remaining = (read.batch for read in islice(source.read(source.start), 1, None))
+            batches = chain([source.first], remaining)
+        elif keras_data.holds_arrays(x):
+            batches = [named_inputs(self.config, x) | self._labels(x, y)]
+        else:
+            return
+        if getattr(source, "hosts", 1) == 1:
+            check_label_counts(batches, self._counts_labels)
+        else:
+            check_label_counts(batches, lambda batch: sum_over_workers(self, int(self._counts_labels(batch))) > 0)
+
+    def _counts_labels(self, batch: Mapping[str, Any]) -> bool:
+        """Return whether a label of a batch of NumPy arrays counts; True where only computing the loss tells."""
+        return True
 
     @contextmanager
     def _fitting(self, x: Any, callbacks: Any) -> Generator[None]:

@@ -15,6 +15,7 @@ from duonlp.distillation.pair import check_block_labels, check_pair, init_projec
 from duonlp.distillation.settings import Distillation
 from duonlp.distillation.teacher_logits import NAME as TEACHER_LOGITS
 from duonlp.distillation.teacher_logits import reorder_for_student
+from duonlp.distillation.terms import distillation_counts
 from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, shift_right
@@ -110,6 +111,10 @@ class DistillationLoss(Objective):
             config = self.teacher.config
             check_inputs(config, model.head, model_inputs(config, batch, as_teacher=True))
         super().check(model, batch)
+
+    def counts(self, model: Trainable, batch: Batch) -> bool:
+        """Return whether a label counts, or a distribution that is compared."""
+        return distillation_counts(self.distillation, model.head, model.config, batch)
 
 
 DistillPlan = Plan

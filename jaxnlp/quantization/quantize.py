@@ -34,13 +34,7 @@ def quantize(model: P, scheme: str | None = None, batches: Any = None, **setting
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
             already quantized, or a weight is not finite.
     """
-    values = parameter_tree(model)
-    record = None if batches is None else partial(record_inputs, model, batches_of(batches))
-    cfg, new = quantized_values(
-        lambda path: np.asarray(values[path], np.float32), model.config, model.head,
-        QuantizationSettings.of(scheme, settings), record,
-    )  # fmt: skip
-    return _rebuilt(model, cfg, new)
+    return _rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
 
 
 def dequantize(model: P) -> P:
@@ -54,7 +48,7 @@ def dequantize(model: P) -> P:
     return _rebuilt(model, cfg, new)
 
 
-def prepare_qat(model: P, scheme: str = "int8", **settings: Any) -> P:
+def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings: Any) -> P:
     """Return a model for quantization-aware training; the given one is not changed.
 
     It has the same parameters, but each forward pass rounds them, and the activations, as :func:`quantize` will. Train it like
@@ -62,14 +56,23 @@ def prepare_qat(model: P, scheme: str = "int8", **settings: Any) -> P:
 
     Args:
         model: A model with floating-point weights.
-        scheme: "int8", "int8-weights" or "int4".
-        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, group_size.
+        scheme: "int8", "int8-static", "int8-weights" or "int4".
+        batches: Typical inputs as in :func:`quantize`, for static activations: their scales are calibrated before the training.
+        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, calibration, group_size, ...
 
     Raises:
-        InputError: A setting is unknown, does not fit the model or needs calibration data, or the model is already quantized.
+        InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, or the model
+            is already quantized.
     """
-    cfg = simulated_config(model.config, model.head, QuantizationSettings.of(scheme, settings))
-    return _rebuilt(model, cfg, {})
+    return _rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
+
+
+def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of the functions of duonlp.quantization that decide what is quantized."""
+    values = parameter_tree(model)
+    record = None if batches is None else partial(record_inputs, model, batches_of(batches, model.config, model.head))
+    settings_of_call = QuantizationSettings.of(scheme, settings)
+    return lambda path: np.asarray(values[path], np.float32), model.config, model.head, settings_of_call, record
 
 
 def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:

@@ -1,12 +1,14 @@
 """Layers that round their weights and inputs in each forward pass, for quantization-aware training.
 
 Rounding has no useful gradient, so it passes gradients on unchanged: the straight-through estimator of Bengio et al. 2013
-(https://arxiv.org/abs/1308.3432), as Jacob et al. 2018 (https://arxiv.org/abs/1712.05877) train. Scales cover the largest
-magnitude, so that no value is clipped, and are constants for the gradient.
+(https://arxiv.org/abs/1308.3432), as Jacob et al. 2018 (https://arxiv.org/abs/1712.05877) train. Scales are constants for the
+gradient. They cover the largest magnitude, so that no value is clipped, except those of static activations, which were calibrated
+before the training: values beyond have no gradient.
 """
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from duonlp.config import LayerQuantization
 from duonlp.quantization.arithmetic import SMALLEST
@@ -27,8 +29,7 @@ class SimulatedLinear(Linear):
         """Map [..., in] to [..., out]."""
         kernel = self.kernel[...].T if self.transposed else self.kernel[...]
         kernel = round_kernel(kernel, self.quantization).astype(self.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        rows = round_rows(rows) if self.quantization.activations == "dynamic" else rows
+        rows = round_inputs(x.reshape(-1, x.shape[-1]), self.quantization)
         y = matmul(rows.astype(self.dtype), kernel).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
@@ -44,12 +45,32 @@ class SimulatedEmbed(Embed):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Look up ids [...], giving [..., features]."""
-        return round_rows(super().__call__(inputs))
+        return round_rows(jnp.take(self.embedding[...], inputs, axis=0)).astype(self.dtype)
 
     def attend(self, query: jax.Array) -> jax.Array:
         """Multiply [..., features] with the transposed table, giving [..., num_embeddings]."""
-        query = round_rows(query) if self.quantization.activations == "dynamic" else query
+        query = round_inputs(query, self.quantization)
         return matmul_transposed(query, round_rows(self.embedding[...]).astype(query.dtype))
+
+
+def simulated_paths(module: nnx.Module) -> tuple[str, ...]:
+    """Return the paths of a module's layers whose parameters are rounded, and so have to keep their dtype until then."""
+    layers = nnx.iter_modules(module)
+    return tuple(
+        "/".join(map(str, path)) for path, layer in layers if isinstance(layer, (SimulatedLinear, SimulatedEmbed))
+    )
+
+
+def round_inputs(x: jax.Array, quantization: LayerQuantization) -> jax.Array:
+    """Round the inputs x [..., n] of a layer as the quantized layer will, in x's dtype."""
+    if quantization.activations == "float":
+        return x
+    if quantization.activations == "dynamic":
+        return round_rows(x)
+    assert quantization.input_scale is not None
+    scale = jnp.float32(quantization.input_scale)
+    clipped = jnp.clip(x.astype(jnp.float32), -127 * scale, 127 * scale)
+    return _straight_through(clipped, jnp.rint(clipped * (1 / scale)) * scale).astype(x.dtype)
 
 
 def round_rows(x: jax.Array) -> jax.Array:

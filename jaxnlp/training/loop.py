@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -15,11 +16,11 @@ from duonlp.errors import DuonlpError, NonFiniteLossError
 from duonlp.training.best import Best
 from duonlp.training.config import PretrainingConfig
 from duonlp.training.fit_config import FitConfig, fit_event_due
-from duonlp.training.fit_loop import BEST, Scorer, check_evaluation, evaluation_results
+from duonlp.training.fit_loop import BEST, Scorer, check_evaluation, check_label_counts, evaluation_results
 from duonlp.training.log.learning_curve import LearningCurve
 from duonlp.training.log.metrics_log import MetricsLog, NullLog
 from duonlp.training.schedules import due
-from duonlp.training.stream import Position, Stream
+from duonlp.training.stream import Position, Read, Stream
 from duonlp.typing import Batch, Tokenizer
 from duonlp.util.frameworks import check_process
 from jaxnlp.pretrained import Params, update
@@ -163,7 +164,7 @@ class Loop:
             make_log: Step the run resumes from, or None for a new run -> its log; called in process 0 alone.
 
         Raises:
-            InputError: The folder holds another run or is in use, or the evaluation fails before the first step.
+            InputError: The folder holds another run or is in use, no label counts, or the evaluation fails before the first step.
             NonFiniteLossError: The loss or a gradient is not finite; what is saved precedes that step.
             CheckpointError: A checkpoint cannot be read or written.
         """
@@ -178,9 +179,20 @@ class Loop:
             preemption = stack.enter_context(Preemption())
             if resumed:
                 log.message(f"resuming from step {resumed} ({self.progress['count']:,} {self.stream.unit})")
+            reads = self._read()
             if self.evaluation is not None and self.progress["step"] == 0:
                 self.evaluation.check(self.state)
-            self._train(checkpoints, log, preemption)
+            self._train(reads, checkpoints, log, preemption)
+
+    def _read(self) -> Iterable[Read]:
+        """Return the remaining batches; raise InputError if those at the start of the run have no label that counts."""
+        is_done = self._share() >= 1 or (self.best is not None and self.best.out_of_patience)
+        reads = self.stream.read(self.progress["position"], 0 if is_done else self.total - self.progress["step"])
+        if self.progress["step"]:
+            return reads
+        reads, ahead = tee(reads)
+        check_label_counts((read.batch for read in ahead), self.step.counts)
+        return reads
 
     def _restore_or_init(self, checkpoints: Checkpoints | None) -> None:
         """Set the state and progress to those of the last checkpoint, or to those before the first step."""
@@ -194,13 +206,14 @@ class Loop:
             self.state, start = self.step.init_state(), self.stream.start
             self.progress = Progress(step=0, count=0, seconds=0.0, loss=math.nan, position=start, best=None)
 
-    def _train(self, checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption) -> None:
+    def _train(
+        self, reads: Iterable[Read], checkpoints: Checkpoints | None, log: MetricsLog | NullLog, preemption: Preemption
+    ) -> None:
         config, best, progress, unit = self.config, self.best, self.progress, self.stream.unit
         pending = _PendingSteps(log, progress["loss"], self.step.plan, self.curve)
         on_cpu, previous = self.step.mesh.devices.flat[0].platform == "cpu", None
         clock = time.perf_counter() - progress["seconds"]
-        is_done = self._share() >= 1 or (best is not None and best.out_of_patience)
-        for read in self.stream.read(progress["position"], 0 if is_done else self.total - progress["step"]):
+        for read in reads:
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
             self.state, metrics, terms = self.step.advance(self.state, self.step.put(read.batch), rate)

@@ -127,16 +127,19 @@ def shard_rows(x: PyTree, mesh: Mesh | None) -> PyTree:
 
 
 def gather_parameters(
-    params: PyTree, mesh: Mesh | None, dtype: DTypeLike, keeps_float32: tuple[str, ...] = ()
-) -> PyTree:
+    params: PyTree, mesh: Mesh | None, dtype: DTypeLike, keeps_float32: tuple[str, ...] = (), simulated: tuple[str, ...] = ()
+) -> PyTree:  # fmt: skip
     """Return parameters ready for computing: matrices cast to `dtype`, and all gathered over the "fsdp" axis of the mesh.
 
     Casting comes first so that half the bytes are sent. Norms and biases keep their dtype, and so do the layers in
-    `keeps_float32` if `dtype` is float16. Without a mesh nothing is gathered.
+    `keeps_float32` if `dtype` is float16, and those in `simulated`, whose rounding is that of the parameters. Without a mesh
+    nothing is gathered.
     """
+    simulated = tuple(f"{path}/" for path in simulated)
 
     def gather(keys: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
-        if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating) and not path_of(keys).endswith("_scale"):
+        is_floating = jnp.issubdtype(leaf.dtype, jnp.floating) and not path_of(keys).endswith("_scale")
+        if leaf.ndim > 1 and is_floating and not path_of(keys).startswith(simulated):
             leaf = leaf.astype(without_float16(dtype) if path_of(keys).startswith(keeps_float32) else dtype)
         if mesh is None or mesh.shape["fsdp"] == 1:
             return leaf

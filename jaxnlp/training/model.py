@@ -35,6 +35,7 @@ from jaxnlp import ops
 from jaxnlp.heads import HEADS
 from jaxnlp.layers import dropout
 from jaxnlp.pretrained import Params, parameter_tree, split
+from jaxnlp.quantization.simulated import simulated_paths
 from jaxnlp.training.mesh import PyTree, gather_parameters, path_of, shard_rows
 from jaxnlp.transformer import Biases, Stack, StackOutput, layer_positions, widen
 
@@ -201,7 +202,7 @@ class TrainingStack(nnx.Module):
         def run(name: str, step: int) -> tuple[Callable, PyTree]:
             """Return the layer at a step as a function (parameters, hidden states, step) -> results, and its parameters."""
             graphdef, params = split(getattr(self, name))
-            kind = pattern[step], name in self.groups
+            kind = pattern[step], graphdef, name in self.groups
             if kind not in kinds:  # layers of one kind share a function, which jax.checkpoint traces once
                 layer = partial(self._layer, graphdef, positions[step], key, source)
                 kinds[kind] = _rematerialize(layer, self.remat, name in self.groups)
@@ -257,7 +258,8 @@ class TrainingStack(nnx.Module):
     def _layer(self, graphdef, positions, key, source, params, hidden_states, step) -> tuple[jax.Array, LayerOutputs]:
         """Apply one layer to hidden states [B, T, D]. source: ([B, S, D], bias) of an encoder-decoder."""
         kept = ("feed_forward/down",) if self.config.layers.float32_sums else ()
-        layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype, kept))
+        simulated = simulated_paths(nnx.merge(graphdef, params))
+        layer = nnx.merge(graphdef, gather_parameters(params, self.mesh, self.dtype, kept, simulated))
         if source is not None:
             source = layer.cross_attention.keys_and_values(source[0]), source[1]
         rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, step))
@@ -326,7 +328,9 @@ class Trainable:
             inputs["decoder_input_ids"] = shift_right(ops, batch["labels"], self.config)
         params = {name: params[name] for name in self.abstract}
         outside_stacks = {name: value for name, value in params.items() if name not in self.stacks}
-        model = nnx.merge(self.graphdef, {**params, **gather_parameters(outside_stacks, self.mesh, self.dtype)})
+        simulated = simulated_paths(nnx.merge(self.graphdef, params))
+        gathered = gather_parameters(outside_stacks, self.mesh, self.dtype, simulated=simulated)
+        model = nnx.merge(self.graphdef, {**params, **gathered})
         return model(**inputs, **labels, **dict(self.options), rngs=None if key is None else nnx.Rngs(dropout=key))
 
     def model(self, params: Params) -> Any:

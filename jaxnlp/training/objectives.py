@@ -14,7 +14,7 @@ from duonlp import heads
 from duonlp.config import TransformerConfig
 from duonlp.heads import ROW_MASK
 from duonlp.inputs import check_inputs, check_weights, model_inputs
-from duonlp.labels import WEIGHTS
+from duonlp.labels import IGNORED, WEIGHTS
 from duonlp.typing import Batch
 from jaxnlp import losses, ops
 from jaxnlp.pretrained import Params
@@ -99,6 +99,10 @@ class Objective:
         check_inputs(model.config, model.head, model_inputs(model.config, batch) | labels)
         check_weights(model.config, model.head, batch)
 
+    def counts(self, model: Trainable, batch: Batch) -> bool:
+        """Return whether the loss of a batch of NumPy arrays counts anything; True where only computing it tells."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """Return entries of run.json that must be the same to resume a run."""
         return {}
@@ -125,6 +129,10 @@ class HeadLoss(Objective):
         check_inputs(model.config, model.head, inputs)
         check_weights(model.config, model.head, batch)
 
+    def counts(self, model: Trainable, batch: Batch) -> bool:
+        """Return whether a label counts."""
+        return heads.counts_labels(model.head, model.config, batch)
+
 
 @dataclass(frozen=True)
 class CustomLoss(Objective):
@@ -149,6 +157,10 @@ class LanguageModeling(Objective):
     def loss(self, model: Trainable, outputs: Mapping[str, Any], batch: Batch) -> NamedTerms:
         """Return a single term, over the labeled tokens."""
         return {"loss": (*losses.cross_entropy_sum(outputs["logits"], batch["labels"]), 1.0)}
+
+    def counts(self, model: Trainable, batch: Batch) -> bool:
+        """Return whether a token is labeled."""
+        return bool((batch["labels"] != IGNORED).any())
 
     def metrics(self, terms: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:
         """Return the number of labeled tokens."""

@@ -263,6 +263,22 @@ class Step:
         batch = self._pad(batch)
         return _put_global(batch, dict.fromkeys(batch, rows))
 
+    def counts(self, batch: Mapping[str, Any]) -> bool:
+        """Return whether the loss of a batch, as :meth:`put` takes it, counts anything on any host.
+
+        Raises:
+            InputError: The model does not take the batch.
+        """
+        batch, objective = (
+            {name: np.asarray(array_of(name, value)) for name, value in batch.items()},
+            self.plan.objective,
+        )
+        if self._own_rows:  # whose labels every process has to know of
+            own = objective.counts(self.trainable, batch)
+            return bool(own if jax.process_count() == 1 else multihost_utils.process_allgather(np.bool_(own)).any())
+        objective.check(self.trainable, batch)
+        return objective.counts(self.trainable, batch)
+
     def _pad(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return a batch whose rows divide among devices and microbatches, with a mask of the rows that count."""
         rows, objective = len(next(iter(batch.values()))), self.plan.objective

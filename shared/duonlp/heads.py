@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from duonlp import numpy_ops
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.labels import (
@@ -273,37 +274,54 @@ def loss_terms(
         InputError: `label_smoothing` is not 0 and the loss is not a cross-entropy over classes; or labels or weights have
             another form.
     """
-    terms, rows, batch = {}, batch.get(ROW_MASK), standard_batch(ops, head, config, batch)
+    terms, batch = {}, standard_batch(ops, head, config, batch)
     for output in outputs_of(head, config):
         labels, weight = batch[output.labels], batch.get(WEIGHTS)
         weight = output.align(standard_weights(ops, output, labels, weight))
         labels, logits = output.align(labels), output.align(outputs[output.logits], True)
         kind = output.kind_for(config, labels)
         check_against_logits(output, kind, labels, logits)
+        if kind == "span":
+            labels = ops.maximum(labels, 0)
+        mask = _counted(ops, output, kind, labels, ops.size(logits, 1) if kind == "span" else None, batch)
         if kind in ("softmax", "span"):
-            if kind == "span":  # positions beyond the sequence are ignored
-                length = ops.size(logits, 1)
-                labels = ops.where(labels >= length, IGNORED, ops.maximum(labels, 0))
-            if rows is not None:
-                labels = ops.where(_mask_rows(ops, rows, labels), labels, IGNORED)
+            labels = labels if mask is None else ops.where(mask, labels, IGNORED)
             total, count = losses.cross_entropy_sum(logits, labels, weight, label_smoothing)
         else:
             check_label_smoothing(head, config, label_smoothing)
-            mask = None if kind == "regression" else labels != IGNORED
-            if output.counts_attended:
-                mask = batch.get("attention_mask")
-            if rows is not None:
-                row_mask = _mask_rows(ops, rows, labels)
-                mask = row_mask if mask is None else ops.cast(mask, "bool") & row_mask
             function = losses.squared_error_sum if kind == "regression" else losses.binary_cross_entropy_sum
             total, count = function(logits, labels, mask, weight)
         terms[output.logits] = total * output.share, count
     return terms
 
 
-def _mask_rows(ops: Ops, rows: Array, labels: Array) -> Array:
-    """Return a mask of rows [B] as bool of the rank of labels [B, ...]."""
-    return ops.expand_dims(ops.cast(rows, "bool"), tuple(range(1, len(labels.shape))))
+def _counted(ops: Ops, output: Output, kind: str, labels: Array, length: Array | None, batch: Batch) -> Array | None:
+    """Return which of an output's aligned labels count, a mask of their shape; None for all.
+
+    Positions from `length` on, those beyond the sequence, are ignored. Regression targets have no ignored value.
+    """
+    mask, rows = None, batch.get(ROW_MASK)
+    if output.counts_attended:
+        mask = batch.get("attention_mask")
+    elif kind == "span":
+        mask = labels < length
+    elif kind != "regression":
+        mask = labels != IGNORED
+    if rows is None:
+        return mask
+    rows = ops.expand_dims(ops.cast(rows, "bool"), tuple(range(1, len(labels.shape))))
+    return rows if mask is None else ops.cast(mask, "bool") & rows
+
+
+def counts_labels(head: str, config: TransformerConfig, batch: Batch) -> bool:
+    """Return whether any label of a batch of NumPy arrays counts in :func:`loss_terms`; True if it has none to ask."""
+    batch, masks = standard_batch(numpy_ops, head, config, batch), []
+    for output in outputs_of(head, config):
+        if batch.get(output.labels) is not None:
+            labels = output.align(batch[output.labels])
+            kind, length = output.kind_for(config, labels), np.shape(batch[config.inputs[0].name])[-1]
+            masks.append(_counted(numpy_ops, output, kind, labels, length, batch))
+    return not masks or any(mask is None or np.any(mask) for mask in masks)
 
 
 def are_class_ids(labels: Array) -> bool:

@@ -322,6 +322,7 @@ class LayerQuantization:
     group_size: int | None = None  # inputs that share a scale; None: all
     activations: str = "float"  # one of ACTIVATIONS_OF_QUANTIZED
     channel_scaled: bool = False  # inputs are first divided by a fixed factor per channel (AWQ)
+    input_scale: float | None = None  # of static activations in quantization-aware training; later it is a parameter
 
     def __post_init__(self):
         if self.bits not in QUANTIZED_BITS:
@@ -333,6 +334,9 @@ class LayerQuantization:
             raise ConfigError(f"group_size is {self.group_size}; it must be a positive number of inputs, or None")
         if self.activations != "float" and (self.bits, self.group_size) != (8, None):
             raise ConfigError("quantized activations need weights of 8 bits with one scale per output")
+        scale = self.input_scale
+        if scale is not None and (self.activations != "static" or not 0 < scale < float("inf")):
+            raise ConfigError(f"input_scale is {scale!r}; it must be a positive number, and activations 'static'")
 
 
 @dataclass(frozen=True)
@@ -355,6 +359,11 @@ class QuantizationConfig:
     def of(self, path: str) -> LayerQuantization | None:
         """Return how the layer at a path is quantized; None if it is not."""
         return self._by_path.get(path)
+
+    @cached_property
+    def multiplies_integers(self) -> bool:
+        """Whether a layer multiplies integers with integers."""
+        return not self.simulated and any(layer.activations != "float" for _, layer in self.layers)
 
     @cached_property
     def _by_path(self) -> dict[str, LayerQuantization]:

@@ -30,7 +30,8 @@ class Engine(Protocol):
         compiled: Compile a model into a function of its inputs.
         predict: Compute the logits of many texts, in their order.
         parameter_tree: Return a model's parameters by path.
-        quantize: Return a model with integer weights; ``dequantize`` is the inverse.
+        quantize: Return a model with integer weights; ``dequantize`` is the inverse, and ``prepare_qat`` trains for it.
+        export_model: Write a model for another runtime; see :mod:`duonlp.export`.
         distill: Train a student on a teacher's outputs; see also ``init_student`` and
             ``cached_teacher_logits``.
     """
@@ -54,8 +55,10 @@ class Engine(Protocol):
     init_student: Callable[..., Any]
     cached_teacher_logits: Callable[..., Any]
     parameter_tree: Callable[[Any], dict[str, Any]]
+    prepare_qat: Callable[..., Any]
     quantize: Callable[..., Any]
     dequantize: Callable[..., Any]
+    export_model: Callable[..., Any]
 
 
 class EpochBatches(Protocol):

@@ -109,6 +109,29 @@ def test_terms_are_sums_and_counts_in_numpy(engine):
     assert terms_of(engine, "causal-lm", outputs, batch) == {"logits": (pytest.approx(total, rel=1e-6), 4.0)}
 
 
+COUNTED = {
+    "token-classification": [({"labels": [[1, IGNORED]]}, True), ({"labels": [[IGNORED, IGNORED]]}, False)],
+    "causal-lm": [({"labels": [[IGNORED, 1]]}, True), ({"labels": [[1, IGNORED]]}, False)],  # the first has no logits
+    "sequence-classification": [({"labels": [[IGNORED]]}, False), ({"labels": [0], ROW_MASK: [0]}, False), ({}, True)],
+    "question-answering": [
+        ({"start_positions": [1], "end_positions": [9]}, True),
+        ({"start_positions": [2], "end_positions": [heads.NO_POSITION]}, False),
+    ],
+    "replaced-token-detection": [
+        ({"labels": [[0, 0]], "attention_mask": [[1, 0]]}, True),
+        ({"labels": [[0, 1]], "attention_mask": [[0, 0]]}, False),
+    ],
+    "base": [({}, True)],
+}
+
+
+@pytest.mark.parametrize("head", COUNTED)
+def test_labels_that_count(head):
+    for batch, expected in COUNTED[head]:
+        arrays = {name: np.array(value, np.int32) for name, value in {"input_ids": [[5, 6]], **batch}.items()}
+        assert heads.counts_labels(head, BERT, arrays) == expected, batch
+
+
 @engines()
 def test_label_smoothing_needs_classes(engine):
     config = BERT.replace(problem_type="regression", labels=("value",))

@@ -367,6 +367,7 @@ def test_usage_errors(tmp_path):
     model.compile(make_optimizer("adamw", 1e-3, model))
     bad = {**BATCHES[0], "labels": np.full(8, 3)}
     unlabeled = {name: value for name, value in BATCHES[0].items() if name != "labels"}
+    ignored = {**BATCHES[0], "labels": np.full(8, -100)}
     for call, message in {
         lambda: model.fit(bad, verbose=0): "labels contains 3, but this model's class ids are 0 to 2",
         lambda: model.fit(unlabeled, bad["labels"], verbose=0): "labels contains 3",
@@ -377,6 +378,10 @@ def test_usage_errors(tmp_path):
         lambda: model.fit(batch_dataset([unlabeled]), verbose=0): "no labels to learn from",
         lambda: fitted(batches=[BATCHES[0], bad]): "labels contains 3",
         lambda: fitted(batches=[unlabeled]): "no labels to learn from",
+        lambda: fitted(batches=[ignored]): "no label of the first 16 batches counts in the loss",
+        lambda: model.fit(unlabeled, ignored["labels"], verbose=0): "no label of the first batch counts",
+        lambda: model.fit(batch_dataset([ignored]), verbose=0): "no label of the first batch counts",
+        lambda: fitted(batches=[ignored, BATCHES[0]], validation=[ignored]): "no label to evaluate on",
         lambda: fitted(batches=[]): "there are no batches",
         lambda: fitted(config=FitConfig(patience=1)): "nothing is evaluated",
         lambda: fitted(config=FitConfig(best_metric="f1"), evaluate=None, validation=VALIDATION): "nothing computes it",

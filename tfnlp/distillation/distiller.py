@@ -13,10 +13,11 @@ from duonlp import architectures
 from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import Distillation, check_block_labels, check_pair, init_projections
 from duonlp.distillation.teacher_logits import reorder_for_student
+from duonlp.distillation.terms import distillation_counts
 from duonlp.errors import InputError
 from duonlp.heads import HEADS, Output, outputs_of
 from duonlp.inputs import TEACHER, check_inputs, main_input, model_inputs, named_inputs, shift_right
-from duonlp.labels import WEIGHTS
+from duonlp.labels import WEIGHTS, array_of
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
 from duonlp.typing import BatchStream
@@ -231,6 +232,11 @@ class Distiller(TrainerMixin, keras.Model):
 
     def _has_own_loss(self) -> bool:
         return False
+
+    def _counts_labels(self, batch: Mapping[str, Any]) -> bool:
+        labels = {name: array_of(name, batch[name]) for name in self.targets if name in batch}
+        own_loss = self._uses_labels(self.distillation) and self._compile_loss is not None
+        return own_loss or distillation_counts(self.distillation, self.head, self.config, {**batch, **labels})
 
     def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return self._select_inputs(self.student, batch)

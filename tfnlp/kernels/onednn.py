@@ -1,5 +1,6 @@
-"""The product of 8-bit integers of oneDNN, in TensorFlow's graph."""
+"""oneDNN in TensorFlow's graph, and its product of 8-bit integers."""
 
+import importlib
 from typing import Any
 
 import tensorflow as tf
@@ -26,3 +27,15 @@ def onednn_product(x: tf.Tensor, kernel: tf.Tensor, transposed: bool = False) ->
         fused_ops=["BiasAdd", "Dequantize"], input_quant_mode="SCALED", output_quant_mode="SCALED", leakyrelu_alpha=0.0,
     )  # fmt: skip
     return outputs[0]
+
+
+def graph_has_onednn() -> bool | None:
+    """Return whether TensorFlow's graph uses oneDNN for floating-point operations; None if unknown.
+
+    On Linux it does by default if the processor has AMX, VNNI or AVX512-BF16, else only with TF_ENABLE_ONEDNN_OPTS=1.
+    """
+    try:
+        port: Any = importlib.import_module("tensorflow.python.util._pywrap_util_port")
+        return bool(port.IsMklEnabled())
+    except (ImportError, AttributeError):  # not part of TensorFlow's public interface
+        return None

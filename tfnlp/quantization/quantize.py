@@ -35,27 +35,17 @@ def quantize(model: P, scheme: str | None = None, batches: Any = None, **setting
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
             already quantized, or a weight is not finite.
     """
-    return _rebuilt(model, *_quantized(model, scheme, batches, settings))
+    return _rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
 
 
 def quantize_in_place(model: Pretrained, scheme: str | None = None, batches: Any = None, **settings: Any) -> None:
     """Quantize a model as :func:`quantize` does, and change it itself, as Keras' ``model.quantize`` does."""
-    cfg, values = _quantized(model, scheme, batches, settings)
+    cfg, values = quantized_values(*_parts(model, scheme, batches, settings))
     for layer in replace_layers(model, cfg):
         layer.build()
     model.config = cfg
     specs = parameters(cfg, model.head)
     fill(model, [Source(path, specs[path], values=value) for path, value in values.items()], partial=True)
-
-
-def _quantized(
-    model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]
-) -> tuple[TransformerConfig, dict[str, np.ndarray]]:
-    record = None if batches is None else functools.partial(record_inputs, model, batches_of(batches))
-    return quantized_values(
-        lambda path: np.asarray(merged_values(model, path), np.float32), model.config, model.head,
-        QuantizationSettings.of(scheme, settings), record,
-    )  # fmt: skip
 
 
 def dequantize(model: P) -> P:
@@ -68,7 +58,7 @@ def dequantize(model: P) -> P:
     return _rebuilt(model, cfg, new)
 
 
-def prepare_qat(model: P, scheme: str = "int8", **settings: Any) -> P:
+def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings: Any) -> P:
     """Return a model for quantization-aware training; the given one is not changed.
 
     It has the same parameters, but each forward pass rounds them, and the activations, as :func:`quantize` will. Train it like
@@ -76,14 +66,32 @@ def prepare_qat(model: P, scheme: str = "int8", **settings: Any) -> P:
 
     Args:
         model: A model with floating-point weights.
-        scheme: "int8", "int8-weights" or "int4".
-        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, group_size.
+        scheme: "int8", "int8-static", "int8-weights" or "int4".
+        batches: Typical inputs as in :func:`quantize`, for static activations: their scales are calibrated before the training.
+        settings: Further fields of QuantizationSettings: layers, skip, embeddings, output, calibration, group_size, ...
 
     Raises:
-        InputError: A setting is unknown, does not fit the model or needs calibration data, or the model is already quantized.
+        InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, or the model
+            is already quantized.
     """
-    cfg = simulated_config(model.config, model.head, QuantizationSettings.of(scheme, settings))
-    return _rebuilt(model, cfg, {})
+    return _rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
+
+
+def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of the functions of duonlp.quantization that decide what is quantized."""
+    record = (
+        None
+        if batches is None
+        else functools.partial(record_inputs, model, batches_of(batches, model.config, model.head))
+    )
+    settings_of_call = QuantizationSettings.of(scheme, settings)
+    return (
+        lambda path: np.asarray(merged_values(model, path), np.float32),
+        model.config,
+        model.head,
+        settings_of_call,
+        record,
+    )
 
 
 def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:

@@ -1,8 +1,9 @@
 """Layers that round their weights and inputs in each forward pass, for quantization-aware training.
 
 Rounding has no useful gradient, so it passes gradients on unchanged: the straight-through estimator of Bengio et al. 2013
-(https://arxiv.org/abs/1308.3432), as Jacob et al. 2018 (https://arxiv.org/abs/1712.05877) train. Scales cover the largest
-magnitude, so that no value is clipped, and are constants for the gradient.
+(https://arxiv.org/abs/1308.3432), as Jacob et al. 2018 (https://arxiv.org/abs/1712.05877) train. Scales are constants for the
+gradient. They cover the largest magnitude, so that no value is clipped, except those of static activations, which were calibrated
+before the training: values beyond have no gradient.
 """
 
 from typing import Any
@@ -25,14 +26,14 @@ class SimulatedLinear(keras.layers.Dense):
     """
 
     def __init__(self, out_features: int, quantization: LayerQuantization, **options: Any):
-        super().__init__(out_features, kernel_initializer="zeros", **options)
+        # Without autocast, the kernel is rounded in float32, as that of the quantized layer is.
+        super().__init__(out_features, kernel_initializer="zeros", autocast=False, **options)
         self.quantization = quantization
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Map [..., in] to [..., out]."""
-        kernel = tf.cast(round_kernel(self._kernel.value, self.quantization), self.compute_dtype)
-        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        rows = round_rows(rows) if self.quantization.activations == "dynamic" else rows
+        kernel = tf.cast(round_kernel(self.kernel, self.quantization), self.compute_dtype)  # with the update of LoRA
+        rows = round_inputs(tf.reshape(inputs, [-1, inputs.shape[-1]]), self.quantization)
         y = tf.matmul(tf.cast(rows, kernel.dtype), kernel)
         y = y + tf.cast(self.bias, y.dtype) if self.use_bias else y
         return y if inputs.shape.rank == 2 else tf.reshape(y, tf.concat([tf.shape(inputs)[:-1], [self.units]], 0))
@@ -49,17 +50,28 @@ class SimulatedEmbed(Embed):
     """
 
     def __init__(self, num_embeddings: int, features: int, quantization: LayerQuantization, **options: Any):
-        super().__init__(num_embeddings, features, embeddings_initializer="zeros", **options)
+        super().__init__(num_embeddings, features, embeddings_initializer="zeros", autocast=False, **options)
         self.quantization = quantization
 
     def call(self, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
         """Look up ids [...], giving [..., features]."""
-        return round_rows(super().call(inputs))
+        return tf.cast(round_rows(tf.gather(self.embeddings, inputs)), self.compute_dtype)
 
     def attend(self, query: tf.Tensor) -> tf.Tensor:
         """Multiply [T, features] with the transposed table, giving [T, num_embeddings]."""
-        query = round_rows(query) if self.quantization.activations == "dynamic" else query
-        return tf.matmul(query, tf.cast(round_rows(self._embeddings.value), query.dtype), transpose_b=True)
+        query = round_inputs(query, self.quantization)
+        return tf.matmul(query, tf.cast(round_rows(self.embeddings), query.dtype), transpose_b=True)
+
+
+def round_inputs(x: tf.Tensor, quantization: LayerQuantization) -> tf.Tensor:
+    """Round the inputs x [..., n] of a layer as the quantized layer will, in x's dtype."""
+    if quantization.activations == "float":
+        return x
+    if quantization.activations == "dynamic":
+        return round_rows(x)
+    scale = tf.constant(quantization.input_scale, tf.float32)
+    clipped = tf.clip_by_value(tf.cast(x, tf.float32), -127.0 * scale, 127.0 * scale)
+    return tf.cast(_straight_through(clipped, tf.math.rint(clipped * (1.0 / scale)) * scale), x.dtype)
 
 
 def round_rows(x: tf.Tensor) -> tf.Tensor:
@@ -68,7 +80,7 @@ def round_rows(x: tf.Tensor) -> tf.Tensor:
     return _straight_through(x, _rounded(wide, tf.reduce_max(tf.abs(wide), axis=-1, keepdims=True), 127, -127))
 
 
-def round_kernel(kernel: tf.Tensor, quantization: LayerQuantization) -> tf.Tensor:
+def round_kernel(kernel: Any, quantization: LayerQuantization) -> tf.Tensor:
     """Round a kernel [in, out] to its bits with one scale per output, or per output and group of inputs."""
     kernel = tf.convert_to_tensor(kernel)
     wide, (size, outputs) = tf.cast(kernel, tf.float32), (int(length or 0) for length in kernel.shape)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from duonlp.checkpoints.pretrained import PretrainedBase
 from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
 from duonlp.heads import ROW_MASK, check_label_smoothing
@@ -28,6 +29,13 @@ JIT_COMPILE = 7
 
 MOST_DRAWS = 256
 """Largest number of draws from one dropout generator in a forward pass; ALBERT's layers share theirs."""
+
+
+def check_not_quantized(model: keras.Model) -> None:
+    """Raise InputError if a model, or a part of it such as an encoder of a bi-encoder, has integers for weights."""
+    for part in model._flatten_layers():
+        if isinstance(part, PretrainedBase):
+            check_trainable(part.config)
 
 
 class TrainStep(_Model):
@@ -211,7 +219,7 @@ class TrainStep(_Model):
 
     def _check_parameters(self) -> None:
         """Raise InputError for quantized parameters, and for trained ones in float16, where epsilons of optimizers become 0."""
-        check_trainable(self.trained_model().config)
+        check_not_quantized(self.trained_model())
         if any(variable.dtype == "float16" for variable in self.trainable_variables):
             raise InputError(
                 "parameters stored in float16 cannot be trained, since optimizers underflow; load the model with "

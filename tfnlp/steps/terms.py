@@ -75,6 +75,14 @@ class PartsOfLoss(MeanOfTerms):
         return {name: means[number] / factor for number, (name, factor) in enumerate(several)}
 
 
+def sum_over_workers(model: keras.Model, value: int) -> int:
+    """Return the sum over the model's replicas of a number that each worker has; all workers must call this."""
+    strategy = model.distribute_strategy
+    if strategy.cluster_resolver is None:
+        return value * strategy.num_replicas_in_sync
+    return int(strategy.reduce("SUM", strategy.run(lambda: tf.constant(value, tf.int64)), axis=None))
+
+
 def compiled_terms(compiled: Any, y_true: Any, y_pred: Any, sample_weight: Any, share: float = 1.0) -> Terms:
     """Return the terms of ``compile(loss=...)``, each times its ``loss_weights``.
 

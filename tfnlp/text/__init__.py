@@ -1,6 +1,5 @@
-"""Tokenizers of Transformers inside TensorFlow graphs, and pipelines as SavedModels that take texts."""
+"""Tokenizers of Transformers inside TensorFlow graphs."""
 
-from tfnlp.text.export import export_pipeline
 from tfnlp.text.layer import TextTokenizer
 
-__all__ = ["TextTokenizer", "export_pipeline"]
+__all__ = ["TextTokenizer"]

@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from duonlp.checkpoints.safetensors_file import StoredTensor, TensorToWrite, list_tensors, write_tensors
 from duonlp.errors import CheckpointError, InputError
 from duonlp.util.files import locked_folder, storage_remedy
 from duonlp.util.reading import first_line, parse_json
 from tfnlp.pretrained import parameter_tree
+from tfnlp.steps.terms import sum_over_workers
 
 FORMAT = 2
 """Version of the contents of a backup; others are refused."""
@@ -148,14 +148,6 @@ def was_preempted(callback: Any, batches: int) -> bool:
     """
     callbacks = getattr(getattr(callback.model, "progress", None), "callbacks", ())
     return batches != callback.params.get("steps") and any(getattr(other, "received", False) for other in callbacks)
-
-
-def sum_over_workers(model: keras.Model, value: int) -> int:
-    """Return the sum over the model's replicas of a number that each worker has; all workers must call this."""
-    strategy = model.distribute_strategy
-    if strategy.cluster_resolver is None:
-        return value * strategy.num_replicas_in_sync
-    return int(strategy.reduce("SUM", strategy.run(lambda: tf.constant(value, tf.int64)), axis=None))
 
 
 @contextmanager

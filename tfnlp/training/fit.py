@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import keras
+import numpy as np
 
 from duonlp.errors import InputError
-from duonlp.quantization import check_trainable
 from duonlp.training.best import Best
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import (
@@ -27,6 +27,7 @@ from duonlp.training.run_file import check_run, write_run
 from duonlp.typing import BatchStream, Tokenizer
 from duonlp.util.frameworks import keep_heap
 from tfnlp.kernels.choice import trains_with_xla
+from tfnlp.steps.step import check_not_quantized
 from tfnlp.training.backups import is_main_worker, locked_run
 from tfnlp.training.callbacks import StopAtSigterm
 from tfnlp.training.fit_callback import Run
@@ -180,7 +181,7 @@ def train(
 
 def _check_dtype(model: Any) -> None:
     """Raise InputError for quantized parameters, and for those that lose small updates."""
-    check_trainable(model.config)
+    check_not_quantized(model)
     if model.variable_dtype != "float32":
         raise InputError(
             f"the parameters are {model.variable_dtype}, which loses small updates; load the model with "
@@ -204,10 +205,13 @@ def _validation_losses(trainer: Any, validation: BatchStream) -> dict[str, float
     """Return the losses of ``trainer.evaluate`` on the validation batches.
 
     Raises:
-        InputError: There are no batches, or one of them is unusable.
+        InputError: There are no batches, one of them is unusable, or no label counts.
     """
     try:
         dataset = epoch_source(validation, 1).dataset()
     except InputError as error:
         raise InputError(f"the validation batches cannot be evaluated: {error}") from error
-    return {name: float(value) for name, value in trainer.evaluate(dataset, verbose=0, return_dict=True).items()}
+    losses = trainer.evaluate(dataset, verbose=0, return_dict=True)
+    if not np.any(trainer._loss_tracker.counts.numpy()):
+        raise InputError("the validation batches have no label to evaluate on; pass batches with labels")
+    return {name: float(value) for name, value in losses.items()}

@@ -9,7 +9,7 @@ import tensorflow as tf
 from duonlp.config import TransformerConfig
 from duonlp.data.objectives.language_modelling import check_model
 from duonlp.errors import InputError
-from duonlp.heads import HEADS, PRETRAINING
+from duonlp.heads import HEADS, PRETRAINING, counts_labels
 from duonlp.inputs import model_inputs as select_inputs
 from duonlp.typing import Batch
 from tfnlp import ops
@@ -131,6 +131,9 @@ class Pretrainer(TrainerMixin, keras.Model):
 
     def _has_own_loss(self) -> bool:
         return self._loss_function is None and super()._has_own_loss()
+
+    def _counts_labels(self, batch: Mapping[str, Any]) -> bool:
+        return not self._has_own_loss() or counts_labels(self._loss_head, self.config, batch)
 
     def _label_terms(self, outputs: Mapping[str, Any], batch: Mapping[str, Any], share: float = 1.0) -> Terms:
         if self._loss_function is not None:

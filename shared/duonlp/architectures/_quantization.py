@@ -6,10 +6,13 @@ tables, scaled channels, layers that differ) is described by our own paths, as q
 """
 
 import re
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
+
+import regex
 
 from duonlp.architectures._common import Weight
 from duonlp.config import LayerQuantization, QuantizationConfig
@@ -31,6 +34,12 @@ FORMATS = "int-quantized", PACKED, "naive-quantized", "mixed-precision"
 
 TABLES = LayerQuantization(), LayerQuantization(activations="dynamic")
 """Kinds of quantized tables."""
+
+LONGEST_PATTERN = 1000
+"""Most characters of a regular expression."""
+
+SECONDS = 5.0
+"""Most seconds that the regular expressions of a configuration may take: some take exponential time."""
 
 MOST_INPUTS = 2**20
 """Largest size of a group."""
@@ -71,6 +80,7 @@ def read_quantization(config: Any, rows: Iterable[Weight], prefix: str) -> Quant
                 "a group of quantization_config has no list of targets; save or download the checkpoint again"
             )
         kinds += [(target, kind) for kind in [_read_group(group)] for target in group["targets"]]
+    deadline = time.monotonic() + SECONDS
     ranks: dict[str, tuple[int, int]] = {}  # of each layer, which heads may call by several names
     skipped = set()
     for row in rows:
@@ -78,10 +88,10 @@ def read_quantization(config: Any, rows: Iterable[Weight], prefix: str) -> Quant
             continue
         module, kind, path = row.name.rpartition(".")[0], LAYOUTS[row.layout], str(row.path).rpartition("/")[0]
         names = module, module.removeprefix(prefix)
-        if any(_rank(target, names, kind) is not None for target in ignored):
+        if any(_rank(target, names, kind, deadline) is not None for target in ignored):
             skipped.add(path)
         for i, (target, _) in enumerate(kinds):
-            if (rank := _rank(target, names, kind)) is not None:
+            if (rank := _rank(target, names, kind, deadline)) is not None:
                 ranks[path] = min(ranks.get(path, (rank, i)), (rank, i))
     layers = {path: kinds[i][1] for path, (_, i) in ranks.items() if path not in skipped}
     if tables := [row.path for row in rows if _leaf(row) == "embedding" and str(row.path).rpartition("/")[0] in layers]:
@@ -124,7 +134,7 @@ def _check_options(config: Mapping[str, Any]) -> None:
         )
 
 
-def _rank(target: Any, names: tuple[str, str], kind: str) -> int | None:
+def _rank(target: Any, names: tuple[str, str], kind: str, deadline: float) -> int | None:
     """Return how precisely a target describes a module: 0 by its name, 1 by a pattern, 2 by its class; None if it does not.
 
     Of several targets, compressed-tensors takes the one with the lowest rank.
@@ -134,9 +144,18 @@ def _rank(target: Any, names: tuple[str, str], kind: str) -> int | None:
     if target in names:
         return 0
     if target.startswith("re:"):
+        pattern, left = target.removeprefix("re:"), max(deadline - time.monotonic(), 1e-3)
+        if len(pattern) > LONGEST_PATTERN:
+            raise ConfigError(
+                f"quantization_config has a pattern of {len(pattern)} characters; expected at most {LONGEST_PATTERN}"
+            )
         try:
-            return 1 if any(re.match(target.removeprefix("re:"), name) for name in names) else None
-        except (re.error, OverflowError, RecursionError) as error:
+            return 1 if any(regex.match(pattern, name, timeout=left) for name in names) else None
+        except TimeoutError:
+            raise ConfigError(
+                f"quantization_config has the pattern {shorten(target)}, which takes too long to match; list the layers by name"
+            ) from None
+        except (regex.error, OverflowError, RecursionError, MemoryError) as error:
             raise ConfigError(f"quantization_config has the invalid pattern {shorten(target)}: {error}") from None
     return 2 if target == kind else None
 
@@ -184,7 +203,7 @@ def _read_own(groups: Any, known: Collection[str]) -> QuantizationConfig:
     layers: dict[str, LayerQuantization] = {}
     names = set(LayerQuantization.__dataclass_fields__)
     for group in groups:
-        options = dict(group) if isinstance(group, Mapping) else {}
+        options = {"input_scale": None, **group} if isinstance(group, Mapping) else {}
         paths = options.pop("paths", None)
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths) or set(options) != names:
             raise ConfigError(
@@ -218,13 +237,19 @@ def _own_kind(options: Mapping[str, Any]) -> LayerQuantization:
                 f"quantization_config has {name} {shorten(options[name])}, a {type(options[name]).__name__}; expected a "
                 f"{kind.__name__}"
             )
+    scale = options.get("input_scale")
+    if (scale is not None and not isinstance(scale, (int, float))) or isinstance(scale, bool):
+        raise ConfigError(f"quantization_config has the input_scale {shorten(scale)}; it must be a positive number")
     return LayerQuantization(**options)
 
 
 def write_quantization(quantization: QuantizationConfig) -> dict[str, Any]:
     """Describe which layers are quantized by their paths; :func:`read_quantization` inverts it."""
     runs = groupby(quantization.layers, key=lambda item: item[1])
-    groups = [{"paths": [path for path, _ in layers], **asdict(kind)} for kind, layers in runs]
+    groups: list[dict[str, Any]] = [{"paths": [path for path, _ in layers], **asdict(kind)} for kind, layers in runs]
+    for group in groups:
+        if group["input_scale"] is None:
+            del group["input_scale"]
     return {"quant_method": METHOD, "layers": groups}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from duonlp.augmentation.augmenter import Augmenter
 from duonlp.data.labelled.texts import LabelledTexts, Text
 from duonlp.errors import InputError
-from duonlp.pipelines.pipeline import Progress
+from duonlp.util.console import Progress
 
 CHUNK = 128
 """Number of texts after which progress is shown."""

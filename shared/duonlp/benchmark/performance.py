@@ -23,9 +23,10 @@ from duonlp.data.labelled.texts import LabelledTexts
 from duonlp.errors import InputError
 from duonlp.metrics.classification import classification_scores, label_id
 from duonlp.parameters import count_parameters
-from duonlp.pipelines.pipeline import Pipeline, Progress
+from duonlp.pipelines.pipeline import Pipeline
 from duonlp.quantization import scheme_of
 from duonlp.tasks.base import check_int
+from duonlp.util.console import Progress
 from duonlp.util.machine_info import machine
 from duonlp.util.reading import read_json_object
 

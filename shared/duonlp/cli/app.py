@@ -20,6 +20,7 @@ from duonlp.cli.demo import demo
 from duonlp.cli.distill import distill
 from duonlp.cli.doctor import doctor
 from duonlp.cli.evaluate import app as evaluate
+from duonlp.cli.export import export
 from duonlp.cli.fewshot import fewshot
 from duonlp.cli.finetune import finetune
 from duonlp.cli.generate import generate
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, quantize, benchmark, parity,
+    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, quantize, export, benchmark, parity,
     labels, augment, questions, models, convert, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

@@ -370,7 +370,7 @@ class Bars:
 
     def show(self, step: str, done: int, total: int) -> None:
         """Show how much of a step is done."""
-        from duonlp.pipelines.pipeline import Progress
+        from duonlp.util.console import Progress
 
         if step != self.step:
             self.__exit__()

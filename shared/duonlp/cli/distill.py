@@ -69,6 +69,7 @@ def distill(
     out_of_scope: flags.OutOfScope = None,
     patience: flags.Patience = None,
     tensorboard: flags.TensorBoard = None,
+    quantization_aware: flags.QuantizationAware = "",
     option: SettingsOption = None,
     plot: flags.Plot = "",
     dry_run: flags.DryRun = False,

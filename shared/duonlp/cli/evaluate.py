@@ -214,7 +214,7 @@ def evaluate_code(package: "Engine", framework: str, settings: Settings) -> dict
         CheckpointError: The checkpoint cannot be found or read.
     """
     from duonlp.evaluation.human_eval import evaluate_problems, read_problems
-    from duonlp.pipelines.pipeline import Progress
+    from duonlp.util.console import Progress
 
     problems = read_problems(settings.problems)
     problems = problems[: settings.limit or None]

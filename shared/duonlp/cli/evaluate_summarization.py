@@ -158,7 +158,7 @@ def _compare_systems(
     from duonlp.metrics.bleu import Bleu
     from duonlp.metrics.comparison import compare
     from duonlp.metrics.rouge import Rouge
-    from duonlp.pipelines.pipeline import Progress
+    from duonlp.util.console import Progress
 
     metrics = [Rouge(stemmer=settings.stemmer, sentences=settings.sentences or None), Bleu()]
     texts, seconds, framework = run_systems(systems, settings, pairs, predictions, output, files)

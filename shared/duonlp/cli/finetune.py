@@ -67,6 +67,7 @@ def finetune(
     ] = None,
     patience: flags.Patience = None,
     tensorboard: flags.TensorBoard = None,
+    quantization_aware: flags.QuantizationAware = "",
     option: SettingsOption = None,
     plot: flags.Plot = "",
     dry_run: flags.DryRun = False,

@@ -79,10 +79,15 @@ def quantize(
     else:
         settings = QuantizationSettings.of(scheme or None, options)
         with quiet_stdout(), plain_console(stderr=True).status("loading") as status:
+
+            def show(stage: str) -> None:
+                status.update(f"{stage} {model}")
+                status.stop() if stage.endswith("quantizing") else status.start()  # which has its own progress bar
+
             package, _ = load_package(framework)
             report = quantize_checkpoint(
                 package, model, output, settings, texts, head=head or None, overwrite=overwrite, plot=plot,
-                on_stage=lambda stage: status.update(f"{stage} {model}"),
+                on_stage=show,
             )  # fmt: skip
     if as_json:
         print_json(report)

@@ -183,7 +183,7 @@ def run_systems(
 def lead_summaries(sentences: int, settings: Settings, documents: Sequence[str]) -> list[str]:
     """Return the first sentences of each document."""
     from duonlp.evaluation.baselines import lead
-    from duonlp.pipelines.pipeline import Progress
+    from duonlp.util.console import Progress
 
     texts = []
     with Progress(len(documents), None, f"lead-{sentences}") as bar:

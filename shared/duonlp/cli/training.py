@@ -82,6 +82,13 @@ Patience = Annotated[
 TensorBoard = Annotated[
     bool | None, cli_option("--tensorboard/--no-tensorboard", help="Also write TensorBoard event files (default: no).")
 ]
+QuantizationAware = Annotated[
+    str,
+    cli_option(
+        metavar="SCHEME",
+        help="Train for int8, int8-static, int8-weights or int4, and save the best model quantized as well (default: no).",
+    ),
+]
 Plot = Annotated[str, cli_option(help="Plot the losses and scores to a .png, .svg or .pdf file.")]
 DryRun = Annotated[bool, cli_option("--dry-run", help="Check settings and data, print the plan and exit.")]
 
@@ -94,7 +101,7 @@ FLAGS = {
     "unlabelled": "unlabelled",
     "encoding": "encoding", "quoting": "quoting",
     "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
-    "tensorboard": "tensorboard",
+    "tensorboard": "tensorboard", "quantization_aware": "quantization_aware",
 }  # fmt: skip
 """Flag names to paths of settings."""
 
@@ -234,11 +241,14 @@ def print_results(report: Mapping[str, Any]) -> None:
     """Print the scores as a table, and the run's figures below it."""
     from rich.table import Table
 
-    columns = {"best model": report["metrics"]}
+    columns, settings = {"best model": report["metrics"]}, report["settings"]
     if report["at_threshold"]:
         columns[f"at threshold {report['at_threshold']['threshold']:.3f}"] = report["at_threshold"]
     if report.get("at_label_thresholds"):
         columns["threshold per label"] = report["at_label_thresholds"]
+    quantized = report.get("quantized")
+    if quantized and quantized["metrics"]:
+        columns[settings["quantization_aware"]] = quantized["metrics"]
     if report.get("teacher", {}).get("metrics"):
         columns["teacher"] = report["teacher"]["metrics"]
     console = plain_console()
@@ -258,6 +268,8 @@ def print_results(report: Mapping[str, Any]) -> None:
         + (f"; best after step {report['best']['step']}" if report["best"] else "; not evaluated"),
         f"{report['parameters'] / 1e6:.1f}M parameters, {report['bytes'] / 1e6:.1f} MB: {report['model']}",
     ]
+    if quantized:
+        lines.append(f"{settings['quantization_aware']}, {quantized['bytes'] / 1e6:.1f} MB: {quantized['model']}")
     if report["stopped_early"]:
         lines.insert(0, "stopped early: no improvement within fit.patience evaluations")
     if report["preempted"]:

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from duonlp import numpy_ops
+from duonlp.config import TransformerConfig
 from duonlp.distillation.pair import head_kind, projection_name, relation_heads, term_names
 from duonlp.distillation.settings import Attentions, Distillation, HiddenStates, InnerLoss, Pairs
 from duonlp.errors import InputError
-from duonlp.heads import HEADS, IGNORED, NO_POSITION, ROW_MASK, Output, are_class_ids, outputs_of
+from duonlp.heads import HEADS, IGNORED, NO_POSITION, ROW_MASK, Output, are_class_ids, counts_labels, outputs_of
 from duonlp.typing import Array, Batch, Ops
 
 MASKED_LOGIT = -1e9
@@ -76,7 +80,7 @@ def distillation_terms(
             factor *= distillation.temperature**2
         terms[next(names)] = total, count, factor
     if distillation.losses:
-        mask = _token_mask(ops, student, batch)
+        mask = _token_mask(ops, student.head, student.config, batch)
         if isinstance(sample_weight, Mapping):  # by output, of which a text's hidden states have the mean
             sample_weight = sum(sample_weight.values()) / len(sample_weight)
         layers = student.config.as_decoder().num_layers, teacher.config.as_decoder().num_layers
@@ -88,6 +92,20 @@ def distillation_terms(
             ]
             terms[name] = sum(total for total, _ in sums) / len(sums), sums[0][1], loss.weight
     return terms
+
+
+def distillation_counts(distillation: Distillation, head: str, config: TransformerConfig, batch: Batch) -> bool:
+    """Return whether anything of a batch of NumPy arrays counts in the loss of a student with this head.
+
+    Raises:
+        InputError: Labels that the settings need are missing.
+    """
+    if distillation.alpha and counts_labels(head, config, batch):
+        return True
+    outputs = outputs_of(head, config) if distillation.alpha < 1 else ()
+    masks = [_logits_mask(numpy_ops, distillation, head, output, batch) for output in outputs]
+    masks += [_token_mask(numpy_ops, head, config, batch)] if distillation.losses else []
+    return any(mask is None or np.any(mask) for mask in masks)
 
 
 def _compared_states(
@@ -185,11 +203,11 @@ def _logits_mask(ops: Ops, distillation: Distillation, head: str, output: Output
     return _limited_to_rows(ops, output.align(mask), rows)
 
 
-def _token_mask(ops: Ops, student: Any, batch: Batch) -> Array | None:
+def _token_mask(ops: Ops, head: str, config: TransformerConfig, batch: Batch) -> Array | None:
     """Return the tokens whose hidden states, attentions and relations count: [B, T], [B, 1], or None for all."""
-    outputs = outputs_of(student.head, student.config)
+    outputs = outputs_of(head, config)
     rows = _labelled_rows(ops, batch.get(outputs[0].labels) if outputs else None, batch)
-    return _limited_to_rows(ops, _attended_tokens(ops, student.head, batch), rows)
+    return _limited_to_rows(ops, _attended_tokens(ops, head, batch), rows)
 
 
 def _labelled_rows(ops: Ops, labels: Array | None, batch: Batch) -> Array | None:

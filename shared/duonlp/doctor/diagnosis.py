@@ -19,6 +19,9 @@ FEATURES = (
 INTEGER_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 """Instruction sets that multiply and add 8-bit integers."""
 
+ONEDNN_DEFAULT = frozenset({"avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"})
+"""Instruction sets of which one must be present for TensorFlow to use oneDNN by default."""
+
 THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"
 """Environment variables that limit the threads of an operation."""
 
@@ -91,7 +94,8 @@ def _warnings(
     for engine in engines:
         if engine.installed and engine.problem:
             warnings.append(f"{engine.package} does not work: {engine.problem}")
-        if engine.onednn is False:
+        is_expected = features is not None and ONEDNN_DEFAULT & set(features)
+        if engine.onednn is False and is_expected and environment.get("TF_ENABLE_ONEDNN_OPTS") != "0":
             warnings.append(
                 "TensorFlow was built without oneDNN, so tfnlp is slower on this processor; install the official wheel, "
                 "pip install tensorflow"

@@ -24,7 +24,7 @@ class EngineReport:
         devices: What it computes on.
         threads: Threads per operation; None for as many as there are cores.
         kernels: Implementations by what they compute.
-        onednn: Whether TensorFlow was built with oneDNN; None if unknown.
+        onednn: Whether TensorFlow's graph uses oneDNN for floating-point operations; None if unknown.
     """
 
     package: str

@@ -16,7 +16,7 @@ def probe(framework: str) -> dict[str, Any]:
 
     Returns:
         "devices", names of what it computes on; "threads" per operation, None if the framework does not tell; "kernels", the
-        implementations by what they compute; "onednn", whether TensorFlow was built with oneDNN, None if unknown.
+        implementations by what they compute; "onednn", whether TensorFlow's graph uses oneDNN, None if unknown.
     """
     calm_frameworks()
     package(framework)
@@ -36,16 +36,8 @@ def _describe_tensorflow() -> dict[str, Any]:
     return {
         "devices": devices,
         "threads": tf.config.threading.get_intra_op_parallelism_threads() or None,
-        "onednn": _has_onednn(),
+        "onednn": importlib.import_module("tfnlp.kernels.onednn").graph_has_onednn(),
     }
-
-
-def _has_onednn() -> bool | None:
-    try:
-        port: Any = importlib.import_module("tensorflow.python.util._pywrap_util_port")
-        return bool(port.IsMklEnabled())
-    except (ImportError, AttributeError):  # not part of TensorFlow's public interface
-        return None
 
 
 def _describe_jax() -> dict[str, Any]:

@@ -79,17 +79,17 @@ def compare(
         for name in frameworks
         if name not in installed
     }
+    if rounds and "torch" in frameworks:
+        installed = [name for name in installed if name != "torch"]
+        report.skipped["torch"] = (
+            "the checkpoint rounds activations to integers, which the engines do alike but torch does not"
+        )
     if len(installed) < 2:
         remedy = "; ".join(report.skipped.values()) or "add one with frameworks="
         raise MissingExtraError(
             f"a comparison needs two frameworks, but got {', '.join(installed) or 'none'}: {remedy}"
         )
 
-    if rounds and "torch" in installed:
-        installed.remove("torch")
-        report.skipped["torch"] = (
-            "the checkpoint rounds activations to integers, which the engines do alike but torch does not"
-        )
     batch = make_inputs(opened, config, head, inputs)
     outputs: dict[str, dict[str, np.ndarray]] = {}
     for name in installed:

@@ -3,11 +3,13 @@
 import functools
 import os
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from duonlp import architectures
 from duonlp.checkpoints.checkpoint import Checkpoint, open_checkpoint, read_unchanged
 from duonlp.errors import InputError
+from duonlp.export import ExportedFiles, ExportedModel, find_exported
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks import TASKS, Task, get_task, make_task
 from duonlp.typing import ImageProcessor, Tokenizer
@@ -28,15 +30,17 @@ def load_pipeline(
     stream: Callable[..., Any] | None = None,
     assistant_model: Any = None,
     max_tokens: int | None = None,
+    runtimes: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
     **options: Any,
 ) -> Pipeline:
-    """Create a pipeline for a task from a checkpoint or a model.
+    """Create a pipeline for a task from a checkpoint, an exported model or a model.
 
     Args:
         heads: The engine's model class for each head.
         forward_of: Function from a model to a function from a batch of NumPy arrays to the model's outputs.
         task: Name of the task, see ``duonlp.tasks``.
-        model: A folder, a Hub id, or a model of the engine with the task's head.
+        model: A folder, a Hub id, a model of the engine with the task's head, or a file or folder that
+            :func:`duonlp.export.find_exported` finds, beside which are its config.json and tokenizer.
         tokenizer: A tokenizer of Transformers, fast unless the task is text-to-text generation (default: the checkpoint's).
             Required if ``model`` is a loaded model.
         image_processor: An image processor of Transformers, in place of the tokenizer for tasks that read images.
@@ -48,6 +52,7 @@ def load_pipeline(
         max_tokens: Maximum number of tokens in a batch of texts, padding included; see ``Pipeline``. Tasks that generate text
             have no such limit.
         assistant_model: For tasks that generate text, a smaller model that drafts tokens, or its folder or Hub id.
+        runtimes: The engine's runtimes of exported models, see ``ExportedFiles.sessions``.
         options: batch_size, progress, and the task's options.
 
     Raises:
@@ -63,7 +68,7 @@ def load_pipeline(
             raise InputError(f"{task} has no use for {name}=; pass {needs}= instead, or leave it out")
     if model is None:
         raise InputError(f"pipeline({task!r}) needs a model; pass a folder, a Hub id or a loaded model")
-    task_object = None
+    task_object, exported = None, find_exported(model)
     if not hasattr(model, "config"):
 
         def read(checkpoint: Checkpoint) -> tuple[Any, Task[Any] | None]:
@@ -73,8 +78,12 @@ def load_pipeline(
             used = getattr(checkpoint, needs)() if processor is None else processor
             return used, None if task_class.generates else make_task(task, used, config, checkpoint.folder)
 
-        checkpoint, (processor, task_object) = read_unchanged(model, read, revision, local_files_only)
-        model = heads[task_class.head].from_pretrained(checkpoint, dtype=dtype, param_dtype=param_dtype)
+        source = model if exported is None else exported.folder
+        checkpoint, (processor, task_object) = read_unchanged(source, read, revision, local_files_only)
+        if exported is None:
+            model = heads[task_class.head].from_pretrained(checkpoint, dtype=dtype, param_dtype=param_dtype)
+        else:
+            model = _open_exported(exported, task, task_class, runtimes, (dtype, param_dtype))
         folder = weights_folder = checkpoint.folder
         checkpoint.close()
     elif model.head != task_class.head:
@@ -98,16 +107,41 @@ def load_pipeline(
         task_object = make_task(task, processor, model.config, folder, getattr(model, "generation_config", None))
     if task_class.generates:
         if isinstance(assistant_model, (str, os.PathLike)):
-            draft = open_checkpoint(assistant_model, local_files_only=local_files_only)
-            assistant_model = heads[task_class.head].from_pretrained(draft, dtype=dtype, param_dtype=param_dtype)
-        if stream is not None:
+            if draft_files := find_exported(assistant_model):
+                assistant_model = ExportedModel.open(draft_files, runtimes)
+            else:
+                draft = open_checkpoint(assistant_model, local_files_only=local_files_only)
+                assistant_model = heads[task_class.head].from_pretrained(draft, dtype=dtype, param_dtype=param_dtype)
+        if isinstance(model, ExportedModel):
+            stream = model.stream
+        elif stream is not None:
             stream = functools.partial(stream, model)
         return Pipeline(task_object, model.generate, stream=stream, assistant_model=assistant_model, **options)
     if assistant_model is not None:
         options["assistant_model"] = assistant_model  # Pipeline raises: other tasks have no such option
-    pipe = Pipeline(task_object, forward_of(model), max_tokens=max_tokens, **options)
+    forward = model.run if isinstance(model, ExportedModel) else forward_of(model)
+    pipe = Pipeline(task_object, forward, max_tokens=max_tokens, **options)
     pipe.weights_folder = weights_folder
     return pipe
+
+
+def _open_exported(
+    files: ExportedFiles,
+    task: str,
+    task_class: type[Task[Any]],
+    runtimes: Mapping[str, Callable[..., Any]],
+    dtypes: tuple[Any, Any],
+) -> ExportedModel:
+    """Open an exported model, which must have the head of a task."""
+    if dtypes != ("float32", "float32"):
+        raise InputError("dtype and param_dtype are for checkpoints; an exported model has its own, so omit them")
+    model = ExportedModel.open(files, runtimes)
+    if model.head != task_class.head:
+        raise InputError(
+            f"{task} needs a model with the {task_class.head!r} head, but {str(files.folder)!r} was exported with "
+            f"{model.head!r}; export the checkpoint with that head"
+        )
+    return model
 
 
 def _check_head(task: str, task_class: type[Task[Any]], model_type: str, heads: Mapping[str, Any]) -> None:

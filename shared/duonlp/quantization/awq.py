@@ -1,18 +1,26 @@
 """AWQ: give the channels with large inputs more precise weights.
 
 Lin et al. 2023, "AWQ: Activation-aware Weight Quantization", https://arxiv.org/abs/2306.00978. The weights of a channel are
-multiplied by a factor before they are rounded, and the layer divides its inputs by it. As the authors' code clips weights, scales
-of 4 bits are then chosen for the smallest error of the outputs instead of the weights.
+multiplied by a factor before they are rounded, and the layer divides its inputs by it. As in AutoAWQ
+(https://github.com/casper-hansen/AutoAWQ), a factor may also even out the magnitudes of the weights. As the authors' code clips
+weights, scales of 4 bits are then chosen for the smallest error of the outputs instead of the weights.
 """
 
 import numpy as np
 
 from duonlp.config import LayerQuantization
-from duonlp.quantization.arithmetic import dequantize_kernel, kernel_scales, quantize_kernel
+from duonlp.quantization.arithmetic import (
+    SMALLEST,
+    dequantize_kernel,
+    expanded,
+    grouped,
+    kernel_scales,
+    quantize_kernel,
+)
 from duonlp.quantization.statistics import InputStatistics
 
-EXPONENTS = np.linspace(0, 0.95, 20)
-"""Exponents of the mean magnitudes among which the factors are searched."""
+EXPONENTS = np.linspace(0.1, 1, 10)
+"""Exponents of the mean magnitudes of the inputs among which the factors are searched; 1 - exponent is that of the weights."""
 
 
 def awq(
@@ -20,8 +28,9 @@ def awq(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Round a kernel after scaling its channels by a power of their inputs' mean magnitude.
 
-    The exponent is the one of EXPONENTS whose outputs on the sampled inputs have the smallest squared error. 0 is among them, and
-    scales that fit the inputs are taken only if they lower that error, so the result is never worse than rounding to the nearest.
+    The exponent is the one of EXPONENTS whose outputs on the sampled inputs have the smallest squared error. Rounding without
+    factors is compared too, and scales that fit the inputs are taken only if they lower the error, so the result is never worse
+    than rounding to the nearest.
 
     Args:
         kernel: float32 [in, out].
@@ -32,23 +41,36 @@ def awq(
         Integers int8 [in, out], scales float32 [out] or [groups, out], and the factors float32 [in].
     """
     inputs, magnitudes = seen.sample, seen.magnitudes / seen.rows
+    gram = inputs.T @ inputs  # [in, in]: the errors of all attempts follow from it
+    sizes = np.abs(kernel) / np.maximum(_largest(kernel, quantization), SMALLEST)
 
     def attempt(factors: np.ndarray, fits_inputs: bool) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         scaled = kernel * factors[:, None]
         scales = kernel_scales(scaled, quantization, inputs=inputs / factors if fits_inputs else None)
         integers, scales = quantize_kernel(scaled, quantization, scales)
         rounded = dequantize_kernel(integers, scales, quantization) / factors[:, None]
-        error = float(np.square(inputs @ (rounded - kernel)).sum(dtype=np.float64))
+        difference = rounded - kernel
+        error = float((difference * (gram @ difference)).sum(dtype=np.float64))
         return error, integers, scales, factors
 
-    best = min((attempt(_factors(magnitudes, exponent), False) for exponent in EXPONENTS), key=lambda result: result[0])
+    ones = np.ones(len(kernel), np.float32)
+    families = [[ones]]
+    for weights in (np.ones(len(kernel)), sizes.mean(axis=1)):  # the paper's factors, and AutoAWQ's
+        families.append([_factors(magnitudes, weights, exponent) for exponent in EXPONENTS])
+    best = [min((attempt(f, False) for f in family), key=lambda result: result[0]) for family in families]
     if quantization.bits == 4:
-        best = min(best, attempt(best[3], True), key=lambda result: result[0])
-    return best[1:]
+        best += [attempt(result[3], True) for result in best]
+    return min(best, key=lambda result: result[0])[1:]
 
 
-def _factors(magnitudes: np.ndarray, exponent: float) -> np.ndarray:
-    """Return magnitudes^exponent float32 [in], normalized so that the largest and the smallest are each other's inverses."""
-    factors = np.maximum(magnitudes, 1e-4 * max(magnitudes.max(), 1e-30)) ** exponent
-    factors = factors / np.sqrt(factors.max() * factors.min())
-    return factors.astype(np.float32)
+def _largest(kernel: np.ndarray, quantization: LayerQuantization) -> np.ndarray:
+    """Return the largest magnitude of each value's group, [1, out] or [in, out]."""
+    largest = np.abs(grouped(kernel, quantization)).max(axis=1)
+    return expanded(largest if quantization.group_size is not None else largest[0], len(kernel), quantization)
+
+
+def _factors(magnitudes: np.ndarray, sizes: np.ndarray, exponent: float) -> np.ndarray:
+    """Return magnitudes^exponent / sizes^(1 - exponent) float32 [in]; the largest and the smallest are each other's inverses."""
+    magnitudes, sizes = (np.maximum(x, 1e-4 * max(x.max(), 1e-30)) for x in (magnitudes, sizes))
+    factors = magnitudes**exponent / sizes ** (1 - exponent)
+    return (factors / np.sqrt(factors.max() * factors.min())).astype(np.float32)

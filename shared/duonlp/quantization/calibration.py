@@ -5,7 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from duonlp import numpy_ops
+from duonlp.config import TransformerConfig
 from duonlp.errors import InputError
+from duonlp.heads import HEADS
+from duonlp.inputs import shift_right
+from duonlp.labels import WEIGHTS
 from duonlp.typing import Array, Batch, Tokenizer
 from duonlp.util.tokenization import tokenize
 
@@ -48,17 +53,20 @@ def calibration_batches(
     ]
 
 
-def batches_of(batches: Any) -> list[dict[str, Array]]:
+def batches_of(batches: Any, cfg: TransformerConfig, head: str) -> list[dict[str, Array]]:
     """Return calibration batches as a list of dicts, which can be read several times.
 
     Args:
-        batches: Dicts of arrays, or batches with ``epoch(n)`` as training takes them. Labels are dropped.
+        batches: Dicts of arrays, or batches with ``epoch(n)`` as training takes them. Labels and their weights are dropped;
+            those that become the inputs of a decoder are shifted.
+        cfg: The model.
+        head: Its head.
 
     Raises:
         InputError: There is no batch, or one is not a dict.
     """
     stream = batches.epoch(0) if hasattr(batches, "epoch") else batches
-    out = list(_inputs([stream] if isinstance(stream, Mapping) else stream))
+    out = list(_inputs([stream] if isinstance(stream, Mapping) else stream, cfg, head))
     if not out:
         raise InputError("there are no calibration batches; pass at least one, better some hundred rows in all")
     masks = [batch[name] for batch in out for name in MASKS.values() if name in batch]
@@ -69,14 +77,18 @@ def batches_of(batches: Any) -> list[dict[str, Array]]:
     return out
 
 
-def _inputs(stream: Iterable[Batch]) -> Iterator[dict[str, Array]]:
+def _inputs(stream: Iterable[Batch], cfg: TransformerConfig, head: str) -> Iterator[dict[str, Array]]:
+    names = {*HEADS[head].label_names, WEIGHTS}
     for batch in stream:
         if not isinstance(batch, Mapping):
             raise InputError(
                 f"a calibration batch is a {type(batch).__name__}; pass dicts of the model's inputs, such as "
                 "duonlp.quantization.calibration_batches(tokenizer, texts)"
             )
-        yield {name: np.asarray(value) for name, value in batch.items()}
+        inputs = {name: np.asarray(value) for name, value in batch.items() if name not in names and value is not None}
+        if cfg.decoder is not None and HEADS[head].shifts_labels and batch.get("labels") is not None:
+            inputs.setdefault("decoder_input_ids", shift_right(numpy_ops, batch["labels"], cfg))
+        yield inputs
 
 
 def rows_without_padding(path: str, x: np.ndarray, inputs: Mapping[str, Array]) -> np.ndarray:

@@ -25,6 +25,7 @@ from duonlp.quantization.gptq import gptq
 from duonlp.quantization.resolve import resolve
 from duonlp.quantization.settings import QuantizationSettings
 from duonlp.quantization.statistics import InputStatistics
+from duonlp.util.console import Progress
 
 Read = Callable[[str], np.ndarray]
 """Returns a parameter by its path."""
@@ -63,9 +64,7 @@ def quantized_values(
             not finite.
     """
     quantization, settings = _plan(cfg, head, settings)
-    if settings.needs_data and record is None:
-        need = "static activations" if settings.rounding == "nearest" else settings.rounding
-        raise InputError(f"{need} need calibration data; pass batches= of typical inputs, a few hundred texts suffice")
+    _check_data(settings, record)
     spec = parameters(cfg.replace(quantization=None), head)
     values: dict[str, np.ndarray] = {}
     kernels: list[tuple[str, LayerQuantization]] = []
@@ -78,29 +77,53 @@ def quantized_values(
             kernels.append((layer, layer_quantization))
     rounded: dict[str, np.ndarray] = {}  # kernels of the stages so far, as the quantized layers have them
     is_trained = cfg.quantization is not None and cfg.quantization.simulated
-    for stage in _stages(kernels, settings):
-        new = _quantize_kernels(read, stage, settings, record, rounded, searches=not is_trained)
-        values |= new
-        if settings.rounding == "gptq":
-            for layer, layer_quantization in stage:
-                path = f"{layer}/kernel"
-                rounded[path] = dequantized_value(new.__getitem__, path, spec[path].shape, layer_quantization)
-    return cfg.replace(quantization=replace(quantization, simulated=False)), values
+    final = QuantizationConfig(tuple((path, replace(layer, input_scale=None)) for path, layer in quantization.layers))
+    with Progress(len(kernels), None, "quantizing layers") as bar:
+        for stage in _stages(kernels, settings):
+            new = _quantize_kernels(read, stage, settings, record, rounded, not is_trained, bar)
+            values |= new
+            if settings.rounding == "gptq":
+                for layer, layer_quantization in stage:
+                    path = f"{layer}/kernel"
+                    rounded[path] = dequantized_value(new.__getitem__, path, spec[path].shape, layer_quantization)
+    return cfg.replace(quantization=final), values
 
 
-def simulated_config(cfg: TransformerConfig, head: str, settings: QuantizationSettings | None) -> TransformerConfig:
+def simulated_config(
+    read: Read, cfg: TransformerConfig, head: str, settings: QuantizationSettings | None = None, record: Record | None = None
+) -> TransformerConfig:  # fmt: skip
     """Return the configuration of a model for quantization-aware training.
 
+    Scales of static activations are calibrated now and stay as they are in training (Wu et al. 2020,
+    https://arxiv.org/abs/2004.09602, section 5).
+
+    Args:
+        read: Returns the model's parameters.
+        cfg: The model.
+        head: Its head.
+        settings: What will be quantized, and how.
+        record: Runs the model on calibration data, for static activations.
+
     Raises:
-        InputError: The settings need calibration data or do not fit the model, or it is already quantized.
+        InputError: The settings do not fit the model, need calibration data or are only for trained models, or the model is
+            already quantized.
     """
     settings = settings or QuantizationSettings()
-    if settings.needs_data:
+    if settings.rounding != "nearest":
         raise InputError(
-            "quantization-aware training rounds to the nearest, with a scale per row of activations; use the scheme 'int8', "
-            "'int8-weights' or 'int4', and calibrate the trained model if you need static activations, GPTQ or AWQ"
+            f"quantization-aware training rounds weights to the nearest, not with {settings.rounding!r}; prepare the model "
+            f"without rounding=, or quantize the trained model with rounding={settings.rounding!r}"
         )
-    return cfg.replace(quantization=replace(resolve(settings, cfg, head), simulated=True))
+    quantization = resolve(settings, cfg, head)
+    _check_data(settings, record)
+    layers = dict(quantization.layers)
+    kernels = {
+        path: _read_finite(read, f"{path}/kernel") for path, layer in layers.items() if layer.activations == "static"
+    }
+    for path, inputs in _statistics(kernels, settings, record, {}).items():
+        scale = inputs.input_scale(settings.calibration, settings.percentile)
+        layers[path] = replace(layers[path], input_scale=float(scale))
+    return cfg.replace(quantization=QuantizationConfig(tuple(layers.items()), simulated=True))
 
 
 def check_trainable(cfg: TransformerConfig) -> None:
@@ -172,31 +195,46 @@ def _stages(
 
 def _quantize_kernels(
     read: Read, layers: Sequence[tuple[str, LayerQuantization]], settings: QuantizationSettings, record: Record | None,
-    rounded: Mapping[str, np.ndarray], searches: bool,
+    rounded: Mapping[str, np.ndarray], searches: bool, bar: Progress,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Return the values of some linear layers; ``rounded`` has the kernels of the layers before them.
 
     With ``searches``, scales of 4 bits are searched; those of a model that was trained for its quantization are not.
     """
     kernels = {layer: _read_finite(read, f"{layer}/kernel") for layer, _ in layers}
-    statistics: dict[str, InputStatistics] = {}
-    if settings.needs_data:
-        assert record is not None
-        statistics = {
-            layer: InputStatistics(len(kernel), settings.rounding == "gptq", settings.rounding == "awq", layer)
-            for layer, kernel in kernels.items()
-        }
-        record(list(kernels), lambda path, rows: statistics[path].add(rows), rounded)
-        unseen = [layer for layer, seen in statistics.items() if not seen.rows]
-        if unseen:
-            raise InputError(
-                f"the calibration data never reached {unseen[0]!r}; pass inputs of the whole model, or skip it"
-            )
+    statistics = _statistics(kernels, settings, record, rounded)
     values = {}
     for layer, quantization in layers:
         seen = statistics.get(layer)
         values |= _quantize_kernel(layer, kernels[layer], quantization, settings, seen, searches)
+        bar.advance(1)
     return values
+
+
+def _check_data(settings: QuantizationSettings, record: Record | None) -> None:
+    if settings.needs_data and record is None:
+        need = "static activations" if settings.rounding == "nearest" else settings.rounding
+        raise InputError(f"{need} need calibration data; pass batches= of typical inputs, a few hundred texts suffice")
+
+
+def _statistics(
+    kernels: Mapping[str, np.ndarray], settings: QuantizationSettings, record: Record | None, rounded: Mapping[str, np.ndarray]
+) -> dict[str, InputStatistics]:  # fmt: skip
+    """Return statistics of the inputs of linear layers; none if the settings need none. ``kernels`` are by layer."""
+    if not settings.needs_data:
+        return {}
+    assert record is not None
+    statistics = {
+        layer: InputStatistics(len(kernel), settings.rounding == "gptq", settings.rounding == "awq", layer)
+        for layer, kernel in kernels.items()
+    }
+    record(list(kernels), lambda path, rows: statistics[path].add(rows), rounded)
+    unseen = [layer for layer, seen in statistics.items() if not seen.rows]
+    if unseen:
+        raise InputError(
+            f"the calibration data never reached {unseen[0]!r}; pass inputs of the whole model, or skip it"
+        )
+    return statistics
 
 
 def _quantize_kernel(
@@ -214,7 +252,9 @@ def _quantize_kernel(
         integers, scales = quantize_kernel(kernel, quantization, kernel_scales(kernel, quantization, searches))
     values[f"{layer}/kernel"] = pack_int4(integers) if quantization.bits == 4 else integers
     values[f"{layer}/kernel_scale"] = scales
-    if quantization.activations == "static":
+    if quantization.input_scale is not None:  # that the model was trained with
+        values[f"{layer}/input_scale"] = np.float32(quantization.input_scale)
+    elif quantization.activations == "static":
         assert seen is not None
         values[f"{layer}/input_scale"] = seen.input_scale(settings.calibration, settings.percentile)
     return values

@@ -1,18 +1,18 @@
 """What quantization does to each tensor: bytes, error, and histograms of the weights."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from duonlp.config import QuantizationConfig, TransformerConfig
+from duonlp.config import LayerQuantization, QuantizationConfig, TransformerConfig
 from duonlp.errors import InputError
-from duonlp.parameters import QUANTIZED_LEAVES, parameters, quantized_parameters
+from duonlp.parameters import QUANTIZED_LEAVES, Parameter, parameters, quantized_parameters
 from duonlp.quantization.arithmetic import limits, unpack_int4
-from duonlp.quantization.driver import dequantized_values
+from duonlp.quantization.driver import dequantized_value
 from duonlp.quantization.settings import SCHEMES
 from duonlp.util.pictures import picture
 from duonlp.util.suggestions import nearest
@@ -70,17 +70,17 @@ def storage_report(original: Read, quantized: Read, cfg: TransformerConfig, head
         cfg: The quantized model.
         head: Its head.
     """
-    restored = dequantized_values(quantized, cfg, head)[1]
     rows = []
+    kinds = _kinds(cfg, head)
     for path, parameter in parameters(cfg.replace(quantization=None), head).items():
-        layer, _, leaf = path.rpartition("/")
-        how = cfg.quantization.of(layer) if cfg.quantization is not None and leaf in QUANTIZED_LEAVES else None
+        how = kinds[path][1] if path in kinds else None
         before = after = 4 * parameter.size
         error = None
-        if how is not None and path in restored:
+        if how is not None:
             parts = quantized_parameters(path, parameter.shape, how).values()
             after = sum(part.size * np.dtype(part.dtype).itemsize for part in parts)
-            error = relative_error(np.asarray(original(path), np.float32), restored[path])
+            restored = dequantized_value(quantized, path, parameter.shape, how)  # one tensor at a time
+            error = relative_error(np.asarray(original(path), np.float32), restored)
         bits, group = (32, None) if how is None else (how.bits, how.group_size)
         rows.append(TensorStorage(path, parameter.shape, bits, group, before, after, error))
     return sorted(rows, key=lambda row: -row.before)
@@ -133,21 +133,30 @@ def weight_histograms(
     Raises:
         InputError: A path is not that of a quantized tensor.
     """
-    restored = dequantized_values(quantized, cfg, head)[1]
-    chosen = paths or [row.path for row in storage_report(original, quantized, cfg, head) if row.path in restored][:3]
+    kinds = _kinds(cfg, head)
+    chosen = paths or sorted(kinds, key=lambda path: -kinds[path][0].size)[:3]
     for path in chosen:
-        if path not in restored:
-            raise InputError(f"{path!r} is no quantized tensor of the model{nearest(path, list(restored))}")
-    return [_histograms(path, original, quantized, restored, cfg, bins) for path in chosen]
+        if path not in kinds:
+            raise InputError(f"{path!r} is no quantized tensor of the model{nearest(path, list(kinds))}")
+    return [_histograms(path, original, quantized, *kinds[path], bins) for path in chosen]
+
+
+def _kinds(cfg: TransformerConfig, head: str) -> dict[str, tuple[Parameter, LayerQuantization]]:
+    """Return the float parameter and the quantization of each quantized tensor."""
+    kinds = {}
+    for path, parameter in parameters(cfg.replace(quantization=None), head).items():
+        layer, _, leaf = path.rpartition("/")
+        how = cfg.quantization.of(layer) if cfg.quantization is not None and leaf in QUANTIZED_LEAVES else None
+        if how is not None:
+            kinds[path] = parameter, how
+    return kinds
 
 
 def _histograms(
-    path: str, original: Read, quantized: Read, restored: Mapping[str, np.ndarray], cfg: TransformerConfig, bins: int
+    path: str, original: Read, quantized: Read, parameter: Parameter, how: LayerQuantization, bins: int
 ) -> WeightHistograms:
-    assert cfg.quantization is not None
-    how = cfg.quantization.of(path.rpartition("/")[0])
-    assert how is not None
-    values, rounded, integers = np.asarray(original(path), np.float32), restored[path], np.asarray(quantized(path))
+    values, integers = np.asarray(original(path), np.float32), np.asarray(quantized(path))
+    rounded = dequantized_value(quantized, path, parameter.shape, how)
     if how.bits == 4:
         integers = unpack_int4(integers, len(values))
     low, high = limits(how)

@@ -18,7 +18,7 @@ from duonlp.data.reading.documents import Document
 from duonlp.errors import InputError
 from duonlp.parameters import count_parameters
 from duonlp.runs import folder as run_folder
-from duonlp.runs.models import load_for_training
+from duonlp.runs.models import load_for_training, prepare_for_quantization
 from duonlp.runs.settings import RunSettings
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.result import FitResult
@@ -145,6 +145,7 @@ def adapt(
     run_folder.check_output(settings, run_folder.framework_name(package))
     data, tokenizer = prepare(settings, texts)
     model, is_new_head = load_for_training(package, data.auto_class, settings.model, settings.dtype, settings.seed)
+    model = prepare_for_quantization(package, model, settings, data.batches)
     fit = run_folder.training_module(package).fit
     head = "a new head" if is_new_head else "the checkpoint's head"
     run_folder.make_printer(console)(f"{data.plan()['summary']}; {head}")

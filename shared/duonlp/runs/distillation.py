@@ -14,7 +14,7 @@ from duonlp.parameters import count_parameters
 from duonlp.runs import folder as run_folder
 from duonlp.runs import labelled as labelled_run
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings
-from duonlp.runs.models import load_for_training
+from duonlp.runs.models import load_for_training, prepare_for_quantization
 from duonlp.training.result import FitResult
 from duonlp.typing import Engine
 
@@ -112,6 +112,7 @@ def distill(
         student, _ = load_for_training(
             package, data.auto_class, settings.student, settings.dtype, settings.seed, **data.overrides()
         )
+    student = prepare_for_quantization(package, student, settings, data.batches)
     log = run_folder.make_printer(console)
     log(
         f"{len(data.batches.texts)} training texts, {len(data.label_names)} labels; student with "

@@ -10,7 +10,7 @@ from duonlp.runs import folder as run_folder
 from duonlp.runs import labelled as labelled_run
 from duonlp.runs import question_answering
 from duonlp.runs.labelled import LabelledData, LabelledRunSettings
-from duonlp.runs.models import load_for_training
+from duonlp.runs.models import load_for_training, prepare_for_quantization
 from duonlp.runs.question_answering import QuestionAnsweringSettings
 from duonlp.runs.settings import RunData, check_model
 from duonlp.training.result import FitResult
@@ -80,6 +80,7 @@ def finetune(
     model, is_new_head = load_for_training(
         package, data.auto_class, settings.model, settings.dtype, settings.seed, **data.overrides()
     )
+    model = prepare_for_quantization(package, model, settings, data.batches)
     fit = run_folder.training_module(package).fit
     log = run_folder.make_printer(console)
     head = "a new head" if is_new_head else "the checkpoint's head"

@@ -184,6 +184,7 @@ def train_and_report(
                 scores = scorer(getattr(package, data.auto_class).from_pretrained(best, dtype=settings.dtype))
             threshold, label_thresholds = data.at_threshold(scorer), data.at_label_thresholds(scorer)
         data.save_with(best, threshold)
+        quantized = _quantize_best(package, settings, data, tokenizer, scorer) if settings.quantization_aware else None
         report = {
             "framework": framework,
             "output": str(folder),
@@ -205,12 +206,27 @@ def train_and_report(
             "data": data.describe(),
             "parameters": result.model.num_parameters(),
             "bytes": weight_bytes(best),
+            "quantized": quantized,
             **(extra or {}),
             "settings": as_table(settings),
             "machine": machine(),
         }
         write_text(folder / RESULTS_FILE, to_json(report, indent=2) + "\n")
         return report
+
+
+def _quantize_best(
+    package: Engine, settings: RunSettings, data: RunData, tokenizer: Any, scorer: Any
+) -> dict[str, Any]:
+    """Quantize the best model of a quantization-aware run, save it beside that and return its part of the report."""
+    best, folder = settings.folder / BEST, settings.folder / f"{BEST}-{settings.quantization_aware}"
+    prepared = getattr(package, data.auto_class).from_pretrained(best, dtype=settings.dtype)
+    quantized = package.quantize(prepared)
+    quantized.save_pretrained(folder, tokenizer)
+    scores = {} if scorer is None else scorer(quantized)
+    data.save_with(folder, None if scorer is None else data.at_threshold(scorer))
+    scores = {name: value for name, value in scores.items() if name not in ("step", "examples")}
+    return {"model": str(folder), "metrics": scores, "bytes": weight_bytes(folder)}
 
 
 def weight_bytes(folder: Path) -> int:

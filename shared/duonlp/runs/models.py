@@ -1,10 +1,15 @@
-"""Load a checkpoint to train it, with a new head if it lacks the one it needs."""
+"""Load a checkpoint to train it, with a new head if it lacks the one it needs, and prepare it for its quantization."""
 
 import warnings
+from itertools import islice
 from typing import Any
 
 from duonlp.errors import NewHeadWarning
-from duonlp.typing import Engine
+from duonlp.runs.settings import RunSettings
+from duonlp.typing import Engine, EpochBatches
+
+CALIBRATED = 16
+"""Number of training batches that scales of static activations are calibrated on."""
 
 
 def load_for_training(
@@ -38,3 +43,17 @@ def load_for_training(
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return model, is_new_head
+
+
+def prepare_for_quantization(package: Engine, model: Any, settings: RunSettings, batches: EpochBatches) -> Any:
+    """Return a model for the training of a run: the given one, or that of ``quantization_aware``.
+
+    Args:
+        package: tfnlp or jaxnlp.
+        model: The model to train.
+        settings: Settings of the run.
+        batches: Training batches, the first of which calibrate static activations.
+    """
+    if not settings.quantization_aware:
+        return model
+    return package.prepare_qat(model, settings.quantization_aware, list(islice(batches.epoch(0), CALIBRATED)))

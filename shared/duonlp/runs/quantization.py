@@ -147,7 +147,7 @@ def quantize_checkpoint(
     texts, batches = data.texts(), None
     if texts:
         on_stage("tokenizing")
-        batches = _batches(checkpoint, cfg, head, texts, data)
+        batches = calibration_inputs(checkpoint, cfg, head, texts, data)
     on_stage("loading")
     plain = getattr(package, AUTO_CLASSES[head]).from_pretrained(checkpoint)
     on_stage("calibrating and quantizing" if batches is not None and settings and settings.needs_data else "quantizing")
@@ -193,27 +193,22 @@ def compare_outputs(package: Engine, plain: Any, quantized: Any, inputs: dict[st
     return rows
 
 
-def _opened(
-    model: str, output: Path, head: str | None, overwrite: bool, plot: str
-) -> tuple[Checkpoint, TransformerConfig, str]:
-    """Return the checkpoint, its configuration and the head, after checking what is written."""
-    check_output(output, overwrite)
-    if plot:
-        check_picture_file(Path(plot))
-        require_matplotlib("weights are plotted")
-    checkpoint = open_checkpoint(model)
-    if output.resolve() == checkpoint.folder.resolve():
-        raise InputError(f"{str(output)!r} is the checkpoint itself; give another folder to write")
-    head = checkpoint.head if head is None else head
-    cfg = checkpoint.transformer_config(head)
-    architectures.class_name(cfg.model_type, head)
-    return checkpoint, cfg, head
-
-
-def _batches(
+def calibration_inputs(
     checkpoint: Checkpoint, cfg: TransformerConfig, head: str, texts: Sequence[str], data: CalibrationData
 ) -> list[dict[str, np.ndarray]]:
-    """Return calibration batches; a decoder reads the same texts as the encoder."""
+    """Return calibration batches; a decoder reads the same texts as the encoder.
+
+    Args:
+        checkpoint: Checkpoint with the tokenizer.
+        cfg: Configuration of the model.
+        head: Its head.
+        texts: Texts to calibrate with.
+        data: Number of texts in a batch, and of tokens.
+
+    Raises:
+        InputError: The model reads no texts, or the tokenizer is not the model's.
+        CheckpointError: There is no tokenizer.
+    """
     specs = {spec.name for spec in input_specs(cfg, head)}
     if "input_ids" not in specs:
         raise InputError(f"a {cfg.model_type} reads no texts; quantize it in Python, with batches of its inputs")
@@ -235,6 +230,23 @@ def _batches(
             batch = {name: values[:, None] for name, values in batch.items()}
         out.append(batch)
     return out
+
+
+def _opened(
+    model: str, output: Path, head: str | None, overwrite: bool, plot: str
+) -> tuple[Checkpoint, TransformerConfig, str]:
+    """Return the checkpoint, its configuration and the head, after checking what is written."""
+    check_output(output, overwrite)
+    if plot:
+        check_picture_file(Path(plot))
+        require_matplotlib("weights are plotted")
+    checkpoint = open_checkpoint(model)
+    if output.resolve() == checkpoint.folder.resolve():
+        raise InputError(f"{str(output)!r} is the checkpoint itself; give another folder to write")
+    head = checkpoint.head if head is None else head
+    cfg = checkpoint.transformer_config(head)
+    architectures.class_name(cfg.model_type, head)
+    return checkpoint, cfg, head
 
 
 def _write(model: Any, output: Path, checkpoint: Checkpoint) -> None:

@@ -6,12 +6,13 @@ from typing import Any, ClassVar, Protocol
 
 from duonlp.dtypes import TRAINING_DTYPES, check_dtype
 from duonlp.errors import InputError
+from duonlp.quantization import SCHEMES
 from duonlp.training.fit_config import FitConfig
 from duonlp.training.fit_loop import Scorer
 from duonlp.typing import Engine
 from duonlp.util.frameworks import PACKAGES
 from duonlp.util.reading import check_encoding
-from duonlp.util.suggestions import nearest
+from duonlp.util.suggestions import choice, nearest
 
 TRAIN, VALIDATION = "train", "validation"
 """Default names of the splits."""
@@ -37,6 +38,8 @@ class RunSettings:
         seed: Seed for shuffling and new parameters; `fit.seed` is that of dropout.
         cache: Folder to cache tokenized texts in for later runs; None keeps them in memory.
         tensorboard: Whether to write TensorBoard event files too.
+        quantization_aware: Scheme to train for, one of duonlp.quantization.SCHEMES: each step rounds as the quantized model will,
+            and the best model is also saved quantized, in ``best-SCHEME``. "" to train as usual.
         fit: Training settings.
 
     Raises:
@@ -58,6 +61,7 @@ class RunSettings:
     seed: int = 0
     cache: str | None = None
     tensorboard: bool = False
+    quantization_aware: str = ""
     fit: FitConfig = field(default_factory=FitConfig)
 
     program: ClassVar[str] = "a run"
@@ -78,6 +82,8 @@ class RunSettings:
             raise InputError(
                 f"framework {self.framework!r} is not one of {', '.join(PACKAGES)}{nearest(self.framework, PACKAGES)}"
             )
+        if self.quantization_aware:
+            choice("quantization_aware", self.quantization_aware, SCHEMES)
         check_dtype(self.dtype, allowed=TRAINING_DTYPES)
         check_encoding(self.encoding)
 

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,10 @@ RESERVED = ("kind", "name", "step", "epoch", "learning_rate", "train_loss")
 
 BEST = "best"
 """Subfolder of a run for its best model."""
+
+
+MOST_UNLABELED = 16
+"""Number of batches at the start of a run of which at least one must have a label that counts."""
 
 
 class Scorer(Protocol):
@@ -108,6 +112,28 @@ def _batches_from(batches: Any, epoch: int, first: int) -> Iterable[Batch]:
     if first and "first" in inspect.signature(getattr(batches, "epoch", epoch_batches)).parameters:
         return batches.epoch(epoch, first)
     return itertools.islice(epoch_batches(batches, epoch), first, None)
+
+
+def check_label_counts(batches: Iterable[Batch], counts: Callable[[Batch], bool]) -> None:
+    """Raise InputError if no label of the first batches counts, so that a run would only decay its weights.
+
+    Single batches without one are fine: masked language modeling may have selected no token of a short text.
+
+    Args:
+        batches: Batches in the order in which they are trained on, of which at most MOST_UNLABELED are read.
+        counts: Returns whether a label of a batch counts in the loss, on any host.
+    """
+    read = 0
+    for batch in itertools.islice(batches, MOST_UNLABELED):
+        if counts(batch):
+            return
+        read += 1
+    if read:
+        name = "batch" if read == 1 else f"{read} batches"
+        raise InputError(
+            f"no label of the first {name} counts in the loss: all are {IGNORED}, beyond the sequence, or in masked rows; "
+            "check how the labels are made"
+        )
 
 
 def count_examples(batch: Batch) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from duonlp import architectures
+from duonlp.architectures import _quantization
 from duonlp.checkpoints import convert, list_tensors, open_checkpoint, save_checkpoint
 from duonlp.checkpoints.pretrained import fresh_plan, with_values
 from duonlp.checkpoints.save import saved_values
@@ -165,6 +166,16 @@ def test_configurations_of_other_software():
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
             read(**keys)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("(.|[a-z._])" * 24 + "$", "takes too long to match"), ("a" * 1001, "1001 characters")]
+)
+def test_patterns_take_bounded_time(pattern, message, monkeypatch):
+    monkeypatch.setattr(_quantization, "SECONDS", 0.05)
+    group = {"targets": [f"re:{pattern}"], "weights": W8}
+    with pytest.raises(ConfigError, match=message):
+        config("llama", quantization_config={"quant_method": "compressed-tensors", "config_groups": {"g": group}})
 
 
 def own(**options):

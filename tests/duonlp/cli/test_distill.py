@@ -180,11 +180,13 @@ def test_a_real_run(framework, settings):
         settings,
         {
             "max_length": 8, "batch_size": 16, "fit": fit.to_dict(),
-            "distillation": losses.to_dict(), "cache_teacher_logits": True,
+            "distillation": losses.to_dict(), "cache_teacher_logits": True, "quantization_aware": "int8",
         },
     )  # fmt: skip
     report = distill(package, changed, console=False)
     assert report["history"][-1]["step"] == report["steps"] == 8
     assert 0 <= report["metrics"]["accuracy"] <= 1 and 0 <= report["teacher"]["metrics"]["accuracy"] <= 1
     assert list((settings.folder / "teacher_logits").glob("*.npy"))
-    assert package.AutoModelForSequenceClassification.from_pretrained(report["model"]).config.num_layers == 2
+    student = package.AutoModelForSequenceClassification.from_pretrained(report["model"])
+    assert student.config.num_layers == 2 and student.config.quantization.simulated
+    assert (settings.folder / "best-int8/model.safetensors").stat().st_size < report["bytes"]

@@ -233,6 +233,7 @@ def test_a_head_for_as_many_other_labels_is_rejected(settings, tmp_path):
     [
         ({"out_of_scope": "oss"}, "'oss', which is not one of the 4 labels; did you mean 'oos'"),
         ({"max_length": 17}, "max_length is 17; the model reads at most 16 tokens"),
+        ({"quantization_aware": "int9"}, "quantization_aware 'int9'.*int8-static"),
         ({"dtype": "float16"}, "dtype 'float16' is not supported; choose one of float32, bfloat16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"framework": "jaxx"}, "'jaxx' is not one of tf, jax; did you mean 'jax'"),
@@ -382,3 +383,20 @@ def test_a_real_run_learns_and_its_model_loads(real):
     logits = package.predict(model, data.validation)
     assert np.mean(logits.argmax(1) == data.validation.labels) == pytest.approx(report["metrics"]["accuracy"])
     assert model.config.num_layers == BERT["num_hidden_layers"] and model.config.labels == LABELS
+
+
+def test_the_best_model_is_also_saved_quantized(real, tmp_path, capsys):
+    package, settings, report = real
+    changes = {"model": str(settings.folder / "best"), "output": str(tmp_path / "aware"), "fit.epochs": 1}
+    again = finetune(
+        package, replace_settings(settings, changes | {"quantization_aware": "int8-static"}), console=False
+    )
+    folder = tmp_path / "aware/best-int8-static"
+    assert again["quantized"]["model"] == str(folder) and again["quantized"]["bytes"] < again["bytes"]
+    assert again["quantized"]["metrics"]["accuracy"] > 0.8 and report["quantized"] is None
+    prepared, quantized = (
+        package.AutoModelForSequenceClassification.from_pretrained(path) for path in (again["model"], folder)
+    )
+    assert prepared.config.quantization.simulated and not quantized.config.quantization.simulated
+    cli_training.print_results(again)
+    assert "int8-static" in capsys.readouterr().out

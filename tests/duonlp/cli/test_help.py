@@ -39,7 +39,7 @@ def default_in(text: str) -> str | None:
 def test_every_command_is_registered():
     assert set(COMMANDS) == {
         "run", "ask", "generate", "summarize", "finetune", "adapt", "fewshot", "distill", "tune", "benchmark",
-        "parity", "labels", "augment", "questions", "models", "convert", "doctor", "quantize", "demo", "evaluate code",
+        "parity", "labels", "augment", "questions", "models", "convert", "doctor", "quantize", "export", "demo", "evaluate code",
         "evaluate question-answering", "evaluate retrieval", "evaluate summarization",
     }  # fmt: skip
 

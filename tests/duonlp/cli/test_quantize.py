@@ -102,7 +102,7 @@ def test_the_table_and_the_other_commands(run, checkpoint, quantized, tmp_path):
 def test_parity_compares_the_engines_and_says_what_the_reference_is(quantized, checkpoint, tmp_path):  # noqa: F811
     report = parity.compare(quantized, max_new_tokens=2)
     assert report.ok and report.tolerance == parity.TOLERANCE_OF_QUANTIZED and report.reference == "tfnlp"
-    assert "rounds activations" in report.skipped.get("torch", "rounds activations")
+    assert "rounds activations" in report.skipped["torch"]  # whether or not it is installed
     assert {row.framework for row in report.rows} == {"jax"}
 
 

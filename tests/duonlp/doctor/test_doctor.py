@@ -88,6 +88,10 @@ def test_engines_and_their_settings_are_reported(odd_machine, monkeypatch):
     machine_with(monkeypatch)
     reports = [EngineReport("tfnlp", "tf", True, threads=1, onednn=False), MISSING]
     assert ["oneDNN" in text or "1 threads" in text for text in diagnose(lambda: reports).warnings] == [True, True]
+    machine_with(monkeypatch, features=("avx2", "avx_vnni"))
+    assert any("built without oneDNN" in text for text in diagnose(lambda: reports).warnings)
+    machine_with(monkeypatch, features=("avx2",))  # where TensorFlow does not use it by default
+    assert not any("oneDNN" in text for text in diagnose(lambda: reports).warnings)
     assert "no engine is installed" in diagnose(lambda: [MISSING]).warnings[-1]
 
 

@@ -117,11 +117,11 @@ def test_what_calibration_lacks_is_named():
     with pytest.raises(InputError, match="never reached 'encoder/layer_0/attention/query'"):
         quantized_values(values.__getitem__, BERT, HEAD, QuantizationSettings("int8-static"), lambda *_: None)
     with pytest.raises(InputError, match="there are no calibration batches"):
-        batches_of([])
+        batches_of([], BERT, HEAD)
     with pytest.raises(InputError, match="a calibration batch is a str"):
-        batches_of(["some text"])
+        batches_of(["some text"], BERT, HEAD)
     with pytest.raises(InputError, match="the calibration batches are all padding"):
-        batches_of([{"input_ids": np.ones((2, 3)), "attention_mask": np.zeros((2, 3))}])
+        batches_of([{"input_ids": np.ones((2, 3)), "attention_mask": np.zeros((2, 3))}], BERT, HEAD)
 
     def overflow(paths, observe, _):
         observe(paths[0], np.full((2, 8), np.inf, np.float32))
@@ -146,6 +146,18 @@ def test_texts_become_batches_of_one_length_with_or_without_a_padding_token():
             calibration_batches(tokenizer(), ["a b"], **{name: 0})
 
 
+def test_labels_are_dropped_or_become_the_inputs_of_a_decoder():
+    batch = {"input_ids": np.ones((2, 3), int), "labels": np.zeros(2, int), "sample_weight": np.ones(2)}
+    assert list(batches_of(batch, BERT, HEAD)[0]) == ["input_ids"]
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 30}
+    t5 = architectures.config_from_hf({"model_type": "t5", **sizes, "decoder_start_token_id": 0, "pad_token_id": 0})
+    (inputs,) = batches_of(batch | {"labels": np.array([[4, 5], [6, -100]])}, t5, "seq2seq-lm")
+    assert set(inputs) == {"input_ids", "decoder_input_ids"} and inputs["decoder_input_ids"].tolist() == [
+        [0, 4],
+        [0, 6],
+    ]
+
+
 def test_rows_of_padding_are_left_out():
     x, mask = np.arange(12.0).reshape(2, 3, 2), np.array([[1, 1, 0], [1, 0, 0]])
     source = {"attention_mask": mask, "decoder_input_ids": mask, "decoder_attention_mask": 1 - mask}
@@ -156,10 +168,11 @@ def test_rows_of_padding_are_left_out():
 
 
 def test_models_prepared_for_training_keep_their_parameters():
-    cfg = simulated_config(BERT, HEAD, QuantizationSettings("int4"))
+    read = values_of().__getitem__
+    cfg = simulated_config(read, BERT, HEAD, QuantizationSettings("int4"))
     assert parameters(cfg, HEAD) == parameters(BERT, HEAD)
     check_trainable(cfg)
     final, _ = quantized_values(values_of().__getitem__, cfg, HEAD)
     assert final.quantization.layers == cfg.quantization.layers and not final.quantization.simulated
-    with pytest.raises(InputError, match="rounds to the nearest"):
-        simulated_config(BERT, HEAD, QuantizationSettings("int8-static"))
+    with pytest.raises(InputError, match="static activations need calibration data"):
+        simulated_config(read, BERT, HEAD, QuantizationSettings("int8-static"))

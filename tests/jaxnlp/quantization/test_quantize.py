@@ -1,5 +1,7 @@
 """Test jaxnlp's quantized models."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,15 @@ from flax import nnx
 
 import jaxnlp
 import jaxnlp.training
+from duonlp.config import LayerQuantization
+from duonlp.errors import InputError
 from duonlp.training import FitConfig
 from jaxnlp.kernels import choice, int8_product, kernels
-from jaxnlp.quantization.layers import QuantizedLinear
+from jaxnlp.layers import Linear
+from jaxnlp.quantization.layers import QuantizedEmbed, QuantizedLinear
+from jaxnlp.quantization.simulated import SimulatedLinear, simulated_paths
+from jaxnlp.training.mesh import gather_parameters
+from jaxnlp.training.model import make_trainable, parameter_reader
 from tests import quantization as checks
 
 
@@ -87,6 +95,15 @@ def test_half_precision_models_are_quantized():
         assert checks.difference(checks.logits(quantized, inputs), checks.logits(model, inputs)) < 0.2
 
 
+def test_products_with_a_table_do_not_overflow_float16():
+    table = QuantizedEmbed(3, 16, LayerQuantization(), dtype=jnp.float16)
+    table.embedding, table.embedding_scale = nnx.Param(jnp.full((3, 16), 127, jnp.int8)), nnx.Param(jnp.full(3, 1e-3))
+    # The sum of the integers is 1,219,200, and the largest number of float16 65,504.
+    y = table.attend(jnp.full((2, 16), 600, jnp.float16))
+    assert y.dtype == jnp.float16
+    np.testing.assert_allclose(y, np.full((2, 3), 1219.2), rtol=1e-3)
+
+
 def test_wrong_calls_are_refused():
     checks.check_refusals(jaxnlp)
 
@@ -94,3 +111,26 @@ def test_wrong_calls_are_refused():
 def test_training_for_quantization(tmp_path):
     config = FitConfig(epochs=15, learning_rate=2e-2, scan=True)
     checks.check_training(jaxnlp, config, tmp_path / "run")
+
+
+def test_layers_that_are_quantized_in_different_ways_are_trained(tmp_path):
+    settings = {"scheme": "int8-static", "skip": ["encoder/layer_0/*"]}
+    checks.check_training(jaxnlp, FitConfig(epochs=15, learning_rate=2e-2), tmp_path / "run", **settings)
+    prepared = jaxnlp.prepare_qat(checks.model_of(jaxnlp, "bert"), "int8", skip=["encoder/layer_0/*"])
+    trainable = make_trainable(prepared)
+    outputs = trainable.outputs(trainable.parameters(parameter_reader(prepared)), checks.batches_of()[0])
+    assert checks.difference(outputs["logits"], checks.logits(prepared, checks.inputs_of("bert"))) < 1e-6
+    with pytest.raises(InputError, match="quantized in different ways, so they cannot be scanned; pass scan=False"):
+        make_trainable(prepared, scan=True)
+
+
+def test_kernels_of_bfloat16_models_are_rounded_in_float32():
+    kernel = np.array([[127], [101.498]], np.float32)  # steps of 1; in bfloat16, 101.498 is 101.5 and its integer 102
+    params = {"layer": {"kernel": kernel}, "other": {"kernel": kernel}}
+    gathered = gather_parameters(params, None, jnp.bfloat16, simulated=("layer",))
+    assert gathered["layer"]["kernel"].dtype == jnp.float32 and gathered["other"]["kernel"].dtype == jnp.bfloat16
+    layer: Any = Linear(2, 1, use_bias=False, dtype=jnp.bfloat16, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer.__class__, layer.quantization = SimulatedLinear, LayerQuantization()
+    layer.kernel = nnx.Param(jnp.asarray(kernel))
+    assert float(layer(jnp.array([[0, 1]], jnp.bfloat16))[0, 0]) == 101
+    assert simulated_paths(layer) == ("",)

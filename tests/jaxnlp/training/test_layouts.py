@@ -178,3 +178,22 @@ def test_settings_and_batches_that_cannot_be_laid_out():
     with pytest.raises(InputError, match="have no label to evaluate on"):
         step.evaluate(step.init_state()["params"], [unlabelled])
     assert float(step(step.init_state(), step.put(unlabelled), 0.0)[1]["loss"]) == 0
+
+
+@pytest.mark.parametrize("run", [fit, partial(distill, teacher=classifier(2))], ids=["fit", "distill"])
+def test_runs_without_a_label_that_counts_are_refused(tmp_path, run):
+    """Before anything is compiled; a batch without labels among others is fine."""
+    batch = labelled("sequence-classification")
+    unlabelled = batch | {"labels": np.full(3, -100)}
+    with pytest.raises(InputError, match="no label of the first 2 batches counts in the loss"):
+        run(classifier(1), batches=[unlabelled], config=FitConfig(steps=2), folder=tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+    result = run(classifier(1), batches=[unlabelled, batch], config=FitConfig(steps=2), mesh=one_device(), **QUIET)
+    assert result.steps == 2 and result.loss > 0
+
+
+def test_pretraining_without_a_label_that_counts_is_refused(monkeypatch):
+    unlabelled = dict.fromkeys(("input_ids", "labels"), np.full((8, 16), -100, np.int32))
+    monkeypatch.setattr(type(batches()), "__getitem__", lambda self, step: unlabelled)
+    with pytest.raises(InputError, match="no label of the first 16 batches counts"):
+        pretrain(LazyModel.from_config(GPT2), batches(), settings(mesh={}), mesh=one_device(), **QUIET)

@@ -7,11 +7,13 @@ import tensorflow as tf
 
 import tfnlp
 import tfnlp.training
+from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
 from duonlp.training import FitConfig
 from tests import quantization as checks
 from tfnlp.kernels import choice, int8_product, kernels
-from tfnlp.quantization.layers import QuantizedLinear
+from tfnlp.quantization import simulated
+from tfnlp.quantization.layers import QuantizedEmbed, QuantizedLinear
 
 
 @pytest.mark.parametrize("kind", checks.KINDS, ids=str)
@@ -121,10 +123,50 @@ def test_half_precision_models_are_quantized():
         model.quantize("int8")  # Keras' own raises ValueError for float16
 
 
+def test_products_with_a_table_do_not_overflow_float16():
+    table = QuantizedEmbed(3, 16, LayerQuantization(), dtype=keras.DTypePolicy("float16"), name="table")
+    table.build()
+    table._embeddings.assign(np.full((3, 16), 127))
+    table.embedding_scale.assign(np.full(3, 1e-3))
+    # The sum of the integers is 1,219,200, and the largest number of float16 65,504.
+    y = table.attend(tf.fill((2, 16), tf.constant(600, tf.float16)))
+    assert y.dtype == tf.float16
+    np.testing.assert_allclose(y, np.full((2, 3), 1219.2), rtol=1e-3)
+
+
 def test_wrong_calls_are_refused():
     checks.check_refusals(tfnlp)
 
 
-def test_training_for_quantization(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"scheme": "int8-static", "skip": ["encoder/layer_0/*"]}], ids=str)
+def test_training_for_quantization(settings, tmp_path):
     config = FitConfig(epochs=15, learning_rate=2e-2)
-    checks.check_training(tfnlp, config, tmp_path / "run")
+    checks.check_training(tfnlp, config, tmp_path / "run", **settings)
+
+
+def test_kernels_of_bfloat16_models_are_rounded_in_float32(monkeypatch):
+    model, dtypes, rounded = (
+        tfnlp.prepare_qat(checks.model_of(tfnlp, "bert", dtype="bfloat16")),
+        [],
+        simulated.round_kernel,
+    )
+
+    def round_kernel(kernel, quantization):
+        dtypes.append(tf.convert_to_tensor(kernel).dtype)
+        return rounded(kernel, quantization)
+
+    monkeypatch.setattr(simulated, "round_kernel", round_kernel)
+    assert model(**checks.inputs_of("bert"))["logits"].dtype == tf.bfloat16
+    assert len(dtypes) == 14 and set(dtypes) == {tf.float32}
+
+
+def test_models_prepared_for_training_learn_with_lora():
+    model = tfnlp.prepare_qat(checks.model_of(tfnlp, "bert"))
+    for layer in (model.classifier, model.embeddings.word_embeddings):
+        layer.enable_lora(2)
+    model.compile(keras.optimizers.Adam(1e-1))
+    batch = checks.batches_of()[0]
+    model.fit(batch, epochs=3, verbose=0)
+    simulated = checks.logits(model, checks.inputs_of("bert"))
+    assert np.any(model.classifier.lora_kernel_b) and np.any(model.embeddings.word_embeddings.lora_embeddings_b)
+    assert checks.difference(checks.logits(tfnlp.quantize(model), checks.inputs_of("bert")), simulated) < 1e-4

@@ -12,12 +12,12 @@ from duonlp.errors import InputError
 from duonlp.pipelines.loader import load_pipeline
 from duonlp.typing import Tokenizer
 from tfnlp.heads import HEADS, Model
+from tfnlp.serving.answers import QuestionAnswering
+from tfnlp.serving.classification import TextClassification
+from tfnlp.serving.endpoint import Endpoint
+from tfnlp.serving.entities import TokenClassification
+from tfnlp.serving.generation import TextGeneration
 from tfnlp.steps.saving import check_export_path
-from tfnlp.text.answers import QuestionAnswering
-from tfnlp.text.classification import TextClassification
-from tfnlp.text.endpoint import Endpoint
-from tfnlp.text.entities import TokenClassification
-from tfnlp.text.generation import TextGeneration
 
 ENDPOINTS: dict[str, type[Endpoint[Any]]] = {
     endpoint.task: endpoint for endpoint in (TextClassification, TokenClassification, QuestionAnswering, TextGeneration)

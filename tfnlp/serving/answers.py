@@ -8,8 +8,8 @@ from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.question_answering import MASKED, QuestionAnsweringTask
 from tfnlp.heads import Model
+from tfnlp.serving.endpoint import Endpoint
 from tfnlp.text.characters import changes, dense, indices, places, row_ids
-from tfnlp.text.endpoint import Endpoint
 from tfnlp.text.tokenizer import Rows, join
 
 CANDIDATES = 12

@@ -7,7 +7,7 @@ from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.base import score_function
 from duonlp.tasks.text_classification import TextClassificationTask
 from tfnlp.heads import Model
-from tfnlp.text.endpoint import Endpoint
+from tfnlp.serving.endpoint import Endpoint
 
 
 class TextClassification(Endpoint[TextClassificationTask]):

@@ -9,9 +9,9 @@ from duonlp.errors import InputError
 from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.token_classification import TokenClassificationTask, split_tag, tokenizer_limit
 from tfnlp.heads import Model
+from tfnlp.serving.endpoint import Endpoint
 from tfnlp.text.characters import changes, dense, indices, places, row_ids
 from tfnlp.text.detokenizer import Detokenizer
-from tfnlp.text.endpoint import Endpoint
 from tfnlp.text.tokenizer import Rows
 
 STRATEGIES = ("none", "simple")

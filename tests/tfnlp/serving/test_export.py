@@ -16,7 +16,8 @@ from tests.graph_tokenizers import bert, gpt2, roberta, t5
 
 pytest.importorskip("tensorflow_text")
 
-from tfnlp.text import TextTokenizer, export_pipeline
+from tfnlp.serving import export_pipeline
+from tfnlp.text import TextTokenizer
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 70,

@@ -10,9 +10,9 @@ from duonlp.pipelines.pipeline import Pipeline
 from duonlp.tasks.text_generation import TextGenerationTask
 from tfnlp.generation.export import generate_function
 from tfnlp.heads import Model
+from tfnlp.serving.endpoint import Endpoint
 from tfnlp.text.characters import dense, indices
 from tfnlp.text.detokenizer import Detokenizer
-from tfnlp.text.endpoint import Endpoint
 
 
 class TextGeneration(Endpoint[TextGenerationTask]):
