@@ -29,11 +29,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export KERAS_BACKEND := tensorflow
 export TOKENIZERS_PARALLELISM ?= true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-test newest parity topology attack demo: export HF_HUB_OFFLINE := 1
-test newest parity topology attack: export CUDA_VISIBLE_DEVICES :=
-test newest parity topology attack demo: export JAX_PLATFORMS ?= cpu
+test newest parity exports topology attack demo: export HF_HUB_OFFLINE := 1
+test newest parity exports topology attack: export CUDA_VISIBLE_DEVICES :=
+test newest parity exports topology attack demo: export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test newest newest-python parity topology attack docs lint format bench clean
+.PHONY: help demo test newest newest-python parity exports topology attack docs lint format bench clean
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -41,7 +41,7 @@ demo: $(VENV)/.installed ## pretrain a small code model and run it in both frame
 	$(BIN)/duonlp demo --output demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed ## run the fast tests, which need neither torch nor the Hub
-	$(BIN)/python -m pytest -m "not slow and not parity and not topology" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not parity and not topology and not exports" $(PYTEST_ARGS)
 
 # Compile with the default XLA flags, as users do (see tests/conftest.py).
 newest: export DUONLP_TEST_DEFAULT_FLAGS := 1
@@ -62,6 +62,9 @@ newest-python:
 
 parity: $(VENV)/.installed-parity ## compare with Transformers' PyTorch models
 	$(BIN)/python -m pytest -m "parity" $(PYTEST_ARGS)
+
+exports: $(VENV)/.installed ## export every family and head to every format, and compare
+	$(BIN)/python -m pytest -m "exports" $(PYTEST_ARGS)
 
 topology: $(TOPOLOGY_VENV)/.installed ## compile training steps for TPU pods, without a TPU
 	$(TOPOLOGY_VENV)/bin/python -m pytest -m "topology and not slow" $(PYTEST_ARGS) tests/tpu_scripts

@@ -45,7 +45,7 @@ def export_model(
     options = ExportSettings(to, **settings)
     if to != "stablehlo":
         raise InputError(
-            f"jaxnlp does not export to {to}; save the model with save_pretrained, and export that with duonlp.export_checkpoint"
+            f"jaxnlp does not export to {to}; save the model with save_pretrained, then run duonlp export FOLDER --to {to}"
         )
     if model.dtype != "float32":
         raise InputError(f"this model computes in {model.dtype}; load it with dtype='float32' to export it")

@@ -11,7 +11,8 @@ class InputSpec:
         name: Name of the input.
         axes: Names of its axes, such as ("batch", "length").
         dtype: Its dtype; arrays of other integer or floating-point types are converted.
-        source: What fills it: "tokens" (a tokenizer) or "pixels" (an image processor).
+        source: What fills it: "tokens" (a tokenizer), "pixels" (an image processor), or
+            "cache" (the steps of an exported decoder).
         required: Whether a call needs it.
         exported: Whether exported models take it.
         sizes: (axis, size) for each axis whose size the model fixes.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from duonlp.errors import InputError
+from duonlp.export.onnx_fusion import fuse
 from duonlp.export.sessions import require
 from duonlp.export.settings import DEFAULT_OPSET
 
@@ -33,6 +34,7 @@ def write_onnx(function: Any, path: Path, opset: int | None) -> None:
     except Exception as error:  # its converters raise errors of many classes
         raise InputError(f"tf2onnx cannot write this model with opset {opset}: {error}; {_REMEDY}") from error
     _check_operations(onnx, model, opset)
+    fuse(onnx, model, opset)
     is_large = model.ByteSize() > LARGEST
     onnx.save_model(model, str(path), save_as_external_data=is_large, location=path.name + ".data")
 

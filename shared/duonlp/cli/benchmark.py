@@ -181,6 +181,7 @@ def measure(settings: BenchmarkSettings) -> tuple[list["BenchmarkRecord"], list[
     from duonlp.benchmark.record import check_run_file, write_records
     from duonlp.benchmark.report import plot_records
     from duonlp.checkpoints.checkpoint import open_checkpoint
+    from duonlp.export import find_exported
     from duonlp.training.settings_file import as_table
     from duonlp.util.pictures import check_picture_file, require_matplotlib
 
@@ -197,8 +198,9 @@ def measure(settings: BenchmarkSettings) -> tuple[list["BenchmarkRecord"], list[
     print(f"measuring {', '.join(models)} on {len(texts.texts)} texts", file=sys.stderr)
     benchmarks = []
     for name, model in models.items():
-        folder = open_checkpoint(model).folder
-        pipeline = package.pipeline("text-classification", folder, **options)
+        exported = find_exported(model)
+        folder = open_checkpoint(model).folder if exported is None else exported.folder
+        pipeline = package.pipeline("text-classification", folder if exported is None else model, **options)
         benchmarks.append(
             PerformanceBenchmark(
                 pipeline, texts, name, folder=folder, framework=framework, model=model, **_options(settings)

@@ -1,6 +1,7 @@
 """Write an exported model with its configuration and tokenizer, and compare it with the original: shared by both engines."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from duonlp.export.settings import ExportSettings
 from duonlp.export.validation import Forward, compare
 from duonlp.heads import HEADS
 from duonlp.util.json_text import to_json
+
+TOKENIZER = ".tokenizer"
+"""Temporary folder of the tokenizer's files."""
 
 Write = Callable[[Path, tuple[Graph, ...]], None]
 
@@ -61,6 +65,8 @@ def write_exported(
             remedy="export the float model, with int8= if you want integers, or restore float weights with tfnlp.dequantize",
             argument="int8",
         )
+    if source is not None and Path(source).resolve() == output.resolve():
+        raise InputError(f"{str(output)!r} is the checkpoint itself; give another folder to write")
     graphs = graphs_of(config, head, settings)
     with atomic_folder(output) as new:
         remove_exported(new)
@@ -72,8 +78,10 @@ def write_exported(
             (new / name).unlink(missing_ok=True)
             (new / name).write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        elif source is not None and Path(source).is_dir() and Path(source).resolve() != output.resolve():
+            tokenizer.save_pretrained(new / TOKENIZER)  # not to `new`, whose files can be links to those they replace
+            copy_files(new / TOKENIZER, new, [file.name for file in (new / TOKENIZER).iterdir()])
+            shutil.rmtree(new / TOKENIZER)
+        elif source is not None and Path(source).is_dir():
             copy_files(Path(source), new, [name for name in small_files(Path(source)) if name not in texts])
         files = find_exported(new)
         assert files is not None, "the engine has written no graph"

@@ -92,7 +92,7 @@ def _from_file(name: str, path: Path) -> ExportedFiles:
 def remove_exported(folder: Path) -> None:
     """Remove the files of an earlier export from a folder, whose links would otherwise be written through."""
     for file in folder.iterdir():
-        if file.suffix in (*ENDINGS.values(), ".pb"):
+        if file.suffix in (*ENDINGS.values(), ".pb", ".data"):
             file.unlink()
     for name in ("variables", "assets"):
         shutil.rmtree(folder / name, ignore_errors=True)

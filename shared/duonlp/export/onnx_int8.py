@@ -11,12 +11,12 @@ from duonlp.errors import InputError
 from duonlp.export.sessions import require
 from duonlp.typing import Array
 
-PRODUCTS = ("MatMul", "Gemm")
-"""Operations that are quantized."""
+QUANTIZED = ("MatMul", "Gemm", "Gather")
+"""Operations whose constants are quantized: products, and tables of embeddings."""
 
 
 def quantize_onnx(path: Path, kind: str, batches: Iterable[Mapping[str, Array]] | None = None) -> None:
-    """Quantize the matrix products of an ONNX file in place, weights to int8 per channel.
+    """Quantize the matrix products and the tables of an ONNX file in place, weights to int8 per channel.
 
     Weights have 7 bits, because the products of 8-bit ones overflow on CPUs without VNNI (AVX2).
 
@@ -34,7 +34,7 @@ def quantize_onnx(path: Path, kind: str, batches: Iterable[Mapping[str, Array]] 
     float_path = path.with_name("float-" + path.name)
     path.rename(float_path)
     options: dict[str, Any] = {
-        "weight_type": quantization.QuantType.QInt8, "per_channel": True, "reduce_range": True, "op_types_to_quantize": PRODUCTS,
+        "weight_type": quantization.QuantType.QInt8, "per_channel": True, "reduce_range": True, "op_types_to_quantize": QUANTIZED,
     }  # fmt: skip
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # advice about preprocessing, which changes nothing in these graphs

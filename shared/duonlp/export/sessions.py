@@ -87,6 +87,8 @@ class OnnxSession:
         self.inputs: dict[str, Shape] = {
             a.name: tuple(n if isinstance(n, int) else None for n in a.shape) for a in arguments
         }
+        if unknown := [a.type for a in arguments if a.type not in DTYPES]:
+            raise CheckpointError(f"{str(path)!r} takes {unknown[0]}; only {', '.join(DTYPES)} are supported")
         self._dtypes = {a.name: DTYPES[a.type] for a in arguments}
         self.outputs = tuple(output.name for output in self._session.get_outputs())
 
