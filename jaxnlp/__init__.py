@@ -29,6 +29,7 @@ from jaxnlp.inference import compiled
 from jaxnlp.pipelines import pipeline
 from jaxnlp.prediction import cached_teacher_logits, predict
 from jaxnlp.pretrained import functional, merge, parameter_tree, split, update
+from jaxnlp.pruning import prune, shrink
 from jaxnlp.quantization import dequantize, prepare_qat, quantize
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ __all__ = [
     "pipeline",
     "predict",
     "prepare_qat",
+    "prune",
     "quantize",
+    "shrink",
     "split",
     "update",
 ]

@@ -60,6 +60,8 @@ ONE_SIDED = {
     "tfnlp/steps/keras_data.py": "the forms of data that Keras' fit takes",
     "tfnlp/steps/step.py": "the step of Keras' compile and fit; jaxnlp's is training/step.py",
     "tfnlp/steps/terms.py": "the loss terms of Keras' losses, and a Keras metric",
+    "jaxnlp/pruning/step_masks.py": "masks in the compiled step over stacked parameters; Keras' are variables",
+    "tfnlp/pruning/keras_masks.py": "masks as Keras variables, and a callback; jaxnlp's are part of the step's state",
     "tfnlp/export/onnx_files.py": "jaxnlp exports to StableHLO; tfnlp, which has the same weights, to ONNX",
     "tfnlp/generation/export.py": "exports a SavedModel, a TensorFlow format",
     "tfnlp/kernels/onednn.py": "an operation of TensorFlow's graph; XLA's products are jaxnlp's only ones",

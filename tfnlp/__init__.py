@@ -41,6 +41,7 @@ from tfnlp.inference import compiled
 from tfnlp.pipelines import pipeline
 from tfnlp.prediction import cached_teacher_logits, predict
 from tfnlp.pretrained import parameter_tree
+from tfnlp.pruning import prune, shrink
 from tfnlp.quantization import dequantize, prepare_qat, quantize
 
 __all__ = [
@@ -66,5 +67,7 @@ __all__ = [
     "pipeline",
     "predict",
     "prepare_qat",
+    "prune",
     "quantize",
+    "shrink",
 ]

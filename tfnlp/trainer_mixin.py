@@ -14,10 +14,12 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS, IGNORED, ROW_MASK, loss_terms, outputs_of
 from duonlp.inputs import TEACHER, check_inputs, check_weights, named_inputs, shift_right
 from duonlp.labels import WEIGHTS, standard_weights
+from duonlp.pruning import Pruning
 from duonlp.training.fit_loop import check_label_counts
 from duonlp.typing import Array
 from duonlp.util.frameworks import check_process
 from tfnlp import losses, ops
+from tfnlp.pruning.keras_masks import KerasMasks, UpdateMasks
 from tfnlp.steps import keras_data
 from tfnlp.steps.data_mixin import DataMixin
 from tfnlp.steps.saving import KerasFiles, check_callbacks
@@ -90,6 +92,24 @@ class TrainerMixin(KerasFiles, DataMixin):
 
     progress: FitProgress | None = None
 
+    def compile(
+        self, optimizer: Any = "rmsprop", *args: Any, pruning: Pruning | None = None, **options: Any
+    ) -> None:  # fmt: skip
+        """Prepare for training; see keras.Model.compile.
+
+        Args:
+            optimizer: From ``tfnlp.training.make_optimizer``, or any Keras optimizer created under the model's strategy.
+            args: Further arguments of keras.Model.compile.
+            pruning: Which weights become zero during ``fit``, and when; None for none.
+            options: Further options of keras.Model.compile, and of :meth:`tfnlp.steps.step.TrainStep.compile`.
+
+        Raises:
+            InputError: An argument is out of range or does not fit the model.
+        """
+        super().compile(optimizer, *args, **options)
+        masks = None if pruning is None else KerasMasks(self.trained_model(), pruning)
+        object.__setattr__(self, "masks", masks)  # hidden from Keras, which would save them with the model
+
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> keras.callbacks.History:
         """Train the model; see keras.Model.fit."""
         check_process()
@@ -97,6 +117,8 @@ class TrainerMixin(KerasFiles, DataMixin):
         callbacks = options.get("callbacks")
         if isinstance(callbacks, (list, tuple)):
             callbacks = options["callbacks"] = _backups_last(tf.nest.flatten(callbacks))
+        if self.masks is not None:
+            options["callbacks"] = callbacks = [UpdateMasks(self.masks), *tf.nest.flatten(callbacks or [])]
         self._set_class_weights(options.pop("class_weight", None))
         with self._read_data(options), self._fitting(options["x"], callbacks):
             self._check_label_counts(options["x"], options.get("y"))

@@ -162,8 +162,11 @@ def distill_plan(
         own_inputs: Whether batches hold separate inputs for the teacher (``teacher_input_ids``).
 
     Raises:
-        InputError: Student and teacher are incompatible, or there is no teacher and ``distillation.losses`` needs one.
+        InputError: Student and teacher are incompatible, there is no teacher and ``distillation.losses`` needs one, or the
+            settings prune.
     """
+    if config is not None and config.pruning is not None:
+        raise InputError("distill_step alone computes no masks of pruning; use distill, whose loop does")
     checked = student_tokenizer, teacher_tokenizer, own_inputs
     plan, projections = _plan(student, teacher, distillation or Distillation(), config or FitConfig(), mesh, *checked)
     params = plan.trainable.parameters(parameter_reader(student)) | jax.tree.map(jnp.asarray, projections)

@@ -16,8 +16,10 @@ from duonlp.checkpoints.pretrained import default_generation_config
 from duonlp.checkpoints.save import save_checkpoint
 from duonlp.errors import CheckpointError, InputError
 from duonlp.heads import HEADS
+from duonlp.pruning import expand
 from duonlp.training.run_file import read_run
 from duonlp.typing import Tokenizer
+from jaxnlp.pruning.step_masks import SCORES
 from jaxnlp.training.checkpoints import FOLDER, STATE
 from jaxnlp.training.model import STACKED, layer_paths
 
@@ -68,13 +70,17 @@ def export(
 
 
 class _ParameterReader:
-    """Callable path -> values that reads on demand; a stacked parameter stays in memory until its last layer is read."""
+    """Callable path -> values that reads on demand, and prunes where the run does.
+
+    A stacked parameter stays in memory until its last layer is read.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.handler = folder, ocp.PyTreeCheckpointHandler()
         self.stacked: dict[str, np.ndarray] = {}
         try:
-            tree = self.handler.metadata(epath.Path(folder)).tree["params"]
+            state = self.handler.metadata(epath.Path(folder)).tree
+            tree, self.masks = state["params"], set(state[SCORES]["masks"]) if SCORES in state else set()
         except Exception as error:  # Orbax and TensorStore raise errors of many types
             raise CheckpointError(f"the checkpoint {str(folder.parent)!r} cannot be read: {error}") from error
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -100,7 +106,12 @@ class _ParameterReader:
         return values[index]
 
     def _read(self, path: str) -> np.ndarray:
-        names = ("params", *self.names[path])
+        values = self._restore(path, ("params", *self.names[path]))
+        if path not in self.masks:
+            return values
+        return values * expand(self._restore(path, (SCORES, "masks", path)), values.shape)
+
+    def _restore(self, path: str, names: Sequence[str]) -> np.ndarray:
         target = ocp.args.PyTreeRestore(
             item=_nest(0, names),
             restore_args=_nest(ocp.RestoreArgs(restore_type=np.ndarray), names),

@@ -110,14 +110,14 @@ def train(
     if evaluates(config, validation, evaluate):
         evaluation = Evaluation(
             step, model, None if held_out is None else held_out.first_epoch, evaluate, on_evaluation, best, folder, tokenizer,
-            {"name": "validation"},
+            {"name": "validation"}, first_candidate=config.first_candidate(total),
         )  # fmt: skip
     about = describe_model(model)
     about |= step.plan.objective.describe()
     about["data"] = stream.describe() if data is None else dict(data)
     loop = Loop(step, stream, config, total, evaluation=evaluation)
     loop.run(folder, about, lambda resumed: fit_log(folder, total, resumed, log))
-    done, trained = loop.progress, with_parameters(step, model, step.model_parameters(loop.state["params"]))
+    done, trained = loop.progress, with_parameters(step, model, step.model_parameters(step.effective(loop.state)))
     result = None if best.value is None or best.step is None else {"value": best.value, "step": best.step}
     return FitResult(
         trained, done["step"], done["count"], done["seconds"], done["loss"],

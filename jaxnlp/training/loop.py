@@ -66,6 +66,7 @@ class Evaluation:
         best: Tracker of the best evaluation, whose model is saved with the tokenizer in the folder; or None.
         labels: Further entries of the log records.
         unit: What the run counts: "examples" or "tokens".
+        first_candidate: Steps from which an evaluation may be the best.
         history: Metrics of each evaluation, with its "step".
     """
 
@@ -79,31 +80,37 @@ class Evaluation:
     tokenizer: Tokenizer | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     unit: str = "examples"
+    first_candidate: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def check(self, state: State) -> None:
         """Dry-run the evaluation where it can, so that it fails before the first step; raise InputError if it does."""
         if hasattr(self.evaluate, "dry_run") and self.best is not None:
-            scorer, best, params = cast(Scorer, self.evaluate), self.best, self.step.model_parameters(state["params"])
+            scorer, best, params = (
+                cast(Scorer, self.evaluate),
+                self.best,
+                self.step.model_parameters(self.step.effective(state)),
+            )
             run_on_main(lambda: check_evaluation(scorer, self._with(params), best, self.batches is not None))
 
     def run(self, number: int, state: State, log: MetricsLog | NullLog) -> None:
         """Evaluate the state after `number` steps."""
         metrics: dict[str, float] = {}
         if self.batches is not None:
-            metrics = self.step.evaluate(state["params"], self.batches())
+            metrics = self.step.evaluate(self.step.effective(state), self.batches())
             metrics.pop(self.unit, None)  # those of the held-out batches: records have those of the training so far
         # Gathering the model takes part of every process, using it does not.
         params, evaluate = None, self.evaluate
         if evaluate is not None:
-            params = self.step.model_parameters(state["params"])
+            params = self.step.model_parameters(self.step.effective(state))
             reserved = (self.unit, *(("perplexity",) if self.unit == "tokens" and "loss" in metrics else ()))
             metrics = run_on_main(lambda: evaluation_results(metrics, evaluate(self._with(params)), reserved))
         self.history.append({"step": number, **metrics})
         log.evaluation({**self.labels, **self.history[-1]})
-        if self.best is not None and self.best.update(number, metrics) and self.folder is not None:
+        best = self.best if number >= self.first_candidate else None
+        if best is not None and best.update(number, metrics) and self.folder is not None:
             folder = self.folder / BEST
-            params = self.step.model_parameters(state["params"]) if params is None else params
+            params = self.step.model_parameters(self.step.effective(state)) if params is None else params
             run_on_main(lambda: self._with(params).save_pretrained(folder, self.tokenizer))
         if self.on_evaluation is not None:
             self.on_evaluation(number, metrics)
@@ -216,6 +223,7 @@ class Loop:
         for read in reads:
             # Evaluated at the middle of the step, so that neither the first nor the last step has a rate of 0.
             rate = config.learning_rate_at(min(1.0, self._share() + 0.5 / self.total))
+            self.state = self.step.prune(self.state, progress["step"], self.total)
             self.state, metrics, terms = self.step.advance(self.state, self.step.put(read.batch), rate)
             number = progress["step"] + 1
             if on_cpu:

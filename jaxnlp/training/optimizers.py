@@ -1,10 +1,11 @@
-"""Optimizers by name, without the learning rate, which the training step applies."""
+"""Gradients of a batch in parts, and optimizers by name, without the learning rate, which the training step applies."""
 
 import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -93,3 +94,39 @@ def per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
         return restack(cast(dict[str, Any], new_updates), updates), state
 
     return optax.GradientTransformation(lambda params: transform.init(unstack(params)), update)
+
+
+def accumulate_gradients(
+    loss: Callable[..., tuple[jax.Array, PyTree]], params: PyTree, batch: PyTree, key: jax.Array | None, pieces: int,
+    constrain: Callable[[PyTree], PyTree] = lambda tree: tree,
+) -> tuple[jax.Array, PyTree, PyTree]:  # fmt: skip
+    """Sum losses and gradients over the microbatches of a batch, computed one after the other.
+
+    Args:
+        loss: ``(params, batch, key) -> (loss, aux)``; aux is a pytree of arrays that are summed as well.
+        params: Parameters to differentiate with respect to.
+        batch: Arrays [B, ...]. Microbatch i has every `pieces`-th row, so that each device has rows of every microbatch.
+        key: PRNG key of dropout, or None. Each microbatch folds in its index.
+        pieces: Number of microbatches.
+        constrain: Function that applies sharding constraints to a microbatch.
+
+    Returns:
+        The summed loss, the summed aux, and the gradient of the summed loss, float32.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if pieces == 1:
+        (total, aux), gradients = value_and_grad(params, batch, key)
+        return total, aux, gradients
+    # [B, ...] -> [pieces, B / pieces, ...]
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(sums: PyTree, numbered_piece: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
+        number, piece = numbered_piece
+        piece_key = None if key is None else jax.random.fold_in(key, number)
+        (total, aux), gradients = value_and_grad(params, constrain(piece), piece_key)
+        return jax.tree.map(jnp.add, sums, (total, aux, gradients)), None
+
+    first = jax.tree.map(lambda x: x[0], split)
+    zeros = jax.tree.map(jnp.zeros_like, (*jax.eval_shape(loss, params, first, key), params))
+    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), split))
+    return sums

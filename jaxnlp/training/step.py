@@ -26,10 +26,19 @@ from duonlp.training.layer_decay import rate_factor
 from duonlp.typing import Batch
 from duonlp.util.frameworks import keep_heap
 from jaxnlp.pretrained import Params
+from jaxnlp.pruning.step_masks import (
+    SCORES,
+    initial_masks,
+    initial_scores,
+    penalty_term,
+    pruned,
+    rate_factor_of_scores,
+    updated_masks,
+)
 from jaxnlp.training.mesh import BATCH, PyTree, batch_sharding, make_mesh, replicated, shard_rows, shardings
 from jaxnlp.training.model import Trainable, make_trainable, parameter_reader
 from jaxnlp.training.objectives import CustomLoss, HeadLoss, LanguageModeling, LossFunction, NamedTerms, Objective
-from jaxnlp.training.optimizers import make_optimizer
+from jaxnlp.training.optimizers import accumulate_gradients, make_optimizer
 
 State: TypeAlias = dict[str, Any]
 """State of a training run, all arrays:
@@ -37,12 +46,22 @@ State: TypeAlias = dict[str, Any]
     params: nested dicts of float32, the trained parameters.
     moments: the state of the optimizer.
     step: int32 [], the number of steps done.
+    pruning: masks and penalty (jaxnlp.pruning.step_masks), if the run prunes.
 """
 
 Metrics: TypeAlias = dict[str, jax.Array]
 """Metrics of a step, float32 []: "loss", "gradient_norm" (before clipping), and those of the objective, such as "tokens"."""
 
-PROGRAM_SETTINGS = ("accumulation", "optimizer", "weight_decay", "beta1", "beta2", "clip_norm", "layer_decay")
+PROGRAM_SETTINGS = (
+    "accumulation",
+    "optimizer",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "clip_norm",
+    "layer_decay",
+    "pruning",
+)
 """Settings that the program of a step depends on."""
 
 
@@ -65,14 +84,18 @@ class Plan:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Transformation of gradients into updates, without the learning rate."""
-        factors, decay = None, self.settings.layer_decay
+        factors, decay, pruning = None, self.settings.layer_decay, self.settings.pruning
         if decay != 1:
             factors = partial(rate_factor, config=self.trainable.config, decay=decay)
+        if pruning is not None and pruning.trains_scores:
+            factors = partial(rate_factor_of_scores, factor=pruning.score_rate, others=factors)
         return make_optimizer(self.settings, rate_factors=factors)
 
     def fresh(self, params: Params) -> State:
         """Return the state before the first step."""
-        return {"params": params, "moments": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+        state = {"params": params, "moments": self.optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+        pruning = self.settings.pruning
+        return state if pruning is None else {**state, SCORES: initial_masks(pruning, self.trainable)}
 
     def terms(self, params: Params, frozen: Params, batch: Batch, key: jax.Array | None = None) -> NamedTerms:
         """Return the terms of the loss of a batch, see :meth:`Objective.terms`."""
@@ -103,6 +126,7 @@ class Plan:
             seed: Seed of dropout, uint32 [].
         """
         params, pieces, mesh, key = state["params"], self.settings.accumulation, self.trainable.mesh, None
+        pruning, masks = self.settings.pruning, state.get(SCORES)
         if self.trainable.config.without_dropout() != self.trainable.config:
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
             key = key if self.axes is None else jax.random.fold_in(key, jax.lax.axis_index(self.axes))
@@ -115,7 +139,10 @@ class Plan:
         def loss(
             params: Params, piece: Batch, key: jax.Array | None
         ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
-            terms = self.terms(params, frozen, piece, key)
+            terms = self.terms(params if masks is None else pruned(params, masks["masks"]), frozen, piece, key)
+            if masks is not None and pruning is not None and pruning.method == "soft-movement":
+                parts = pieces * (1 if self.axes is None else jax.lax.psum(1, self.axes))
+                terms["penalty"] = penalty_term(params, masks["penalty"] / parts)
             factors.update({name: factor for name, (_, _, factor) in terms.items()})
             # At least 1: masked language modeling may have masked no token, and then has a loss of 0.
             means = {
@@ -132,8 +159,13 @@ class Plan:
         updates, moments = self.optimizer.update(gradients, state["moments"], params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         terms = {name: (*means[name], factors[name]) for name in means}
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **self.objective.metrics(terms)}
-        return {"params": params, "moments": moments, "step": state["step"] + 1}, metrics, terms
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **self._metrics(terms)}
+        return {**state, "params": params, "moments": moments, "step": state["step"] + 1}, metrics, terms
+
+    def _metrics(self, means: Mapping[str, tuple[Any, Any, float]]) -> dict[str, Any]:
+        """Return what to log of the means of terms: the objective's metrics, and the penalty of pruning."""
+        metrics = self.objective.metrics({name: term for name, term in means.items() if name != "penalty"})
+        return {**metrics, "penalty": means["penalty"][0]} if "penalty" in means else metrics
 
     def mean_metrics(self, terms: Sequence[NamedTerms]) -> dict[str, float]:
         """Return the "loss" and its parts over several batches, from (mean, count, factor) of the terms of each."""
@@ -141,44 +173,8 @@ class Plan:
         for name, (_, _, factor) in terms[-1].items():
             values, counts, _ = np.array([batch[name] for batch in terms], np.float64).T
             means[name] = values @ counts / max(counts.sum(), 1), counts.sum(), float(factor)
-        metrics = {"loss": sum(factor * mean for mean, _, factor in means.values()), **self.objective.metrics(means)}
+        metrics = {"loss": sum(factor * mean for mean, _, factor in means.values()), **self._metrics(means)}
         return {name: float(value) for name, value in metrics.items()}
-
-
-def accumulate_gradients(
-    loss: Callable[..., tuple[jax.Array, PyTree]], params: PyTree, batch: PyTree, key: jax.Array | None, pieces: int,
-    constrain: Callable[[PyTree], PyTree] = lambda tree: tree,
-) -> tuple[jax.Array, PyTree, PyTree]:  # fmt: skip
-    """Sum losses and gradients over the microbatches of a batch, computed one after the other.
-
-    Args:
-        loss: ``(params, batch, key) -> (loss, aux)``; aux is a pytree of arrays that are summed as well.
-        params: Parameters to differentiate with respect to.
-        batch: Arrays [B, ...]. Microbatch i has every `pieces`-th row, so that each device has rows of every microbatch.
-        key: PRNG key of dropout, or None. Each microbatch folds in its index.
-        pieces: Number of microbatches.
-        constrain: Function that applies sharding constraints to a microbatch.
-
-    Returns:
-        The summed loss, the summed aux, and the gradient of the summed loss, float32.
-    """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    if pieces == 1:
-        (total, aux), gradients = value_and_grad(params, batch, key)
-        return total, aux, gradients
-    # [B, ...] -> [pieces, B / pieces, ...]
-    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
-
-    def add(sums: PyTree, numbered_piece: tuple[jax.Array, PyTree]) -> tuple[PyTree, None]:
-        number, piece = numbered_piece
-        piece_key = None if key is None else jax.random.fold_in(key, number)
-        (total, aux), gradients = value_and_grad(params, constrain(piece), piece_key)
-        return jax.tree.map(jnp.add, sums, (total, aux, gradients)), None
-
-    first = jax.tree.map(lambda x: x[0], split)
-    zeros = jax.tree.map(jnp.zeros_like, (*jax.eval_shape(loss, params, first, key), params))
-    sums, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), split))
-    return sums
 
 
 @lru_cache(maxsize=16)
@@ -226,7 +222,8 @@ class Step:
         teacher: tuple[Trainable, Any] | None = None, own_rows: bool = False,
     ):  # fmt: skip
         self.plan, self.trainable, self.mesh, self.seed = plan, plan.trainable, mesh, np.uint32(seed % 2**32)
-        self._model, self._extra, self._own_rows = model, extra or {}, own_rows
+        self._model, self._own_rows = model, own_rows
+        self._extra = {**(extra or {}), **initial_scores(plan.settings.pruning, plan.trainable)}
         # Mapped over the devices, everything is replicated.
         layout = partial(shardings, mesh=mesh, axes=AXES if plan.axes is None else ())
         self.abstract = jax.eval_shape(plan.fresh, {**plan.trainable.abstract, **self._extra})
@@ -310,6 +307,19 @@ class Step:
     def advance(self, state: State, batch: Batch, rate: float) -> tuple[State, Metrics, NamedTerms]:
         """Take one step like calling this; also return the terms, see :meth:`Plan.mean_metrics`."""
         return self._step(state, self.frozen, batch, np.float32(rate), self.seed)
+
+    def prune(self, state: State, step: int, total: int) -> State:
+        """Return the state after `step` of `total` steps with new masks, if they are due; all processes call this together."""
+
+        def fetch(x: jax.Array) -> np.ndarray:
+            return np.asarray(x if jax.process_count() == 1 else multihost_utils.process_allgather(x, tiled=True))
+
+        masks = updated_masks(self.plan.settings, self.trainable, state["params"], step, total, fetch)
+        return state if masks is None else {**state, SCORES: _put_global(masks, self.shardings[SCORES])}
+
+    def effective(self, state: State) -> Params:
+        """Return the trained parameters of a state as the model computes with them: pruned."""
+        return pruned(state["params"], state[SCORES]["masks"]) if SCORES in state else state["params"]
 
     def evaluate(self, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the "loss" without dropout over batches of NumPy arrays, and its parts; every label weighs the same.

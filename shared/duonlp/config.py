@@ -275,6 +275,8 @@ class TransformerConfig(_HasLayers):
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     quantization: QuantizationConfig | None = None  # layers that are stored as integers
+    # Heads, key-value heads and feed-forward rows of each layer before some were removed; (): none were.
+    unpruned_sizes: tuple[tuple[int, int | None, int], ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     def __post_init__(self):

@@ -31,6 +31,7 @@ class Engine(Protocol):
         predict: Compute the logits of many texts, in their order.
         parameter_tree: Return a model's parameters by path.
         quantize: Return a model with integer weights; ``dequantize`` is the inverse, and ``prepare_qat`` trains for it.
+        prune: Return a model with weights of zero; ``shrink`` removes heads and rows that are.
         export_model: Write a model for another runtime; see :mod:`duonlp.export`.
         distill: Train a student on a teacher's outputs; see also ``init_student`` and
             ``cached_teacher_logits``.
@@ -58,6 +59,8 @@ class Engine(Protocol):
     prepare_qat: Callable[..., Any]
     quantize: Callable[..., Any]
     dequantize: Callable[..., Any]
+    prune: Callable[..., Any]
+    shrink: Callable[..., Any]
     export_model: Callable[..., Any]
 
 

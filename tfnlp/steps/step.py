@@ -49,6 +49,7 @@ class TrainStep(_Model):
         head: Name of the model's head.
         config: The model's configuration.
         accumulation: Microbatches a step is split into.
+        masks: Masks of pruning, a tfnlp.pruning.keras_masks.KerasMasks; None without it.
     """
 
     head: str
@@ -57,6 +58,7 @@ class TrainStep(_Model):
     _seed: int | None = None
     _label_smoothing: float = 0.0
     _exact_counts: bool = False
+    masks: Any = None
 
     # Created by keras.Model.compile.
     _loss_tracker: Any
@@ -124,12 +126,25 @@ class TrainStep(_Model):
         self.accumulation, self._seed, self._label_smoothing = accumulation, seed, label_smoothing
         self._exact_counts = False
         self._compile_config.config |= {"accumulation": accumulation, "seed": seed, "label_smoothing": label_smoothing}
-        functions: list[Callable[..., Any]] = [self._count_terms, self._sum_gradients]
+        functions: list[Callable[..., Any]] = [self._all_counts, self._sum_gradients]
         if self.distribute_strategy.num_replicas_in_sync > 1:
             self._disable_reduction(getattr(self.optimizer, "inner_optimizer", self.optimizer))
             if self.jit_compile:
                 functions = [tf.function(function, jit_compile=True, autograph=False) for function in functions]
         self._counts, self._gradients = functions
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Return Keras' variables, and the scores and masks of pruning."""
+        return [*super().variables, *([] if self.masks is None else self.masks.variables)]
+
+    def _masked_terms(self, batch: dict[str, Any], training: bool) -> tuple[Terms, dict[str, Any]]:
+        """Return :meth:`_terms` of the pruned model."""
+        if self.masks is None:
+            return self._terms(batch, training)
+        with self.masks.scope():
+            terms, outputs = self._terms(batch, training)
+        return terms | (self.masks.terms(self._share(training)) if training else {}), outputs
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as before saving; Keras' own method skips models that override compile."""
@@ -229,7 +244,7 @@ class TrainStep(_Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Return the logs of all batches evaluated so far."""
         batch = self._prepare(self._as_batch(data))
-        terms, outputs = self._terms(batch, training=False)
+        terms, outputs = self._masked_terms(batch, training=False)
         self._update_compiled_metrics(batch, outputs)
         return self._update_logs(self._sum_over_replicas(terms))
 
@@ -254,6 +269,11 @@ class TrainStep(_Model):
         terms, _ = self._terms(self._prepare(batch), training=False)
         return counts_of(terms)
 
+    def _all_counts(self, batch: Any, exact: bool) -> dict[str, tf.Tensor]:
+        """Return the counts of all terms of this replica's rows, that of pruning's penalty included."""
+        penalty = {} if self.masks is None else self.masks.terms(self._share(training=True) * self.accumulation)
+        return {**self._count_terms(batch, exact), **counts_of(penalty)}
+
     def _sum_gradients(self, batch: Any, counts: dict[str, tf.Tensor] | None) -> tuple[Terms, list[tf.Tensor]]:
         """Return the terms of a replica's rows, and the gradient of the loss, times its first count and the loss scale.
 
@@ -269,7 +289,7 @@ class TrainStep(_Model):
         def microbatch(batch: Any) -> tuple[Terms, list[tf.Tensor]]:
             batch = self._prepare(batch)  # outside the tape, which would keep the activations of a teacher
             with tf.GradientTape() as tape:
-                terms, outputs = self._terms(batch, training=True)
+                terms, outputs = self._masked_terms(batch, training=True)
                 known = counts or counts_of(terms)
                 if not set(terms) <= set(known):
                     raise UncountedTermsError

@@ -149,7 +149,7 @@ def train(
             jit_compile = strategy.num_replicas_in_sync == 1 and trains_with_xla(model.compute_dtype)
         trainer.compile(
             _make_optimizer(model, config, total), accumulation=config.accumulation, seed=config.seed,
-            label_smoothing=config.label_smoothing,
+            label_smoothing=config.label_smoothing, pruning=config.pruning and config.pruning.resolved(total),
             jit_compile=jit_compile, **options,
         )  # fmt: skip
         with strategy.scope():
@@ -176,6 +176,8 @@ def train(
                 dataset = epoch_source(batches, None, *(run.position["data"] or (0, 0))).dataset()
                 callbacks = [sigterm, run]
                 trainer.fit(dataset, steps_per_epoch=total - step, shuffle=False, verbose=0, callbacks=callbacks)
+            elif trainer.masks is not None:
+                trainer.masks.apply()
         return run.result()
 
 
@@ -197,7 +199,7 @@ def _make_optimizer(model: Any, config: FitConfig, total: int) -> keras.optimize
     )  # fmt: skip
     return make_optimizer(
         config.optimizer, rate, model, weight_decay=config.weight_decay, beta1=config.beta1, beta2=config.beta2,
-        clip_norm=config.clip_norm, layer_decay=config.layer_decay,
+        clip_norm=config.clip_norm, layer_decay=config.layer_decay, pruning=config.pruning,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,16 @@ class Run(keras.callbacks.Callback):
 
     def _evaluate(self, step: int) -> None:
         assert self.evaluation is not None
+        with nullcontext() if self.trainer.masks is None else self.trainer.masks.applied():
+            self._evaluate_model(step, self.evaluation)
+
+    def _evaluate_model(self, step: int, evaluation: Callable[[], Mapping[str, float]]) -> None:
         began = time.perf_counter()
-        metrics = dict(self.evaluation())
+        metrics = dict(evaluation())
         self.history.append({"step": step, **metrics})
         self.log.evaluation({"name": "validation", **self.history[-1]})
-        if self.best.update(step, metrics) and self.folder is not None and self._writes:
+        candidate = step >= self.config.first_candidate(self.total)
+        if candidate and self.best.update(step, metrics) and self.folder is not None and self._writes:
             self.trainer.trained_model().save_pretrained(self.folder / BEST, self.tokenizer)
         if self.on_evaluation is not None:
             self.on_evaluation(step, metrics)

@@ -9,10 +9,12 @@ import tensorflow as tf
 
 from duonlp.errors import InputError
 from duonlp.parameters import decays
+from duonlp.pruning import Pruning, mask_shapes
 from duonlp.training.config import OPTIMIZERS
 from duonlp.training.layer_decay import check_layer_decay, rate_factor
 from duonlp.training.schedules import learning_rate_at
 from tfnlp.pretrained import parameter_tree
+from tfnlp.pruning.keras_masks import variable_name
 
 # The final class is a Keras optimizer, which the type checker needs to know of the mixin.
 _Optimizer = keras.optimizers.Optimizer if TYPE_CHECKING else object
@@ -286,6 +288,7 @@ def make_optimizer(
     clip_norm: float | None = 1.0,
     accumulation: int = 1,
     layer_decay: float = 1.0,
+    pruning: Pruning | None = None,
 ) -> keras.optimizers.Optimizer:
     """Return an optimizer for a model, created under the model's own tf.distribute strategy.
 
@@ -302,6 +305,7 @@ def make_optimizer(
             A :class:`Schedule` then counts such steps. (A Pretrainer has its own accumulation, which weighs tokens.)
         layer_decay: Factor between the learning rates, and the weight decays, of neighboring layers, the top layer having
             the largest (duonlp.training.layer_decay). 1.0 disables it.
+        pruning: Settings of ``compile(pruning=...)``, whose scores get a learning rate of their own and no weight decay.
 
     Raises:
         InputError: The optimizer is unknown, or a number is out of range.
@@ -324,6 +328,10 @@ def make_optimizer(
         options["rate_factors"] = {
             path_in_model(variable): rate_factor(path, model.config, layer_decay) for path, variable in tree.items()
         }
+    if pruning is not None and pruning.trains_scores:
+        scores = [variable_name(path) for path in mask_shapes(pruning, model.config, model.head)]
+        options["undecayed"] += scores
+        options["rate_factors"] = options.get("rate_factors", {}) | dict.fromkeys(scores, pruning.score_rate)
     if accumulation > 1:
         options["gradient_accumulation_steps"] = accumulation
         if isinstance(learning_rate, Schedule):

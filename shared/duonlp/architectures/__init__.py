@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from duonlp.architectures._common import COMMON_SCHEMA, Weight
+from duonlp.architectures._pruning import PRUNED_LAYERS, layer_sizes, read_pruned_layers, with_sizes
 from duonlp.architectures._quantization import quantized_rows, read_quantization, write_quantization
 from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
@@ -114,7 +115,9 @@ def config_from_hf(hf: Mapping[str, Any], file: str = "config.json") -> Transfor
     check(file, hf, getattr(family, "SCHEMA", {}))
     hf = dict(hf)
     quantized, simulated = (hf.pop(key, None) for key in QUANTIZATION_KEYS)
+    pruned = hf.pop(PRUNED_LAYERS, None)
     cfg = family.config(hf)
+    cfg = cfg if pruned is None else read_pruned_layers(cfg, pruned)
     if quantized is None and simulated is None:
         return cfg
     rows = (row for head in family.heads(cfg.model_type) for row in family.weights(cfg, head))
@@ -128,7 +131,10 @@ def hf_config(cfg: TransformerConfig, head: str = "base") -> dict[str, Any]:
     The inverse of :func:`config_from_hf`.
     """
     family = get(cfg.model_type)
-    out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(cfg)
+    before = with_sizes(cfg, cfg.unpruned_sizes) if cfg.unpruned_sizes else cfg
+    out = dict(cfg.extra) | {"model_type": cfg.model_type} | family.hf_config(before)
+    if cfg.unpruned_sizes:
+        out[PRUNED_LAYERS] = [list(sizes) for sizes in layer_sizes(cfg.layers)]
     out["architectures"] = [class_of(cfg, head)]
     if cfg.quantization is not None:
         out[QUANTIZATION_KEYS[cfg.quantization.simulated]] = write_quantization(cfg.quantization)

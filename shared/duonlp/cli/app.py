@@ -27,6 +27,7 @@ from duonlp.cli.generate import generate
 from duonlp.cli.labels import labels
 from duonlp.cli.models import models
 from duonlp.cli.parity import parity
+from duonlp.cli.prune import prune
 from duonlp.cli.quantize import quantize
 from duonlp.cli.questions import questions
 from duonlp.cli.run import run
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, quantize, export, benchmark, parity,
+    run, ask, generate, summarize, finetune, adapt, fewshot, distill, tune, prune, quantize, export, benchmark, parity,
     labels, augment, questions, models, convert, doctor, demo,
 ):  # fmt: skip
     app.command()(command)

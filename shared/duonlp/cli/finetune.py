@@ -66,6 +66,9 @@ def finetune(
         str | None, cli_option(help="Column whose values are never on both sides of a fold, by default title.")
     ] = None,
     patience: flags.Patience = None,
+    prune: flags.Prune = None,
+    prune_method: flags.PruneMethod = None,
+    prune_structure: flags.PruneStructure = None,
     tensorboard: flags.TensorBoard = None,
     quantization_aware: flags.QuantizationAware = "",
     option: SettingsOption = None,

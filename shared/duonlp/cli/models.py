@@ -46,6 +46,7 @@ def describe_checkpoint(name_or_path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The checkpoint cannot be found or read.
     """
+    from duonlp.architectures._pruning import layer_sizes
     from duonlp.checkpoints.checkpoint import open_checkpoint
     from duonlp.quantization import scheme_of
 
@@ -63,6 +64,7 @@ def describe_checkpoint(name_or_path: str) -> dict[str, Any]:
         "inputs": {spec.name: str(spec) for spec in config.inputs},
         "labels": list(config.labels),
         "quantization": scheme_of(config.quantization),
+        "pruned_layers": [list(sizes) for sizes in layer_sizes(config.layers)] if config.unpruned_sizes else None,
         "heads": _heads(config),
     }
 
@@ -111,7 +113,12 @@ def print_checkpoint(description: Mapping[str, Any]) -> None:
             if description["vocab_size"]
             else "reads " + ", ".join(f"{name} {axes}" for name, axes in description["inputs"].items())
         )
-        + (f"; quantized: {description['quantization']}" if description["quantization"] else ""),
+        + (f"; quantized: {description['quantization']}" if description["quantization"] else "")
+        + (
+            f"; pruned, heads and feed-forward rows by layer: {', '.join(f'{h}, {n}' for h, _, n in pruned)}"
+            if (pruned := description["pruned_layers"])
+            else ""
+        ),
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -79,6 +79,17 @@ OutOfScope = Annotated[
 Patience = Annotated[
     int | None, cli_option(help="Stop after this many evaluations without improvement (default: never).")
 ]
+Prune = Annotated[
+    float | None,
+    cli_option(metavar="SPARSITY", help="Set this share of the weights to zero while training, such as 0.7."),
+]
+PruneMethod = Annotated[
+    str | None, cli_option(help="With --prune: magnitude (the default), movement, or soft-movement without a sparsity.")
+]
+PruneStructure = Annotated[
+    str | None,
+    cli_option(help="What is pruned: weights (the default), units (heads and rows), blocks, or N:M such as 2:4."),
+]
 TensorBoard = Annotated[
     bool | None, cli_option("--tensorboard/--no-tensorboard", help="Also write TensorBoard event files (default: no).")
 ]
@@ -101,7 +112,9 @@ FLAGS = {
     "unlabelled": "unlabelled",
     "encoding": "encoding", "quoting": "quoting",
     "data_config": "config", "out_of_scope": "out_of_scope", "patience": "fit.patience",
-    "tensorboard": "tensorboard", "quantization_aware": "quantization_aware",
+    "tensorboard": "tensorboard", "prune": "fit.pruning.sparsity", "prune_method": "fit.pruning.method",
+    "prune_structure": "fit.pruning.structure",
+    "quantization_aware": "quantization_aware",
 }  # fmt: skip
 """Flag names to paths of settings."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from duonlp.errors import InputError
+from duonlp.pruning.settings import Pruning
 from duonlp.training.config import OPTIMIZERS, check_layout, default_mesh, unused_settings
 from duonlp.training.schedules import SCHEDULES, due
 from duonlp.training.settings import Settings
@@ -15,7 +16,7 @@ EPOCH = "epoch"
 FIXED_ON_RESUME = (
     "epochs", "steps", "accumulation", "seed", "optimizer", "learning_rate", "schedule", "warmup_share", "final_share",
     "weight_decay", "beta1", "beta2", "clip_norm", "label_smoothing", "layer_decay", "best_metric", "greater_is_better",
-    "scan",
+    "scan", "pruning",
 )  # fmt: skip
 """Settings that must not change on resume."""
 
@@ -62,6 +63,7 @@ class FitConfig(Settings):
         mesh: Devices along each axis, as in PretrainingConfig; with "fsdp" or "tensor" the model is sharded.
         scan: Run one compiled layer over stacked parameters, so that deep models compile fast.
         remat: What the backward pass recomputes, as in PretrainingConfig.
+        pruning: Which weights become zero, and when (duonlp.pruning); None for none.
 
     Raises:
         InputError: A value is out of range, or two of them are incompatible.
@@ -94,6 +96,7 @@ class FitConfig(Settings):
     mesh: Mapping[str, int] = field(default_factory=default_mesh, hash=False)
     scan: bool = False
     remat: str = "none"
+    pruning: Pruning | None = None
 
     settings_for: ClassVar[str] = "fit"
     fixed_on_resume: ClassVar[tuple[str, ...]] = FIXED_ON_RESUME
@@ -103,6 +106,8 @@ class FitConfig(Settings):
     seconds: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.pruning, Mapping):  # as to_dict returns it
+            object.__setattr__(self, "pruning", Pruning(**self.pruning))
         for name in ("epochs", "steps", "accumulation", "learning_rate", "clip_norm", "patience", "keep_last"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -129,6 +134,14 @@ class FitConfig(Settings):
         check_layout(self.parallelism, self.mesh, self.remat)
         self.check_effects(unused_settings(self.optimizer, self.schedule, self.save_every))
         self.learning_rate_at(0.0)  # raises for an invalid combination, such as inverse_sqrt without warmup
+
+    def first_candidate(self, total: int) -> int:
+        """Return the number of steps of a run of `total` steps from which evaluations may select the best model.
+
+        With pruning, those before are of models that are not as sparse as they are to be.
+        """
+        end = None if self.pruning is None else self.pruning.resolved(total).end
+        return 0 if end is None else end + 1
 
     def check_default_layout(self) -> None:
         """Raise InputError if a setting of :data:`LAYOUT` is not at its default, for an engine that cannot honor it."""

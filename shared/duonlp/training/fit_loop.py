@@ -74,13 +74,14 @@ def total_steps(batches: Any, config: FitConfig, validation: Any, evaluate: Any,
         raise InputError(
             f"patience is {config.patience} but nothing is evaluated; pass validation batches and set evaluate_every"
         )
-    if config.steps is not None:
-        return config.steps
-    if not hasattr(batches, "__len__"):
+    if config.steps is None and not hasattr(batches, "__len__"):
         raise InputError("the number of batches per epoch is unknown; set steps in the FitConfig")
-    if not len(batches):
+    if config.steps is None and not len(batches):
         raise InputError("there are no batches to train on; pass at least one")
-    return config.epochs * len(batches)
+    total = config.epochs * len(batches) if config.steps is None else config.steps
+    if config.pruning is not None:
+        config.pruning.resolved(total)  # raises if it never reaches its sparsity
+    return total
 
 
 def endless_batches(batches: Any, epoch: int = 0, first: int = 0) -> Iterator[tuple[int, int, Batch, bool]]:

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol, Self
 
 from duonlp.errors import InputError
 from duonlp.training.schedules import learning_rate_at
+from duonlp.util.json_text import to_json
+from duonlp.util.reading import parse_json
 from duonlp.util.suggestions import unknown_setting
 
 
@@ -71,9 +73,10 @@ class Settings:
         Args:
             stored: Settings the run was started with, as :meth:`to_dict` returned them.
         """
-        changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != getattr(self, name)]
+        stored, now = (parse_json(to_json(settings)) for settings in (dict(stored), self.to_dict()))  # tuples as lists
+        changed = [name for name in self.fixed_on_resume if name in stored and stored[name] != now[name]]
         if changed:
-            differences = ", ".join(f"{name}={stored[name]!r} (now {getattr(self, name)!r})" for name in changed)
+            differences = ", ".join(f"{name}={stored[name]!r} (now {now[name]!r})" for name in changed)
             raise InputError(
                 f"the run to resume was started with {differences}; use the same settings, or another folder for a new run"
             )

@@ -1,0 +1,5 @@
+"""Pruning of models; the settings are those of duonlp.pruning."""
+
+from jaxnlp.pruning.prune import prune, shrink
+
+__all__ = ["prune", "shrink"]
