@@ -47,6 +47,10 @@ def export_model(
     options = ExportSettings(to, **settings)
     if to not in WRITERS:
         raise InputError(f"tfnlp does not export to {to}; use jaxnlp.export_model")
+    if options.int8 == "static" and not batches:
+        raise InputError(
+            "static int8 needs calibration data", remedy="pass typical inputs as batches", argument="calibration"
+        )
     if model.compute_dtype != "float32":
         raise InputError(f"this model computes in {model.compute_dtype}; load it with dtype='float32' to export it")
 

@@ -39,10 +39,18 @@ def fuse(onnx: Any, model: Any, opset: int) -> None:
     wanted, kept = {output.name for output in graph.output}, []
     for node in reversed(nodes):  # in topological order, so that consumers come first
         if any(output in wanted for output in node.output):
-            wanted.update(node.input)
+            wanted.update(_inputs(node))
             kept.append(node)
-    del graph.node[:]
+    used = [tensor for tensor in graph.initializer if tensor.name in wanted]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(kept))
+    graph.initializer.extend(used)
+
+
+def _inputs(node: Any) -> set[str]:
+    """Return what a node reads, the graphs in its attributes included."""
+    inner = [child for attribute in node.attribute for child in attribute.g.node]
+    return set(node.input).union(*map(_inputs, inner))
 
 
 def _is(onnx: Any, constants: dict[str, Any], name: str, value: float) -> bool:
