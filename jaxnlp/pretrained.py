@@ -1,6 +1,6 @@
 """Loading, random initialization and saving, shared by all model classes of heads.py, and NNX's functional API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
@@ -16,6 +16,7 @@ from duonlp.config import TransformerConfig
 from duonlp.errors import ConfigError
 from duonlp.generation import GenerationConfig
 from duonlp.heads import HEADS
+from duonlp.parameters import parameters
 from duonlp.typing import Array
 
 M = TypeVar("M", bound=nnx.Module)
@@ -123,3 +124,13 @@ def functional(model: nnx.Module) -> tuple[Callable[..., dict[str, Array]], Para
         return merge(graphdef, params)(*args, **inputs)
 
     return apply, params
+
+
+def rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
+    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
+    specs, own = parameters(cfg, model.head), parameter_tree(model)
+    plan = [Source(p, spec, values=values[p] if p in values else np.asarray(own[p])) for p, spec in specs.items()]
+    create: Any = type(model)  # with the engine's mixin
+    new = create._from_plan(cfg, plan, model.dtype.name, model.param_dtype.name)
+    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
+    return new

@@ -1,8 +1,9 @@
 """Loading, random initialization, saving and exporting, shared by all model classes of heads.py."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import keras
 import numpy as np
@@ -238,3 +239,16 @@ def fill(model: keras.Model, plan: list[Source], partial: bool = False) -> None:
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=variable.value.handle, begin=[start], end=[start + len(values)], strides=[1], value=values
             )
+
+
+P = TypeVar("P", bound=Pretrained)
+
+
+def rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
+    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
+    specs = parameters(cfg, model.head)
+    plan = [Source(p, spec, values=values[p] if p in values else merged_values(model, p)) for p, spec in specs.items()]
+    create: Any = type(model)  # with the engine's mixin
+    new = create._from_plan(cfg, plan, model.compute_dtype, model.variable_dtype)
+    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
+    return new

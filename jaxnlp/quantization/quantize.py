@@ -6,12 +6,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from duonlp.checkpoints.source import Source
-from duonlp.config import TransformerConfig
-from duonlp.parameters import parameters
 from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values, simulated_config
 from duonlp.quantization.calibration import batches_of
-from jaxnlp.pretrained import Pretrained, parameter_tree
+from jaxnlp.pretrained import Pretrained, parameter_tree, rebuilt
 from jaxnlp.quantization.recording import record_inputs
 
 P = TypeVar("P", bound=Pretrained)
@@ -34,7 +31,7 @@ def quantize(model: P, scheme: str | None = None, batches: Any = None, **setting
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
             already quantized, or a weight is not finite.
     """
-    return _rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
+    return rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
 
 
 def dequantize(model: P) -> P:
@@ -45,7 +42,7 @@ def dequantize(model: P) -> P:
     """
     values = parameter_tree(model)
     cfg, new = dequantized_values(lambda path: np.asarray(values[path]), model.config, model.head)
-    return _rebuilt(model, cfg, new)
+    return rebuilt(model, cfg, new)
 
 
 def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings: Any) -> P:
@@ -64,7 +61,7 @@ def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings:
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, or the model
             is already quantized.
     """
-    return _rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
+    return rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
 
 
 def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -73,13 +70,3 @@ def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mappin
     record = None if batches is None else partial(record_inputs, model, batches_of(batches, model.config, model.head))
     settings_of_call = QuantizationSettings.of(scheme, settings)
     return lambda path: np.asarray(values[path], np.float32), model.config, model.head, settings_of_call, record
-
-
-def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
-    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
-    specs, own = parameters(cfg, model.head), parameter_tree(model)
-    plan = [Source(p, spec, values=values[p] if p in values else np.asarray(own[p])) for p, spec in specs.items()]
-    create: Any = type(model)  # with the engine's mixin
-    new = create._from_plan(cfg, plan, model.dtype.name, model.param_dtype.name)
-    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
-    return new

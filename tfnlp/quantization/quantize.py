@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from duonlp.checkpoints.source import Source
-from duonlp.config import TransformerConfig
 from duonlp.parameters import parameters
 from duonlp.quantization import QuantizationSettings, dequantized_values, quantized_values, simulated_config
 from duonlp.quantization.calibration import batches_of
-from tfnlp.pretrained import Pretrained, fill, merged_values
+from tfnlp.pretrained import Pretrained, fill, merged_values, rebuilt
 from tfnlp.quantization.layers import replace_layers
 from tfnlp.quantization.recording import record_inputs
 
@@ -35,7 +34,7 @@ def quantize(model: P, scheme: str | None = None, batches: Any = None, **setting
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, the model is
             already quantized, or a weight is not finite.
     """
-    return _rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
+    return rebuilt(model, *quantized_values(*_parts(model, scheme, batches, settings)))
 
 
 def quantize_in_place(model: Pretrained, scheme: str | None = None, batches: Any = None, **settings: Any) -> None:
@@ -55,7 +54,7 @@ def dequantize(model: P) -> P:
         model: A quantized model, or one prepared by :func:`prepare_qat`; it is not changed.
     """
     cfg, new = dequantized_values(lambda path: np.asarray(merged_values(model, path)), model.config, model.head)
-    return _rebuilt(model, cfg, new)
+    return rebuilt(model, cfg, new)
 
 
 def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings: Any) -> P:
@@ -74,7 +73,7 @@ def prepare_qat(model: P, scheme: str = "int8", batches: Any = None, **settings:
         InputError: A setting is unknown or does not fit the model, calibration data is missing or not the model's, or the model
             is already quantized.
     """
-    return _rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
+    return rebuilt(model, simulated_config(*_parts(model, scheme, batches, settings)), {})
 
 
 def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -92,13 +91,3 @@ def _parts(model: Pretrained, scheme: str | None, batches: Any, settings: Mappin
         settings_of_call,
         record,
     )
-
-
-def _rebuilt(model: P, cfg: TransformerConfig, values: Mapping[str, np.ndarray]) -> P:
-    """Return a model of another configuration, with new values of some parameters and the model's own of the others."""
-    specs = parameters(cfg, model.head)
-    plan = [Source(p, spec, values=values[p] if p in values else merged_values(model, p)) for p, spec in specs.items()]
-    create: Any = type(model)  # with the engine's mixin
-    new = create._from_plan(cfg, plan, model.compute_dtype, model.variable_dtype)
-    new.generation_config, new.folder, new.image_config = model.generation_config, model.folder, model.image_config
-    return new
