@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +11,7 @@ from duonlp.errors import InputError
 from duonlp.parameters import parameters
 from duonlp.pruning.settings import Pruning
 from duonlp.quantization import quantizable
-from duonlp.util.suggestions import nearest
+from duonlp.util.suggestions import select_layers
 
 Masks: TypeAlias = dict[str, np.ndarray]
 """Path of a kernel [in, out] -> bool [in / r, out / c], True for the blocks of r inputs and c outputs that stay."""
@@ -33,20 +32,9 @@ def mask_shapes(settings: Pruning, cfg: TransformerConfig, head: str) -> dict[st
     if cfg.quantization is not None:
         raise InputError("a quantized model cannot be pruned; prune the original, then quantize the result")
     paths, _ = quantizable(cfg, head)
-    for name in ("layers", "skip"):
-        for pattern in getattr(settings, name):
-            if not any(fnmatchcase(path, pattern) for path in paths):
-                raise InputError(
-                    f"{name} has the pattern {pattern!r}, which matches no layer of the model{nearest(pattern, paths)}; its "
-                    f"layers are {', '.join(paths[:4])} ..."
-                )
-    chosen = [
-        path
-        for path in paths
-        if any(fnmatchcase(path, pattern) for pattern in settings.layers)
-        and not any(fnmatchcase(path, pattern) for pattern in settings.skip)
-        and (settings.structure != "units" or path.endswith(UNITS))
-    ]
+    chosen = select_layers(paths, settings.layers, settings.skip)
+    if settings.structure == "units":
+        chosen = [path for path in chosen if path.endswith(UNITS)]
     if not chosen:
         raise InputError("the settings prune no layer of the model; choose other layers")
     shapes, specs = {}, parameters(cfg, head)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from duonlp.errors import InputError
-from duonlp.util.suggestions import choice
+from duonlp.util.suggestions import check_patterns, choice
 
 METHODS = "magnitude", "movement", "soft-movement"
 """What decides which weights stay: their magnitude (Zhu & Gupta 2017, https://arxiv.org/abs/1710.01878), or trained scores
@@ -70,10 +70,7 @@ class Pruning:
         if self.n_of_m is None:
             choice("pruning structure", self.structure, (*STRUCTURES, "2:4"))
         for name in ("layers", "skip"):
-            patterns = getattr(self, name)
-            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-                raise InputError(f"{name} is {patterns!r}; pass a list of patterns, such as ['*/feed_forward/*']")
-            object.__setattr__(self, name, tuple(patterns))
+            object.__setattr__(self, name, check_patterns(name, getattr(self, name)))
         object.__setattr__(self, "block", tuple(self.block))
         is_fixed = self.n_of_m is not None or self.method == "soft-movement"
         if is_fixed != (self.sparsity is None):

@@ -1,7 +1,6 @@
 """Which layers of a model settings quantize."""
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from duonlp.architectures import weights
 from duonlp.config import LayerQuantization, QuantizationConfig, TransformerConfig
@@ -9,7 +8,7 @@ from duonlp.errors import InputError
 from duonlp.heads import HEADS
 from duonlp.parameters import parameters
 from duonlp.quantization.settings import SCHEMES, QuantizationSettings
-from duonlp.util.suggestions import nearest
+from duonlp.util.suggestions import select_layers
 
 WORDS = "embeddings/word_embeddings"
 """Path of the word table of a model or, with a prefix, of a decoder."""
@@ -35,20 +34,8 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
             "the model is already quantized; call dequantize(model) first, or load the original checkpoint"
         )
     linear, tables = quantizable(cfg, head)
-    paths = linear + tables
-    for name in ("layers", "skip"):
-        for pattern in getattr(settings, name):
-            if not any(fnmatchcase(path, pattern) for path in paths):
-                hint = nearest(pattern, paths)
-                raise InputError(
-                    f"{name} has the pattern {pattern!r}, which matches no layer of the model{hint}; its layers are "
-                    f"{', '.join(paths[:4])} ..."
-                )
+    chosen = select_layers(linear + tables, settings.layers, settings.skip)
     words, spec = output_table(cfg, head), parameters(cfg.replace(quantization=None), head)
-
-    def chosen(path: str) -> bool:
-        is_wanted = any(fnmatchcase(path, pattern) for pattern in settings.layers)
-        return is_wanted and not any(fnmatchcase(path, pattern) for pattern in settings.skip)
 
     quantization = SCHEMES[settings.scheme]
     if settings.group_size is not None and quantization.activations != "float":
@@ -57,7 +44,7 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
         quantization = replace(quantization, channel_scaled=True)
     layers: list[tuple[str, LayerQuantization]] = []
     for path in linear:
-        if chosen(path) and (settings.output or path not in OUTPUTS):
+        if path in chosen and (settings.output or path not in OUTPUTS):
             size = spec[f"{path}/kernel"].shape[0]
             layers.append((path, replace(quantization, group_size=_group_size(settings, size))))
     if settings.embeddings:
@@ -66,7 +53,7 @@ def resolve(settings: QuantizationSettings, cfg: TransformerConfig, head: str) -
         layers += [
             (path, LayerQuantization(activations=activations if path == words else "float"))
             for path in tables
-            if chosen(path)
+            if path in chosen
         ]
     if not layers:
         raise InputError("the settings quantize no layer of the model; choose other layers, embeddings or output")

@@ -6,7 +6,7 @@ from typing import Any
 
 from duonlp.config import LayerQuantization
 from duonlp.errors import InputError
-from duonlp.util.suggestions import choice, unknown_setting
+from duonlp.util.suggestions import check_patterns, choice, unknown_setting
 
 SCHEMES = {
     "int8": LayerQuantization(activations="dynamic"),
@@ -63,10 +63,7 @@ class QuantizationSettings:
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise InputError(f"group_size is {size!r}; expected a positive integer or None")
         for name in ("layers", "skip"):
-            patterns = getattr(self, name)
-            if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-                raise InputError(f"{name} is {patterns!r}; pass a list of patterns, such as ['*/feed_forward/*']")
-            object.__setattr__(self, name, tuple(patterns))
+            object.__setattr__(self, name, check_patterns(name, getattr(self, name)))
         if self.rounding == "awq" and SCHEMES[self.scheme].activations != "float":
             raise InputError(f"AWQ quantizes only weights; use it with 'int8-weights' or 'int4', not {self.scheme!r}")
         if not 50 < self.percentile <= 100:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
 
 from duonlp.errors import InputError
 
@@ -24,3 +26,30 @@ def choice(what: str, value: str, allowed: Iterable[str]) -> str:
     if isinstance(value, str) and value in allowed:  # a value from a TOML file may have any type
         return value
     raise InputError(f"{what} {value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}")
+
+
+def check_patterns(name: str, patterns: Any) -> tuple[str, ...]:
+    """Return patterns of paths as a tuple, or raise an InputError that names the setting unless they are a list of texts."""
+    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(f"{name} is {patterns!r}; pass a list of patterns, such as ['*/feed_forward/*']")
+    return tuple(patterns)
+
+
+def select_layers(paths: Sequence[str], layers: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Return the paths of layers that match a pattern of ``layers``, as of fnmatch, and none of ``skip``.
+
+    Raises:
+        InputError: A pattern matches no path.
+    """
+    for name, patterns in (("layers", layers), ("skip", skip)):
+        for pattern in patterns:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise InputError(
+                    f"{name} has the pattern {pattern!r}, which matches no layer of the model{nearest(pattern, paths)}; its "
+                    f"layers are {', '.join(paths[:4])} ..."
+                )
+
+    def matches(path: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+    return [path for path in paths if matches(path, layers) and not matches(path, skip)]
