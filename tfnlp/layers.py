@@ -271,7 +271,8 @@ class Attention(keras.layers.Layer):
         scores = scores if c.softcap is None else c.softcap * tf.tanh(scores * (1 / c.softcap))
         probabilities = tf.cast(tf.nn.softmax(scores + bias, axis=-1), value.dtype)
         dropped = self._grouped(self.dropout(probabilities, training=training))
-        context = tf.transpose(self._ungrouped(tf.matmul(dropped, value), shape[1]), [0, 2, 1, 3])  # [B, T, N, H]
+        context = self._ungrouped(tf.matmul(dropped, value), shape[1])
+        context = tf.transpose(context, [0, 2, 1, 3]) if c.num_heads > 1 else context  # [B, T, N, H]
         output = self.output_layer(tf.reshape(context, [-1, c.size]))
         output = self.output_dropout(output, training=training) if c.output_dropout else output
         return tf.reshape(output, shape), probabilities, cache
@@ -289,8 +290,11 @@ class Attention(keras.layers.Layer):
         """
         c, norm = self.config, getattr(self, f"{part}_norm", None)
         x = norm(x) if norm is not None and c.qk_norm_over_heads else x
-        x = tf.reshape(x, [-1, shape[1], c.num_heads if part == "query" else c.kv_heads, c.head_dim])
-        return tf.transpose(x if norm is None or c.qk_norm_over_heads else norm(x), [0, 2, 1, 3])
+        heads = c.num_heads if part == "query" else c.kv_heads
+        # A single head needs no transposition, which tf2onnx would turn into a wrong reshape.
+        x = tf.reshape(x, [-1, 1, shape[1], c.head_dim] if heads == 1 else [-1, shape[1], heads, c.head_dim])
+        x = x if norm is None or c.qk_norm_over_heads else norm(x)
+        return x if heads == 1 else tf.transpose(x, [0, 2, 1, 3])
 
     def _grouped(self, x: tf.Tensor) -> tf.Tensor:
         """Reshape [B, N, T, X] to [B, K, N / K * T, X]: queries that share a key-value head become rows of one matrix."""

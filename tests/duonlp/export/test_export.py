@@ -139,6 +139,16 @@ def runtimes_of(folder, engine):
     return ExportedModel.open(find_exported(folder), engine)
 
 
+@needs("tensorflow", "onnxruntime")
+def test_decoders_with_a_single_key_value_head_are_exported(tmp_path):
+    import tfnlp
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 40}
+    config = {"model_type": "llama", **sizes, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = tfnlp.AutoModelForCausalLM.from_config(config)
+    assert tfnlp.export_model(model, tmp_path / "llama")["differences"]["logits"] < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["static", pytest.param("dynamic", marks=pytest.mark.exports)])
 def test_int8_is_close(classifier, tmp_path, kind):
     import tfnlp
